@@ -1,0 +1,396 @@
+//! The agent as a step machine: it reconciles what its backend runs with what its broker wants.
+//!
+//! Its memory is the backend: each object there carries its attempt's id, and the agent adopts
+//! before it creates. It stops only what an order names, creates nothing after an order's
+//! start-by time, and repeats outcomes until the broker says that they are durable.
+
+mod reconcile;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::model::attempt::{AttemptReport, AttemptStatus};
+use crate::model::exchange::{
+    FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, ToAgent, Welcome,
+};
+use crate::model::id::{AttemptId, Revision, SpecId, Term};
+use crate::model::pool::NodeSpec;
+use crate::model::spec::{JobSpec, OnPoolLost};
+use crate::model::time::Timestamp;
+
+/// What happens to the agent.
+#[derive(Debug)]
+pub enum Input {
+    /// The backend has told all of its nodes and attempts: the agent may speak.
+    Opened {
+        nodes: Vec<NodeSpec>,
+        attempts: Vec<Seen>,
+    },
+    /// The connection stands; the hello may go out.
+    Connected,
+    Disconnected,
+    FromBroker(ToAgent),
+    /// Nodes that are new or altered, and names of those that are gone.
+    NodesChanged {
+        nodes: Vec<NodeSpec>,
+        removed: Vec<String>,
+    },
+    /// An attempt moved on at the backend.
+    Moved {
+        attempt: AttemptId,
+        status: AttemptStatus,
+    },
+    Wake,
+}
+
+/// An attempt found at the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub attempt: AttemptId,
+    pub ordered_revision: Revision,
+    pub start_by: Timestamp,
+    pub status: AttemptStatus,
+}
+
+/// What is to be done. Effects on one attempt must be carried out in their order.
+#[derive(Debug)]
+pub enum Effect {
+    Connect,
+    Disconnect,
+    Send(FromAgent),
+    /// Create the attempt unless it is there; `Moved` tells what became of it.
+    Launch(Box<Launch>),
+    Stop(Stop),
+    /// The outcome is durable at the broker: the object or tombstone may go.
+    Forget(AttemptId),
+    /// Attempts with a lease may go on until then, by this agent's clock.
+    RenewLease {
+        until: Timestamp,
+    },
+    /// Step again no later than this.
+    WakeAt(Timestamp),
+}
+
+/// An order with its spec.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    pub order: Order,
+    pub spec: Arc<JobSpec>,
+    /// By this agent's clock: never create after this.
+    pub start_by: Timestamp,
+    /// It ends when the lease does.
+    pub leased: bool,
+}
+
+/// How long before the first and the longest wait between two tries to connect.
+const BACKOFF_MS: (u64, u64) = (200, 10_000);
+/// Reports in one message.
+const REPORTS_MAX: usize = 256;
+/// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
+const NODES_MAX: usize = 64;
+/// Heartbeats whose sending time is remembered: later answers renew nothing.
+const HEARTBEATS_MAX: usize = 16;
+
+/// The agent's machine.
+#[derive(Debug)]
+pub struct Agent {
+    hello: Hello,
+    now: Timestamp,
+    opened: bool,
+    link: Link,
+    nodes: BTreeMap<String, NodeSpec>,
+    attempts: BTreeMap<AttemptId, Local>,
+    /// Ended attempts whose outcome is durable at the broker, by when they may be forgotten.
+    forgettable: BTreeSet<(Timestamp, AttemptId)>,
+    term: Term,
+    lease_until: Timestamp,
+    tries: u32,
+    /// Spreads reconnects: a counter-based hash of the instance.
+    jitter: u64,
+    reports: BTreeSet<AttemptId>,
+    out: Vec<Effect>,
+}
+
+/// The connection to the broker.
+#[derive(Debug)]
+enum Link {
+    Down {
+        retry_at: Timestamp,
+    },
+    Connecting,
+    /// The hello is sent, the welcome has not come.
+    Greeting {
+        sent_at: Timestamp,
+    },
+    Up(Box<Up>),
+}
+
+#[derive(Debug)]
+struct Up {
+    welcome: Welcome,
+    /// This agent's clock less the broker's, in milliseconds.
+    skew_ms: i64,
+    heartbeat_at: Timestamp,
+    sequence: u64,
+    sent: VecDeque<(u64, Timestamp)>,
+    window: SpecWindow,
+    specs: BTreeMap<SpecId, Arc<JobSpec>>,
+    /// Out of the window, but the message at hand may need them.
+    stale_specs: Vec<SpecId>,
+}
+
+/// An attempt that this agent knows of.
+#[derive(Debug)]
+struct Local {
+    ordered_revision: Revision,
+    start_by: Timestamp,
+    state: LocalState,
+}
+
+#[derive(Debug)]
+enum LocalState {
+    /// Ordered, to be launched when the attempt it follows is gone.
+    Waiting(Box<Launch>),
+    /// At the backend, or on the way there.
+    Present(AttemptStatus),
+    /// Ended; `at_backend` tells whether there is something to forget.
+    Gone { status: AttemptStatus, at_backend: bool },
+}
+
+impl Agent {
+    /// An agent that will speak for the pool in `hello`.
+    pub fn new(hello: Hello, now: Timestamp) -> Self {
+        let jitter = hello.instance.0 as u64 | 1;
+        Self {
+            hello,
+            now,
+            opened: false,
+            link: Link::Down { retry_at: now },
+            nodes: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            forgettable: BTreeSet::new(),
+            term: Term(0),
+            lease_until: Timestamp(0),
+            tries: 0,
+            jitter,
+            reports: BTreeSet::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes one input and says what is to be done.
+    pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        match input {
+            Input::Opened { nodes, attempts } => self.open(nodes, attempts),
+            Input::Connected => self.greet(),
+            Input::Disconnected => self.lose_link(),
+            Input::FromBroker(message) => self.hear(message),
+            Input::NodesChanged { nodes, removed } => self.change_nodes(nodes, removed),
+            Input::Moved { attempt, status } => self.note_moved(attempt, status),
+            Input::Wake => {}
+        }
+        self.connect_if_due();
+        self.beat_if_due();
+        self.forget_due();
+        self.send_reports();
+        self.out.push(Effect::WakeAt(self.next_wake()));
+        std::mem::take(&mut self.out)
+    }
+
+    /// The session with the broker stands.
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
+    fn open(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<Seen>) {
+        self.opened = true;
+        self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+        for seen in attempts {
+            let ended = matches!(seen.status, AttemptStatus::Ended { .. });
+            let state = if ended {
+                LocalState::Gone { status: seen.status, at_backend: true }
+            } else {
+                LocalState::Present(seen.status)
+            };
+            let local = Local { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
+            self.attempts.insert(seen.attempt, local);
+        }
+    }
+
+    fn connect_if_due(&mut self) {
+        if let Link::Down { retry_at } = self.link
+            && self.opened
+            && retry_at <= self.now
+        {
+            self.link = Link::Connecting;
+            self.out.push(Effect::Connect);
+        }
+    }
+
+    fn greet(&mut self) {
+        if matches!(self.link, Link::Connecting) {
+            self.link = Link::Greeting { sent_at: self.now };
+            self.out.push(Effect::Send(FromAgent::Hello(self.hello.clone())));
+        }
+    }
+
+    fn lose_link(&mut self) {
+        if matches!(self.link, Link::Down { .. }) {
+            return;
+        }
+        self.tries = self.tries.saturating_add(1);
+        let (first, most) = BACKOFF_MS;
+        let backoff_ms = first.checked_shl(self.tries.min(16)).unwrap_or(most).min(most);
+        // Splitmix64: a thousand agents that lost one broker must not come back as one.
+        self.jitter = self.jitter.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.jitter ^ (self.jitter >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let wait_ms = backoff_ms / 2 + (mixed >> 33) % (backoff_ms / 2 + 1);
+        self.link = Link::Down { retry_at: self.now.plus_ms(wait_ms) };
+        self.reports.clear();
+        // Orders that were not begun come again with the next full set, if they still stand.
+        self.attempts.retain(|_, local| !matches!(local.state, LocalState::Waiting(_)));
+    }
+
+    fn hang_up(&mut self) {
+        self.out.push(Effect::Disconnect);
+        self.lose_link();
+    }
+
+    fn hear(&mut self, message: ToAgent) {
+        if let ToAgent::Orders { term, .. }
+        | ToAgent::Stops { term, .. }
+        | ToAgent::HeartbeatAnswer { term, .. } = &message
+        {
+            if *term < self.term {
+                // A deposed broker: its orders are void.
+                return self.hang_up();
+            }
+        }
+        match message {
+            ToAgent::Welcome(welcome) => self.enter(welcome),
+            ToAgent::Refused { code, .. } => {
+                // Trying again at once would only take turns with whoever was let in.
+                self.tries = match code {
+                    RefusedCode::PoolClaimed | RefusedCode::Superseded | RefusedCode::InvalidPool => 6,
+                    RefusedCode::ProtocolError | RefusedCode::Unavailable => self.tries,
+                };
+                self.hang_up();
+            }
+            ToAgent::Orders { specs, orders, .. } => self.take_orders(specs, orders),
+            ToAgent::Stops { stops, .. } => stops.into_iter().for_each(|stop| self.take_stop(stop)),
+            ToAgent::Acknowledged { attempts } => {
+                attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
+            }
+            ToAgent::HeartbeatAnswer { sequence, .. } => self.renew(sequence),
+        }
+    }
+
+    /// The session stands: full sets go out.
+    fn enter(&mut self, welcome: Welcome) {
+        let Link::Greeting { sent_at } = self.link else { return self.hang_up() };
+        if welcome.term < self.term {
+            return self.hang_up();
+        }
+        self.term = welcome.term;
+        self.tries = 0;
+        // The broker has heard the hello: it counts as the first heartbeat.
+        self.extend_lease(sent_at.plus_ms(welcome.lease_ms));
+        let skew_ms = i64::try_from(self.now.0).unwrap_or(0) - i64::try_from(welcome.now.0).unwrap_or(0);
+        self.link = Link::Up(Box::new(Up {
+            welcome,
+            skew_ms,
+            heartbeat_at: self.now,
+            sequence: 0,
+            sent: VecDeque::new(),
+            window: SpecWindow::default(),
+            specs: BTreeMap::new(),
+            stale_specs: Vec::new(),
+        }));
+        let nodes: Vec<NodeSpec> = self.nodes.values().cloned().collect();
+        let mut chunks = nodes.chunks(NODES_MAX).peekable();
+        loop {
+            let nodes = chunks.next().map(<[NodeSpec]>::to_vec).unwrap_or_default();
+            let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
+            let inventory = Inventory { epoch: welcome.epoch, part, nodes, removed: Vec::new() };
+            self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
+            if part == Part::FullEnd {
+                break;
+            }
+        }
+        let ours = self.attempts.keys().filter(|attempt| attempt.journal == welcome.journal);
+        let all: Vec<AttemptReport> = ours.filter_map(|attempt| self.report_of(*attempt)).collect();
+        let mut chunks = all.chunks(REPORTS_MAX).peekable();
+        loop {
+            let reports = chunks.next().map(<[AttemptReport]>::to_vec).unwrap_or_default();
+            let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
+            self.out.push(Effect::Send(FromAgent::Observed { epoch: welcome.epoch, part, reports }));
+            if part == Part::FullEnd {
+                break;
+            }
+        }
+    }
+
+    fn beat_if_due(&mut self) {
+        let now = self.now;
+        let Link::Up(up) = &mut self.link else { return };
+        if up.heartbeat_at > now {
+            return;
+        }
+        up.heartbeat_at = now.plus_ms(up.welcome.heartbeat_ms);
+        up.sequence += 1;
+        up.sent.push_back((up.sequence, now));
+        if up.sent.len() > HEARTBEATS_MAX {
+            up.sent.pop_front();
+        }
+        let message = FromAgent::Heartbeat { epoch: up.welcome.epoch, sequence: up.sequence };
+        self.out.push(Effect::Send(message));
+    }
+
+    /// The lease counts from when the answered heartbeat was sent.
+    fn renew(&mut self, sequence: u64) {
+        let Link::Up(up) = &mut self.link else { return };
+        while let Some((number, sent_at)) = up.sent.front().copied().filter(|(number, _)| *number <= sequence)
+        {
+            up.sent.pop_front();
+            if number == sequence {
+                let until = sent_at.plus_ms(up.welcome.lease_ms);
+                return self.extend_lease(until);
+            }
+        }
+    }
+
+    fn extend_lease(&mut self, until: Timestamp) {
+        if until > self.lease_until {
+            self.lease_until = until;
+            self.out.push(Effect::RenewLease { until });
+        }
+    }
+
+    fn change_nodes(&mut self, nodes: Vec<NodeSpec>, removed: Vec<String>) {
+        for name in &removed {
+            self.nodes.remove(name);
+        }
+        for node in &nodes {
+            self.nodes.insert(node.name.clone(), node.clone());
+        }
+        let Link::Up(up) = &self.link else { return };
+        let inventory = Inventory { epoch: up.welcome.epoch, part: Part::Delta, nodes, removed };
+        self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
+    }
+
+    fn next_wake(&self) -> Timestamp {
+        let link = match &self.link {
+            Link::Down { retry_at } if self.opened => *retry_at,
+            Link::Up(up) => up.heartbeat_at,
+            Link::Down { .. } | Link::Connecting | Link::Greeting { .. } => Timestamp::NEVER,
+        };
+        let forget = self.forgettable.first().map_or(Timestamp::NEVER, |(at, _)| *at);
+        link.min(forget).max(self.now)
+    }
+}
+
+/// It was ordered with a lease.
+fn is_leased(spec: &JobSpec) -> bool {
+    spec.on_pool_lost == OnPoolLost::Requeue
+}

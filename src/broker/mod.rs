@@ -1,0 +1,311 @@
+//! The broker as a step machine: it decides *when*, and says what is to be done.
+//!
+//! `step(now, input)` reads no clock, awaits nothing, sends nothing; it returns effects. What
+//! rests on an event is held until the event is durable. A step's work is bounded by counts; what
+//! is left over asks for another step at once (`WakeAt(now)`).
+
+mod commit;
+mod query;
+mod session;
+mod silence;
+mod snapshot;
+
+pub use query::{Answer, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView};
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use session::Session;
+
+use crate::model::change::Change;
+use crate::model::exchange::{FromAgent, ToAgent};
+use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
+use crate::model::time::Timestamp;
+use crate::scheduler::{Budget, Scheduler};
+use crate::state::State;
+use crate::state::apply::{ArchiveRow, FinishedJob};
+use crate::state::command::{Command, Request};
+use crate::state::decide::Reply;
+use crate::state::event::EventRecord;
+use crate::state::job::Principal;
+use crate::state::rejection::Rejection;
+use crate::state::snapshot::Object;
+
+/// A caller's number for a request or query, returned with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// A connection of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What happens to the broker.
+#[derive(Debug)]
+pub enum Input {
+    Request {
+        call: CallId,
+        request: Request,
+    },
+    Query {
+        call: CallId,
+        query: Query,
+    },
+    FromAgent {
+        session: SessionId,
+        message: FromAgent,
+    },
+    AgentGone {
+        session: SessionId,
+    },
+    /// The journal is durable up to this revision.
+    Appended {
+        through: Revision,
+    },
+    /// The chunk last asked for is durable.
+    ChunkWritten,
+    Wake,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Make these events durable. No other `Append` follows until `Appended` comes in.
+    Append {
+        after: Revision,
+        events: Vec<EventRecord>,
+        archive: Vec<ArchiveRow>,
+    },
+    Reply {
+        call: CallId,
+        result: Result<Reply, Rejection>,
+    },
+    Answer {
+        call: CallId,
+        revision: Revision,
+        answer: Answer,
+    },
+    Direct {
+        session: SessionId,
+        message: ToAgent,
+    },
+    CloseSession {
+        session: SessionId,
+    },
+    /// These changes are durable: watchers may see them.
+    Notify {
+        changes: Vec<(Revision, Change)>,
+    },
+    WriteChunk {
+        revision: Revision,
+        index: u32,
+        last: bool,
+        objects: Vec<Object>,
+    },
+    /// Step again no later than this.
+    WakeAt(Timestamp),
+}
+
+/// The broker's machine: the state, its scheduler, and the sessions of its agents.
+pub struct Broker {
+    state: State,
+    scheduler: Scheduler,
+    term: Term,
+    now: Timestamp,
+    sessions: BTreeMap<SessionId, Session>,
+    speakers: BTreeMap<PoolId, SessionId>,
+    heard: BTreeMap<PoolId, Timestamp>,
+    silence: BTreeSet<(Timestamp, PoolId)>,
+    /// Sessions whose full set of orders isn't all sent.
+    syncing: BTreeSet<SessionId>,
+    pending: Vec<EventRecord>,
+    pending_archive: Vec<ArchiveRow>,
+    pending_changes: Vec<(Revision, Change)>,
+    in_flight: bool,
+    durable: Revision,
+    held: VecDeque<(Revision, Effect)>,
+    /// Jobs that have ended but whose end isn't durable: readers find them nowhere else.
+    ended: BTreeMap<JobId, FinishedJob>,
+    /// A revision above the journal's own that an agent has seen: the disk is an old one.
+    outdated: Option<Revision>,
+    snapshot: snapshot::Progress,
+    budget: Budget,
+    out: Vec<Effect>,
+}
+
+impl Broker {
+    /// Takes over a recovered state as the writer of `term`. `random` names a journal that is new.
+    ///
+    /// The first effects come from the first step.
+    pub fn new(state: State, term: Term, random: u64, now: Timestamp) -> Self {
+        let scheduler = Scheduler::rebuild(&state);
+        let durable = state.revision();
+        let mut broker = Self {
+            now: now.max(state.now()),
+            scheduler,
+            term,
+            sessions: BTreeMap::new(),
+            speakers: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            silence: BTreeSet::new(),
+            syncing: BTreeSet::new(),
+            pending: Vec::new(),
+            pending_archive: Vec::new(),
+            pending_changes: Vec::new(),
+            in_flight: false,
+            durable,
+            held: VecDeque::new(),
+            ended: BTreeMap::new(),
+            outdated: None,
+            snapshot: snapshot::Progress::default(),
+            budget: Budget::default(),
+            out: Vec::new(),
+            state,
+        };
+        let journal = JournalId::from_random(random);
+        let start = Command::StartTerm { journal, term };
+        let started = broker.command(Principal::System, start);
+        assert!(started.is_ok(), "term {term} can't be started: {started:?}");
+        broker.restart_silence();
+        broker
+    }
+
+    /// The state as it is, durable or not.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The writer's turn.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The last durable revision.
+    pub fn durable(&self) -> Revision {
+        self.durable
+    }
+
+    /// Set if an agent runs what this journal doesn't know: nothing is written any more.
+    pub fn outdated(&self) -> Option<Revision> {
+        self.outdated
+    }
+
+    /// The scheduler's indexes, for comparing them with rebuilt ones.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Takes one input and says what is to be done.
+    pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
+        let gap = now.ms_since(self.now);
+        self.now = self.now.max(now);
+        if gap > self.state.settings().heartbeat_ms {
+            // We were away, not they: their silence proves nothing.
+            self.restart_silence();
+        }
+        self.take(input);
+        let mut more = false;
+        if self.outdated.is_none() {
+            self.watch_silence();
+            more |= self.do_chores();
+            more |= self.schedule();
+        }
+        more |= self.sync_sessions();
+        self.write_next_chunk();
+        self.append_next();
+        self.release();
+        self.out.push(Effect::WakeAt(if more { self.now } else { self.next_wake() }));
+        std::mem::take(&mut self.out)
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Request { call, request } => {
+                let result = self.request(&request);
+                self.hold(Effect::Reply { call, result });
+            }
+            Input::Query { call, query } => {
+                let answer = self.query(query);
+                let revision = self.state.revision();
+                self.hold(Effect::Answer { call, revision, answer });
+            }
+            Input::FromAgent { session, message } => self.hear(session, message),
+            Input::AgentGone { session } => self.end_session(session),
+            Input::Appended { through } => {
+                self.in_flight = false;
+                self.durable = through;
+                self.ended.retain(|_, job| job.revision > through);
+            }
+            Input::ChunkWritten => self.snapshot.chunk_in_flight = false,
+            Input::Wake => {}
+        }
+    }
+
+    fn request(&mut self, request: &Request) -> Result<Reply, Rejection> {
+        if let Some(seen) = self.outdated {
+            return Err(Rejection::ReadOnly { seen, at: self.state.revision() });
+        }
+        let decision = self.state.decide(self.now, request)?;
+        self.commit(&request.principal, decision.events);
+        Ok(decision.reply)
+    }
+
+    /// Decides and applies one command of the broker's own or of an agent.
+    fn command(&mut self, principal: Principal, command: Command) -> Result<Reply, Rejection> {
+        self.request(&Request { principal, token: None, command })
+    }
+
+    /// Does what is due; tells whether more is.
+    fn do_chores(&mut self) -> bool {
+        let timer_due = self.state.next_timer().is_some_and(|at| at <= self.now);
+        if !timer_due && !self.state.has_backlog() && !self.state.has_lost() {
+            return false;
+        }
+        let chores = self.state.chores(self.now, self.brake());
+        let more = chores.len() >= crate::state::decide::CHORES_MAX;
+        for chore in chores {
+            // One chore may make another void, such as the end of a job's last attempt.
+            let _ = self.command(Principal::System, Command::Chore(chore));
+        }
+        more
+    }
+
+    /// Plans and starts what fits; tells whether there is more to plan.
+    fn schedule(&mut self) -> bool {
+        if !self.scheduler.has_work() {
+            return false;
+        }
+        let mut plan = self.scheduler.plan(&self.state, self.budget);
+        let starts = std::mem::take(&mut plan.starts);
+        if !starts.is_empty() {
+            let _ = self.command(Principal::System, Command::RecordRound { plan });
+        }
+        for start in starts {
+            let nodes: Vec<Change> = start
+                .placements
+                .iter()
+                .map(|p| Change::Node(crate::model::id::NodeRef { pool: start.pool, node: p.node }))
+                .collect();
+            let job = start.unit.job;
+            let group = self.state.job(job).map(|_| self.state.group_of(start.unit));
+            if self.command(Principal::System, Command::Start { start }).is_err() {
+                // The index took it already: give it back.
+                self.scheduler.fold(&self.state, &nodes);
+                let class = self.state.job(job).and_then(|job| self.state.class_of(job, group?));
+                self.scheduler.fold(&self.state, &class.map(Change::Class).into_iter().collect::<Vec<_>>());
+            }
+        }
+        self.scheduler.has_work()
+    }
+
+    fn next_wake(&self) -> Timestamp {
+        let settings = self.state.settings();
+        let timer = self.state.next_timer().unwrap_or(Timestamp::NEVER);
+        let silence = self.silence.first().map_or(Timestamp::NEVER, |(at, _)| *at);
+        // While a pool may fall silent we must not sleep long enough to doubt our own clock.
+        let attentive = if self.silence.is_empty() && !self.state.has_lost() {
+            Timestamp::NEVER
+        } else {
+            self.now.plus_ms(settings.heartbeat_ms / 2)
+        };
+        timer.min(silence).min(attentive).max(self.now)
+    }
+}

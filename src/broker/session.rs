@@ -1,0 +1,345 @@
+//! Sessions with agents: the exchange of full sets, then deltas; orders, stops, acknowledgements.
+
+use std::collections::BTreeSet;
+
+use super::{Broker, Effect, SessionId};
+use crate::model::attempt::{AttemptReport, AttemptStatus, Phase, StopReason};
+use crate::model::exchange::{
+    FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, TaskOrder, ToAgent, Welcome,
+};
+use crate::model::id::{Epoch, NodeId, PoolId, SpecId, UnitId};
+use crate::model::limit::CHUNK_BYTES_MAX;
+use crate::model::pool::Reach;
+use crate::model::spec::JobSpec;
+use crate::state::command::Command;
+use crate::state::decide::Reply;
+use crate::state::event::{Event, EventRecord};
+use crate::state::job::Principal;
+use crate::state::live::Attempt;
+use crate::state::rejection::Rejection;
+
+/// Orders of a full set that one step sends to one session.
+const ORDERS_PER_CHUNK: usize = 128;
+/// What one order takes on the wire besides its spec, roughly: per order and per task.
+const ORDER_BYTES: usize = 160;
+const TASK_BYTES: usize = 64;
+
+/// An agent's connection, from its hello on.
+#[derive(Debug)]
+pub(super) struct Session {
+    pool: PoolId,
+    epoch: Epoch,
+    principal: Principal,
+    specs: SpecWindow,
+    /// Live attempts up to this one have been sent; `None` once all have.
+    sent_to: Option<UnitId>,
+    /// Nodes of the full inventory that is coming in.
+    seen_nodes: BTreeSet<NodeId>,
+    nodes_known: bool,
+    attempts_known: bool,
+}
+
+impl Broker {
+    /// Takes a message of an agent.
+    pub(super) fn hear(&mut self, id: SessionId, message: FromAgent) {
+        let session =
+            self.sessions.get(&id).map(|session| (session.pool, session.epoch, session.principal.clone()));
+        match (message, session) {
+            (FromAgent::Hello(hello), None) => self.greet(id, &hello),
+            (FromAgent::Hello(_), Some(_)) => self.refuse(id, RefusedCode::ProtocolError, "a second hello"),
+            (_, None) => self.refuse(id, RefusedCode::ProtocolError, "the first message must be a hello"),
+            (message, Some((pool, epoch, principal))) => {
+                self.note_heard(pool);
+                match message {
+                    FromAgent::Inventory(inventory) => self.take_inventory(id, pool, inventory, principal),
+                    FromAgent::Observed { epoch, part, reports } => {
+                        self.take_reports(id, pool, epoch, part, reports, &principal);
+                    }
+                    FromAgent::Heartbeat { epoch: theirs, sequence } if theirs == epoch => {
+                        let term = self.term;
+                        let message = ToAgent::HeartbeatAnswer { term, sequence };
+                        self.out.push(Effect::Direct { session: id, message });
+                    }
+                    FromAgent::Heartbeat { .. } => self.refuse(id, RefusedCode::Superseded, "an older epoch"),
+                    FromAgent::Hello(_) => {}
+                }
+            }
+        }
+    }
+
+    fn greet(&mut self, id: SessionId, hello: &Hello) {
+        let name: std::sync::Arc<str> = hello.pool.name.as_str().into();
+        let principal = Principal::Agent(name);
+        let opened = self.command(principal.clone(), Command::OpenSession { hello: hello.clone() });
+        let (pool, epoch) = match opened {
+            Ok(Reply::Session { pool, epoch }) => (pool, epoch),
+            Ok(_) => return,
+            Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
+        };
+        if let Some(old) = self.speakers.insert(pool, id) {
+            self.refuse(old, RefusedCode::Superseded, "a newer session speaks for the pool");
+        }
+        let first = UnitId { job: crate::model::id::JobId(0), unit: 0 };
+        let session = Session {
+            pool,
+            epoch,
+            principal,
+            specs: SpecWindow::default(),
+            sent_to: Some(first),
+            seen_nodes: BTreeSet::new(),
+            nodes_known: false,
+            attempts_known: false,
+        };
+        self.sessions.insert(id, session);
+        self.syncing.insert(id);
+        self.note_heard(pool);
+        let settings = self.state.settings();
+        let message = ToAgent::Welcome(Welcome {
+            journal: self.state.journal(),
+            term: self.term,
+            epoch,
+            now: self.now,
+            heartbeat_ms: settings.heartbeat_ms,
+            lease_ms: settings.lease_ms,
+        });
+        self.hold(Effect::Direct { session: id, message });
+    }
+
+    fn refuse(&mut self, id: SessionId, code: RefusedCode, message: &str) {
+        let message = ToAgent::Refused { code, message: message.to_owned() };
+        self.out.push(Effect::Direct { session: id, message });
+        self.out.push(Effect::CloseSession { session: id });
+        self.end_session(id);
+    }
+
+    /// Forgets a session. Its pool falls silent from the last message on.
+    pub(super) fn end_session(&mut self, id: SessionId) {
+        self.syncing.remove(&id);
+        if let Some(session) = self.sessions.remove(&id)
+            && self.speakers.get(&session.pool) == Some(&id)
+        {
+            self.speakers.remove(&session.pool);
+        }
+    }
+
+    fn take_inventory(&mut self, id: SessionId, pool: PoolId, inventory: Inventory, principal: Principal) {
+        let part = inventory.part;
+        let result = self.command(principal.clone(), Command::ReportNodes { pool, inventory });
+        let nodes = match result {
+            Ok(Reply::Nodes(nodes)) => nodes,
+            Ok(_) => return,
+            Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
+        };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if part == Part::Delta {
+            return;
+        }
+        session.seen_nodes.extend(nodes);
+        if part == Part::FullEnd {
+            let seen = std::mem::take(&mut session.seen_nodes);
+            session.nodes_known = true;
+            let known = self.state.pool(pool).map(|pool| pool.nodes.keys().copied().collect::<Vec<_>>());
+            let nodes: Vec<NodeId> =
+                known.unwrap_or_default().into_iter().filter(|n| !seen.contains(n)).collect();
+            let _ = self.command(principal, Command::RemoveNodes { pool, nodes });
+            self.make_ready(id);
+        }
+    }
+
+    fn take_reports(
+        &mut self,
+        id: SessionId,
+        pool: PoolId,
+        epoch: Epoch,
+        part: Part,
+        reports: Vec<AttemptReport>,
+        principal: &Principal,
+    ) {
+        let (mut stops, mut acknowledged) = (Vec::new(), Vec::new());
+        for report in reports {
+            let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
+            if attempt.journal == self.state.journal()
+                && (report.ordered_revision > self.state.revision() || attempt.job >= self.state.next_job())
+            {
+                self.outdated = Some(self.outdated.unwrap_or_default().max(report.ordered_revision));
+            }
+            match self.command(principal.clone(), Command::ReportAttempt { pool, epoch, report }) {
+                Ok(_) if ended => acknowledged.push(attempt),
+                Ok(Reply::Stray) => stops.push(Stop { attempt, reason: StopReason::Stray, grace_ms: 0 }),
+                Ok(_) => {}
+                Err(Rejection::ReadOnly { .. }) => return,
+                Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
+            }
+        }
+        let term = self.term;
+        if !stops.is_empty() {
+            self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+        }
+        if !acknowledged.is_empty() {
+            let message = ToAgent::Acknowledged { attempts: acknowledged };
+            self.hold(Effect::Direct { session: id, message });
+        }
+        if part == Part::FullEnd {
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.attempts_known = true;
+            }
+            self.make_ready(id);
+        }
+    }
+
+    /// A pool is ready once its agent has told both its nodes and its attempts.
+    fn make_ready(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        if session.nodes_known && session.attempts_known {
+            let (pool, principal) = (session.pool, session.principal.clone());
+            let _ = self.command(principal, Command::ChangeReach { pool, reach: Reach::Ready });
+            self.note_heard(pool);
+        }
+    }
+
+    /// Sends what an event means for an agent.
+    pub(super) fn route(&mut self, record: &EventRecord) {
+        match &record.event {
+            Event::AttemptOrdered { order } => {
+                let Some(id) = self.speakers.get(&order.pool).copied() else { return };
+                let unsent = self.sessions.get(&id).and_then(|session| session.sent_to);
+                // What the full set has not come to yet, it will carry.
+                if unsent.is_none_or(|sent_to| order.unit <= sent_to) {
+                    self.send_orders(id, Part::Delta, &[order.unit]);
+                }
+            }
+            Event::AttemptStopping { unit, .. } => {
+                let pool = self.state.attempt(*unit).map(|attempt| attempt.pool);
+                let Some(id) = pool.and_then(|pool| self.speakers.get(&pool)).copied() else { return };
+                let stops: Vec<Stop> = self.stop_of(*unit).into_iter().collect();
+                let term = self.term;
+                self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+            }
+            _ => {}
+        }
+    }
+
+    fn stop_of(&self, unit: UnitId) -> Option<Stop> {
+        let attempt = self.state.attempt(unit)?;
+        let spec = self.state.job(unit.job).and_then(|job| self.state.spec(job.spec));
+        let grace_ms = spec.map_or(0, |entry| entry.spec.grace_ms);
+        Some(Stop { attempt: attempt.id(self.state.journal()), reason: attempt.stop?, grace_ms })
+    }
+
+    /// Goes on with the full sets of orders; tells whether more is to be sent.
+    pub(super) fn sync_sessions(&mut self) -> bool {
+        let ids: Vec<SessionId> = self.syncing.iter().copied().collect();
+        for id in ids {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            let Some(from) = session.sent_to else { continue };
+            let Some(pool) = self.state.pool(session.pool) else { continue };
+            let after = (std::ops::Bound::Excluded(from), std::ops::Bound::Unbounded);
+            let units: Vec<UnitId> = pool.attempts.range(after).take(ORDERS_PER_CHUNK).copied().collect();
+            let last = units.len() < ORDERS_PER_CHUNK;
+            self.send_orders(id, if last { Part::FullEnd } else { Part::FullMore }, &units);
+            let stops: Vec<Stop> = units.iter().filter_map(|unit| self.stop_of(*unit)).collect();
+            let term = self.term;
+            if !stops.is_empty() {
+                self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+            }
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.sent_to = if last { None } else { units.last().copied() };
+            }
+            if last {
+                self.syncing.remove(&id);
+            }
+        }
+        !self.syncing.is_empty()
+    }
+
+    /// Sends orders with the specs that the session lacks, in messages of bounded size.
+    fn send_orders(&mut self, id: SessionId, part: Part, units: &[UnitId]) {
+        let (mut specs, mut orders, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for unit in units {
+            let Some((order, spec)) = self.order_of(*unit) else { continue };
+            let Some(session) = self.sessions.get_mut(&id) else { return };
+            let (new, _) = session.specs.insert(order.spec);
+            bytes += ORDER_BYTES + TASK_BYTES * order.tasks.len();
+            if new {
+                bytes += spec_bytes(&spec);
+            }
+            if bytes > CHUNK_BYTES_MAX && !orders.is_empty() {
+                let part = if part == Part::Delta { Part::Delta } else { Part::FullMore };
+                let message = self.orders(part, std::mem::take(&mut specs), std::mem::take(&mut orders));
+                self.hold(Effect::Direct { session: id, message });
+                bytes = 0;
+            }
+            if new {
+                specs.push((order.spec, spec));
+            }
+            orders.push(order);
+        }
+        if part != Part::Delta || !orders.is_empty() {
+            let message = self.orders(part, specs, orders);
+            self.hold(Effect::Direct { session: id, message });
+        }
+    }
+
+    fn orders(
+        &self,
+        part: Part,
+        specs: Vec<(SpecId, std::sync::Arc<JobSpec>)>,
+        orders: Vec<Order>,
+    ) -> ToAgent {
+        ToAgent::Orders { term: self.term, part, specs, orders }
+    }
+
+    fn order_of(&self, unit: UnitId) -> Option<(Order, std::sync::Arc<JobSpec>)> {
+        let attempt: &Attempt = self.state.attempt(unit)?;
+        let job = self.state.job(unit.job)?;
+        let pool = self.state.pool(attempt.pool)?;
+        let task = |placement: &crate::model::attempt::Placement| TaskOrder {
+            group: placement.group,
+            task: placement.task,
+            node: pool.nodes.get(&placement.node).map_or_else(String::new, |node| node.spec.name.clone()),
+            devices: placement.devices.clone(),
+        };
+        let journal = self.state.journal();
+        let order = Order {
+            attempt: attempt.id(journal),
+            revision: attempt.ordered_revision,
+            spec: job.spec,
+            job_name: job.name.to_string(),
+            queue: self.state.queue(job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),
+            start_by: attempt.start_by,
+            started: attempt.phase != Phase::Ordered,
+            after: attempt.after.and_then(|unit| self.state.attempt(unit)).map(|before| before.id(journal)),
+            tasks: attempt.placements.iter().map(task).collect(),
+        };
+        Some((order, self.state.spec(job.spec)?.spec.clone()))
+    }
+}
+
+/// What a spec takes on the wire, roughly: its texts.
+fn spec_bytes(spec: &JobSpec) -> usize {
+    let texts = |list: &[String]| list.iter().map(|text| text.len() + 4).sum::<usize>();
+    let group = |group: &crate::model::spec::TaskGroup| {
+        let program = group.run.program();
+        let env: usize = program.env.iter().map(|var| var.name.len() + 64).sum();
+        256 + texts(&program.command) + texts(&program.args) + env + program.workdir.len()
+    };
+    256 + spec.groups.iter().map(group).sum::<usize>()
+}
+
+fn refused_code(rejection: &Rejection) -> RefusedCode {
+    match rejection {
+        Rejection::PoolClaimed { .. } => RefusedCode::PoolClaimed,
+        Rejection::StaleEpoch { .. } => RefusedCode::Superseded,
+        Rejection::ReadOnly { .. } => RefusedCode::Unavailable,
+        Rejection::UnknownAttempt { .. } => RefusedCode::ProtocolError,
+        Rejection::Invalid(_)
+        | Rejection::NotFound { .. }
+        | Rejection::AlreadyExists { .. }
+        | Rejection::Conflict { .. }
+        | Rejection::TokenReused
+        | Rejection::BadDependency(_)
+        | Rejection::StaleTerm(_)
+        | Rejection::LimitReached { .. }
+        | Rejection::Outdated { .. } => RefusedCode::InvalidPool,
+    }
+}

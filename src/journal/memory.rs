@@ -1,0 +1,144 @@
+//! The reference: a journal in memory, as simple as it can be. For tests.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Archive, Batch, Chunk, Error, Journal, Loaded};
+use crate::model::id::{JobId, Revision, Term};
+use crate::model::time::Timestamp;
+use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
+use crate::state::record;
+
+/// What survives the writer.
+#[derive(Default)]
+struct Store {
+    term: Term,
+    revision: Revision,
+    batches: Vec<(Revision, Vec<u8>)>,
+    snapshot: Option<(Revision, Vec<Vec<u8>>)>,
+    partial: (Revision, Vec<Vec<u8>>),
+    jobs: BTreeMap<JobId, FinishedJob>,
+    attempts: BTreeMap<(JobId, u32, u32), FinishedAttempt>,
+}
+
+/// A handle to a journal in memory; clones share it, as processes share a disk.
+#[derive(Clone, Default)]
+pub struct MemoryJournal {
+    store: Arc<Mutex<Store>>,
+}
+
+impl MemoryJournal {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Journal for MemoryJournal {
+    fn claim(&mut self) -> Result<Term, Error> {
+        let mut store = self.store();
+        store.term = Term(store.term.0 + 1);
+        Ok(store.term)
+    }
+
+    fn load(&mut self, visit: &mut dyn FnMut(Loaded)) -> Result<(), Error> {
+        let store = self.store();
+        let mut from = Revision(0);
+        if let Some((revision, chunks)) = &store.snapshot {
+            from = *revision;
+            chunks.iter().for_each(|bytes| visit(Loaded::Chunk(bytes.clone())));
+        }
+        for (last, bytes) in &store.batches {
+            if *last > from {
+                visit(Loaded::Events(bytes.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<(), Error> {
+        let mut store = self.store();
+        if batch.term < store.term {
+            return Err(Error::Deposed { term: batch.term, current: store.term });
+        }
+        if batch.after != store.revision {
+            return Err(Error::Misplaced { after: batch.after, current: store.revision });
+        }
+        if let Some(last) = batch.events.last() {
+            store.revision = last.revision;
+            store.batches.push((last.revision, record::encode_events(&batch.events)));
+        }
+        for row in &batch.archive {
+            match row {
+                ArchiveRow::Job(job) => {
+                    store.jobs.insert(job.job.id, job.clone());
+                }
+                ArchiveRow::Attempt(attempt) => {
+                    let unit = attempt.attempt.unit;
+                    store.attempts.insert((unit.job, unit.unit, attempt.attempt.number), attempt.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_chunk(&mut self, term: Term, chunk: &Chunk) -> Result<(), Error> {
+        let mut store = self.store();
+        if term < store.term {
+            return Err(Error::Deposed { term, current: store.term });
+        }
+        if chunk.index == 0 {
+            store.partial = (chunk.revision, Vec::new());
+        }
+        store.partial.1.push(chunk.bytes.clone());
+        if chunk.last {
+            store.snapshot = Some(std::mem::take(&mut store.partial));
+        }
+        Ok(())
+    }
+
+    fn prune(&mut self) -> Result<bool, Error> {
+        let mut store = self.store();
+        if let Some(covered) = store.snapshot.as_ref().map(|(revision, _)| *revision) {
+            store.batches.retain(|(last, _)| *last > covered);
+        }
+        Ok(false)
+    }
+
+    fn archive(&self) -> Result<Box<dyn Archive>, Error> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Archive for MemoryJournal {
+    fn job(&mut self, id: JobId) -> Result<Option<FinishedJob>, Error> {
+        Ok(self.store().jobs.get(&id).cloned())
+    }
+
+    fn job_named(&mut self, queue: &str, name: &str) -> Result<Option<FinishedJob>, Error> {
+        let store = self.store();
+        let mut jobs = store.jobs.values().rev();
+        Ok(jobs.find(|job| job.queue == queue && *job.job.name == *name).cloned())
+    }
+
+    fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error> {
+        let store = self.store();
+        let jobs = store.jobs.range(..before).rev().map(|(_, job)| job);
+        Ok(jobs.filter(|job| queue.is_none_or(|queue| job.queue == queue)).take(limit).cloned().collect())
+    }
+
+    fn attempts(
+        &mut self,
+        job: JobId,
+        after: (u32, u32),
+        limit: usize,
+    ) -> Result<Vec<FinishedAttempt>, Error> {
+        let store = self.store();
+        let from = std::ops::Bound::Excluded((job, after.0, after.1));
+        let to = std::ops::Bound::Included((job, u32::MAX, u32::MAX));
+        Ok(store.attempts.range((from, to)).take(limit).map(|(_, attempt)| attempt.clone()).collect())
+    }
+
+    fn count_ended_since(&mut self, at: Timestamp) -> Result<u64, Error> {
+        Ok(self.store().jobs.values().filter(|job| job.ended_at >= at).count() as u64)
+    }
+}

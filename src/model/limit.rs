@@ -1,0 +1,68 @@
+//! Every bound on what the world can send or fill, in one table, each with its reason.
+
+/// Tasks in one group: what one spec may ask for; intervals keep it cheap.
+pub const TASKS_PER_GROUP_MAX: u32 = 1_000_000;
+/// Tasks in one gang: a gang's attempt records each of its tasks.
+pub const TASKS_PER_GANG_MAX: u32 = 4_096;
+/// Task groups in one job: roles of a distributed job, not a list of jobs.
+pub const GROUPS_PER_JOB_MAX: usize = 16;
+/// Jobs in one submit: with `MESSAGE_BYTES_MAX` it bounds one step's work.
+pub const JOBS_PER_SUBMIT_MAX: usize = 1_000;
+/// Characters in a name: a DNS label, so that every backend takes it.
+pub const NAME_LEN_MAX: usize = 63;
+/// Segments of a queue's path: municipality, district, township, team, and room.
+pub const QUEUE_DEPTH_MAX: usize = 8;
+/// Queues in all: they are checked level by level on each placement.
+pub const QUEUES_MAX: usize = 10_000;
+/// Labels on one object.
+pub const LABELS_MAX: usize = 64;
+/// Bytes in a label's key or value.
+pub const LABEL_LEN_MAX: usize = 253;
+/// Entries of a command, its arguments, or its environment.
+pub const ARGS_MAX: usize = 4_096;
+/// Bytes of one argument or environment value: what Linux takes (`MAX_ARG_STRLEN`).
+pub const ARG_LEN_MAX: usize = 131_071;
+/// Bytes of one job spec as a record: keeps a full order within one message.
+pub const SPEC_BYTES_MAX: usize = 192 * 1024;
+/// Regions, pools, models, labels or tolerations in one constraint list.
+pub const CONSTRAINT_LIST_MAX: usize = 64;
+/// CPU one task may ask for, in millicores (1,000 cores).
+pub const CPU_MILLIS_MAX: u64 = 1_000_000;
+/// Memory or storage one task may ask for, in bytes (1 PiB).
+pub const BYTES_MAX: u64 = 1 << 50;
+/// Whole devices one task may ask for.
+pub const DEVICES_PER_TASK_MAX: u32 = 64;
+/// Thousandths in one device.
+pub const DEVICE_MILLIS: u32 = 1_000;
+/// Devices on one node.
+pub const DEVICES_PER_NODE_MAX: usize = 256;
+/// Nodes in one pool.
+pub const NODES_PER_POOL_MAX: usize = 100_000;
+/// Pools of one broker.
+pub const POOLS_MAX: usize = 10_000;
+/// Attempts of one unit before it fails whatever the job asks.
+pub const ATTEMPTS_MAX: u32 = 100;
+/// Longest run, back-off or limit in a spec, in milliseconds (366 days).
+pub const DURATION_MS_MAX: u64 = 366 * 24 * 3_600 * 1_000;
+/// Jobs that one job may wait for.
+pub const DEPENDENCIES_MAX: usize = 64;
+/// Bytes of a request token.
+pub const TOKEN_LEN_MAX: usize = 128;
+/// How long a request token is remembered, in milliseconds: clients repeat within seconds.
+pub const TOKEN_RETENTION_MS: u64 = 15 * 60 * 1_000;
+/// Priorities lie within plus and minus this.
+pub const PRIORITY_MAX: i32 = 1_000_000;
+/// Bytes of one message between broker and agent before it is cut into chunks.
+pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// Objects in one page of a list, at most.
+pub const PAGE_MAX: usize = 1_000;
+/// Objects in one page of a list when the caller names no size.
+pub const PAGE_DEFAULT: usize = 100;
+/// Bytes of one request: a full batch of ordinary jobs, far below what would hurt.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of free text kept from an agent: messages, notes.
+pub const MESSAGE_LEN_MAX: usize = 1_024;
+/// Changes kept for watchers that come back after a break.
+pub const WATCH_BACKLOG_MAX: usize = 65_536;
+/// Specs that a session remembers as sent; both ends forget the oldest in step.
+pub const SESSION_SPECS_MAX: usize = 1_024;

@@ -1,0 +1,22 @@
+//! Vocabulary: identities, quantities, specs, reports and limits, with checked arithmetic.
+//!
+//! Layer 0: imports nothing of Weir. No I/O, no clocks, no floats, no wire or disk formats.
+
+pub mod attempt;
+pub mod change;
+pub mod device;
+pub mod exchange;
+pub mod id;
+pub mod interval;
+pub mod limit;
+pub mod plan;
+pub mod pool;
+pub mod queue;
+pub mod reason;
+pub mod region;
+pub mod resource;
+pub mod shape;
+pub mod spec;
+pub mod text;
+pub mod time;
+pub mod validate;

@@ -1,0 +1,44 @@
+//! What the scheduler decided: placements and what blocked the rest.
+
+use super::attempt::Placement;
+use super::id::{PoolId, Revision, UnitId};
+
+/// A set of decisions, each re-checked against the state when it is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The state it was computed from.
+    pub based_on: Revision,
+    pub policy: Policy,
+    /// Decisions that this round was allowed to take.
+    pub budget: u32,
+    /// Classes looked at in this round.
+    pub cursor: u32,
+    pub starts: Vec<Start>,
+}
+
+/// A unit to be started in a pool, every task on its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub unit: UnitId,
+    pub pool: PoolId,
+    pub placements: Vec<Placement>,
+}
+
+/// The placement policy and its version: the same version gives the same plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Least free capacity left, devices first.
+    BestFit,
+}
+
+impl Policy {
+    /// Raised with every change that could alter a plan.
+    pub const VERSION: u32 = 1;
+
+    /// The policy's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BestFit => "best-fit",
+        }
+    }
+}

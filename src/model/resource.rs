@@ -1,0 +1,159 @@
+//! Vectors of resources: integers over the kinds of an append-only catalogue.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// One kind of resource. Kinds that Weir does not know are kept by name, not dropped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ResourceKind {
+    /// Millicores.
+    Cpu,
+    /// Bytes.
+    Memory,
+    /// Bytes of scratch space.
+    Storage,
+    /// Thousandths of a device of any model.
+    Device,
+    /// What a backend offers beyond these, in units of its own.
+    Other(Box<str>),
+}
+
+impl fmt::Display for ResourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Storage => "storage",
+            Self::Device => "devices",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// Amounts per kind; what is absent is zero. Sums are checked, never wrapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Resources {
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
+    pub storage_bytes: u64,
+    /// Thousandths of devices of any model; which devices, a placement says.
+    pub device_millis: u64,
+    /// Kinds beyond the four; no entry is zero. Boxed: almost always empty.
+    pub other: Option<Box<BTreeMap<Box<str>, u64>>>,
+}
+
+impl Resources {
+    /// The amounts that are not zero, in the kinds' order.
+    pub fn iter(&self) -> impl Iterator<Item = (ResourceKind, u64)> {
+        let fixed = [
+            (ResourceKind::Cpu, self.cpu_millis),
+            (ResourceKind::Memory, self.memory_bytes),
+            (ResourceKind::Storage, self.storage_bytes),
+            (ResourceKind::Device, self.device_millis),
+        ];
+        let other = self.other.iter().flat_map(|map| map.iter());
+        let other = other.map(|(name, amount)| (ResourceKind::Other(name.clone()), *amount));
+        fixed.into_iter().chain(other).filter(|(_, amount)| *amount > 0)
+    }
+
+    /// The amount of one kind.
+    pub fn get(&self, kind: &ResourceKind) -> u64 {
+        match kind {
+            ResourceKind::Cpu => self.cpu_millis,
+            ResourceKind::Memory => self.memory_bytes,
+            ResourceKind::Storage => self.storage_bytes,
+            ResourceKind::Device => self.device_millis,
+            ResourceKind::Other(name) => {
+                self.other.as_ref().and_then(|map| map.get(name)).copied().unwrap_or(0)
+            }
+        }
+    }
+
+    /// The sum, or `None` where any kind would overflow.
+    pub fn checked_add(&self, rhs: &Self) -> Option<Self> {
+        self.combine(rhs, u64::checked_add)
+    }
+
+    /// The difference, or `None` where any kind would go below zero.
+    pub fn checked_sub(&self, rhs: &Self) -> Option<Self> {
+        self.combine(rhs, u64::checked_sub)
+    }
+
+    /// This vector `count` times, or `None` on overflow.
+    pub fn checked_mul(&self, count: u64) -> Option<Self> {
+        self.combine(self, |amount, _| amount.checked_mul(count))
+    }
+
+    /// The first kind, in order, of which `self` asks for more than `available` has.
+    pub fn first_excess(&self, available: &Self) -> Option<Excess> {
+        self.iter().find_map(|(kind, needed)| {
+            let have = available.get(&kind);
+            (needed > have).then_some(Excess { kind, needed, have })
+        })
+    }
+
+    /// Tells whether all of it fits into `available`.
+    pub fn fits(&self, available: &Self) -> bool {
+        self.cpu_millis <= available.cpu_millis
+            && self.memory_bytes <= available.memory_bytes
+            && self.storage_bytes <= available.storage_bytes
+            && self.device_millis <= available.device_millis
+            && (self.other.is_none() || self.first_excess(available).is_none())
+    }
+
+    fn combine(&self, rhs: &Self, op: impl Fn(u64, u64) -> Option<u64>) -> Option<Self> {
+        let other = match (&self.other, &rhs.other) {
+            (None, None) => None,
+            (left, right) => {
+                let mut sum: BTreeMap<Box<str>, u64> = left.as_deref().cloned().unwrap_or_default();
+                for (name, amount) in right.iter().flat_map(|map| map.iter()) {
+                    let slot = sum.entry(name.clone()).or_default();
+                    *slot = op(*slot, *amount)?;
+                }
+                sum.retain(|_, amount| *amount > 0);
+                (!sum.is_empty()).then(|| Box::new(sum))
+            }
+        };
+        Some(Self {
+            cpu_millis: op(self.cpu_millis, rhs.cpu_millis)?,
+            memory_bytes: op(self.memory_bytes, rhs.memory_bytes)?,
+            storage_bytes: op(self.storage_bytes, rhs.storage_bytes)?,
+            device_millis: op(self.device_millis, rhs.device_millis)?,
+            other,
+        })
+    }
+}
+
+/// A kind of which more is needed than there is, in the kind's own unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excess {
+    pub kind: ResourceKind,
+    pub needed: u64,
+    pub have: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(cpu_millis: u64, nic: u64) -> Resources {
+        let other = (nic > 0).then(|| Box::new(BTreeMap::from([("nic".into(), nic)])));
+        Resources { cpu_millis, other, ..Resources::default() }
+    }
+
+    #[test]
+    fn sums_and_differences_are_checked_in_every_kind() {
+        assert_eq!(vector(1, 2).checked_add(&vector(3, 4)), Some(vector(4, 6)));
+        assert_eq!(vector(3, 4).checked_sub(&vector(1, 4)), Some(vector(2, 0)));
+        assert_eq!(vector(3, 4).checked_sub(&vector(1, 5)), None);
+        assert_eq!(vector(u64::MAX, 0).checked_add(&vector(1, 0)), None);
+        assert_eq!(vector(u64::MAX / 2, 1).checked_mul(3), None);
+    }
+
+    #[test]
+    fn excess_names_the_first_kind_that_lacks() {
+        let excess = vector(1, 5).first_excess(&vector(1, 4));
+        let kind = ResourceKind::Other("nic".into());
+        assert_eq!(excess, Some(Excess { kind, needed: 5, have: 4 }));
+    }
+}

@@ -1,0 +1,412 @@
+//! The scheduler: a function of the state to a plan.
+//!
+//! `plan` takes waiting classes by priority, then submission, and places their units by packing.
+//! Its indexes are kept by folding the changes that `apply` emits; `fit` says what fits where and
+//! how well, `pool` keeps alike nodes together, `why` explains. See `README.md` beside this file.
+
+mod fit;
+mod pool;
+mod why;
+
+pub use why::{PoolWhy, Why};
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use fit::Demand;
+use pool::{PoolIndex, Undo};
+
+use crate::model::attempt::Placement;
+use crate::model::change::Change;
+use crate::model::id::{JobId, NodeRef, PoolId, QueueId, UnitId};
+use crate::model::plan::{Plan, Policy, Start};
+use crate::model::reason::Standing;
+use crate::model::resource::Resources;
+use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::state::State;
+
+/// Bounds of one round: so much work, then the broker looks at its other inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Units started.
+    pub starts: u32,
+    /// Node states scored, placements tried, classes woken.
+    pub work: u32,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        // A start costs some microseconds to plan and more to apply and write: a few
+        // milliseconds in all.
+        Self { starts: 256, work: 50_000 }
+    }
+}
+
+/// Kept indexes over the state.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    pools: BTreeMap<PoolId, PoolIndex>,
+    shapes: BTreeMap<ShapeId, ShapeIndex>,
+    /// Classes that may have a place, in the order they are to be tried.
+    runnable: BTreeSet<RunKey>,
+    classes: BTreeMap<ClassKey, ClassState>,
+    /// Classes that wait for capacity.
+    full: BTreeSet<ClassKey>,
+    /// Classes that wait for their queue, or one above it, to hold less.
+    limited: BTreeMap<QueueId, BTreeSet<ClassKey>>,
+    /// Nodes that have more free than before, and pools that opened, not yet offered to `full`.
+    gains: VecDeque<Gain>,
+}
+
+/// Priority, then submission: the order in which classes are tried.
+type RunKey = (Reverse<i32>, (JobId, u16), ClassKey);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClassState {
+    Runnable(RunKey),
+    Full,
+    Limited(QueueId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gain {
+    Node(NodeRef),
+    Pool(PoolId),
+}
+
+/// A shape with what it asks of nodes, in the catalogue's numbers.
+#[derive(Debug)]
+struct ShapeIndex {
+    shape: Arc<Shape>,
+    /// One per entry of `shape.tasks`.
+    demands: Vec<(Arc<Demand>, u32)>,
+}
+
+/// Class look-ups that one gain may cost, over all waiting classes.
+const WAKE_LOOKS_MAX: usize = 65_536;
+/// Shapes kept without waiting units before they are dropped.
+const IDLE_SHAPES_MAX: usize = 4_096;
+
+impl Scheduler {
+    /// Builds the indexes of a state anew.
+    pub fn rebuild(state: &State) -> Self {
+        let mut scheduler = Self::default();
+        for pool in state.pools() {
+            scheduler.fold(state, &[Change::Pool(pool.id)]);
+            for node in pool.nodes.keys() {
+                scheduler.fold(state, &[Change::Node(NodeRef { pool: pool.id, node: *node })]);
+            }
+        }
+        let classes: Vec<Change> = state.classes().keys().map(|class| Change::Class(*class)).collect();
+        scheduler.fold(state, &classes);
+        scheduler
+    }
+
+    /// Takes in what applied events altered.
+    pub fn fold(&mut self, state: &State, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Pool(id) => self.fold_pool(state, *id),
+                Change::Node(at) => {
+                    let index = self.pools.entry(at.pool).or_default();
+                    if index.set_node(state, *at) {
+                        self.gain(Gain::Node(*at));
+                    }
+                }
+                Change::Class(class) => self.fold_class(state, *class),
+                Change::Queue(queue) | Change::UsageFell(queue) => {
+                    for class in self.limited.remove(queue).unwrap_or_default() {
+                        self.classes.remove(&class);
+                        self.fold_class(state, class);
+                    }
+                }
+                Change::Job(_) => {}
+            }
+        }
+    }
+
+    /// There is something to plan.
+    pub fn has_work(&self) -> bool {
+        !self.runnable.is_empty() || (!self.gains.is_empty() && !self.full.is_empty())
+    }
+
+    fn fold_pool(&mut self, state: &State, id: PoolId) {
+        let open = state.pool(id).is_some_and(|pool| pool.is_open());
+        let index = self.pools.entry(id).or_default();
+        if open && !index.open {
+            self.gain(Gain::Pool(id));
+        }
+        self.pools.entry(id).or_default().open = open;
+    }
+
+    fn gain(&mut self, gain: Gain) {
+        if !self.full.is_empty() && self.gains.back() != Some(&gain) {
+            self.gains.push_back(gain);
+        }
+    }
+
+    fn fold_class(&mut self, state: &State, class: ClassKey) {
+        let head = state.classes().get(&class).and_then(|members| members.first()).copied();
+        let kept = self.classes.get(&class).copied();
+        match (head, kept) {
+            (None, None) => {}
+            (None, Some(kept)) => {
+                self.forget(class, kept);
+                self.drop_idle_shapes(state);
+            }
+            (Some(_), Some(ClassState::Full | ClassState::Limited(_))) => {}
+            (Some(head), Some(ClassState::Runnable(old))) => {
+                self.runnable.remove(&old);
+                self.make_runnable(class, head);
+            }
+            (Some(head), None) => self.make_runnable(class, head),
+        }
+    }
+
+    fn make_runnable(&mut self, class: ClassKey, head: (JobId, u16)) {
+        let key = (Reverse(class.priority), head, class);
+        self.runnable.insert(key);
+        self.classes.insert(class, ClassState::Runnable(key));
+    }
+
+    fn forget(&mut self, class: ClassKey, kept: ClassState) {
+        self.classes.remove(&class);
+        match kept {
+            ClassState::Runnable(key) => {
+                self.runnable.remove(&key);
+            }
+            ClassState::Full => {
+                self.full.remove(&class);
+            }
+            ClassState::Limited(queue) => {
+                if let Some(classes) = self.limited.get_mut(&queue) {
+                    classes.remove(&class);
+                }
+            }
+        }
+    }
+
+    fn drop_idle_shapes(&mut self, state: &State) {
+        if self.shapes.len() > IDLE_SHAPES_MAX + self.classes.len() {
+            self.shapes.retain(|id, _| state.shape(*id).is_some());
+        }
+    }
+
+    fn shape_index(&mut self, state: &State, id: ShapeId) -> Option<&ShapeIndex> {
+        if !self.shapes.contains_key(&id) {
+            let shape = state.shape(id)?.clone();
+            let demand = |(request, count): &(_, u32)| {
+                (Arc::new(Demand::new(state, request, &shape.constraints)), *count)
+            };
+            let demands = shape.tasks.iter().map(demand).collect();
+            self.shapes.insert(id, ShapeIndex { shape, demands });
+        }
+        self.shapes.get(&id)
+    }
+
+    /// Computes the next starts within `budget`. The indexes hold what the plan takes already;
+    /// folding the applied plan changes nothing, folding a refused start gives it back.
+    pub fn plan(&mut self, state: &State, budget: Budget) -> Plan {
+        let mut round = Round::default();
+        self.wake(state, &mut round);
+        while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
+            let Some((_, _, class)) = self.runnable.first().copied() else { break };
+            self.step(state, class, &mut round);
+        }
+        Plan {
+            based_on: state.revision(),
+            policy: Policy::BestFit,
+            budget: budget.starts,
+            cursor: round.classes,
+            starts: round.starts,
+        }
+    }
+
+    /// Makes classes runnable that a gain may serve.
+    fn wake(&mut self, state: &State, round: &mut Round) {
+        let gains_max = (WAKE_LOOKS_MAX / self.full.len().max(1)).max(1);
+        for _ in 0..gains_max {
+            let Some(gain) = self.gains.pop_front() else { return };
+            let candidates: Vec<ClassKey> = self.full.iter().copied().collect();
+            round.work += candidates.len() as u32 / 16;
+            for class in candidates {
+                if self.may_serve(state, gain, class) {
+                    self.forget(class, ClassState::Full);
+                    self.fold_class(state, class);
+                }
+            }
+        }
+    }
+
+    fn may_serve(&mut self, state: &State, gain: Gain, class: ClassKey) -> bool {
+        let Some(index) = self.shape_index(state, class.shape) else { return false };
+        let (Gain::Node(NodeRef { pool, .. }) | Gain::Pool(pool)) = gain;
+        if why::exclusion(state, pool, &index.shape).is_some() {
+            return false;
+        }
+        let demands = index.demands.clone();
+        let Gain::Node(at) = gain else { return true };
+        self.pools
+            .get(&pool)
+            .is_some_and(|pool| demands.iter().any(|(demand, _)| pool.fits_node(demand, at.node)))
+    }
+
+    /// Places the next unit of a class, or puts the class aside.
+    fn step(&mut self, state: &State, class: ClassKey, round: &mut Round) {
+        let after = round.cursors.get(&class).copied();
+        if after.is_none() {
+            round.classes += 1;
+        }
+        let Some((job, group, unit)) = next_unit(state, class, after) else {
+            self.forget_runnable(class);
+            return;
+        };
+        let Some(total) = self.shape_index(state, class.shape).map(|index| index.shape.total()) else {
+            self.forget_runnable(class);
+            return;
+        };
+        if let Some(queue) = round.over_limit(state, class.queue, &total) {
+            self.forget_runnable(class);
+            self.classes.insert(class, ClassState::Limited(queue));
+            self.limited.entry(queue).or_default().insert(class);
+            return;
+        }
+        let unit = UnitId { job, unit };
+        let avoid = state.job(job).and_then(|job| job.groups[usize::from(group)].tried(unit.unit)?.avoid);
+        let placed = self.place(state, class.shape, unit, avoid, round);
+        let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
+        let Some((pool, placements)) = placed else {
+            self.forget_runnable(class);
+            self.classes.insert(class, ClassState::Full);
+            self.full.insert(class);
+            return;
+        };
+        round.hold(state, class.queue, &total);
+        round.starts.push(Start { unit, pool, placements });
+        round.cursors.insert(class, (job, group, unit.unit));
+        self.forget_runnable(class);
+        if let Some((job, group, _)) = next_unit(state, class, Some((job, group, unit.unit))) {
+            self.make_runnable(class, (job, group));
+        }
+    }
+
+    fn forget_runnable(&mut self, class: ClassKey) {
+        if let Some(kept) = self.classes.get(&class).copied() {
+            self.forget(class, kept);
+        }
+    }
+
+    /// Finds a place for a unit, in one pool, whole or not at all.
+    fn place(
+        &mut self,
+        state: &State,
+        shape: ShapeId,
+        unit: UnitId,
+        avoid: Option<NodeRef>,
+        round: &mut Round,
+    ) -> Option<(PoolId, Vec<Placement>)> {
+        let index = self.shape_index(state, shape)?;
+        let (shape, demands) = (index.shape.clone(), index.demands.clone());
+        let (first, _) = demands.first()?;
+        let mut ranked = Vec::new();
+        for (id, pool) in self.pools.iter_mut().filter(|(_, pool)| pool.open) {
+            if why::exclusion(state, *id, &shape).is_some() {
+                continue;
+            }
+            let avoid = avoid.filter(|at| at.pool == *id).map(|at| at.node);
+            let (best, work) = pool.best(first, avoid);
+            round.work += work;
+            ranked.extend(best.map(|score| (score, *id)));
+        }
+        ranked.sort_unstable();
+        let tasks = state
+            .job(unit.job)
+            .and_then(|job| state.spec(job.spec))
+            .map(|entry| entry.spec.tasks_of_unit(unit.unit))?;
+        for (_, id) in ranked {
+            let avoid = avoid.filter(|at| at.pool == id).map(|at| at.node);
+            let Some(pool) = self.pools.get_mut(&id) else { continue };
+            let mut undo = Undo::default();
+            let placements = place_tasks(state, id, pool, &demands, &tasks, avoid, &mut undo, round);
+            if placements.is_some() {
+                return placements.map(|placements| (id, placements));
+            }
+            pool.undo(undo);
+        }
+        None
+    }
+
+    /// Explains, for one unit group's shape, every pool's part exactly once.
+    pub fn why(&self, state: &State, shape: &Shape) -> Why {
+        why::explain(state, &self.pools, shape)
+    }
+
+    /// Some pool could take a unit of this shape one day.
+    pub fn could_ever_fit(&self, state: &State, shape: &Shape) -> bool {
+        self.why(state, shape).pools.iter().any(|pool| pool.reason.standing() != Standing::Never)
+    }
+}
+
+fn place_tasks(
+    state: &State,
+    id: PoolId,
+    pool: &mut PoolIndex,
+    demands: &[(Arc<Demand>, u32)],
+    tasks: &[(u16, u32)],
+    avoid: Option<crate::model::id::NodeId>,
+    undo: &mut Undo,
+    round: &mut Round,
+) -> Option<Vec<Placement>> {
+    let mut placements = Vec::with_capacity(tasks.len());
+    let per_task = demands.iter().flat_map(|(demand, count)| std::iter::repeat_n(demand, *count as usize));
+    for (demand, (group, task)) in per_task.zip(tasks) {
+        round.work += 4;
+        let (node, devices) = pool.take(state, id, demand, avoid, undo)?;
+        placements.push(Placement { group: *group, task: *task, node, devices });
+    }
+    Some(placements)
+}
+
+/// The next waiting unit of a class after the one given, in submission order.
+fn next_unit(state: &State, class: ClassKey, after: Option<(JobId, u16, u32)>) -> Option<(JobId, u16, u32)> {
+    let members = state.classes().get(&class)?;
+    let from = after.map_or((JobId(0), 0), |(job, group, _)| (job, group));
+    members.range(from..).find_map(|(job, group)| {
+        let first = after.filter(|(j, g, _)| (j, g) == (job, group)).map_or(0, |(_, _, unit)| unit + 1);
+        let unit = state.job(*job)?.groups[usize::from(*group)].waiting.first_from(first)?;
+        Some((*job, *group, unit))
+    })
+}
+
+/// What one call of `plan` has done so far.
+#[derive(Default)]
+struct Round {
+    starts: Vec<Start>,
+    work: u32,
+    classes: u32,
+    /// The last unit placed of each class.
+    cursors: BTreeMap<ClassKey, (JobId, u16, u32)>,
+    /// What the plan takes from queues beyond what they hold.
+    held: BTreeMap<QueueId, Resources>,
+}
+
+impl Round {
+    /// The first queue, from `queue` up, that may not hold `more`.
+    fn over_limit(&self, state: &State, queue: QueueId, more: &Resources) -> Option<QueueId> {
+        let none = Resources::default();
+        state.queue_path(queue).find_map(|queue| {
+            let held = self.held.get(&queue.id).unwrap_or(&none);
+            let sum = queue.usage.checked_add(held).and_then(|sum| sum.checked_add(more));
+            let over = sum.is_none_or(|sum| queue.spec.limit.first_excess(&sum).is_some());
+            over.then_some(queue.id)
+        })
+    }
+
+    fn hold(&mut self, state: &State, queue: QueueId, more: &Resources) {
+        for queue in state.queue_path(queue) {
+            let held = self.held.entry(queue.id).or_default();
+            *held = held.checked_add(more).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Why a unit isn't placed: for every pool exactly one reason, and what would help.
+
+use std::collections::BTreeMap;
+
+use super::fit::{Demand, NodeClass};
+use super::pool::PoolIndex;
+use crate::model::device::DeviceAmount;
+use crate::model::id::PoolId;
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::pool::Reach;
+use crate::model::reason::{PoolReason, Standing};
+use crate::model::resource::{ResourceKind, Resources};
+use crate::model::shape::Shape;
+use crate::state::State;
+use crate::state::pool::{Node, Pool};
+
+/// Every pool's part in a unit's waiting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// Each pool once, in the order they were registered.
+    pub pools: Vec<PoolWhy>,
+    /// Changes to the job that would let it start now.
+    pub would_help: Vec<String>,
+}
+
+/// One pool's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolWhy {
+    pub pool: PoolId,
+    pub reason: PoolReason,
+}
+
+/// Why a pool as such can't take a shape, whatever its nodes hold: cheap, and asked often.
+pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<PoolReason> {
+    let pool = state.pool(id)?;
+    let (constraints, capabilities) = (&shape.constraints, pool.spec.capabilities);
+    let region = pool.spec.region;
+    let allowed = &constraints.regions_allowed;
+    if constraints.regions_denied.contains(&region) || !(allowed.is_empty() || allowed.contains(&region)) {
+        return Some(PoolReason::RegionNotAllowed { region });
+    }
+    if !constraints.pools.is_empty() && !constraints.pools.contains(&pool.spec.name) {
+        return Some(PoolReason::PoolNotAllowed);
+    }
+    if constraints.real_only && !capabilities.real {
+        return Some(PoolReason::PoolSimulated);
+    }
+    if shape.needs.processes && !capabilities.processes {
+        return Some(PoolReason::RunUnsupported { needs: "processes" });
+    }
+    if shape.needs.containers && !capabilities.containers {
+        return Some(PoolReason::RunUnsupported { needs: "containers" });
+    }
+    if shape.needs.leases && !capabilities.leases {
+        return Some(PoolReason::LeaseUnsupported);
+    }
+    if shape.needs.secrets && !capabilities.secrets {
+        return Some(PoolReason::SecretsUnsupported);
+    }
+    None
+}
+
+/// Explains every pool.
+pub(super) fn explain(state: &State, indexes: &BTreeMap<PoolId, PoolIndex>, shape: &Shape) -> Why {
+    let reason = |pool: &Pool| PoolWhy {
+        pool: pool.id,
+        reason: pool_reason(state, indexes.get(&pool.id), pool, shape),
+    };
+    let pools: Vec<PoolWhy> = state.pools().map(reason).collect();
+    let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
+        Vec::new()
+    } else {
+        would_help(state, indexes, shape, &pools)
+    };
+    Why { pools, would_help }
+}
+
+fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Shape) -> PoolReason {
+    if let Some(reason) = exclusion(state, pool.id, shape) {
+        return reason;
+    }
+    for (request, count) in &shape.tasks {
+        let demand = Demand::new(state, request, &shape.constraints);
+        let models = request.devices.as_ref().map(|devices| devices.models.clone()).unwrap_or_default();
+        if let Some(reason) = never(pool, &demand, models, *count, shape) {
+            return reason;
+        }
+    }
+    if let Some(reason) = closed(pool) {
+        return reason;
+    }
+    for (request, count) in &shape.tasks {
+        let demand = Demand::new(state, request, &shape.constraints);
+        if let Some(reason) = full(index, pool, &demand, *count) {
+            return reason;
+        }
+    }
+    PoolReason::Fits
+}
+
+fn class_of(node: &Node) -> NodeClass {
+    NodeClass { labels: node.spec.labels.clone(), taints: node.spec.taints.clone() }
+}
+
+/// Why the pool could not take it even if it were empty and open.
+fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &Shape) -> Option<PoolReason> {
+    let all: Vec<&Node> = pool.nodes.values().filter(|node| !node.gone).collect();
+    if all.is_empty() {
+        return Some(PoolReason::NoNodes);
+    }
+    let has_label =
+        |node: &&&Node| demand.node_labels.iter().all(|(k, v)| node.spec.labels.get(k) == Some(v));
+    let labelled: Vec<&Node> = all.iter().filter(has_label).copied().collect();
+    if labelled.is_empty() {
+        return Some(PoolReason::NodeLabelMissing { nodes: all.len() as u64 });
+    }
+    let tolerated: Vec<&Node> =
+        labelled.iter().filter(|node| demand.tolerates(&class_of(node))).copied().collect();
+    if tolerated.is_empty() {
+        return Some(PoolReason::TaintNotTolerated { nodes: labelled.len() as u64 });
+    }
+    let has_model =
+        |node: &&&Node| demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model));
+    let fitting: Vec<&Node> = tolerated.iter().filter(has_model).copied().collect();
+    if fitting.is_empty() {
+        return Some(PoolReason::DeviceMissing { models });
+    }
+    let room = |node: &Node| room_of(node, demand, true);
+    let needed = needed_by(demand);
+    let mut sum = Resources::default();
+    let mut enough = false;
+    for node in &fitting {
+        let room = room(node);
+        enough |= needed.fits(&room);
+        sum = sum.checked_add(&room).unwrap_or(sum);
+    }
+    if !enough {
+        // The kind that no node has enough of, or, where each kind is on some node, the first.
+        let largest =
+            |kind: &ResourceKind| fitting.iter().map(|node| room(node).get(kind)).max().unwrap_or(0);
+        let lacking =
+            needed.iter().find(|(kind, amount)| *amount > largest(kind)).or_else(|| needed.iter().next())?;
+        let (kind, needed) = lacking;
+        let largest = largest(&kind);
+        return Some(PoolReason::TaskTooLarge { kind, needed, largest });
+    }
+    let unit = needed.checked_mul(u64::from(count))?;
+    let excess = (shape.task_count() > 1).then(|| unit.first_excess(&sum)).flatten()?;
+    Some(PoolReason::PoolTooSmall { kind: excess.kind, needed: excess.needed, total: excess.have })
+}
+
+fn closed(pool: &Pool) -> Option<PoolReason> {
+    match pool.reach {
+        Reach::Suspect => return Some(PoolReason::PoolSuspect),
+        Reach::Unreachable => return Some(PoolReason::PoolUnreachable),
+        Reach::Lost => return Some(PoolReason::PoolLost),
+        Reach::Ready => {}
+    }
+    if pool.drain.is_some() {
+        return Some(PoolReason::PoolDraining);
+    }
+    pool.cordoned.then_some(PoolReason::PoolCordoned)
+}
+
+/// Why the pool has no place now.
+fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
+    let suits = |node: &&Node| {
+        !node.gone
+            && demand.admits(&class_of(node))
+            && (demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model)))
+    };
+    let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
+    let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
+    if open.is_empty() {
+        return Some(PoolReason::NodesCordoned { nodes: suitable.len() as u64 });
+    }
+    let fits = open.iter().filter(|node| index.is_some_and(|index| index.fits_node(demand, node.id))).count();
+    if fits > 0 && count == 1 {
+        return None;
+    }
+    let (needed, mut free, mut places) = (needed_by(demand), Resources::default(), 0u64);
+    let mut largest = Resources::default();
+    for node in &open {
+        let room = room_of(node, demand, false);
+        places += places_in(&room, &needed);
+        largest = larger(&largest, &room);
+        free = free.checked_add(&room).unwrap_or(free);
+    }
+    if places >= u64::from(count) {
+        return None;
+    }
+    let unit = needed.checked_mul(u64::from(count)).unwrap_or_else(|| needed.clone());
+    if let Some(excess) = unit.first_excess(&free) {
+        return Some(PoolReason::ResourcesBusy {
+            kind: excess.kind,
+            needed: excess.needed,
+            free: excess.have,
+        });
+    }
+    let lacking = needed.first_excess(&largest);
+    let kind = lacking.map_or_else(
+        || if demand.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu },
+        |excess| excess.kind,
+    );
+    let (needed, free, largest) = (unit.get(&kind), free.get(&kind), largest.get(&kind));
+    Some(PoolReason::NodeFragmentation { kind, needed, free, largest })
+}
+
+fn needed_by(demand: &Demand) -> Resources {
+    let device_millis = demand.devices.as_ref().map_or(0, |(_, amount)| amount.millis());
+    Resources { device_millis, ..demand.resources.clone() }
+}
+
+/// What a node has for such tasks: devices of the allowed models, and whole ones if they are asked for.
+fn room_of(node: &Node, demand: &Demand, empty: bool) -> Resources {
+    let base = if empty { node.spec.allocatable.clone() } else { node.free() };
+    let device = |index: usize| {
+        let device = &node.spec.devices[index];
+        let millis = if !empty {
+            node.device_free(index)
+        } else if device.healthy {
+            device.millis
+        } else {
+            0
+        };
+        match &demand.devices {
+            Some((_, DeviceAmount::Whole(_))) if millis == DEVICE_MILLIS => u64::from(millis),
+            Some((_, DeviceAmount::Fraction(least))) if millis >= *least => u64::from(millis),
+            _ => 0,
+        }
+    };
+    let allowed = (0..node.spec.devices.len())
+        .filter(|index| node.models.get(*index).is_some_and(|m| demand.allows(*m)));
+    Resources { device_millis: allowed.map(device).sum(), ..base }
+}
+
+fn places_in(room: &Resources, needed: &Resources) -> u64 {
+    needed.iter().map(|(kind, amount)| room.get(&kind) / amount).min().unwrap_or(0)
+}
+
+fn larger(left: &Resources, right: &Resources) -> Resources {
+    Resources {
+        cpu_millis: left.cpu_millis.max(right.cpu_millis),
+        memory_bytes: left.memory_bytes.max(right.memory_bytes),
+        storage_bytes: left.storage_bytes.max(right.storage_bytes),
+        device_millis: left.device_millis.max(right.device_millis),
+        other: None,
+    }
+}
+
+/// Single changes to the job after which some pool would take it now.
+fn would_help(
+    state: &State,
+    indexes: &BTreeMap<PoolId, PoolIndex>,
+    shape: &Shape,
+    pools: &[PoolWhy],
+) -> Vec<String> {
+    let mut help = Vec::new();
+    let mut relaxed = shape.clone();
+    relaxed.constraints.regions_allowed.clear();
+    relaxed.constraints.regions_denied.clear();
+    for why in pools {
+        let (Some(pool), PoolReason::RegionNotAllowed { region }) = (state.pool(why.pool), &why.reason)
+        else {
+            continue;
+        };
+        if pool_reason(state, indexes.get(&why.pool), pool, &relaxed) == PoolReason::Fits {
+            help.push(format!("region {region} ({} has room)", pool.spec.name));
+        }
+    }
+    let largest_block = pools.iter().filter_map(|why| match &why.reason {
+        PoolReason::NodeFragmentation { kind: ResourceKind::Device, largest, .. } => {
+            Some(*largest / u64::from(DEVICE_MILLIS))
+        }
+        _ => None,
+    });
+    if let Some(devices) = largest_block.max().filter(|devices| *devices > 0) {
+        help.push(format!("at most {devices} devices per task"));
+    }
+    for why in pools {
+        let Some(pool) = state.pool(why.pool) else { continue };
+        if why.reason.standing() == Standing::Closed && matches!(why.reason, PoolReason::PoolCordoned) {
+            help.push(format!("pool {} uncordoned", pool.spec.name));
+        }
+    }
+    help.truncate(4);
+    help
+}

@@ -1,0 +1,374 @@
+//! Folds what happens to attempts: ordered, starting, running, stopping, ended.
+
+use super::{Applied, ArchiveRow, FinishedAttempt};
+use crate::model::attempt::{OutcomeKind, Phase, StopReason};
+use crate::model::change::Change;
+use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
+use crate::model::pool::{DrainMode, Reach};
+use crate::model::region::RegionCode;
+use crate::model::resource::Resources;
+use crate::model::spec::{JobSpec, OnPoolLost};
+use crate::model::time::Timestamp;
+use crate::state::event::{EndedAttempt, NextTry, OrderedAttempt};
+use crate::state::job::Tried;
+use crate::state::live::Attempt;
+use crate::state::snapshot::Key;
+use crate::state::{State, Timer};
+
+impl State {
+    pub(super) fn order_attempt(&mut self, order: &OrderedAttempt, out: &mut Applied) {
+        let (unit, revision, now) = (order.unit, self.revision, self.now);
+        let group = self.unit_group(unit);
+        let Some(job) = self.job_mut(unit.job) else {
+            panic!("an attempt of job {} that is not live", unit.job)
+        };
+        let progress = &mut job.groups[group];
+        assert!(progress.waiting.remove(unit.unit), "unit {unit:?} is ordered but does not wait");
+        let tried = progress.take_tried(unit.unit);
+        assert!(order.number == tried.map_or(0, |t| t.attempts) + 1, "unit {unit:?} skips an attempt");
+        progress.live += 1;
+        job.revision = revision;
+        let attempt = Attempt {
+            unit,
+            number: order.number,
+            failures: tried.map_or(0, |t| t.failures),
+            pool: order.pool,
+            phase: Phase::Ordered,
+            stop: None,
+            ordered_at: now,
+            ordered_revision: revision,
+            start_by: order.start_by,
+            started_at: None,
+            ends_by: order.ends_by,
+            leased: order.leased,
+            after: order.after,
+            placements: order.placements.clone(),
+            revision,
+        };
+        self.touch(Key::Attempt(unit));
+        let before = self.attempts.insert(unit, attempt);
+        assert!(before.is_none(), "unit {unit:?} has two live attempts");
+        self.index_attempt(unit);
+        self.index_classes(unit.job);
+        self.note_classes(unit.job, out);
+        self.note_nodes(unit, out);
+        out.changes.push(Change::Job(unit.job));
+    }
+
+    /// Enters an attempt into every derived index and commits what it holds.
+    pub(in crate::state) fn index_attempt(&mut self, unit: UnitId) {
+        let Some(attempt) = self.attempts.get(&unit) else { return };
+        let (pool, after) = (attempt.pool, attempt.after);
+        if attempt.phase != Phase::Stopping {
+            self.derived.timers.insert((attempt.ends_by, Timer::EndRun(unit)));
+            if let Some(at) = self.start_limit(attempt) {
+                self.derived.timers.insert((at, Timer::EndStart(unit)));
+            }
+            self.derived.stoppable.insert(unit);
+            self.derived.stoppable_in.insert((pool, unit));
+        }
+        if self.may_requeue(unit) {
+            self.derived.requeueable.insert((pool, unit));
+        }
+        self.settle_job(unit.job);
+        if let Some(pool) = self.pools.get_mut(&pool) {
+            pool.attempts.insert(unit);
+        }
+        match after {
+            Some(before) => {
+                self.derived.followers.insert(before, unit);
+            }
+            None => self.commit(unit),
+        }
+    }
+
+    /// Its lease ends with its pool's silence, or the job says that attempts may overlap.
+    pub(in crate::state) fn may_requeue(&self, unit: UnitId) -> bool {
+        let Some(attempt) = self.attempts.get(&unit) else { return false };
+        let overlaps = |spec: &JobSpec| spec.may_overlap && spec.on_pool_lost == OnPoolLost::Requeue;
+        attempt.leased || self.spec_of(unit.job).is_some_and(|spec| overlaps(spec))
+    }
+
+    /// Notes whether a closing job still has attempts to be stopped.
+    pub(super) fn settle_job(&mut self, id: JobId) {
+        let range = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
+        let closing = self.jobs.get(&id).is_some_and(|job| job.closing.is_some());
+        if closing && self.derived.stoppable.range(range).next().is_some() {
+            self.derived.closing.insert(id);
+        } else {
+            self.derived.closing.remove(&id);
+        }
+    }
+
+    /// Notes whether a pool has attempts to be evicted or requeued.
+    pub(in crate::state) fn settle_pool(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.get(&id) else { return };
+        let evicts = pool.drain.is_some_and(|drain| drain.mode == DrainMode::Evict);
+        let lost = pool.reach == Reach::Lost;
+        let first = (id, UnitId { job: JobId(0), unit: 0 });
+        let has = |set: &std::collections::BTreeSet<(PoolId, UnitId)>| {
+            set.range(first..).next().is_some_and(|(pool, _)| *pool == id)
+        };
+        if evicts && has(&self.derived.stoppable_in) {
+            self.derived.evicting.insert(id);
+        } else {
+            self.derived.evicting.remove(&id);
+        }
+        if lost && has(&self.derived.requeueable) {
+            self.derived.lost.insert(id);
+        } else {
+            self.derived.lost.remove(&id);
+        }
+    }
+
+    fn start_limit(&self, attempt: &Attempt) -> Option<Timestamp> {
+        let spec = self.spec_of(attempt.unit.job)?;
+        let limited = spec.start_limit_ms > 0 && matches!(attempt.phase, Phase::Ordered | Phase::Starting);
+        limited.then(|| attempt.ordered_at.plus_ms(spec.start_limit_ms))
+    }
+
+    fn drop_timers(&mut self, unit: UnitId) {
+        let Some(attempt) = self.attempts.get(&unit) else { return };
+        let (ends_by, start_limit) = (attempt.ends_by, self.start_limit(attempt));
+        self.derived.timers.remove(&(ends_by, Timer::EndRun(unit)));
+        if let Some(at) = start_limit {
+            self.derived.timers.remove(&(at, Timer::EndStart(unit)));
+        }
+    }
+
+    /// Takes what an attempt's tasks hold on their nodes, in its pool, and in its queues.
+    fn commit(&mut self, unit: UnitId) {
+        let (Some(attempt), Some(job)) = (self.attempts.get(&unit), self.jobs.get(&unit.job)) else { return };
+        let Some(entry) = self.specs.get(&job.spec) else { return };
+        let (queue, mut total) = (job.queue, Resources::default());
+        if let Some(pool) = self.pools.get_mut(&attempt.pool) {
+            for placement in &attempt.placements {
+                let request = &entry.spec.groups[usize::from(placement.group)].request;
+                total = total.checked_add(&request.total()).unwrap_or_default();
+                if let Some(node) = pool.nodes.get_mut(&placement.node) {
+                    node.commit(request, placement);
+                }
+            }
+            pool.committed = pool.committed.checked_add(&total).unwrap_or_default();
+        }
+        self.add_usage(queue, &total);
+    }
+
+    /// Gives back what an attempt's tasks held.
+    fn uncommit(&mut self, attempt: &Attempt, out: &mut Applied) {
+        let Some(job) = self.jobs.get(&attempt.unit.job) else { return };
+        let (queue, mut total) = (job.queue, Resources::default());
+        let Some(spec) = self.spec_of(attempt.unit.job).cloned() else { return };
+        for placement in &attempt.placements {
+            let request = &spec.groups[usize::from(placement.group)].request;
+            total = total.checked_add(&request.total()).unwrap_or_default();
+            let at = NodeRef { pool: attempt.pool, node: placement.node };
+            let mut vacated = false;
+            if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
+                node.uncommit(request, placement);
+                vacated = node.gone && node.tasks == 0;
+            }
+            if vacated {
+                self.forget_node(at);
+            }
+            out.changes.push(Change::Node(at));
+        }
+        if let Some(pool) = self.pools.get_mut(&attempt.pool) {
+            pool.committed = pool.committed.checked_sub(&total).unwrap_or_default();
+        }
+        self.sub_usage(queue, &total, out);
+    }
+
+    pub(super) fn note_starting(&mut self, unit: UnitId, out: &mut Applied) {
+        let revision = self.revision;
+        let Some(attempt) = self.attempt_mut(unit) else { panic!("{unit:?} starts but is not live") };
+        assert!(attempt.phase == Phase::Ordered, "{unit:?} starts twice");
+        attempt.phase = Phase::Starting;
+        attempt.revision = revision;
+        self.note_job(unit.job, out);
+    }
+
+    pub(super) fn note_running(&mut self, unit: UnitId, started_at: Timestamp, out: &mut Applied) {
+        let (revision, group) = (self.revision, self.unit_group(unit));
+        self.drop_timers(unit);
+        let max_run_ms = self.spec_of(unit.job).map_or(0, |spec| spec.max_run_ms);
+        let Some(attempt) = self.attempt_mut(unit) else { panic!("{unit:?} runs but is not live") };
+        assert!(
+            matches!(attempt.phase, Phase::Ordered | Phase::Starting),
+            "{unit:?} runs in {:?}",
+            attempt.phase
+        );
+        attempt.phase = Phase::Running;
+        attempt.started_at = Some(started_at);
+        attempt.revision = revision;
+        attempt.ends_by = started_at.plus_ms(max_run_ms).plus_ms(RUN_SLACK_MS);
+        let ends_by = attempt.ends_by;
+        self.derived.timers.insert((ends_by, Timer::EndRun(unit)));
+        if let Some(job) = self.job_mut(unit.job) {
+            job.groups[group].running += 1;
+            job.started_at.get_or_insert(started_at);
+        }
+        self.note_job(unit.job, out);
+    }
+
+    pub(super) fn note_stopping(&mut self, unit: UnitId, reason: StopReason, out: &mut Applied) {
+        let (revision, group) = (self.revision, self.unit_group(unit));
+        self.drop_timers(unit);
+        let Some(attempt) = self.attempt_mut(unit) else { panic!("{unit:?} stops but is not live") };
+        assert!(attempt.phase != Phase::Stopping, "{unit:?} is stopped twice");
+        let was_running = attempt.phase == Phase::Running;
+        attempt.phase = Phase::Stopping;
+        attempt.stop = Some(reason);
+        attempt.revision = revision;
+        let pool = attempt.pool;
+        self.derived.stoppable.remove(&unit);
+        self.derived.stoppable_in.remove(&(pool, unit));
+        self.settle_job(unit.job);
+        self.settle_pool(pool);
+        if was_running && let Some(job) = self.job_mut(unit.job) {
+            job.groups[group].running -= 1;
+        }
+        self.note_job(unit.job, out);
+    }
+
+    pub(super) fn end_attempt(&mut self, unit: UnitId, ended: &EndedAttempt, out: &mut Applied) {
+        let (revision, group) = (self.revision, self.unit_group(unit));
+        self.drop_timers(unit);
+        self.touch(Key::Attempt(unit));
+        let Some(attempt) = self.attempts.remove(&unit) else { panic!("{unit:?} ends but is not live") };
+        match attempt.after {
+            None => self.uncommit(&attempt, out),
+            Some(before) => {
+                self.derived.followers.remove(&before);
+            }
+        }
+        self.hand_over(&attempt, out);
+        self.derived.stoppable.remove(&unit);
+        self.derived.stoppable_in.remove(&(attempt.pool, unit));
+        self.derived.requeueable.remove(&(attempt.pool, unit));
+        self.settle_job(unit.job);
+        self.settle_pool(attempt.pool);
+        if let Some(pool) = self.pools.get_mut(&attempt.pool) {
+            pool.attempts.remove(&unit);
+        }
+        let Some(job) = self.job_mut(unit.job) else { panic!("{unit:?} ends but its job is not live") };
+        job.revision = revision;
+        if let Some(started_at) = ended.started_at {
+            job.started_at.get_or_insert(started_at);
+        }
+        let progress = &mut job.groups[group];
+        progress.live -= 1;
+        if attempt.phase == Phase::Running {
+            progress.running -= 1;
+        }
+        let avoid = attempt.placements.first().map(|p| NodeRef { pool: attempt.pool, node: p.node });
+        let tried = Tried {
+            unit: unit.unit,
+            attempts: attempt.number,
+            failures: attempt.failures,
+            not_before: None,
+            avoid,
+        };
+        match ended.next {
+            NextTry::Never => {
+                let kind = ended.outcome.kind;
+                progress.end_unit(unit.unit, kind);
+                if kind != OutcomeKind::Succeeded {
+                    job.first_failure.get_or_insert_with(|| Box::new(ended.outcome.clone()));
+                }
+            }
+            NextTry::Now => {
+                progress.waiting.insert(unit.unit);
+                progress.set_tried(tried);
+            }
+            NextTry::At(at) => {
+                let failures = tried.failures + 1;
+                progress.set_tried(Tried { failures, not_before: Some(at), ..tried });
+                self.derived.timers.insert((at, Timer::Release(unit)));
+            }
+        }
+        self.index_classes(unit.job);
+        self.note_classes(unit.job, out);
+        out.changes.push(Change::Job(unit.job));
+        out.archive.push(ArchiveRow::Attempt(self.finished(attempt, ended)));
+    }
+
+    /// Gives the place of an ended attempt to the one that follows it, or that one's place in the
+    /// line to its own follower.
+    fn hand_over(&mut self, ended: &Attempt, out: &mut Applied) {
+        let Some(next) = self.derived.followers.remove(&ended.unit) else { return };
+        if let Some(follower) = self.attempt_mut(next) {
+            follower.after = ended.after;
+        }
+        match ended.after {
+            Some(before) => {
+                self.derived.followers.insert(before, next);
+            }
+            None => {
+                self.commit(next);
+                self.note_nodes(next, out);
+            }
+        }
+    }
+
+    fn finished(&self, attempt: Attempt, ended: &EndedAttempt) -> FinishedAttempt {
+        let pool = self.pools.get(&attempt.pool);
+        let name = |placement: &crate::model::attempt::Placement| {
+            pool.and_then(|pool| pool.nodes.get(&placement.node))
+                .map_or_else(String::new, |node| node.spec.name.clone())
+        };
+        FinishedAttempt {
+            nodes: attempt.placements.iter().map(name).collect(),
+            pool: pool.map_or_else(String::new, |pool| pool.spec.name.clone()),
+            region: pool.map_or_else(RegionCode::default, |pool| pool.spec.region),
+            ended: ended.clone(),
+            revision: self.revision,
+            attempt,
+        }
+    }
+
+    pub(super) fn release_unit(&mut self, unit: UnitId, out: &mut Applied) {
+        let (revision, group) = (self.revision, self.unit_group(unit));
+        let Some(job) = self.job_mut(unit.job) else {
+            panic!("{unit:?} is released but its job is not live")
+        };
+        job.revision = revision;
+        let progress = &mut job.groups[group];
+        let tried = progress.tried(unit.unit).copied();
+        let Some((tried, at)) = tried.and_then(|tried| Some((tried, tried.not_before?))) else {
+            panic!("{unit:?} is released but does not back off")
+        };
+        progress.set_tried(Tried { not_before: None, ..tried });
+        progress.waiting.insert(unit.unit);
+        self.derived.timers.remove(&(at, Timer::Release(unit)));
+        self.index_classes(unit.job);
+        self.note_classes(unit.job, out);
+        out.changes.push(Change::Job(unit.job));
+    }
+
+    fn note_nodes(&self, unit: UnitId, out: &mut Applied) {
+        let Some(attempt) = self.attempts.get(&unit) else { return };
+        let pool = attempt.pool;
+        out.changes.extend(attempt.placements.iter().map(|p| Change::Node(NodeRef { pool, node: p.node })));
+    }
+
+    fn note_job(&mut self, id: JobId, out: &mut Applied) {
+        let revision = self.revision;
+        if let Some(job) = self.job_mut(id) {
+            job.revision = revision;
+        }
+        out.changes.push(Change::Job(id));
+    }
+
+    fn spec_of(&self, job: JobId) -> Option<&std::sync::Arc<JobSpec>> {
+        Some(&self.specs.get(&self.jobs.get(&job)?.spec)?.spec)
+    }
+
+    /// The unit group that a unit of a live job belongs to; 0 if the job is not live.
+    pub(in crate::state) fn unit_group(&self, unit: UnitId) -> usize {
+        self.spec_of(unit.job).map_or(0, |spec| spec.group_of_unit(unit.unit))
+    }
+}
+
+/// The backend ends a run at its limit; the broker steps in when that hasn't worked by then.
+pub(in crate::state) const RUN_SLACK_MS: u64 = 30_000;

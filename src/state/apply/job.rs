@@ -1,0 +1,212 @@
+//! Folds what happens to jobs: submitted, closing, ended.
+
+use super::{Applied, ArchiveRow, FinishedJob};
+use crate::model::change::Change;
+use crate::model::id::{JobId, QueueId, SpecId, UnitId};
+use crate::model::interval::IntervalSet;
+use crate::model::spec::DependencyCondition;
+use crate::state::event::EventRecord;
+use crate::state::job::{Closing, Job, JobEnd, Progress};
+use crate::state::snapshot::Key;
+use crate::state::{State, Timer, name_hash};
+
+impl State {
+    pub(super) fn submit_job(
+        &mut self,
+        id: JobId,
+        name: &str,
+        queue: QueueId,
+        spec_id: SpecId,
+        record: &EventRecord,
+        out: &mut Applied,
+    ) {
+        assert!(id.0 >= self.next_job, "job {id} is submitted twice");
+        let Some(entry) = self.specs.get(&spec_id) else {
+            panic!("job {id} has a spec that was never added")
+        };
+        let spec = entry.spec.clone();
+        let groups = (0..spec.unit_group_count()).map(|group| {
+            let first = spec.first_unit(group);
+            let count = if spec.gang_job { 1 } else { spec.groups[group].unit_count() };
+            Progress { waiting: IntervalSet::from_range(first, first + count), ..Progress::default() }
+        });
+        let pending = spec.depends_on.iter().filter(|dependency| self.jobs.contains_key(&dependency.job));
+        let job = Job {
+            id,
+            name: name.into(),
+            queue,
+            spec: spec_id,
+            submitted_at: record.at,
+            submitted_by: record.principal.clone(),
+            started_at: None,
+            revision: record.revision,
+            closing: None,
+            pending_dependencies: pending.count() as u16,
+            dependency_failed: false,
+            first_failure: None,
+            groups: groups.collect(),
+        };
+        self.touch(Key::Job(id));
+        self.jobs.insert(id, job);
+        self.next_job = id.0 + 1;
+        self.index_job(id);
+        out.changes.push(Change::Job(id));
+        self.note_classes(id, out);
+    }
+
+    /// Enters a job into every derived index.
+    pub(in crate::state) fn index_job(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        if let Some(entry) = self.specs.get_mut(&job.spec) {
+            entry.jobs += 1;
+        }
+        if let Some(queue) = self.queues.get_mut(&job.queue) {
+            queue.jobs += 1;
+        }
+        self.derived.job_names.insert((name_hash(job.queue, &job.name), id));
+        if job.dependency_failed && job.closing.is_none() {
+            self.derived.doomed.insert(id);
+        }
+        if job.pending_dependencies > 0
+            && let Some(entry) = self.specs.get(&job.spec)
+        {
+            for dependency in &entry.spec.depends_on {
+                if self.jobs.contains_key(&dependency.job) {
+                    self.derived.dependents.entry(dependency.job).or_default().push(id);
+                }
+            }
+        }
+        for group in &job.groups {
+            for tried in &group.tried {
+                if let Some(at) = tried.not_before {
+                    let unit = UnitId { job: id, unit: tried.unit };
+                    self.derived.timers.insert((at, Timer::Release(unit)));
+                }
+            }
+        }
+        self.index_classes(id);
+    }
+
+    /// Puts each unit group of a job into its class, or takes it out, as it has waiting units.
+    pub(super) fn index_classes(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let eligible = job.is_eligible();
+        for (index, group) in job.groups.iter().enumerate() {
+            let Some(class) = self.class_of(job, index) else { continue };
+            let entry = (id, index as u16);
+            if eligible && !group.waiting.is_empty() {
+                self.derived.classes.entry(class).or_default().insert(entry);
+            } else if let Some(members) = self.derived.classes.get_mut(&class) {
+                members.remove(&entry);
+                if members.is_empty() {
+                    self.derived.classes.remove(&class);
+                }
+            }
+        }
+    }
+
+    /// Tells that the classes of a job's groups may have gained or lost units.
+    pub(super) fn note_classes(&self, id: JobId, out: &mut Applied) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let classes = (0..job.groups.len()).filter_map(|group| self.class_of(job, group));
+        out.changes.extend(classes.map(Change::Class));
+    }
+
+    pub(super) fn close_job(&mut self, id: JobId, why: Closing, out: &mut Applied) {
+        let revision = self.revision;
+        let Some(job) = self.job_mut(id) else { panic!("job {id} closes but is not live") };
+        assert!(job.closing.is_none(), "job {id} closes twice");
+        job.closing = Some(why);
+        job.revision = revision;
+        let mut released = Vec::new();
+        for tried in job.groups.iter_mut().flat_map(|group| &mut group.tried) {
+            if let Some(at) = tried.not_before.take() {
+                released.push((at, Timer::Release(UnitId { job: id, unit: tried.unit })));
+            }
+        }
+        for timer in released {
+            self.derived.timers.remove(&timer);
+        }
+        self.note_classes(id, out);
+        self.index_classes(id);
+        self.derived.doomed.remove(&id);
+        self.settle_job(id);
+        out.changes.push(Change::Job(id));
+    }
+
+    pub(super) fn end_job(&mut self, id: JobId, end: JobEnd, out: &mut Applied) {
+        self.touch(Key::Job(id));
+        self.note_classes(id, out);
+        let Some(job) = self.jobs.remove(&id) else { panic!("job {id} ends but is not live") };
+        assert!(job.live() == 0, "job {id} ends with live attempts");
+        assert!(
+            job.closing.is_some() || job.groups.iter().all(Progress::is_done),
+            "job {id} ends with units that have not"
+        );
+        self.derived.job_names.remove(&(name_hash(job.queue, &job.name), id));
+        self.derived.closing.remove(&id);
+        self.derived.doomed.remove(&id);
+        let queue = self.queues.get_mut(&job.queue);
+        let queue_name = queue.map_or_else(String::new, |queue| {
+            queue.jobs -= 1;
+            queue.spec.name.clone()
+        });
+        let spec = self.release_spec(job.spec);
+        self.settle_dependents(id, end, out);
+        out.changes.push(Change::Job(id));
+        if let Some(spec) = spec {
+            let (ended_at, revision) = (self.now, self.revision);
+            out.archive.push(ArchiveRow::Job(FinishedJob {
+                job,
+                queue: queue_name,
+                spec,
+                end,
+                ended_at,
+                revision,
+            }));
+        }
+    }
+
+    fn release_spec(&mut self, id: SpecId) -> Option<std::sync::Arc<crate::model::spec::JobSpec>> {
+        let entry = self.specs.get_mut(&id)?;
+        entry.jobs -= 1;
+        let spec = entry.spec.clone();
+        if entry.jobs == 0 {
+            self.touch(Key::Spec(id));
+            if let Some(entry) = self.specs.remove(&id) {
+                for shape in entry.shapes {
+                    self.derived.shapes.release(shape);
+                }
+            }
+        }
+        Some(spec)
+    }
+
+    fn settle_dependents(&mut self, ended: JobId, end: JobEnd, out: &mut Applied) {
+        let (revision, dependents) = (self.revision, self.derived.dependents.remove(&ended));
+        for id in dependents.unwrap_or_default() {
+            let Some(job) = self.jobs.get(&id) else { continue };
+            let Some(entry) = self.specs.get(&job.spec) else { continue };
+            let edges = entry.spec.depends_on.iter().filter(|dependency| dependency.job == ended);
+            let (mut count, mut met) = (0, true);
+            for edge in edges {
+                count += 1;
+                met &= match edge.condition {
+                    DependencyCondition::Any => true,
+                    DependencyCondition::Succeeded => end == JobEnd::Succeeded,
+                    DependencyCondition::Failed => end == JobEnd::Failed,
+                };
+            }
+            let Some(job) = self.job_mut(id) else { continue };
+            job.pending_dependencies = job.pending_dependencies.saturating_sub(count);
+            job.dependency_failed |= !met;
+            job.revision = revision;
+            if !met && job.closing.is_none() {
+                self.derived.doomed.insert(id);
+            }
+            self.index_classes(id);
+            self.note_classes(id, out);
+            out.changes.push(Change::Job(id));
+        }
+    }
+}

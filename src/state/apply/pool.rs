@@ -1,0 +1,153 @@
+//! Folds what happens to pools and nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Applied;
+use crate::model::change::Change;
+use crate::model::id::{Epoch, InstanceId, NodeId, NodeRef, PoolId};
+use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::resource::Resources;
+use crate::state::pool::{Node, Pool};
+use crate::state::snapshot::Key;
+use crate::state::{State, Timer};
+
+impl State {
+    pub(super) fn register_pool(
+        &mut self,
+        id: PoolId,
+        spec: &PoolSpec,
+        instance: InstanceId,
+        key_digest: [u8; 16],
+        out: &mut Applied,
+    ) {
+        let pool = Pool {
+            id,
+            spec: spec.clone(),
+            instance,
+            key_digest,
+            epoch: Epoch(0),
+            reach: Reach::Lost,
+            cordoned: false,
+            drain: None,
+            registered_at: self.now,
+            revision: self.revision,
+            nodes: BTreeMap::new(),
+            next_node: 1,
+            node_names: BTreeMap::new(),
+            attempts: BTreeSet::new(),
+            total: Resources::default(),
+            committed: Resources::default(),
+        };
+        self.touch(Key::Pool(id));
+        self.derived.pool_names.insert(spec.name.clone(), id);
+        let before = self.pools.insert(id, pool);
+        assert!(before.is_none(), "pool {id} is registered twice");
+        self.next_pool = self.next_pool.max(id.0 + 1);
+        out.changes.push(Change::Pool(id));
+    }
+
+    pub(super) fn change_pool(&mut self, id: PoolId, out: &mut Applied, change: impl FnOnce(&mut Pool)) {
+        let revision = self.revision;
+        let Some(pool) = self.pool_mut(id) else { panic!("pool {id} changes but is not registered") };
+        change(pool);
+        pool.revision = revision;
+        self.settle_pool(id);
+        out.changes.push(Change::Pool(id));
+    }
+
+    pub(super) fn change_drain(&mut self, id: PoolId, drain: Option<Drain>, out: &mut Applied) {
+        let old = self.pools.get(&id).and_then(|pool| pool.drain?.deadline);
+        if let Some(at) = old {
+            self.derived.timers.remove(&(at, Timer::Drain(id)));
+        }
+        if let Some(at) = drain.and_then(|drain| drain.deadline) {
+            self.derived.timers.insert((at, Timer::Drain(id)));
+        }
+        self.change_pool(id, out, |pool| pool.drain = drain);
+    }
+
+    pub(super) fn report_node(&mut self, pool_id: PoolId, id: NodeId, spec: &NodeSpec, out: &mut Applied) {
+        let models =
+            spec.devices.iter().map(|device| self.model_named(&device.model).unwrap_or_default()).collect();
+        let (at, revision) = (NodeRef { pool: pool_id, node: id }, self.revision);
+        self.touch(Key::Pool(pool_id));
+        self.touch(Key::Node(at));
+        let Some(pool) = self.pools.get_mut(&pool_id) else {
+            panic!("node {} of an unknown pool", spec.name)
+        };
+        let before = counted(pool, id);
+        match pool.nodes.get_mut(&id) {
+            Some(node) => {
+                node.spec = spec.clone();
+                node.models = models;
+                node.gone = false;
+                node.revision = revision;
+                if node.committed_devices.len() < node.spec.devices.len() {
+                    node.committed_devices.resize(node.spec.devices.len(), 0);
+                }
+            }
+            None => {
+                pool.nodes.insert(id, Node::new(id, spec.clone(), models, revision));
+                pool.next_node = pool.next_node.max(id.0 + 1);
+            }
+        }
+        pool.node_names.insert(spec.name.clone(), id);
+        recount(pool, id, &before);
+        out.changes.push(Change::Node(at));
+    }
+
+    pub(super) fn remove_node(&mut self, pool: PoolId, id: NodeId, out: &mut Applied) {
+        let (at, revision) = (NodeRef { pool, node: id }, self.revision);
+        self.touch(Key::Node(at));
+        let Some(pool) = self.pools.get_mut(&pool) else {
+            panic!("a node of unknown pool {pool} is removed")
+        };
+        let before = counted(pool, id);
+        let Some(node) = pool.nodes.get_mut(&id) else { panic!("node {id} is removed but is not there") };
+        node.gone = true;
+        node.revision = revision;
+        let idle = node.tasks == 0;
+        recount(pool, id, &before);
+        if idle {
+            self.forget_node(at);
+        }
+        out.changes.push(Change::Node(at));
+    }
+
+    /// Drops a node that is gone and holds nothing any more.
+    pub(super) fn forget_node(&mut self, at: NodeRef) {
+        self.touch(Key::Node(at));
+        let Some(pool) = self.pools.get_mut(&at.pool) else { return };
+        if let Some(node) = pool.nodes.remove(&at.node) {
+            pool.node_names.remove(&node.spec.name);
+        }
+    }
+
+    pub(super) fn cordon_node(&mut self, pool: PoolId, id: NodeId, cordoned: bool, out: &mut Applied) {
+        let (at, revision) = (NodeRef { pool, node: id }, self.revision);
+        self.touch(Key::Node(at));
+        if let Some(node) = self.pools.get_mut(&pool).and_then(|pool| pool.nodes.get_mut(&id)) {
+            node.cordoned = cordoned;
+            node.revision = revision;
+        }
+        out.changes.push(Change::Node(at));
+    }
+}
+
+/// What a node adds to its pool's total.
+fn counted(pool: &Pool, id: NodeId) -> Resources {
+    pool.nodes.get(&id).filter(|node| !node.gone).map(Node::total).unwrap_or_default()
+}
+
+/// Brings a pool's total up to date after one node changed.
+fn recount(pool: &mut Pool, id: NodeId, before: &Resources) {
+    let others = pool.total.checked_sub(before).unwrap_or_default();
+    pool.total = others.checked_add(&counted(pool, id)).unwrap_or(others);
+}
+
+/// Sums up what a pool's nodes have.
+pub(in crate::state) fn refresh_pool_total(pool: &mut Pool) {
+    let nodes = pool.nodes.values().filter(|node| !node.gone);
+    // A node has at most 2^54 of any kind and a pool at most 2^17 nodes: saturate, don't wrap.
+    pool.total = nodes.fold(Resources::default(), |sum, node| sum.checked_add(&node.total()).unwrap_or(sum));
+}

@@ -1,0 +1,128 @@
+//! Commands: what someone wants to happen. `decide` turns each into events or a rejection.
+
+use super::job::{Closing, Principal};
+use super::token::RequestToken;
+use crate::model::attempt::AttemptReport;
+use crate::model::exchange::{Hello, Inventory};
+use crate::model::id::{Epoch, JobId, JournalId, NodeId, PoolId, Revision, Term, UnitId};
+use crate::model::plan::{Plan, Start};
+use crate::model::pool::{DrainMode, Reach};
+use crate::model::queue::QueueSpec;
+use crate::model::spec::JobSpec;
+
+/// A command with who gives it and, from clients, the token that makes it repeatable.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub principal: Principal,
+    pub token: Option<RequestToken>,
+    pub command: Command,
+}
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// The first command of every writer.
+    StartTerm {
+        journal: JournalId,
+        term: Term,
+    },
+    Submit {
+        jobs: Vec<Submission>,
+    },
+    Cancel {
+        jobs: Vec<JobId>,
+    },
+    CreateQueue {
+        spec: QueueSpec,
+    },
+    /// `based_on` is the revision that the caller saw; 0 overwrites whatever is there.
+    UpdateQueue {
+        spec: QueueSpec,
+        based_on: Revision,
+    },
+    CordonPool {
+        pool: PoolId,
+        cordoned: bool,
+    },
+    /// `deadline_ms` counts from now; 0 means none.
+    DrainPool {
+        pool: PoolId,
+        mode: DrainMode,
+        deadline_ms: u64,
+    },
+    CordonNode {
+        pool: PoolId,
+        node: NodeId,
+        cordoned: bool,
+    },
+    /// Gives up a live attempt that nobody can be asked about.
+    Abandon {
+        unit: UnitId,
+    },
+    OpenSession {
+        hello: Hello,
+    },
+    ReportNodes {
+        pool: PoolId,
+        inventory: Inventory,
+    },
+    ReportAttempt {
+        pool: PoolId,
+        epoch: Epoch,
+        report: AttemptReport,
+    },
+    ChangeReach {
+        pool: PoolId,
+        reach: Reach,
+    },
+    /// A full inventory has ended: these nodes were not in it.
+    RemoveNodes {
+        pool: PoolId,
+        nodes: Vec<NodeId>,
+    },
+    /// Notes a scheduling round; its starts follow one by one.
+    RecordRound {
+        plan: Plan,
+    },
+    /// One decision of a plan, re-checked here.
+    Start {
+        start: Start,
+    },
+    Chore(Chore),
+}
+
+/// A job to be submitted.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Empty: made from `name_prefix` and the job's number.
+    pub name: String,
+    /// Empty: `job`.
+    pub name_prefix: String,
+    /// Empty: the default queue.
+    pub queue: String,
+    pub spec: JobSpec,
+}
+
+/// What falls due by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chore {
+    ExpireTokens {
+        count: u32,
+    },
+    /// A back-off is over.
+    Release(UnitId),
+    /// An attempt has run too long.
+    EndRun(UnitId),
+    /// A gang didn't start whole in time.
+    EndStart(UnitId),
+    /// An attempt of a closing job.
+    StopClosing(UnitId),
+    /// A drain's deadline has passed.
+    BeginEviction(PoolId),
+    /// An attempt in a pool that evicts.
+    StopDraining(UnitId),
+    /// A leased attempt in a lost pool.
+    EndLease(UnitId),
+    /// A job whose dependency ended otherwise than it asked.
+    Close(JobId, Closing),
+}

@@ -1,0 +1,284 @@
+//! Decides on jobs: submit, cancel, and how a job ends when an attempt does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::{Decision, Ending, Reply};
+use crate::model::attempt::{OutcomeKind, StopReason};
+use crate::model::id::{JobId, QueueId, SpecId};
+use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
+use crate::model::queue::DEFAULT_QUEUE;
+use crate::model::spec::{JobSpec, OnUnitFailure, RetryOn};
+use crate::model::time::Timestamp;
+use crate::model::validate::{self, Violations, quote};
+use crate::state::State;
+use crate::state::command::Submission;
+use crate::state::event::{Event, NextTry};
+use crate::state::job::{Closing, Job, JobEnd};
+use crate::state::record;
+use crate::state::rejection::Rejection;
+use crate::state::token::first_bytes;
+
+impl State {
+    pub(super) fn decide_submit(&self, jobs: &[Submission]) -> Result<Decision, Rejection> {
+        if jobs.is_empty() || jobs.len() > JOBS_PER_SUBMIT_MAX {
+            let description = format!("{} jobs, 1 to {JOBS_PER_SUBMIT_MAX} are allowed", jobs.len());
+            return Err(Rejection::invalid("jobs", description));
+        }
+        let mut batch = Batch { events: Vec::with_capacity(jobs.len() + 1), ..Batch::default() };
+        let first = JobId(self.next_job);
+        for (index, submission) in jobs.iter().enumerate() {
+            let id = JobId(self.next_job + index as u64);
+            self.submit_one(&format!("jobs[{index}]"), id, submission, &mut batch)?;
+        }
+        Ok(Decision { events: batch.events, reply: Reply::Submitted { first, count: jobs.len() as u32 } })
+    }
+
+    fn submit_one<'a>(
+        &self,
+        path: &str,
+        id: JobId,
+        submission: &'a Submission,
+        batch: &mut Batch<'a>,
+    ) -> Result<(), Rejection> {
+        let queue_name = if submission.queue.is_empty() { DEFAULT_QUEUE } else { &submission.queue };
+        let Some(queue) = self.queue_named(queue_name) else {
+            let names = self.queues().map(|queue| queue.spec.name.as_str());
+            let field = format!("{path}.queue");
+            return Err(Rejection::invalid(
+                &field,
+                format!("queue {} does not exist{}", quote(queue_name), nearest(queue_name, names)),
+            ));
+        };
+        let name = self.name_of(path, id, submission)?;
+        if self.job_named(queue.id, &name).is_some() || !batch.names.insert((queue.id, name.clone())) {
+            return Err(Rejection::AlreadyExists { kind: "job", name });
+        }
+        let spec = match batch.last {
+            Some((spec, last_queue, spec_id)) if *spec == submission.spec && last_queue == queue.id => {
+                spec_id
+            }
+            _ => {
+                let spec_id = self.intern(path, queue.spec.max_run_ms_default, &submission.spec, batch)?;
+                batch.last = Some((&submission.spec, queue.id, spec_id));
+                spec_id
+            }
+        };
+        batch.events.push(Event::JobSubmitted { job: id, name: name.into(), queue: queue.id, spec });
+        Ok(())
+    }
+
+    fn name_of(&self, path: &str, id: JobId, submission: &Submission) -> Result<String, Rejection> {
+        let mut out = Violations::default();
+        if !submission.name.is_empty() {
+            out.name(&format!("{path}.name"), &submission.name);
+            out.finish().map_err(Rejection::Invalid)?;
+            return Ok(submission.name.clone());
+        }
+        let prefix = if submission.name_prefix.is_empty() { "job" } else { &submission.name_prefix };
+        out.name(&format!("{path}.name_prefix"), prefix);
+        let name = format!("{prefix}-{id}");
+        if name.len() > NAME_LEN_MAX {
+            out.push(
+                format!("{path}.name_prefix"),
+                format!("{} is too long to put a number after it", quote(prefix)),
+            );
+        }
+        out.finish().map_err(Rejection::Invalid)?;
+        Ok(name)
+    }
+
+    /// Checks a spec, fills in its defaults, and adds it to the batch unless it is known.
+    fn intern(
+        &self,
+        path: &str,
+        max_run_ms_default: u64,
+        spec: &JobSpec,
+        batch: &mut Batch<'_>,
+    ) -> Result<SpecId, Rejection> {
+        let mut out = Violations::default();
+        let path = format!("{path}.spec");
+        validate::job_spec(&path, spec, &mut out);
+        self.check_names(&path, spec, &mut out);
+        out.finish().map_err(Rejection::Invalid)?;
+        if let Some(unknown) =
+            spec.depends_on.iter().find(|dependency| !self.jobs.contains_key(&dependency.job))
+        {
+            return Err(Rejection::BadDependency(unknown.job));
+        }
+        let mut body = spec.clone();
+        if body.max_run_ms == 0 {
+            body.max_run_ms = max_run_ms_default;
+        }
+        let bytes = record::encode_spec(&body);
+        if bytes.len() > SPEC_BYTES_MAX {
+            let description = format!("{} bytes, at most {SPEC_BYTES_MAX} are allowed", bytes.len());
+            return Err(Rejection::invalid(&path, description));
+        }
+        let id = SpecId(first_bytes(&Sha256::digest(&bytes)));
+        if !self.specs.contains_key(&id) && batch.specs.insert(id) {
+            batch.events.push(Event::SpecAdded { spec: id, body: Arc::new(body) });
+        }
+        Ok(id)
+    }
+
+    /// Checks that regions and device models are ones that the catalogues know.
+    fn check_names(&self, path: &str, spec: &JobSpec, out: &mut Violations) {
+        for (field, regions) in [
+            ("regions_allowed", &spec.constraints.regions_allowed),
+            ("regions_denied", &spec.constraints.regions_denied),
+        ] {
+            for region in regions.iter().filter(|region| !self.regions.contains_key(region)) {
+                let known = self.regions.keys().map(|code| code.as_str());
+                let hint = nearest(region.as_str(), known);
+                out.push(
+                    format!("{path}.constraints.{field}"),
+                    format!("region {region} does not exist{hint}"),
+                );
+            }
+        }
+        for (index, group) in spec.groups.iter().enumerate() {
+            let models = group.request.devices.iter().flat_map(|devices| &devices.models);
+            for model in models.filter(|model| self.model_named(model).is_none()) {
+                let hint = nearest(model, self.models.iter().map(|known| known.name.as_str()));
+                let field = format!("{path}.groups[{index}].resources.devices.models");
+                out.push(field, format!("device model {} is not known{hint}", quote(model)));
+            }
+        }
+    }
+
+    pub(super) fn decide_cancel(&self, jobs: &[JobId]) -> Result<Decision, Rejection> {
+        if jobs.len() > JOBS_PER_SUBMIT_MAX {
+            let description = format!("{} jobs, at most {JOBS_PER_SUBMIT_MAX} are allowed", jobs.len());
+            return Err(Rejection::invalid("jobs", description));
+        }
+        let mut events = Vec::new();
+        for id in jobs.iter().collect::<BTreeSet<_>>() {
+            // One that has ended, or is closing already, needs nothing more.
+            let Some(job) = self.jobs.get(id).filter(|job| job.closing.is_none()) else { continue };
+            self.close(job, Closing::Cancelled, job.live(), &mut events);
+        }
+        Ok(Decision::done(events))
+    }
+
+    /// Closes a job; without live attempts it ends at once.
+    pub(super) fn close(&self, job: &Job, why: Closing, live: u32, events: &mut Vec<Event>) {
+        events.push(Event::JobClosing { job: job.id, why });
+        if live == 0 {
+            events.push(Event::JobEnded { job: job.id, end: end_of(why) });
+        }
+    }
+
+    /// The events of an attempt's end, and of its job's if that was all.
+    pub(super) fn end_attempt_events(&self, ending: Ending) -> Vec<Event> {
+        let Ending { unit, ended } = ending;
+        let (kind, next) = (ended.outcome.kind, ended.next);
+        let mut events = vec![Event::AttemptEnded { unit, ended }];
+        let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
+            return events;
+        };
+        let live = job.live() - 1;
+        let failed = job.failed_units() + u32::from(next == NextTry::Never && kind != OutcomeKind::Succeeded);
+        let failed_max = match spec.on_unit_failure {
+            OnUnitFailure::FailJob => 0,
+            OnUnitFailure::Continue { max_failed } => max_failed,
+        };
+        match job.closing {
+            Some(why) if live == 0 => events.push(Event::JobEnded { job: job.id, end: end_of(why) }),
+            Some(_) => {}
+            None if failed > failed_max => self.close(job, Closing::Failed, live, &mut events),
+            None => {
+                let busy = |group: &crate::state::job::Progress| {
+                    !group.waiting.is_empty() || group.backing_off() > 0
+                };
+                if live == 0 && next == NextTry::Never && !job.groups.iter().any(busy) {
+                    events.push(Event::JobEnded { job: job.id, end: JobEnd::Succeeded });
+                }
+            }
+        }
+        events
+    }
+
+    /// What a unit does after an attempt with this outcome.
+    pub(super) fn next_try(
+        &self,
+        now: Timestamp,
+        unit: crate::model::id::UnitId,
+        kind: OutcomeKind,
+    ) -> NextTry {
+        let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
+            return NextTry::Never;
+        };
+        let Some(attempt) = self.attempt(unit) else { return NextTry::Never };
+        if job.closing.is_some() {
+            return NextTry::Never;
+        }
+        let worth =
+            |on: RetryOn| spec.retry.on.contains(&on) && attempt.failures + 1 < spec.retry.max_attempts;
+        let again = match kind {
+            OutcomeKind::Succeeded | OutcomeKind::Cancelled => false,
+            OutcomeKind::Preempted
+            | OutcomeKind::Drained
+            | OutcomeKind::NodeLost
+            | OutcomeKind::NotStarted
+            | OutcomeKind::LeaseEnded => return NextTry::Now,
+            OutcomeKind::Failed | OutcomeKind::OutOfMemory => worth(RetryOn::Failed),
+            OutcomeKind::TimedOut => worth(RetryOn::TimedOut),
+            OutcomeKind::LaunchFailed => worth(RetryOn::LaunchFailed),
+            OutcomeKind::Vanished | OutcomeKind::Abandoned => worth(RetryOn::Unknown),
+        };
+        if !again {
+            return NextTry::Never;
+        }
+        let doubled = 1u64.checked_shl(attempt.failures).unwrap_or(u64::MAX);
+        let backoff_ms = spec
+            .retry
+            .backoff_ms
+            .saturating_mul(doubled)
+            .min(spec.retry.backoff_max_ms.max(spec.retry.backoff_ms));
+        NextTry::At(now.plus_ms(backoff_ms))
+    }
+
+    pub(super) fn spec_of_job(&self, job: JobId) -> Option<&Arc<JobSpec>> {
+        Some(&self.specs.get(&self.jobs.get(&job)?.spec)?.spec)
+    }
+}
+
+/// What a batch has brought up so far.
+#[derive(Default)]
+struct Batch<'a> {
+    events: Vec<Event>,
+    names: BTreeSet<(QueueId, String)>,
+    specs: BTreeSet<SpecId>,
+    /// The spec before: batches are often alike, and comparing is cheaper than hashing.
+    last: Option<(&'a JobSpec, QueueId, SpecId)>,
+}
+
+fn end_of(why: Closing) -> JobEnd {
+    match why {
+        Closing::Cancelled => JobEnd::Cancelled,
+        Closing::Failed => JobEnd::Failed,
+    }
+}
+
+/// `, did you mean "…"?` for the candidate that is nearest to `text`, if any is near.
+fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    let near = candidates
+        .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min();
+    near.map_or_else(String::new, |(_, candidate)| format!(", did you mean \"{candidate}\"?"))
+}
+
+/// The outcome that a stopped attempt ends with, if it ended because of the stop.
+pub(super) fn outcome_of_stop(reason: StopReason) -> OutcomeKind {
+    match reason {
+        StopReason::Cancelled | StopReason::JobFailed | StopReason::Stray => OutcomeKind::Cancelled,
+        StopReason::TimedOut => OutcomeKind::TimedOut,
+        StopReason::Drained => OutcomeKind::Drained,
+        StopReason::StartLimit => OutcomeKind::LaunchFailed,
+        StopReason::Abandoned => OutcomeKind::Abandoned,
+    }
+}

@@ -1,0 +1,104 @@
+//! Re-checks one decision of a plan against the state as it is now.
+
+use std::collections::BTreeMap;
+
+use super::Decision;
+use crate::model::device::DeviceAmount;
+use crate::model::id::NodeId;
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::plan::Start;
+use crate::model::resource::Resources;
+use crate::model::spec::OnPoolLost;
+use crate::model::time::Timestamp;
+use crate::state::State;
+use crate::state::apply::RUN_SLACK_MS;
+use crate::state::event::{Event, OrderedAttempt};
+use crate::state::pool::Pool;
+use crate::state::rejection::Rejection;
+
+const OUTDATED: fn(&'static str) -> Rejection = |what| Rejection::Outdated { what };
+
+impl State {
+    pub(super) fn decide_start(&self, now: Timestamp, start: &Start) -> Result<Decision, Rejection> {
+        let job = self.jobs.get(&start.unit.job).ok_or(OUTDATED("the job"))?;
+        let spec = self.spec_of_job(job.id).ok_or(OUTDATED("the job's spec"))?;
+        let group = spec.group_of_unit(start.unit.unit);
+        let progress = &job.groups[group];
+        if !job.is_eligible() || !progress.waiting.contains(start.unit.unit) {
+            return Err(OUTDATED("the unit"));
+        }
+        let pool = self.pool(start.pool).filter(|pool| pool.is_open()).ok_or(OUTDATED("the pool"))?;
+        let tasks = spec.tasks_of_unit(start.unit.unit);
+        let placed = start.placements.iter().map(|placement| (placement.group, placement.task));
+        if !placed.eq(tasks) {
+            return Err(OUTDATED("the unit's tasks"));
+        }
+        let total = self.check_nodes(spec, pool, start)?;
+        self.check_limits(job.queue, &total)?;
+        let start_by = now.plus_ms(self.settings.start_by_ms);
+        let order = OrderedAttempt {
+            unit: start.unit,
+            number: progress.tried(start.unit.unit).map_or(0, |tried| tried.attempts) + 1,
+            pool: pool.id,
+            start_by,
+            ends_by: start_by.plus_ms(spec.max_run_ms).plus_ms(RUN_SLACK_MS),
+            leased: spec.on_pool_lost == OnPoolLost::Requeue && pool.spec.capabilities.leases,
+            after: None,
+            placements: start.placements.clone(),
+        };
+        Ok(Decision::done(vec![Event::AttemptOrdered { order }]))
+    }
+
+    /// Checks that every task fits where the plan puts it, all together; returns what they take.
+    fn check_nodes(
+        &self,
+        spec: &crate::model::spec::JobSpec,
+        pool: &Pool,
+        start: &Start,
+    ) -> Result<Resources, Rejection> {
+        let mut taken: BTreeMap<NodeId, (Resources, BTreeMap<u16, u32>)> = BTreeMap::new();
+        let mut total = Resources::default();
+        for placement in &start.placements {
+            let node =
+                pool.nodes.get(&placement.node).filter(|node| node.is_open()).ok_or(OUTDATED("a node"))?;
+            let request = &spec.groups[usize::from(placement.group)].request;
+            let (used, devices) = taken.entry(node.id).or_default();
+            *used = used.checked_add(&request.resources).ok_or(OUTDATED("a node"))?;
+            if !used.fits(&node.free()) {
+                return Err(OUTDATED("a node's free capacity"));
+            }
+            for share in &placement.devices {
+                let held = devices.entry(share.index).or_default();
+                *held += share.millis;
+                if *held > node.device_free(usize::from(share.index)) {
+                    return Err(OUTDATED("a device's free capacity"));
+                }
+            }
+            let shares_fit = match request.devices.as_ref().map(|devices| devices.amount) {
+                None => placement.devices.is_empty(),
+                Some(DeviceAmount::Whole(count)) => {
+                    placement.devices.len() == count as usize
+                        && placement.devices.iter().all(|share| share.millis == DEVICE_MILLIS)
+                }
+                Some(DeviceAmount::Fraction(millis)) => {
+                    matches!(&placement.devices[..], [share] if share.millis == millis)
+                }
+            };
+            if !shares_fit {
+                return Err(OUTDATED("the devices asked for"));
+            }
+            total = total.checked_add(&request.total()).ok_or(OUTDATED("the total"))?;
+        }
+        Ok(total)
+    }
+
+    fn check_limits(&self, queue: crate::model::id::QueueId, more: &Resources) -> Result<(), Rejection> {
+        for queue in self.queue_path(queue) {
+            let sum = queue.usage.checked_add(more).ok_or(OUTDATED("a queue's usage"))?;
+            if queue.spec.limit.first_excess(&sum).is_some() {
+                return Err(OUTDATED("a queue's free limit"));
+            }
+        }
+        Ok(())
+    }
+}

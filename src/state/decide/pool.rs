@@ -1,0 +1,184 @@
+//! Decides on pools: sessions, nodes, cordons, drains, reach.
+
+use std::collections::BTreeSet;
+
+use sha2::{Digest, Sha256};
+
+use super::{Decision, Reply};
+use crate::model::attempt::OutcomeKind;
+use crate::model::device::DeviceModel;
+use crate::model::exchange::{Hello, Inventory};
+use crate::model::id::{Epoch, NodeId, PoolId, UnitId};
+use crate::model::limit::{DURATION_MS_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
+use crate::model::pool::{Drain, DrainMode, Reach};
+use crate::model::time::Timestamp;
+use crate::model::validate::{self, Violations};
+use crate::state::State;
+use crate::state::event::Event;
+use crate::state::rejection::Rejection;
+use crate::state::token::first_bytes;
+
+impl State {
+    pub(super) fn decide_session(&self, hello: &Hello) -> Result<Decision, Rejection> {
+        let mut out = Violations::default();
+        validate::pool_spec("pool", &hello.pool, &mut out);
+        if !self.regions.contains_key(&hello.pool.region) {
+            out.push("pool.region", format!("region {} does not exist", hello.pool.region));
+        }
+        out.finish().map_err(Rejection::Invalid)?;
+        let key_digest = first_bytes(&Sha256::digest(hello.key));
+        let Some(pool) = self.pool_named(&hello.pool.name) else {
+            if self.pools.len() >= POOLS_MAX {
+                return Err(Rejection::LimitReached { what: "pools", max: POOLS_MAX });
+            }
+            let (pool, epoch) = (PoolId(self.next_pool), Epoch(1));
+            let (spec, instance) = (hello.pool.clone(), hello.instance);
+            let events = vec![
+                Event::PoolRegistered { pool, spec, instance, key_digest },
+                Event::SessionOpened { pool, epoch },
+            ];
+            return Ok(Decision { events, reply: Reply::Session { pool, epoch } });
+        };
+        if pool.instance != hello.instance || pool.key_digest != key_digest {
+            return Err(Rejection::PoolClaimed { pool: hello.pool.name.clone() });
+        }
+        let mut events = Vec::new();
+        if pool.spec != hello.pool {
+            events.push(Event::PoolUpdated { pool: pool.id, spec: hello.pool.clone() });
+        }
+        let (pool, epoch) = (pool.id, Epoch(pool.epoch.0 + 1));
+        events.push(Event::SessionOpened { pool, epoch });
+        Ok(Decision { events, reply: Reply::Session { pool, epoch } })
+    }
+
+    pub(super) fn decide_nodes(&self, id: PoolId, inventory: &Inventory) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(id)?;
+        if inventory.epoch != pool.epoch {
+            let (name, current, epoch) = (pool.spec.name.clone(), pool.epoch, inventory.epoch);
+            return Err(Rejection::StaleEpoch { pool: name, current, epoch });
+        }
+        let mut out = Violations::default();
+        for (index, node) in inventory.nodes.iter().enumerate() {
+            validate::node_spec(&format!("nodes[{index}]"), node, &mut out);
+        }
+        out.finish().map_err(Rejection::Invalid)?;
+        let (mut events, mut ids, mut next) = (Vec::new(), Vec::new(), pool.next_node);
+        let mut models = Vec::new();
+        let mut names = BTreeSet::new();
+        for device in inventory.nodes.iter().flat_map(|node| &node.devices) {
+            if self.model_named(&device.model).is_none() && names.insert(&device.model) {
+                models.push(DeviceModel::unlisted(&device.model));
+            }
+        }
+        if self.models.len() + models.len() > usize::from(u16::MAX) {
+            return Err(Rejection::LimitReached { what: "device models", max: usize::from(u16::MAX) });
+        }
+        if !models.is_empty() {
+            events.push(Event::DeviceModelsAdded { models });
+        }
+        let mut seen = BTreeSet::new();
+        for spec in &inventory.nodes {
+            if !seen.insert(&spec.name) {
+                return Err(Rejection::invalid(
+                    "nodes",
+                    format!("node {} is named twice", validate::quote(&spec.name)),
+                ));
+            }
+            let known = pool.node_names.get(&spec.name).copied();
+            let node = known.unwrap_or_else(|| {
+                next += 1;
+                NodeId(next - 1)
+            });
+            ids.push(node);
+            let same = pool.nodes.get(&node).is_some_and(|kept| kept.spec == *spec && !kept.gone);
+            if !same {
+                events.push(Event::NodeReported { pool: id, node, spec: spec.clone() });
+            }
+        }
+        if pool.nodes.len() + (next - pool.next_node) as usize > NODES_PER_POOL_MAX {
+            return Err(Rejection::LimitReached { what: "nodes in one pool", max: NODES_PER_POOL_MAX });
+        }
+        let gone = inventory.removed.iter().filter_map(|name| pool.node_names.get(name));
+        let gone = gone.filter(|node| pool.nodes.get(node).is_some_and(|kept| !kept.gone));
+        events.extend(gone.map(|node| Event::NodeRemoved { pool: id, node: *node }));
+        Ok(Decision { events, reply: Reply::Nodes(ids) })
+    }
+
+    pub(super) fn decide_remove_nodes(&self, id: PoolId, nodes: &[NodeId]) -> Decision {
+        let there = |node: &&NodeId| {
+            self.pool(id).and_then(|pool| pool.nodes.get(node)).is_some_and(|kept| !kept.gone)
+        };
+        let events = nodes.iter().filter(there).map(|node| Event::NodeRemoved { pool: id, node: *node });
+        Decision::done(events.collect())
+    }
+
+    pub(super) fn decide_reach(&self, id: PoolId, reach: Reach) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(id)?;
+        let changed = pool.reach != reach;
+        Ok(Decision::done(
+            changed.then_some(Event::PoolReachChanged { pool: id, reach }).into_iter().collect(),
+        ))
+    }
+
+    pub(super) fn decide_cordon_pool(&self, id: PoolId, cordoned: bool) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(id)?;
+        let mut events = Vec::new();
+        if pool.cordoned != cordoned {
+            events.push(Event::PoolCordoned { pool: id, cordoned });
+        }
+        // Uncordoning also ends a drain: there is one way back into service.
+        if !cordoned && pool.drain.is_some() {
+            events.push(Event::PoolDrainChanged { pool: id, drain: None });
+        }
+        Ok(Decision::done(events))
+    }
+
+    pub(super) fn decide_drain(
+        &self,
+        now: Timestamp,
+        id: PoolId,
+        mode: DrainMode,
+        deadline_ms: u64,
+    ) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(id)?;
+        if deadline_ms > DURATION_MS_MAX {
+            let description = format!("{deadline_ms} is not within 0 and {DURATION_MS_MAX}");
+            return Err(Rejection::invalid("deadline_ms", description));
+        }
+        let drain = Some(Drain { mode, deadline: (deadline_ms > 0).then(|| now.plus_ms(deadline_ms)) });
+        let changed = pool.drain != drain;
+        Ok(Decision::done(
+            changed.then_some(Event::PoolDrainChanged { pool: id, drain }).into_iter().collect(),
+        ))
+    }
+
+    pub(super) fn decide_cordon_node(
+        &self,
+        id: PoolId,
+        node: NodeId,
+        cordoned: bool,
+    ) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(id)?;
+        let Some(kept) = pool.nodes.get(&node) else {
+            return Err(Rejection::NotFound { kind: "node", name: node.to_string() });
+        };
+        let changed = kept.cordoned != cordoned;
+        let event = Event::NodeCordoned { pool: id, node, cordoned };
+        Ok(Decision::done(changed.then_some(event).into_iter().collect()))
+    }
+
+    pub(super) fn decide_abandon(&self, now: Timestamp, unit: UnitId) -> Result<Decision, Rejection> {
+        let Some(attempt) = self.attempt(unit) else {
+            let name = format!("{}/{}", unit.job, unit.unit);
+            return Err(Rejection::NotFound { kind: "live attempt", name });
+        };
+        let reach = self.pool(attempt.pool).map_or(Reach::Lost, |pool| pool.reach);
+        if matches!(reach, Reach::Ready | Reach::Suspect) {
+            return Err(Rejection::Outdated {
+                what: "the pool answers: cancel the job instead; that the pool is silent",
+            });
+        }
+        let message = "an admin gave it up; it may still run";
+        Ok(Decision::done(self.end_unasked(now, unit, OutcomeKind::Abandoned, message)))
+    }
+}

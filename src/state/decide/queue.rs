@@ -1,0 +1,85 @@
+//! Decides on the journal's beginning and on queues.
+
+use super::{Decision, check_revision};
+use crate::model::device;
+use crate::model::id::{JournalId, QueueId, Revision, Term};
+use crate::model::limit::QUEUES_MAX;
+use crate::model::queue::{DEFAULT_QUEUE, QueueSpec, default_settings};
+use crate::model::region;
+use crate::model::validate::{self, Violations, quote};
+use crate::state::State;
+use crate::state::event::{Event, Settings};
+use crate::state::rejection::Rejection;
+
+impl State {
+    pub(super) fn decide_term(&self, journal: JournalId, term: Term) -> Result<Decision, Rejection> {
+        if term <= self.term {
+            return Err(Rejection::StaleTerm(term.0));
+        }
+        let mut events = Vec::new();
+        if self.revision == Revision(0) {
+            let spec = default_settings(DEFAULT_QUEUE);
+            events = vec![
+                Event::JournalCreated { journal },
+                Event::SettingsChanged { settings: Settings::default() },
+                Event::RegionsAdded { regions: region::built_in().collect() },
+                Event::DeviceModelsAdded { models: device::built_in().collect() },
+                Event::QueueCreated { queue: QueueId(1), spec },
+            ];
+        } else {
+            // A newer Weir may know more regions and models than the one that made the journal.
+            let known = |region: &region::Region| self.regions.contains_key(&region.code);
+            let regions: Vec<_> = region::built_in().filter(|region| !known(region)).collect();
+            if !regions.is_empty() {
+                events.push(Event::RegionsAdded { regions });
+            }
+            let known = |model: &device::DeviceModel| self.model_named(&model.name).is_some();
+            let models: Vec<_> = device::built_in().filter(|model| !known(model)).collect();
+            if !models.is_empty() {
+                events.push(Event::DeviceModelsAdded { models });
+            }
+        }
+        events.push(Event::TermStarted { term });
+        Ok(Decision::done(events))
+    }
+
+    pub(super) fn decide_create_queue(&self, spec: &QueueSpec) -> Result<Decision, Rejection> {
+        self.check_queue(spec)?;
+        if self.queue_named(&spec.name).is_some() {
+            return Err(Rejection::AlreadyExists { kind: "queue", name: spec.name.clone() });
+        }
+        if self.queues.len() >= QUEUES_MAX {
+            return Err(Rejection::LimitReached { what: "queues", max: QUEUES_MAX });
+        }
+        if let Some((parent, _)) = spec.name.rsplit_once('/')
+            && self.queue_named(parent).is_none()
+        {
+            let description = format!("its parent queue {} does not exist", quote(parent));
+            return Err(Rejection::invalid("queue.name", description));
+        }
+        let queue = QueueId(self.next_queue);
+        Ok(Decision::done(vec![Event::QueueCreated { queue, spec: spec.clone() }]))
+    }
+
+    pub(super) fn decide_update_queue(
+        &self,
+        spec: &QueueSpec,
+        based_on: Revision,
+    ) -> Result<Decision, Rejection> {
+        self.check_queue(spec)?;
+        let Some(queue) = self.queue_named(&spec.name) else {
+            return Err(Rejection::NotFound { kind: "queue", name: spec.name.clone() });
+        };
+        check_revision("queue", &spec.name, queue.revision, based_on)?;
+        if queue.spec == *spec {
+            return Ok(Decision::done(Vec::new()));
+        }
+        Ok(Decision::done(vec![Event::QueueUpdated { queue: queue.id, spec: spec.clone() }]))
+    }
+
+    fn check_queue(&self, spec: &QueueSpec) -> Result<(), Rejection> {
+        let mut out = Violations::default();
+        validate::queue_spec("queue", spec, &mut out);
+        out.finish().map_err(Rejection::Invalid)
+    }
+}

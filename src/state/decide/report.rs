@@ -1,0 +1,96 @@
+//! Decides on what agents report of attempts.
+
+use super::job::outcome_of_stop;
+use super::{Decision, Ending, Reply};
+use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, Phase};
+use crate::model::id::{Epoch, PoolId, UnitId};
+use crate::model::limit::MESSAGE_LEN_MAX;
+use crate::model::text;
+use crate::model::time::Timestamp;
+use crate::state::State;
+use crate::state::event::{EndedAttempt, Event, NextTry};
+use crate::state::live::Attempt;
+use crate::state::rejection::Rejection;
+
+impl State {
+    pub(super) fn decide_report(
+        &self,
+        now: Timestamp,
+        pool_id: PoolId,
+        epoch: Epoch,
+        report: &AttemptReport,
+    ) -> Result<Decision, Rejection> {
+        let pool = self.pool_or_reject(pool_id)?;
+        if epoch != pool.epoch {
+            let (pool, current) = (pool.spec.name.clone(), pool.epoch);
+            return Err(Rejection::StaleEpoch { pool, current, epoch });
+        }
+        let id = report.attempt;
+        let live = self.attempt(id.unit_id()).filter(|attempt| {
+            id.journal == self.journal && attempt.number == id.number && attempt.pool == pool_id
+        });
+        let Some(attempt) = live else {
+            if id.journal != self.journal || id.job.0 >= self.next_job {
+                return Err(Rejection::UnknownAttempt { attempt: id.to_string() });
+            }
+            return Ok(Decision { events: Vec::new(), reply: Reply::Stray });
+        };
+        Ok(Decision::done(self.report_events(now, attempt, &report.status)))
+    }
+
+    fn report_events(&self, now: Timestamp, attempt: &Attempt, status: &AttemptStatus) -> Vec<Event> {
+        let unit = attempt.unit;
+        match status {
+            AttemptStatus::Starting => match attempt.phase {
+                Phase::Ordered => vec![Event::AttemptStarting { unit }],
+                Phase::Starting | Phase::Running | Phase::Stopping => Vec::new(),
+            },
+            AttemptStatus::Running { started_at } => match attempt.phase {
+                Phase::Ordered | Phase::Starting => {
+                    // An agent's clock may be off: a start lies between its order and now.
+                    let started_at = (*started_at).clamp(attempt.ordered_at, now.max(attempt.ordered_at));
+                    vec![Event::AttemptRunning { unit, started_at }]
+                }
+                Phase::Running | Phase::Stopping => Vec::new(),
+            },
+            AttemptStatus::Ended { started_at, ended_at, outcome } => {
+                let ended_at = (*ended_at).clamp(attempt.ordered_at, now.max(attempt.ordered_at));
+                let started_at = started_at.map(|at| at.clamp(attempt.ordered_at, ended_at));
+                let outcome = attributed(attempt, outcome);
+                let next = self.next_try(now, unit, outcome.kind);
+                let ended = EndedAttempt { started_at, ended_at, outcome, next };
+                self.end_attempt_events(Ending { unit, ended })
+            }
+        }
+    }
+
+    /// Ends an attempt that can't be asked about.
+    pub(super) fn end_unasked(
+        &self,
+        now: Timestamp,
+        unit: UnitId,
+        kind: OutcomeKind,
+        message: &str,
+    ) -> Vec<Event> {
+        let Some(attempt) = self.attempt(unit) else { return Vec::new() };
+        let next: NextTry = self.next_try(now, unit, kind);
+        let outcome = Outcome::plain(kind, message);
+        let ended = EndedAttempt { started_at: attempt.started_at, ended_at: now, outcome, next };
+        self.end_attempt_events(Ending { unit, ended })
+    }
+}
+
+/// The outcome as the broker keeps it: what ended by a stop ended for the stop's reason.
+fn attributed(attempt: &Attempt, reported: &Outcome) -> Outcome {
+    let mut outcome = reported.clone();
+    text::truncate(&mut outcome.message, MESSAGE_LEN_MAX);
+    if let Some(reason) = attempt.stop
+        && !matches!(
+            outcome.kind,
+            OutcomeKind::Succeeded | OutcomeKind::OutOfMemory | OutcomeKind::TimedOut | OutcomeKind::NodeLost
+        )
+    {
+        outcome.kind = outcome_of_stop(reason);
+    }
+    outcome
+}

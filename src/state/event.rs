@@ -1,0 +1,195 @@
+//! Events: every change of state, in the past tense. The journal is their sequence.
+
+use std::sync::Arc;
+
+use super::job::{Closing, JobEnd, Principal};
+use super::token::{TokenEntry, TokenKey};
+use crate::model::attempt::{Outcome, Placement, StopReason};
+use crate::model::device::DeviceModel;
+use crate::model::id::{
+    Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, Revision, SpecId, Term, UnitId,
+};
+use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::queue::QueueSpec;
+use crate::model::region::Region;
+use crate::model::spec::JobSpec;
+use crate::model::time::Timestamp;
+
+/// An event with its place in the journal, its time and who caused it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRecord {
+    pub revision: Revision,
+    /// Never decreases.
+    pub at: Timestamp,
+    pub principal: Principal,
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    JournalCreated { journal: JournalId },
+    TermStarted { term: Term },
+    SettingsChanged { settings: Settings },
+    RegionsAdded { regions: Vec<Region> },
+    DeviceModelsAdded { models: Vec<DeviceModel> },
+    QueueCreated { queue: QueueId, spec: QueueSpec },
+    QueueUpdated { queue: QueueId, spec: QueueSpec },
+    SpecAdded { spec: SpecId, body: Arc<JobSpec> },
+    JobSubmitted { job: JobId, name: Box<str>, queue: QueueId, spec: SpecId },
+    TokenUsed { key: TokenKey, entry: TokenEntry },
+    TokensExpired { count: u32 },
+    JobClosing { job: JobId, why: Closing },
+    JobEnded { job: JobId, end: JobEnd },
+    RoundPlanned { policy: Box<str>, version: u32, based_on: Revision, budget: u32, cursor: u32 },
+    AttemptOrdered { order: OrderedAttempt },
+    AttemptStarting { unit: UnitId },
+    AttemptRunning { unit: UnitId, started_at: Timestamp },
+    AttemptStopping { unit: UnitId, reason: StopReason },
+    AttemptEnded { unit: UnitId, ended: EndedAttempt },
+    UnitReleased { unit: UnitId },
+    PoolRegistered { pool: PoolId, spec: PoolSpec, instance: InstanceId, key_digest: [u8; 16] },
+    PoolUpdated { pool: PoolId, spec: PoolSpec },
+    SessionOpened { pool: PoolId, epoch: Epoch },
+    PoolReachChanged { pool: PoolId, reach: Reach },
+    PoolCordoned { pool: PoolId, cordoned: bool },
+    PoolDrainChanged { pool: PoolId, drain: Option<Drain> },
+    NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
+    NodeRemoved { pool: PoolId, node: NodeId },
+    NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
+}
+
+impl Event {
+    /// Names of every kind, in the order of [`Event::kind`].
+    pub const KINDS: [&'static str; 29] = [
+        "JournalCreated",
+        "TermStarted",
+        "SettingsChanged",
+        "RegionsAdded",
+        "DeviceModelsAdded",
+        "QueueCreated",
+        "QueueUpdated",
+        "SpecAdded",
+        "JobSubmitted",
+        "TokenUsed",
+        "TokensExpired",
+        "JobClosing",
+        "JobEnded",
+        "RoundPlanned",
+        "AttemptOrdered",
+        "AttemptStarting",
+        "AttemptRunning",
+        "AttemptStopping",
+        "AttemptEnded",
+        "UnitReleased",
+        "PoolRegistered",
+        "PoolUpdated",
+        "SessionOpened",
+        "PoolReachChanged",
+        "PoolCordoned",
+        "PoolDrainChanged",
+        "NodeReported",
+        "NodeRemoved",
+        "NodeCordoned",
+    ];
+
+    /// The kind's place in [`Event::KINDS`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::JournalCreated { .. } => 0,
+            Self::TermStarted { .. } => 1,
+            Self::SettingsChanged { .. } => 2,
+            Self::RegionsAdded { .. } => 3,
+            Self::DeviceModelsAdded { .. } => 4,
+            Self::QueueCreated { .. } => 5,
+            Self::QueueUpdated { .. } => 6,
+            Self::SpecAdded { .. } => 7,
+            Self::JobSubmitted { .. } => 8,
+            Self::TokenUsed { .. } => 9,
+            Self::TokensExpired { .. } => 10,
+            Self::JobClosing { .. } => 11,
+            Self::JobEnded { .. } => 12,
+            Self::RoundPlanned { .. } => 13,
+            Self::AttemptOrdered { .. } => 14,
+            Self::AttemptStarting { .. } => 15,
+            Self::AttemptRunning { .. } => 16,
+            Self::AttemptStopping { .. } => 17,
+            Self::AttemptEnded { .. } => 18,
+            Self::UnitReleased { .. } => 19,
+            Self::PoolRegistered { .. } => 20,
+            Self::PoolUpdated { .. } => 21,
+            Self::SessionOpened { .. } => 22,
+            Self::PoolReachChanged { .. } => 23,
+            Self::PoolCordoned { .. } => 24,
+            Self::PoolDrainChanged { .. } => 25,
+            Self::NodeReported { .. } => 26,
+            Self::NodeRemoved { .. } => 27,
+            Self::NodeCordoned { .. } => 28,
+        }
+    }
+}
+
+/// A new attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OrderedAttempt {
+    pub unit: UnitId,
+    pub number: u32,
+    pub pool: PoolId,
+    pub start_by: Timestamp,
+    pub ends_by: Timestamp,
+    pub leased: bool,
+    pub after: Option<UnitId>,
+    pub placements: Vec<Placement>,
+}
+
+/// How an attempt ended and what its unit does next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndedAttempt {
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Timestamp,
+    pub outcome: Outcome,
+    pub next: NextTry,
+}
+
+/// What a unit does after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextTry {
+    /// The outcome is final.
+    Never,
+    /// It waits again at once; the attempt did not count.
+    Now,
+    /// It waits again from then on; the attempt counted as a failure.
+    At(Timestamp),
+}
+
+/// Times that broker and agents go by, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub heartbeat_ms: u64,
+    /// Silence after which a pool gets no new orders.
+    pub suspect_ms: u64,
+    pub unreachable_ms: u64,
+    /// Silence after which leases have surely ended.
+    pub lost_ms: u64,
+    /// How long a leased attempt may go on after the last answered heartbeat was sent.
+    pub lease_ms: u64,
+    /// From an order until its agent must not start it any more.
+    pub start_by_ms: u64,
+}
+
+/// From the end of a lease until its attempts are surely gone: the stop's own grace.
+pub const LEASE_STOP_GRACE_MS: u64 = 2_000;
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 2_000,
+            suspect_ms: 6_000,
+            unreachable_ms: 15_000,
+            // The lease, its stop's grace, 1 % of drift and a second fit well inside.
+            lost_ms: 30_000,
+            lease_ms: 20_000,
+            start_by_ms: 60_000,
+        }
+    }
+}

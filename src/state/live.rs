@@ -1,0 +1,42 @@
+//! Live attempts: at most one per unit, by the key they are kept under.
+
+use crate::model::attempt::{Phase, Placement, StopReason};
+use crate::model::id::{AttemptId, JournalId, PoolId, Revision, UnitId};
+use crate::model::time::Timestamp;
+
+/// An attempt that holds capacity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub unit: UnitId,
+    /// Counts the unit's attempts from 1.
+    pub number: u32,
+    /// Earlier attempts that count against `max_attempts`.
+    pub failures: u32,
+    pub pool: PoolId,
+    pub phase: Phase,
+    /// Set in phase `Stopping`.
+    pub stop: Option<StopReason>,
+    pub ordered_at: Timestamp,
+    /// The revision that ordered it.
+    pub ordered_revision: Revision,
+    /// The agent never creates it after this.
+    pub start_by: Timestamp,
+    pub started_at: Option<Timestamp>,
+    /// It is stopped then; every attempt has an end.
+    pub ends_by: Timestamp,
+    /// It ends by itself when its pool's lease isn't renewed.
+    pub leased: bool,
+    /// The unit whose live attempt's place this one takes over when that one is gone; until
+    /// then it holds nothing.
+    pub after: Option<UnitId>,
+    pub placements: Vec<Placement>,
+    /// The last event that altered it.
+    pub revision: Revision,
+}
+
+impl Attempt {
+    /// Its full identity.
+    pub fn id(&self, journal: JournalId) -> AttemptId {
+        AttemptId { journal, job: self.unit.job, unit: self.unit.unit, number: self.number }
+    }
+}

@@ -1,0 +1,403 @@
+//! The broker's state: a fold over the journal's events.
+//!
+//! `decide` turns a command into events or a rejection and changes nothing; `apply` folds events
+//! and can't fail. `record` is the only translator to the disk's form. Nothing here does I/O.
+
+pub mod apply;
+pub mod class;
+pub mod command;
+pub mod decide;
+pub mod event;
+pub mod invariant;
+pub mod job;
+pub mod live;
+pub mod pool;
+pub mod record;
+pub mod rejection;
+pub mod snapshot;
+pub mod token;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use class::{Classes, Shapes};
+use event::Settings;
+use job::{Job, SpecEntry};
+use live::Attempt;
+use pool::{Node, Pool};
+use snapshot::{Key, Snapshotter};
+use token::Tokens;
+
+use crate::model::device::{DeviceModel, DeviceModelId};
+use crate::model::id::{JobId, JournalId, NodeRef, PoolId, QueueId, Revision, SpecId, Term, UnitId};
+use crate::model::queue::QueueSpec;
+use crate::model::region::{Region, RegionCode};
+use crate::model::resource::Resources;
+use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::time::Timestamp;
+
+/// All that the broker knows and that is alive.
+#[derive(Debug, Default)]
+pub struct State {
+    journal: JournalId,
+    term: Term,
+    revision: Revision,
+    now: Timestamp,
+    settings: Settings,
+    regions: BTreeMap<RegionCode, Region>,
+    models: Vec<DeviceModel>,
+    queues: BTreeMap<QueueId, Queue>,
+    specs: BTreeMap<SpecId, SpecEntry>,
+    jobs: BTreeMap<JobId, Job>,
+    attempts: BTreeMap<UnitId, Attempt>,
+    pools: BTreeMap<PoolId, Pool>,
+    tokens: Tokens,
+    next_job: u64,
+    next_pool: u32,
+    next_queue: u32,
+    derived: Derived,
+    snapshotter: Option<Snapshotter>,
+}
+
+/// A queue with what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub id: QueueId,
+    pub parent: Option<QueueId>,
+    pub spec: QueueSpec,
+    pub revision: Revision,
+    /// Held by its attempts and those of the queues below. Derived.
+    pub usage: Resources,
+    /// Live jobs of this queue itself. Derived.
+    pub jobs: u64,
+}
+
+/// What can be rebuilt from the rest.
+#[derive(Clone, Debug, Default)]
+struct Derived {
+    shapes: Shapes,
+    classes: Classes,
+    queue_names: BTreeMap<String, QueueId>,
+    pool_names: BTreeMap<String, PoolId>,
+    model_names: BTreeMap<String, DeviceModelId>,
+    /// Live jobs by the hash of queue and name: half the memory of the names themselves.
+    job_names: BTreeSet<(u64, JobId)>,
+    dependents: BTreeMap<JobId, Vec<JobId>>,
+    timers: BTreeSet<(Timestamp, Timer)>,
+    /// Live attempts that have not been told to stop, by job and by pool.
+    stoppable: BTreeSet<UnitId>,
+    stoppable_in: BTreeSet<(PoolId, UnitId)>,
+    /// Live attempts that go elsewhere when their pool is lost.
+    requeueable: BTreeSet<(PoolId, UnitId)>,
+    /// Closing jobs that have stoppable attempts.
+    closing: BTreeSet<JobId>,
+    /// Evicting pools that have stoppable attempts.
+    evicting: BTreeSet<PoolId>,
+    /// Lost pools that have attempts to requeue.
+    lost: BTreeSet<PoolId>,
+    doomed: BTreeSet<JobId>,
+    /// Successors in a slot, by the attempt whose place they take.
+    followers: BTreeMap<UnitId, UnitId>,
+}
+
+/// What falls due at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Release(UnitId),
+    EndRun(UnitId),
+    EndStart(UnitId),
+    Drain(PoolId),
+}
+
+impl State {
+    /// The journal's identity.
+    pub fn journal(&self) -> JournalId {
+        self.journal
+    }
+
+    /// The current writer's turn.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The last applied event.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The time of the last applied event.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Times that broker and agents go by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A live job.
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// Live jobs from `from` on, in the order they were submitted.
+    pub fn jobs_from(&self, from: JobId) -> impl Iterator<Item = &Job> {
+        self.jobs.range(from..).map(|(_, job)| job)
+    }
+
+    /// Numbers of live jobs below `before`, newest first.
+    pub fn job_ids_before(&self, before: JobId) -> impl Iterator<Item = JobId> {
+        self.jobs.range(..before).rev().map(|(id, _)| *id)
+    }
+
+    /// How many jobs are live.
+    pub fn job_count(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// The number that the next job will get.
+    pub fn next_job(&self) -> JobId {
+        JobId(self.next_job)
+    }
+
+    /// The live job of this name in this queue.
+    pub fn job_named(&self, queue: QueueId, name: &str) -> Option<&Job> {
+        let hash = name_hash(queue, name);
+        let range = (hash, JobId(0))..=(hash, JobId(u64::MAX));
+        let mut jobs = self.derived.job_names.range(range).filter_map(|(_, id)| self.jobs.get(id));
+        jobs.find(|job| job.queue == queue && *job.name == *name)
+    }
+
+    /// A spec in use.
+    pub fn spec(&self, id: SpecId) -> Option<&SpecEntry> {
+        self.specs.get(&id)
+    }
+
+    /// The live attempt of a unit.
+    pub fn attempt(&self, unit: UnitId) -> Option<&Attempt> {
+        self.attempts.get(&unit)
+    }
+
+    /// The live attempts of a job.
+    pub fn attempts_of(&self, job: JobId) -> impl Iterator<Item = &Attempt> {
+        let range = UnitId { job, unit: 0 }..=UnitId { job, unit: u32::MAX };
+        self.attempts.range(range).map(|(_, attempt)| attempt)
+    }
+
+    /// All live attempts.
+    pub fn attempts(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.values()
+    }
+
+    /// A pool by number.
+    pub fn pool(&self, id: PoolId) -> Option<&Pool> {
+        self.pools.get(&id)
+    }
+
+    /// A pool by name.
+    pub fn pool_named(&self, name: &str) -> Option<&Pool> {
+        self.pools.get(self.derived.pool_names.get(name)?)
+    }
+
+    /// All pools, in the order they were registered.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.values()
+    }
+
+    /// A node.
+    pub fn node(&self, at: NodeRef) -> Option<&Node> {
+        self.pools.get(&at.pool)?.nodes.get(&at.node)
+    }
+
+    /// A queue by number.
+    pub fn queue(&self, id: QueueId) -> Option<&Queue> {
+        self.queues.get(&id)
+    }
+
+    /// A queue by its path.
+    pub fn queue_named(&self, name: &str) -> Option<&Queue> {
+        self.queues.get(self.derived.queue_names.get(name)?)
+    }
+
+    /// All queues.
+    pub fn queues(&self) -> impl Iterator<Item = &Queue> {
+        self.queues.values()
+    }
+
+    /// A queue and those above it, from the queue itself up.
+    pub fn queue_path(&self, id: QueueId) -> impl Iterator<Item = &Queue> {
+        std::iter::successors(self.queues.get(&id), |queue| self.queues.get(&queue.parent?))
+    }
+
+    /// The number of a device model.
+    pub fn model_named(&self, name: &str) -> Option<DeviceModelId> {
+        self.derived.model_names.get(name).copied()
+    }
+
+    /// Known device models, in the order of their numbers.
+    pub fn models(&self) -> &[DeviceModel] {
+        &self.models
+    }
+
+    /// The region catalogue.
+    pub fn regions(&self) -> &BTreeMap<RegionCode, Region> {
+        &self.regions
+    }
+
+    /// Classes of waiting units.
+    pub fn classes(&self) -> &Classes {
+        &self.derived.classes
+    }
+
+    /// A shape in use.
+    pub fn shape(&self, id: ShapeId) -> Option<&Arc<Shape>> {
+        self.derived.shapes.get(id)
+    }
+
+    /// The attempt that takes over this unit's place.
+    pub fn follower_of(&self, unit: UnitId) -> Option<UnitId> {
+        self.derived.followers.get(&unit).copied()
+    }
+
+    /// Request tokens that are remembered.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The class of a job's unit group, and whether it has units that wait to be placed.
+    pub fn class_of(&self, job: &Job, group: usize) -> Option<ClassKey> {
+        let entry = self.specs.get(&job.spec)?;
+        let shape = *entry.shapes.get(group)?;
+        Some(ClassKey { queue: job.queue, priority: entry.spec.priority, shape })
+    }
+
+    /// Everything derived is built anew; the indexes kept so far must have been equal.
+    fn rebuild(&mut self) {
+        self.derived = Derived::default();
+        self.tokens.rebuild();
+        for (index, model) in self.models.iter().enumerate() {
+            self.derived.model_names.insert(model.name.clone(), DeviceModelId(index as u16));
+        }
+        for queue in self.queues.values_mut() {
+            (queue.usage, queue.jobs) = (Resources::default(), 0);
+            self.derived.queue_names.insert(queue.spec.name.clone(), queue.id);
+        }
+        for pool in self.pools.values_mut() {
+            self.derived.pool_names.insert(pool.spec.name.clone(), pool.id);
+            pool.attempts.clear();
+            pool.node_names = pool.nodes.values().map(|node| (node.spec.name.clone(), node.id)).collect();
+            pool.committed = Resources::default();
+            for node in pool.nodes.values_mut() {
+                let models = node.spec.devices.iter();
+                let known = |name: &str| self.derived.model_names.get(name).copied().unwrap_or_default();
+                node.models = models.map(|device| known(&device.model)).collect();
+                node.committed = Resources::default();
+                node.committed_devices = vec![0; node.spec.devices.len()];
+                node.tasks = 0;
+            }
+            apply::refresh_pool_total(pool);
+            if let Some(deadline) = pool.drain.and_then(|drain| drain.deadline) {
+                self.derived.timers.insert((deadline, Timer::Drain(pool.id)));
+            }
+        }
+        for entry in self.specs.values_mut() {
+            let groups = 0..entry.spec.unit_group_count();
+            let shape = |group| self.derived.shapes.acquire(Shape::of(&entry.spec, group));
+            entry.shapes = groups.map(shape).collect();
+            entry.jobs = 0;
+        }
+        let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+        for id in jobs {
+            self.index_job(id);
+        }
+        let units: Vec<UnitId> = self.attempts.keys().copied().collect();
+        for unit in units {
+            self.index_attempt(unit);
+        }
+        let pools: Vec<PoolId> = self.pools.keys().copied().collect();
+        for pool in pools {
+            self.settle_pool(pool);
+        }
+    }
+
+    /// Notes that `key` is about to change, for a snapshot that is being written.
+    fn touch(&mut self, key: Key) {
+        if let Some(mut snapshotter) = self.snapshotter.take() {
+            snapshotter.touch(self, key);
+            self.snapshotter = Some(snapshotter);
+        }
+    }
+
+    fn job_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.touch(Key::Job(id));
+        self.jobs.get_mut(&id)
+    }
+
+    fn attempt_mut(&mut self, unit: UnitId) -> Option<&mut Attempt> {
+        self.touch(Key::Attempt(unit));
+        self.attempts.get_mut(&unit)
+    }
+
+    fn pool_mut(&mut self, id: PoolId) -> Option<&mut Pool> {
+        self.touch(Key::Pool(id));
+        self.pools.get_mut(&id)
+    }
+
+    /// Calls `visit` for the first timers that are due, until it says to stop.
+    fn due_timers(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
+        self.derived.timers.iter().take_while(move |(at, _)| *at <= now).map(|(_, timer)| *timer)
+    }
+
+    /// Something is due that waits for no timer.
+    pub fn has_backlog(&self) -> bool {
+        let derived = &self.derived;
+        !(derived.closing.is_empty() && derived.evicting.is_empty() && derived.doomed.is_empty())
+    }
+
+    /// A lost pool has attempts that wait to be requeued.
+    pub fn has_lost(&self) -> bool {
+        !self.derived.lost.is_empty()
+    }
+
+    /// The unit group that a unit of a live job belongs to; 0 if the job is not live.
+    pub fn group_of(&self, unit: UnitId) -> usize {
+        self.unit_group(unit)
+    }
+
+    /// When the next timer or token falls due.
+    pub fn next_timer(&self) -> Option<Timestamp> {
+        let timer = self.derived.timers.first().map(|(at, _)| *at);
+        let token = self.tokens.oldest().map(|(at, _)| at.plus_ms(crate::model::limit::TOKEN_RETENTION_MS));
+        [timer, token].into_iter().flatten().min()
+    }
+
+    fn range_after<K: Copy>(cursor: Option<K>) -> Bound<K> {
+        cursor.map_or(Bound::Unbounded, Bound::Excluded)
+    }
+}
+
+/// FNV-1a over queue and name. A collision costs a second look, nothing more.
+fn name_hash(queue: QueueId, name: &str) -> u64 {
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    queue.0.hash(&mut hasher);
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}
+
+/// The Fowler-Noll-Vo hash, version 1a, 64 bits: the same on every machine and in every run.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

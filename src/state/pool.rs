@@ -1,0 +1,179 @@
+//! Pools and nodes as hot state keeps them, with what is committed on each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::attempt::Placement;
+use crate::model::device::DeviceModelId;
+use crate::model::id::{Epoch, InstanceId, NodeId, PoolId, Revision, UnitId};
+use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::resource::Resources;
+use crate::model::spec::TaskRequest;
+use crate::model::time::Timestamp;
+
+/// A registered pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub id: PoolId,
+    pub spec: PoolSpec,
+    /// The agent that the name is bound to.
+    pub instance: InstanceId,
+    /// SHA-256 of the agent's key, cut to 128 bits.
+    pub key_digest: [u8; 16],
+    /// The current speaker; reports of an older one are refused.
+    pub epoch: Epoch,
+    pub reach: Reach,
+    pub cordoned: bool,
+    pub drain: Option<Drain>,
+    pub registered_at: Timestamp,
+    pub revision: Revision,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub next_node: u32,
+    /// Derived from `nodes`.
+    pub node_names: BTreeMap<String, NodeId>,
+    /// Live attempts. Derived.
+    pub attempts: BTreeSet<UnitId>,
+    /// Sum over the nodes that are there; devices in thousandths. Derived.
+    pub total: Resources,
+    /// Sum over the nodes. Derived.
+    pub committed: Resources,
+}
+
+impl Pool {
+    /// A copy that leaves the nodes, and what is kept per attempt, out.
+    pub fn without_nodes(&self) -> Self {
+        Self {
+            id: self.id,
+            spec: self.spec.clone(),
+            instance: self.instance,
+            key_digest: self.key_digest,
+            epoch: self.epoch,
+            reach: self.reach,
+            cordoned: self.cordoned,
+            drain: self.drain,
+            registered_at: self.registered_at,
+            revision: self.revision,
+            next_node: self.next_node,
+            nodes: BTreeMap::new(),
+            node_names: BTreeMap::new(),
+            attempts: BTreeSet::new(),
+            total: self.total.clone(),
+            committed: self.committed.clone(),
+        }
+    }
+
+    /// New work may be ordered here.
+    pub fn is_open(&self) -> bool {
+        self.reach == Reach::Ready && !self.cordoned && self.drain.is_none()
+    }
+}
+
+/// One machine of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub id: NodeId,
+    pub spec: NodeSpec,
+    /// Models of `spec.devices`, in order.
+    pub models: Vec<DeviceModelId>,
+    /// An admin takes it out of use; the backend's own wish is in `spec`.
+    pub cordoned: bool,
+    /// No longer in the inventory, but attempts on it have not been reported gone.
+    pub gone: bool,
+    pub revision: Revision,
+    /// Derived.
+    pub committed: Resources,
+    /// Thousandths per device. Derived.
+    pub committed_devices: Vec<u32>,
+    /// Tasks that hold something here. Derived.
+    pub tasks: u32,
+}
+
+impl Node {
+    /// A node as first reported.
+    pub fn new(id: NodeId, spec: NodeSpec, models: Vec<DeviceModelId>, revision: Revision) -> Self {
+        let committed_devices = vec![0; spec.devices.len()];
+        Self {
+            id,
+            spec,
+            models,
+            cordoned: false,
+            gone: false,
+            revision,
+            committed: Resources::default(),
+            committed_devices,
+            tasks: 0,
+        }
+    }
+
+    /// New work may be placed here, if its pool is open.
+    pub fn is_open(&self) -> bool {
+        !self.cordoned && !self.spec.cordoned && !self.gone
+    }
+
+    /// What the node has, devices included.
+    pub fn total(&self) -> Resources {
+        let device_millis =
+            (0..self.spec.devices.len()).map(|index| u64::from(self.device_capacity(index))).sum();
+        Resources { device_millis, ..self.spec.allocatable.clone() }
+    }
+
+    /// Free CPU, memory and other kinds; zero where more is committed than there is.
+    pub fn free(&self) -> Resources {
+        let minus = |total: u64, committed: u64| total.saturating_sub(committed);
+        let (total, used) = (&self.spec.allocatable, &self.committed);
+        let other = total.other.as_ref().map(|map| {
+            let free = |(name, amount): (&Box<str>, &u64)| {
+                let kind = crate::model::resource::ResourceKind::Other(name.clone());
+                (name.clone(), minus(*amount, used.get(&kind)))
+            };
+            Box::new(map.iter().map(free).filter(|(_, amount)| *amount > 0).collect::<BTreeMap<_, _>>())
+        });
+        Resources {
+            cpu_millis: minus(total.cpu_millis, used.cpu_millis),
+            memory_bytes: minus(total.memory_bytes, used.memory_bytes),
+            storage_bytes: minus(total.storage_bytes, used.storage_bytes),
+            device_millis: 0,
+            other: other.filter(|map| !map.is_empty()),
+        }
+    }
+
+    /// Free thousandths of device `index`.
+    pub fn device_free(&self, index: usize) -> u32 {
+        let committed = self.committed_devices.get(index).copied().unwrap_or_default();
+        self.device_capacity(index).saturating_sub(committed)
+    }
+
+    fn device_capacity(&self, index: usize) -> u32 {
+        self.spec.devices.get(index).filter(|device| device.healthy).map_or(0, |device| device.millis)
+    }
+
+    /// Takes what a task holds. The node may have shrunk below that: then nothing is free.
+    pub fn commit(&mut self, request: &TaskRequest, placement: &Placement) {
+        // Each task was validated to at most 2^50 of any kind and a node holds fewer than 2^10
+        // tasks of that size before it is full, so the sum can't overflow.
+        self.committed = self.committed.checked_add(&request.total()).unwrap_or_default();
+        for share in &placement.devices {
+            let index = usize::from(share.index);
+            if self.committed_devices.len() <= index {
+                self.committed_devices.resize(index + 1, 0);
+            }
+            self.committed_devices[index] += share.millis;
+        }
+        self.tasks += 1;
+    }
+
+    /// Gives back what a task held.
+    ///
+    /// # Panics
+    /// If it held nothing: the books would be wrong from here on.
+    pub fn uncommit(&mut self, request: &TaskRequest, placement: &Placement) {
+        let rest = self.committed.checked_sub(&request.total());
+        assert!(rest.is_some() && self.tasks > 0, "node {} gives back what it never held", self.spec.name);
+        self.committed = rest.unwrap_or_default();
+        self.tasks -= 1;
+        for share in &placement.devices {
+            let held = &mut self.committed_devices[usize::from(share.index)];
+            assert!(*held >= share.millis, "device {} gives back what it never held", share.index);
+            *held -= share.millis;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Rejections: why a command changes nothing. Each has a stable code.
+
+use std::fmt;
+
+use crate::model::id::{Epoch, JobId, Revision};
+use crate::model::validate::Violation;
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    #[error("{}", Violations(.0))]
+    Invalid(Vec<Violation>),
+    #[error("{kind} {name:?} does not exist")]
+    NotFound { kind: &'static str, name: String },
+    #[error("{kind} {name:?} exists already")]
+    AlreadyExists { kind: &'static str, name: String },
+    #[error("{kind} {name:?} is at revision {current}, not {based_on}")]
+    Conflict { kind: &'static str, name: String, current: Revision, based_on: Revision },
+    #[error("this request token was used with another request")]
+    TokenReused,
+    #[error("job {0} depends on itself or on a job that does not exist")]
+    BadDependency(JobId),
+    #[error("pool {pool:?} belongs to another agent")]
+    PoolClaimed { pool: String },
+    #[error("pool {pool:?} is spoken for in epoch {current}, not {epoch}")]
+    StaleEpoch { pool: String, current: Epoch, epoch: Epoch },
+    #[error("term {0} is not above the current one")]
+    StaleTerm(u64),
+    #[error("at most {max} {what} are allowed")]
+    LimitReached { what: &'static str, max: usize },
+    #[error("attempt {attempt} is not live in this pool")]
+    UnknownAttempt { attempt: String },
+    #[error("{what} is no longer as the command assumes")]
+    Outdated { what: &'static str },
+    #[error(
+        "the broker is read-only: an agent runs work of revision {seen}, the journal ends at {at}; restore the newer journal"
+    )]
+    ReadOnly { seen: Revision, at: Revision },
+}
+
+struct Violations<'a>(&'a [Violation]);
+
+impl fmt::Display for Violations<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, violation) in self.0.iter().enumerate() {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            violation.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Rejection {
+    /// Stable codes with what each means and what helps, for the manual.
+    pub const MANUAL: [(&'static str, &'static str, &'static str); 13] = [
+        ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
+        ("NotFound", "the named object does not exist", "check the name"),
+        ("AlreadyExists", "the name is taken", "choose another name"),
+        ("Conflict", "the object has changed since you read it", "read it again and repeat"),
+        ("TokenReused", "the request token belongs to another request", "use a fresh token"),
+        ("BadDependency", "the job depends on a job that can't be waited for", "name a job that exists"),
+        (
+            "PoolClaimed",
+            "the pool's name is bound to another agent",
+            "use that agent's state folder, or another name",
+        ),
+        ("StaleEpoch", "a newer agent speaks for the pool", "nothing: the newer one goes on"),
+        ("StaleTerm", "a newer broker writes the journal", "nothing: the newer one goes on"),
+        ("LimitReached", "the broker holds as many of these as it may", "remove some"),
+        ("UnknownAttempt", "the attempt is not live in the reporting pool", "nothing"),
+        ("Outdated", "the state has moved on since the command was made", "nothing: it is made anew"),
+        ("ReadOnly", "the journal is older than what agents run", "restore the newer journal"),
+    ];
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        Self::MANUAL[self.kind()].0
+    }
+
+    /// The code's place in [`Rejection::MANUAL`].
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::Invalid(_) => 0,
+            Self::NotFound { .. } => 1,
+            Self::AlreadyExists { .. } => 2,
+            Self::Conflict { .. } => 3,
+            Self::TokenReused => 4,
+            Self::BadDependency(_) => 5,
+            Self::PoolClaimed { .. } => 6,
+            Self::StaleEpoch { .. } => 7,
+            Self::StaleTerm(_) => 8,
+            Self::LimitReached { .. } => 9,
+            Self::UnknownAttempt { .. } => 10,
+            Self::Outdated { .. } => 11,
+            Self::ReadOnly { .. } => 12,
+        }
+    }
+
+    /// A single field's violation.
+    pub fn invalid(field: &str, description: impl Into<String>) -> Self {
+        Self::Invalid(vec![Violation { field: field.to_owned(), description: description.into() }])
+    }
+}

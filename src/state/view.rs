@@ -1,0 +1,219 @@
+//! What readers see of jobs and attempts, alive or ended, in one form.
+
+use std::sync::Arc;
+
+use super::State;
+use super::apply::{FinishedAttempt, FinishedJob};
+use super::event::EndedAttempt;
+use super::job::{Closing, JobEnd, Principal, Progress};
+use super::live::Attempt;
+use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement};
+use crate::model::id::{AttemptId, JobId, JournalId, Revision};
+use crate::model::region::RegionCode;
+use crate::model::spec::JobSpec;
+use crate::model::time::Timestamp;
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum JobPhase {
+    Pending,
+    /// At least one attempt is live.
+    Running,
+    Cancelling,
+    /// A unit failed for good; the others are being stopped.
+    Failing,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl JobPhase {
+    /// It won't change any more.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl From<JobEnd> for JobPhase {
+    fn from(end: JobEnd) -> Self {
+        match end {
+            JobEnd::Succeeded => Self::Succeeded,
+            JobEnd::Failed => Self::Failed,
+            JobEnd::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// Units of a job, by where they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub total: u32,
+    pub waiting: u32,
+    pub backing_off: u32,
+    /// Live, running or not.
+    pub live: u32,
+    pub running: u32,
+    pub succeeded: u32,
+    pub failed: u32,
+}
+
+/// A job as readers see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobView {
+    pub id: JobId,
+    pub name: String,
+    pub queue: String,
+    pub phase: JobPhase,
+    pub spec: Arc<JobSpec>,
+    pub submitted_at: Timestamp,
+    pub submitted_by: Principal,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub revision: Revision,
+    pub counts: Counts,
+    /// Of its first failed unit.
+    pub failure: Option<Outcome>,
+    /// Pools of its live attempts, the first few.
+    pub pools: Vec<String>,
+}
+
+/// Pools that a job's view names.
+const POOLS_SHOWN: usize = 4;
+
+/// An attempt as readers see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttemptView {
+    pub id: AttemptId,
+    pub pool: String,
+    pub region: RegionCode,
+    /// One per placement.
+    pub nodes: Vec<String>,
+    pub placements: Vec<Placement>,
+    pub phase: AttemptPhase,
+    pub ordered_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub outcome: Option<Outcome>,
+    pub revision: Revision,
+}
+
+/// Where an attempt stands, ended ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptPhase {
+    Live(Phase),
+    Ended,
+}
+
+fn counts(groups: &[Progress]) -> Counts {
+    let mut sum = Counts::default();
+    for group in groups {
+        sum.waiting += group.waiting.len();
+        sum.backing_off += group.backing_off();
+        sum.live += group.live;
+        sum.running += group.running;
+        sum.failed += group.failed_units();
+        let succeeded = group.ended.iter().filter(|(kind, _)| *kind == OutcomeKind::Succeeded);
+        sum.succeeded += succeeded.map(|(_, units)| units.len()).sum::<u32>();
+    }
+    sum
+}
+
+impl State {
+    /// A live job as readers see it.
+    pub fn job_view(&self, id: JobId) -> Option<JobView> {
+        let job = self.jobs.get(&id)?;
+        let entry = self.specs.get(&job.spec)?;
+        let counts = Counts { total: entry.spec.unit_count(), ..counts(&job.groups) };
+        let phase = match job.closing {
+            Some(Closing::Cancelled) => JobPhase::Cancelling,
+            Some(Closing::Failed) => JobPhase::Failing,
+            None if counts.live > 0 => JobPhase::Running,
+            None => JobPhase::Pending,
+        };
+        let mut pools: Vec<String> = Vec::new();
+        for attempt in self.attempts_of(id).take(64) {
+            let Some(pool) = self.pools.get(&attempt.pool) else { continue };
+            if pools.len() < POOLS_SHOWN && !pools.contains(&pool.spec.name) {
+                pools.push(pool.spec.name.clone());
+            }
+        }
+        Some(JobView {
+            id,
+            name: job.name.to_string(),
+            queue: self.queues.get(&job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),
+            phase,
+            spec: entry.spec.clone(),
+            submitted_at: job.submitted_at,
+            submitted_by: job.submitted_by.clone(),
+            started_at: job.started_at,
+            ended_at: None,
+            revision: job.revision,
+            counts,
+            failure: job.first_failure.as_deref().cloned(),
+            pools,
+        })
+    }
+
+    /// A live attempt as readers see it.
+    pub fn attempt_view(&self, attempt: &Attempt) -> AttemptView {
+        let pool = self.pools.get(&attempt.pool);
+        let node = |placement: &Placement| {
+            let node = pool.and_then(|pool| pool.nodes.get(&placement.node));
+            node.map_or_else(String::new, |node| node.spec.name.clone())
+        };
+        AttemptView {
+            id: attempt.id(self.journal),
+            pool: pool.map_or_else(String::new, |pool| pool.spec.name.clone()),
+            region: pool.map_or_else(RegionCode::default, |pool| pool.spec.region),
+            nodes: attempt.placements.iter().map(node).collect(),
+            placements: attempt.placements.clone(),
+            phase: AttemptPhase::Live(attempt.phase),
+            ordered_at: attempt.ordered_at,
+            started_at: attempt.started_at,
+            ended_at: None,
+            outcome: None,
+            revision: attempt.revision,
+        }
+    }
+}
+
+impl FinishedJob {
+    /// The ended job as readers see it.
+    pub fn view(&self) -> JobView {
+        JobView {
+            id: self.job.id,
+            name: self.job.name.to_string(),
+            queue: self.queue.clone(),
+            phase: self.end.into(),
+            spec: self.spec.clone(),
+            submitted_at: self.job.submitted_at,
+            submitted_by: self.job.submitted_by.clone(),
+            started_at: self.job.started_at,
+            ended_at: Some(self.ended_at),
+            revision: self.revision,
+            counts: Counts { total: self.spec.unit_count(), ..counts(&self.job.groups) },
+            failure: self.job.first_failure.as_deref().cloned(),
+            pools: Vec::new(),
+        }
+    }
+}
+
+impl FinishedAttempt {
+    /// The ended attempt as readers see it.
+    pub fn view(&self, journal: JournalId) -> AttemptView {
+        let EndedAttempt { started_at, ended_at, outcome, .. } = &self.ended;
+        AttemptView {
+            id: self.attempt.id(journal),
+            pool: self.pool.clone(),
+            region: self.region,
+            nodes: self.nodes.clone(),
+            placements: self.attempt.placements.clone(),
+            phase: AttemptPhase::Ended,
+            ordered_at: self.attempt.ordered_at,
+            started_at: started_at.or(self.attempt.started_at),
+            ended_at: Some(*ended_at),
+            outcome: Some(outcome.clone()),
+            revision: self.revision,
+        }
+    }
+}
