@@ -88,6 +88,8 @@ const BACKOFF_MS: (u64, u64) = (200, 10_000);
 const REPORTS_MAX: usize = 256;
 /// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
 const NODES_MAX: usize = 64;
+/// Silence after which the broker is taken for gone.
+const SILENCE_MS: u64 = 10_000;
 /// Heartbeats whose sending time is remembered: later answers renew nothing.
 const HEARTBEATS_MAX: usize = 16;
 
@@ -131,6 +133,8 @@ struct Up {
     /// This agent's clock less the broker's, in milliseconds.
     skew_ms: i64,
     heartbeat_at: Timestamp,
+    /// When the broker last spoke.
+    heard_at: Timestamp,
     sequence: u64,
     sent: VecDeque<(u64, Timestamp)>,
     window: SpecWindow,
@@ -190,6 +194,7 @@ impl Agent {
             Input::Moved { attempt, status } => self.note_moved(attempt, status),
             Input::Wake => {}
         }
+        self.give_up_if_silent();
         self.connect_if_due();
         self.beat_if_due();
         self.forget_due();
@@ -215,6 +220,21 @@ impl Agent {
             };
             let local = Local { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
             self.attempts.insert(seen.attempt, local);
+        }
+    }
+
+    /// When a broker that says nothing is taken for gone: a half-open connection tells nobody.
+    fn silent_at(&self) -> Timestamp {
+        match &self.link {
+            Link::Greeting { sent_at } => sent_at.plus_ms(SILENCE_MS),
+            Link::Up(up) => up.heard_at.plus_ms(SILENCE_MS.max(3 * up.welcome.heartbeat_ms)),
+            Link::Down { .. } | Link::Connecting => Timestamp::NEVER,
+        }
+    }
+
+    fn give_up_if_silent(&mut self) {
+        if self.silent_at() <= self.now {
+            self.hang_up();
         }
     }
 
@@ -258,6 +278,9 @@ impl Agent {
     }
 
     fn hear(&mut self, message: ToAgent) {
+        if let Link::Up(up) = &mut self.link {
+            up.heard_at = self.now;
+        }
         if let ToAgent::Orders { term, .. }
         | ToAgent::Stops { term, .. }
         | ToAgent::HeartbeatAnswer { term, .. } = &message
@@ -301,6 +324,7 @@ impl Agent {
             welcome,
             skew_ms,
             heartbeat_at: self.now,
+            heard_at: self.now,
             sequence: 0,
             sent: VecDeque::new(),
             window: SpecWindow::default(),
@@ -386,7 +410,7 @@ impl Agent {
             Link::Down { .. } | Link::Connecting | Link::Greeting { .. } => Timestamp::NEVER,
         };
         let forget = self.forgettable.first().map_or(Timestamp::NEVER, |(at, _)| *at);
-        link.min(forget).max(self.now)
+        link.min(forget).min(self.silent_at()).max(self.now)
     }
 }
 

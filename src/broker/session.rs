@@ -50,6 +50,7 @@ impl Broker {
             (_, None) => self.refuse(id, RefusedCode::ProtocolError, "the first message must be a hello"),
             (message, Some((pool, epoch, principal))) => {
                 self.note_heard(pool);
+                self.make_ready(id);
                 match message {
                     FromAgent::Inventory(inventory) => self.take_inventory(id, pool, inventory, principal),
                     FromAgent::Observed { epoch, part, reports } => {
@@ -105,7 +106,7 @@ impl Broker {
         self.hold(Effect::Direct { session: id, message });
     }
 
-    fn refuse(&mut self, id: SessionId, code: RefusedCode, message: &str) {
+    pub(super) fn refuse(&mut self, id: SessionId, code: RefusedCode, message: &str) {
         let message = ToAgent::Refused { code, message: message.to_owned() };
         self.out.push(Effect::Direct { session: id, message });
         self.out.push(Effect::CloseSession { session: id });
@@ -192,8 +193,9 @@ impl Broker {
         let Some(session) = self.sessions.get(&id) else { return };
         if session.nodes_known && session.attempts_known {
             let (pool, principal) = (session.pool, session.principal.clone());
-            let _ = self.command(principal, Command::ChangeReach { pool, reach: Reach::Ready });
-            self.note_heard(pool);
+            if self.state.pool(pool).is_some_and(|pool| pool.reach != Reach::Ready) {
+                let _ = self.command(principal, Command::ChangeReach { pool, reach: Reach::Ready });
+            }
         }
     }
 

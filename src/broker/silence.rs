@@ -1,6 +1,7 @@
 //! Pools fall silent: READY, SUSPECT, UNREACHABLE, LOST, by time alone.
 
 use super::Broker;
+use crate::model::exchange::RefusedCode;
 use crate::model::id::PoolId;
 use crate::model::pool::Reach;
 use crate::model::time::Timestamp;
@@ -57,6 +58,13 @@ impl Broker {
             let worse = self.state.pool(pool).is_some_and(|pool| reach > pool.reach);
             if worse {
                 let _ = self.command(Principal::System, Command::ChangeReach { pool, reach });
+            }
+            // What a lost pool runs may have been given up meanwhile: if it comes back, both sides
+            // must exchange full sets again.
+            if reach == Reach::Lost
+                && let Some(session) = self.speakers.get(&pool).copied()
+            {
+                self.refuse(session, RefusedCode::Superseded, "silent for too long");
             }
             self.expect(pool);
         }

@@ -126,6 +126,19 @@ impl Scheduler {
         }
     }
 
+    /// Both indexes hold the same nodes with the same free capacity.
+    pub fn same_nodes(&self, other: &Self) -> bool {
+        let nodes = |scheduler: &Self| -> Vec<_> {
+            let pools = scheduler.pools.iter();
+            pools
+                .map(|(id, pool)| {
+                    (*id, pool.open, pool.nodes().map(|(node, b)| (node, b.clone())).collect::<Vec<_>>())
+                })
+                .collect()
+        };
+        nodes(self) == nodes(other)
+    }
+
     /// There is something to plan.
     pub fn has_work(&self) -> bool {
         !self.runnable.is_empty() || (!self.gains.is_empty() && !self.full.is_empty())

@@ -206,7 +206,6 @@ impl PoolIndex {
     }
 
     /// What the index holds per node, for comparing a kept one with a rebuilt one.
-    #[cfg(test)]
     pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Bucket)> {
         self.nodes.iter().map(|(id, entry)| (*id, &*entry.bucket))
     }

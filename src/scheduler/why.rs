@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::fit::{Demand, NodeClass};
 use super::pool::PoolIndex;
-use crate::model::device::DeviceAmount;
+use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::PoolId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::pool::Reach;
@@ -127,11 +127,12 @@ fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &
     }
     let room = |node: &Node| room_of(node, demand, true);
     let needed = needed_by(demand);
-    let mut sum = Resources::default();
+    let (mut sum, mut places) = (Resources::default(), 0u64);
     let mut enough = false;
     for node in &fitting {
         let room = room(node);
         enough |= needed.fits(&room);
+        places = places.saturating_add(places_on(node, demand, true));
         sum = sum.checked_add(&room).unwrap_or(sum);
     }
     if !enough {
@@ -144,9 +145,21 @@ fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &
         let largest = largest(&kind);
         return Some(PoolReason::TaskTooLarge { kind, needed, largest });
     }
+    if shape.task_count() == 1 || places >= u64::from(count) {
+        return None;
+    }
     let unit = needed.checked_mul(u64::from(count))?;
-    let excess = (shape.task_count() > 1).then(|| unit.first_excess(&sum)).flatten()?;
-    Some(PoolReason::PoolTooSmall { kind: excess.kind, needed: excess.needed, total: excess.have })
+    if let Some(excess) = unit.first_excess(&sum) {
+        return Some(PoolReason::PoolTooSmall {
+            kind: excess.kind,
+            needed: excess.needed,
+            total: excess.have,
+        });
+    }
+    // Enough in all, but not in pieces that tasks fit into.
+    let kind = if demand.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
+    let (needed, total) = (unit.get(&kind), needed.get(&kind).saturating_mul(places));
+    Some(PoolReason::PoolTooSmall { kind, needed, total })
 }
 
 fn closed(pool: &Pool) -> Option<PoolReason> {
@@ -182,7 +195,7 @@ fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> 
     let mut largest = Resources::default();
     for node in &open {
         let room = room_of(node, demand, false);
-        places += places_in(&room, &needed);
+        places += places_on(node, demand, false);
         largest = larger(&largest, &room);
         free = free.checked_add(&room).unwrap_or(free);
     }
@@ -215,14 +228,7 @@ fn needed_by(demand: &Demand) -> Resources {
 fn room_of(node: &Node, demand: &Demand, empty: bool) -> Resources {
     let base = if empty { node.spec.allocatable.clone() } else { node.free() };
     let device = |index: usize| {
-        let device = &node.spec.devices[index];
-        let millis = if !empty {
-            node.device_free(index)
-        } else if device.healthy {
-            device.millis
-        } else {
-            0
-        };
+        let millis = device_room(node, index, empty);
         match &demand.devices {
             Some((_, DeviceAmount::Whole(_))) if millis == DEVICE_MILLIS => u64::from(millis),
             Some((_, DeviceAmount::Fraction(least))) if millis >= *least => u64::from(millis),
@@ -234,8 +240,34 @@ fn room_of(node: &Node, demand: &Demand, empty: bool) -> Resources {
     Resources { device_millis: allowed.map(device).sum(), ..base }
 }
 
-fn places_in(room: &Resources, needed: &Resources) -> u64 {
-    needed.iter().map(|(kind, amount)| room.get(&kind) / amount).min().unwrap_or(0)
+/// How many such tasks a node takes side by side.
+fn places_on(node: &Node, demand: &Demand, empty: bool) -> u64 {
+    let room = if empty { node.spec.allocatable.clone() } else { node.free() };
+    let others =
+        demand.resources.iter().map(|(kind, amount)| room.get(&kind) / amount).min().unwrap_or(u64::MAX);
+    let Some((_, amount)) = &demand.devices else { return others };
+    let mut per_model: BTreeMap<DeviceModelId, u64> = BTreeMap::new();
+    for (index, model) in node.models.iter().enumerate().filter(|(_, model)| demand.allows(**model)) {
+        let free = device_room(node, index, empty);
+        *per_model.entry(*model).or_default() += match amount {
+            DeviceAmount::Whole(_) => u64::from(free == DEVICE_MILLIS),
+            DeviceAmount::Fraction(millis) => u64::from(free / millis),
+        };
+    }
+    let devices: u64 = match amount {
+        DeviceAmount::Whole(count) => per_model.values().map(|untouched| untouched / u64::from(*count)).sum(),
+        DeviceAmount::Fraction(_) => per_model.values().sum(),
+    };
+    others.min(devices)
+}
+
+fn device_room(node: &Node, index: usize, empty: bool) -> u32 {
+    let device = &node.spec.devices[index];
+    match (empty, device.healthy) {
+        (false, _) => node.device_free(index),
+        (true, true) => device.millis,
+        (true, false) => 0,
+    }
 }
 
 fn larger(left: &Resources, right: &Resources) -> Resources {

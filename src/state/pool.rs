@@ -106,7 +106,14 @@ impl Node {
 
     /// New work may be placed here, if its pool is open.
     pub fn is_open(&self) -> bool {
-        !self.cordoned && !self.spec.cordoned && !self.gone
+        !self.cordoned && !self.spec.cordoned && !self.gone && !self.is_overcommitted()
+    }
+
+    /// It shrank below what it holds: it takes nothing new until that has gone.
+    pub fn is_overcommitted(&self) -> bool {
+        let devices = self.committed_devices.iter().enumerate();
+        !Resources { device_millis: 0, ..self.committed.clone() }.fits(&self.spec.allocatable)
+            || devices.into_iter().any(|(index, held)| *held > self.device_capacity(index))
     }
 
     /// What the node has, devices included.
@@ -175,5 +182,12 @@ impl Node {
             assert!(*held >= share.millis, "device {} gives back what it never held", share.index);
             *held -= share.millis;
         }
+        self.fit_devices();
+    }
+
+    /// Counts as many devices as there are, and those beyond that are still held.
+    pub fn fit_devices(&mut self) {
+        let held = self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
+        self.committed_devices.resize(held.max(self.spec.devices.len()), 0);
     }
 }

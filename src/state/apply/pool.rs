@@ -82,9 +82,7 @@ impl State {
                 node.models = models;
                 node.gone = false;
                 node.revision = revision;
-                if node.committed_devices.len() < node.spec.devices.len() {
-                    node.committed_devices.resize(node.spec.devices.len(), 0);
-                }
+                node.fit_devices();
             }
             None => {
                 pool.nodes.insert(id, Node::new(id, spec.clone(), models, revision));

@@ -36,6 +36,7 @@ impl State {
             let events = vec![
                 Event::PoolRegistered { pool, spec, instance, key_digest },
                 Event::SessionOpened { pool, epoch },
+                Event::PoolReachChanged { pool, reach: Reach::Suspect },
             ];
             return Ok(Decision { events, reply: Reply::Session { pool, epoch } });
         };
@@ -46,8 +47,12 @@ impl State {
         if pool.spec != hello.pool {
             events.push(Event::PoolUpdated { pool: pool.id, spec: hello.pool.clone() });
         }
-        let (pool, epoch) = (pool.id, Epoch(pool.epoch.0 + 1));
+        let (reach, pool, epoch) = (pool.reach, pool.id, Epoch(pool.epoch.0 + 1));
         events.push(Event::SessionOpened { pool, epoch });
+        // The welcome renews the pool's leases: from here on they must not be taken for ended.
+        if reach > Reach::Suspect {
+            events.push(Event::PoolReachChanged { pool, reach: Reach::Suspect });
+        }
         Ok(Decision { events, reply: Reply::Session { pool, epoch } })
     }
 

@@ -1,0 +1,1 @@
+//! Real traces against a running broker.
