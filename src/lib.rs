@@ -11,3 +11,5 @@ pub mod broker;
 #[cfg(feature = "io")]
 pub mod journal;
 pub mod scheduler;
+#[cfg(feature = "io")]
+pub mod api;

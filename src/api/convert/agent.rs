@@ -1,0 +1,394 @@
+//! Sessions between agents and the broker.
+
+use std::sync::Arc;
+
+use super::{Invalid, invalid, job_spec, resources, spec_message};
+use crate::api::proto::v1;
+use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
+use crate::model::device::DeviceShare;
+use crate::model::exchange::{
+    FromAgent, Hello, Inventory, Order, Part, RefusedCode, Stop, TaskOrder, ToAgent, Welcome,
+};
+use crate::model::id::{AttemptId, Epoch, InstanceId, Revision, SpecId, Term};
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::pool::{Capabilities, Device, NodeSpec, PoolSpec};
+use crate::model::region::RegionCode;
+use crate::model::resource::Resources;
+use crate::model::spec::Taint;
+use crate::model::time::Timestamp;
+use crate::model::validate::quote;
+
+use super::view::{outcome_message, shares_message};
+
+fn parse<T: std::str::FromStr<Err = impl std::fmt::Display>>(field: &str, text: &str) -> Result<T, Invalid> {
+    text.parse().map_err(|error: <T as std::str::FromStr>::Err| invalid(field, error.to_string()))
+}
+
+fn sixteen(field: &str, bytes: &[u8]) -> Result<[u8; 16], Invalid> {
+    bytes.try_into().map_err(|_| invalid(field, format!("{} bytes, 16 are needed", bytes.len())))
+}
+
+/// Reads an agent's message.
+///
+/// # Errors
+/// The fields that have no meaning.
+pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
+    Ok(match body {
+        v1::sync_request::Body::Hello(message) => FromAgent::Hello(hello(&message)?),
+        v1::sync_request::Body::Inventory(message) => FromAgent::Inventory(Inventory {
+            epoch: Epoch(message.epoch),
+            part: part(message.part())?,
+            nodes: message.nodes.iter().enumerate().map(|(i, n)| node(&format!("nodes[{i}]"), n)).collect::<Result<_, _>>()?,
+            removed: message.removed,
+        }),
+        v1::sync_request::Body::Observed(message) => FromAgent::Observed {
+            epoch: Epoch(message.epoch),
+            part: part(message.part())?,
+            reports: message.reports.into_iter().map(report).collect::<Result<_, _>>()?,
+        },
+        v1::sync_request::Body::Heartbeat(message) => {
+            FromAgent::Heartbeat { epoch: Epoch(message.epoch), sequence: message.sequence }
+        }
+    })
+}
+
+/// Reads who speaks.
+///
+/// # Errors
+/// The fields that have no meaning.
+pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
+    let pool = message.pool.as_ref().ok_or_else(|| invalid("hello.pool", "is missing"))?;
+    let region = RegionCode::parse(&pool.region)
+        .map_err(|_| invalid("pool.region", format!("{} is not a region", quote(&pool.region))))?;
+    Ok(Hello {
+        pool: PoolSpec {
+            name: pool.name.clone(),
+            region,
+            backend: pool.backend.clone(),
+            labels: pool.labels.clone(),
+            capabilities: Capabilities {
+                real: pool.real,
+                processes: pool.processes,
+                containers: pool.containers,
+                leases: pool.leases,
+                secrets: pool.secrets,
+            },
+            notes: pool.notes.clone(),
+        },
+        instance: InstanceId(u128::from_be_bytes(sixteen("hello.instance", &message.instance)?)),
+        key: sixteen("hello.key", &message.key)?,
+    })
+}
+
+fn part(value: v1::Part) -> Result<Part, Invalid> {
+    match value {
+        v1::Part::Unspecified => Err(invalid("part", "is missing")),
+        v1::Part::Delta => Ok(Part::Delta),
+        v1::Part::FullMore => Ok(Part::FullMore),
+        v1::Part::FullEnd => Ok(Part::FullEnd),
+    }
+}
+
+fn part_message(part: Part) -> i32 {
+    match part {
+        Part::Delta => v1::Part::Delta as i32,
+        Part::FullMore => v1::Part::FullMore as i32,
+        Part::FullEnd => v1::Part::FullEnd as i32,
+    }
+}
+
+fn node(path: &str, message: &v1::Node) -> Result<NodeSpec, Invalid> {
+    let device = |(index, device): (usize, &v1::Device)| {
+        let group = u16::try_from(device.topology_group).map_err(|_| {
+            let description = format!("{} is not within 0 and 65535", device.topology_group);
+            invalid(&format!("{path}.devices[{index}].topology_group"), description)
+        })?;
+        Ok(Device {
+            model: device.model.clone(),
+            memory_bytes: device.memory_bytes,
+            healthy: device.healthy,
+            millis: device.millis.unwrap_or(DEVICE_MILLIS),
+            topology_group: group,
+            profiles: device.profiles.clone(),
+        })
+    };
+    let mut taints: Vec<Taint> =
+        message.taints.iter().map(|t| Taint { key: t.key.clone(), value: t.value.clone() }).collect();
+    taints.sort_unstable();
+    let allocatable = message.total.as_ref().map(resources).unwrap_or_default();
+    Ok(NodeSpec {
+        name: message.name.clone(),
+        labels: message.labels.clone(),
+        taints,
+        cordoned: message.cordoned,
+        allocatable: Resources { device_millis: 0, ..allocatable },
+        devices: message.devices.iter().enumerate().map(device).collect::<Result<_, Invalid>>()?,
+    })
+}
+
+fn report(message: v1::AttemptReport) -> Result<AttemptReport, Invalid> {
+    let status = match message.status {
+        Some(v1::attempt_report::Status::Starting(_)) => AttemptStatus::Starting,
+        Some(v1::attempt_report::Status::Running(running)) => {
+            AttemptStatus::Running { started_at: Timestamp(running.started_unix_ms) }
+        }
+        Some(v1::attempt_report::Status::Ended(ended)) => {
+            let outcome = ended.outcome.ok_or_else(|| invalid("reports.ended.outcome", "is missing"))?;
+            AttemptStatus::Ended {
+                started_at: ended.started_unix_ms.map(Timestamp),
+                ended_at: Timestamp(ended.ended_unix_ms),
+                outcome: read_outcome(outcome)?,
+            }
+        }
+        None => return Err(invalid("reports.status", "is missing")),
+    };
+    Ok(AttemptReport {
+        attempt: parse::<AttemptId>("reports.attempt", &message.attempt)?,
+        ordered_revision: Revision(message.ordered_revision),
+        status,
+    })
+}
+
+fn read_outcome(message: v1::Outcome) -> Result<Outcome, Invalid> {
+    let kind = OutcomeKind::ALL.into_iter().find(|kind| kind.code() == message.code);
+    let kind = kind.ok_or_else(|| invalid("outcome.code", format!("{} is not an outcome", quote(&message.code))))?;
+    Ok(Outcome { kind, exit_code: message.exit_code, signal: message.signal, message: message.message })
+}
+
+/// Writes an agent's message.
+pub fn sync_request(number: u64, message: &FromAgent) -> v1::SyncRequest {
+    let body = match message {
+        FromAgent::Hello(hello) => v1::sync_request::Body::Hello(hello_message(hello)),
+        FromAgent::Inventory(inventory) => v1::sync_request::Body::Inventory(v1::Inventory {
+            epoch: inventory.epoch.0,
+            part: part_message(inventory.part),
+            nodes: inventory.nodes.iter().map(node_spec_message).collect(),
+            removed: inventory.removed.clone(),
+        }),
+        FromAgent::Observed { epoch, part, reports } => v1::sync_request::Body::Observed(v1::Observed {
+            epoch: epoch.0,
+            part: part_message(*part),
+            reports: reports.iter().map(report_message).collect(),
+        }),
+        FromAgent::Heartbeat { epoch, sequence } => {
+            v1::sync_request::Body::Heartbeat(v1::Heartbeat { epoch: epoch.0, sequence: *sequence })
+        }
+    };
+    v1::SyncRequest { number, body: Some(body) }
+}
+
+/// Writes who speaks.
+pub(crate) fn hello_message(hello: &Hello) -> v1::Hello {
+    let (pool, capabilities) = (&hello.pool, hello.pool.capabilities);
+    v1::Hello {
+        pool: Some(v1::PoolDeclaration {
+            name: pool.name.clone(),
+            region: pool.region.to_string(),
+            backend: pool.backend.clone(),
+            labels: pool.labels.clone(),
+            real: capabilities.real,
+            processes: capabilities.processes,
+            containers: capabilities.containers,
+            leases: capabilities.leases,
+            secrets: capabilities.secrets,
+            notes: pool.notes.clone(),
+        }),
+        instance: hello.instance.0.to_be_bytes().to_vec(),
+        key: hello.key.to_vec(),
+    }
+}
+
+fn node_spec_message(node: &NodeSpec) -> v1::Node {
+    let device = |device: &Device| v1::Device {
+        model: device.model.clone(),
+        memory_bytes: device.memory_bytes,
+        healthy: device.healthy,
+        millis: Some(device.millis),
+        topology_group: u32::from(device.topology_group),
+        profiles: device.profiles.clone(),
+        committed_millis: 0,
+    };
+    v1::Node {
+        name: node.name.clone(),
+        labels: node.labels.clone(),
+        taints: node.taints.iter().map(|t| v1::Taint { key: t.key.clone(), value: t.value.clone() }).collect(),
+        cordoned: node.cordoned,
+        total: Some(super::resources_message(&node.allocatable)),
+        devices: node.devices.iter().map(device).collect(),
+        ..v1::Node::default()
+    }
+}
+
+fn report_message(report: &AttemptReport) -> v1::AttemptReport {
+    let status = match &report.status {
+        AttemptStatus::Starting => v1::attempt_report::Status::Starting(v1::Starting {}),
+        AttemptStatus::Running { started_at } => {
+            v1::attempt_report::Status::Running(v1::Running { started_unix_ms: started_at.0 })
+        }
+        AttemptStatus::Ended { started_at, ended_at, outcome } => v1::attempt_report::Status::Ended(v1::Ended {
+            started_unix_ms: started_at.map(|at| at.0),
+            ended_unix_ms: ended_at.0,
+            outcome: Some(outcome_message(outcome)),
+        }),
+    };
+    v1::AttemptReport {
+        attempt: report.attempt.to_string(),
+        ordered_revision: report.ordered_revision.0,
+        status: Some(status),
+    }
+}
+
+/// Writes a broker's message.
+pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
+    let body = match message {
+        ToAgent::Welcome(welcome) => v1::sync_response::Body::Welcome(v1::Welcome {
+            journal: welcome.journal.to_string(),
+            term: welcome.term.0,
+            epoch: welcome.epoch.0,
+            now_unix_ms: welcome.now.0,
+            heartbeat_ms: welcome.heartbeat_ms,
+            lease_ms: welcome.lease_ms,
+        }),
+        ToAgent::Refused { code, message } => v1::sync_response::Body::Refused(v1::Refused {
+            code: code.code().to_owned(),
+            message: message.clone(),
+        }),
+        ToAgent::Orders { term, part, specs, orders } => v1::sync_response::Body::Orders(v1::Orders {
+            term: term.0,
+            part: part_message(*part),
+            specs: specs
+                .iter()
+                .map(|(id, spec)| v1::SpecBody { id: id.0.to_vec(), spec: Some(spec_message(spec)) })
+                .collect(),
+            orders: orders.iter().map(order_message).collect(),
+        }),
+        ToAgent::Stops { term, stops } => {
+            let stop = |stop: &Stop| v1::Stop {
+                attempt: stop.attempt.to_string(),
+                reason: stop_code(stop.reason).to_owned(),
+                grace_ms: stop.grace_ms,
+            };
+            v1::sync_response::Body::Stops(v1::Stops { term: term.0, stops: stops.iter().map(stop).collect() })
+        }
+        ToAgent::Acknowledged { attempts } => v1::sync_response::Body::Acknowledged(v1::Acknowledged {
+            attempts: attempts.iter().map(ToString::to_string).collect(),
+        }),
+        ToAgent::HeartbeatAnswer { term, sequence } => {
+            v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer { term: term.0, sequence: *sequence })
+        }
+    };
+    v1::SyncResponse { number, body: Some(body) }
+}
+
+fn order_message(order: &Order) -> v1::Order {
+    let task = |task: &TaskOrder| v1::TaskPlacement {
+        group: u32::from(task.group),
+        task: task.task,
+        node: task.node.clone(),
+        devices: shares_message(&task.devices),
+    };
+    v1::Order {
+        attempt: order.attempt.to_string(),
+        revision: order.revision.0,
+        spec_id: order.spec.0.to_vec(),
+        job_name: order.job_name.clone(),
+        queue: order.queue.clone(),
+        start_by_unix_ms: order.start_by.0,
+        started: order.started,
+        after: order.after.map(|after| after.to_string()).unwrap_or_default(),
+        tasks: order.tasks.iter().map(task).collect(),
+    }
+}
+
+const STOPS: [(StopReason, &str); 7] = [
+    (StopReason::Cancelled, "Cancelled"),
+    (StopReason::TimedOut, "TimedOut"),
+    (StopReason::Drained, "Drained"),
+    (StopReason::JobFailed, "JobFailed"),
+    (StopReason::StartLimit, "StartLimit"),
+    (StopReason::Abandoned, "Abandoned"),
+    (StopReason::Stray, "Stray"),
+];
+
+const REFUSALS: [RefusedCode; 5] = [
+    RefusedCode::PoolClaimed,
+    RefusedCode::InvalidPool,
+    RefusedCode::Superseded,
+    RefusedCode::ProtocolError,
+    RefusedCode::Unavailable,
+];
+
+fn stop_code(reason: StopReason) -> &'static str {
+    STOPS.iter().find(|(known, _)| *known == reason).map_or("Stray", |(_, code)| code)
+}
+
+/// Reads a broker's message.
+///
+/// # Errors
+/// The fields that have no meaning.
+pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
+    Ok(match body {
+        v1::sync_response::Body::Welcome(welcome) => ToAgent::Welcome(Welcome {
+            journal: parse("welcome.journal", &welcome.journal)?,
+            term: Term(welcome.term),
+            epoch: Epoch(welcome.epoch),
+            now: Timestamp(welcome.now_unix_ms),
+            heartbeat_ms: welcome.heartbeat_ms.max(1),
+            lease_ms: welcome.lease_ms,
+        }),
+        v1::sync_response::Body::Refused(refused) => {
+            let code = REFUSALS.into_iter().find(|code| code.code() == refused.code);
+            // A newer broker may know further reasons; what it means for us is the same.
+            ToAgent::Refused { code: code.unwrap_or(RefusedCode::Unavailable), message: refused.message }
+        }
+        v1::sync_response::Body::Orders(orders) => {
+            let mut specs = Vec::new();
+            for body in orders.specs {
+                let id = SpecId(sixteen("specs.id", &body.id)?);
+                let spec = body.spec.ok_or_else(|| invalid("specs.spec", "is missing"))?;
+                specs.push((id, Arc::new(job_spec("specs.spec", &spec)?)));
+            }
+            let part = part(v1::Part::try_from(orders.part).unwrap_or_default())?;
+            let orders_read = orders.orders.into_iter().map(order).collect::<Result<_, _>>()?;
+            ToAgent::Orders { term: Term(orders.term), part, specs, orders: orders_read }
+        }
+        v1::sync_response::Body::Stops(stops) => {
+            let mut list = Vec::new();
+            for stop in stops.stops {
+                let reason = STOPS.iter().find(|(_, code)| *code == stop.reason).map_or(StopReason::Stray, |(r, _)| *r);
+                list.push(Stop { attempt: parse("stops.attempt", &stop.attempt)?, reason, grace_ms: stop.grace_ms });
+            }
+            ToAgent::Stops { term: Term(stops.term), stops: list }
+        }
+        v1::sync_response::Body::Acknowledged(acknowledged) => {
+            let attempts = acknowledged.attempts.iter().map(|text| parse("attempts", text));
+            ToAgent::Acknowledged { attempts: attempts.collect::<Result<_, _>>()? }
+        }
+        v1::sync_response::Body::HeartbeatAnswer(answer) => {
+            ToAgent::HeartbeatAnswer { term: Term(answer.term), sequence: answer.sequence }
+        }
+    })
+}
+
+fn order(message: v1::Order) -> Result<Order, Invalid> {
+    let share = |share: &v1::DeviceShare| {
+        let index = u16::try_from(share.index).map_err(|_| invalid("devices.index", "is not within 0 and 65535"))?;
+        Ok(DeviceShare { index, millis: share.millis })
+    };
+    let task = |task: v1::TaskPlacement| {
+        let group = u16::try_from(task.group).map_err(|_| invalid("tasks.group", "is not within 0 and 65535"))?;
+        let devices = task.devices.iter().map(share).collect::<Result<_, Invalid>>()?;
+        Ok::<_, Invalid>(TaskOrder { group, task: task.task, node: task.node, devices })
+    };
+    Ok(Order {
+        attempt: parse("orders.attempt", &message.attempt)?,
+        revision: Revision(message.revision),
+        spec: SpecId(sixteen("orders.spec_id", &message.spec_id)?),
+        job_name: message.job_name,
+        queue: message.queue,
+        start_by: Timestamp(message.start_by_unix_ms),
+        started: message.started,
+        after: if message.after.is_empty() { None } else { Some(parse("orders.after", &message.after)?) },
+        tasks: message.tasks.into_iter().map(task).collect::<Result<_, _>>()?,
+    })
+}

@@ -1,0 +1,293 @@
+//! Job specs.
+
+use super::{Invalid, invalid, other};
+use crate::api::proto::v1;
+use crate::model::device::DeviceAmount;
+use crate::model::id::JobId;
+use crate::model::region::RegionCode;
+use crate::model::resource::Resources;
+use crate::model::spec::{
+    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost, OnUnitFailure,
+    Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest, Toleration,
+};
+
+/// From the polite signal to the hard one where the spec doesn't say.
+const GRACE_MS_DEFAULT: u64 = 10_000;
+
+/// Reads a spec; `path` names it in violations. Values are checked later, by the kernel.
+///
+/// # Errors
+/// Fields whose form has no meaning in the model: unknown enum values, missing alternatives.
+pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
+    let groups = message.groups.iter().enumerate();
+    let groups = groups.map(|(index, group)| task_group(&format!("{path}.groups[{index}]"), group));
+    let none = v1::Constraints::default();
+    let constraints = message.constraints.as_ref().unwrap_or(&none);
+    let on_pool_lost = match message.on_pool_lost() {
+        v1::OnPoolLost::Unspecified | v1::OnPoolLost::Wait => OnPoolLost::Wait,
+        v1::OnPoolLost::Requeue => OnPoolLost::Requeue,
+    };
+    known::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost)?;
+    let max_failed = message.on_unit_failure.as_ref().map_or(0, |policy| policy.max_failed);
+    Ok(JobSpec {
+        labels: message.labels.clone(),
+        priority: message.priority,
+        groups: groups.collect::<Result<_, _>>()?,
+        gang_job: message.gang_job,
+        constraints: read_constraints(&format!("{path}.constraints"), constraints)?,
+        retry: retry(&format!("{path}.retry"), message.retry.as_ref())?,
+        on_pool_lost,
+        may_overlap: message.may_overlap,
+        on_unit_failure: if max_failed == 0 { OnUnitFailure::FailJob } else { OnUnitFailure::Continue { max_failed } },
+        max_run_ms: message.max_run_ms,
+        start_limit_ms: message.start_limit_ms,
+        grace_ms: message.grace_ms.unwrap_or(GRACE_MS_DEFAULT),
+        depends_on: message
+            .depends_on
+            .iter()
+            .enumerate()
+            .map(|(index, edge)| dependency(&format!("{path}.depends_on[{index}]"), edge))
+            .collect::<Result<_, _>>()?,
+        required_features: message.required_features.clone(),
+    })
+}
+
+fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Invalid> {
+    E::try_from(value).map(|_| ()).map_err(|_| invalid(field, format!("{value} is not a value of this enum")))
+}
+
+fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> {
+    known::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition)?;
+    let condition = match edge.condition() {
+        v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => DependencyCondition::Succeeded,
+        v1::DependencyCondition::Any => DependencyCondition::Any,
+        v1::DependencyCondition::Failed => DependencyCondition::Failed,
+    };
+    Ok(Dependency { job: JobId(edge.job_id), condition })
+}
+
+fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
+    let none = v1::TaskResources::default();
+    let asked = group.resources.as_ref().unwrap_or(&none);
+    let resources = Resources {
+        cpu_millis: asked.cpu_millis,
+        memory_bytes: asked.memory_bytes,
+        storage_bytes: asked.storage_bytes,
+        device_millis: 0,
+        other: other(&asked.other),
+    };
+    let devices = asked.devices.as_ref().map(|devices| {
+        let amount = match devices.amount {
+            Some(v1::device_request::Amount::Count(count)) => DeviceAmount::Whole(count),
+            Some(v1::device_request::Amount::Millis(millis)) => DeviceAmount::Fraction(millis),
+            None => return Err(invalid(&format!("{path}.resources.devices"), "name count or millis")),
+        };
+        let mut models = devices.models.clone();
+        models.sort_unstable();
+        models.dedup();
+        Ok(DeviceRequest { models, amount })
+    });
+    let run = match &group.run {
+        Some(v1::task_group::Run::Process(program)) => Run::Process(read_program(path, program)?),
+        Some(v1::task_group::Run::Container(container)) => {
+            let none = v1::Program::default();
+            let program = read_program(path, container.program.as_ref().unwrap_or(&none))?;
+            Run::Container { image: container.image.clone(), program }
+        }
+        None => return Err(invalid(path, "name what to run: process or container")),
+    };
+    let simulate = group.simulate.as_ref().map(|simulate| {
+        let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
+            invalid(&format!("{path}.simulate.exit_code"), format!("{} is not within 0 and 255", simulate.exit_code))
+        })?;
+        Ok::<_, Invalid>(Simulate { duration_ms: simulate.duration_ms, exit_code })
+    });
+    Ok(TaskGroup {
+        name: if group.name.is_empty() { "main".to_owned() } else { group.name.clone() },
+        count: group.count.unwrap_or(1),
+        gang: group.gang,
+        request: TaskRequest { resources, devices: devices.transpose()? },
+        run,
+        simulate: simulate.transpose()?,
+    })
+}
+
+fn read_program(path: &str, program: &v1::Program) -> Result<Program, Invalid> {
+    let var = |(index, var): (usize, &v1::EnvVar)| {
+        let value = match &var.source {
+            Some(v1::env_var::Source::Value(value)) => EnvValue::Plain(value.clone()),
+            Some(v1::env_var::Source::ValueFrom(secret)) => {
+                EnvValue::Secret { name: secret.name.clone(), key: secret.key.clone() }
+            }
+            None => return Err(invalid(&format!("{path}.env[{index}]"), "name value or value_from")),
+        };
+        Ok(EnvVar { name: var.name.clone(), value })
+    };
+    Ok(Program {
+        command: program.command.clone(),
+        args: program.args.clone(),
+        env: program.env.iter().enumerate().map(var).collect::<Result<_, _>>()?,
+        workdir: program.workdir.clone(),
+    })
+}
+
+fn read_constraints(path: &str, message: &v1::Constraints) -> Result<Constraints, Invalid> {
+    let regions = |field: &str, list: &[String]| -> Result<Vec<RegionCode>, Invalid> {
+        let mut codes = Vec::new();
+        for (index, text) in list.iter().enumerate() {
+            let code = RegionCode::parse(text).map_err(|_| {
+                let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
+                invalid(&format!("{path}.{field}[{index}]"), format!("{} {rule}", crate::model::validate::quote(text)))
+            })?;
+            codes.push(code);
+        }
+        codes.sort_unstable();
+        codes.dedup();
+        Ok(codes)
+    };
+    let mut pools = message.pools.clone();
+    pools.sort_unstable();
+    pools.dedup();
+    let toleration = |t: &v1::Toleration| Toleration { key: t.key.clone(), value: t.value.clone() };
+    Ok(Constraints {
+        regions_allowed: regions("regions_allowed", &message.regions_allowed)?,
+        regions_denied: regions("regions_denied", &message.regions_denied)?,
+        pools,
+        node_labels: message.node_labels.clone(),
+        tolerations: message.tolerations.iter().map(toleration).collect(),
+        real_only: message.real_only,
+    })
+}
+
+fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, Invalid> {
+    let none = v1::RetryPolicy::default();
+    let message = message.unwrap_or(&none);
+    let max_attempts = message.max_attempts.unwrap_or(1);
+    let mut on = Vec::new();
+    for (index, value) in message.on.iter().enumerate() {
+        let field = format!("{path}.on[{index}]");
+        match v1::RetryOn::try_from(*value) {
+            Ok(v1::RetryOn::Failed) => on.push(RetryOn::Failed),
+            Ok(v1::RetryOn::TimedOut) => on.push(RetryOn::TimedOut),
+            Ok(v1::RetryOn::LaunchFailed) => on.push(RetryOn::LaunchFailed),
+            Ok(v1::RetryOn::Unknown) => on.push(RetryOn::Unknown),
+            Ok(v1::RetryOn::Unspecified) | Err(_) => {
+                return Err(invalid(&field, format!("{value} is not an outcome to retry on")));
+            }
+        }
+    }
+    if on.is_empty() && max_attempts > 1 {
+        on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::LaunchFailed, RetryOn::Unknown];
+    }
+    on.sort_unstable();
+    on.dedup();
+    Ok(RetryPolicy { max_attempts, on, backoff_ms: message.backoff_ms, backoff_max_ms: message.backoff_max_ms })
+}
+
+/// Writes a spec.
+pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
+    let regions = |codes: &[RegionCode]| codes.iter().map(ToString::to_string).collect();
+    let constraints = &spec.constraints;
+    let toleration = |t: &Toleration| v1::Toleration { key: t.key.clone(), value: t.value.clone() };
+    let retry_on = |on: &RetryOn| match on {
+        RetryOn::Failed => v1::RetryOn::Failed as i32,
+        RetryOn::TimedOut => v1::RetryOn::TimedOut as i32,
+        RetryOn::LaunchFailed => v1::RetryOn::LaunchFailed as i32,
+        RetryOn::Unknown => v1::RetryOn::Unknown as i32,
+    };
+    let edge = |edge: &Dependency| v1::Dependency {
+        job_id: edge.job.0,
+        condition: match edge.condition {
+            DependencyCondition::Any => v1::DependencyCondition::Any as i32,
+            DependencyCondition::Succeeded => v1::DependencyCondition::Succeeded as i32,
+            DependencyCondition::Failed => v1::DependencyCondition::Failed as i32,
+        },
+    };
+    let max_failed = match spec.on_unit_failure {
+        OnUnitFailure::FailJob => 0,
+        OnUnitFailure::Continue { max_failed } => max_failed,
+    };
+    v1::JobSpec {
+        labels: spec.labels.clone(),
+        priority: spec.priority,
+        groups: spec.groups.iter().map(group_message).collect(),
+        gang_job: spec.gang_job,
+        constraints: Some(v1::Constraints {
+            regions_allowed: regions(&constraints.regions_allowed),
+            regions_denied: regions(&constraints.regions_denied),
+            pools: constraints.pools.clone(),
+            node_labels: constraints.node_labels.clone(),
+            tolerations: constraints.tolerations.iter().map(toleration).collect(),
+            real_only: constraints.real_only,
+        }),
+        retry: Some(v1::RetryPolicy {
+            max_attempts: Some(spec.retry.max_attempts),
+            on: spec.retry.on.iter().map(retry_on).collect(),
+            backoff_ms: spec.retry.backoff_ms,
+            backoff_max_ms: spec.retry.backoff_max_ms,
+        }),
+        on_pool_lost: match spec.on_pool_lost {
+            OnPoolLost::Wait => v1::OnPoolLost::Wait as i32,
+            OnPoolLost::Requeue => v1::OnPoolLost::Requeue as i32,
+        },
+        may_overlap: spec.may_overlap,
+        on_unit_failure: Some(v1::OnUnitFailure { max_failed }),
+        max_run_ms: spec.max_run_ms,
+        start_limit_ms: spec.start_limit_ms,
+        grace_ms: Some(spec.grace_ms),
+        depends_on: spec.depends_on.iter().map(edge).collect(),
+        required_features: spec.required_features.clone(),
+    }
+}
+
+fn group_message(group: &TaskGroup) -> v1::TaskGroup {
+    let request = &group.request;
+    let devices = request.devices.as_ref().map(|devices| v1::DeviceRequest {
+        models: devices.models.clone(),
+        amount: Some(match devices.amount {
+            DeviceAmount::Whole(count) => v1::device_request::Amount::Count(count),
+            DeviceAmount::Fraction(millis) => v1::device_request::Amount::Millis(millis),
+        }),
+    });
+    let run = match &group.run {
+        Run::Process(program) => v1::task_group::Run::Process(program_message(program)),
+        Run::Container { image, program } => v1::task_group::Run::Container(v1::Container {
+            image: image.clone(),
+            program: Some(program_message(program)),
+        }),
+    };
+    v1::TaskGroup {
+        name: group.name.clone(),
+        count: Some(group.count),
+        gang: group.gang,
+        resources: Some(v1::TaskResources {
+            cpu_millis: request.resources.cpu_millis,
+            memory_bytes: request.resources.memory_bytes,
+            storage_bytes: request.resources.storage_bytes,
+            devices,
+            other: super::view::other_message(&request.resources),
+        }),
+        run: Some(run),
+        simulate: group
+            .simulate
+            .map(|s| v1::Simulate { duration_ms: s.duration_ms, exit_code: u32::from(s.exit_code) }),
+    }
+}
+
+fn program_message(program: &Program) -> v1::Program {
+    let var = |var: &EnvVar| v1::EnvVar {
+        name: var.name.clone(),
+        source: Some(match &var.value {
+            EnvValue::Plain(value) => v1::env_var::Source::Value(value.clone()),
+            EnvValue::Secret { name, key } => {
+                v1::env_var::Source::ValueFrom(v1::SecretRef { name: name.clone(), key: key.clone() })
+            }
+        }),
+    };
+    v1::Program {
+        command: program.command.clone(),
+        args: program.args.clone(),
+        env: program.env.iter().map(var).collect(),
+        workdir: program.workdir.clone(),
+    }
+}

@@ -1,0 +1,282 @@
+//! What readers see: jobs, attempts, pools, nodes, queues, reasons.
+
+use std::collections::BTreeMap;
+
+use super::{Invalid, invalid, resources};
+use crate::api::proto::v1;
+use crate::broker::{JobWhy, NodeView, PoolView, QueueView};
+use crate::model::attempt::{Outcome, Phase};
+use crate::model::device::DeviceShare;
+use crate::model::pool::{Device, DrainMode, Reach};
+use crate::model::queue::{Limits, QueueSpec, default_settings};
+use crate::model::reason::Standing;
+use crate::model::resource::Resources;
+use crate::state::job::Principal;
+use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView};
+
+/// Writes amounts.
+pub fn resources_message(resources: &Resources) -> v1::Resources {
+    v1::Resources {
+        cpu_millis: resources.cpu_millis,
+        memory_bytes: resources.memory_bytes,
+        storage_bytes: resources.storage_bytes,
+        device_millis: resources.device_millis,
+        other: other_message(resources),
+    }
+}
+
+pub(super) fn other_message(resources: &Resources) -> BTreeMap<String, u64> {
+    let other = resources.other.iter().flat_map(|map| map.iter());
+    other.map(|(name, amount)| (name.to_string(), *amount)).collect()
+}
+
+pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
+    v1::Outcome {
+        code: outcome.kind.code().to_owned(),
+        exit_code: outcome.exit_code,
+        signal: outcome.signal,
+        message: outcome.message.clone(),
+    }
+}
+
+/// Who did it, as readers see it.
+fn principal_text(principal: &Principal) -> String {
+    match principal {
+        Principal::System => "system".to_owned(),
+        Principal::Anonymous => "anonymous".to_owned(),
+        Principal::Agent(pool) => format!("agent/{pool}"),
+        Principal::User(name) => name.to_string(),
+    }
+}
+
+fn phase_message(phase: JobPhase) -> v1::JobPhase {
+    match phase {
+        JobPhase::Pending => v1::JobPhase::Pending,
+        JobPhase::Running => v1::JobPhase::Running,
+        JobPhase::Cancelling => v1::JobPhase::Cancelling,
+        JobPhase::Failing => v1::JobPhase::Failing,
+        JobPhase::Succeeded => v1::JobPhase::Succeeded,
+        JobPhase::Failed => v1::JobPhase::Failed,
+        JobPhase::Cancelled => v1::JobPhase::Cancelled,
+    }
+}
+
+/// Reads a phase.
+///
+/// # Errors
+/// If the number is none of the enum's.
+pub fn parse_phase(field: &str, value: i32) -> Result<JobPhase, Invalid> {
+    let unknown = || invalid(field, format!("{value} is not a job phase"));
+    Ok(match v1::JobPhase::try_from(value).map_err(|_| unknown())? {
+        v1::JobPhase::Unspecified => return Err(unknown()),
+        v1::JobPhase::Pending => JobPhase::Pending,
+        v1::JobPhase::Running => JobPhase::Running,
+        v1::JobPhase::Cancelling => JobPhase::Cancelling,
+        v1::JobPhase::Failing => JobPhase::Failing,
+        v1::JobPhase::Succeeded => JobPhase::Succeeded,
+        v1::JobPhase::Failed => JobPhase::Failed,
+        v1::JobPhase::Cancelled => JobPhase::Cancelled,
+    })
+}
+
+/// Writes a job.
+pub fn job_message(job: &JobView) -> v1::Job {
+    let counts = job.counts;
+    v1::Job {
+        id: job.id.0,
+        name: job.name.clone(),
+        queue: job.queue.clone(),
+        phase: phase_message(job.phase) as i32,
+        spec: Some(super::spec_message(&job.spec)),
+        submitted_unix_ms: job.submitted_at.0,
+        submitted_by: principal_text(&job.submitted_by),
+        started_unix_ms: job.started_at.map(|at| at.0),
+        ended_unix_ms: job.ended_at.map(|at| at.0),
+        revision: job.revision.0,
+        units: Some(v1::UnitCounts {
+            total: counts.total,
+            waiting: counts.waiting,
+            backing_off: counts.backing_off,
+            live: counts.live,
+            running: counts.running,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+        }),
+        failure: job.failure.as_ref().map(outcome_message),
+        pools: job.pools.clone(),
+    }
+}
+
+/// Writes an attempt.
+pub fn attempt_message(attempt: &AttemptView) -> v1::Attempt {
+    let phase = match attempt.phase {
+        AttemptPhase::Live(Phase::Ordered) => v1::AttemptPhase::Ordered,
+        AttemptPhase::Live(Phase::Starting) => v1::AttemptPhase::Starting,
+        AttemptPhase::Live(Phase::Running) => v1::AttemptPhase::Running,
+        AttemptPhase::Live(Phase::Stopping) => v1::AttemptPhase::Stopping,
+        AttemptPhase::Ended => v1::AttemptPhase::Ended,
+    };
+    let placements = attempt.placements.iter().zip(&attempt.nodes).map(|(placement, node)| v1::TaskPlacement {
+        group: u32::from(placement.group),
+        task: placement.task,
+        node: node.clone(),
+        devices: shares_message(&placement.devices),
+    });
+    v1::Attempt {
+        id: attempt.id.to_string(),
+        pool: attempt.pool.clone(),
+        region: attempt.region.to_string(),
+        phase: phase as i32,
+        placements: placements.collect(),
+        ordered_unix_ms: attempt.ordered_at.0,
+        started_unix_ms: attempt.started_at.map(|at| at.0),
+        ended_unix_ms: attempt.ended_at.map(|at| at.0),
+        outcome: attempt.outcome.as_ref().map(outcome_message),
+        revision: attempt.revision.0,
+    }
+}
+
+pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
+    shares.iter().map(|share| v1::DeviceShare { index: u32::from(share.index), millis: share.millis }).collect()
+}
+
+/// Writes a pool.
+pub fn pool_message(view: &PoolView) -> v1::Pool {
+    let pool = &view.pool;
+    let reach = match pool.reach {
+        Reach::Ready => v1::Reach::Ready,
+        Reach::Suspect => v1::Reach::Suspect,
+        Reach::Unreachable => v1::Reach::Unreachable,
+        Reach::Lost => v1::Reach::Lost,
+    };
+    let drain = pool.drain.map(|drain| v1::Drain {
+        mode: match drain.mode {
+            DrainMode::Wait => v1::DrainMode::Wait as i32,
+            DrainMode::Evict => v1::DrainMode::Evict as i32,
+        },
+        deadline_unix_ms: drain.deadline.map(|at| at.0),
+    });
+    v1::Pool {
+        name: pool.spec.name.clone(),
+        region: pool.spec.region.to_string(),
+        backend: pool.spec.backend.clone(),
+        labels: pool.spec.labels.clone(),
+        reach: reach as i32,
+        connected: view.connected,
+        cordoned: pool.cordoned,
+        drain,
+        real: pool.spec.capabilities.real,
+        notes: pool.spec.notes.clone(),
+        nodes: view.nodes,
+        attempts: view.attempts,
+        total: Some(resources_message(&pool.total)),
+        committed: Some(resources_message(&pool.committed)),
+        registered_unix_ms: pool.registered_at.0,
+        revision: pool.revision.0,
+    }
+}
+
+/// Writes a node of a pool.
+pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
+    let node = &view.node;
+    let device = |(index, device): (usize, &Device)| v1::Device {
+        model: device.model.clone(),
+        memory_bytes: device.memory_bytes,
+        healthy: device.healthy,
+        millis: Some(device.millis),
+        topology_group: u32::from(device.topology_group),
+        profiles: device.profiles.clone(),
+        committed_millis: node.committed_devices.get(index).copied().unwrap_or_default(),
+    };
+    let taint = |t: &crate::model::spec::Taint| v1::Taint { key: t.key.clone(), value: t.value.clone() };
+    v1::Node {
+        name: node.spec.name.clone(),
+        pool: pool.to_owned(),
+        labels: node.spec.labels.clone(),
+        taints: node.spec.taints.iter().map(taint).collect(),
+        cordoned: node.cordoned || node.spec.cordoned,
+        gone: node.gone,
+        total: Some(resources_message(&node.total())),
+        committed: Some(resources_message(&node.committed)),
+        devices: node.spec.devices.iter().enumerate().map(device).collect(),
+        tasks: node.tasks,
+        revision: node.revision.0,
+    }
+}
+
+/// Reads limits.
+pub fn limits(message: &v1::Limits) -> Limits {
+    Limits {
+        cpu_millis: message.cpu_millis,
+        memory_bytes: message.memory_bytes,
+        storage_bytes: message.storage_bytes,
+        device_millis: message.device_millis,
+    }
+}
+
+/// Reads a queue's settings, filling in the defaults.
+///
+/// # Errors
+/// If there is no queue in the request.
+pub fn queue_spec(message: Option<&v1::Queue>) -> Result<QueueSpec, Invalid> {
+    let message = message.ok_or_else(|| invalid("queue", "is missing"))?;
+    let default = default_settings(&message.name);
+    let or = |value: u64, default: u64| if value == 0 { default } else { value };
+    Ok(QueueSpec {
+        weight: if message.weight == 0 { default.weight } else { message.weight },
+        guarantee: message.guarantee.as_ref().map(resources).unwrap_or_default(),
+        limit: message.limit.as_ref().map(limits).unwrap_or_default(),
+        max_run_ms_default: or(message.max_run_ms_default, default.max_run_ms_default),
+        name: default.name,
+    })
+}
+
+/// Writes a queue.
+pub fn queue_message(view: &QueueView) -> v1::Queue {
+    let (queue, spec) = (&view.queue, &view.queue.spec);
+    v1::Queue {
+        name: spec.name.clone(),
+        weight: spec.weight,
+        guarantee: Some(resources_message(&spec.guarantee)),
+        limit: Some(v1::Limits {
+            cpu_millis: spec.limit.cpu_millis,
+            memory_bytes: spec.limit.memory_bytes,
+            storage_bytes: spec.limit.storage_bytes,
+            device_millis: spec.limit.device_millis,
+        }),
+        max_run_ms_default: spec.max_run_ms_default,
+        usage: Some(resources_message(&queue.usage)),
+        jobs: queue.jobs,
+        revision: queue.revision.0,
+    }
+}
+
+/// Writes why a job waits.
+pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
+    let reason = |code: &str, message: String| v1::Reason { code: code.to_owned(), message };
+    let group = |group: &crate::broker::GroupWhy| {
+        let pools = group.why.pools.iter().zip(&group.pool_names).map(|(pool, name)| v1::PoolReason {
+            pool: name.clone(),
+            standing: match pool.reason.standing() {
+                Standing::Never => v1::Standing::Never as i32,
+                Standing::Closed => v1::Standing::Closed as i32,
+                Standing::Full => v1::Standing::Full as i32,
+                Standing::Fits => v1::Standing::Fits as i32,
+            },
+            reason: Some(reason(pool.reason.code(), pool.reason.to_string())),
+        });
+        v1::GroupWhy {
+            group: group.name.clone(),
+            waiting: group.waiting,
+            pools: pools.collect(),
+            would_help: group.why.would_help.clone(),
+        }
+    };
+    v1::WhyResponse {
+        job: Some(job_message(&why.job)),
+        reasons: why.reasons.iter().map(|r| reason(r.code(), r.to_string())).collect(),
+        position: why.position,
+        waiting: why.waiting,
+        groups: why.groups.iter().map(group).collect(),
+    }
+}
