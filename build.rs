@@ -26,7 +26,10 @@ fn compile() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let mut config = tonic_prost_build::configure()
         .type_attribute(".", "#[derive(serde::Serialize)] #[serde(rename_all = \"snake_case\")]")
-        .field_attribute("weir.v1.RetryPolicy.on", "#[serde(serialize_with = \"super::enum_names::<RetryOn, _>\")]")
+        .field_attribute(
+            "weir.v1.RetryPolicy.on",
+            "#[serde(serialize_with = \"super::enum_names::<RetryOn, _>\")]",
+        )
         .btree_map(".");
     for (field, kind) in enums {
         let attribute = format!("#[serde(serialize_with = \"super::enum_name::<{kind}, _>\")]");

@@ -7,9 +7,19 @@ pub mod model;
 pub mod state;
 
 pub mod agent;
-pub mod broker;
-#[cfg(feature = "io")]
-pub mod journal;
-pub mod scheduler;
 #[cfg(feature = "io")]
 pub mod api;
+pub mod broker;
+#[cfg(feature = "io")]
+pub mod cli;
+#[cfg(feature = "io")]
+pub mod clock;
+#[cfg(feature = "io")]
+pub mod config;
+#[cfg(feature = "io")]
+pub mod journal;
+#[cfg(feature = "io")]
+pub mod pools;
+#[cfg(feature = "io")]
+pub mod runtime;
+pub mod scheduler;

@@ -38,7 +38,12 @@ pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
         v1::sync_request::Body::Inventory(message) => FromAgent::Inventory(Inventory {
             epoch: Epoch(message.epoch),
             part: part(message.part())?,
-            nodes: message.nodes.iter().enumerate().map(|(i, n)| node(&format!("nodes[{i}]"), n)).collect::<Result<_, _>>()?,
+            nodes: message
+                .nodes
+                .iter()
+                .enumerate()
+                .map(|(i, n)| node(&format!("nodes[{i}]"), n))
+                .collect::<Result<_, _>>()?,
             removed: message.removed,
         }),
         v1::sync_request::Body::Observed(message) => FromAgent::Observed {
@@ -151,7 +156,8 @@ fn report(message: v1::AttemptReport) -> Result<AttemptReport, Invalid> {
 
 fn read_outcome(message: v1::Outcome) -> Result<Outcome, Invalid> {
     let kind = OutcomeKind::ALL.into_iter().find(|kind| kind.code() == message.code);
-    let kind = kind.ok_or_else(|| invalid("outcome.code", format!("{} is not an outcome", quote(&message.code))))?;
+    let kind =
+        kind.ok_or_else(|| invalid("outcome.code", format!("{} is not an outcome", quote(&message.code))))?;
     Ok(Outcome { kind, exit_code: message.exit_code, signal: message.signal, message: message.message })
 }
 
@@ -211,7 +217,11 @@ fn node_spec_message(node: &NodeSpec) -> v1::Node {
     v1::Node {
         name: node.name.clone(),
         labels: node.labels.clone(),
-        taints: node.taints.iter().map(|t| v1::Taint { key: t.key.clone(), value: t.value.clone() }).collect(),
+        taints: node
+            .taints
+            .iter()
+            .map(|t| v1::Taint { key: t.key.clone(), value: t.value.clone() })
+            .collect(),
         cordoned: node.cordoned,
         total: Some(super::resources_message(&node.allocatable)),
         devices: node.devices.iter().map(device).collect(),
@@ -225,11 +235,13 @@ fn report_message(report: &AttemptReport) -> v1::AttemptReport {
         AttemptStatus::Running { started_at } => {
             v1::attempt_report::Status::Running(v1::Running { started_unix_ms: started_at.0 })
         }
-        AttemptStatus::Ended { started_at, ended_at, outcome } => v1::attempt_report::Status::Ended(v1::Ended {
-            started_unix_ms: started_at.map(|at| at.0),
-            ended_unix_ms: ended_at.0,
-            outcome: Some(outcome_message(outcome)),
-        }),
+        AttemptStatus::Ended { started_at, ended_at, outcome } => {
+            v1::attempt_report::Status::Ended(v1::Ended {
+                started_unix_ms: started_at.map(|at| at.0),
+                ended_unix_ms: ended_at.0,
+                outcome: Some(outcome_message(outcome)),
+            })
+        }
     };
     v1::AttemptReport {
         attempt: report.attempt.to_string(),
@@ -268,13 +280,19 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
                 reason: stop_code(stop.reason).to_owned(),
                 grace_ms: stop.grace_ms,
             };
-            v1::sync_response::Body::Stops(v1::Stops { term: term.0, stops: stops.iter().map(stop).collect() })
+            v1::sync_response::Body::Stops(v1::Stops {
+                term: term.0,
+                stops: stops.iter().map(stop).collect(),
+            })
         }
         ToAgent::Acknowledged { attempts } => v1::sync_response::Body::Acknowledged(v1::Acknowledged {
             attempts: attempts.iter().map(ToString::to_string).collect(),
         }),
         ToAgent::HeartbeatAnswer { term, sequence } => {
-            v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer { term: term.0, sequence: *sequence })
+            v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer {
+                term: term.0,
+                sequence: *sequence,
+            })
         }
     };
     v1::SyncResponse { number, body: Some(body) }
@@ -355,8 +373,15 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
         v1::sync_response::Body::Stops(stops) => {
             let mut list = Vec::new();
             for stop in stops.stops {
-                let reason = STOPS.iter().find(|(_, code)| *code == stop.reason).map_or(StopReason::Stray, |(r, _)| *r);
-                list.push(Stop { attempt: parse("stops.attempt", &stop.attempt)?, reason, grace_ms: stop.grace_ms });
+                let reason = STOPS
+                    .iter()
+                    .find(|(_, code)| *code == stop.reason)
+                    .map_or(StopReason::Stray, |(r, _)| *r);
+                list.push(Stop {
+                    attempt: parse("stops.attempt", &stop.attempt)?,
+                    reason,
+                    grace_ms: stop.grace_ms,
+                });
             }
             ToAgent::Stops { term: Term(stops.term), stops: list }
         }
@@ -372,11 +397,13 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
 
 fn order(message: v1::Order) -> Result<Order, Invalid> {
     let share = |share: &v1::DeviceShare| {
-        let index = u16::try_from(share.index).map_err(|_| invalid("devices.index", "is not within 0 and 65535"))?;
+        let index =
+            u16::try_from(share.index).map_err(|_| invalid("devices.index", "is not within 0 and 65535"))?;
         Ok(DeviceShare { index, millis: share.millis })
     };
     let task = |task: v1::TaskPlacement| {
-        let group = u16::try_from(task.group).map_err(|_| invalid("tasks.group", "is not within 0 and 65535"))?;
+        let group =
+            u16::try_from(task.group).map_err(|_| invalid("tasks.group", "is not within 0 and 65535"))?;
         let devices = task.devices.iter().map(share).collect::<Result<_, Invalid>>()?;
         Ok::<_, Invalid>(TaskOrder { group, task: task.task, node: task.node, devices })
     };

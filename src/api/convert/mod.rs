@@ -4,6 +4,7 @@ mod agent;
 mod spec;
 mod view;
 
+pub(crate) use agent::hello_message;
 pub use agent::{from_agent, hello, sync_request, sync_response, to_agent};
 pub use spec::{job_spec, spec_message};
 pub use view::{
@@ -40,7 +41,10 @@ pub(crate) fn resources(message: &v1::Resources) -> Resources {
 pub(crate) fn other(
     map: &std::collections::BTreeMap<String, u64>,
 ) -> Option<Box<std::collections::BTreeMap<Box<str>, u64>>> {
-    let kept: std::collections::BTreeMap<Box<str>, u64> =
-        map.iter().filter(|(_, amount)| **amount > 0).map(|(name, amount)| (name.as_str().into(), *amount)).collect();
+    let kept: std::collections::BTreeMap<Box<str>, u64> = map
+        .iter()
+        .filter(|(_, amount)| **amount > 0)
+        .map(|(name, amount)| (name.as_str().into(), *amount))
+        .collect();
     (!kept.is_empty()).then(|| Box::new(kept))
 }

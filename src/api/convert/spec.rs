@@ -7,8 +7,8 @@ use crate::model::id::JobId;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{
-    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost, OnUnitFailure,
-    Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest, Toleration,
+    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
+    OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest, Toleration,
 };
 
 /// From the polite signal to the hard one where the spec doesn't say.
@@ -38,7 +38,11 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
         retry: retry(&format!("{path}.retry"), message.retry.as_ref())?,
         on_pool_lost,
         may_overlap: message.may_overlap,
-        on_unit_failure: if max_failed == 0 { OnUnitFailure::FailJob } else { OnUnitFailure::Continue { max_failed } },
+        on_unit_failure: if max_failed == 0 {
+            OnUnitFailure::FailJob
+        } else {
+            OnUnitFailure::Continue { max_failed }
+        },
         max_run_ms: message.max_run_ms,
         start_limit_ms: message.start_limit_ms,
         grace_ms: message.grace_ms.unwrap_or(GRACE_MS_DEFAULT),
@@ -59,7 +63,9 @@ fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Invalid> {
 fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> {
     known::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition)?;
     let condition = match edge.condition() {
-        v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => DependencyCondition::Succeeded,
+        v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => {
+            DependencyCondition::Succeeded
+        }
         v1::DependencyCondition::Any => DependencyCondition::Any,
         v1::DependencyCondition::Failed => DependencyCondition::Failed,
     };
@@ -98,7 +104,10 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
     };
     let simulate = group.simulate.as_ref().map(|simulate| {
         let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
-            invalid(&format!("{path}.simulate.exit_code"), format!("{} is not within 0 and 255", simulate.exit_code))
+            invalid(
+                &format!("{path}.simulate.exit_code"),
+                format!("{} is not within 0 and 255", simulate.exit_code),
+            )
         })?;
         Ok::<_, Invalid>(Simulate { duration_ms: simulate.duration_ms, exit_code })
     });
@@ -137,7 +146,10 @@ fn read_constraints(path: &str, message: &v1::Constraints) -> Result<Constraints
         for (index, text) in list.iter().enumerate() {
             let code = RegionCode::parse(text).map_err(|_| {
                 let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
-                invalid(&format!("{path}.{field}[{index}]"), format!("{} {rule}", crate::model::validate::quote(text)))
+                invalid(
+                    &format!("{path}.{field}[{index}]"),
+                    format!("{} {rule}", crate::model::validate::quote(text)),
+                )
             })?;
             codes.push(code);
         }
@@ -181,7 +193,12 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
     }
     on.sort_unstable();
     on.dedup();
-    Ok(RetryPolicy { max_attempts, on, backoff_ms: message.backoff_ms, backoff_max_ms: message.backoff_max_ms })
+    Ok(RetryPolicy {
+        max_attempts,
+        on,
+        backoff_ms: message.backoff_ms,
+        backoff_max_ms: message.backoff_max_ms,
+    })
 }
 
 /// Writes a spec.

@@ -116,12 +116,13 @@ pub fn attempt_message(attempt: &AttemptView) -> v1::Attempt {
         AttemptPhase::Live(Phase::Stopping) => v1::AttemptPhase::Stopping,
         AttemptPhase::Ended => v1::AttemptPhase::Ended,
     };
-    let placements = attempt.placements.iter().zip(&attempt.nodes).map(|(placement, node)| v1::TaskPlacement {
-        group: u32::from(placement.group),
-        task: placement.task,
-        node: node.clone(),
-        devices: shares_message(&placement.devices),
-    });
+    let placements =
+        attempt.placements.iter().zip(&attempt.nodes).map(|(placement, node)| v1::TaskPlacement {
+            group: u32::from(placement.group),
+            task: placement.task,
+            node: node.clone(),
+            devices: shares_message(&placement.devices),
+        });
     v1::Attempt {
         id: attempt.id.to_string(),
         pool: attempt.pool.clone(),
@@ -137,7 +138,10 @@ pub fn attempt_message(attempt: &AttemptView) -> v1::Attempt {
 }
 
 pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
-    shares.iter().map(|share| v1::DeviceShare { index: u32::from(share.index), millis: share.millis }).collect()
+    shares
+        .iter()
+        .map(|share| v1::DeviceShare { index: u32::from(share.index), millis: share.millis })
+        .collect()
 }
 
 /// Writes a pool.

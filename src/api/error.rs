@@ -1,0 +1,62 @@
+//! The one map from what goes wrong to gRPC codes and `google.rpc` details.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use super::convert::Invalid;
+use crate::model::text;
+use crate::runtime::broker::CallError;
+use crate::state::rejection::Rejection;
+
+/// What the details' `domain` says.
+const DOMAIN: &str = "weir";
+/// When a client may try again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A message that can't be read.
+pub fn invalid(violations: Invalid) -> Status {
+    status(&Rejection::Invalid(violations))
+}
+
+/// A call that did not get through.
+pub fn call(error: CallError) -> Status {
+    match error {
+        CallError::Rejected(rejection) => status(&rejection),
+        CallError::Unavailable => {
+            let details = ErrorDetails::with_retry_info(Some(RETRY));
+            Status::with_error_details(Code::Unavailable, CallError::Unavailable.to_string(), details)
+        }
+    }
+}
+
+/// Something that does not exist.
+pub fn not_found(kind: &'static str, name: &str) -> Status {
+    status(&Rejection::NotFound { kind, name: name.to_owned() })
+}
+
+/// A rejection, with its stable code in `ErrorInfo` and fields in `BadRequest`.
+pub fn status(rejection: &Rejection) -> Status {
+    let code = match rejection {
+        Rejection::Invalid(_) | Rejection::BadDependency(_) => Code::InvalidArgument,
+        Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
+        Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } => Code::AlreadyExists,
+        Rejection::Conflict { .. } | Rejection::TokenReused => Code::Aborted,
+        Rejection::StaleEpoch { .. }
+        | Rejection::StaleTerm(_)
+        | Rejection::Outdated { .. }
+        | Rejection::ReadOnly { .. } => Code::FailedPrecondition,
+        Rejection::LimitReached { .. } => Code::ResourceExhausted,
+    };
+    let mut details =
+        ErrorDetails::with_error_info(rejection.code(), DOMAIN, std::collections::HashMap::new());
+    if let Rejection::Invalid(violations) = rejection {
+        let fields = violations.iter().map(|v| FieldViolation::new(v.field.clone(), v.description.clone()));
+        details.set_bad_request(fields.collect::<Vec<_>>());
+    }
+    // The message also goes out as a header: what a name smuggled in must not.
+    let mut message = text::escape(&rejection.to_string());
+    text::truncate(&mut message, 4_096);
+    Status::with_error_details(code, message, details)
+}

@@ -1,0 +1,224 @@
+//! PoolService.
+
+use std::pin::Pin;
+
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::job::page_size;
+use super::proto::v1;
+use super::{convert, error, mutation};
+use crate::broker::{Answer, NodeView, PoolView, Query};
+use crate::model::change::Change;
+use crate::model::id::{AttemptId, NodeId, Revision};
+use crate::model::limit::PAGE_MAX;
+use crate::model::pool::DrainMode;
+use crate::runtime::broker::Handle;
+use crate::runtime::watch::Missed;
+use crate::state::command::Command;
+
+/// The service.
+pub struct Pools {
+    pub broker: Handle,
+}
+
+#[tonic::async_trait]
+impl v1::pool_service_server::PoolService for Pools {
+    async fn list_pools(
+        &self,
+        _: Request<v1::ListPoolsRequest>,
+    ) -> Result<Response<v1::ListPoolsResponse>, Status> {
+        let (revision, pools) = self.all().await?;
+        let pools = pools.iter().map(convert::pool_message).collect();
+        Ok(Response::new(v1::ListPoolsResponse { pools, revision: revision.0 }))
+    }
+
+    async fn get_pool(
+        &self,
+        request: Request<v1::GetPoolRequest>,
+    ) -> Result<Response<v1::GetPoolResponse>, Status> {
+        let pool = self.find(&request.into_inner().name).await?;
+        Ok(Response::new(v1::GetPoolResponse { pool: Some(convert::pool_message(&pool)) }))
+    }
+
+    type WatchPoolsStream = Pin<Box<dyn Stream<Item = Result<v1::WatchPoolsResponse, Status>> + Send>>;
+
+    async fn watch_pools(
+        &self,
+        request: Request<v1::WatchPoolsRequest>,
+    ) -> Result<Response<Self::WatchPoolsStream>, Status> {
+        let from = Revision(request.into_inner().from_revision);
+        let (sender, receiver) = mpsc::channel(16);
+        let pools = Self { broker: self.broker.clone() };
+        tokio::spawn(async move { pools.watch(from, sender).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let message = request.into_inner();
+        let pool = self.find(&message.pool).await?.pool.spec.name;
+        let after =
+            match message.page_token.as_str() {
+                "" => NodeId(0),
+                text => NodeId(text.parse().map_err(|_| {
+                    error::invalid(convert::invalid("page_token", "is not from a page before"))
+                })?),
+            };
+        let limit = page_size(message.page_size)?;
+        let query = Query::Nodes { pool: pool.clone(), after, limit };
+        let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
+        let Answer::Nodes { nodes, next } = answer else { return Err(Status::internal("no nodes")) };
+        Ok(Response::new(v1::ListNodesResponse {
+            nodes: nodes.iter().map(|node| convert::node_message(&pool, node)).collect(),
+            next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
+            revision: revision.0,
+        }))
+    }
+
+    async fn cordon(
+        &self,
+        request: Request<v1::CordonRequest>,
+    ) -> Result<Response<v1::CordonResponse>, Status> {
+        let message = request.into_inner();
+        let revision =
+            self.set_cordoned("Cordon", &message.token, &message.pool, &message.node, true).await?;
+        Ok(Response::new(v1::CordonResponse { revision: revision.0 }))
+    }
+
+    async fn uncordon(
+        &self,
+        request: Request<v1::UncordonRequest>,
+    ) -> Result<Response<v1::UncordonResponse>, Status> {
+        let message = request.into_inner();
+        let revision =
+            self.set_cordoned("Uncordon", &message.token, &message.pool, &message.node, false).await?;
+        Ok(Response::new(v1::UncordonResponse { revision: revision.0 }))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let message = request.into_inner();
+        let pool = self.find(&message.pool).await?.pool.id;
+        let mode = match message.mode() {
+            v1::DrainMode::Wait => DrainMode::Wait,
+            v1::DrainMode::Evict => DrainMode::Evict,
+            v1::DrainMode::Unspecified => {
+                return Err(error::invalid(convert::invalid("mode", "name WAIT or EVICT")));
+            }
+        };
+        let command = Command::DrainPool { pool, mode, deadline_ms: message.deadline_ms };
+        let fingerprint = v1::DrainRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let request = mutation(&message.token, "Drain", &fingerprint, command)?;
+        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        Ok(Response::new(v1::DrainResponse { revision: revision.0 }))
+    }
+
+    async fn abandon(
+        &self,
+        request: Request<v1::AbandonRequest>,
+    ) -> Result<Response<v1::AbandonResponse>, Status> {
+        let message = request.into_inner();
+        let attempt: AttemptId = message.attempt.parse().map_err(|e: crate::model::id::ParseIdError| {
+            error::invalid(convert::invalid("attempt", e.to_string()))
+        })?;
+        let command = Command::Abandon { unit: attempt.unit_id() };
+        let request = mutation(&message.token, "Abandon", message.attempt.as_bytes(), command)?;
+        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        Ok(Response::new(v1::AbandonResponse { revision: revision.0 }))
+    }
+}
+
+impl Pools {
+    async fn all(&self) -> Result<(Revision, Vec<PoolView>), Status> {
+        let (revision, answer) = self.broker.query(Query::Pools).await.map_err(error::call)?;
+        let Answer::Pools(pools) = answer else { return Err(Status::internal("no pools")) };
+        Ok((revision, pools))
+    }
+
+    async fn find(&self, name: &str) -> Result<PoolView, Status> {
+        let (_, answer) = self.broker.query(Query::Pool(name.to_owned())).await.map_err(error::call)?;
+        match answer {
+            Answer::Pool(Some(pool)) => Ok(*pool),
+            _ => Err(error::not_found("pool", name)),
+        }
+    }
+
+    async fn find_node(&self, pool: &str, name: &str) -> Result<NodeId, Status> {
+        let mut after = NodeId(0);
+        loop {
+            let query = Query::Nodes { pool: pool.to_owned(), after, limit: PAGE_MAX };
+            let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
+            let Answer::Nodes { nodes, next } = answer else { return Err(Status::internal("no nodes")) };
+            let found = nodes.iter().find(|node: &&NodeView| node.node.spec.name == name);
+            match (found, next) {
+                (Some(node), _) => return Ok(node.id),
+                (None, Some(next)) => after = next,
+                (None, None) => return Err(error::not_found("node", name)),
+            }
+        }
+    }
+
+    async fn set_cordoned(
+        &self,
+        method: &str,
+        token: &str,
+        pool: &str,
+        node: &str,
+        cordoned: bool,
+    ) -> Result<Revision, Status> {
+        let id = self.find(pool).await?.pool.id;
+        let command = if node.is_empty() {
+            Command::CordonPool { pool: id, cordoned }
+        } else {
+            Command::CordonNode { pool: id, node: self.find_node(pool, node).await?, cordoned }
+        };
+        let request = mutation(token, method, format!("{pool}/{node}").as_bytes(), command)?;
+        Ok(self.broker.request(request).await.map_err(error::call)?.1)
+    }
+
+    async fn watch(&self, from: Revision, sender: mpsc::Sender<Result<v1::WatchPoolsResponse, Status>>) {
+        let mut seen = from;
+        loop {
+            let watchers = self.broker.watchers();
+            let mut news = watchers.subscribe();
+            let through = *news.borrow_and_update();
+            let missed = if seen == Revision(0) { Missed::Unknown } else { watchers.since(seen) };
+            let wanted = match &missed {
+                Missed::Unknown => None,
+                Missed::Changes(changes) => Some(changes),
+            };
+            let (revision, pools) = match self.all().await {
+                Ok(all) => all,
+                Err(status) => return drop(sender.send(Err(status)).await),
+            };
+            let changed = |pool: &&PoolView| {
+                wanted.is_none_or(|changes| {
+                    changes.contains(&Change::Pool(pool.pool.id))
+                        || changes.iter().any(|c| matches!(c, Change::Node(at) if at.pool == pool.pool.id))
+                })
+            };
+            let pools: Vec<v1::Pool> = pools.iter().filter(changed).map(convert::pool_message).collect();
+            let relisted = wanted.is_none();
+            if (relisted || !pools.is_empty())
+                && sender
+                    .send(Ok(v1::WatchPoolsResponse { pools, revision: revision.0, relisted }))
+                    .await
+                    .is_err()
+            {
+                return;
+            }
+            seen = if relisted { revision } else { through.max(seen) };
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() {
+                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                },
+                () = sender.closed() => return,
+            }
+        }
+    }
+}

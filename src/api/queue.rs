@@ -1,0 +1,55 @@
+//! QueueService.
+
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use super::proto::v1;
+use super::{convert, error, mutation};
+use crate::broker::{Answer, Query};
+use crate::model::id::Revision;
+use crate::runtime::broker::Handle;
+use crate::state::command::Command;
+
+/// The service.
+pub struct Queues {
+    pub broker: Handle,
+}
+
+#[tonic::async_trait]
+impl v1::queue_service_server::QueueService for Queues {
+    async fn create_queue(
+        &self,
+        request: Request<v1::CreateQueueRequest>,
+    ) -> Result<Response<v1::CreateQueueResponse>, Status> {
+        let message = request.into_inner();
+        let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
+        let fingerprint = v1::CreateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let request = mutation(&message.token, "CreateQueue", &fingerprint, Command::CreateQueue { spec })?;
+        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        Ok(Response::new(v1::CreateQueueResponse { revision: revision.0 }))
+    }
+
+    async fn update_queue(
+        &self,
+        request: Request<v1::UpdateQueueRequest>,
+    ) -> Result<Response<v1::UpdateQueueResponse>, Status> {
+        let message = request.into_inner();
+        let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
+        let based_on = Revision(message.queue.as_ref().map_or(0, |queue| queue.revision));
+        let fingerprint = v1::UpdateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let request =
+            mutation(&message.token, "UpdateQueue", &fingerprint, Command::UpdateQueue { spec, based_on })?;
+        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        Ok(Response::new(v1::UpdateQueueResponse { revision: revision.0 }))
+    }
+
+    async fn list_queues(
+        &self,
+        _: Request<v1::ListQueuesRequest>,
+    ) -> Result<Response<v1::ListQueuesResponse>, Status> {
+        let (revision, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
+        let Answer::Queues(queues) = answer else { return Err(Status::internal("no queues")) };
+        let queues = queues.iter().map(convert::queue_message).collect();
+        Ok(Response::new(v1::ListQueuesResponse { queues, revision: revision.0 }))
+    }
+}

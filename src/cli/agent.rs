@@ -1,0 +1,137 @@
+//! `weir agent`: one pool.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::exit::INVALID;
+use super::{Connect, Failure, start_logging, terminated};
+use crate::api::agent::Dialer;
+use crate::api::client::Client;
+use crate::clock::Clock;
+use crate::config::{self, AgentFile};
+use crate::model::exchange::Hello;
+use crate::model::id::InstanceId;
+use crate::model::pool::{Capabilities, PoolSpec};
+use crate::model::region::RegionCode;
+use crate::pools::PoolBackend;
+use crate::pools::host::{self, Host};
+use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+
+/// Runs the agent of one pool.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  weir agent pool.toml\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back."
+)]
+pub struct AgentCommand {
+    /// The pool's TOML file.
+    file: PathBuf,
+}
+
+/// Keeps a host pool's tasks.
+#[derive(clap::Args)]
+pub struct Supervise {
+    #[arg(long)]
+    state: PathBuf,
+}
+
+impl Supervise {
+    pub fn run(self) -> ExitCode {
+        match host::supervisor::run(&self.state) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => Failure::from(error).print(),
+        }
+    }
+}
+
+impl AgentCommand {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        start_logging("info");
+        let file = AgentFile::read(&self.file)?;
+        let mut connect = connect.clone();
+        connect.server = connect.server.or(file.server.clone());
+        let client = match &file.token_file {
+            Some(path) => {
+                let token = std::fs::read_to_string(path).map_err(|error| {
+                    Failure::new(INVALID, format!("token_file {}: {error}", path.display()))
+                })?;
+                let server =
+                    connect.server.clone().unwrap_or_else(|| super::connect::ADDRESS_DEFAULT.to_owned());
+                Client::new(&server, Some(token.trim()))
+                    .map_err(|error| Failure::new(INVALID, format!("{error:#}")))?
+            }
+            None => connect.client()?,
+        };
+        let region =
+            RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))?;
+        let clock = Clock::start();
+        let pool = |backend: &str, capabilities| PoolSpec {
+            name: file.name.clone(),
+            region,
+            backend: backend.to_owned(),
+            labels: file.labels.clone(),
+            capabilities,
+            notes: Vec::new(),
+        };
+        match (&file.host, &file.simulated) {
+            (Some(section), _) => {
+                let settings = host::Settings {
+                    pool: file.name.clone(),
+                    region,
+                    state: file.state.clone(),
+                    cpus: section.cpus,
+                    memory_bytes: section.memory_mib.map(|mib| mib << 20),
+                };
+                let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
+                serve(hello, Host::new(settings, clock), client, clock, terminated()).await?;
+            }
+            (None, Some(section)) => {
+                let settings = simulated::Settings {
+                    pool: file.name.clone(),
+                    nodes: fleet(&section.nodes.iter().map(node_kind).collect::<Vec<_>>()),
+                    state: Some(file.state.clone()),
+                    speedup_millis: (section.speedup * 1_000.0) as u64,
+                };
+                let hello = hello(pool("simulated", SIMULATED), &file.state)?;
+                serve(hello, Simulated::new(settings, clock), client, clock, terminated()).await?;
+            }
+            (None, None) => return Err(Failure::new(INVALID, "name one backend: [host] or [simulated]")),
+        }
+        Ok(0)
+    }
+}
+
+fn node_kind(kind: &config::NodeKind) -> NodeKind {
+    NodeKind {
+        count: kind.count,
+        prefix: kind.prefix.clone(),
+        cpus: kind.cpus,
+        memory_gib: kind.memory_gib,
+        device: kind.device.clone(),
+        devices: kind.devices,
+    }
+}
+
+/// What simulated pools pretend to do.
+pub(super) const SIMULATED: Capabilities =
+    Capabilities { real: false, processes: true, containers: true, leases: true, secrets: true };
+
+/// Who speaks for a pool: an identity that its state folder keeps.
+pub(super) fn hello(pool: PoolSpec, state: &std::path::Path) -> Result<Hello, Failure> {
+    let instance = config::secret::<16>(&state.join("instance"))?;
+    let key = config::secret::<16>(&state.join("key"))?;
+    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key })
+}
+
+/// Runs a pool's agent until `stop` ends.
+pub(super) async fn serve(
+    hello: Hello,
+    backend: impl PoolBackend,
+    client: Client,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
+    crate::runtime::agent::run(hello, backend, dialer, clock, stop)
+        .await
+        .map_err(|error| Failure::new(1, crate::runtime::broker::causes(&error)))
+}

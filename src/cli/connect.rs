@@ -1,0 +1,99 @@
+//! Finds the broker and its token.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use super::Failure;
+use super::exit::INVALID;
+use crate::api::client::Client;
+use crate::api::proto::v1;
+use crate::config::ClientFile;
+
+/// Where a broker listens unless told otherwise.
+pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
+
+/// How to reach the broker.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Connect {
+    /// The broker's address; else WEIR_SERVER, the config file, 127.0.0.1:7411.
+    #[arg(long, global = true, env = "WEIR_SERVER", value_name = "URL")]
+    pub server: Option<String>,
+    /// The queue meant where a job is named without one.
+    #[arg(long, short, global = true, default_value = "default")]
+    pub queue: String,
+}
+
+impl Connect {
+    /// A client of the broker that is meant.
+    ///
+    /// # Errors
+    /// If the address or the config file can't be used.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let file = ClientFile::read()?;
+        let server =
+            self.server.clone().or_else(|| file.server.clone()).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
+        let address = server.split("://").last().unwrap_or_default().trim_end_matches('/').to_owned();
+        let token = match std::env::var("WEIR_TOKEN") {
+            Ok(token) if !token.is_empty() => Some(token),
+            _ => {
+                file.contexts.get(&address).and_then(|data| std::fs::read_to_string(data.join("token")).ok())
+            }
+        };
+        Client::new(&server, token.as_deref()).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
+    }
+
+    /// Names a job as users write it: `job/NAME`, `NAME`, or a number.
+    ///
+    /// # Errors
+    /// If the text names another type.
+    pub fn job_ref(&self, text: &str) -> Result<v1::JobRef, Failure> {
+        let name = match text.split_once('/') {
+            Some(("job" | "jobs" | "j", name)) => name,
+            Some((kind, _)) => {
+                return Err(Failure::new(INVALID, format!("{kind:?} is not a job: write job/NAME")));
+            }
+            None => text,
+        };
+        match name.parse::<u64>() {
+            Ok(id) if id > 0 => Ok(v1::JobRef { id, ..v1::JobRef::default() }),
+            _ => Ok(v1::JobRef { id: 0, queue: self.queue.clone(), name: name.to_owned() }),
+        }
+    }
+}
+
+/// A request token of its own for every mutation.
+pub fn new_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// The broker is away, or was while the call ran: repeating is safe with a token.
+pub fn is_transient(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Cancelled)
+        || (status.code() == Code::Unknown && status.message().contains("transport"))
+        || (status.code() == Code::Internal && status.message().contains("h2"))
+}
+
+/// Repeats a call while the broker is away, for at most `patience`.
+///
+/// # Errors
+/// The last failure.
+pub async fn patiently<T, F>(patience: Duration, mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let deadline = tokio::time::Instant::now() + patience;
+    let mut wait = Duration::from_millis(20);
+    loop {
+        match call().await {
+            Err(status) if is_transient(&status) && tokio::time::Instant::now() + wait < deadline => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(1));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// How long commands that wait live without a broker.
+pub const PATIENCE: Duration = Duration::from_secs(300);

@@ -1,0 +1,190 @@
+//! The demo: jobs of a production trace over six pools, with more demand than fits for a while.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::connect::new_token;
+use super::output::{is_terminal, print, table};
+use super::{Failure, run, spec_file};
+use crate::api::client::Client;
+use crate::api::proto::v1;
+
+/// The jobs, with their origin.
+const JOBS: &str = include_str!("openb.yaml");
+/// How often the table is drawn on a terminal, and a line printed elsewhere.
+const DRAW: Duration = Duration::from_millis(500);
+const LINE: Duration = Duration::from_secs(2);
+/// The label that tells one demo's jobs from another's.
+const LABEL: &str = "demo";
+
+/// Plays the demo until its last job has ended.
+///
+/// # Errors
+/// What the broker says against it.
+pub(super) async fn play(client: &Client) -> Result<(), Failure> {
+    let mut jobs =
+        spec_file::read_jobs(JOBS).map_err(|error| Failure::new(1, format!("the demo's jobs: {error}")))?;
+    let run = format!("{:08x}", rand::random::<u32>());
+    let mut arrivals = Vec::new();
+    for job in &mut jobs {
+        let spec = job.spec.get_or_insert_default();
+        let arrival = spec.labels.remove("arrival-ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+        spec.labels.insert(LABEL.to_owned(), run.clone());
+        arrivals.push(Duration::from_millis(arrival));
+        // Names are unique among live jobs, and a demo may be started twice.
+        job.name = format!("{}-{}", job.name, &run[..4]);
+    }
+    wait_for_pools(client).await?;
+    print(&format!(
+        "demo: {} tasks of a production GPU cluster (Alibaba openb), a month squeezed into seconds\n",
+        jobs.len()
+    ))?;
+    let started = Instant::now();
+    let (mut next, mut drawn) = (0, Instant::now() - LINE);
+    let mut lines = 0;
+    loop {
+        let due = arrivals[next..].iter().take_while(|at| **at <= started.elapsed()).count();
+        if due > 0 {
+            let request = v1::SubmitRequest { token: new_token(), jobs: jobs[next..next + due].to_vec() };
+            client.jobs().submit(request).await?;
+            next += due;
+        }
+        let interval = if is_terminal() { DRAW } else { LINE };
+        if drawn.elapsed() >= interval {
+            drawn = Instant::now();
+            let all = list(client, &run).await?;
+            lines = draw(client, &all, jobs.len(), started.elapsed(), lines).await?;
+            if next == jobs.len() && all.iter().all(run::has_ended) {
+                return summary(client, &all, started.elapsed()).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn wait_for_pools(client: &Client) -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
+        let ready = pools.iter().filter(|pool| pool.reach() == v1::Reach::Ready).count();
+        if ready >= 6 || Instant::now() > deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn list(client: &Client, run: &str) -> Result<Vec<v1::Job>, Failure> {
+    let mut request = v1::ListJobsRequest {
+        labels: [(LABEL.to_owned(), run.to_owned())].into(),
+        with_ended: true,
+        page_size: 1_000,
+        ..v1::ListJobsRequest::default()
+    };
+    let mut jobs = Vec::new();
+    loop {
+        let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
+        jobs.extend(page.jobs);
+        if page.next_page_token.is_empty() {
+            return Ok(jobs);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+/// Draws the state of things; returns how many lines it took.
+async fn draw(
+    client: &Client,
+    jobs: &[v1::Job],
+    all: usize,
+    after: Duration,
+    lines: usize,
+) -> Result<usize, Failure> {
+    let mut pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
+    pools.sort_by(|left, right| (&left.region, &left.name).cmp(&(&right.region, &right.name)));
+    let waiting: Vec<&v1::Job> = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Pending).collect();
+    let ended = jobs.iter().filter(|job| run::has_ended(job)).count();
+    let running = jobs.len() - ended - waiting.len();
+    let why = why_one(client, waiting.last().copied()).await;
+    let head = format!(
+        "{:>5.1}s  {all} jobs: {ended} ended, {running} running, {} waiting{why}",
+        after.as_secs_f64(),
+        waiting.len()
+    );
+    if !is_terminal() {
+        let held: Vec<String> =
+            pools.iter().map(|pool| format!("{} {} {}", pool.region, pool.name, pool.attempts)).collect();
+        print(&format!("{head}\n        running: {}\n", held.join(", ")))?;
+        return Ok(0);
+    }
+    let heading = ["REGION", "POOL", "RUNNING", "CPU%", "DEVICE%"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for pool in &pools {
+        let (total, held) =
+            (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
+        let share = |held: u64, total: u64| {
+            (held * 100).checked_div(total).map_or_else(String::new, |share| share.to_string())
+        };
+        rows.push(vec![
+            pool.region.clone(),
+            pool.name.clone(),
+            pool.attempts.to_string(),
+            share(held.cpu_millis, total.cpu_millis),
+            share(held.device_millis, total.device_millis),
+        ]);
+    }
+    let text = format!("{head}\x1b[K\n{}", table(&rows));
+    let up = if lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
+    print(&format!("{up}{text}"))?;
+    Ok(text.lines().count())
+}
+
+/// Why the longest-waiting job waits, in a few words.
+async fn why_one(client: &Client, job: Option<&v1::Job>) -> String {
+    let Some(job) = job else { return String::new() };
+    let request = v1::WhyRequest { job: Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }) };
+    let Ok(why) = client.jobs().why(request).await else { return String::new() };
+    let why = why.into_inner();
+    let full =
+        why.groups.iter().flat_map(|group| &group.pools).filter(|pool| pool.standing() == v1::Standing::Full);
+    let mut counts: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for pool in full {
+        let reason = pool.reason.clone().unwrap_or_default();
+        let entry = counts.entry(reason.code).or_default();
+        entry.0 += 1;
+        entry.1 = format!("{}: {}", pool.pool, reason.message);
+    }
+    let most = counts.into_iter().max_by_key(|(_, (count, _))| *count);
+    most.map_or_else(String::new, |(code, (count, example))| format!(" ({code} in {count} pools; {example})"))
+}
+
+async fn summary(client: &Client, jobs: &[v1::Job], after: Duration) -> Result<(), Failure> {
+    let mut regions: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut waits = Vec::new();
+    for job in jobs {
+        let at = Some(v1::JobRef { id: job.id, ..v1::JobRef::default() });
+        let full =
+            client.jobs().get_job(v1::GetJobRequest { job: at, with_attempts: true }).await?.into_inner();
+        for attempt in &full.attempts {
+            *regions.entry((attempt.region.clone(), attempt.pool.clone())).or_default() += 1;
+            waits.push(attempt.ordered_unix_ms.saturating_sub(job.submitted_unix_ms));
+        }
+    }
+    waits.sort_unstable();
+    let at = |thousandth: usize| {
+        waits.get(waits.len().saturating_sub(1) * thousandth / 1_000).copied().unwrap_or(0)
+    };
+    let succeeded = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Succeeded).count();
+    let mut text = format!(
+        "\nall {} jobs have ended after {:.1} s: {succeeded} succeeded\nwaited for a place: half {} ms or less, 99 in 100 {} ms or less, longest {} ms\n",
+        jobs.len(),
+        after.as_secs_f64(),
+        at(500),
+        at(990),
+        at(1_000),
+    );
+    let mut rows = vec![["REGION", "POOL", "PLACED"].map(str::to_owned).to_vec()];
+    rows.extend(regions.into_iter().map(|((region, pool), count)| vec![region, pool, count.to_string()]));
+    text.push_str(&table(&rows));
+    print(&text)
+}

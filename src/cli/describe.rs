@@ -1,0 +1,151 @@
+//! `weir describe`.
+
+use super::exit::INVALID;
+use super::get::pool_state;
+use super::output::{bytes, print, span, thousandths, time};
+use super::{Connect, Failure};
+use crate::api::proto::{name_of, v1};
+use crate::model::text::escape;
+
+/// Shows one object in full.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weir describe job/train-7\n  weir describe pool/xj-ascend")]
+pub struct Describe {
+    /// job/NAME or pool/NAME.
+    what: String,
+    name: Option<String>,
+}
+
+impl Describe {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let client = connect.client()?;
+        let (kind, name) = match (self.what.split_once('/'), self.name) {
+            (Some((kind, name)), _) => (kind.to_owned(), name.to_owned()),
+            (None, Some(name)) => (self.what, name),
+            (None, None) => ("job".to_owned(), self.what),
+        };
+        match kind.as_str() {
+            "job" | "jobs" | "j" => {
+                let request = v1::GetJobRequest { job: Some(connect.job_ref(&name)?), with_attempts: true };
+                let response = client.jobs().get_job(request).await?.into_inner();
+                print(&job_text(&response.job.unwrap_or_default(), &response.attempts))?;
+            }
+            "pool" | "pools" | "po" => {
+                let response = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
+                print(&pool_text(&response.pool.unwrap_or_default()))?;
+            }
+            other => {
+                return Err(Failure::new(
+                    INVALID,
+                    format!("{other:?} can't be described: use job/NAME or pool/NAME"),
+                ));
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn line(out: &mut String, key: &str, value: &str) {
+    out.push_str(&format!("{key:<12}{}\n", escape(value)));
+}
+
+fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
+    let (spec, units) = (job.spec.clone().unwrap_or_default(), job.units.unwrap_or_default());
+    let mut out = String::new();
+    line(&mut out, "job", &format!("{} (number {}, queue {})", job.name, job.id, job.queue));
+    line(&mut out, "state", name_of::<v1::JobPhase>(job.phase));
+    let counts = format!(
+        "{} of {} succeeded, {} failed, {} running, {} waiting",
+        units.succeeded,
+        units.total,
+        units.failed,
+        units.running,
+        units.waiting + units.backing_off
+    );
+    line(&mut out, "units", &counts);
+    line(&mut out, "priority", &spec.priority.to_string());
+    for group in &spec.groups {
+        let asked = group.resources.clone().unwrap_or_default();
+        let kind = if group.gang { "in a gang" } else { "tasks" };
+        let text = format!(
+            "{} {kind}, each {} CPUs, {}",
+            group.count.unwrap_or(1),
+            thousandths(asked.cpu_millis),
+            bytes(asked.memory_bytes)
+        );
+        line(&mut out, "group", &format!("{}: {text}", group.name));
+    }
+    if let Some(failure) = &job.failure {
+        line(&mut out, "failure", &outcome_text(failure));
+    }
+    out.push_str("\ntimeline\n");
+    let mut events = vec![(job.submitted_unix_ms, format!("submitted by {}", job.submitted_by))];
+    for attempt in attempts {
+        let place = attempt.placements.first().map(|p| p.node.as_str()).unwrap_or_default();
+        events.push((
+            attempt.ordered_unix_ms,
+            format!("{} ordered: {} in {}, node {place}", attempt.id, attempt.pool, attempt.region),
+        ));
+        if let Some(at) = attempt.started_unix_ms {
+            events.push((at, format!("{} running", attempt.id)));
+        }
+        if let (Some(at), Some(outcome)) = (attempt.ended_unix_ms, &attempt.outcome) {
+            events.push((at, format!("{} {}", attempt.id, outcome_text(outcome))));
+        }
+    }
+    if let Some(at) = job.ended_unix_ms {
+        events.push((at, format!("job {}", name_of::<v1::JobPhase>(job.phase).to_lowercase())));
+    }
+    events.sort_by_key(|(at, _)| *at);
+    for (at, what) in events {
+        let after = span(at.saturating_sub(job.submitted_unix_ms));
+        out.push_str(&format!("  {}  +{after:<7} {}\n", time(at), escape(&what)));
+    }
+    out
+}
+
+fn outcome_text(outcome: &v1::Outcome) -> String {
+    let mut text = outcome.code.clone();
+    if let Some(signal) = outcome.signal {
+        text.push_str(&format!(", signal {signal}"));
+    } else if let Some(code) = outcome.exit_code {
+        text.push_str(&format!(", exit code {code}"));
+    }
+    if !outcome.message.is_empty() {
+        text.push_str(&format!(": {}", outcome.message));
+    }
+    text
+}
+
+fn pool_text(pool: &v1::Pool) -> String {
+    let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
+    let mut out = String::new();
+    line(&mut out, "pool", &pool.name);
+    line(&mut out, "region", &pool.region);
+    line(&mut out, "backend", &format!("{}{}", pool.backend, if pool.real { "" } else { " (simulated)" }));
+    line(
+        &mut out,
+        "state",
+        &format!("{}{}", pool_state(pool), if pool.connected { "" } else { ", agent not connected" }),
+    );
+    line(&mut out, "nodes", &pool.nodes.to_string());
+    line(
+        &mut out,
+        "cpus",
+        &format!("{} of {} held", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+    );
+    line(&mut out, "memory", &format!("{} of {} held", bytes(held.memory_bytes), bytes(total.memory_bytes)));
+    line(
+        &mut out,
+        "devices",
+        &format!("{} of {} held", thousandths(held.device_millis), thousandths(total.device_millis)),
+    );
+    line(&mut out, "attempts", &pool.attempts.to_string());
+    for (key, value) in &pool.labels {
+        line(&mut out, "label", &format!("{key}={value}"));
+    }
+    for note in &pool.notes {
+        line(&mut out, "note", note);
+    }
+    out
+}

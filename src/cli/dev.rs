@@ -1,0 +1,201 @@
+//! `weir dev`: a broker, this machine's pool and five simulated provinces, in one process.
+
+use std::path::PathBuf;
+
+use super::agent::{SIMULATED, hello, serve};
+use super::connect::ADDRESS_DEFAULT;
+use super::exit::INVALID;
+use super::output::print;
+use super::server::listen;
+use super::{Failure, demo, start_logging, terminated};
+use crate::api::client::Client;
+use crate::clock::Clock;
+use crate::config;
+use crate::model::pool::{Capabilities, PoolSpec};
+use crate::model::region::RegionCode;
+use crate::pools::host::{self, Host};
+use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+
+/// Runs everything in one process.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir dev\n  weir dev --demo            also plays a few hundred jobs of a real trace\n  weir dev --demo --once     the same, then leaves\n\nStart it again with the same --data: nothing is lost."
+)]
+pub struct Dev {
+    /// Where the journal and the pools live.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Loopback only; port 0 picks one.
+    #[arg(long, default_value = ADDRESS_DEFAULT)]
+    listen: String,
+    /// The region that this machine's pool is said to be in.
+    #[arg(long, default_value = "CN-CQ")]
+    region: String,
+    /// CPUs of this machine's pool; all unless named.
+    #[arg(long)]
+    cpus: Option<u64>,
+    /// Stream in jobs of a production trace and show how they are placed.
+    #[arg(long)]
+    demo: bool,
+    /// With --demo: leave when all its jobs have ended.
+    #[arg(long, requires = "demo")]
+    once: bool,
+}
+
+/// A simulated pool: name, region, what it stands for, and its nodes.
+struct Province {
+    name: &'static str,
+    region: &'static str,
+    label: &'static str,
+    nodes: &'static [(u32, &'static str, u64, u64, &'static str, u16)],
+}
+
+/// Five provinces that differ in size, devices and makers.
+const PROVINCES: [Province; 5] = [
+    Province {
+        name: "cq-yubei",
+        region: "CN-CQ",
+        label: "kubernetes",
+        nodes: &[(6, "worker", 64, 256, "", 0), (4, "gpu", 64, 256, "A10", 4)],
+    },
+    Province {
+        name: "xj-ascend",
+        region: "CN-XJ",
+        label: "ascend",
+        nodes: &[(3, "npu", 192, 768, "Ascend910B3", 8)],
+    },
+    Province {
+        name: "gz-nvidia",
+        region: "CN-GZ",
+        label: "nvidia",
+        nodes: &[(3, "dgx", 128, 1_024, "A100-80G", 8)],
+    },
+    Province {
+        name: "sc-nvidia",
+        region: "CN-SC",
+        label: "nvidia",
+        nodes: &[(5, "v100", 96, 384, "V100M32", 4)],
+    },
+    Province { name: "qh-cpu", region: "CN-QH", label: "cpu", nodes: &[(8, "cpu", 96, 384, "", 0)] },
+];
+
+impl Dev {
+    pub async fn run(self) -> Result<u8, Failure> {
+        start_logging("error");
+        let clock = Clock::start();
+        let data = self.data.clone().unwrap_or_else(|| config::state_directory().join("dev"));
+        let region = RegionCode::parse(&self.region)
+            .map_err(|error| Failure::new(INVALID, format!("--region: {error}")))?;
+        let listening = listen(&data, &self.listen, clock).await?;
+        let data = std::fs::canonicalize(&data)?;
+        let address = listening.address;
+        print(&card(&address.to_string(), &data.display().to_string()))?;
+        let client = Client::new(&address.to_string(), Some(&listening.token))?;
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+            // Ends with the sender, too: then the command is over.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        let api = tokio::spawn({
+            let (broker, token, until) =
+                (listening.broker.clone(), listening.token.clone(), until(stopped.clone()));
+            async move { crate::api::serve(broker, listening.listener, &token, until).await }
+        });
+        for province in &PROVINCES {
+            let (client, state) = (client.clone(), data.join("pools").join(province.name));
+            tokio::spawn(run_province(province, state, client, clock));
+        }
+        tokio::spawn(run_host(data.join("pools").join("local"), region, self.cpus, client.clone(), clock));
+        let outcome = if self.demo {
+            tokio::select! {
+                outcome = demo::play(&client) => outcome.map(|()| self.once),
+                () = terminated() => Ok(true),
+            }
+        } else {
+            Ok(false)
+        };
+        if matches!(outcome, Ok(false)) {
+            terminated().await;
+        }
+        let _ = stop.send(true);
+        listening.broker.stop().await;
+        let _ = tokio::task::spawn_blocking(move || listening.thread.join()).await;
+        api.abort();
+        outcome.map(|_| 0)
+    }
+}
+
+fn card(address: &str, data: &str) -> String {
+    format!(
+        "weir is up on {address}, data in {data}\n\
+         pools: local (this machine), cq-yubei, xj-ascend, gz-nvidia, sc-nvidia, qh-cpu (simulated)\n\n  \
+         weir run -- sh -c 'echo hello from $WEIR_REGION'\n  \
+         weir get pools\n  \
+         weir get jobs --watch\n\n\
+         Ctrl-C ends it; started again with the same data, it goes on where it was.\n"
+    )
+}
+
+fn pool(name: &str, region: RegionCode, backend: &str, label: &str, capabilities: Capabilities) -> PoolSpec {
+    PoolSpec {
+        name: name.to_owned(),
+        region,
+        backend: backend.to_owned(),
+        labels: [("kind".to_owned(), label.to_owned())].into(),
+        capabilities,
+        notes: Vec::new(),
+    }
+}
+
+async fn run_province(province: &'static Province, state: PathBuf, client: Client, clock: Clock) {
+    // The table above names known regions only.
+    let region = RegionCode::parse(province.region).unwrap_or_default();
+    let kinds: Vec<NodeKind> = province
+        .nodes
+        .iter()
+        .map(|(count, prefix, cpus, memory_gib, device, devices)| NodeKind {
+            count: *count,
+            prefix: (*prefix).to_owned(),
+            cpus: *cpus,
+            memory_gib: *memory_gib,
+            device: (*device).to_owned(),
+            devices: *devices,
+        })
+        .collect();
+    let settings = simulated::Settings {
+        pool: province.name.to_owned(),
+        nodes: fleet(&kinds),
+        state: Some(state.clone()),
+        speedup_millis: 1_000,
+    };
+    let spec = pool(province.name, region, "simulated", province.label, SIMULATED);
+    let ran = async {
+        let hello = hello(spec, &state)?;
+        serve(hello, Simulated::new(settings, clock), client, clock, std::future::pending()).await
+    };
+    if let Err(failure) = ran.await {
+        tracing::error!(pool = province.name, error = failure.message, "the pool is down");
+    }
+}
+
+async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
+    loop {
+        let settings = host::Settings {
+            pool: "local".to_owned(),
+            region,
+            state: state.clone(),
+            cpus,
+            memory_bytes: None,
+        };
+        let spec = pool("local", region, "host", "host", host::CAPABILITIES);
+        let ran = async {
+            let hello = hello(spec, &state)?;
+            serve(hello, Host::new(settings, clock), client.clone(), clock, std::future::pending()).await
+        };
+        // Its supervisor may have been killed: the next one adopts what still runs.
+        if let Err(failure) = ran.await {
+            tracing::error!(pool = "local", error = failure.message, "the pool is down, and is opened again");
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+}

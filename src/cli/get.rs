@@ -1,0 +1,349 @@
+//! `weir get`.
+
+use std::collections::BTreeMap;
+
+use super::connect::{is_transient, patiently};
+use super::exit::{INVALID, NOT_FOUND};
+use super::output::{Format, age, bytes, print, print_value, table, thousandths};
+use super::{Connect, Failure};
+use crate::api::client::Client;
+use crate::api::proto::{name_of, v1};
+
+/// Lists objects.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir get jobs\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml\n  weir get pools\n  weir get nodes --pool gz-nvidia"
+)]
+pub struct Get {
+    /// jobs (j), pools (po), nodes (no), queues (qu), or TYPE/NAME.
+    what: String,
+    /// A name, where TYPE stands alone.
+    name: Option<String>,
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+    /// Go on and show what changes.
+    #[arg(long, short)]
+    watch: bool,
+    /// Also jobs that have ended.
+    #[arg(long, short)]
+    all: bool,
+    /// Jobs of all queues.
+    #[arg(long, short = 'A')]
+    all_queues: bool,
+    /// Only jobs with this label.
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Only nodes of this pool.
+    #[arg(long)]
+    pool: Option<String>,
+    /// Objects at the most.
+    #[arg(long, default_value_t = 500)]
+    limit: usize,
+}
+
+impl Get {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let (kind, name) = match self.what.split_once('/') {
+            Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
+            None => (self.what.clone(), self.name.clone()),
+        };
+        let client = connect.client()?;
+        match (kind.as_str(), name) {
+            ("job" | "jobs" | "j", Some(name)) => {
+                let job = find_job(&client, connect.job_ref(&name)?).await?;
+                if self.watch {
+                    return self
+                        .watch_jobs(&client, Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }))
+                        .await;
+                }
+                self.show_jobs(&[job], true)
+            }
+            ("job" | "jobs" | "j", None) if self.watch => self.watch_jobs(&client, None).await,
+            ("job" | "jobs" | "j", None) => {
+                let jobs = self.list_jobs(&client, &connect.queue).await?;
+                self.show_jobs(&jobs, false)
+            }
+            ("pool" | "pools" | "po", name) => self.pools(&client, name).await,
+            ("node" | "nodes" | "no", name) => self.nodes(&client, name).await,
+            ("queue" | "queues" | "qu", name) => self.queues(&client, name).await,
+            (other, _) => Err(Failure::new(
+                INVALID,
+                format!("{other:?} is not a type: use jobs, pools, nodes or queues"),
+            )),
+        }
+    }
+
+    async fn list_jobs(&self, client: &Client, queue: &str) -> Result<Vec<v1::Job>, Failure> {
+        let mut labels = BTreeMap::new();
+        for label in &self.label {
+            let (key, value) = label
+                .split_once('=')
+                .ok_or_else(|| Failure::new(INVALID, format!("label {label:?}: write KEY=VALUE")))?;
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        let mut request = v1::ListJobsRequest {
+            // The default queue is where people look without thinking of queues: show all there.
+            queue: if self.all_queues || queue == "default" { String::new() } else { queue.to_owned() },
+            labels,
+            with_ended: self.all,
+            page_size: 500,
+            ..v1::ListJobsRequest::default()
+        };
+        let mut jobs = Vec::new();
+        loop {
+            let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
+            jobs.extend(page.jobs);
+            if page.next_page_token.is_empty() || jobs.len() >= self.limit {
+                jobs.truncate(self.limit);
+                return Ok(jobs);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    fn show_jobs(&self, jobs: &[v1::Job], single: bool) -> Result<u8, Failure> {
+        match self.output {
+            Format::Table | Format::Wide => {
+                if jobs.is_empty() {
+                    eprintln!(
+                        "no jobs{}",
+                        if self.all { "" } else { " are alive; --all shows those that have ended" }
+                    );
+                    return Ok(0);
+                }
+                let wide = self.output == Format::Wide;
+                let mut rows = vec![job_heading(wide)];
+                rows.extend(jobs.iter().map(|job| job_row(job, wide)));
+                print(&table(&rows))?;
+            }
+            Format::Name => {
+                for job in jobs {
+                    print(&format!("job/{}\n", job.name))?;
+                }
+            }
+            Format::Json | Format::Yaml if single => print_value(self.output, &jobs.first())?,
+            Format::Json | Format::Yaml => print_value(self.output, &jobs)?,
+        }
+        Ok(0)
+    }
+
+    async fn watch_jobs(&self, client: &Client, only: Option<v1::JobRef>) -> Result<u8, Failure> {
+        let wide = self.output == Format::Wide;
+        print(&table(&[job_heading(wide)]))?;
+        let mut from_revision = 0;
+        loop {
+            let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
+            let mut changes = patiently(super::connect::PATIENCE, || async {
+                client.jobs().watch_jobs(request.clone()).await
+            })
+            .await?
+            .into_inner();
+            loop {
+                match changes.message().await {
+                    Ok(Some(change)) => {
+                        from_revision = change.revision;
+                        for job in &change.jobs {
+                            match self.output {
+                                Format::Table | Format::Wide => print(&table(&[job_row(job, wide)]))?,
+                                Format::Name => print(&format!("job/{}\n", job.name))?,
+                                Format::Json | Format::Yaml => print_value(self.output, job)?,
+                            }
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(status) if is_transient(&status) => break,
+                    Err(status) => return Err(status.into()),
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn pools(&self, client: &Client, name: Option<String>) -> Result<u8, Failure> {
+        let mut pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
+        if let Some(name) = &name {
+            pools.retain(|pool| pool.name == *name);
+            if pools.is_empty() {
+                return Err(Failure::new(NOT_FOUND, format!("pool {name:?} does not exist")));
+            }
+        }
+        match self.output {
+            Format::Table | Format::Wide => {
+                let heading = [
+                    "NAME", "REGION", "BACKEND", "STATE", "NODES", "CPUS", "MEMORY", "DEVICES", "ATTEMPTS",
+                    "AGE",
+                ];
+                let mut rows = vec![heading.map(str::to_owned).to_vec()];
+                rows.extend(pools.iter().map(pool_row));
+                print(&table(&rows))?;
+            }
+            Format::Name => pools.iter().try_for_each(|pool| print(&format!("pool/{}\n", pool.name)))?,
+            Format::Json | Format::Yaml if name.is_some() => print_value(self.output, &pools.first())?,
+            Format::Json | Format::Yaml => print_value(self.output, &pools)?,
+        }
+        Ok(0)
+    }
+
+    async fn nodes(&self, client: &Client, name: Option<String>) -> Result<u8, Failure> {
+        let pools = match &self.pool {
+            Some(pool) => vec![pool.clone()],
+            None => client
+                .pools()
+                .list_pools(v1::ListPoolsRequest {})
+                .await?
+                .into_inner()
+                .pools
+                .into_iter()
+                .map(|p| p.name)
+                .collect(),
+        };
+        let mut nodes = Vec::new();
+        for pool in pools {
+            let mut request = v1::ListNodesRequest { pool, page_size: 500, page_token: String::new() };
+            loop {
+                let page = client.pools().list_nodes(request.clone()).await?.into_inner();
+                nodes.extend(page.nodes);
+                if page.next_page_token.is_empty() || nodes.len() >= self.limit {
+                    break;
+                }
+                request.page_token = page.next_page_token;
+            }
+        }
+        nodes.retain(|node| name.as_ref().is_none_or(|name| node.name == *name));
+        nodes.truncate(self.limit);
+        match self.output {
+            Format::Table | Format::Wide => {
+                let heading = ["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "MODEL", "TASKS"];
+                let mut rows = vec![heading.map(str::to_owned).to_vec()];
+                rows.extend(nodes.iter().map(node_row));
+                print(&table(&rows))?;
+            }
+            Format::Name => nodes.iter().try_for_each(|node| print(&format!("node/{}\n", node.name)))?,
+            Format::Json | Format::Yaml => print_value(self.output, &nodes)?,
+        }
+        Ok(0)
+    }
+
+    async fn queues(&self, client: &Client, name: Option<String>) -> Result<u8, Failure> {
+        let mut queues = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
+        queues.retain(|queue| name.as_ref().is_none_or(|name| queue.name == *name));
+        match self.output {
+            Format::Table | Format::Wide => {
+                let heading = ["NAME", "WEIGHT", "JOBS", "CPUS", "MEMORY", "DEVICES"];
+                let mut rows = vec![heading.map(str::to_owned).to_vec()];
+                for queue in &queues {
+                    let (usage, limit) =
+                        (queue.usage.clone().unwrap_or_default(), queue.limit.unwrap_or_default());
+                    let of = |used: String, limit: Option<String>| {
+                        format!("{used}/{}", limit.unwrap_or_else(|| "∞".to_owned()))
+                    };
+                    rows.push(vec![
+                        queue.name.clone(),
+                        queue.weight.to_string(),
+                        queue.jobs.to_string(),
+                        of(thousandths(usage.cpu_millis), limit.cpu_millis.map(thousandths)),
+                        of(bytes(usage.memory_bytes), limit.memory_bytes.map(bytes)),
+                        of(thousandths(usage.device_millis), limit.device_millis.map(thousandths)),
+                    ]);
+                }
+                print(&table(&rows))?;
+            }
+            Format::Name => queues.iter().try_for_each(|queue| print(&format!("queue/{}\n", queue.name)))?,
+            Format::Json | Format::Yaml => print_value(self.output, &queues)?,
+        }
+        Ok(0)
+    }
+}
+
+/// A job by reference.
+pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
+    let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
+    Ok(client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default())
+}
+
+fn job_heading(wide: bool) -> Vec<String> {
+    let mut heading = vec!["NAME", "QUEUE", "STATE", "UNITS", "POOL"];
+    if wide {
+        heading.extend(["PRIORITY", "CPUS", "DEVICES", "ID"]);
+    }
+    heading.push("AGE");
+    heading.into_iter().map(str::to_owned).collect()
+}
+
+fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
+    let units = job.units.unwrap_or_default();
+    let mut row = vec![
+        job.name.clone(),
+        job.queue.clone(),
+        name_of::<v1::JobPhase>(job.phase).to_owned(),
+        format!("{}/{}", units.succeeded, units.total),
+        job.pools.join(","),
+    ];
+    if wide {
+        let spec = job.spec.clone().unwrap_or_default();
+        let first = spec.groups.first().and_then(|group| group.resources.clone()).unwrap_or_default();
+        let devices = first.devices.map(|devices| {
+            let models = if devices.models.is_empty() { "any".to_owned() } else { devices.models.join("|") };
+            match devices.amount {
+                Some(v1::device_request::Amount::Count(count)) => format!("{models}:{count}"),
+                Some(v1::device_request::Amount::Millis(millis)) => {
+                    format!("{models}:{}", thousandths(u64::from(millis)))
+                }
+                None => models,
+            }
+        });
+        row.extend([
+            spec.priority.to_string(),
+            thousandths(first.cpu_millis),
+            devices.unwrap_or_default(),
+            job.id.to_string(),
+        ]);
+    }
+    row.push(age(job.submitted_unix_ms));
+    row
+}
+
+/// A pool's state in one word, kubectl's way.
+pub(super) fn pool_state(pool: &v1::Pool) -> String {
+    let reach = name_of::<v1::Reach>(pool.reach);
+    match (pool.drain.is_some(), pool.cordoned) {
+        (true, _) => format!("{reach},DRAINING"),
+        (false, true) => format!("{reach},CORDONED"),
+        (false, false) => reach.to_owned(),
+    }
+}
+
+fn pool_row(pool: &v1::Pool) -> Vec<String> {
+    let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
+    vec![
+        pool.name.clone(),
+        pool.region.clone(),
+        pool.backend.clone(),
+        pool_state(pool),
+        pool.nodes.to_string(),
+        format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+        format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
+        format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
+        pool.attempts.to_string(),
+        age(pool.registered_unix_ms),
+    ]
+}
+
+fn node_row(node: &v1::Node) -> Vec<String> {
+    let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());
+    let state = match (node.gone, node.cordoned) {
+        (true, _) => "GONE",
+        (false, true) => "CORDONED",
+        (false, false) => "READY",
+    };
+    vec![
+        node.name.clone(),
+        node.pool.clone(),
+        state.to_owned(),
+        format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+        format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
+        format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
+        node.devices.first().map(|device| device.model.clone()).unwrap_or_default(),
+        node.tasks.to_string(),
+    ]
+}

@@ -1,0 +1,100 @@
+//! Quantities as users write them: `500m`, `1.5`, `2Gi`, `90s`.
+
+/// CPUs in millicores: `2`, `1.5`, `500m`.
+///
+/// # Errors
+/// In words, if the text is none.
+pub fn cpus(text: &str) -> Result<u64, String> {
+    let error = || format!("{text:?} is not an amount of CPUs: write 2, 1.5 or 500m");
+    match text.strip_suffix('m') {
+        Some(millis) => millis.parse().map_err(|_| error()),
+        None => decimal(text, 1_000).ok_or_else(error),
+    }
+}
+
+/// Bytes: `512Mi`, `2Gi`, `1.5G`, or a plain number.
+///
+/// # Errors
+/// In words, if the text is none.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let error = || format!("{text:?} is not an amount of memory: write 512Mi, 2Gi or a number of bytes");
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let unit = match &text[split..] {
+        "" | "B" => 1,
+        "Ki" | "KiB" => 1 << 10,
+        "Mi" | "MiB" => 1 << 20,
+        "Gi" | "GiB" => 1 << 30,
+        "Ti" | "TiB" => 1 << 40,
+        "K" | "k" | "KB" => 1_000,
+        "M" | "MB" => 1_000_000,
+        "G" | "GB" => 1_000_000_000,
+        "T" | "TB" => 1_000_000_000_000,
+        _ => return Err(error()),
+    };
+    decimal(&text[..split], unit).ok_or_else(error)
+}
+
+/// A time in milliseconds: `90s`, `5m`, `1h30m`, `2d`.
+///
+/// # Errors
+/// In words, if the text is none.
+pub fn duration_ms(text: &str) -> Result<u64, String> {
+    let parsed = humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is not a time: {error}; write 90s, 5m or 1h30m"))?;
+    u64::try_from(parsed.as_millis()).map_err(|_| format!("{text:?} is too long"))
+}
+
+/// Devices: `A100-80G:2`, `A100-80G|A800-80G:1`, `any:1`, `T4:0.5`.
+///
+/// # Errors
+/// In words, if the text is none.
+pub fn devices(text: &str) -> Result<crate::api::proto::v1::DeviceRequest, String> {
+    use crate::api::proto::v1;
+    let error = || format!("{text:?} names no devices: write MODEL:COUNT, A|B:COUNT, any:COUNT or MODEL:0.5");
+    let (models, amount) = text.rsplit_once(':').unwrap_or((text, "1"));
+    if models.is_empty() {
+        return Err(error());
+    }
+    let models = if models == "any" { Vec::new() } else { models.split('|').map(str::to_owned).collect() };
+    let millis = decimal(amount, 1_000).ok_or_else(error)?;
+    let amount = if millis >= 1_000 && millis.is_multiple_of(1_000) {
+        v1::device_request::Amount::Count(u32::try_from(millis / 1_000).map_err(|_| error())?)
+    } else if millis < 1_000 {
+        v1::device_request::Amount::Millis(millis as u32)
+    } else {
+        return Err(format!("{text:?}: more than one device comes whole"));
+    };
+    Ok(v1::DeviceRequest { models, amount: Some(amount) })
+}
+
+/// A decimal number times `unit`, exactly; `None` if it isn't one, or is no whole number of units.
+fn decimal(text: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if whole.is_empty() || fraction.len() > 9 || !text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return None;
+    }
+    let scale = 10u64.pow(fraction.len() as u32);
+    let fraction: u64 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+    let part = u128::from(fraction) * u128::from(unit) / u128::from(scale);
+    whole.checked_add(u64::try_from(part).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_read_as_people_write_them() {
+        assert_eq!(cpus("1.5"), Ok(1_500));
+        assert_eq!(cpus("250m"), Ok(250));
+        assert_eq!(bytes("2Gi"), Ok(2 << 30));
+        assert_eq!(bytes("1.5G"), Ok(1_500_000_000));
+        assert_eq!(duration_ms("1h30m"), Ok(5_400_000));
+        for text in ["", "-1", "1e3", "1.2.3", "x"] {
+            assert!(cpus(text).is_err() && bytes(text).is_err(), "{text}");
+        }
+        assert!(devices("T4:1.5").is_err());
+        assert!(devices(":2").is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! `weir server`: a broker.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use tokio::net::TcpListener;
+
+use super::connect::ADDRESS_DEFAULT;
+use super::exit::{DENIED, INVALID};
+use super::{Failure, start_logging, terminated};
+use crate::clock::Clock;
+use crate::config::{self, ClientFile};
+use crate::journal::Journal;
+use crate::journal::sqlite::SqliteJournal;
+use crate::runtime::broker::{self, Handle};
+
+/// Runs a broker.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  weir server --data /var/lib/weir\n\nSIGTERM ends it; agents and their tasks live on."
+)]
+pub struct Server {
+    /// Where the journal lives.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Loopback only; port 0 picks one.
+    #[arg(long, default_value = ADDRESS_DEFAULT)]
+    listen: String,
+}
+
+/// A broker that listens.
+pub(super) struct Listening {
+    pub(super) broker: Handle,
+    pub(super) thread: std::thread::JoinHandle<()>,
+    pub(super) listener: TcpListener,
+    pub(super) address: SocketAddr,
+    pub(super) token: String,
+}
+
+/// Opens the data directory and the port, and leaves a context for clients.
+pub(super) async fn listen(data: &Path, listen: &str, clock: Clock) -> Result<Listening, Failure> {
+    let address = resolve(listen).await?;
+    // The port first: one that is taken must not touch the journal.
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Failure::new(1, format!("can't listen on {listen}: {error}"))
+            .hint("another weir may be running; --listen 127.0.0.1:0 picks a free port")
+    })?;
+    let address = listener.local_addr()?;
+    let directory = data.to_owned();
+    let open = move || SqliteJournal::open(&directory).map(|journal| Box::new(journal) as Box<dyn Journal>);
+    let (broker, thread) = broker::start(Box::new(open), clock)?;
+    let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
+    config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
+    let absolute = std::fs::canonicalize(data)?;
+    if let Err(error) = ClientFile::remember(&address.to_string(), &absolute) {
+        tracing::warn!(%error, "clients must be told the token: the context can't be written");
+    }
+    Ok(Listening { broker, thread, listener, address, token })
+}
+
+async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
+    let mut found = tokio::net::lookup_host(listen).await.map_err(|error| {
+        Failure::new(INVALID, format!("--listen {listen:?}: {error}; write ADDRESS:PORT"))
+    })?;
+    let address =
+        found.next().ok_or_else(|| Failure::new(INVALID, format!("--listen {listen:?} is no address")))?;
+    if !address.ip().is_loopback() {
+        let text = format!(
+            "--listen {listen}: not a loopback address; without TLS and authentication nothing else is served"
+        );
+        return Err(Failure::new(DENIED, text));
+    }
+    Ok(address)
+}
+
+impl Server {
+    pub async fn run(self) -> Result<u8, Failure> {
+        start_logging("info");
+        let data = self.data.unwrap_or_else(|| config::state_directory().join("server"));
+        let listening = listen(&data, &self.listen, Clock::start()).await?;
+        tracing::info!(address = %listening.address, data = %data.display(), "the broker listens");
+        let stop = terminated();
+        let served = crate::api::serve(listening.broker.clone(), listening.listener, &listening.token, stop);
+        // Open watches and sessions would hold up a graceful end: they are cut after a moment.
+        tokio::select! {
+            outcome = served => outcome.map_err(anyhow::Error::from)?,
+            () = async { terminated().await; tokio::time::sleep(std::time::Duration::from_secs(1)).await } => {}
+        }
+        listening.broker.stop().await;
+        let _ = tokio::task::spawn_blocking(move || listening.thread.join()).await;
+        Ok(0)
+    }
+}

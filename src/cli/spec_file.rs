@@ -1,0 +1,402 @@
+//! Job files: YAML or JSON, one job or several, read strictly.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::quantity;
+use crate::api::proto::v1;
+
+/// A job as its file describes it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobFile {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    queue: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    priority: i32,
+    #[serde(default)]
+    groups: Vec<GroupFile>,
+    #[serde(default)]
+    gang_job: bool,
+    constraints: Option<ConstraintsFile>,
+    retry: Option<RetryFile>,
+    #[serde(default)]
+    on_pool_lost: OnPoolLostFile,
+    #[serde(default)]
+    may_overlap: bool,
+    #[serde(default)]
+    max_failed: u32,
+    max_run: Option<String>,
+    start_limit: Option<String>,
+    grace: Option<String>,
+    #[serde(default)]
+    depends_on: Vec<DependencyFile>,
+    #[serde(default)]
+    required_features: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupFile {
+    #[serde(default)]
+    name: String,
+    count: Option<u32>,
+    #[serde(default)]
+    gang: bool,
+    cpus: Option<Text>,
+    memory: Option<Text>,
+    storage: Option<Text>,
+    /// `MODEL:COUNT`, as on the command line.
+    devices: Option<String>,
+    #[serde(default)]
+    other: BTreeMap<String, u64>,
+    #[serde(default)]
+    command: Vec<String>,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: BTreeMap<String, EnvFile>,
+    #[serde(default)]
+    workdir: String,
+    image: Option<String>,
+    simulate: Option<SimulateFile>,
+}
+
+/// A number or a text: `cpus: 2` and `cpus: 500m` are both natural.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Integer(u64),
+    Decimal(f64),
+    Text(String),
+}
+
+impl Text {
+    fn text(&self) -> String {
+        match self {
+            Self::Integer(value) => value.to_string(),
+            Self::Decimal(value) => value.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum EnvFile {
+    Value(String),
+    From(ValueFromFile),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ValueFromFile {
+    value_from: SecretFile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretFile {
+    secret: String,
+    key: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SimulateFile {
+    duration: String,
+    #[serde(default)]
+    exit_code: u32,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConstraintsFile {
+    #[serde(default)]
+    regions: Vec<String>,
+    #[serde(default)]
+    regions_denied: Vec<String>,
+    #[serde(default)]
+    pools: Vec<String>,
+    #[serde(default)]
+    node_labels: BTreeMap<String, String>,
+    #[serde(default)]
+    tolerations: Vec<TolerationFile>,
+    #[serde(default)]
+    real_only: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TolerationFile {
+    #[serde(default)]
+    key: String,
+    value: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetryFile {
+    max_attempts: u32,
+    #[serde(default)]
+    on: Vec<RetryOnFile>,
+    backoff: Option<String>,
+    backoff_max: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RetryOnFile {
+    Failed,
+    TimedOut,
+    LaunchFailed,
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OnPoolLostFile {
+    #[default]
+    Wait,
+    Requeue,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DependencyFile {
+    job: u64,
+    #[serde(default)]
+    condition: ConditionFile,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ConditionFile {
+    Any,
+    #[default]
+    Succeeded,
+    Failed,
+}
+
+/// Bytes of a job file: a thousand ordinary jobs are a tenth of this.
+const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Reads the jobs of a file: one, a list, or `jobs:` with a list; YAML documents follow each other.
+///
+/// # Errors
+/// In words: where in the file, which field, what was meant.
+pub fn read_jobs(text: &str) -> Result<Vec<v1::Submission>, String> {
+    let documents: Vec<serde_json::Value> = read_documents(text)?;
+    let mut files: Vec<serde_json::Value> = Vec::new();
+    for document in documents {
+        match document {
+            serde_json::Value::Array(list) => files.extend(list),
+            serde_json::Value::Object(mut map) if map.len() == 1 && map.contains_key("jobs") => {
+                match map.remove("jobs") {
+                    Some(serde_json::Value::Array(list)) => files.extend(list),
+                    _ => return Err("jobs: is not a list".to_owned()),
+                }
+            }
+            serde_json::Value::Null => {}
+            other => files.push(other),
+        }
+    }
+    if files.is_empty() {
+        return Err("there is no job in the file".to_owned());
+    }
+    let single = files.len() == 1;
+    let read = |(index, value): (usize, serde_json::Value)| {
+        let at = |message: String| if single { message } else { format!("job {}: {message}", index + 1) };
+        strict::<JobFile>(value).and_then(submission).map_err(at)
+    };
+    files.into_iter().enumerate().map(read).collect()
+}
+
+/// Reads YAML (and so JSON) without letting aliases multiply.
+pub(super) fn read_documents(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(format!("{} bytes, at most {FILE_BYTES_MAX} are allowed", text.len()));
+    }
+    let trimmed = text.trim_start();
+    if trimmed.starts_with('{') || trimmed.starts_with('[') {
+        return serde_json::from_str(text).map(|value| vec![value]).map_err(|error| error.to_string());
+    }
+    serde_saphyr::from_multiple(text).map_err(|error| error.to_string())
+}
+
+/// Reads a value into `T`; unknown fields are errors that say which field was likely meant.
+pub(super) fn strict<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let message = with_suggestion(&error.inner().to_string());
+        if path == "." { message } else { format!("{path}: {message}") }
+    })
+}
+
+/// Turns serde's list of expected fields into the one that is nearest.
+fn with_suggestion(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some(wrong), true) = (quoted.first(), message.starts_with("unknown ")) else {
+        return message.to_owned();
+    };
+    let near = quoted[1..].iter().map(|known| (strsim::damerau_levenshtein(wrong, known), known));
+    let near = near.filter(|(distance, known)| *distance <= 2.max(known.len() / 3)).min();
+    let what = message.split('`').next().unwrap_or_default().trim();
+    match near {
+        Some((_, known)) => format!("{what} `{wrong}`, did you mean `{known}`?"),
+        None => format!("{what} `{wrong}`; known are {}", quoted[1..].join(", ")),
+    }
+}
+
+fn time(field: &str, text: Option<&String>) -> Result<u64, String> {
+    text.map_or(Ok(0), |text| quantity::duration_ms(text).map_err(|error| format!("{field}: {error}")))
+}
+
+fn submission(file: JobFile) -> Result<v1::Submission, String> {
+    let constraints = file.constraints.unwrap_or_default();
+    let toleration = |t: TolerationFile| v1::Toleration { key: t.key, value: t.value };
+    let edge = |edge: DependencyFile| v1::Dependency {
+        job_id: edge.job,
+        condition: match edge.condition {
+            ConditionFile::Any => v1::DependencyCondition::Any as i32,
+            ConditionFile::Succeeded => v1::DependencyCondition::Succeeded as i32,
+            ConditionFile::Failed => v1::DependencyCondition::Failed as i32,
+        },
+    };
+    let groups = file.groups.into_iter().enumerate();
+    let groups =
+        groups.map(|(index, group)| task_group(group).map_err(|error| format!("groups[{index}].{error}")));
+    let spec = v1::JobSpec {
+        labels: file.labels,
+        priority: file.priority,
+        groups: groups.collect::<Result<_, _>>()?,
+        gang_job: file.gang_job,
+        constraints: Some(v1::Constraints {
+            regions_allowed: constraints.regions,
+            regions_denied: constraints.regions_denied,
+            pools: constraints.pools,
+            node_labels: constraints.node_labels,
+            tolerations: constraints.tolerations.into_iter().map(toleration).collect(),
+            real_only: constraints.real_only,
+        }),
+        retry: file.retry.map(retry).transpose()?,
+        on_pool_lost: match file.on_pool_lost {
+            OnPoolLostFile::Wait => v1::OnPoolLost::Wait as i32,
+            OnPoolLostFile::Requeue => v1::OnPoolLost::Requeue as i32,
+        },
+        may_overlap: file.may_overlap,
+        on_unit_failure: Some(v1::OnUnitFailure { max_failed: file.max_failed }),
+        max_run_ms: time("max_run", file.max_run.as_ref())?,
+        start_limit_ms: time("start_limit", file.start_limit.as_ref())?,
+        grace_ms: file.grace.as_ref().map(|text| time("grace", Some(text))).transpose()?,
+        depends_on: file.depends_on.into_iter().map(edge).collect(),
+        required_features: file.required_features,
+    };
+    Ok(v1::Submission { name: file.name, name_prefix: String::new(), queue: file.queue, spec: Some(spec) })
+}
+
+fn retry(file: RetryFile) -> Result<v1::RetryPolicy, String> {
+    let on = |on: RetryOnFile| match on {
+        RetryOnFile::Failed => v1::RetryOn::Failed as i32,
+        RetryOnFile::TimedOut => v1::RetryOn::TimedOut as i32,
+        RetryOnFile::LaunchFailed => v1::RetryOn::LaunchFailed as i32,
+        RetryOnFile::Unknown => v1::RetryOn::Unknown as i32,
+    };
+    Ok(v1::RetryPolicy {
+        max_attempts: Some(file.max_attempts),
+        on: file.on.into_iter().map(on).collect(),
+        backoff_ms: time("retry.backoff", file.backoff.as_ref())?,
+        backoff_max_ms: time("retry.backoff_max", file.backoff_max.as_ref())?,
+    })
+}
+
+fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
+    let amount = |field: &str, text: &Option<Text>, read: fn(&str) -> Result<u64, String>| {
+        text.as_ref().map_or(Ok(0), |text| read(&text.text()).map_err(|error| format!("{field}: {error}")))
+    };
+    let env = file.env.into_iter().map(|(name, value)| v1::EnvVar {
+        name,
+        source: Some(match value {
+            EnvFile::Value(value) => v1::env_var::Source::Value(value),
+            EnvFile::From(from) => {
+                let SecretFile { secret, key } = from.value_from;
+                v1::env_var::Source::ValueFrom(v1::SecretRef { name: secret, key })
+            }
+        }),
+    });
+    let program =
+        v1::Program { command: file.command, args: file.args, env: env.collect(), workdir: file.workdir };
+    let run = match file.image {
+        Some(image) => v1::task_group::Run::Container(v1::Container { image, program: Some(program) }),
+        None => v1::task_group::Run::Process(program),
+    };
+    let devices = file.devices.map(|text| quantity::devices(&text)).transpose();
+    let simulate = match file.simulate {
+        Some(simulate) => Some(v1::Simulate {
+            duration_ms: time("simulate.duration", Some(&simulate.duration))?,
+            exit_code: simulate.exit_code,
+        }),
+        None => None,
+    };
+    Ok(v1::TaskGroup {
+        name: file.name,
+        count: file.count,
+        gang: file.gang,
+        resources: Some(v1::TaskResources {
+            cpu_millis: amount("cpus", &file.cpus, quantity::cpus)?,
+            memory_bytes: amount("memory", &file.memory, quantity::bytes)?,
+            storage_bytes: amount("storage", &file.storage, quantity::bytes)?,
+            devices: devices.map_err(|error| format!("devices: {error}"))?,
+            other: file.other,
+        }),
+        run: Some(run),
+        simulate,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(text: &str, expect: Expect) {
+        let read = read_jobs(text);
+        let shown = read.map_or_else(|error| error, |jobs| format!("{} jobs", jobs.len()));
+        expect.assert_eq(&shown);
+    }
+
+    #[test]
+    fn files_are_read_strictly() {
+        check("groups: [{cpus: 1, command: [\"true\"]}]", expect!["1 jobs"]);
+        check("{\"groups\": [{\"cpus\": \"500m\", \"command\": [\"true\"]}]}", expect!["1 jobs"]);
+        check("- {groups: []}\n- {groups: []}", expect!["2 jobs"]);
+        check("priorty: 3", expect!["unknown field `priorty`, did you mean `priority`?"]);
+        check("groups: [{cpsu: 1}]", expect!["groups[0]: unknown field `cpsu`, did you mean `cpus`?"]);
+        check(
+            "groups: [{cpus: -1}]",
+            expect![[r#"groups[0].cpus: "-1" is not an amount of CPUs: write 2, 1.5 or 500m"#]],
+        );
+        check(
+            "max_run: soon",
+            expect![[r#"max_run: "soon" is not a time: expected number at 0; write 90s, 5m or 1h30m"#]],
+        );
+        check("", expect!["there is no job in the file"]);
+    }
+
+    #[test]
+    fn alias_bomb_is_refused() {
+        let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (previous, name) in "abcdefgh".chars().zip("bcdefghi".chars()) {
+            let list = vec![format!("*{previous}"); 9].join(", ");
+            text.push_str(&format!("{name}: &{name} [{list}]\n"));
+        }
+        assert!(read_jobs(&text).is_err());
+    }
+}

@@ -1,0 +1,85 @@
+//! `weir why`.
+
+use std::collections::BTreeMap;
+
+use super::exit::NEVER_FITS;
+use super::output::{age, print};
+use super::{Connect, Failure};
+use crate::api::proto::{name_of, v1};
+use crate::model::text::escape;
+
+/// Explains why a job waits.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  weir why job/train-7\n\nExit code 11: no pool could ever run it.")]
+pub struct Why {
+    /// job/NAME.
+    job: String,
+}
+
+/// Pools named per reason.
+const POOLS_SHOWN: usize = 4;
+
+impl Why {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let client = connect.client()?;
+        let request = v1::WhyRequest { job: Some(connect.job_ref(&self.job)?) };
+        let why = client.jobs().why(request).await?.into_inner();
+        print(&why_text(&why))?;
+        let never =
+            |group: &v1::GroupWhy| group.pools.iter().all(|pool| pool.standing() == v1::Standing::Never);
+        Ok(if why.groups.iter().any(never) { NEVER_FITS } else { 0 })
+    }
+}
+
+fn why_text(why: &v1::WhyResponse) -> String {
+    let job = why.job.clone().unwrap_or_default();
+    let state = name_of::<v1::JobPhase>(job.phase).to_lowercase();
+    let mut out = format!("job/{}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
+    if why.position > 0 && !why.groups.is_empty() {
+        out.push_str(&format!("   position {} of {}", why.position, why.waiting));
+    }
+    out.push('\n');
+    if why.groups.is_empty() && why.reasons.is_empty() {
+        out.push_str("nothing of it waits\n");
+    }
+    for reason in &why.reasons {
+        out.push_str(&format!("{:<12}  {}\n", reason.code, escape(&reason.message)));
+    }
+    for group in &why.groups {
+        out.push_str(&format!(
+            "group {}: {} waiting, {} pools considered\n",
+            group.group,
+            group.waiting,
+            group.pools.len()
+        ));
+        let mut by_code: BTreeMap<(i32, &str), Vec<(&str, &str)>> = BTreeMap::new();
+        for pool in &group.pools {
+            let reason = pool.reason.as_ref();
+            let code = reason.map_or("", |reason| reason.code.as_str());
+            let message = reason.map_or("", |reason| reason.message.as_str());
+            by_code.entry((pool.standing, code)).or_default().push((&pool.pool, message));
+        }
+        for ((standing, code), pools) in by_code {
+            let standing = match v1::Standing::try_from(standing).unwrap_or_default() {
+                v1::Standing::Unspecified => "unknown",
+                v1::Standing::Never => "never",
+                v1::Standing::Closed => "closed",
+                v1::Standing::Full => "full",
+                v1::Standing::Fits => "fits",
+            };
+            let mut shown: Vec<String> = pools
+                .iter()
+                .take(POOLS_SHOWN)
+                .map(|(pool, message)| format!("{pool}: {}", escape(message)))
+                .collect();
+            if pools.len() > POOLS_SHOWN {
+                shown.push(format!("and {} more", pools.len() - POOLS_SHOWN));
+            }
+            out.push_str(&format!("{:>4}  {standing:<7} {code:<20} {}\n", pools.len(), shown.join("; ")));
+        }
+        if !group.would_help.is_empty() {
+            out.push_str(&format!("Would start now with: {}\n", escape(&group.would_help.join(", or "))));
+        }
+    }
+    out
+}

@@ -1,0 +1,45 @@
+//! Starts the supervisor of a folder, unless it runs.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a supervisor may take to listen.
+const START: Duration = Duration::from_secs(10);
+
+/// Connects to the supervisor of `state`, starting `program supervise` first if none answers.
+///
+/// # Errors
+/// If it can't be started, or doesn't listen in time: its folder has a log.
+pub(super) fn connect(state: &Path, program: &Path) -> io::Result<UnixStream> {
+    let socket = state.join("supervisor.sock");
+    if let Ok(stream) = UnixStream::connect(&socket) {
+        return Ok(stream);
+    }
+    std::fs::create_dir_all(state)?;
+    let log = OpenOptions::new().create(true).append(true).open(state.join("supervisor.log"))?;
+    let mut child = Command::new(program)
+        .arg("supervise")
+        .arg("--state")
+        .arg(state)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        // A group of its own: what ends the agent's terminal must not end the tasks.
+        .process_group(0)
+        .spawn()?;
+    // Should it end while this process lives, nobody else would wait for it.
+    std::thread::spawn(move || child.wait());
+    let deadline = Instant::now() + START;
+    loop {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}

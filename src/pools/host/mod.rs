@@ -1,0 +1,279 @@
+//! A pool that is the agent's own machine: commands as process groups, kept by a supervisor
+//! process that outlives the agent.
+//!
+//! `supervisor` is that process, `task` one attempt in it, `store` its files, `protocol` what it
+//! says with the agent, `client` how it is started, `logs` how output is read.
+
+mod client;
+mod logs;
+mod process;
+mod protocol;
+mod store;
+pub mod supervisor;
+mod task;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::{Error, Event, Opened, PoolBackend, ReadLogs};
+use crate::agent::{Launch, Seen};
+use crate::clock::Clock;
+use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
+use crate::model::exchange::Stop;
+use crate::model::id::{AttemptId, Revision};
+use crate::model::pool::{Capabilities, NodeSpec};
+use crate::model::region::RegionCode;
+use crate::model::resource::Resources;
+use crate::model::spec::{EnvValue, Run};
+use crate::model::time::Timestamp;
+use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
+
+/// What this backend can do with a job.
+pub const CAPABILITIES: Capabilities =
+    Capabilities { real: true, processes: true, containers: false, leases: true, secrets: false };
+
+/// Output kept per attempt, both streams together.
+const LOG_MAX_BYTES: u64 = 64 << 20;
+
+/// The pool's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub pool: String,
+    pub region: RegionCode,
+    pub state: PathBuf,
+    /// CPUs that Weir may use; `None` means all.
+    pub cpus: Option<u64>,
+    /// Memory that Weir may use; `None` means all but an eighth.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The backend.
+pub struct Host {
+    settings: Settings,
+    clock: Clock,
+    requests: mpsc::UnboundedSender<ToSupervisor>,
+    to_send: Option<mpsc::UnboundedReceiver<ToSupervisor>>,
+    events: Option<mpsc::UnboundedSender<Event>>,
+}
+
+impl Host {
+    /// A backend that is yet to be opened.
+    pub fn new(settings: Settings, clock: Clock) -> Self {
+        let (requests, to_send) = mpsc::unbounded_channel();
+        Self { settings, clock, requests, to_send: Some(to_send), events: None }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.settings.state.join("supervisor")
+    }
+
+    fn node(&self) -> NodeSpec {
+        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        let memory = memory_total_bytes();
+        let allocatable = Resources {
+            cpu_millis: self.settings.cpus.unwrap_or(cpus) * 1_000,
+            memory_bytes: self.settings.memory_bytes.unwrap_or(memory - memory / 8),
+            ..Resources::default()
+        };
+        let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+        let name = if crate::model::text::is_host_name(&name) { name } else { "localhost".to_owned() };
+        NodeSpec {
+            name,
+            labels: Default::default(),
+            taints: Vec::new(),
+            cordoned: false,
+            allocatable,
+            devices: Vec::new(),
+        }
+    }
+
+    fn send(&self, request: ToSupervisor) {
+        // The connection's task ends only with the backend's events, and those end the agent.
+        let _ = self.requests.send(request);
+    }
+
+    fn refuse(&self, attempt: AttemptId, message: String) {
+        let now = self.clock.now();
+        let outcome = Outcome::plain(OutcomeKind::LaunchFailed, &message);
+        let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
+        if let Some(events) = &self.events {
+            let _ = events.send(Event::Moved { attempt, status });
+        }
+    }
+
+    /// What the supervisor is told to start.
+    fn launch_request(&self, launch: &Launch) -> Result<protocol::Launch, String> {
+        let [task] = &launch.order.tasks[..] else {
+            return Err("this pool is one machine and runs gangs of one task only".to_owned());
+        };
+        let group =
+            launch.spec.groups.get(usize::from(task.group)).ok_or("the order names no group of its spec")?;
+        let Run::Process(program) = &group.run else { return Err("this pool runs no containers".to_owned()) };
+        let mut env: Vec<(String, String)> = Vec::new();
+        for var in &program.env {
+            match &var.value {
+                EnvValue::Plain(value) => env.push((var.name.clone(), value.clone())),
+                EnvValue::Secret { name, .. } => {
+                    return Err(format!("this pool resolves no secrets: {name}"));
+                }
+            }
+        }
+        let order = &launch.order;
+        let own = [
+            ("WEIR_JOB", order.job_name.clone()),
+            ("WEIR_ATTEMPT_ID", order.attempt.to_string()),
+            ("WEIR_TASK_INDEX", task.task.to_string()),
+            ("WEIR_TASK_COUNT", group.count.to_string()),
+            ("WEIR_REGION", self.settings.region.to_string()),
+            ("WEIR_POOL", self.settings.pool.clone()),
+            ("WEIR_NODE", task.node.clone()),
+        ];
+        env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        Ok(protocol::Launch {
+            attempt: order.attempt.to_string(),
+            revision: order.revision.0,
+            start_by_unix_ms: launch.start_by.0,
+            leased: launch.leased,
+            command: program.command.iter().chain(&program.args).cloned().collect(),
+            env,
+            workdir: (!program.workdir.is_empty()).then(|| program.workdir.clone()),
+            max_run_ms: launch.spec.max_run_ms,
+            grace_ms: launch.spec.grace_ms,
+            memory_max_bytes: group.request.resources.memory_bytes,
+            cpu_max_millis: group.request.resources.cpu_millis,
+            log_max_bytes: LOG_MAX_BYTES,
+        })
+    }
+}
+
+/// The machine's memory, from `/proc/meminfo`; 1 GiB where that can't be read.
+fn memory_total_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes = total.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kibibytes.map_or(1 << 30, |kibibytes| kibibytes << 10)
+}
+
+fn outcome_kind(kind: EndKind) -> OutcomeKind {
+    match kind {
+        EndKind::Succeeded => OutcomeKind::Succeeded,
+        EndKind::Failed => OutcomeKind::Failed,
+        EndKind::OutOfMemory => OutcomeKind::OutOfMemory,
+        EndKind::TimedOut => OutcomeKind::TimedOut,
+        EndKind::Cancelled => OutcomeKind::Cancelled,
+        EndKind::LaunchFailed => OutcomeKind::LaunchFailed,
+        EndKind::Vanished => OutcomeKind::Vanished,
+        EndKind::LeaseEnded => OutcomeKind::LeaseEnded,
+        EndKind::NotStarted => OutcomeKind::NotStarted,
+    }
+}
+
+fn seen(attempt: Attempt) -> Option<Seen> {
+    let status = match attempt.status {
+        Status::Running { started_unix_ms } => {
+            AttemptStatus::Running { started_at: Timestamp(started_unix_ms) }
+        }
+        Status::Ended { started_unix_ms, ended_unix_ms, kind, exit_code, signal, message } => {
+            AttemptStatus::Ended {
+                started_at: started_unix_ms.map(Timestamp),
+                ended_at: Timestamp(ended_unix_ms),
+                outcome: Outcome { kind: outcome_kind(kind), exit_code, signal, message },
+            }
+        }
+    };
+    Some(Seen {
+        attempt: attempt.attempt.parse().ok()?,
+        ordered_revision: Revision(attempt.revision),
+        start_by: Timestamp(attempt.start_by_unix_ms),
+        status,
+    })
+}
+
+impl PoolBackend for Host {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+        let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
+        let program = std::env::current_exe().map_err(failed)?;
+        let folder = self.folder();
+        let connect = move || client::connect(&folder, &program);
+        let stream =
+            tokio::task::spawn_blocking(connect).await.map_err(std::io::Error::other).and_then(|s| s);
+        let stream = stream.and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let (read, mut write) = stream.map_err(failed)?.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let (mut opened, mut listed) = (Opened { nodes: vec![self.node()], ..Opened::default() }, false);
+        write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
+        while !listed {
+            let line = lines.next_line().await.map_err(failed)?;
+            let line = line.ok_or_else(|| failed(std::io::Error::other("the supervisor hung up")))?;
+            match serde_json::from_str(&line).map_err(|error| failed(error.into()))? {
+                FromSupervisor::Notes { notes } => opened.notes = notes,
+                FromSupervisor::Attempts { attempts } => {
+                    opened.attempts = attempts.into_iter().filter_map(seen).collect();
+                    listed = true;
+                }
+                FromSupervisor::Moved(_) => {}
+            }
+        }
+        for note in &opened.notes {
+            tracing::warn!(pool = self.settings.pool, note);
+        }
+        let mut to_send =
+            self.to_send.take().ok_or_else(|| Error::Gone { pool: self.settings.pool.clone() })?;
+        self.events = Some(events.clone());
+        tokio::spawn(async move {
+            while let Some(request) = to_send.recv().await {
+                if write.write_all(&line_of(&request)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        // When the supervisor goes, the events end, and with them the agent: it starts over.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                let Ok(FromSupervisor::Moved(attempt)) = serde_json::from_str(&line) else { continue };
+                if let Some(Seen { attempt, status, .. }) = seen(attempt) {
+                    let _ = events.send(Event::Moved { attempt, status });
+                }
+            }
+            let _ = events.send(Event::Gone);
+        });
+        Ok(opened)
+    }
+
+    fn launch(&mut self, launch: Launch) {
+        match self.launch_request(&launch) {
+            Ok(request) => self.send(ToSupervisor::Launch(request)),
+            Err(message) => self.refuse(launch.order.attempt, message),
+        }
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        self.send(ToSupervisor::Stop { attempt: stop.attempt.to_string(), grace_ms: stop.grace_ms });
+    }
+
+    fn forget(&mut self, attempt: AttemptId) {
+        self.send(ToSupervisor::Forget { attempt: attempt.to_string() });
+    }
+
+    fn renew(&mut self, _until: Timestamp, until_boot_ms: u64) {
+        self.send(ToSupervisor::Renew { lease_until_boot_ms: until_boot_ms });
+    }
+
+    fn logs(&self) -> Arc<dyn ReadLogs> {
+        Arc::new(logs::Logs { state: self.folder() })
+    }
+}
+
+fn line_of(request: &ToSupervisor) -> Vec<u8> {
+    // Plain structs of texts and numbers: they always have a form in JSON.
+    let mut line = serde_json::to_vec(request).unwrap_or_default();
+    line.push(b'\n');
+    line
+}

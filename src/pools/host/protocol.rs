@@ -1,0 +1,109 @@
+//! What an agent and its supervisor say to each other: one JSON value a line, in both directions.
+
+use serde::{Deserialize, Serialize};
+
+/// What an agent asks for. Every request may be repeated without harm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToSupervisor {
+    /// Starts a command, unless this attempt is known: then its status is only sent again.
+    Launch(Launch),
+    /// Ends a running attempt: SIGTERM to its process group, SIGKILL after `grace_ms`.
+    Stop { attempt: String, grace_ms: u64 },
+    /// Drops the memory of an ended attempt; its logs are kept until their retention is over.
+    Forget { attempt: String },
+    /// Extends the lease of all leased attempts. An earlier end than the present one is ignored.
+    Renew {
+        /// In milliseconds of `CLOCK_BOOTTIME`, which both sides share and which never jumps.
+        lease_until_boot_ms: u64,
+    },
+    /// Asks for the full set of attempts.
+    List,
+    /// Ends the supervisor, if nothing runs.
+    Shutdown,
+}
+
+/// A command to run as one process group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// At most 40 characters out of `a-z`, `0-9` and `-`.
+    pub attempt: String,
+    pub revision: u64,
+    /// Wall clock. After it nothing is started.
+    pub start_by_unix_ms: u64,
+    /// Whether the command may only run while the lease lasts.
+    pub leased: bool,
+    pub command: Vec<String>,
+    /// On top of `PATH`, `HOME` and `LANG` of the supervisor.
+    pub env: Vec<(String, String)>,
+    /// `None`: an empty directory of its own, removed when the attempt is forgotten.
+    pub workdir: Option<String>,
+    /// 0: no limit.
+    pub max_run_ms: u64,
+    /// Between SIGTERM and SIGKILL when `max_run_ms` is over.
+    pub grace_ms: u64,
+    /// 0: no limit.
+    pub memory_max_bytes: u64,
+    /// 0: no limit.
+    pub cpu_max_millis: u64,
+    /// Of standard output and standard error together, half for each.
+    pub log_max_bytes: u64,
+}
+
+/// What a supervisor tells its agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromSupervisor {
+    /// Answers `List`: every attempt that is not forgotten.
+    Attempts { attempts: Vec<Attempt> },
+    /// An attempt changed, or was asked for again.
+    Moved(Attempt),
+    /// What this supervisor doesn't enforce, in words for an operator. Sent first.
+    Notes { notes: Vec<String> },
+}
+
+/// An attempt as its supervisor knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub attempt: String,
+    pub revision: u64,
+    pub start_by_unix_ms: u64,
+    pub leased: bool,
+    pub status: Status,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Running {
+        started_unix_ms: u64,
+    },
+    Ended {
+        /// `None` if nothing was started.
+        started_unix_ms: Option<u64>,
+        ended_unix_ms: u64,
+        kind: EndKind,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+        message: String,
+    },
+}
+
+/// Why an attempt is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndKind {
+    Succeeded,
+    Failed,
+    OutOfMemory,
+    TimedOut,
+    /// Ended by `Stop`.
+    Cancelled,
+    /// The operating system refused to start the command.
+    LaunchFailed,
+    /// The process is gone and nobody saw its exit status.
+    Vanished,
+    LeaseEnded,
+    /// Too late: past its start-by time, or leased with the lease over.
+    NotStarted,
+}

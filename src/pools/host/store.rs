@@ -1,0 +1,86 @@
+//! The files of a supervisor: one directory per attempt.
+//!
+//! ```text
+//! DIR/attempts/ID/launch.json   written before the process is started
+//!                 pid           written after: who it is
+//!                 status.json   written when it is over
+//!                 work/         its directory, unless the launch names another
+//!                 stdout, stderr
+//! DIR/logs/ID                   what was forgotten: logs only
+//! ```
+//!
+//! Files are replaced by rename, so a reader sees all or nothing whoever is killed. Nothing is
+//! synced to disk: after a crash of the machine no process is left that could run twice.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Longer names would not fit the paths of control groups and file systems comfortably.
+const ATTEMPT_LEN_MAX: usize = 40;
+
+/// Who runs an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProcessRecord {
+    pub(super) pid: i32,
+    pub(super) started_ticks: u64,
+    pub(super) started_unix_ms: u64,
+}
+
+/// Returns whether an attempt's name is one that may become part of a path.
+pub(super) fn is_attempt(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= ATTEMPT_LEN_MAX && name.bytes().all(plain)
+}
+
+pub(super) fn attempts_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("attempts")
+}
+
+pub(super) fn logs_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("logs")
+}
+
+/// Creates a directory that only its owner may enter: launches hold secrets in `env`.
+pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        done => done,
+    }
+}
+
+/// Writes a value as JSON, whole or not at all.
+pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    fs::rename(&temporary, path)
+}
+
+/// Reads a value; `None` if there is no such file.
+///
+/// # Errors
+/// - Any I/O error but absence, and `InvalidData` if the file doesn't hold such a value.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_could_leave_its_directory_is_refused() {
+        let refused = ["", ".", "..", "a/b", "A", "a.b", "a b", &"a".repeat(41)];
+        assert!(refused.iter().all(|name| !is_attempt(name)));
+        assert!(is_attempt("0f-9z") && is_attempt(&"a".repeat(40)));
+    }
+}

@@ -1,0 +1,161 @@
+//! A simulated pool's memory: one line per start, end and forgetting; rewritten when it is mostly
+//! old. Not synced: it must survive the agent, not the machine.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Task;
+use crate::model::attempt::OutcomeKind;
+use crate::model::id::{AttemptId, Revision};
+use crate::model::time::Timestamp;
+
+/// Lines that are no longer of use before the file is rewritten.
+const STALE_MAX: usize = 4_096;
+
+/// The file, or nothing.
+pub(super) struct Journal {
+    file: Option<(PathBuf, File)>,
+    stale: usize,
+}
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Line {
+    attempt: String,
+    revision: u64,
+    start_by: u64,
+    leased: bool,
+    started_at: u64,
+    duration_ms: u64,
+    timed_out: bool,
+    exit_code: u8,
+    ended: Option<(u64, String)>,
+    forgotten: bool,
+}
+
+impl Line {
+    pub(super) fn started(attempt: AttemptId, task: &Task) -> Self {
+        Self {
+            attempt: attempt.to_string(),
+            revision: task.revision.0,
+            start_by: task.start_by.0,
+            leased: task.leased,
+            started_at: task.started_at.0,
+            duration_ms: task.duration_ms,
+            timed_out: task.timed_out,
+            exit_code: task.exit_code,
+            ended: task.ended.map(|(at, kind)| (at.0, kind.code().to_owned())),
+            forgotten: false,
+        }
+    }
+
+    pub(super) fn ended(attempt: AttemptId, task: &Task) -> Self {
+        Self::started(attempt, task)
+    }
+
+    fn read(self) -> Option<(AttemptId, Option<Task>)> {
+        let attempt = self.attempt.parse().ok()?;
+        if self.forgotten {
+            return Some((attempt, None));
+        }
+        let kind = |code: &str| OutcomeKind::ALL.into_iter().find(|kind| kind.code() == code);
+        let ended = match self.ended {
+            Some((at, code)) => Some((Timestamp(at), kind(&code)?)),
+            None => None,
+        };
+        let task = Task {
+            revision: Revision(self.revision),
+            start_by: Timestamp(self.start_by),
+            leased: self.leased,
+            started_at: Timestamp(self.started_at),
+            duration_ms: self.duration_ms,
+            timed_out: self.timed_out,
+            exit_code: self.exit_code,
+            ended,
+        };
+        Some((attempt, Some(task)))
+    }
+}
+
+impl Journal {
+    /// Opens the file in `state` and reads what is in it; a torn last line is dropped.
+    pub(super) fn open(state: Option<&Path>) -> std::io::Result<(Self, BTreeMap<AttemptId, Task>)> {
+        let mut tasks = BTreeMap::new();
+        let Some(state) = state else { return Ok((Self { file: None, stale: 0 }, tasks)) };
+        std::fs::create_dir_all(state)?;
+        let path = state.join("attempts.jsonl");
+        let file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let text = format!("{} is in use by another agent", state.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, text));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(error),
+        }
+        for line in BufReader::new(&file).lines() {
+            let Some((attempt, task)) = serde_json::from_str::<Line>(&line?).ok().and_then(Line::read) else {
+                continue;
+            };
+            match task {
+                Some(task) => drop(tasks.insert(attempt, task)),
+                None => drop(tasks.remove(&attempt)),
+            }
+        }
+        let mut journal = Self { file: Some((path, file)), stale: STALE_MAX };
+        journal.rewrite_if_stale(&tasks);
+        Ok((journal, tasks))
+    }
+
+    pub(super) fn write(&mut self, line: &Line) {
+        let Some((path, file)) = &mut self.file else { return };
+        let Ok(mut text) = serde_json::to_string(line) else { return };
+        text.push('\n');
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            tracing::error!(path = %path.display(), %error, "a simulated pool can't remember what it runs");
+        }
+    }
+
+    pub(super) fn forget(&mut self, attempt: AttemptId, tasks: &BTreeMap<AttemptId, Task>) {
+        let line = Line {
+            attempt: attempt.to_string(),
+            revision: 0,
+            start_by: 0,
+            leased: false,
+            started_at: 0,
+            duration_ms: 0,
+            timed_out: false,
+            exit_code: 0,
+            ended: None,
+            forgotten: true,
+        };
+        self.write(&line);
+        self.stale += 2;
+        self.rewrite_if_stale(tasks);
+    }
+
+    fn rewrite_if_stale(&mut self, tasks: &BTreeMap<AttemptId, Task>) {
+        if self.stale < STALE_MAX.max(tasks.len()) {
+            return;
+        }
+        self.stale = 0;
+        let Some((path, file)) = &mut self.file else { return };
+        let mut text = String::new();
+        for (attempt, task) in tasks {
+            if let Ok(line) = serde_json::to_string(&Line::started(*attempt, task)) {
+                text.push_str(&line);
+                text.push('\n');
+            }
+        }
+        // In place, so that the lock stays: a crash between the two steps loses only what a
+        // simulation pretends.
+        let rewritten = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
+        if let Err(error) = rewritten {
+            tracing::error!(path = %path.display(), %error, "a simulated pool can't remember what it runs");
+        }
+    }
+}

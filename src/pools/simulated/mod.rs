@@ -1,0 +1,288 @@
+//! Simulated pools: nodes from a file or a generator, tasks that "run" for a given time. What
+//! was started, when and for how long is kept in a file, so a restarted agent adopts it.
+
+mod fleet;
+mod journal;
+
+pub use fleet::{NodeKind, fleet};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{Error, Event, LogPart, Opened, PoolBackend, ReadLogs, Stream};
+use crate::agent::{Launch, Seen};
+use crate::clock::Clock;
+use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
+use crate::model::exchange::Stop;
+use crate::model::id::{AttemptId, Revision};
+use crate::model::pool::NodeSpec;
+use crate::model::time::Timestamp;
+use journal::{Journal, Line};
+
+/// How long a task runs that doesn't say.
+const DURATION_MS_DEFAULT: u64 = 1_000;
+
+/// A simulated pool's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub pool: String,
+    pub nodes: Vec<NodeSpec>,
+    /// Where it remembers; `None` forgets with the process.
+    pub state: Option<PathBuf>,
+    /// Divides every duration, in thousandths: 2,000 runs twice as fast.
+    pub speedup_millis: u64,
+}
+
+/// The backend.
+pub struct Simulated {
+    settings: Settings,
+    clock: Clock,
+    commands: mpsc::UnboundedSender<Command>,
+    inbox: Option<mpsc::UnboundedReceiver<Command>>,
+    attempts: Arc<Mutex<BTreeMap<AttemptId, String>>>,
+}
+
+enum Command {
+    Launch(Box<Launch>),
+    Stop(Stop),
+    Forget(AttemptId),
+    Renew(Timestamp),
+}
+
+/// An attempt that was started here.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) revision: Revision,
+    pub(crate) start_by: Timestamp,
+    pub(crate) leased: bool,
+    pub(crate) started_at: Timestamp,
+    pub(crate) duration_ms: u64,
+    pub(crate) timed_out: bool,
+    pub(crate) exit_code: u8,
+    /// Set when it ended otherwise than by running to its end.
+    pub(crate) ended: Option<(Timestamp, OutcomeKind)>,
+}
+
+impl Task {
+    fn ends_at(&self) -> Timestamp {
+        self.ended.map_or_else(|| self.started_at.plus_ms(self.duration_ms), |(at, _)| at)
+    }
+
+    fn status(&self, now: Timestamp) -> AttemptStatus {
+        if self.ended.is_none() && self.ends_at() > now {
+            return AttemptStatus::Running { started_at: self.started_at };
+        }
+        let code = i32::from(self.exit_code);
+        let (kind, exit_code) = match self.ended {
+            Some((_, kind)) => (kind, None),
+            None if self.timed_out => (OutcomeKind::TimedOut, None),
+            None if self.exit_code == 0 => (OutcomeKind::Succeeded, Some(code)),
+            None => (OutcomeKind::Failed, Some(code)),
+        };
+        let outcome = Outcome { kind, exit_code, signal: None, message: String::new() };
+        AttemptStatus::Ended { started_at: Some(self.started_at), ended_at: self.ends_at(), outcome }
+    }
+}
+
+impl Simulated {
+    /// A backend that is yet to be opened.
+    pub fn new(settings: Settings, clock: Clock) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        Self { settings, clock, commands, inbox: Some(inbox), attempts: Arc::default() }
+    }
+
+    fn send(&self, command: Command) {
+        // The worker lives as long as this does.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl PoolBackend for Simulated {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+        let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
+        let (journal, tasks) = Journal::open(self.settings.state.as_deref()).map_err(failed)?;
+        let now = self.clock.now();
+        let seen = |(attempt, task): (&AttemptId, &Task)| Seen {
+            attempt: *attempt,
+            ordered_revision: task.revision,
+            start_by: task.start_by,
+            status: task.status(now),
+        };
+        let attempts = tasks.iter().map(seen).collect();
+        let ends = tasks.iter().map(|(attempt, task)| (task.ends_at(), *attempt));
+        let ends = ends.filter(|(at, _)| *at > now).collect();
+        let inbox = self.inbox.take().ok_or_else(|| Error::Gone { pool: self.settings.pool.clone() })?;
+        let worker = Worker {
+            clock: self.clock,
+            speedup_millis: self.settings.speedup_millis.max(1),
+            journal,
+            tasks,
+            ends,
+            lease_until: Timestamp(0),
+            events,
+            banners: self.attempts.clone(),
+        };
+        tokio::spawn(worker.run(inbox));
+        let notes = vec!["tasks are only simulated: their commands do not run".to_owned()];
+        Ok(Opened { nodes: self.settings.nodes.clone(), attempts, notes })
+    }
+
+    fn launch(&mut self, launch: Launch) {
+        self.send(Command::Launch(Box::new(launch)));
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        self.send(Command::Stop(stop));
+    }
+
+    fn forget(&mut self, attempt: AttemptId) {
+        self.send(Command::Forget(attempt));
+    }
+
+    fn renew(&mut self, until: Timestamp, _until_boot_ms: u64) {
+        self.send(Command::Renew(until));
+    }
+
+    fn logs(&self) -> Arc<dyn ReadLogs> {
+        Arc::new(Banners(self.attempts.clone()))
+    }
+}
+
+/// What a simulated task would have printed: that it was simulated.
+struct Banners(Arc<Mutex<BTreeMap<AttemptId, String>>>);
+
+impl ReadLogs for Banners {
+    fn read(
+        &self,
+        attempt: AttemptId,
+        _: u32,
+        stream: Stream,
+        offset: u64,
+        bytes_max: usize,
+    ) -> std::io::Result<LogPart> {
+        let banners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match stream {
+            Stream::Stdout => "",
+            Stream::Stderr => banners.get(&attempt).map_or("", String::as_str),
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        let data = text.as_bytes()[from..].iter().take(bytes_max).copied().collect();
+        Ok(LogPart { offset: from as u64, data, end: text.len() as u64, complete: true })
+    }
+}
+
+/// Runs a pool's tasks in real time.
+struct Worker {
+    clock: Clock,
+    speedup_millis: u64,
+    journal: Journal,
+    tasks: BTreeMap<AttemptId, Task>,
+    ends: std::collections::BTreeSet<(Timestamp, AttemptId)>,
+    lease_until: Timestamp,
+    events: mpsc::UnboundedSender<Event>,
+    banners: Arc<Mutex<BTreeMap<AttemptId, String>>>,
+}
+
+impl Worker {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            let now = self.clock.now();
+            let next = self.ends.first().map_or(u64::MAX, |(at, _)| at.ms_since(now));
+            // A day is as good as never, and what a timer can hold.
+            let wait = Duration::from_millis(next.min(86_400_000));
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Launch(launch)) => self.launch(*launch),
+                    Some(Command::Stop(stop)) => self.stop(stop.attempt, OutcomeKind::Cancelled),
+                    Some(Command::Forget(attempt)) => self.forget(attempt),
+                    Some(Command::Renew(until)) => self.lease_until = self.lease_until.max(until),
+                    None => return,
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.end_due();
+        }
+    }
+
+    fn launch(&mut self, launch: Launch) {
+        let (now, attempt) = (self.clock.now(), launch.order.attempt);
+        if self.tasks.contains_key(&attempt) {
+            return self.tell(attempt);
+        }
+        if now > launch.start_by || (launch.leased && now > self.lease_until) {
+            let outcome = Outcome::plain(OutcomeKind::NotStarted, "the order came too late");
+            let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
+            let _ = self.events.send(Event::Moved { attempt, status });
+            return;
+        }
+        let group = usize::from(launch.order.tasks.first().map_or(0, |task| task.group));
+        let simulate = launch.spec.groups.get(group).and_then(|group| group.simulate);
+        let asked_ms = simulate.map_or(DURATION_MS_DEFAULT, |simulate| simulate.duration_ms);
+        let timed_out = asked_ms > launch.spec.max_run_ms;
+        let duration_ms = asked_ms.min(launch.spec.max_run_ms).saturating_mul(1_000) / self.speedup_millis;
+        let task = Task {
+            revision: launch.order.revision,
+            start_by: launch.start_by,
+            leased: launch.leased,
+            started_at: now,
+            duration_ms,
+            timed_out,
+            exit_code: simulate.map_or(0, |simulate| simulate.exit_code),
+            ended: None,
+        };
+        self.journal.write(&Line::started(attempt, &task));
+        let banner = format!("simulated: {} would run here for {asked_ms} ms\n", launch.order.job_name);
+        self.banners.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, banner);
+        self.ends.insert((task.ends_at(), attempt));
+        let at_once = duration_ms == 0;
+        self.tasks.insert(attempt, task);
+        // One that ends at once is told once, when it has.
+        if !at_once {
+            self.tell(attempt);
+        }
+    }
+
+    fn stop(&mut self, attempt: AttemptId, kind: OutcomeKind) {
+        let now = self.clock.now();
+        let Some(task) = self.tasks.get_mut(&attempt) else { return };
+        if task.ended.is_none() && task.ends_at() > now {
+            self.ends.remove(&(task.ends_at(), attempt));
+            task.ended = Some((now, kind));
+            self.journal.write(&Line::ended(attempt, task));
+        }
+        self.tell(attempt);
+    }
+
+    fn forget(&mut self, attempt: AttemptId) {
+        self.banners.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        if self.tasks.remove(&attempt).is_some() {
+            self.journal.forget(attempt, &self.tasks);
+        }
+    }
+
+    fn end_due(&mut self) {
+        let now = self.clock.now();
+        while let Some((at, attempt)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
+            self.ends.remove(&(at, attempt));
+            self.tell(attempt);
+        }
+        if self.lease_until < now {
+            let leased = self
+                .tasks
+                .iter()
+                .filter(|(_, task)| task.leased && task.ended.is_none() && task.ends_at() > now);
+            let over: Vec<AttemptId> = leased.map(|(attempt, _)| *attempt).collect();
+            over.into_iter().for_each(|attempt| self.stop(attempt, OutcomeKind::LeaseEnded));
+        }
+    }
+
+    fn tell(&self, attempt: AttemptId) {
+        if let Some(task) = self.tasks.get(&attempt) {
+            let _ = self.events.send(Event::Moved { attempt, status: task.status(self.clock.now()) });
+        }
+    }
+}

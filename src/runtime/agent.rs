@@ -1,0 +1,149 @@
+//! The agent's loop: its machine between a backend and a connection to the broker.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::agent::{Agent, Effect, Input};
+use crate::clock::Clock;
+use crate::model::exchange::{FromAgent, Hello, ToAgent};
+use crate::model::time::Timestamp;
+use crate::pools::{Event, PoolBackend};
+
+/// Both ends of a connection to the broker. When either channel ends, the connection is gone.
+pub struct Connection {
+    pub to_broker: mpsc::Sender<FromAgent>,
+    pub from_broker: mpsc::Receiver<ToAgent>,
+}
+
+/// Opens connections to the broker.
+pub trait Dial: Send {
+    /// Opens one, or tells why not.
+    fn dial(&self) -> impl Future<Output = Result<Connection, String>> + Send;
+}
+
+/// How long one try to connect may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs an agent until `stop` ends. What its backend runs lives on.
+///
+/// # Errors
+/// What kept the backend from being opened.
+pub async fn run<B: PoolBackend, D: Dial>(
+    hello: Hello,
+    mut backend: B,
+    dial: D,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) -> Result<(), crate::pools::Error> {
+    let (events, mut moved) = mpsc::unbounded_channel();
+    let opened = backend.open(events).await?;
+    let mut hello = hello;
+    hello.pool.notes = opened.notes;
+    let pool = hello.pool.name.clone();
+    let mut machine = Agent::new(hello, clock.now());
+    let mut shell = Shell { connection: None, wake_at: clock.now(), dial_wanted: false, clock };
+    let first = Input::Opened { nodes: opened.nodes, attempts: opened.attempts };
+    shell.execute(machine.step(clock.now(), first), &mut backend);
+    tokio::pin!(stop);
+    loop {
+        if std::mem::take(&mut shell.dial_wanted) {
+            let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
+            let input = match dialled {
+                Ok(Ok(connection)) => {
+                    shell.connection = Some(connection);
+                    Input::Connected
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(pool, error, "the broker can't be reached");
+                    Input::Disconnected
+                }
+                Err(_) => Input::Disconnected,
+            };
+            shell.execute(machine.step(clock.now(), input), &mut backend);
+        }
+        let wait = Duration::from_millis(shell.wake_at.ms_since(clock.now()));
+        let input = tokio::select! {
+            () = &mut stop => return Ok(()),
+            event = moved.recv() => match event {
+                Some(Event::Moved { attempt, status }) => Input::Moved { attempt, status },
+                Some(Event::NodesChanged { nodes, removed }) => Input::NodesChanged { nodes, removed },
+                Some(Event::Gone) | None => return Err(crate::pools::Error::Gone { pool }),
+            },
+            message = shell.receive() => match message {
+                Some(message) => {
+                    log_message(&pool, &message);
+                    Input::FromBroker(message)
+                }
+                None => {
+                    shell.connection = None;
+                    Input::Disconnected
+                }
+            },
+            () = tokio::time::sleep(wait) => Input::Wake,
+        };
+        let effects = machine.step(clock.now(), input);
+        if let Some(input) = shell.execute(effects, &mut backend) {
+            let effects = machine.step(clock.now(), input);
+            shell.execute(effects, &mut backend);
+        }
+    }
+}
+
+fn log_message(pool: &str, message: &ToAgent) {
+    match message {
+        ToAgent::Welcome(welcome) => {
+            tracing::info!(pool, epoch = welcome.epoch.0, "the broker let the pool in")
+        }
+        ToAgent::Refused { code, message } => {
+            tracing::warn!(pool, code = code.code(), message, "the broker refused the pool")
+        }
+        ToAgent::Orders { .. }
+        | ToAgent::Stops { .. }
+        | ToAgent::Acknowledged { .. }
+        | ToAgent::HeartbeatAnswer { .. } => {}
+    }
+}
+
+struct Shell {
+    connection: Option<Connection>,
+    wake_at: Timestamp,
+    dial_wanted: bool,
+    clock: Clock,
+}
+
+impl Shell {
+    /// The broker's next message; never, while there is no connection.
+    async fn receive(&mut self) -> Option<ToAgent> {
+        match &mut self.connection {
+            Some(connection) => connection.from_broker.recv().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Carries out effects. Returns what must go back into the machine.
+    fn execute(&mut self, effects: Vec<Effect>, backend: &mut impl PoolBackend) -> Option<Input> {
+        let mut back = None;
+        for effect in effects {
+            match effect {
+                Effect::Connect => self.dial_wanted = true,
+                Effect::Disconnect => self.connection = None,
+                Effect::Send(message) => {
+                    let full =
+                        self.connection.as_ref().is_some_and(|c| c.to_broker.try_send(message).is_err());
+                    if full {
+                        // A broker that doesn't read: start over when it does.
+                        self.connection = None;
+                        back = Some(Input::Disconnected);
+                    }
+                }
+                Effect::Launch(launch) => backend.launch(*launch),
+                Effect::Stop(stop) => backend.stop(stop),
+                Effect::Forget(attempt) => backend.forget(attempt),
+                Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
+                Effect::WakeAt(at) => self.wake_at = at,
+            }
+        }
+        back
+    }
+}

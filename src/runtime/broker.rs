@@ -1,0 +1,486 @@
+//! The broker's loop: inputs into the machine, effects out of it, on a thread of its own; the
+//! journal on another, so that one batch syncs while the next is decided.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::logs::LogRouter;
+use super::watch::Watchers;
+use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, SessionId};
+use crate::clock::Clock;
+use crate::journal::{Archive, Batch, Chunk, Error, Journal, Loaded};
+use crate::model::exchange::{FromAgent, ToAgent};
+use crate::model::id::{Revision, Term};
+use crate::model::time::Timestamp;
+use crate::state::State;
+use crate::state::apply::Applied;
+use crate::state::command::Request;
+use crate::state::decide::Reply;
+use crate::state::record;
+use crate::state::rejection::Rejection;
+
+/// Inputs that wait for the machine; callers wait beyond that.
+const INPUTS_MAX: usize = 8_192;
+/// Messages that wait for one agent's connection; a slower one is cut off and syncs anew.
+const TO_AGENT_MAX: usize = 4_096;
+/// Wait before the journal is opened again after it failed.
+const REOPEN_WAIT: Duration = Duration::from_millis(500);
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error("the broker can't write now; repeating with the same token is safe")]
+    Unavailable,
+}
+
+enum Message {
+    Request(Request, oneshot::Sender<Result<(Reply, Revision), CallError>>),
+    Query(Query, oneshot::Sender<Result<(Revision, Answer), CallError>>),
+    Open(SessionId, mpsc::Sender<ToAgent>),
+    FromAgent(SessionId, FromAgent),
+    Gone(SessionId),
+    Stop,
+}
+
+/// A way to the running broker, for the API's handlers.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: mpsc::Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    watchers: Mutex<Arc<Watchers>>,
+    logs: LogRouter,
+    archive: Mutex<Box<dyn Archive>>,
+    next_session: std::sync::atomic::AtomicU64,
+}
+
+impl Handle {
+    /// Has a request decided; returns once its events are durable.
+    ///
+    /// # Errors
+    /// The rejection, or [`CallError::Unavailable`] if the outcome is unknown.
+    pub async fn request(&self, request: Request) -> Result<(Reply, Revision), CallError> {
+        let (sender, receiver) = oneshot::channel();
+        self.inputs.send(Message::Request(request, sender)).await.map_err(|_| CallError::Unavailable)?;
+        receiver.await.map_err(|_| CallError::Unavailable)?
+    }
+
+    /// Asks; the answer rests on durable events.
+    ///
+    /// # Errors
+    /// [`CallError::Unavailable`].
+    pub async fn query(&self, query: Query) -> Result<(Revision, Answer), CallError> {
+        let (sender, receiver) = oneshot::channel();
+        self.inputs.send(Message::Query(query, sender)).await.map_err(|_| CallError::Unavailable)?;
+        receiver.await.map_err(|_| CallError::Unavailable)?
+    }
+
+    /// Reads the archive on a thread that may block.
+    ///
+    /// # Errors
+    /// [`CallError::Unavailable`] if the archive can't be read; why is in the log.
+    pub async fn archive<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let shared = self.shared.clone();
+        let read = move || read(&mut **shared.archive.lock().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(read).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                tracing::error!(error = %causes(&error), "the archive can't be read");
+                Err(CallError::Unavailable)
+            }
+            Err(_) => Err(CallError::Unavailable),
+        }
+    }
+
+    /// Opens a session for an agent's connection; its messages come out of the receiver.
+    pub async fn open_session(&self) -> (SessionId, mpsc::Receiver<ToAgent>) {
+        let number = self.shared.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (sender, receiver) = mpsc::channel(TO_AGENT_MAX);
+        // If the broker is gone, the receiver ends at once: that says it.
+        let _ = self.inputs.send(Message::Open(SessionId(number), sender)).await;
+        (SessionId(number), receiver)
+    }
+
+    /// Hands in an agent's message.
+    pub async fn from_agent(&self, session: SessionId, message: FromAgent) {
+        let _ = self.inputs.send(Message::FromAgent(session, message)).await;
+    }
+
+    /// The agent's connection is gone.
+    pub async fn agent_gone(&self, session: SessionId) {
+        let _ = self.inputs.send(Message::Gone(session)).await;
+    }
+
+    /// What has changed lately.
+    pub fn watchers(&self) -> Arc<Watchers> {
+        self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The agents that serve logs.
+    pub fn logs(&self) -> &LogRouter {
+        &self.shared.logs
+    }
+
+    /// Ends the broker's loop after what it has begun is durable.
+    pub async fn stop(&self) {
+        let _ = self.inputs.send(Message::Stop).await;
+    }
+}
+
+/// Opens a journal: at start, and again after it failed.
+pub type Open = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
+
+/// Recovers from the journal and runs the broker on threads of its own.
+///
+/// # Errors
+/// What kept the journal from being opened or read.
+pub fn start(open: Open, clock: Clock) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
+    let mut journal = open()?;
+    let recovered = recover(&mut *journal)?;
+    let watchers = Arc::new(Watchers::new(recovered.0.revision()));
+    let shared = Arc::new(Shared {
+        watchers: Mutex::new(watchers),
+        logs: LogRouter::default(),
+        archive: Mutex::new(journal.archive()?),
+        next_session: std::sync::atomic::AtomicU64::new(1),
+    });
+    let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
+    let handle = Handle { inputs, shared: shared.clone() };
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let Ok(runtime) = runtime else { return };
+        let mut next = Some((journal, recovered));
+        while let Some((journal, (state, term))) = next.take() {
+            let broker = Broker::new(state, term, rand::random(), clock.now());
+            let ended = runtime.block_on(serve(broker, journal, &mut incoming, &shared, clock));
+            if ended == Ended::Stopped {
+                return;
+            }
+            // A failed append: what became of it is unknown, so the state goes with it.
+            while next.is_none() {
+                runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming));
+                let reopened = open().and_then(|mut journal| Ok((recover(&mut *journal)?, journal)));
+                match reopened {
+                    Ok((recovered, journal)) => next = Some((journal, recovered)),
+                    Err(error) => {
+                        tracing::error!(error = %causes(&error), "the journal can't be opened again")
+                    }
+                }
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("broker".to_owned()).spawn(run);
+    let thread = thread.map_err(|error| Error::Io(Box::new(error)))?;
+    Ok((handle, thread))
+}
+
+/// An error with its causes on one line.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
+    let (mut objects, mut state, mut failed) = (Vec::new(), None::<State>, None);
+    journal.load(&mut |loaded| {
+        if failed.is_some() {
+            return;
+        }
+        let outcome = match loaded {
+            Loaded::Chunk(bytes) => record::decode_objects(&bytes).map(|chunk| objects.extend(chunk)),
+            Loaded::Events(bytes) => record::decode_events(&bytes).map(|events| {
+                let state = state.get_or_insert_with(|| State::from_objects(std::mem::take(&mut objects)));
+                let mut applied = Applied::default();
+                for event in &events {
+                    state.apply(event, &mut applied);
+                    applied.changes.clear();
+                    applied.archive.clear();
+                }
+            }),
+        };
+        failed = outcome.err();
+    })?;
+    if let Some(corrupt) = failed {
+        return Err(corrupt.into());
+    }
+    let term = journal.claim()?;
+    Ok((state.unwrap_or_else(|| State::from_objects(objects)), term))
+}
+
+#[derive(PartialEq, Eq)]
+enum Ended {
+    Stopped,
+    Failed,
+}
+
+/// What the journal's thread is asked to do.
+enum Write {
+    Append(Batch),
+    Chunk(Term, Chunk),
+}
+
+/// What it says when it is done.
+enum Written {
+    Append(Revision),
+    Chunk,
+    Failed(Error),
+}
+
+fn write_all(
+    mut journal: Box<dyn Journal>,
+    writes: std::sync::mpsc::Receiver<Write>,
+    done: mpsc::UnboundedSender<Written>,
+) {
+    let mut prune = false;
+    loop {
+        // Old batches are removed when there is nothing else to do.
+        let write = if prune {
+            match writes.recv_timeout(Duration::from_millis(20)) {
+                Ok(write) => Some(write),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        } else {
+            match writes.recv() {
+                Ok(write) => Some(write),
+                Err(_) => return,
+            }
+        };
+        let written = match write {
+            None => match journal.prune() {
+                Ok(more) => {
+                    prune = more;
+                    continue;
+                }
+                Err(error) => Written::Failed(error),
+            },
+            Some(Write::Append(batch)) => match journal.append(&batch) {
+                Ok(()) => Written::Append(batch.events.last().map_or(batch.after, |event| event.revision)),
+                Err(error) => Written::Failed(error),
+            },
+            Some(Write::Chunk(term, chunk)) => match journal.write_chunk(term, &chunk) {
+                Ok(()) => {
+                    prune |= chunk.last;
+                    Written::Chunk
+                }
+                Err(error) => Written::Failed(error),
+            },
+        };
+        let failed = matches!(written, Written::Failed(_));
+        if done.send(written).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Answers that nothing can be done, until the time is over.
+async fn refuse_for(wait: Duration, incoming: &mut mpsc::Receiver<Message>) {
+    let refuse = async {
+        while let Some(message) = incoming.recv().await {
+            match message {
+                Message::Request(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
+                Message::Query(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
+                Message::Open(..) | Message::FromAgent(..) | Message::Gone(_) | Message::Stop => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(wait, refuse).await;
+}
+
+async fn serve(
+    broker: Broker,
+    journal: Box<dyn Journal>,
+    incoming: &mut mpsc::Receiver<Message>,
+    shared: &Shared,
+    clock: Clock,
+) -> Ended {
+    let (writes, to_write) = std::sync::mpsc::channel();
+    let (done, mut written) = mpsc::unbounded_channel();
+    let writer = std::thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || write_all(journal, to_write, done));
+    let Ok(writer) = writer else { return Ended::Failed };
+    let watchers = Arc::new(Watchers::new(broker.durable()));
+    *shared.watchers.lock().unwrap_or_else(PoisonError::into_inner) = watchers.clone();
+    let mut shell = Shell {
+        writes,
+        watchers,
+        requests: HashMap::new(),
+        queries: HashMap::new(),
+        sessions: HashMap::new(),
+        next_call: 0,
+        wake_at: clock.now(),
+        ended: Vec::new(),
+        broker,
+        clock,
+    };
+    let ended = shell.run(incoming, &mut written).await;
+    drop(shell);
+    // The journal's thread ends with the channel; its lock must be gone before it is reopened.
+    let _ = writer.join();
+    ended
+}
+
+/// The machine with what its effects need.
+struct Shell {
+    broker: Broker,
+    clock: Clock,
+    writes: std::sync::mpsc::Sender<Write>,
+    watchers: Arc<Watchers>,
+    requests: HashMap<CallId, oneshot::Sender<Result<(Reply, Revision), CallError>>>,
+    queries: HashMap<CallId, oneshot::Sender<Result<(Revision, Answer), CallError>>>,
+    sessions: HashMap<SessionId, mpsc::Sender<ToAgent>>,
+    next_call: u64,
+    wake_at: Timestamp,
+    /// Sessions that were cut off by this side, to be told to the machine.
+    ended: Vec<SessionId>,
+}
+
+impl Shell {
+    async fn run(
+        &mut self,
+        incoming: &mut mpsc::Receiver<Message>,
+        written: &mut mpsc::UnboundedReceiver<Written>,
+    ) -> Ended {
+        loop {
+            let wait = Duration::from_millis(self.wake_at.ms_since(self.clock.now()));
+            let input = tokio::select! {
+                biased;
+                done = written.recv() => match done {
+                    Some(Written::Append(through)) => Input::Appended { through },
+                    Some(Written::Chunk) => Input::ChunkWritten,
+                    Some(Written::Failed(error)) => {
+                        tracing::error!(error = %causes(&error), "the journal failed: state is dropped and read again");
+                        return Ended::Failed;
+                    }
+                    None => return Ended::Failed,
+                },
+                message = incoming.recv() => match message {
+                    Some(message) => match self.input_of(message) {
+                        Some(input) => input,
+                        None => continue,
+                    },
+                    None => return Ended::Stopped,
+                },
+                () = tokio::time::sleep(wait) => Input::Wake,
+            };
+            if let Input::Request { call: STOP, .. } = input {
+                return self.finish(written).await;
+            }
+            self.step(input);
+            while let Some(session) = self.ended.pop() {
+                self.step(Input::AgentGone { session });
+            }
+        }
+    }
+
+    /// Lets what has been decided become durable.
+    async fn finish(&mut self, written: &mut mpsc::UnboundedReceiver<Written>) -> Ended {
+        while self.broker.durable() < self.broker.state().revision() {
+            match written.recv().await {
+                Some(Written::Append(through)) => self.step(Input::Appended { through }),
+                Some(Written::Chunk) => self.step(Input::ChunkWritten),
+                Some(Written::Failed(_)) | None => break,
+            }
+        }
+        Ended::Stopped
+    }
+
+    fn input_of(&mut self, message: Message) -> Option<Input> {
+        self.next_call += 1;
+        let call = CallId(self.next_call);
+        Some(match message {
+            Message::Request(request, reply) => {
+                self.requests.insert(call, reply);
+                Input::Request { call, request }
+            }
+            Message::Query(query, reply) => {
+                self.queries.insert(call, reply);
+                Input::Query { call, query }
+            }
+            Message::Open(session, sender) => {
+                self.sessions.insert(session, sender);
+                return None;
+            }
+            Message::FromAgent(session, message) => {
+                // One that was cut off may still have messages under way.
+                self.sessions.contains_key(&session).then_some(Input::FromAgent { session, message })?
+            }
+            Message::Gone(session) => {
+                self.sessions.remove(&session);
+                Input::AgentGone { session }
+            }
+            Message::Stop => {
+                let command = crate::state::command::Command::Cancel { jobs: Vec::new() };
+                let principal = crate::state::job::Principal::System;
+                Input::Request { call: STOP, request: Request { principal, token: None, command } }
+            }
+        })
+    }
+
+    fn step(&mut self, input: Input) {
+        for effect in self.broker.step(self.clock.now(), input) {
+            self.execute(effect);
+        }
+    }
+
+    fn execute(&mut self, effect: Effect) {
+        match effect {
+            Effect::Append { after, events, archive } => {
+                let batch = Batch { term: self.broker.term(), after, events, archive };
+                // If the thread is gone, its last word says why.
+                let _ = self.writes.send(Write::Append(batch));
+            }
+            Effect::WriteChunk { revision, index, last, objects } => {
+                let chunk = Chunk { revision, index, last, bytes: record::encode_objects(&objects) };
+                let _ = self.writes.send(Write::Chunk(self.broker.term(), chunk));
+            }
+            Effect::Reply { call, result } => {
+                if let Some(reply) = self.requests.remove(&call) {
+                    let durable = self.broker.durable();
+                    let _ = reply.send(result.map(|reply| (reply, durable)).map_err(CallError::Rejected));
+                }
+            }
+            Effect::Answer { call, revision, answer } => {
+                if let Some(reply) = self.queries.remove(&call) {
+                    let _ = reply.send(Ok((revision, answer)));
+                }
+            }
+            Effect::Direct { session, message } => {
+                let gone =
+                    self.sessions.get(&session).is_some_and(|sender| sender.try_send(message).is_err());
+                if gone {
+                    self.sessions.remove(&session);
+                    self.ended.push(session);
+                }
+            }
+            Effect::CloseSession { session } => {
+                self.sessions.remove(&session);
+            }
+            Effect::Notify { changes } => {
+                let through = changes.last().map_or(self.broker.durable(), |(revision, _)| *revision);
+                self.watchers.push(changes, through.max(self.broker.durable()));
+            }
+            Effect::WakeAt(at) => self.wake_at = at,
+        }
+    }
+}
+
+/// The call that ends the loop.
+const STOP: CallId = CallId(u64::MAX);
