@@ -1,0 +1,166 @@
+//! Crashes on real processes: what was acknowledged is done, and done once.
+//!
+//! `cargo test` runs a short version; `WEIR_CRASH=full cargo test --release --test crash` the whole:
+//! 500 jobs, the broker killed 20 times and the agent 10 times.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use support::{Home, Process, until};
+use weir::api::client::Client;
+use weir::api::proto::v1;
+
+struct Scale {
+    jobs: usize,
+    broker_kills: usize,
+    agent_kills: usize,
+}
+
+fn scale() -> Scale {
+    if std::env::var("WEIR_CRASH").is_ok_and(|value| value == "full") {
+        Scale { jobs: 500, broker_kills: 20, agent_kills: 10 }
+    } else {
+        Scale { jobs: 80, broker_kills: 6, agent_kills: 3 }
+    }
+}
+
+fn submission(index: usize, file: &std::path::Path) -> v1::Submission {
+    let script = format!("echo $WEIR_ATTEMPT_ID >> {}; sleep 0.2", file.display());
+    let command = ["sh", "-c", &script].map(str::to_owned).to_vec();
+    let group = v1::TaskGroup {
+        resources: Some(v1::TaskResources {
+            cpu_millis: 1_000,
+            memory_bytes: 32 << 20,
+            ..Default::default()
+        }),
+        run: Some(v1::task_group::Run::Process(v1::Program { command, ..Default::default() })),
+        ..Default::default()
+    };
+    let constraints = v1::Constraints { pools: vec!["local".to_owned()], ..Default::default() };
+    let spec = v1::JobSpec { groups: vec![group], constraints: Some(constraints), ..Default::default() };
+    v1::Submission { name: format!("crash-{index}"), spec: Some(spec), ..Default::default() }
+}
+
+/// Submits one by one, each with its own token, until each is acknowledged.
+async fn submit_all(address: String, token: String, jobs: usize, file: std::path::PathBuf) -> Vec<u64> {
+    let client = Client::new(&address, Some(&token)).expect("a client");
+    let mut acknowledged = Vec::new();
+    for index in 0..jobs {
+        let request =
+            v1::SubmitRequest { token: format!("crash-{index}"), jobs: vec![submission(index, &file)] };
+        loop {
+            match client.jobs().submit(request.clone()).await {
+                Ok(response) => {
+                    acknowledged.extend(response.into_inner().jobs.iter().map(|job| job.id));
+                    break;
+                }
+                Err(status) => {
+                    let code = status.code();
+                    let away = [
+                        tonic::Code::Unavailable,
+                        tonic::Code::Unknown,
+                        tonic::Code::Cancelled,
+                        tonic::Code::Internal,
+                    ];
+                    assert!(away.contains(&code), "submit {index}: {status}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+    acknowledged
+}
+
+/// Checks that every job succeeded, and what the jobs themselves left behind.
+fn check(home: &Home, runtime: &tokio::runtime::Runtime, jobs: &[u64], file: &std::path::Path) {
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let client = runtime.block_on(async { Client::new(&home.address, Some(&token)).expect("a client") });
+    let mut succeeded = BTreeMap::new();
+    for id in jobs {
+        let mut last = None;
+        until(&format!("job {id} ends; log: {}", home.log()), Duration::from_secs(120), || {
+            let job = Some(v1::JobRef { id: *id, ..Default::default() });
+            let request = v1::GetJobRequest { job, with_attempts: true };
+            let answer = runtime.block_on(async { client.jobs().get_job(request).await });
+            let Ok(response) = answer else { return false };
+            let response = response.into_inner();
+            let job = response.job.clone().expect("a job");
+            let ended = matches!(
+                job.phase(),
+                v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled
+            );
+            last = Some(response);
+            ended
+        });
+        let response = last.expect("an answer");
+        let job = response.job.expect("a job");
+        assert_eq!(job.phase(), v1::JobPhase::Succeeded, "{job:?} {:?}", response.attempts);
+        let good =
+            response.attempts.iter().filter(|a| a.outcome.as_ref().is_some_and(|o| o.code == "Succeeded"));
+        let good: Vec<String> = good.map(|attempt| attempt.id.clone()).collect();
+        assert_eq!(good.len(), 1, "job {id} has one successful attempt");
+        succeeded.insert(good[0].clone(), *id);
+    }
+    let text = std::fs::read_to_string(file).expect("the jobs' file");
+    let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+    text.lines().for_each(|attempt| *times.entry(attempt).or_default() += 1);
+    let twice: Vec<_> = times.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(twice.is_empty(), "attempts that ran twice: {twice:?}");
+    let missing: Vec<_> = succeeded.keys().filter(|attempt| !times.contains_key(attempt.as_str())).collect();
+    assert!(missing.is_empty(), "attempts that are said to have run, but did not: {missing:?}");
+}
+
+#[test]
+fn every_acknowledged_job_runs_once_though_broker_and_agent_are_killed() {
+    let (scale, mut rng) = (scale(), StdRng::seed_from_u64(3));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    let mut broker = home.start_broker("server");
+    let mut agent = home.start_agent(16);
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let file = home.path().join("ran");
+    let submitting = runtime.spawn(submit_all(home.address.clone(), token, scale.jobs, file.clone()));
+    let mut kills: Vec<bool> = std::iter::repeat_n(true, scale.broker_kills)
+        .chain(std::iter::repeat_n(false, scale.agent_kills))
+        .collect();
+    for at in (1..kills.len()).rev() {
+        kills.swap(at, rng.random_range(0..=at));
+    }
+    for broker_is_killed in kills {
+        std::thread::park_timeout(Duration::from_millis(rng.random_range(100..700)));
+        if broker_is_killed {
+            broker.kill();
+            broker = home.start_broker("server");
+        } else {
+            agent.kill();
+            agent = home.start_agent(16);
+        }
+    }
+    let jobs = runtime.block_on(submitting).expect("the submitter");
+    assert_eq!(jobs.len(), scale.jobs);
+    check(&home, &runtime, &jobs, &file);
+    drop((agent, broker));
+}
+
+#[test]
+fn every_acknowledged_job_runs_once_though_dev_is_killed_as_one() {
+    let (scale, mut rng) = (scale(), StdRng::seed_from_u64(4));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    let mut dev: Process = home.start_broker("dev");
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let file = home.path().join("ran");
+    let submitting = runtime.spawn(submit_all(home.address.clone(), token, scale.jobs / 2, file.clone()));
+    for _ in 0..scale.broker_kills {
+        std::thread::park_timeout(Duration::from_millis(rng.random_range(200..900)));
+        dev.kill();
+        dev = home.start_broker("dev");
+    }
+    let jobs = runtime.block_on(submitting).expect("the submitter");
+    check(&home, &runtime, &jobs, &file);
+    drop(dev);
+}

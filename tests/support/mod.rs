@@ -1,0 +1,159 @@
+//! Real processes for end-to-end tests: started on free ports and temp folders, ended by pid.
+
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const WEIR: &str = env!("CARGO_BIN_EXE_weir");
+
+/// A process that is killed when the test is done with it.
+pub struct Process(pub Child);
+
+impl Process {
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        // One that has ended already needs no signal.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A folder with everything that one test's Weir keeps.
+pub struct Home {
+    pub folder: tempfile::TempDir,
+    /// The broker's address, once known; restarts listen there again.
+    pub address: String,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Home {
+    /// An empty folder.
+    pub fn new() -> Self {
+        // Short, because a socket's path is: 108 bytes at the most.
+        let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
+        Self { folder, address: "127.0.0.1:0".to_owned() }
+    }
+
+    /// The folder's path.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The broker's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// A `weir` command that touches nothing outside the folder.
+    pub fn weir(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(WEIR);
+        command
+            .args(arguments)
+            .env("XDG_CONFIG_HOME", self.path().join("config"))
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .env("WEIR_SERVER", &self.address)
+            .env_remove("WEIR_TOKEN")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a long-running command with its log in the folder.
+    pub fn start(&self, arguments: &[&str]) -> Process {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path().join("log"))
+            .expect("a log file");
+        let error = log.try_clone().expect("a second handle");
+        Process(self.weir(arguments).stdout(log).stderr(error).spawn().expect("weir starts"))
+    }
+
+    /// Starts a broker and waits until it listens.
+    pub fn start_broker(&mut self, command: &str) -> Process {
+        let endpoint = self.data().join("endpoint");
+        let _ = std::fs::remove_file(&endpoint);
+        let data = self.data();
+        let arguments = [command, "--data", data.to_str().expect("a plain path"), "--listen", &self.address];
+        let process = self.start(&arguments);
+        until("the broker listens", Duration::from_secs(60), || std::fs::read_to_string(&endpoint).is_ok());
+        self.address = std::fs::read_to_string(&endpoint).expect("the endpoint");
+        process
+    }
+
+    /// Starts the agent of a host pool with so many CPUs.
+    pub fn start_agent(&self, cpus: u32) -> Process {
+        let file = self.path().join("local.toml");
+        let state = self.path().join("local");
+        let token = self.data().join("token");
+        let text = format!(
+            "name = \"local\"\nregion = \"CN-CQ\"\nserver = \"{}\"\ntoken_file = {token:?}\nstate = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n",
+            self.address
+        );
+        std::fs::write(&file, text).expect("the agent's file");
+        self.start(&["agent", file.to_str().expect("a plain path")])
+    }
+
+    /// Runs a command to its end: exit code, standard output, standard error.
+    pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = self.weir(arguments).output().expect("weir runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// The log of what was started.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Supervisors outlive their agents by design; a test's must not outlive the test.
+        let Ok(pools) = glob_supervisors(self.path()) else { return };
+        for folder in pools {
+            stop_supervisor(&folder);
+        }
+    }
+}
+
+fn glob_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in [path.join("local"), path.join("data/pools/local")] {
+        let supervisor = folder.join("supervisor");
+        if supervisor.join("supervisor.sock").exists() {
+            found.push(supervisor);
+        }
+    }
+    Ok(found)
+}
+
+/// Ends a supervisor that runs nothing, by its own protocol.
+fn stop_supervisor(folder: &Path) {
+    use std::io::Write;
+    if let Ok(mut stream) = std::os::unix::net::UnixStream::connect(folder.join("supervisor.sock")) {
+        let _ = stream.write_all(b"\"shutdown\"\n");
+    }
+}
+
+/// Polls until a condition holds.
+pub fn until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
