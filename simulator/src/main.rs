@@ -17,11 +17,14 @@ struct Cli {
 enum Command {
     /// Runs seeds of the deterministic simulation, each with faults and then without.
     Sweep(simulator::sweep::Sweep),
+    /// Plays a real trace against a running broker.
+    Load(simulator::load::Load),
 }
 
 fn main() -> std::process::ExitCode {
     let outcome = match Cli::parse().command {
         Command::Sweep(sweep) => sweep.run(),
+        Command::Load(load) => load.run(),
     };
     if let Err(error) = outcome {
         eprintln!("{error:#}");

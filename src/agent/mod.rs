@@ -281,14 +281,15 @@ impl Agent {
         if let Link::Up(up) = &mut self.link {
             up.heard_at = self.now;
         }
-        if let ToAgent::Orders { term, .. }
-        | ToAgent::Stops { term, .. }
-        | ToAgent::HeartbeatAnswer { term, .. } = &message
-        {
-            if *term < self.term {
-                // A deposed broker: its orders are void.
-                return self.hang_up();
-            }
+        let term = match &message {
+            ToAgent::Orders { term, .. }
+            | ToAgent::Stops { term, .. }
+            | ToAgent::HeartbeatAnswer { term, .. } => *term,
+            ToAgent::Welcome(_) | ToAgent::Refused { .. } | ToAgent::Acknowledged { .. } => self.term,
+        };
+        if term < self.term {
+            // A deposed broker: its orders are void.
+            return self.hang_up();
         }
         match message {
             ToAgent::Welcome(welcome) => self.enter(welcome),

@@ -411,7 +411,7 @@ impl Jobs {
         let (id, unit) = (job.id, message.unit);
         let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
         let ended = ended.await.map_err(error::call)?;
-        Ok(ended.iter().map(|attempt| attempt.view(journal)).filter(of_unit).last())
+        Ok(ended.iter().map(|attempt| attempt.view(journal)).rfind(of_unit))
     }
 
     async fn stream_logs(

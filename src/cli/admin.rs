@@ -18,11 +18,17 @@ enum Command {
         /// JOURNAL-JOB-UNIT-NUMBER, as `weir describe job/NAME` shows it.
         attempt: String,
     },
+    /// Prints the manual of stable codes.
+    Reasons,
 }
 
 impl Admin {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         match self.command {
+            Command::Reasons => {
+                super::output::print(&super::reasons::manual())?;
+                Ok(0)
+            }
             Command::Abandon { attempt } => {
                 let request = v1::AbandonRequest { token: new_token(), attempt };
                 connect.client()?.pools().abandon(request).await?;

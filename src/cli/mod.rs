@@ -15,6 +15,7 @@ mod get;
 mod logs;
 mod output;
 mod quantity;
+mod reasons;
 mod run;
 mod server;
 mod spec_file;

@@ -102,7 +102,7 @@ pub fn time(unix_ms: u64) -> String {
 pub fn bytes(amount: u64) -> String {
     for (unit, shift) in [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)] {
         if amount >= 1 << shift {
-            let tenths = u128::from(amount) * 10 >> shift;
+            let tenths = (u128::from(amount) * 10) >> shift;
             return if tenths.is_multiple_of(10) {
                 format!("{}{unit}", tenths / 10)
             } else {

@@ -74,7 +74,7 @@ struct GroupFile {
 enum Text {
     Integer(u64),
     Decimal(f64),
-    Text(String),
+    Words(String),
 }
 
 impl Text {
@@ -82,7 +82,7 @@ impl Text {
         match self {
             Self::Integer(value) => value.to_string(),
             Self::Decimal(value) => value.to_string(),
-            Self::Text(text) => text.clone(),
+            Self::Words(text) => text.clone(),
         }
     }
 }
@@ -377,8 +377,8 @@ mod tests {
         check("groups: [{cpus: 1, command: [\"true\"]}]", expect!["1 jobs"]);
         check("{\"groups\": [{\"cpus\": \"500m\", \"command\": [\"true\"]}]}", expect!["1 jobs"]);
         check("- {groups: []}\n- {groups: []}", expect!["2 jobs"]);
-        check("priorty: 3", expect!["unknown field `priorty`, did you mean `priority`?"]);
-        check("groups: [{cpsu: 1}]", expect!["groups[0]: unknown field `cpsu`, did you mean `cpus`?"]);
+        check("priorty: 3", expect!["priorty: unknown field `priorty`, did you mean `priority`?"]);
+        check("groups: [{cpsu: 1}]", expect!["groups[0].cpsu: unknown field `cpsu`, did you mean `cpus`?"]);
         check(
             "groups: [{cpus: -1}]",
             expect![[r#"groups[0].cpus: "-1" is not an amount of CPUs: write 2, 1.5 or 500m"#]],

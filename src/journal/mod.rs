@@ -4,6 +4,9 @@ mod error;
 pub mod memory;
 pub mod sqlite;
 
+#[cfg(test)]
+mod conformance;
+
 pub use error::Error;
 
 use crate::model::id::{JobId, Revision, Term};

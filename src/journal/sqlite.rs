@@ -174,6 +174,11 @@ impl Journal for SqliteJournal {
         let transaction = self.db.transaction()?;
         Self::check_term(&transaction, term)?;
         let revision = int(chunk.revision.0);
+        if revision <= int(meta(&transaction, "snapshot")?) {
+            // A complete snapshot shows that much already: writing over it would lose it until
+            // the last chunk is there.
+            return Ok(());
+        }
         if chunk.index == 0 {
             // Parts of a snapshot that was never finished.
             transaction.execute("DELETE FROM snapshot WHERE revision = ?1", [revision])?;

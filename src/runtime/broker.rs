@@ -38,9 +38,12 @@ pub enum CallError {
     Unavailable,
 }
 
+/// A caller that waits for its answer.
+type Waiting<T> = oneshot::Sender<Result<T, CallError>>;
+
 enum Message {
-    Request(Request, oneshot::Sender<Result<(Reply, Revision), CallError>>),
-    Query(Query, oneshot::Sender<Result<(Revision, Answer), CallError>>),
+    Request(Request, Waiting<(Reply, Revision)>),
+    Query(Query, Waiting<(Revision, Answer)>),
     Open(SessionId, mpsc::Sender<ToAgent>),
     FromAgent(SessionId, FromAgent),
     Gone(SessionId),
@@ -343,8 +346,8 @@ struct Shell {
     clock: Clock,
     writes: std::sync::mpsc::Sender<Write>,
     watchers: Arc<Watchers>,
-    requests: HashMap<CallId, oneshot::Sender<Result<(Reply, Revision), CallError>>>,
-    queries: HashMap<CallId, oneshot::Sender<Result<(Revision, Answer), CallError>>>,
+    requests: HashMap<CallId, Waiting<(Reply, Revision)>>,
+    queries: HashMap<CallId, Waiting<(Revision, Answer)>>,
     sessions: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     next_call: u64,
     wake_at: Timestamp,

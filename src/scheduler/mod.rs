@@ -6,11 +6,14 @@
 
 mod fit;
 mod pool;
+#[cfg(test)]
+mod tests;
 mod why;
 
 pub use why::{PoolWhy, Why};
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -207,15 +210,17 @@ impl Scheduler {
     }
 
     fn shape_index(&mut self, state: &State, id: ShapeId) -> Option<&ShapeIndex> {
-        if !self.shapes.contains_key(&id) {
-            let shape = state.shape(id)?.clone();
-            let demand = |(request, count): &(_, u32)| {
-                (Arc::new(Demand::new(state, request, &shape.constraints)), *count)
-            };
-            let demands = shape.tasks.iter().map(demand).collect();
-            self.shapes.insert(id, ShapeIndex { shape, demands });
+        match self.shapes.entry(id) {
+            Entry::Occupied(kept) => Some(kept.into_mut()),
+            Entry::Vacant(place) => {
+                let shape = state.shape(id)?.clone();
+                let demand = |(request, count): &(_, u32)| {
+                    (Arc::new(Demand::new(state, request, &shape.constraints)), *count)
+                };
+                let demands = shape.tasks.iter().map(demand).collect();
+                Some(place.insert(ShapeIndex { shape, demands }))
+            }
         }
-        self.shapes.get(&id)
     }
 
     /// Computes the next starts within `budget`. The indexes hold what the plan takes already;

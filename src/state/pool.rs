@@ -128,11 +128,15 @@ impl Node {
         let minus = |total: u64, committed: u64| total.saturating_sub(committed);
         let (total, used) = (&self.spec.allocatable, &self.committed);
         let other = total.other.as_ref().map(|map| {
-            let free = |(name, amount): (&Box<str>, &u64)| {
-                let kind = crate::model::resource::ResourceKind::Other(name.clone());
-                (name.clone(), minus(*amount, used.get(&kind)))
-            };
-            Box::new(map.iter().map(free).filter(|(_, amount)| *amount > 0).collect::<BTreeMap<_, _>>())
+            let mut free = std::collections::BTreeMap::new();
+            for (name, amount) in map.iter() {
+                let left =
+                    minus(*amount, used.get(&crate::model::resource::ResourceKind::Other(name.clone())));
+                if left > 0 {
+                    free.insert(name.clone(), left);
+                }
+            }
+            Box::new(free)
         });
         Resources {
             cpu_millis: minus(total.cpu_millis, used.cpu_millis),

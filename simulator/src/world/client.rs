@@ -231,7 +231,7 @@ impl World {
             queue: String::new(),
             spec,
         };
-        match self.client.rng.random_range(0..8) {
+        match self.client.rng.random_range(0..9) {
             0 => {
                 spec.groups[0].count = 0;
                 self.command(Command::Submit { jobs: vec![submission("", spec)] })
@@ -275,6 +275,18 @@ impl World {
                     reports: vec![self.foreign_report()],
                 };
                 self.broker_step(Input::FromAgent { session, message })
+            }
+            7 => {
+                // Its pool answers: there is nothing to give up.
+                let Some(broker) = &self.broker else { return Ok(()) };
+                let heard = |attempt: &&weir::state::live::Attempt| {
+                    let pool = broker.state().pool(attempt.pool);
+                    pool.is_some_and(|pool| pool.reach == weir::model::pool::Reach::Ready)
+                };
+                let Some(unit) = broker.state().attempts().find(heard).map(|attempt| attempt.unit) else {
+                    return Ok(());
+                };
+                self.command(Command::Abandon { unit })
             }
             _ => {
                 let report = self.foreign_report();

@@ -38,6 +38,7 @@ pub(crate) fn resources(message: &v1::Resources) -> Resources {
     }
 }
 
+#[allow(clippy::box_collection)] // What the model keeps: almost always `None`, and then one word.
 pub(crate) fn other(
     map: &std::collections::BTreeMap<String, u64>,
 ) -> Option<Box<std::collections::BTreeMap<Box<str>, u64>>> {

@@ -246,7 +246,7 @@ impl Task {
             if size > each && size != self.seen[index] {
                 let (head, tail) = (each / 2, size - each / 2);
                 let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let punched = OpenOptions::new().write(true).open(&path).map_err(io::Error::from);
+                let punched = OpenOptions::new().write(true).open(&path);
                 let punched = punched.and_then(|file: File| Ok(fallocate(&file, punch, head, tail - head)?));
                 if punched.is_err() {
                     // A file system without holes: nothing less than stopping it bounds the disk.

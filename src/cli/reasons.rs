@@ -1,0 +1,54 @@
+//! The manual of stable codes, made from the code itself.
+
+use crate::model::attempt::OutcomeKind;
+use crate::model::exchange::RefusedCode;
+use crate::model::reason::{JobReason, PoolReason};
+use crate::state::rejection::Rejection;
+
+/// `docs/reasons.md`.
+pub fn manual() -> String {
+    let mut text =
+        "# Reasons\n\nStable codes, made from the code: `weir admin reasons > docs/reasons.md`.\n".to_owned();
+    let table = |title: &str, rows: &[(&str, &str, &str)]| {
+        let mut part = format!("\n## {title}\n\n| code | means | what helps |\n|---|---|---|\n");
+        for (code, meaning, help) in rows {
+            part.push_str(&format!("| `{code}` | {meaning} | {help} |\n"));
+        }
+        part
+    };
+    text.push_str(&table("Why a pool does not take a job", PoolReason::manual()));
+    text.push_str(&table("Why a job waits, apart from pools", JobReason::manual()));
+    text.push_str(&table("Why a request is refused", &Rejection::MANUAL));
+    text.push_str("\n## How an attempt ends\n\n| code | means | tried again |\n|---|---|---|\n");
+    for kind in OutcomeKind::ALL {
+        let again = if kind.is_eviction() || kind == OutcomeKind::LeaseEnded {
+            "always, and it doesn't count"
+        } else if matches!(kind, OutcomeKind::Succeeded | OutcomeKind::Cancelled) {
+            "no"
+        } else {
+            "if `retry` says so"
+        };
+        text.push_str(&format!("| `{}` | {} | {again} |\n", kind.code(), kind.meaning()));
+    }
+    text.push_str("\n## Why an agent is refused\n\n");
+    let codes = [
+        (RefusedCode::PoolClaimed, "the pool's name is bound to another agent"),
+        (RefusedCode::InvalidPool, "the hello, or what it declares, is not valid"),
+        (RefusedCode::Superseded, "a newer session speaks for the pool"),
+        (RefusedCode::ProtocolError, "a frame was lost, or made no sense"),
+        (RefusedCode::Unavailable, "the broker can't write now"),
+    ];
+    for (code, meaning) in codes {
+        text.push_str(&format!("- `{}`: {meaning}\n", code.code()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn manual_in_the_docs_is_up_to_date() {
+        expect_test::expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons.md")]
+            .assert_eq(&super::manual());
+    }
+}

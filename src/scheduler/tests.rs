@@ -1,0 +1,267 @@
+//! The rules of planning, each by its smallest example; and kept indexes against rebuilt ones.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::{Budget, Scheduler};
+use crate::model::attempt::OutcomeKind;
+use crate::model::device::DeviceAmount;
+use crate::model::id::{JobId, NodeId, PoolId, UnitId};
+use crate::model::plan::Plan;
+use crate::model::pool::{DrainMode, Reach};
+use crate::model::queue::default_settings;
+use crate::model::reason::{PoolReason, Standing};
+use crate::model::region::RegionCode;
+use crate::model::resource::ResourceKind;
+use crate::model::shape::Shape;
+use crate::model::spec::{JobSpec, minimal};
+use crate::state::command::Command;
+use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit, with_devices};
+
+/// Takes in what has happened, plans with this budget, and applies the plan.
+fn round(world: &mut Fixture, scheduler: &mut Scheduler, budget: Budget) -> Plan {
+    scheduler.fold(&world.state, &std::mem::take(&mut world.changes));
+    let plan = scheduler.plan(&world.state, budget);
+    for start in &plan.starts {
+        world.must(Command::Start { start: start.clone() });
+    }
+    scheduler.fold(&world.state, &std::mem::take(&mut world.changes));
+    plan
+}
+
+/// Plans until nothing more is placed; tells the starts as (job, pool, node of the first task).
+fn settle(world: &mut Fixture, scheduler: &mut Scheduler) -> Vec<(JobId, PoolId, NodeId)> {
+    let mut starts = Vec::new();
+    for _ in 0..100 {
+        let plan = round(world, scheduler, Budget::default());
+        if plan.starts.is_empty() && !scheduler.has_work() {
+            return starts;
+        }
+        starts.extend(plan.starts.iter().map(|s| (s.unit.job, s.pool, s.placements[0].node)));
+    }
+    panic!("planning never ends");
+}
+
+fn shape(spec: &JobSpec) -> Shape {
+    Shape::of(spec, 0)
+}
+
+#[test]
+fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
+    let mut world = Fixture::new();
+    let node = |devices| vec![node_spec("n1", 8, devices)];
+    let fits = world.pool("fits", "CN-CQ", node(4));
+    let elsewhere = world.pool("elsewhere", "CN-XJ", node(4));
+    let bare = world.pool("bare", "CN-CQ", node(0));
+    let empty = world.pool("empty", "CN-CQ", Vec::new());
+    let small = world.pool("small", "CN-CQ", node(1));
+    let cordoned = world.pool("cordoned", "CN-CQ", node(4));
+    let draining = world.pool("draining", "CN-CQ", node(4));
+    let silent = world.pool("silent", "CN-CQ", node(4));
+    let closed_node = world.pool("closed-node", "CN-CQ", node(4));
+    let busy = world.pool("busy", "CN-CQ", node(2));
+    world.must(Command::CordonPool { pool: cordoned, cordoned: true });
+    world.must(Command::DrainPool { pool: draining, mode: DrainMode::Wait, deadline_ms: 0 });
+    world.must(Command::ChangeReach { pool: silent, reach: Reach::Unreachable });
+    world.must(Command::CordonNode { pool: closed_node, node: NodeId(1), cordoned: true });
+    let mut filler = with_devices(DeviceAmount::Whole(1));
+    filler.constraints.pools = vec!["busy".to_owned()];
+    world.submit_spec(filler);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    settle(&mut world, &mut scheduler);
+    let mut spec = with_devices(DeviceAmount::Whole(2));
+    spec.constraints.regions_allowed = vec![RegionCode::parse("CN-CQ").unwrap()];
+    let why = scheduler.why(&world.state, &shape(&spec));
+    let found: Vec<_> = why.pools.into_iter().map(|why| (why.pool, why.reason)).collect();
+    let device = ResourceKind::Device;
+    let expected = [
+        (fits, PoolReason::Fits),
+        (elsewhere, PoolReason::RegionNotAllowed { region: RegionCode::parse("CN-XJ").unwrap() }),
+        (bare, PoolReason::DeviceMissing { models: Vec::new() }),
+        (empty, PoolReason::NoNodes),
+        (small, PoolReason::TaskTooLarge { kind: device.clone(), needed: 2_000, largest: 1_000 }),
+        (cordoned, PoolReason::PoolCordoned),
+        (draining, PoolReason::PoolDraining),
+        (silent, PoolReason::PoolUnreachable),
+        (closed_node, PoolReason::NodesCordoned { nodes: 1 }),
+        (busy, PoolReason::ResourcesBusy { kind: device, needed: 2_000, free: 1_000 }),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn why_agrees_with_what_planning_does() {
+    for seed in 0..30 {
+        let (mut world, mut scheduler, mut rng) = random_world(seed);
+        for _ in 0..30 {
+            (0..8).for_each(|_| world.act(&mut rng));
+            settle(&mut world, &mut scheduler);
+            for class in world.state.classes().keys() {
+                let shape = world.state.shape(class.shape).unwrap();
+                let why = scheduler.why(&world.state, shape);
+                let pools: Vec<PoolId> = world.state.pools().map(|pool| pool.id).collect();
+                assert_eq!(why.pools.iter().map(|why| why.pool).collect::<Vec<_>>(), pools, "seed {seed}");
+                let fits = why.pools.iter().any(|why| why.reason.standing() == Standing::Fits);
+                let limited = world.state.queue_path(class.queue).any(|queue| {
+                    let sum = queue.usage.checked_add(&shape.total()).unwrap();
+                    queue.spec.limit.first_excess(&sum).is_some()
+                });
+                assert!(!fits || limited, "seed {seed}: {class:?} waits, though {:?}", why.pools);
+            }
+        }
+    }
+}
+
+#[test]
+fn best_fit_fills_what_is_used_before_what_is_free() {
+    let mut world = Fixture::new();
+    let nodes = (1..5).map(|node| node_spec(&format!("n{node}"), 8, 4)).collect();
+    world.pool("p", "CN-CQ", nodes);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    for _ in 0..8 {
+        world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+    }
+    let mut used: Vec<NodeId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.2).collect();
+    used.sort_unstable();
+    assert_eq!(used, [1, 1, 1, 1, 2, 2, 2, 2].map(NodeId));
+    // So that two whole nodes are left for whoever needs one.
+    for _ in 0..2 {
+        world.submit_spec(with_devices(DeviceAmount::Whole(4)));
+    }
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 2);
+}
+
+#[test]
+fn fraction_goes_to_the_device_that_it_fills_best() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 4)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    for millis in [600, 500, 400, 500] {
+        world.submit_spec(with_devices(DeviceAmount::Fraction(millis)));
+        settle(&mut world, &mut scheduler);
+    }
+    let pool = world.state.pools().next().unwrap();
+    assert_eq!(pool.nodes[&NodeId(1)].committed_devices, [1_000, 1_000, 0, 0]);
+}
+
+#[test]
+fn larger_priority_goes_first_then_submission() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let mut submit = |priority| {
+        let mut spec = tasks(1, 8);
+        spec.priority = priority;
+        world.submit_spec(spec)
+    };
+    let [low, first, second, high] = [submit(-1), submit(0), submit(0), submit(5)];
+    for expected in [high, first, second, low] {
+        let started: Vec<JobId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.0).collect();
+        assert_eq!(started, [expected]);
+        world.end(unit(expected, 0), OutcomeKind::Succeeded);
+    }
+}
+
+#[test]
+fn gang_that_does_not_fit_whole_takes_nothing() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0), node_spec("n2", 8, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let blocker = world.submit_spec(tasks(1, 5));
+    settle(&mut world, &mut scheduler);
+    let mut gang = tasks(4, 4);
+    gang.groups[0].gang = true;
+    let gang = world.submit_spec(gang);
+    assert_eq!(settle(&mut world, &mut scheduler), []);
+    assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)), "the try was not undone");
+    // What the gang can't use is free for others at once.
+    let small = world.submit_spec(tasks(2, 4));
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 2);
+    world.end(unit(blocker, 0), OutcomeKind::Succeeded);
+    assert_eq!(settle(&mut world, &mut scheduler), []);
+    (0..2).for_each(|index| world.end(unit(small, index), OutcomeKind::Succeeded));
+    let starts = settle(&mut world, &mut scheduler);
+    assert_eq!(starts.iter().map(|start| (start.0, start.1)).collect::<Vec<_>>(), [(gang, pool)]);
+    assert_eq!(world.state.attempt(unit(gang, 0)).map(|attempt| attempt.placements.len()), Some(4));
+}
+
+#[test]
+fn class_at_its_queues_limit_waits_and_goes_on_when_the_queue_holds_less() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 32, 0)]);
+    let mut city = default_settings("city");
+    city.limit.cpu_millis = Some(4_000);
+    world.must(Command::CreateQueue { spec: city });
+    world.must(Command::CreateQueue { spec: default_settings("city/a") });
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let job = world.submit(submission("", "city/a", tasks(3, 2)));
+    let other = world.submit_spec(tasks(1, 2));
+    let started: Vec<JobId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.0).collect();
+    assert_eq!(started, [job, job, other]);
+    world.end(unit(other, 0), OutcomeKind::Succeeded);
+    assert_eq!(settle(&mut world, &mut scheduler), []);
+    world.end(unit(job, 0), OutcomeKind::Succeeded);
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
+}
+
+#[test]
+fn round_keeps_to_its_budget_and_the_next_goes_on() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let job = world.submit_spec(tasks(10, 1));
+    let budget = Budget { starts: 4, ..Budget::default() };
+    let units = |plan: Plan| plan.starts.iter().map(|start| start.unit).collect::<Vec<_>>();
+    let numbers = |range: std::ops::Range<u32>| range.map(|index| unit(job, index)).collect::<Vec<UnitId>>();
+    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(0..4));
+    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(4..8));
+    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(8..10));
+    assert!(!scheduler.has_work());
+}
+
+#[test]
+fn failed_unit_goes_to_another_node_than_the_one_it_failed_on() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0), node_spec("n2", 8, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let job = world.submit_spec(minimal());
+    let first = settle(&mut world, &mut scheduler)[0].2;
+    world.end(unit(job, 0), OutcomeKind::NodeLost);
+    let second = settle(&mut world, &mut scheduler)[0].2;
+    assert_ne!(first, second);
+}
+
+/// Pools, a scheduler, and the random numbers that move them.
+fn random_world(seed: u64) -> (Fixture, Scheduler, StdRng) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut world = Fixture::new();
+    for (pool, region) in ["CN-CQ", "CN-XJ", "CN-GZ"].into_iter().enumerate() {
+        let nodes = (1..4).map(|node| node_spec(&format!("n{node}"), rng.random_range(4..33), 4)).collect();
+        world.pool(&format!("pool-{pool}"), region, nodes);
+    }
+    let scheduler = Scheduler::rebuild(&world.state);
+    (world, scheduler, rng)
+}
+
+#[test]
+fn kept_index_equals_a_rebuilt_one_and_leaves_nothing_waiting_that_it_would_start() {
+    for seed in 0..40 {
+        let (mut world, mut scheduler, mut rng) = random_world(seed);
+        for step in 0..60 {
+            (0..rng.random_range(1..8)).for_each(|_| world.act(&mut rng));
+            let starts = rng.random_range(1..12);
+            round(&mut world, &mut scheduler, Budget { starts, ..Budget::default() });
+            assert!(
+                scheduler.same_nodes(&Scheduler::rebuild(&world.state)),
+                "seed {seed} step {step}: indexes differ"
+            );
+            if step % 10 == 9 {
+                settle(&mut world, &mut scheduler);
+                let late =
+                    Scheduler::rebuild(&world.state).plan(&world.state, Budget::default()).starts.len();
+                assert_eq!(late, 0, "seed {seed} step {step}: the kept index leaves {late} units waiting");
+            }
+        }
+        assert_eq!(world.state.check(), Ok(()), "seed {seed}");
+    }
+}
