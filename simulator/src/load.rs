@@ -46,6 +46,15 @@ pub struct Load {
     /// Divides every duration; absent: the longest task takes a minute.
     #[arg(long)]
     speedup: Option<f64>,
+    /// Longer tasks are cut to so many seconds of the trace's time; 0 cuts none.
+    ///
+    /// Half of the openb tasks run for eight minutes, one for five months: uncut, whatever is
+    /// fast enough to see the long ones end makes the others vanish at once.
+    #[arg(long, default_value_t = 14_400)]
+    cut: u64,
+    /// Plays the trace so often: one pass of openb asks for no more GPUs in all than there are.
+    #[arg(long, default_value_t = 3)]
+    passes: u32,
 }
 
 /// The provinces that the nodes are split over.
@@ -67,7 +76,8 @@ impl Load {
 
     async fn play(self) -> anyhow::Result<()> {
         let nodes = trace::read_nodes(&self.nodes).with_context(|| self.nodes.display().to_string())?;
-        let tasks = trace::read_tasks(&self.pods).with_context(|| self.pods.display().to_string())?;
+        let once = trace::read_tasks(&self.pods).with_context(|| self.pods.display().to_string())?;
+        let tasks = trace::repeat(&once, self.passes, self.cut);
         let gpus: f64 = nodes.iter().map(|node| node.devices.len() as f64).sum();
         let longest = tasks.iter().map(|task| task.duration_s).max().unwrap_or(1).max(1);
         let speedup = self.speedup.unwrap_or(longest as f64 / LONGEST.as_secs_f64()).max(1.0);

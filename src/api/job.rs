@@ -35,8 +35,8 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 const STREAM_MAX: usize = 16;
 /// Bytes of output in one message.
 const LOG_BYTES: u32 = 64 * 1024;
-/// How often a followed log is looked at.
-const FOLLOW_WAIT: Duration = Duration::from_millis(50);
+/// How often a followed log is looked at: at first soon, for what ends soon, then less and less.
+const FOLLOW_WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Wait for an agent that is away while its output is read.
 const AGENT_WAIT: Duration = Duration::from_millis(500);
 
@@ -420,6 +420,7 @@ impl Jobs {
         message: &v1::LogsRequest,
         sender: &mpsc::Sender<Result<v1::LogsResponse, Status>>,
     ) -> Result<(), Status> {
+        let mut wait = FOLLOW_WAIT.0;
         let attempt = loop {
             if let Some(attempt) = self.attempt_of(job, message).await? {
                 break attempt;
@@ -428,8 +429,10 @@ impl Jobs {
             if !message.follow || now.phase.is_end() || sender.is_closed() {
                 return Ok(());
             }
-            tokio::time::sleep(FOLLOW_WAIT).await;
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(FOLLOW_WAIT.1);
         };
+        wait = FOLLOW_WAIT.0;
         let mut streams = [
             (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, false),
             (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, false),
@@ -463,7 +466,7 @@ impl Jobs {
                 if part.data.is_empty() {
                     continue;
                 }
-                moved = true;
+                (moved, wait) = (true, FOLLOW_WAIT.0);
                 *offset = part.offset + part.data.len() as u64;
                 let message = v1::LogsResponse {
                     stream: *shown as i32,
@@ -480,7 +483,8 @@ impl Jobs {
                 return Ok(());
             }
             if !moved {
-                tokio::time::sleep(FOLLOW_WAIT).await;
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(FOLLOW_WAIT.1);
             }
         }
     }

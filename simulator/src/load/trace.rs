@@ -110,3 +110,60 @@ pub(super) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
         })
     })
 }
+
+/// The tasks `passes` times, one pass after the other, none longer than `cut_s` unless that is 0.
+pub(super) fn repeat(tasks: &[Task], passes: u32, cut_s: u64) -> Vec<Task> {
+    let span_s = tasks.iter().map(|task| task.created_s).max().unwrap_or(0) + 1;
+    let pass = |pass: u32| {
+        tasks.iter().map(move |task| Task {
+            name: format!("{}-{pass}", task.name),
+            created_s: task.created_s + u64::from(pass) * span_s,
+            duration_s: if cut_s == 0 { task.duration_s } else { task.duration_s.min(cut_s) },
+            ..task.clone()
+        })
+    };
+    (0..passes).flat_map(pass).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A slice of the openb trace (Alibaba cluster-trace-gpu-v2023, Apache-2.0).
+    const SLICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openb_slice.csv");
+
+    #[test]
+    fn tasks_that_were_never_scheduled_run_from_their_creation() {
+        let tasks = read_tasks(Path::new(SLICE)).unwrap();
+        let unscheduled: Vec<&Task> = tasks.iter().filter(|task| task.name == "openb-pod-0012").collect();
+        assert_eq!(tasks.len(), 40);
+        assert!(unscheduled.iter().all(|task| task.duration_s > 0));
+        assert!(tasks.iter().all(|task| task.gpus() <= 8.0 && task.cpu_millis > 0));
+    }
+
+    #[test]
+    fn passes_follow_each_other_under_names_of_their_own() {
+        let tasks = read_tasks(Path::new(SLICE)).unwrap();
+        let twice = repeat(&tasks, 2, 100);
+        assert_eq!(twice.len(), 80);
+        assert!(
+            twice[..40]
+                .iter()
+                .all(|first| twice[40..].iter().all(|second| second.created_s > first.created_s))
+        );
+        assert!(twice.iter().all(|task| task.duration_s <= 100));
+        assert_ne!(twice[0].name, twice[40].name);
+    }
+
+    #[test]
+    fn a_missing_column_or_a_bad_cell_is_named_with_its_line() {
+        let folder = std::env::temp_dir().join(format!("weir-trace-{}", std::process::id()));
+        std::fs::write(&folder, "sn,cpu_milli,memory_mib,gpu\nn,1,1,1\n").unwrap();
+        let missing = format!("{:#}", read_nodes(&folder).unwrap_err());
+        std::fs::write(&folder, "sn,cpu_milli,memory_mib,gpu,model\nn,1,1,two,T4\n").unwrap();
+        let bad = format!("{:#}", read_nodes(&folder).unwrap_err());
+        std::fs::remove_file(&folder).unwrap();
+        assert_eq!(missing, "no column model");
+        assert!(bad.starts_with("line 2: gpu"), "{bad}");
+    }
+}

@@ -31,6 +31,13 @@ pub(super) struct ProcessRecord {
     pub(super) started_unix_ms: u64,
 }
 
+/// Until when leased attempts may run. It outlives the supervisor, but not the boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeaseRecord {
+    pub(super) boot_id: String,
+    pub(super) until_boot_ms: u64,
+}
+
 /// Returns whether an attempt's name is one that may become part of a path.
 pub(super) fn is_attempt(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use super::logs::collect;
 use super::process;
 use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
-use super::store::{self, ProcessRecord};
+use super::store::{self, LeaseRecord, ProcessRecord};
 use super::task::{Task, attempt};
 
 /// How often output and memory are looked at while something runs.
@@ -98,6 +98,11 @@ fn boot_ms() -> u64 {
     time.tv_sec.cast_unsigned() * 1_000 + time.tv_nsec.cast_unsigned() / 1_000_000
 }
 
+/// The name that the kernel gave this boot; empty where it gives none.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
 fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
@@ -106,6 +111,11 @@ fn unix_ms() -> u64 {
 impl Supervisor {
     /// Takes over what an earlier supervisor kept.
     fn recover(&mut self) -> io::Result<()> {
+        // A lease outlives the supervisor, but not the boot that its clock counts from.
+        let lease = store::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
+        if let Some(lease) = lease.filter(|lease| lease.boot_id == boot_id()) {
+            self.lease_until_boot_ms = lease.until_boot_ms;
+        }
         let mut unseen = Vec::new();
         for entry in std::fs::read_dir(store::attempts_dir(&self.state))?.flatten() {
             let directory = entry.path();
@@ -256,7 +266,12 @@ impl Supervisor {
             }
             ToSupervisor::Forget { attempt } => self.forget(&attempt),
             ToSupervisor::Renew { lease_until_boot_ms } => {
-                self.lease_until_boot_ms = self.lease_until_boot_ms.max(lease_until_boot_ms);
+                if lease_until_boot_ms > self.lease_until_boot_ms {
+                    self.lease_until_boot_ms = lease_until_boot_ms;
+                    let lease = LeaseRecord { boot_id: boot_id(), until_boot_ms: lease_until_boot_ms };
+                    // Unwritten, it is only forgotten sooner: leased tasks then end early.
+                    let _ = store::write(&self.state.join("lease"), &lease);
+                }
             }
             ToSupervisor::List => {
                 let running = self.tasks.values().map(Task::running);
