@@ -164,3 +164,27 @@ fn every_acknowledged_job_runs_once_though_dev_is_killed_as_one() {
     check(&home, &runtime, &jobs, &file);
     drop(dev);
 }
+
+#[test]
+fn run_streams_on_and_exits_with_the_commands_code_though_the_broker_is_killed() {
+    let mut home = Home::new();
+    let mut dev = home.start_broker("dev");
+    let script = "echo before; sleep 3; echo after; exit 5";
+    let mut run = home.weir(&["run", "--", "sh", "-c", script]);
+    let run = run
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("weir run");
+    let folder = home.data().join("pools/local/supervisor/attempts");
+    until("the command runs", Duration::from_secs(30), || {
+        std::fs::read_dir(&folder).is_ok_and(|list| list.count() > 0)
+    });
+    dev.kill();
+    let dev = home.start_broker("dev");
+    let output = run.wait_with_output().expect("weir run ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "before\nafter\n", "{said}");
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    drop(dev);
+}

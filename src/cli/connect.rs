@@ -68,10 +68,15 @@ pub fn new_token() -> String {
 }
 
 /// The broker is away, or was while the call ran: repeating is safe with a token.
+///
+/// A connection that breaks under a call shows as `Unknown` or `Internal` with the transport's own
+/// words; the broker itself answers neither for what a client could mend.
 pub fn is_transient(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Cancelled)
-        || (status.code() == Code::Unknown && status.message().contains("transport"))
-        || (status.code() == Code::Internal && status.message().contains("h2"))
+    let broken = |text: &str| {
+        ["h2", "transport", "connection", "stream", "body"].iter().any(|word| text.contains(word))
+    };
+    matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown)
+        || (status.code() == Code::Internal && broken(status.message()))
 }
 
 /// Repeats a call while the broker is away, for at most `patience`.

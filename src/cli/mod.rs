@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod apply;
+mod bench;
 mod cancel;
 mod completion;
 mod connect;
@@ -87,6 +88,9 @@ enum Command {
     Admin(admin::Admin),
     /// Prints a shell's completion script.
     Completion(completion::Completion),
+    /// Measures a running broker.
+    #[command(hide = true)]
+    Bench(bench::Bench),
     /// Keeps a host pool's tasks; started by the agent.
     #[command(hide = true)]
     Supervise(agent::Supervise),
@@ -132,6 +136,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Drain(command) => command.run(&connect).await,
         Command::Apply(command) => command.run(&connect).await,
         Command::Admin(command) => command.run(&connect).await,
+        Command::Bench(command) => command.run(&connect).await,
         Command::Completion(command) => command.run(),
         Command::Supervise(_) => Ok(0),
     }

@@ -172,7 +172,10 @@ async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) 
             }
         }
         for follow in following {
-            let _ = follow.await;
+            // Without its output the job still ends, and that is what counts; but say so.
+            if let Ok(Err(failure)) = follow.await {
+                eprintln!("weir: output is missing: {}", crate::model::text::escape(&failure.message));
+            }
         }
         ended(client, &at).await
     };

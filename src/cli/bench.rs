@@ -1,0 +1,195 @@
+//! `weir bench`: an end-to-end load generator, hidden from the help. `docs/performance.md` has what
+//! it measured.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::connect::new_token;
+use super::output::print;
+use super::{Connect, Failure};
+use crate::api::client::Client;
+use crate::api::proto::v1;
+
+/// Measures a running broker.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir bench submits --clients 8 --disk ~/.local/state/weir\n  weir bench submits --clients 4 --batch 100\n  weir bench finish --jobs 20000 --in-flight 64 --pool qh-cpu"
+)]
+pub struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Durable submits of jobs that never fit.
+    Submits {
+        #[arg(long, default_value_t = 8)]
+        clients: usize,
+        /// Jobs in one request.
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// A folder on the journal's disk: its own commit latency is measured in the same run.
+        #[arg(long)]
+        disk: Option<PathBuf>,
+    },
+    /// One-task jobs from submit to their end, with so many in flight.
+    Finish {
+        #[arg(long, default_value_t = 10_000)]
+        jobs: u64,
+        #[arg(long, default_value_t = 64)]
+        in_flight: usize,
+        #[arg(long)]
+        pool: String,
+    },
+}
+
+fn job(pool: &str, cpu_millis: u64) -> v1::Submission {
+    let group = v1::TaskGroup {
+        resources: Some(v1::TaskResources {
+            cpu_millis,
+            memory_bytes: 1 << 20,
+            ..v1::TaskResources::default()
+        }),
+        run: Some(v1::task_group::Run::Process(v1::Program {
+            command: vec!["true".to_owned()],
+            ..v1::Program::default()
+        })),
+        simulate: Some(v1::Simulate { duration_ms: 0, exit_code: 0 }),
+        ..v1::TaskGroup::default()
+    };
+    let pools = if pool.is_empty() { Vec::new() } else { vec![pool.to_owned()] };
+    let constraints = Some(v1::Constraints { pools, ..v1::Constraints::default() });
+    let spec = v1::JobSpec { groups: vec![group], constraints, ..v1::JobSpec::default() };
+    v1::Submission { name_prefix: "bench".to_owned(), spec: Some(spec), ..v1::Submission::default() }
+}
+
+fn quantile(sorted: &[u128], thousandths: usize) -> u128 {
+    sorted.get(sorted.len().saturating_sub(1) * thousandths / 1_000).copied().unwrap_or(0)
+}
+
+/// The disk's own commit: 4 KiB appended and synced, in microseconds, sorted.
+fn commits(folder: &std::path::Path) -> std::io::Result<Vec<u128>> {
+    let path = folder.join(".weir-bench");
+    let mut file = std::fs::File::create(&path)?;
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let started = Instant::now();
+        file.write_all(&[0; 4_096])?;
+        file.sync_data()?;
+        times.push(started.elapsed().as_micros());
+    }
+    times.sort_unstable();
+    std::fs::remove_file(path)?;
+    Ok(times)
+}
+
+impl Bench {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        match self.what {
+            What::Submits { clients, batch, seconds, disk } => {
+                if let Some(folder) = disk {
+                    let times = commits(&folder)?;
+                    let line = format!(
+                        "disk commit: p50 {} µs, p99 {} µs\n",
+                        quantile(&times, 500),
+                        quantile(&times, 990)
+                    );
+                    print(&line)?;
+                }
+                submits(connect, clients, batch, Duration::from_secs(seconds)).await
+            }
+            What::Finish { jobs, in_flight, pool } => finish(connect, jobs, in_flight, &pool).await,
+        }
+    }
+}
+
+async fn submits(connect: &Connect, clients: usize, batch: usize, time: Duration) -> Result<u8, Failure> {
+    let started = Instant::now();
+    let mut tasks = Vec::new();
+    for _ in 0..clients {
+        let client = connect.client()?;
+        tasks.push(tokio::spawn(async move {
+            let mut times = Vec::new();
+            // A thousand cores: no node has them, so the jobs only wait.
+            let jobs = vec![job("", 1_000_000); batch];
+            while started.elapsed() < time {
+                let request = v1::SubmitRequest { token: new_token(), jobs: jobs.clone() };
+                let sent = Instant::now();
+                client.jobs().submit(request).await?;
+                times.push(sent.elapsed().as_micros());
+            }
+            Ok::<_, tonic::Status>(times)
+        }));
+    }
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await.map_err(anyhow::Error::from)??);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    times.sort_unstable();
+    let rate = times.len() as f64 / seconds;
+    print(&format!(
+        "{clients} clients, {batch} a request: {rate:.0} requests/s, {:.0} jobs/s, p50 {} µs, p99 {} µs\n",
+        rate * batch as f64,
+        quantile(&times, 500),
+        quantile(&times, 990)
+    ))?;
+    Ok(0)
+}
+
+/// One in flight after the other, told by a watch when it has ended.
+async fn finish(connect: &Connect, jobs: u64, in_flight: usize, pool: &str) -> Result<u8, Failure> {
+    let client = connect.client()?;
+    let mut watch = client.jobs().watch_jobs(v1::WatchJobsRequest::default()).await?.into_inner();
+    let (ended, room) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Semaphore::new(in_flight)));
+    let started = Instant::now();
+    let submitter = tokio::spawn(submit_one_by_one(client, pool.to_owned(), jobs, room.clone()));
+    let mut seen = std::collections::BTreeSet::new();
+    while ended.load(Ordering::Relaxed) < jobs {
+        let Some(change) = watch.message().await? else { break };
+        for job in
+            change.jobs.iter().filter(|job| super::run::has_ended(job) && job.name.starts_with("bench-"))
+        {
+            if seen.insert(job.id) {
+                ended.fetch_add(1, Ordering::Relaxed);
+                room.add_permits(1);
+            }
+        }
+    }
+    submitter.await.map_err(anyhow::Error::from)??;
+    let seconds = started.elapsed().as_secs_f64();
+    print(&format!(
+        "{jobs} jobs, {in_flight} in flight: placed and finished {:.0}/s\n",
+        jobs as f64 / seconds
+    ))?;
+    Ok(0)
+}
+
+async fn submit_one_by_one(
+    client: Client,
+    pool: String,
+    jobs: u64,
+    room: Arc<tokio::sync::Semaphore>,
+) -> Result<(), tonic::Status> {
+    let mut submitted = 0;
+    while submitted < jobs {
+        let Ok(permit) = room.acquire().await else { return Ok(()) };
+        permit.forget();
+        // Whatever else has room goes along: the jobs are one each, the requests need not be.
+        let more = room.available_permits().min((jobs - submitted - 1) as usize);
+        let more = room.try_acquire_many(more as u32).map_or(0, |permit| {
+            permit.forget();
+            more
+        });
+        let request = v1::SubmitRequest { token: new_token(), jobs: vec![job(&pool, 100); more + 1] };
+        client.jobs().submit(request).await?;
+        submitted += more as u64 + 1;
+    }
+    Ok(())
+}
