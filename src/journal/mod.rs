@@ -47,6 +47,8 @@ pub trait Journal: Send {
 
     /// Hands over the newest complete snapshot, chunk by chunk, then the events after it.
     ///
+    /// The first batch may begin before the snapshot's revision: the caller skips what it has.
+    ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Corrupt`].
     fn load(&mut self, visit: &mut dyn FnMut(Loaded)) -> Result<(), Error>;

@@ -210,7 +210,9 @@ fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
             Loaded::Events(bytes) => record::decode_events(&bytes).map(|events| {
                 let state = state.get_or_insert_with(|| State::from_objects(std::mem::take(&mut objects)));
                 let mut applied = Applied::default();
-                for event in &events {
+                // A snapshot may show a revision in the middle of a batch.
+                let shown = state.revision();
+                for event in events.iter().filter(|event| event.revision > shown) {
                     state.apply(event, &mut applied);
                     applied.changes.clear();
                     applied.archive.clear();

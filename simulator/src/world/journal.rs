@@ -128,8 +128,12 @@ impl SimJournal {
         }
         for (last, bytes) in &self.batches {
             if *last > from {
+                // A snapshot may show a revision in the middle of a batch.
+                let shown = state.revision();
                 for event in record::decode_events(bytes).map_err(corrupt)? {
-                    state.apply(&event, &mut Applied::default());
+                    if event.revision > shown {
+                        state.apply(&event, &mut Applied::default());
+                    }
                 }
             }
         }

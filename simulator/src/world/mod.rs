@@ -411,6 +411,10 @@ impl World {
     fn broker_step(&mut self, input: broker::Input) -> Result<(), String> {
         let Some(mut broker) = self.broker.take() else { return Ok(()) };
         self.inputs += 1;
+        // Real snapshots are far apart: here they come up at any moment, also within a batch.
+        if self.timing.random_bool(0.002) {
+            broker.begin_snapshot();
+        }
         let effects = broker.step(self.clock(), input);
         self.check_step(&broker)?;
         self.broker = Some(broker);
