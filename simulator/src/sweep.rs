@@ -73,6 +73,7 @@ impl Sweep {
 }
 
 fn print_counts(counts: &Counts) {
+    println!("attempts in lines: {}", counts.lined_up);
     let events = weir::state::event::Event::KINDS.iter().zip(counts.events);
     let rejections =
         weir::state::rejection::Rejection::MANUAL.iter().map(|entry| &entry.0).zip(counts.rejections);

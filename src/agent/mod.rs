@@ -102,6 +102,10 @@ pub struct Agent {
     link: Link,
     nodes: BTreeMap<String, NodeSpec>,
     attempts: BTreeMap<AttemptId, Local>,
+    /// Attempts that wait, by the one whose place they take.
+    followers: BTreeMap<AttemptId, BTreeSet<AttemptId>>,
+    /// When waiting attempts must not be started any more.
+    expiring: BTreeSet<(Timestamp, AttemptId)>,
     /// Ended attempts whose outcome is durable at the broker, by when they may be forgotten.
     forgettable: BTreeSet<(Timestamp, AttemptId)>,
     term: Term,
@@ -139,6 +143,8 @@ struct Up {
     sent: VecDeque<(u64, Timestamp)>,
     window: SpecWindow,
     specs: BTreeMap<SpecId, Arc<JobSpec>>,
+    /// The full set of orders is in: an attempt that is not known now is gone.
+    orders_known: bool,
     /// Out of the window, but the message at hand may need them.
     stale_specs: Vec<SpecId>,
 }
@@ -158,7 +164,12 @@ enum LocalState {
     /// At the backend, or on the way there.
     Present(AttemptStatus),
     /// Ended; `at_backend` tells whether there is something to forget.
-    Gone { status: AttemptStatus, at_backend: bool },
+    Gone {
+        status: AttemptStatus,
+        at_backend: bool,
+        /// It never had its place: whoever follows it waits for this one instead.
+        ahead: Option<AttemptId>,
+    },
 }
 
 impl Agent {
@@ -172,6 +183,8 @@ impl Agent {
             link: Link::Down { retry_at: now },
             nodes: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            followers: BTreeMap::new(),
+            expiring: BTreeSet::new(),
             forgettable: BTreeSet::new(),
             term: Term(0),
             lease_until: Timestamp(0),
@@ -197,6 +210,7 @@ impl Agent {
         self.give_up_if_silent();
         self.connect_if_due();
         self.beat_if_due();
+        self.expire_due();
         self.forget_due();
         self.send_reports();
         self.out.push(Effect::WakeAt(self.next_wake()));
@@ -214,7 +228,7 @@ impl Agent {
         for seen in attempts {
             let ended = matches!(seen.status, AttemptStatus::Ended { .. });
             let state = if ended {
-                LocalState::Gone { status: seen.status, at_backend: true }
+                LocalState::Gone { status: seen.status, at_backend: true, ahead: None }
             } else {
                 LocalState::Present(seen.status)
             };
@@ -270,6 +284,8 @@ impl Agent {
         self.reports.clear();
         // Orders that were not begun come again with the next full set, if they still stand.
         self.attempts.retain(|_, local| !matches!(local.state, LocalState::Waiting(_)));
+        self.followers.clear();
+        self.expiring.clear();
     }
 
     fn hang_up(&mut self) {
@@ -301,7 +317,7 @@ impl Agent {
                 };
                 self.hang_up();
             }
-            ToAgent::Orders { specs, orders, .. } => self.take_orders(specs, orders),
+            ToAgent::Orders { part, specs, orders, .. } => self.take_orders(part, specs, orders),
             ToAgent::Stops { stops, .. } => stops.into_iter().for_each(|stop| self.take_stop(stop)),
             ToAgent::Acknowledged { attempts } => {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
@@ -330,6 +346,7 @@ impl Agent {
             sent: VecDeque::new(),
             window: SpecWindow::default(),
             specs: BTreeMap::new(),
+            orders_known: false,
             stale_specs: Vec::new(),
         }));
         let nodes: Vec<NodeSpec> = self.nodes.values().cloned().collect();
@@ -411,7 +428,9 @@ impl Agent {
             Link::Down { .. } | Link::Connecting | Link::Greeting { .. } => Timestamp::NEVER,
         };
         let forget = self.forgettable.first().map_or(Timestamp::NEVER, |(at, _)| *at);
-        link.min(forget).min(self.silent_at()).max(self.now)
+        // A waiting attempt may be started until its start-by, and comes back after it.
+        let expire = self.expiring.first().map_or(Timestamp::NEVER, |(at, _)| at.plus_ms(1));
+        link.min(forget).min(expire).min(self.silent_at()).max(self.now)
     }
 }
 

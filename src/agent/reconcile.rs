@@ -9,8 +9,11 @@ use crate::model::id::{AttemptId, SpecId};
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
+/// How much longer an attempt is remembered that others may be ordered behind.
+const LINE_MEMORY_MS: u64 = 1_000;
+
 impl Agent {
-    pub(super) fn take_orders(&mut self, specs: Vec<(SpecId, Arc<JobSpec>)>, orders: Vec<Order>) {
+    pub(super) fn take_orders(&mut self, part: Part, specs: Vec<(SpecId, Arc<JobSpec>)>, orders: Vec<Order>) {
         let Link::Up(up) = &mut self.link else { return };
         for (id, spec) in specs {
             let (_, forgotten) = up.window.insert(id);
@@ -29,6 +32,11 @@ impl Agent {
             if !up.window.contains(old) {
                 up.specs.remove(&old);
             }
+        }
+        if part == Part::FullEnd {
+            up.orders_known = true;
+            let waiting: Vec<AttemptId> = self.expiring.iter().map(|(_, attempt)| *attempt).collect();
+            waiting.into_iter().for_each(|attempt| self.launch_if_free(attempt));
         }
     }
 
@@ -60,9 +68,13 @@ impl Agent {
         };
         let state = match refused {
             Some((kind, message)) => {
-                LocalState::Gone { status: self.ended(kind, message), at_backend: false }
+                let (status, ahead) = (self.ended(kind, message), launch.order.after);
+                LocalState::Gone { status, at_backend: false, ahead }
             }
-            None => LocalState::Waiting(Box::new(launch)),
+            None => {
+                self.expiring.insert((start_by, attempt));
+                LocalState::Waiting(Box::new(launch))
+            }
         };
         self.attempts.insert(attempt, Local { ordered_revision: revision, start_by, state });
         if refused.is_some() {
@@ -72,19 +84,81 @@ impl Agent {
         }
     }
 
-    /// Launches a waiting attempt unless the one it follows is still there.
+    /// Launches a waiting attempt unless one that is to go first is still there.
     fn launch_if_free(&mut self, attempt: AttemptId) {
-        let Some(local) = self.attempts.get(&attempt) else { return };
-        let LocalState::Waiting(launch) = &local.state else { return };
-        let blocked = launch.order.after.and_then(|before| self.attempts.get(&before));
-        if blocked.is_some_and(|before| !matches!(before.state, LocalState::Gone { .. })) {
+        let Some(Local { state: LocalState::Waiting(launch), .. }) = self.attempts.get(&attempt) else {
             return;
-        }
-        if let Some(local) = self.attempts.get_mut(&attempt) {
+        };
+        let Some(blocker) = self.blocker(launch.order.after) else {
             let present = LocalState::Present(AttemptStatus::Starting);
-            if let LocalState::Waiting(launch) = std::mem::replace(&mut local.state, present) {
-                self.out.push(Effect::Launch(launch));
+            let launch = self.leave_line(attempt, present);
+            return self.out.extend(launch.map(Effect::Launch));
+        };
+        self.unfollow(launch.order.after, attempt);
+        if let Some(Local { state: LocalState::Waiting(launch), .. }) = self.attempts.get_mut(&attempt) {
+            launch.order.after = Some(blocker);
+            self.followers.entry(blocker).or_default().insert(attempt);
+        }
+    }
+
+    /// Who still holds the place, or stands in line for it, of those from `after` on.
+    fn blocker(&self, mut after: Option<AttemptId>) -> Option<AttemptId> {
+        while let Some(before) = after {
+            match self.attempts.get(&before).map(|local| &local.state) {
+                Some(LocalState::Gone { ahead, .. }) => after = *ahead,
+                Some(LocalState::Present(_) | LocalState::Waiting(_)) => return after,
+                // It is gone, or it comes with a later chunk of the full set.
+                None if matches!(&self.link, Link::Up(up) if up.orders_known) => return None,
+                None => return after,
             }
+        }
+        None
+    }
+
+    fn unfollow(&mut self, before: Option<AttemptId>, attempt: AttemptId) {
+        let Some(before) = before else { return };
+        if let Some(others) = self.followers.get_mut(&before) {
+            others.remove(&attempt);
+            if others.is_empty() {
+                self.followers.remove(&before);
+            }
+        }
+    }
+
+    /// Takes a waiting attempt out of its line, into the state given.
+    fn leave_line(&mut self, attempt: AttemptId, state: LocalState) -> Option<Box<Launch>> {
+        let local = self.attempts.get_mut(&attempt)?;
+        if !matches!(local.state, LocalState::Waiting(_)) {
+            return None;
+        }
+        self.expiring.remove(&(local.start_by, attempt));
+        let LocalState::Waiting(launch) = std::mem::replace(&mut local.state, state) else { return None };
+        self.unfollow(launch.order.after, attempt);
+        Some(launch)
+    }
+
+    /// Ends an attempt that waits and will not be started; those behind it move up.
+    fn drop_waiting(&mut self, attempt: AttemptId, kind: OutcomeKind, message: &str) {
+        let Some(Local { state: LocalState::Waiting(launch), .. }) = self.attempts.get(&attempt) else {
+            return;
+        };
+        let (status, ahead) = (self.ended(kind, message), launch.order.after);
+        self.leave_line(attempt, LocalState::Gone { status, at_backend: false, ahead });
+        self.reports.insert(attempt);
+        self.move_up(attempt);
+    }
+
+    /// Those that follow an attempt which is gone are launched, or follow the one before it.
+    fn move_up(&mut self, gone: AttemptId) {
+        let behind = self.followers.get(&gone).cloned().unwrap_or_default();
+        behind.into_iter().for_each(|follower| self.launch_if_free(follower));
+    }
+
+    /// Gives back what has waited in line until its start-by.
+    pub(super) fn expire_due(&mut self) {
+        while let Some((at, attempt)) = self.expiring.first().copied().filter(|(at, _)| *at < self.now) {
+            self.expiring.remove(&(at, attempt));
+            self.drop_waiting(attempt, OutcomeKind::NotStarted, "the one ahead in line ran too long");
         }
     }
 
@@ -93,42 +167,25 @@ impl Agent {
         if stop.attempt.journal != up.welcome.journal {
             return;
         }
-        let never = self.ended(OutcomeKind::Cancelled, "stopped before it was started");
-        match self.attempts.get_mut(&stop.attempt) {
-            Some(local) => match &local.state {
-                LocalState::Present(_) => self.out.push(Effect::Stop(stop)),
-                LocalState::Gone { .. } => {
-                    self.reports.insert(stop.attempt);
-                }
-                LocalState::Waiting(_) => {
-                    let gone = LocalState::Gone { status: never, at_backend: false };
-                    if let LocalState::Waiting(launch) = std::mem::replace(&mut local.state, gone) {
-                        self.pass_on(stop.attempt, launch.order.after);
-                    }
-                    self.reports.insert(stop.attempt);
-                }
-            },
+        let unstarted = "stopped before it was started";
+        match self.attempts.get(&stop.attempt).map(|local| &local.state) {
+            Some(LocalState::Present(_)) => self.out.push(Effect::Stop(stop)),
+            Some(LocalState::Gone { .. }) => {
+                self.reports.insert(stop.attempt);
+            }
+            Some(LocalState::Waiting(_)) => {
+                self.drop_waiting(stop.attempt, OutcomeKind::Cancelled, unstarted);
+            }
+            // Its order has not come yet, and with it this stop comes again.
+            None if !up.orders_known => {}
             None => {
-                let state = LocalState::Gone { status: never, at_backend: false };
+                let status = self.ended(OutcomeKind::Cancelled, unstarted);
+                let state = LocalState::Gone { status, at_backend: false, ahead: None };
                 let local = Local { ordered_revision: Default::default(), start_by: self.now, state };
                 self.attempts.insert(stop.attempt, local);
                 self.reports.insert(stop.attempt);
             }
         }
-    }
-
-    /// An attempt in a line was taken out before it began: its follower takes its place in line.
-    fn pass_on(&mut self, out_of_line: AttemptId, before: Option<AttemptId>) {
-        let mut followers = Vec::new();
-        for (attempt, local) in &mut self.attempts {
-            if let LocalState::Waiting(launch) = &mut local.state
-                && launch.order.after == Some(out_of_line)
-            {
-                launch.order.after = before;
-                followers.push(*attempt);
-            }
-        }
-        followers.into_iter().for_each(|attempt| self.launch_if_free(attempt));
     }
 
     pub(super) fn note_moved(&mut self, attempt: AttemptId, status: AttemptStatus) {
@@ -137,16 +194,14 @@ impl Agent {
         if matches!(local.state, LocalState::Gone { .. }) {
             return;
         }
-        local.state =
-            if ended { LocalState::Gone { status, at_backend: true } } else { LocalState::Present(status) };
+        local.state = if ended {
+            LocalState::Gone { status, at_backend: true, ahead: None }
+        } else {
+            LocalState::Present(status)
+        };
         self.reports.insert(attempt);
         if ended {
-            let waiting = self.attempts.iter().filter(|(_, local)| match &local.state {
-                LocalState::Waiting(launch) => launch.order.after == Some(attempt),
-                LocalState::Present(_) | LocalState::Gone { .. } => false,
-            });
-            let followers: Vec<AttemptId> = waiting.map(|(attempt, _)| *attempt).collect();
-            followers.into_iter().for_each(|attempt| self.launch_if_free(attempt));
+            self.move_up(attempt);
         }
     }
 
@@ -161,6 +216,15 @@ impl Agent {
     pub(super) fn forget_due(&mut self) {
         while let Some((at, attempt)) = self.forgettable.first().copied().filter(|(at, _)| *at <= self.now) {
             self.forgettable.remove(&(at, attempt));
+            let ahead = match self.attempts.get(&attempt).map(|local| &local.state) {
+                Some(LocalState::Gone { ahead, .. }) => *ahead,
+                Some(LocalState::Present(_) | LocalState::Waiting(_)) | None => None,
+            };
+            if self.blocker(ahead).is_some() {
+                // Orders behind it may still come: they find through it whom they wait for.
+                self.forgettable.insert((self.now.plus_ms(LINE_MEMORY_MS), attempt));
+                continue;
+            }
             if let Some(local) = self.attempts.remove(&attempt)
                 && matches!(local.state, LocalState::Gone { at_backend: true, .. })
             {

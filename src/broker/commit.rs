@@ -38,7 +38,7 @@ impl Broker {
                 Change::Job(_) | Change::Pool(_) | Change::Queue(_) | Change::Node(_) => {
                     self.pending_changes.push((revision, change));
                 }
-                Change::UsageFell(_) | Change::Class(_) => {}
+                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) => {}
             }
         }
     }

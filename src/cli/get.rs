@@ -331,10 +331,11 @@ fn pool_row(pool: &v1::Pool) -> Vec<String> {
 
 fn node_row(node: &v1::Node) -> Vec<String> {
     let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());
-    let state = match (node.gone, node.cordoned) {
-        (true, _) => "GONE",
-        (false, true) => "CORDONED",
-        (false, false) => "READY",
+    let state = match (node.gone, node.cordoned, node.held_until_unix_ms) {
+        (true, ..) => "GONE",
+        (false, true, _) => "CORDONED",
+        (false, false, Some(_)) => "HELD",
+        (false, false, None) => "READY",
     };
     vec![
         node.name.clone(),

@@ -113,6 +113,31 @@ impl OutcomeKind {
         }
     }
 
+    /// The next try had better go elsewhere: what was only taken away says nothing of the node.
+    pub fn blames_node(self) -> bool {
+        match self {
+            Self::Failed
+            | Self::OutOfMemory
+            | Self::TimedOut
+            | Self::LaunchFailed
+            | Self::NodeLost
+            | Self::Vanished
+            | Self::LeaseEnded
+            | Self::Abandoned => true,
+            Self::Succeeded | Self::Cancelled | Self::Preempted | Self::Drained | Self::NotStarted => false,
+        }
+    }
+
+    /// The node could not do its part, whatever the job's program is like.
+    pub fn is_node_fault(self) -> bool {
+        matches!(self, Self::LaunchFailed | Self::NodeLost | Self::Vanished)
+    }
+
+    /// The program ran to an end of its own: the node does its part.
+    pub fn proves_node(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::OutOfMemory | Self::TimedOut)
+    }
+
     /// What it means, in one sentence.
     pub fn meaning(self) -> &'static str {
         match self {

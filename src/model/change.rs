@@ -18,4 +18,6 @@ pub enum Change {
     UsageFell(QueueId),
     /// A class gained or lost waiting units.
     Class(ClassKey),
+    /// A line of this class may take one more: units may wait behind running ones of their kind.
+    Line(ClassKey),
 }

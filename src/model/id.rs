@@ -47,6 +47,11 @@ number_id!(
     QueueId(u32)
 );
 
+number_id!(
+    /// A reservation's number in its journal; never reused.
+    ReservationId(u64)
+);
+
 impl Revision {
     /// The revision after this one.
     pub fn next(self) -> Self {

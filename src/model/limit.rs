@@ -44,6 +44,18 @@ pub const POOLS_MAX: usize = 10_000;
 pub const ATTEMPTS_MAX: u32 = 100;
 /// Longest run, back-off or limit in a spec, in milliseconds (366 days).
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3_600 * 1_000;
+/// Rates in one price schedule: kinds by models by times of day.
+pub const RATES_MAX: usize = 256;
+/// Versions of one pool's prices: a change a day for years.
+pub const PRICES_PER_POOL_MAX: usize = 4_096;
+/// Price of a unit and hour, in micro-currency (10^12 whole units): sums over years stay in 64 bits.
+pub const MICROS_MAX: u64 = 1_000_000_000_000_000_000;
+/// Bandwidth of a link, in bits per second (1 Pbit/s).
+pub const LINK_BITS_PER_S_MAX: u64 = 1_000_000_000_000_000;
+/// Round trip of a link, in microseconds (a minute).
+pub const LINK_ROUND_TRIP_MICROS_MAX: u32 = 60_000_000;
+/// Reservations at one time.
+pub const RESERVATIONS_MAX: usize = 10_000;
 /// Jobs that one job may wait for.
 pub const DEPENDENCIES_MAX: usize = 64;
 /// Bytes of a request token.

@@ -22,6 +22,8 @@ pub struct Start {
     pub unit: UnitId,
     pub pool: PoolId,
     pub placements: Vec<Placement>,
+    /// The unit whose live attempt's place it takes over when that one is gone.
+    pub after: Option<UnitId>,
 }
 
 /// The placement policy and its version: the same version gives the same plans.
@@ -33,7 +35,7 @@ pub enum Policy {
 
 impl Policy {
     /// Raised with every change that could alter a plan.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// The policy's name.
     pub fn name(self) -> &'static str {

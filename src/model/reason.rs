@@ -41,6 +41,7 @@ pub enum PoolReason {
     PoolUnreachable,
     PoolLost,
     NodesCordoned { nodes: u64 },
+    NodesHeldBack { nodes: u64 },
     ResourcesBusy { kind: ResourceKind, needed: u64, free: u64 },
     NodeFragmentation { kind: ResourceKind, needed: u64, free: u64, largest: u64 },
     Fits,
@@ -68,6 +69,7 @@ impl PoolReason {
             Self::PoolUnreachable => "PoolUnreachable",
             Self::PoolLost => "PoolLost",
             Self::NodesCordoned { .. } => "NodesCordoned",
+            Self::NodesHeldBack { .. } => "NodesHeldBack",
             Self::ResourcesBusy { .. } => "ResourcesBusy",
             Self::NodeFragmentation { .. } => "NodeFragmentation",
             Self::Fits => "Fits",
@@ -94,7 +96,8 @@ impl PoolReason {
             | Self::PoolSuspect
             | Self::PoolUnreachable
             | Self::PoolLost
-            | Self::NodesCordoned { .. } => Standing::Closed,
+            | Self::NodesCordoned { .. }
+            | Self::NodesHeldBack { .. } => Standing::Closed,
             Self::ResourcesBusy { .. } | Self::NodeFragmentation { .. } => Standing::Full,
             Self::Fits => Standing::Fits,
         }
@@ -145,6 +148,11 @@ impl PoolReason {
             ("PoolUnreachable", "the pool's agent is silent", "look at the agent"),
             ("PoolLost", "the pool's agent has been silent for long", "start the agent"),
             ("NodesCordoned", "the nodes that would do are closed for new work", "uncordon a node"),
+            (
+                "NodesHeldBack",
+                "the nodes that would do failed everything they were given, and rest for a while",
+                "wait, look at the nodes, or uncordon one",
+            ),
             ("ResourcesBusy", "the pool has too little free of one resource", "wait for work to end"),
             (
                 "NodeFragmentation",
@@ -220,6 +228,9 @@ impl fmt::Display for PoolReason {
             Self::PoolUnreachable => f.write_str("its agent is silent"),
             Self::PoolLost => f.write_str("its agent has been silent for long"),
             Self::NodesCordoned { nodes } => write!(f, "{nodes} nodes that would do are cordoned"),
+            Self::NodesHeldBack { nodes } => {
+                write!(f, "{nodes} nodes that would do failed all they were given, and are held back")
+            }
             Self::ResourcesBusy { kind, needed, free } => {
                 write!(f, "{} free, {} needed", Amount(kind, *free), Amount(kind, *needed))
             }

@@ -5,6 +5,7 @@
 //! how well, `pool` keeps alike nodes together, `why` explains. See `README.md` beside this file.
 
 mod fit;
+mod line;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,8 @@ pub struct Scheduler {
     classes: BTreeMap<ClassKey, ClassState>,
     /// Classes that wait for capacity.
     full: BTreeSet<ClassKey>,
+    /// The same, in the order in which they were to be tried.
+    full_order: BTreeSet<RunKey>,
     /// Classes that wait for their queue, or one above it, to hold less.
     limited: BTreeMap<QueueId, BTreeSet<ClassKey>>,
     /// Nodes that have more free than before, and pools that opened, not yet offered to `full`.
@@ -68,7 +71,7 @@ type RunKey = (Reverse<i32>, (JobId, u16), ClassKey);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClassState {
     Runnable(RunKey),
-    Full,
+    Full(RunKey),
     Limited(QueueId),
 }
 
@@ -124,6 +127,12 @@ impl Scheduler {
                         self.fold_class(state, class);
                     }
                 }
+                Change::Line(class) => {
+                    if let Some(kept @ ClassState::Full(_)) = self.classes.get(class).copied() {
+                        self.forget(*class, kept);
+                        self.fold_class(state, *class);
+                    }
+                }
                 Change::Job(_) => {}
             }
         }
@@ -171,7 +180,7 @@ impl Scheduler {
                 self.forget(class, kept);
                 self.drop_idle_shapes(state);
             }
-            (Some(_), Some(ClassState::Full | ClassState::Limited(_))) => {}
+            (Some(_), Some(ClassState::Full(_) | ClassState::Limited(_))) => {}
             (Some(head), Some(ClassState::Runnable(old))) => {
                 self.runnable.remove(&old);
                 self.make_runnable(class, head);
@@ -192,8 +201,9 @@ impl Scheduler {
             ClassState::Runnable(key) => {
                 self.runnable.remove(&key);
             }
-            ClassState::Full => {
+            ClassState::Full(key) => {
                 self.full.remove(&class);
+                self.full_order.remove(&key);
             }
             ClassState::Limited(queue) => {
                 if let Some(classes) = self.limited.get_mut(&queue) {
@@ -250,7 +260,7 @@ impl Scheduler {
             round.work += candidates.len() as u32 / 16;
             for class in candidates {
                 if self.may_serve(state, gain, class) {
-                    self.forget(class, ClassState::Full);
+                    self.forget_kept(class);
                     self.fold_class(state, class);
                 }
             }
@@ -277,15 +287,15 @@ impl Scheduler {
             round.classes += 1;
         }
         let Some((job, group, unit)) = next_unit(state, class, after) else {
-            self.forget_runnable(class);
+            self.forget_kept(class);
             return;
         };
         let Some(total) = self.shape_index(state, class.shape).map(|index| index.shape.total()) else {
-            self.forget_runnable(class);
+            self.forget_kept(class);
             return;
         };
         if let Some(queue) = round.over_limit(state, class.queue, &total) {
-            self.forget_runnable(class);
+            self.forget_kept(class);
             self.classes.insert(class, ClassState::Limited(queue));
             self.limited.entry(queue).or_default().insert(class);
             return;
@@ -294,22 +304,36 @@ impl Scheduler {
         let avoid = state.job(job).and_then(|job| job.groups[usize::from(group)].tried(unit.unit)?.avoid);
         let placed = self.place(state, class.shape, unit, avoid, round);
         let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
-        let Some((pool, placements)) = placed else {
-            self.forget_runnable(class);
-            self.classes.insert(class, ClassState::Full);
+        let start = match placed {
+            Some((pool, placements)) => {
+                round.hold(state, class.queue, &total);
+                Some(Start { unit, pool, placements, after: None })
+            }
+            None => {
+                let elsewhere = self.line_up(state, class, unit, avoid, round);
+                if elsewhere.is_none() && avoid.is_some() {
+                    self.line_up(state, class, unit, None, round)
+                } else {
+                    elsewhere
+                }
+            }
+        };
+        self.forget_kept(class);
+        let Some(start) = start else {
+            let key = (Reverse(class.priority), (job, group), class);
+            self.classes.insert(class, ClassState::Full(key));
             self.full.insert(class);
+            self.full_order.insert(key);
             return;
         };
-        round.hold(state, class.queue, &total);
-        round.starts.push(Start { unit, pool, placements });
+        round.starts.push(start);
         round.cursors.insert(class, (job, group, unit.unit));
-        self.forget_runnable(class);
         if let Some((job, group, _)) = next_unit(state, class, Some((job, group, unit.unit))) {
             self.make_runnable(class, (job, group));
         }
     }
 
-    fn forget_runnable(&mut self, class: ClassKey) {
+    fn forget_kept(&mut self, class: ClassKey) {
         if let Some(kept) = self.classes.get(&class).copied() {
             self.forget(class, kept);
         }
@@ -407,6 +431,8 @@ struct Round {
     cursors: BTreeMap<ClassKey, (JobId, u16, u32)>,
     /// What the plan takes from queues beyond what they hold.
     held: BTreeMap<QueueId, Resources>,
+    /// Ends of lines that the plan has put a unit behind.
+    lined: BTreeSet<UnitId>,
 }
 
 impl Round {

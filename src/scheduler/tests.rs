@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{Budget, Scheduler};
-use crate::model::attempt::OutcomeKind;
+use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, PoolId, UnitId};
 use crate::model::plan::Plan;
@@ -155,11 +155,12 @@ fn larger_priority_goes_first_then_submission() {
         world.submit_spec(spec)
     };
     let [low, first, second, high] = [submit(-1), submit(0), submit(0), submit(5)];
+    let mut started = Vec::new();
     for expected in [high, first, second, low] {
-        let started: Vec<JobId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.0).collect();
-        assert_eq!(started, [expected]);
+        started.extend(settle(&mut world, &mut scheduler).into_iter().map(|start| start.0));
         world.end(unit(expected, 0), OutcomeKind::Succeeded);
     }
+    assert_eq!(started, [high, first, second, low]);
 }
 
 #[test]
@@ -264,4 +265,64 @@ fn kept_index_equals_a_rebuilt_one_and_leaves_nothing_waiting_that_it_would_star
         }
         assert_eq!(world.state.check(), Ok(()), "seed {seed}");
     }
+}
+
+/// One node of eight cores, on which a task of eight has just run for a moment.
+fn quick_world(spec: &JobSpec) -> (Fixture, Scheduler, JobId) {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let job = world.submit_spec(spec.clone());
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 1, "before anything has run, nobody lines up");
+    world.end(unit(job, 0), OutcomeKind::Succeeded);
+    (world, scheduler, job)
+}
+
+#[test]
+fn short_tasks_line_up_behind_running_ones_and_take_over_in_turn() {
+    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 5, "one runs and four stand in line");
+    let after = |world: &Fixture, index| world.state.attempt(unit(job, index)).unwrap().after;
+    let line = |world: &Fixture, from| (from..from + 5).map(|i| after(world, i)).collect::<Vec<_>>();
+    let behind = |index| Some(unit(job, index));
+    assert_eq!(line(&world, 1), [None, behind(1), behind(2), behind(3), behind(4)]);
+    // One that leaves the line hands its place in it on; one that ends, its place on the node.
+    world.end(unit(job, 3), OutcomeKind::NotStarted);
+    world.end(unit(job, 1), OutcomeKind::Succeeded);
+    assert_eq!([2, 4, 5].map(|index| after(&world, index)), [None, behind(2), behind(4)]);
+    settle(&mut world, &mut scheduler);
+    assert_eq!(world.state.check(), Ok(()));
+    assert_eq!(world.state.job(job).unwrap().live(), 5);
+}
+
+#[test]
+fn nobody_lines_up_for_a_place_that_an_earlier_job_waits_for() {
+    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
+    settle(&mut world, &mut scheduler);
+    let mut urgent = tasks(1, 7);
+    urgent.priority = 1;
+    let urgent = world.submit_spec(urgent);
+    // Those that stood in line before it came go first, and no more.
+    for index in 1..6 {
+        settle(&mut world, &mut scheduler);
+        assert_eq!(world.state.job(urgent).unwrap().live(), 0, "before unit {index} ends");
+        world.end(unit(job, index), OutcomeKind::Succeeded);
+    }
+    settle(&mut world, &mut scheduler);
+    assert_eq!(world.state.job(urgent).unwrap().live(), 1);
+}
+
+#[test]
+fn long_tasks_do_not_line_up() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let job = world.submit_spec(tasks(5, 8));
+    settle(&mut world, &mut scheduler);
+    world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
+    let started_at = Some(world.now);
+    world.pass(1_000);
+    let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
+    world.report(unit(job, 0), AttemptStatus::Ended { started_at, ended_at: world.now, outcome });
+    assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
 }

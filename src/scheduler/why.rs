@@ -185,7 +185,11 @@ fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> 
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
     let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
     if open.is_empty() {
-        return Some(PoolReason::NodesCordoned { nodes: suitable.len() as u64 });
+        let held = suitable.iter().filter(|node| node.trouble.held_until.is_some()).count() as u64;
+        return Some(match held {
+            0 => PoolReason::NodesCordoned { nodes: suitable.len() as u64 },
+            nodes => PoolReason::NodesHeldBack { nodes },
+        });
     }
     let fits = open.iter().filter(|node| index.is_some_and(|index| index.fits_node(demand, node.id))).count();
     if fits > 0 && count == 1 {

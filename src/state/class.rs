@@ -3,13 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
+use super::record;
+use super::token::first_bytes;
 use crate::model::id::JobId;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
+
+/// What a shape is called where numbers don't last: the first 128 bits of its record's SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShapeDigest(pub [u8; 16]);
+
+impl ShapeDigest {
+    fn of(shape: &Shape) -> Self {
+        Self(first_bytes(&Sha256::digest(record::encode_shape(shape))))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct InUse {
+    shape: Arc<Shape>,
+    digest: ShapeDigest,
+    users: u32,
+}
 
 /// The shapes in use, numbered.
 #[derive(Clone, Debug, Default)]
 pub struct Shapes {
-    by_id: BTreeMap<ShapeId, (Arc<Shape>, u32)>,
+    by_id: BTreeMap<ShapeId, InUse>,
     by_shape: BTreeMap<Arc<Shape>, ShapeId>,
     next: u32,
 }
@@ -19,31 +40,37 @@ impl Shapes {
     pub fn acquire(&mut self, shape: Shape) -> ShapeId {
         if let Some(id) = self.by_shape.get(&shape).copied() {
             if let Some(entry) = self.by_id.get_mut(&id) {
-                entry.1 += 1;
+                entry.users += 1;
             }
             return id;
         }
-        let (id, shape) = (ShapeId(self.next), Arc::new(shape));
+        let (id, digest, shape) = (ShapeId(self.next), ShapeDigest::of(&shape), Arc::new(shape));
         self.next += 1;
-        self.by_id.insert(id, (shape.clone(), 1));
+        self.by_id.insert(id, InUse { shape: shape.clone(), digest, users: 1 });
         self.by_shape.insert(shape, id);
         id
     }
 
-    /// Counts one user less; the last one takes the shape away.
-    pub fn release(&mut self, id: ShapeId) {
-        let Some(entry) = self.by_id.get_mut(&id) else { return };
-        entry.1 -= 1;
-        if entry.1 == 0
-            && let Some((shape, _)) = self.by_id.remove(&id)
-        {
-            self.by_shape.remove(&shape);
+    /// Counts one user less; returns what the shape was called if that was the last.
+    pub fn release(&mut self, id: ShapeId) -> Option<ShapeDigest> {
+        let entry = self.by_id.get_mut(&id)?;
+        entry.users -= 1;
+        if entry.users > 0 {
+            return None;
         }
+        let InUse { shape, digest, .. } = self.by_id.remove(&id)?;
+        self.by_shape.remove(&shape);
+        Some(digest)
     }
 
     /// The shape of a number in use.
     pub fn get(&self, id: ShapeId) -> Option<&Arc<Shape>> {
-        self.by_id.get(&id).map(|(shape, _)| shape)
+        self.by_id.get(&id).map(|entry| &entry.shape)
+    }
+
+    /// The lasting name of a number in use.
+    pub fn digest(&self, id: ShapeId) -> Option<ShapeDigest> {
+        self.by_id.get(&id).map(|entry| entry.digest)
     }
 }
 

@@ -4,11 +4,17 @@ use super::job::{Closing, Principal};
 use super::token::RequestToken;
 use crate::model::attempt::AttemptReport;
 use crate::model::exchange::{Hello, Inventory};
-use crate::model::id::{Epoch, JobId, JournalId, NodeId, PoolId, Revision, Term, UnitId};
+use crate::model::id::{
+    Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
+};
+use crate::model::link::Link;
 use crate::model::plan::{Plan, Start};
 use crate::model::pool::{DrainMode, Reach};
+use crate::model::price::PriceSchedule;
 use crate::model::queue::QueueSpec;
+use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
+use crate::model::time::Timestamp;
 
 /// A command with who gives it and, from clients, the token that makes it repeatable.
 #[derive(Clone, Debug)]
@@ -58,6 +64,22 @@ pub enum Command {
     /// Gives up a live attempt that nobody can be asked about.
     Abandon {
         unit: UnitId,
+    },
+    /// Prices of a pool from an instant on.
+    SetPrices {
+        pool: PoolId,
+        valid_from: Timestamp,
+        schedule: PriceSchedule,
+    },
+    SetLink {
+        link: Link,
+    },
+    /// The reservation's `id` is ignored: the broker gives one.
+    Reserve {
+        reservation: Reservation,
+    },
+    EndReservation {
+        reservation: ReservationId,
     },
     OpenSession {
         hello: Hello,
@@ -123,6 +145,10 @@ pub enum Chore {
     StopDraining(UnitId),
     /// A leased attempt in a lost pool.
     EndLease(UnitId),
+    /// A node has been held back long enough.
+    Readmit(NodeRef),
+    /// A reservation's interval is over.
+    EndReservation(ReservationId),
     /// A job whose dependency ended otherwise than it asked.
     Close(JobId, Closing),
 }

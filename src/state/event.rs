@@ -7,11 +7,15 @@ use super::token::{TokenEntry, TokenKey};
 use crate::model::attempt::{Outcome, Placement, StopReason};
 use crate::model::device::DeviceModel;
 use crate::model::id::{
-    Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, Revision, SpecId, Term, UnitId,
+    Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision, SpecId, Term,
+    UnitId,
 };
+use crate::model::link::Link;
 use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
 use crate::model::region::Region;
+use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
@@ -57,11 +61,17 @@ pub enum Event {
     NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
     NodeRemoved { pool: PoolId, node: NodeId },
     NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
+    NodeHeldBack { pool: PoolId, node: NodeId, until: Timestamp },
+    NodeReadmitted { pool: PoolId, node: NodeId },
+    PricesSet { price: Price },
+    LinkSet { link: Link },
+    ReservationMade { reservation: Reservation },
+    ReservationEnded { reservation: ReservationId },
 }
 
 impl Event {
     /// Names of every kind, in the order of [`Event::kind`].
-    pub const KINDS: [&'static str; 29] = [
+    pub const KINDS: [&'static str; 35] = [
         "JournalCreated",
         "TermStarted",
         "SettingsChanged",
@@ -91,6 +101,12 @@ impl Event {
         "NodeReported",
         "NodeRemoved",
         "NodeCordoned",
+        "NodeHeldBack",
+        "NodeReadmitted",
+        "PricesSet",
+        "LinkSet",
+        "ReservationMade",
+        "ReservationEnded",
     ];
 
     /// The kind's place in [`Event::KINDS`].
@@ -125,6 +141,12 @@ impl Event {
             Self::NodeReported { .. } => 26,
             Self::NodeRemoved { .. } => 27,
             Self::NodeCordoned { .. } => 28,
+            Self::NodeHeldBack { .. } => 29,
+            Self::NodeReadmitted { .. } => 30,
+            Self::PricesSet { .. } => 31,
+            Self::LinkSet { .. } => 32,
+            Self::ReservationMade { .. } => 33,
+            Self::ReservationEnded { .. } => 34,
         }
     }
 }

@@ -118,7 +118,7 @@ impl Fixture {
         let spec = self.state.job(unit.job).and_then(|job| self.state.spec(job.spec)).unwrap().spec.clone();
         let place = |(group, task)| Placement { group, task, node, devices: devices.to_vec() };
         let placements = spec.tasks_of_unit(unit.unit).into_iter().map(place).collect();
-        self.command(Command::Start { start: Start { unit, pool, placements } })
+        self.command(Command::Start { start: Start { unit, pool, placements, after: None } })
     }
 
     pub(crate) fn must_start(&mut self, unit: UnitId, pool: PoolId) {

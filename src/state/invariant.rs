@@ -133,11 +133,18 @@ impl State {
         if classes(self) != classes(kept) {
             return Err("rebuilt classes differ from the kept ones".to_owned());
         }
+        let lines = |state: &Self| -> Vec<(UnitId, u8)> {
+            state.derived.tail_of.iter().map(|(unit, (_, len))| (*unit, *len)).collect()
+        };
         let same = [
             ("timers", self.derived.timers == kept.derived.timers),
             ("job names", self.derived.job_names == kept.derived.job_names),
             ("doomed jobs", self.derived.doomed == kept.derived.doomed),
             ("followers", self.derived.followers == kept.derived.followers),
+            ("prices", self.prices == kept.prices),
+            ("links", self.links == kept.links),
+            ("reservations", self.reservations == kept.reservations),
+            ("lines", lines(self) == lines(kept)),
             ("pools", self.pools == kept.pools),
             ("queues", self.queues == kept.queues),
             ("jobs", self.jobs == kept.jobs),
@@ -173,6 +180,11 @@ impl State {
             attempts: self.attempts.clone(),
             pools: self.pools.clone(),
             tokens: self.tokens.clone(),
+            paces: self.paces.clone(),
+            prices: self.prices.clone(),
+            links: self.links.clone(),
+            reservations: self.reservations.clone(),
+            next_reservation: self.next_reservation,
             next_job: self.next_job,
             next_pool: self.next_pool,
             next_queue: self.next_queue,

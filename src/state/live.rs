@@ -1,7 +1,7 @@
 //! Live attempts: at most one per unit, by the key they are kept under.
 
-use crate::model::attempt::{Phase, Placement, StopReason};
-use crate::model::id::{AttemptId, JournalId, PoolId, Revision, UnitId};
+use crate::model::attempt::{OutcomeKind, Phase, Placement, StopReason};
+use crate::model::id::{AttemptId, JournalId, NodeRef, PoolId, Revision, UnitId};
 use crate::model::time::Timestamp;
 
 /// An attempt that holds capacity.
@@ -35,6 +35,18 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// The node that all of its tasks are on, if that is one.
+    pub fn single_node(&self) -> Option<NodeRef> {
+        let (first, rest) = self.placements.split_first()?;
+        let one = rest.iter().all(|placement| placement.node == first.node);
+        one.then_some(NodeRef { pool: self.pool, node: first.node })
+    }
+
+    /// Ending so, without having been asked to, it is its node's fault.
+    pub fn is_node_fault(&self, kind: OutcomeKind) -> bool {
+        self.stop.is_none() && kind.is_node_fault()
+    }
+
     /// Its full identity.
     pub fn id(&self, journal: JournalId) -> AttemptId {
         AttemptId { journal, job: self.unit.job, unit: self.unit.unit, number: self.number }

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod event;
 pub mod invariant;
 pub mod job;
+pub mod line;
 pub mod live;
 pub mod pool;
 pub mod record;
@@ -25,10 +26,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::ops::Bound;
 use std::sync::Arc;
 
-use class::{Classes, Shapes};
+use class::{Classes, ShapeDigest, Shapes};
 use event::Settings;
 use job::{Job, SpecEntry};
 use live::Attempt;
@@ -37,9 +37,14 @@ use snapshot::{Key, Snapshotter};
 use token::Tokens;
 
 use crate::model::device::{DeviceModel, DeviceModelId};
-use crate::model::id::{JobId, JournalId, NodeRef, PoolId, QueueId, Revision, SpecId, Term, UnitId};
+use crate::model::id::{
+    JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
+};
+use crate::model::link::Link;
+use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
 use crate::model::region::{Region, RegionCode};
+use crate::model::reservation::Reservation;
 use crate::model::resource::Resources;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
 use crate::model::time::Timestamp;
@@ -60,6 +65,12 @@ pub struct State {
     attempts: BTreeMap<UnitId, Attempt>,
     pools: BTreeMap<PoolId, Pool>,
     tokens: Tokens,
+    /// How long attempts of a shape run, in microseconds, newer ones counting more; see `line`.
+    paces: BTreeMap<ShapeDigest, u32>,
+    prices: BTreeMap<(PoolId, Timestamp), Price>,
+    links: BTreeMap<(RegionCode, RegionCode), Link>,
+    reservations: BTreeMap<ReservationId, Reservation>,
+    next_reservation: u64,
     next_job: u64,
     next_pool: u32,
     next_queue: u32,
@@ -106,6 +117,9 @@ struct Derived {
     doomed: BTreeSet<JobId>,
     /// Successors in a slot, by the attempt whose place they take.
     followers: BTreeMap<UnitId, UnitId>,
+    /// Ends of lines by class and length, and where each one stands there.
+    tails: BTreeSet<(ClassKey, u8, UnitId)>,
+    tail_of: BTreeMap<UnitId, (ClassKey, u8)>,
 }
 
 /// What falls due at a time.
@@ -115,6 +129,8 @@ enum Timer {
     EndRun(UnitId),
     EndStart(UnitId),
     Drain(PoolId),
+    Readmit(NodeRef),
+    EndReservation(ReservationId),
 }
 
 impl State {
@@ -267,6 +283,21 @@ impl State {
         self.derived.followers.get(&unit).copied()
     }
 
+    /// A pool's prices, oldest first.
+    pub fn prices_of(&self, pool: PoolId) -> impl DoubleEndedIterator<Item = &Price> + Clone {
+        self.prices.range((pool, Timestamp(0))..=(pool, Timestamp::NEVER)).map(|(_, price)| price)
+    }
+
+    /// The link between two regions, in either order.
+    pub fn link(&self, a: RegionCode, b: RegionCode) -> Option<&Link> {
+        self.links.get(&(a.min(b), a.max(b)))
+    }
+
+    /// A reservation that has not ended.
+    pub fn reservation(&self, id: ReservationId) -> Option<&Reservation> {
+        self.reservations.get(&id)
+    }
+
     /// Request tokens that are remembered.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
@@ -302,6 +333,10 @@ impl State {
                 node.committed = Resources::default();
                 node.committed_devices = vec![0; node.spec.devices.len()];
                 node.tasks = 0;
+                if let Some(until) = node.trouble.held_until {
+                    let at = NodeRef { pool: pool.id, node: node.id };
+                    self.derived.timers.insert((until, Timer::Readmit(at)));
+                }
             }
             apply::refresh_pool_total(pool);
             if let Some(deadline) = pool.drain.and_then(|drain| drain.deadline) {
@@ -321,6 +356,13 @@ impl State {
         let units: Vec<UnitId> = self.attempts.keys().copied().collect();
         for unit in units {
             self.index_attempt(unit);
+        }
+        for reservation in self.reservations.values() {
+            self.derived.timers.insert((reservation.until, Timer::EndReservation(reservation.id)));
+        }
+        let units: Vec<UnitId> = self.attempts.keys().copied().collect();
+        for unit in units {
+            self.settle_tail(unit);
         }
         let pools: Vec<PoolId> = self.pools.keys().copied().collect();
         for pool in pools {
@@ -377,10 +419,6 @@ impl State {
         let timer = self.derived.timers.first().map(|(at, _)| *at);
         let token = self.tokens.oldest().map(|(at, _)| at.plus_ms(crate::model::limit::TOKEN_RETENTION_MS));
         [timer, token].into_iter().flatten().min()
-    }
-
-    fn range_after<K: Copy>(cursor: Option<K>) -> Bound<K> {
-        cursor.map_or(Bound::Unbounded, Bound::Excluded)
     }
 }
 

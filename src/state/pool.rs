@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::attempt::Placement;
 use crate::model::device::DeviceModelId;
-use crate::model::id::{Epoch, InstanceId, NodeId, PoolId, Revision, UnitId};
+use crate::model::id::{Epoch, InstanceId, JobId, NodeId, PoolId, Revision, UnitId};
 use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
 use crate::model::resource::Resources;
 use crate::model::spec::TaskRequest;
@@ -79,12 +79,53 @@ pub struct Node {
     /// No longer in the inventory, but attempts on it have not been reported gone.
     pub gone: bool,
     pub revision: Revision,
+    pub trouble: Trouble,
     /// Derived.
     pub committed: Resources,
     /// Thousandths per device. Derived.
     pub committed_devices: Vec<u32>,
     /// Tasks that hold something here. Derived.
     pub tasks: u32,
+}
+
+/// A node's faults since it last did its part: a broken one must not swallow a whole queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Attempts in a row that the node could not run.
+    pub faults: u32,
+    /// Changes of job among them, from 1: one bad job must not close every node.
+    pub jobs: u32,
+    pub last_job: JobId,
+    /// How often it was held back: each time is twice as long.
+    pub holds: u32,
+    /// It takes no new work until then.
+    pub held_until: Option<Timestamp>,
+}
+
+/// Faults in a row before a node is held back, and of how many jobs at least.
+const FAULTS_MAX: u32 = 5;
+const FAULT_JOBS_MIN: u32 = 2;
+/// How long a node is held back at first, and at the longest.
+const HOLD_MS: u64 = 60_000;
+const HOLD_MS_MAX: u64 = 3_600_000;
+
+impl Trouble {
+    /// The same with one more fault.
+    pub fn after_fault(self, job: JobId) -> Self {
+        let jobs = self.jobs + u32::from(self.faults == 0 || self.last_job != job);
+        Self { faults: self.faults + 1, jobs, last_job: job, ..self }
+    }
+
+    /// How long the node is to be held back now, if it is.
+    pub fn hold_ms(self) -> Option<u64> {
+        let due = self.faults >= FAULTS_MAX && self.jobs >= FAULT_JOBS_MIN && self.held_until.is_none();
+        due.then(|| HOLD_MS.checked_shl(self.holds.min(16)).unwrap_or(HOLD_MS_MAX).min(HOLD_MS_MAX))
+    }
+
+    /// The same, held back, with its faults counted anew.
+    pub fn held(self, until: Timestamp) -> Self {
+        Self { faults: 0, jobs: 0, holds: self.holds + 1, held_until: Some(until), ..self }
+    }
 }
 
 impl Node {
@@ -98,6 +139,7 @@ impl Node {
             cordoned: false,
             gone: false,
             revision,
+            trouble: Trouble::default(),
             committed: Resources::default(),
             committed_devices,
             tasks: 0,
@@ -106,7 +148,11 @@ impl Node {
 
     /// New work may be placed here, if its pool is open.
     pub fn is_open(&self) -> bool {
-        !self.cordoned && !self.spec.cordoned && !self.gone && !self.is_overcommitted()
+        !self.cordoned
+            && !self.spec.cordoned
+            && !self.gone
+            && self.trouble.held_until.is_none()
+            && !self.is_overcommitted()
     }
 
     /// It shrank below what it holds: it takes nothing new until that has gone.

@@ -6,15 +6,22 @@
 //! and memory grows only by what one chunk holds.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
+use super::class::ShapeDigest;
 use super::job::Job;
 use super::live::Attempt;
-use super::pool::{Node, Pool};
+use super::pool::{Node, Pool, Trouble};
 use super::token::{TokenEntry, TokenKey};
 use super::{Queue, State};
 use crate::model::device::DeviceModel;
-use crate::model::id::{JobId, JournalId, NodeId, NodeRef, PoolId, Revision, SpecId, Term, UnitId};
-use crate::model::region::Region;
+use crate::model::id::{
+    JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, SpecId, Term, UnitId,
+};
+use crate::model::link::Link;
+use crate::model::price::Price;
+use crate::model::region::{Region, RegionCode};
+use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 use crate::state::event::Settings;
@@ -31,6 +38,42 @@ pub enum Key {
     Pool(PoolId),
     Node(NodeRef),
     Token(TokenKey),
+    Pace(ShapeDigest),
+    Price((PoolId, Timestamp)),
+    Link((RegionCode, RegionCode)),
+    Reservation(ReservationId),
+}
+
+/// The tables that keys lie in, in the keys' order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Table {
+    Spec,
+    Job,
+    Attempt,
+    Pool,
+    Node,
+    Token,
+    Pace,
+    Price,
+    Link,
+    Reservation,
+}
+
+impl Key {
+    fn table(self) -> Table {
+        match self {
+            Self::Spec(_) => Table::Spec,
+            Self::Job(_) => Table::Job,
+            Self::Attempt(_) => Table::Attempt,
+            Self::Pool(_) => Table::Pool,
+            Self::Node(_) => Table::Node,
+            Self::Token(_) => Table::Token,
+            Self::Pace(_) => Table::Pace,
+            Self::Price(_) => Table::Price,
+            Self::Link(_) => Table::Link,
+            Self::Reservation(_) => Table::Reservation,
+        }
+    }
 }
 
 /// One object of a snapshot.
@@ -45,6 +88,17 @@ pub enum Object {
     Pool(Box<Pool>),
     Node(PoolId, Box<Node>),
     Token(TokenKey, TokenEntry),
+    /// In microseconds.
+    Pace(ShapeDigest, u32),
+    /// Follows its node.
+    Trouble(NodeRef, Trouble),
+    Price(Price),
+    Link(Link),
+    Reservation(Reservation),
+    /// Numbers that came up after `Head` had its form.
+    Next {
+        reservation: u64,
+    },
 }
 
 /// What there is only one of.
@@ -80,7 +134,7 @@ impl Snapshotter {
         if self.cursor.is_some_and(|cursor| key <= cursor) || !self.done.insert(key) {
             return;
         }
-        self.pending.extend(state.object(key));
+        state.put_object(key, &mut self.pending);
     }
 }
 
@@ -100,6 +154,7 @@ impl State {
             next_queue: self.next_queue,
         };
         let mut pending = vec![Object::Head(Box::new(head))];
+        pending.push(Object::Next { reservation: self.next_reservation });
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -119,7 +174,7 @@ impl State {
         let last = keys.len() < CHUNK_OBJECTS;
         for key in &keys {
             if !snapshotter.done.remove(key) {
-                objects.extend(self.object(*key));
+                self.put_object(*key, &mut objects);
             }
         }
         let revision = snapshotter.revision;
@@ -141,7 +196,7 @@ impl State {
 
     /// Builds the state that a snapshot's objects show, in any order.
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
-        let (mut state, mut nodes) = (Self::default(), Vec::new());
+        let (mut state, mut nodes, mut troubles) = (Self::default(), Vec::new(), Vec::new());
         for object in objects {
             match object {
                 Object::Head(head) => {
@@ -173,6 +228,20 @@ impl State {
                 }
                 Object::Node(pool, node) => nodes.push((pool, node)),
                 Object::Token(key, entry) => state.tokens.insert(key, entry),
+                Object::Pace(shape, micros) => {
+                    state.paces.insert(shape, micros);
+                }
+                Object::Trouble(at, trouble) => troubles.push((at, trouble)),
+                Object::Price(price) => {
+                    state.prices.insert((price.pool, price.valid_from), price);
+                }
+                Object::Link(link) => {
+                    state.links.insert(link.ends, link);
+                }
+                Object::Reservation(reservation) => {
+                    state.reservations.insert(reservation.id, reservation);
+                }
+                Object::Next { reservation } => state.next_reservation = reservation,
             }
         }
         for (pool, node) in nodes {
@@ -180,18 +249,34 @@ impl State {
                 pool.nodes.insert(node.id, *node);
             }
         }
+        for (at, trouble) in troubles {
+            let pool = state.pools.get_mut(&at.pool);
+            if let Some(node) = pool.and_then(|pool| pool.nodes.get_mut(&at.node)) {
+                node.trouble = trouble;
+            }
+        }
         state.rebuild();
         state
     }
 
-    fn object(&self, key: Key) -> Option<Object> {
-        match key {
+    /// Adds what is kept under a key, if anything is.
+    fn put_object(&self, key: Key, out: &mut Vec<Object>) {
+        out.extend(match key {
             Key::Spec(id) => self.specs.get(&id).map(|entry| Object::Spec(id, entry.spec.clone())),
             Key::Job(id) => self.jobs.get(&id).cloned().map(Object::Job),
             Key::Attempt(unit) => self.attempts.get(&unit).cloned().map(Object::Attempt),
             Key::Pool(id) => self.pools.get(&id).map(|pool| Object::Pool(Box::new(pool.without_nodes()))),
             Key::Node(at) => self.node(at).cloned().map(|node| Object::Node(at.pool, Box::new(node))),
             Key::Token(key) => self.tokens.get(&key).map(|entry| Object::Token(key, *entry)),
+            Key::Pace(shape) => self.paces.get(&shape).map(|micros| Object::Pace(shape, *micros)),
+            Key::Price(key) => self.prices.get(&key).cloned().map(Object::Price),
+            Key::Link(ends) => self.links.get(&ends).copied().map(Object::Link),
+            Key::Reservation(id) => self.reservations.get(&id).cloned().map(Object::Reservation),
+        });
+        if let Key::Node(at) = key
+            && let Some(trouble) = self.node(at).map(|node| node.trouble).filter(|t| *t != Trouble::default())
+        {
+            out.push(Object::Trouble(at, trouble));
         }
     }
 
@@ -199,55 +284,45 @@ impl State {
     fn keys_after(&self, cursor: Option<Key>, limit: usize) -> Vec<Key> {
         // Each table is entered at the cursor if the cursor lies in it, left out if it lies
         // beyond it, and taken from its beginning otherwise.
-        let spec = match cursor {
-            Some(Key::Spec(id)) => Some(Some(id)),
+        let from = |table: Table| match cursor.map(|key| (key.table(), key)) {
             None => Some(None),
-            _ => None,
+            Some((at, _)) if at > table => None,
+            Some((at, key)) if at == table => Some(Some(key)),
+            Some(_) => Some(None),
         };
-        let job = match cursor {
-            Some(Key::Job(id)) => Some(Some(id)),
-            None | Some(Key::Spec(_)) => Some(None),
-            _ => None,
-        };
-        let attempt = match cursor {
-            Some(Key::Attempt(unit)) => Some(Some(unit)),
-            None | Some(Key::Spec(_) | Key::Job(_)) => Some(None),
-            _ => None,
-        };
-        let pool = match cursor {
-            Some(Key::Pool(id)) => Some(Some(id)),
-            None | Some(Key::Spec(_) | Key::Job(_) | Key::Attempt(_)) => Some(None),
-            _ => None,
-        };
-        let node = match cursor {
-            Some(Key::Node(at)) => Some(at),
-            Some(Key::Token(_)) => None,
-            _ => Some(NodeRef { pool: PoolId(0), node: NodeId(0) }),
-        };
-        let token = match cursor {
-            Some(Key::Token(key)) => Some(key),
-            _ => None,
-        };
-        let specs = spec
-            .into_iter()
-            .flat_map(|from| self.specs.range((Self::range_after(from), std::ops::Bound::Unbounded)));
-        let jobs = job
-            .into_iter()
-            .flat_map(|from| self.jobs.range((Self::range_after(from), std::ops::Bound::Unbounded)));
-        let attempts = attempt
-            .into_iter()
-            .flat_map(|from| self.attempts.range((Self::range_after(from), std::ops::Bound::Unbounded)));
-        let pools = pool
-            .into_iter()
-            .flat_map(|from| self.pools.range((Self::range_after(from), std::ops::Bound::Unbounded)));
-        let nodes = node.into_iter().flat_map(|from| self.nodes_after(from));
-        specs
-            .map(|(id, _)| Key::Spec(*id))
-            .chain(jobs.map(|(id, _)| Key::Job(*id)))
-            .chain(attempts.map(|(unit, _)| Key::Attempt(*unit)))
-            .chain(pools.map(|(id, _)| Key::Pool(*id)))
-            .chain(nodes.map(Key::Node))
-            .chain(self.tokens.range(Self::range_after(token)).map(|(key, _)| Key::Token(*key)))
+        macro_rules! keys {
+            ($name:ident, $rows:expr) => {
+                from(Table::$name).into_iter().flat_map(|from| {
+                    let after = match from {
+                        Some(Key::$name(id)) => Bound::Excluded(id),
+                        _ => Bound::Unbounded,
+                    };
+                    $rows.range((after, Bound::Unbounded)).map(|(id, _)| Key::$name(*id))
+                })
+            };
+        }
+        let nodes = from(Table::Node).into_iter().flat_map(|from| {
+            let first = NodeRef { pool: PoolId(0), node: NodeId(0) };
+            let after = if let Some(Key::Node(at)) = from { at } else { first };
+            self.nodes_after(after).map(Key::Node)
+        });
+        let tokens = from(Table::Token).into_iter().flat_map(|from| {
+            let after = match from {
+                Some(Key::Token(key)) => Bound::Excluded(key),
+                _ => Bound::Unbounded,
+            };
+            self.tokens.range(after).map(|(key, _)| Key::Token(*key))
+        });
+        keys!(Spec, self.specs)
+            .chain(keys!(Job, self.jobs))
+            .chain(keys!(Attempt, self.attempts))
+            .chain(keys!(Pool, self.pools))
+            .chain(nodes)
+            .chain(tokens)
+            .chain(keys!(Pace, self.paces))
+            .chain(keys!(Price, self.prices))
+            .chain(keys!(Link, self.links))
+            .chain(keys!(Reservation, self.reservations))
             .take(limit)
             .collect()
     }
@@ -255,7 +330,7 @@ impl State {
     fn nodes_after(&self, from: NodeRef) -> impl Iterator<Item = NodeRef> {
         self.pools.range(from.pool..).flat_map(move |(pool, entry)| {
             let first = if *pool == from.pool { from.node } else { NodeId(0) };
-            let nodes = entry.nodes.range((std::ops::Bound::Excluded(first), std::ops::Bound::Unbounded));
+            let nodes = entry.nodes.range((Bound::Excluded(first), Bound::Unbounded));
             nodes.map(|(node, _)| NodeRef { pool: *pool, node: *node })
         })
     }

@@ -15,14 +15,19 @@ use super::snapshot::Object;
 use super::token::RequestToken;
 use crate::model::attempt::{AttemptStatus, OutcomeKind, Phase};
 use crate::model::device::{DeviceAmount, DeviceShare};
-use crate::model::id::{JobId, NodeId, PoolId, Revision};
+use crate::model::id::{JobId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision};
 use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::link::Link;
 use crate::model::pool::DrainMode;
+use crate::model::price::{PriceSchedule, Rate};
 use crate::model::queue::default_settings;
 use crate::model::region::RegionCode;
+use crate::model::reservation::Reservation;
+use crate::model::resource::{ResourceKind, Resources};
 use crate::model::spec::{
     Dependency, DependencyCondition, DeviceRequest, JobSpec, OnUnitFailure, RetryOn, RetryPolicy, minimal,
 };
+use crate::model::time::Timestamp;
 
 /// A world with one pool of one node: 8 cores, 4 devices.
 fn one_node() -> (Fixture, PoolId) {
@@ -158,7 +163,8 @@ fn gang_is_placed_whole_or_not_at_all() {
     let mut part = tasks(2, 3);
     part.groups[0].gang = true;
     let small = world.submit_spec(part);
-    let mut start = crate::model::plan::Start { unit: unit(small, 0), pool, placements: Vec::new() };
+    let mut start =
+        crate::model::plan::Start { unit: unit(small, 0), pool, placements: Vec::new(), after: None };
     let place =
         |task| crate::model::attempt::Placement { group: 0, task, node: NodeId(1), devices: Vec::new() };
     start.placements = vec![place(0)];
@@ -407,4 +413,125 @@ fn random_commands_break_no_invariant() {
         assert_eq!(world.state.check(), Ok(()), "seed {seed}");
         assert!(world.state.revision() > Revision(100));
     }
+}
+
+#[test]
+fn node_that_fails_what_several_jobs_give_it_rests_and_comes_back() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
+    let at = NodeRef { pool, node: NodeId(1) };
+    let held = |world: &Fixture| world.state.node(at).unwrap().trouble.held_until;
+    let fault = |world: &mut Fixture| {
+        let job = world.submit_spec(tasks(1, 1));
+        world.must_start(unit(job, 0), pool);
+        world.end(unit(job, 0), OutcomeKind::LaunchFailed);
+    };
+    (0..4).for_each(|_| fault(&mut world));
+    // One attempt that really ran proves the node: the count begins anew.
+    let job = world.submit_spec(tasks(1, 1));
+    world.must_start(unit(job, 0), pool);
+    world.end(unit(job, 0), OutcomeKind::Failed);
+    (0..4).for_each(|_| fault(&mut world));
+    assert_eq!(held(&world), None);
+    fault(&mut world);
+    assert_eq!(held(&world), Some(world.now.plus_ms(60_000)));
+    let job = world.submit_spec(tasks(1, 1));
+    assert!(world.start_on(unit(job, 0), pool, NodeId(1), &[]).is_err(), "a held node takes nothing");
+    world.pass(60_000);
+    assert_eq!(held(&world), None);
+    world.must_start(unit(job, 0), pool);
+    world.end(unit(job, 0), OutcomeKind::LaunchFailed);
+    (0..4).for_each(|_| fault(&mut world));
+    assert_eq!(held(&world), Some(world.now.plus_ms(120_000)), "the second time is twice as long");
+    world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: false });
+    assert_eq!(held(&world), None, "an admin may end it");
+    assert_eq!(world.state.check(), Ok(()));
+}
+
+#[test]
+fn one_job_that_fails_everywhere_closes_no_node() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
+    let mut spec = tasks(20, 1);
+    spec.on_unit_failure = OnUnitFailure::Continue { max_failed: 20 };
+    let job = world.submit_spec(spec);
+    for index in 0..20 {
+        world.must_start(unit(job, index), pool);
+        world.end(unit(job, index), OutcomeKind::LaunchFailed);
+    }
+    assert_eq!(world.state.node(NodeRef { pool, node: NodeId(1) }).unwrap().trouble.held_until, None);
+}
+
+#[test]
+fn prices_are_versions_that_never_reach_back() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", Vec::new());
+    let rate = |micros_per_hour| Rate {
+        kind: ResourceKind::Device,
+        model: String::new(),
+        micros_per_hour,
+        from_minute: 0,
+        to_minute: 1_440,
+    };
+    let set = |world: &mut Fixture, valid_from, rates| {
+        let schedule = PriceSchedule { currency: "CNY".to_owned(), rates };
+        world.command(Command::SetPrices { pool, valid_from, schedule })
+    };
+    set(&mut world, Timestamp(0), vec![rate(1)]).unwrap();
+    let later = world.now.plus_ms(5_000);
+    set(&mut world, later, vec![rate(2)]).unwrap();
+    let versions: Vec<_> = world.state.prices_of(pool).map(|p| (p.version, p.valid_from)).collect();
+    assert_eq!(versions, [(1, world.now), (2, later)]);
+    assert_eq!(set(&mut world, later, vec![rate(3)]).unwrap_err().code(), "AlreadyExists");
+    let refused = set(&mut world, later.plus_ms(1), vec![rate(u64::MAX)]).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("schedule.rates[0].micros_per_hour: 18446744073709551615 is not"),
+        "{refused}"
+    );
+    assert_eq!(world.state.check(), Ok(()));
+}
+
+#[test]
+fn reservation_ends_by_itself_and_its_number_is_not_used_again() {
+    let mut world = Fixture::new();
+    let (from, until) = (world.now.plus_ms(100), world.now.plus_ms(5_000));
+    let amounts = Resources { device_millis: 8_000, ..Resources::default() };
+    let reservation = Reservation {
+        id: ReservationId(0),
+        queue: QueueId(1),
+        pool: None,
+        amounts,
+        models: Vec::new(),
+        from,
+        until,
+    };
+    world.must(Command::Reserve { reservation: reservation.clone() });
+    assert!(world.state.reservation(ReservationId(1)).is_some());
+    world.pass(5_000);
+    assert!(world.state.reservation(ReservationId(1)).is_none());
+    assert_eq!(
+        world.command(Command::Reserve { reservation: reservation.clone() }).unwrap_err().code(),
+        "Invalid"
+    );
+    let restored = State::from_objects(world.state.objects());
+    assert!(encoded(&restored) == encoded(&world.state));
+    let until = world.now.plus_ms(1_000);
+    world.must(Command::Reserve { reservation: Reservation { until, ..reservation } });
+    assert!(world.state.reservation(ReservationId(2)).is_some());
+}
+
+#[test]
+fn link_joins_two_known_regions_in_either_order() {
+    let mut world = Fixture::new();
+    let region = |text| RegionCode::parse(text).unwrap();
+    let link = |a, b| Link {
+        ends: (region(a), region(b)),
+        bandwidth_bits_per_s: 10_000_000_000,
+        round_trip_micros: 41_000,
+        micros_per_gb: 20_000,
+    };
+    world.must(Command::SetLink { link: link("CN-XJ", "CN-CQ") });
+    assert_eq!(world.state.link(region("CN-XJ"), region("CN-CQ")), Some(&link("CN-CQ", "CN-XJ")));
+    let refused = world.command(Command::SetLink { link: link("CN-XJ", "CN-XJ") }).unwrap_err().to_string();
+    assert_eq!(refused, "link.ends: CN-XJ twice: a link joins two regions");
 }

@@ -13,6 +13,9 @@ use weir::model::time::Timestamp;
 
 use super::{Event, World};
 
+/// Of every node, unless it has shrunk.
+const NODE_CPU_MILLIS: u64 = 8_000;
+
 /// What a backend does with an attempt next.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -29,6 +32,8 @@ pub(crate) struct Backend {
     pub(crate) nodes: Vec<NodeSpec>,
     pub(crate) objects: BTreeMap<AttemptId, Object>,
     lease_until: Timestamp,
+    /// A node on which nothing can be started, while faults last.
+    broken: Option<String>,
     /// Attempts that were ever created here.
     pub(crate) created: BTreeMap<AttemptId, u32>,
 }
@@ -58,7 +63,11 @@ impl Backend {
                 labels: [("rack".to_owned(), format!("r{}", number % 2))].into(),
                 taints: Vec::new(),
                 cordoned: false,
-                allocatable: Resources { cpu_millis: 8_000, memory_bytes: 32 << 30, ..Resources::default() },
+                allocatable: Resources {
+                    cpu_millis: NODE_CPU_MILLIS,
+                    memory_bytes: 32 << 30,
+                    ..Resources::default()
+                },
                 devices: (0..devices).map(device).collect(),
             }
         };
@@ -66,6 +75,7 @@ impl Backend {
             nodes: (0..count).map(node).collect(),
             objects: BTreeMap::new(),
             lease_until: Timestamp(0),
+            broken: None,
             created: BTreeMap::new(),
         }
     }
@@ -97,6 +107,10 @@ impl Backend {
 impl Object {
     fn is_ended(&self) -> bool {
         matches!(self.status, AttemptStatus::Ended { .. })
+    }
+
+    fn is_on(&self, node: Option<&str>) -> bool {
+        node.is_some_and(|node| self.launch.order.tasks.iter().any(|task| task.node == node))
     }
 
     pub(crate) fn may_overlap(&self) -> bool {
@@ -190,6 +204,7 @@ impl World {
             return Ok(());
         }
         self.check_no_overlap(attempt, &launch)?;
+        self.check_room(index, &launch)?;
         let backend = &mut self.agents[index].backend;
         let times = backend.created.entry(attempt).or_default();
         *times += 1;
@@ -197,7 +212,9 @@ impl World {
             return Err(format!("attempt {attempt} is created twice"));
         }
         backend.objects.insert(attempt, Object { launch, status: AttemptStatus::Starting, stopping: false });
-        if self.faulty() && self.faults.random_bool(0.03) {
+        let broken = &self.agents[index].backend.broken;
+        let on_broken = self.agents[index].backend.objects[&attempt].is_on(broken.as_deref());
+        if self.faulty() && (on_broken || self.faults.random_bool(0.03)) {
             self.end_object(index, attempt, OutcomeKind::LaunchFailed, None);
             return Ok(());
         }
@@ -215,6 +232,29 @@ impl World {
                 object.may_overlap() || launch.spec.may_overlap || self.client.abandoned.contains(other);
             if same_unit && !allowed {
                 return Err(format!("{attempt} starts while {other} of the same unit is alive"));
+            }
+        }
+        Ok(())
+    }
+
+    /// No node ever holds more than the most it had, whatever orders and lines led here.
+    fn check_room(&self, index: usize, launch: &Launch) -> Result<(), String> {
+        let cpu = |launch: &Launch, node: &str| -> u64 {
+            let tasks = launch.order.tasks.iter().filter(|task| task.node == node);
+            tasks.map(|task| launch.spec.groups[usize::from(task.group)].request.resources.cpu_millis).sum()
+        };
+        for task in &launch.order.tasks {
+            // What the broker has given up, or may overlap, is not on its books any more.
+            let counted = self.agents[index].backend.live().filter(|(attempt, object)| {
+                !object.may_overlap() && !self.client.abandoned.contains(attempt)
+            });
+            let held: u64 = counted.map(|(_, object)| cpu(&object.launch, &task.node)).sum();
+            let sum = held + cpu(launch, &task.node);
+            if sum > NODE_CPU_MILLIS {
+                return Err(format!(
+                    "{} brings node {} to {sum} of {NODE_CPU_MILLIS} millicores",
+                    launch.order.attempt, task.node
+                ));
             }
         }
         Ok(())
@@ -241,9 +281,9 @@ impl World {
         self.agent_input(index, agent::Input::Moved { attempt, status });
     }
 
-    /// A node goes, comes back, shrinks or grows.
+    /// A node goes, comes back, shrinks or grows, or breaks.
     pub(crate) fn change_nodes(&mut self, index: usize) {
-        let choice = self.faults.random_range(0..3);
+        let choice = self.faults.random_range(0..4);
         let backend = &mut self.agents[index].backend;
         let (mut nodes, mut removed) = (Vec::new(), Vec::new());
         match choice {
@@ -257,9 +297,15 @@ impl World {
                 backend.nodes.push(node.clone());
                 nodes.push(node);
             }
+            2 => {
+                let first = backend.nodes[0].name.clone();
+                backend.broken = backend.broken.is_none().then_some(first);
+                return;
+            }
             _ => {
                 let node = &mut backend.nodes[0];
-                node.allocatable.cpu_millis = if node.allocatable.cpu_millis > 4_000 { 2_000 } else { 8_000 };
+                node.allocatable.cpu_millis =
+                    if node.allocatable.cpu_millis > 4_000 { 2_000 } else { NODE_CPU_MILLIS };
                 nodes.push(node.clone());
             }
         }

@@ -14,17 +14,34 @@ use weir::state::rejection::Rejection;
 use super::World;
 
 /// How often each kind of thing happened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Counts {
     pub events: [u64; Event::KINDS.len()],
     pub rejections: [u64; Rejection::MANUAL.len()],
     pub outcomes: BTreeMap<&'static str, u64>,
     pub reasons: BTreeMap<&'static str, u64>,
+    /// Attempts ordered in a line behind another.
+    pub lined_up: u64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            events: [0; Event::KINDS.len()],
+            rejections: [0; Rejection::MANUAL.len()],
+            outcomes: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            lined_up: 0,
+        }
+    }
 }
 
 impl Counts {
     pub(crate) fn event(&mut self, event: &Event) {
         self.events[event.kind()] += 1;
+        if let Event::AttemptOrdered { order } = event {
+            self.lined_up += u64::from(order.after.is_some());
+        }
         if let Event::AttemptEnded { ended, .. } = event {
             *self.outcomes.entry(ended.outcome.kind.code()).or_default() += 1;
         }
@@ -38,6 +55,7 @@ impl Counts {
     pub fn add(&mut self, other: &Self) {
         self.events.iter_mut().zip(other.events).for_each(|(sum, more)| *sum += more);
         self.rejections.iter_mut().zip(other.rejections).for_each(|(sum, more)| *sum += more);
+        self.lined_up += other.lined_up;
         for (sums, more) in [(&mut self.outcomes, &other.outcomes), (&mut self.reasons, &other.reasons)] {
             more.iter().for_each(|(kind, count)| *sums.entry(kind).or_default() += count);
         }
@@ -53,7 +71,13 @@ impl Counts {
         let rejections = manual.filter(|(_, count)| *count == 0).map(|(entry, _)| entry.0);
         let outcomes =
             OutcomeKind::ALL.iter().map(|kind| kind.code()).filter(|code| !self.outcomes.contains_key(code));
-        events.chain(rejections).chain(outcomes).filter(|kind| !elsewhere.contains(kind)).collect()
+        let line = (self.lined_up == 0).then_some("an attempt in a line");
+        events
+            .chain(rejections)
+            .chain(outcomes)
+            .chain(line)
+            .filter(|kind| !elsewhere.contains(kind))
+            .collect()
     }
 }
 

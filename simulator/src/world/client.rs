@@ -7,14 +7,21 @@ use rand::{Rng, RngExt};
 use weir::broker::{CallId, Input, JobFilter, JobRef, Query};
 use weir::model::device::DeviceAmount;
 use weir::model::exchange::{FromAgent, Hello, Part};
-use weir::model::id::{AttemptId, Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, Revision};
+use weir::model::id::{
+    AttemptId, Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision,
+};
+use weir::model::link::Link;
 use weir::model::pool::DrainMode;
+use weir::model::price::{PriceSchedule, Rate};
 use weir::model::queue::default_settings;
 use weir::model::region::RegionCode;
+use weir::model::reservation::Reservation;
+use weir::model::resource::{ResourceKind, Resources};
 use weir::model::spec::{
     Dependency, DependencyCondition, DeviceRequest, JobSpec, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy,
     Simulate, minimal,
 };
+use weir::model::time::Timestamp;
 use weir::state::command::{Command, Request, Submission};
 use weir::state::decide::Reply;
 use weir::state::job::Principal;
@@ -71,6 +78,7 @@ impl World {
             match self.client.rng.random_range(0..20) {
                 0..10 => self.submit()?,
                 10..12 => self.cancel()?,
+                12 if self.client.rng.random_bool(0.4) => self.trade()?,
                 12 => self.configure()?,
                 13..15 => self.operate()?,
                 15..17 => self.ask()?,
@@ -128,7 +136,15 @@ impl World {
                 spec: random_spec(rng, &live),
             }
         });
-        let jobs = jobs.collect();
+        let mut jobs: Vec<Submission> = jobs.collect();
+        if rng.random_bool(0.1) {
+            jobs.push(Submission {
+                name: String::new(),
+                name_prefix: "burst".to_owned(),
+                queue: queue.to_owned(),
+                spec: burst_spec(rng),
+            });
+        }
         self.command(Command::Submit { jobs })
     }
 
@@ -152,6 +168,40 @@ impl World {
             let based_on = Revision(if self.client.rng.random_bool(0.3) { 3 } else { 0 });
             self.command(Command::UpdateQueue { spec, based_on })
         }
+    }
+
+    /// Prices, links and reservations.
+    fn trade(&mut self) -> Result<(), String> {
+        let rng = &mut self.client.rng;
+        let (pool, ms) = (PoolId(rng.random_range(1..6)), rng.random_range(0..60_000));
+        let from = Timestamp(self.now + ms);
+        let command = match rng.random_range(0..4) {
+            0 => {
+                let micros_per_hour = rng.random_range(0..5_000_000);
+                let (model, kind) = (String::new(), ResourceKind::Device);
+                let rate = Rate { kind, model, micros_per_hour, from_minute: 0, to_minute: 1_440 };
+                let schedule = PriceSchedule { currency: "CNY".to_owned(), rates: vec![rate] };
+                Command::SetPrices { pool, valid_from: from, schedule }
+            }
+            1 => {
+                let regions = ["CN-CQ", "CN-XJ", "CN-GZ"].map(|r| RegionCode::parse(r).unwrap_or_default());
+                let ends = (regions[rng.random_range(0..3)], regions[rng.random_range(0..3)]);
+                let (bandwidth_bits_per_s, round_trip_micros) = (10_000_000_000, rng.random_range(0..90_000));
+                let link = Link { ends, bandwidth_bits_per_s, round_trip_micros, micros_per_gb: 20_000 };
+                Command::SetLink { link }
+            }
+            2 => {
+                let amounts = Resources { device_millis: 8_000, ..Resources::default() };
+                let until = Timestamp(from.0 + rng.random_range(0..90_000));
+                let (id, queue) = (ReservationId(0), QueueId(1));
+                let pool = rng.random_bool(0.5).then_some(pool);
+                let models = Vec::new();
+                let reservation = Reservation { id, queue, pool, amounts, models, from, until };
+                Command::Reserve { reservation }
+            }
+            _ => Command::EndReservation { reservation: ReservationId(rng.random_range(1..4)) },
+        };
+        self.command(command)
     }
 
     fn operate(&mut self) -> Result<(), String> {
@@ -350,5 +400,17 @@ fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     if rng.random_bool(0.2) {
         spec.constraints.regions_denied = vec![RegionCode::parse("CN-XJ").unwrap_or_default()];
     }
+    spec
+}
+
+/// Many short tasks that take whole nodes: they line up.
+fn burst_spec(rng: &mut StdRng) -> JobSpec {
+    let mut spec = minimal();
+    let group = &mut spec.groups[0];
+    group.request.resources.cpu_millis = 8_000;
+    group.count = rng.random_range(5..40);
+    group.simulate = Some(Simulate { duration_ms: rng.random_range(1..30), exit_code: 0 });
+    spec.retry.on = vec![RetryOn::Unknown, RetryOn::LaunchFailed];
+    spec.retry.max_attempts = 3;
     spec
 }

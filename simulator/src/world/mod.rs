@@ -290,7 +290,7 @@ impl World {
             let (at, ms) =
                 (self.faults.random_range(5_000..FAULTS_MS), self.faults.random_range(1_000..60_000));
             self.at(at, Event::Pause { agent, ms });
-            for _ in 0..3 {
+            for _ in 0..4 {
                 let at = self.faults.random_range(1_000..FAULTS_MS);
                 self.at(at, Event::NodeChange { agent });
             }

@@ -205,6 +205,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
         devices: node.spec.devices.iter().enumerate().map(device).collect(),
         tasks: node.tasks,
         revision: node.revision.0,
+        held_until_unix_ms: node.trouble.held_until.map(|until| until.0),
     }
 }
 

@@ -49,8 +49,13 @@ impl State {
         let before = self.attempts.insert(unit, attempt);
         assert!(before.is_none(), "unit {unit:?} has two live attempts");
         self.index_attempt(unit);
+        self.settle_tail(unit);
+        if let Some(before) = order.after {
+            self.settle_tail(before);
+        }
         self.index_classes(unit.job);
         self.note_classes(unit.job, out);
+        self.note_line(unit, &mut out.changes);
         self.note_nodes(unit, out);
         out.changes.push(Change::Job(unit.job));
     }
@@ -223,6 +228,7 @@ impl State {
         let pool = attempt.pool;
         self.derived.stoppable.remove(&unit);
         self.derived.stoppable_in.remove(&(pool, unit));
+        self.settle_tail(unit);
         self.settle_job(unit.job);
         self.settle_pool(pool);
         if was_running && let Some(job) = self.job_mut(unit.job) {
@@ -236,6 +242,11 @@ impl State {
         self.drop_timers(unit);
         self.touch(Key::Attempt(unit));
         let Some(attempt) = self.attempts.remove(&unit) else { panic!("{unit:?} ends but is not live") };
+        let (kind, fault) = (ended.outcome.kind, attempt.is_node_fault(ended.outcome.kind));
+        if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node()) {
+            self.note_node_health(at, unit.job, fault);
+        }
+        let next_in_line = self.derived.followers.get(&unit).copied();
         match attempt.after {
             None => self.uncommit(&attempt, out),
             Some(before) => {
@@ -243,6 +254,16 @@ impl State {
             }
         }
         self.hand_over(&attempt, out);
+        self.settle_tail(unit);
+        if let Some(neighbour) = attempt.after.or(next_in_line) {
+            self.settle_line(neighbour);
+            self.note_line(unit, &mut out.changes);
+        }
+        if let ([_], Some(started_at), OutcomeKind::Succeeded) =
+            (&attempt.placements[..], ended.started_at, ended.outcome.kind)
+        {
+            self.learn_pace(unit, ended.ended_at.ms_since(started_at));
+        }
         self.derived.stoppable.remove(&unit);
         self.derived.stoppable_in.remove(&(attempt.pool, unit));
         self.derived.requeueable.remove(&(attempt.pool, unit));
@@ -261,7 +282,10 @@ impl State {
         if attempt.phase == Phase::Running {
             progress.running -= 1;
         }
+        // What was taken away, or never begun, says nothing about the node.
+        let blamed = ended.outcome.kind.blames_node();
         let avoid = attempt.placements.first().map(|p| NodeRef { pool: attempt.pool, node: p.node });
+        let avoid = avoid.filter(|_| blamed);
         let tried = Tried {
             unit: unit.unit,
             attempts: attempt.number,

@@ -175,7 +175,9 @@ impl State {
             self.touch(Key::Spec(id));
             if let Some(entry) = self.specs.remove(&id) {
                 for shape in entry.shapes {
-                    self.derived.shapes.release(shape);
+                    if let Some(digest) = self.derived.shapes.release(shape) {
+                        self.forget_pace(digest);
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! here, before the event reaches the disk.
 
 mod attempt;
+mod capacity;
 mod job;
 mod pool;
 
@@ -148,7 +149,15 @@ impl State {
             Event::PoolDrainChanged { pool, drain } => self.change_drain(*pool, *drain, out),
             Event::NodeReported { pool, node, spec } => self.report_node(*pool, *node, spec, out),
             Event::NodeRemoved { pool, node } => self.remove_node(*pool, *node, out),
-            Event::NodeCordoned { pool, node, cordoned } => self.cordon_node(*pool, *node, *cordoned, out),
+            Event::NodeCordoned { pool, node, cordoned } => {
+                self.change_node(*pool, *node, out, |node| node.cordoned = *cordoned);
+            }
+            Event::NodeHeldBack { pool, node, until } => self.hold_node(*pool, *node, *until, out),
+            Event::NodeReadmitted { pool, node } => self.readmit_node(*pool, *node, out),
+            Event::PricesSet { price } => self.set_prices(price),
+            Event::LinkSet { link } => self.set_link(link),
+            Event::ReservationMade { reservation } => self.make_reservation(reservation),
+            Event::ReservationEnded { reservation } => self.end_reservation(*reservation),
         }
     }
 

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Applied;
 use crate::model::change::Change;
-use crate::model::id::{Epoch, InstanceId, NodeId, NodeRef, PoolId};
+use crate::model::id::{Epoch, InstanceId, JobId, NodeId, NodeRef, PoolId};
 use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
 use crate::model::resource::Resources;
-use crate::state::pool::{Node, Pool};
+use crate::model::time::Timestamp;
+use crate::state::pool::{Node, Pool, Trouble};
 use crate::state::snapshot::Key;
 use crate::state::{State, Timer};
 
@@ -118,17 +119,56 @@ impl State {
         let Some(pool) = self.pools.get_mut(&at.pool) else { return };
         if let Some(node) = pool.nodes.remove(&at.node) {
             pool.node_names.remove(&node.spec.name);
+            if let Some(until) = node.trouble.held_until {
+                self.derived.timers.remove(&(until, Timer::Readmit(at)));
+            }
         }
     }
 
-    pub(super) fn cordon_node(&mut self, pool: PoolId, id: NodeId, cordoned: bool, out: &mut Applied) {
+    pub(super) fn change_node(
+        &mut self,
+        pool: PoolId,
+        id: NodeId,
+        out: &mut Applied,
+        change: impl FnOnce(&mut Node),
+    ) {
         let (at, revision) = (NodeRef { pool, node: id }, self.revision);
         self.touch(Key::Node(at));
         if let Some(node) = self.pools.get_mut(&pool).and_then(|pool| pool.nodes.get_mut(&id)) {
-            node.cordoned = cordoned;
+            change(node);
             node.revision = revision;
         }
         out.changes.push(Change::Node(at));
+    }
+
+    pub(super) fn hold_node(&mut self, pool: PoolId, id: NodeId, until: Timestamp, out: &mut Applied) {
+        self.derived.timers.insert((until, Timer::Readmit(NodeRef { pool, node: id })));
+        self.change_node(pool, id, out, |node| node.trouble = node.trouble.held(until));
+    }
+
+    pub(super) fn readmit_node(&mut self, pool: PoolId, id: NodeId, out: &mut Applied) {
+        let at = NodeRef { pool, node: id };
+        if let Some(until) = self.node(at).and_then(|node| node.trouble.held_until) {
+            self.derived.timers.remove(&(until, Timer::Readmit(at)));
+        }
+        self.change_node(pool, id, out, |node| node.trouble.held_until = None);
+    }
+
+    /// Counts a fault of a node, or forgets them all when it has done its part.
+    pub(super) fn note_node_health(&mut self, at: NodeRef, job: JobId, fault: bool) {
+        let Some(trouble) = self.node(at).map(|node| node.trouble) else { return };
+        let after = if fault {
+            trouble.after_fault(job)
+        } else {
+            Trouble { held_until: trouble.held_until, ..Trouble::default() }
+        };
+        if after == trouble {
+            return;
+        }
+        self.touch(Key::Node(at));
+        if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
+            node.trouble = after;
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Decision;
 use crate::model::attempt::{OutcomeKind, Phase, StopReason};
-use crate::model::id::{JobId, PoolId, UnitId};
+use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::pool::{Drain, DrainMode, Reach};
 use crate::model::time::Timestamp;
@@ -31,6 +31,8 @@ impl State {
                 Timer::Release(unit) => chores.push(Chore::Release(unit)),
                 Timer::EndRun(unit) => chores.push(Chore::EndRun(unit)),
                 Timer::EndStart(unit) => chores.push(Chore::EndStart(unit)),
+                Timer::Readmit(at) => chores.push(Chore::Readmit(at)),
+                Timer::EndReservation(id) => chores.push(Chore::EndReservation(id)),
                 Timer::Drain(pool) => chores.push(Chore::BeginEviction(pool)),
             }
         }
@@ -86,6 +88,8 @@ impl State {
                 }
                 self.end_unasked(now, unit, OutcomeKind::LeaseEnded, "its pool fell silent")
             }
+            Chore::Readmit(NodeRef { pool, node }) => vec![Event::NodeReadmitted { pool, node }],
+            Chore::EndReservation(id) => return self.decide_end_reservation(id),
             Chore::Close(id, why) => {
                 let Some(job) = self.job(id).filter(|job| job.closing.is_none()) else { return outdated };
                 let mut events = Vec::new();

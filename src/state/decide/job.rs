@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Decision, Ending, Reply};
 use crate::model::attempt::{OutcomeKind, StopReason};
-use crate::model::id::{JobId, QueueId, SpecId};
+use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::spec::{JobSpec, OnUnitFailure, RetryOn};
@@ -172,10 +172,11 @@ impl State {
     }
 
     /// The events of an attempt's end, and of its job's if that was all.
-    pub(super) fn end_attempt_events(&self, ending: Ending) -> Vec<Event> {
+    pub(super) fn end_attempt_events(&self, now: Timestamp, ending: Ending) -> Vec<Event> {
         let Ending { unit, ended } = ending;
         let (kind, next) = (ended.outcome.kind, ended.next);
         let mut events = vec![Event::AttemptEnded { unit, ended }];
+        events.extend(self.hold_back(now, unit, kind));
         let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
             return events;
         };
@@ -201,13 +202,18 @@ impl State {
         events
     }
 
+    /// Closes a node for a while that fails whatever it is given.
+    fn hold_back(&self, now: Timestamp, unit: UnitId, kind: OutcomeKind) -> Option<Event> {
+        let attempt = self.attempt(unit).filter(|attempt| attempt.is_node_fault(kind))?;
+        let at = attempt.single_node()?;
+        // One that is gone may be forgotten with this very attempt.
+        let node = self.node(at).filter(|node| !node.gone)?;
+        let hold_ms = node.trouble.after_fault(unit.job).hold_ms()?;
+        Some(Event::NodeHeldBack { pool: at.pool, node: at.node, until: now.plus_ms(hold_ms) })
+    }
+
     /// What a unit does after an attempt with this outcome.
-    pub(super) fn next_try(
-        &self,
-        now: Timestamp,
-        unit: crate::model::id::UnitId,
-        kind: OutcomeKind,
-    ) -> NextTry {
+    pub(super) fn next_try(&self, now: Timestamp, unit: UnitId, kind: OutcomeKind) -> NextTry {
         let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
             return NextTry::Never;
         };

@@ -1,5 +1,6 @@
 //! Turns a command into events or a rejection. Reads the state, changes nothing.
 
+mod capacity;
 mod chore;
 mod job;
 mod place;
@@ -92,6 +93,12 @@ impl State {
             }
             Command::CordonNode { pool, node, cordoned } => self.decide_cordon_node(*pool, *node, *cordoned),
             Command::Abandon { unit } => self.decide_abandon(now, *unit),
+            Command::SetPrices { pool, valid_from, schedule } => {
+                self.decide_set_prices(now, *pool, *valid_from, schedule)
+            }
+            Command::SetLink { link } => self.decide_set_link(link),
+            Command::Reserve { reservation } => self.decide_reserve(now, reservation),
+            Command::EndReservation { reservation } => self.decide_end_reservation(*reservation),
             Command::OpenSession { hello } => self.decide_session(hello),
             Command::ReportNodes { pool, inventory } => self.decide_nodes(*pool, inventory),
             Command::RemoveNodes { pool, nodes } => Ok(self.decide_remove_nodes(*pool, nodes)),

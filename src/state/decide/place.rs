@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Decision;
 use crate::model::device::DeviceAmount;
-use crate::model::id::NodeId;
+use crate::model::id::{NodeId, UnitId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::plan::Start;
 use crate::model::resource::Resources;
@@ -13,6 +13,8 @@ use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::apply::RUN_SLACK_MS;
 use crate::state::event::{Event, OrderedAttempt};
+use crate::state::job::Job;
+use crate::state::line::LINE_WAIT_MS;
 use crate::state::pool::Pool;
 use crate::state::rejection::Rejection;
 
@@ -33,9 +35,18 @@ impl State {
         if !placed.eq(tasks) {
             return Err(OUTDATED("the unit's tasks"));
         }
-        let total = self.check_nodes(spec, pool, start)?;
-        self.check_limits(job.queue, &total)?;
-        let start_by = now.plus_ms(self.settings.start_by_ms);
+        let start_within_ms = match start.after {
+            None => {
+                let total = self.check_nodes(spec, pool, start)?;
+                self.check_limits(job.queue, &total)?;
+                self.settings.start_by_ms
+            }
+            Some(before) => {
+                self.check_line(job, group, start, before)?;
+                LINE_WAIT_MS
+            }
+        };
+        let start_by = now.plus_ms(start_within_ms);
         let order = OrderedAttempt {
             unit: start.unit,
             number: progress.tried(start.unit.unit).map_or(0, |tried| tried.attempts) + 1,
@@ -43,10 +54,28 @@ impl State {
             start_by,
             ends_by: start_by.plus_ms(spec.max_run_ms).plus_ms(RUN_SLACK_MS),
             leased: spec.on_pool_lost == OnPoolLost::Requeue && pool.spec.capabilities.leases,
-            after: None,
+            after: start.after,
             placements: start.placements.clone(),
         };
         Ok(Decision::done(vec![Event::AttemptOrdered { order }]))
+    }
+
+    /// Checks that the unit may stand behind `before`, whose place it is to take over as it is.
+    ///
+    /// Of one class, both ask for the same and count for the same queues: nothing more is held
+    /// when one follows the other.
+    fn check_line(&self, job: &Job, group: usize, start: &Start, before: UnitId) -> Result<(), Rejection> {
+        let class = self.class_of(job, group).ok_or(OUTDATED("the class"))?;
+        let tail = self.tail(before).filter(|(other, _)| *other == class).ok_or(OUTDATED("the line"))?;
+        let ahead = self.attempt(before).filter(|ahead| ahead.pool == start.pool);
+        let same_place = ahead.is_some_and(|ahead| {
+            let places = ahead.placements.iter().zip(&start.placements);
+            places.into_iter().all(|(a, b)| (a.node, &a.devices) == (b.node, &b.devices))
+        });
+        if tail.1 >= self.line_len_max(class.shape) || !same_place {
+            return Err(OUTDATED("the line"));
+        }
+        Ok(())
     }
 
     /// Checks that every task fits where the plan puts it, all together; returns what they take.

@@ -167,9 +167,15 @@ impl State {
         let Some(kept) = pool.nodes.get(&node) else {
             return Err(Rejection::NotFound { kind: "node", name: node.to_string() });
         };
-        let changed = kept.cordoned != cordoned;
-        let event = Event::NodeCordoned { pool: id, node, cordoned };
-        Ok(Decision::done(changed.then_some(event).into_iter().collect()))
+        let mut events = Vec::new();
+        if kept.cordoned != cordoned {
+            events.push(Event::NodeCordoned { pool: id, node, cordoned });
+        }
+        // There is one way back into service.
+        if !cordoned && kept.trouble.held_until.is_some() {
+            events.push(Event::NodeReadmitted { pool: id, node });
+        }
+        Ok(Decision::done(events))
     }
 
     pub(super) fn decide_abandon(&self, now: Timestamp, unit: UnitId) -> Result<Decision, Rejection> {

@@ -59,7 +59,7 @@ impl State {
                 let outcome = attributed(attempt, outcome);
                 let next = self.next_try(now, unit, outcome.kind);
                 let ended = EndedAttempt { started_at, ended_at, outcome, next };
-                self.end_attempt_events(Ending { unit, ended })
+                self.end_attempt_events(now, Ending { unit, ended })
             }
         }
     }
@@ -76,7 +76,7 @@ impl State {
         let next: NextTry = self.next_try(now, unit, kind);
         let outcome = Outcome::plain(kind, message);
         let ended = EndedAttempt { started_at: attempt.started_at, ended_at: now, outcome, next };
-        self.end_attempt_events(Ending { unit, ended })
+        self.end_attempt_events(now, Ending { unit, ended })
     }
 }
 

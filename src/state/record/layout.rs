@@ -4,13 +4,18 @@ use super::codec::{Corrupt, Input, Record, record_enum, record_newtype, record_s
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
 use crate::model::device::{DeviceAmount, DeviceModel, DeviceShare};
 use crate::model::id::{
-    Epoch, InstanceId, JobId, JournalId, NodeId, NodeRef, PoolId, QueueId, Revision, SpecId, Term, UnitId,
+    Epoch, InstanceId, JobId, JournalId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId,
+    Term, UnitId,
 };
 use crate::model::interval::IntervalSet;
+use crate::model::link::Link;
 use crate::model::pool::{Capabilities, Device, Drain, DrainMode, NodeSpec, PoolSpec, Reach};
+use crate::model::price::{Price, PriceSchedule, Rate};
 use crate::model::queue::{Limits, QueueSpec};
 use crate::model::region::{Region, RegionCode};
-use crate::model::resource::Resources;
+use crate::model::reservation::Reservation;
+use crate::model::resource::{ResourceKind, Resources};
+use crate::model::shape::{Needs, Shape};
 use crate::model::spec::{
     Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
     OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest, Toleration,
@@ -18,15 +23,28 @@ use crate::model::spec::{
 use crate::model::time::Timestamp;
 use crate::state::Queue;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
+use crate::state::class::ShapeDigest;
 use crate::state::event::{EndedAttempt, Event, EventRecord, NextTry, OrderedAttempt, Settings};
 use crate::state::job::{Closing, Job, JobEnd, Principal, Progress, Tried};
 use crate::state::live::Attempt;
-use crate::state::pool::{Node, Pool};
+use crate::state::pool::{Node, Pool, Trouble};
 use crate::state::snapshot::{Head, Object};
 use crate::state::token::{TokenEntry, TokenKey, TokenReply};
 
 record_newtype!(
-    Revision, Term, Epoch, JobId, PoolId, NodeId, QueueId, SpecId, InstanceId, Timestamp, TokenKey
+    Revision,
+    Term,
+    Epoch,
+    JobId,
+    PoolId,
+    NodeId,
+    QueueId,
+    SpecId,
+    InstanceId,
+    Timestamp,
+    TokenKey,
+    ShapeDigest,
+    ReservationId
 );
 
 impl Record for JournalId {
@@ -85,6 +103,8 @@ record_enum!(DeviceAmount { 1 => Whole(count), 2 => Fraction(millis) });
 record_struct!(DeviceShare { index, millis });
 record_struct!(DeviceRequest { models, amount });
 record_struct!(TaskRequest { resources, devices });
+record_struct!(Needs { processes, containers, leases, secrets });
+record_struct!(Shape { tasks, constraints, needs });
 
 record_struct!(JobSpec {
     labels,
@@ -125,6 +145,13 @@ record_struct!(Drain { mode, deadline });
 record_enum!(DrainMode { 1 => Wait, 2 => Evict });
 record_struct!(NodeSpec { name, labels, taints, cordoned, allocatable, devices });
 record_struct!(Device { model, memory_bytes, healthy, millis, topology_group, profiles });
+record_struct!(Trouble { faults, jobs, last_job, holds, held_until });
+record_enum!(ResourceKind { 1 => Cpu, 2 => Memory, 3 => Storage, 4 => Device, 5 => Other(name) });
+record_struct!(Rate { kind, model, micros_per_hour, from_minute, to_minute });
+record_struct!(PriceSchedule { currency, rates });
+record_struct!(Price { pool, valid_from, version, schedule });
+record_struct!(Link { ends, bandwidth_bits_per_s, round_trip_micros, micros_per_gb });
+record_struct!(Reservation { id, queue, pool, amounts, models, from, until });
 record_struct!(QueueSpec { name, weight, guarantee, limit, max_run_ms_default });
 
 record_enum!(Phase { 1 => Ordered, 2 => Starting, 3 => Running, 4 => Stopping });
@@ -214,6 +241,12 @@ record_enum!(Event {
     27 => NodeReported { pool, node, spec },
     28 => NodeRemoved { pool, node },
     29 => NodeCordoned { pool, node, cordoned },
+    30 => NodeHeldBack { pool, node, until },
+    31 => NodeReadmitted { pool, node },
+    32 => PricesSet { price },
+    33 => LinkSet { link },
+    34 => ReservationMade { reservation },
+    35 => ReservationEnded { reservation },
 });
 
 record_struct!(Head {
@@ -230,7 +263,9 @@ record_struct!(Head {
 });
 record_enum!(Object {
     1 => Head(head), 2 => Queue(queue), 3 => Spec(id, spec), 4 => Job(job), 5 => Attempt(attempt), 6 => Pool(pool),
-    7 => Node(pool, node), 8 => Token(key, entry),
+    7 => Node(pool, node), 8 => Token(key, entry), 9 => Pace(shape, micros),
+    10 => Trouble(node, trouble), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
+    14 => Next { reservation },
 });
 record_enum!(ArchiveRow { 1 => Job(job), 2 => Attempt(attempt) });
 record_struct!(FinishedJob { job, queue, spec, end, ended_at, revision });

@@ -12,6 +12,7 @@ use codec::{Input, Record};
 use super::apply::ArchiveRow;
 use super::event::EventRecord;
 use super::snapshot::Object;
+use crate::model::shape::Shape;
 use crate::model::spec::JobSpec;
 
 /// First byte of everything that is written.
@@ -81,5 +82,12 @@ pub fn decode_row(bytes: &[u8]) -> Result<ArchiveRow, Corrupt> {
 pub fn encode_spec(spec: &JobSpec) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     spec.put(&mut out);
+    out
+}
+
+/// The bytes that a shape's digest is taken of.
+pub fn encode_shape(shape: &Shape) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    shape.put(&mut out);
     out
 }
