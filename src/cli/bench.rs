@@ -16,7 +16,7 @@ use crate::api::proto::v1;
 /// Measures a running broker.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir bench submits --clients 8 --disk ~/.local/state/weir\n  weir bench submits --clients 4 --batch 100\n  weir bench finish --jobs 20000 --in-flight 64 --pool qh-cpu"
+    after_help = "Examples:\n  weir bench disk ~/.local/state/weir\n  weir bench submits --clients 8\n  weir bench submits --clients 4 --batch 100\n  weir bench finish --jobs 20000 --in-flight 64 --pool qh-cpu"
 )]
 pub struct Bench {
     #[command(subcommand)]
@@ -25,6 +25,8 @@ pub struct Bench {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// The latency of the disk's own commit: 4 KiB appended and synced.
+    Disk { folder: PathBuf },
     /// Durable submits of jobs that never fit.
     Submits {
         #[arg(long, default_value_t = 8)]
@@ -34,9 +36,6 @@ enum What {
         batch: usize,
         #[arg(long, default_value_t = 5)]
         seconds: u64,
-        /// A folder on the journal's disk: its own commit latency is measured in the same run.
-        #[arg(long)]
-        disk: Option<PathBuf>,
     },
     /// One-task jobs from submit to their end, with so many in flight.
     Finish {
@@ -92,16 +91,13 @@ fn commits(folder: &std::path::Path) -> std::io::Result<Vec<u128>> {
 impl Bench {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         match self.what {
-            What::Submits { clients, batch, seconds, disk } => {
-                if let Some(folder) = disk {
-                    let times = commits(&folder)?;
-                    let line = format!(
-                        "disk commit: p50 {} µs, p99 {} µs\n",
-                        quantile(&times, 500),
-                        quantile(&times, 990)
-                    );
-                    print(&line)?;
-                }
+            What::Disk { folder } => {
+                let times = commits(&folder)?;
+                let (half, most) = (quantile(&times, 500), quantile(&times, 990));
+                print(&format!("p50 {half} µs, p99 {most} µs\n"))?;
+                Ok(0)
+            }
+            What::Submits { clients, batch, seconds } => {
                 submits(connect, clients, batch, Duration::from_secs(seconds)).await
             }
             What::Finish { jobs, in_flight, pool } => finish(connect, jobs, in_flight, &pool).await,

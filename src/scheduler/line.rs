@@ -50,7 +50,7 @@ impl Scheduler {
     fn is_wanted(&self, state: &State, class: ClassKey, at: NodeRef, round: &mut Round) -> bool {
         let Some(head) = state.classes().get(&class).and_then(|members| members.first()) else { return true };
         let own: RunKey = (std::cmp::Reverse(class.priority), *head, class);
-        let mut ahead = self.full_order.range(..own).map(|(_, _, other)| *other);
+        let mut ahead = self.full.order.range(..own).map(|(_, _, other)| *other);
         let wanted = ahead.by_ref().take(AHEAD_MAX).any(|other| {
             round.work += 1;
             other != class && could_use(state, other, at)

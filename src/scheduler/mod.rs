@@ -5,6 +5,7 @@
 //! how well, `pool` keeps alike nodes together, `why` explains. See `README.md` beside this file.
 
 mod fit;
+mod full;
 mod line;
 mod pool;
 #[cfg(test)]
@@ -15,10 +16,11 @@ pub use why::{PoolWhy, Why};
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fit::Demand;
+use full::{Full, Gain};
 use pool::{PoolIndex, Undo};
 
 use crate::model::attempt::Placement;
@@ -55,14 +57,10 @@ pub struct Scheduler {
     /// Classes that may have a place, in the order they are to be tried.
     runnable: BTreeSet<RunKey>,
     classes: BTreeMap<ClassKey, ClassState>,
-    /// Classes that wait for capacity.
-    full: BTreeSet<ClassKey>,
-    /// The same, in the order in which they were to be tried.
-    full_order: BTreeSet<RunKey>,
+    /// Classes that wait for capacity, with what has been gained since.
+    full: Full,
     /// Classes that wait for their queue, or one above it, to hold less.
     limited: BTreeMap<QueueId, BTreeSet<ClassKey>>,
-    /// Nodes that have more free than before, and pools that opened, not yet offered to `full`.
-    gains: VecDeque<Gain>,
 }
 
 /// Priority, then submission: the order in which classes are tried.
@@ -71,14 +69,8 @@ type RunKey = (Reverse<i32>, (JobId, u16), ClassKey);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClassState {
     Runnable(RunKey),
-    Full(RunKey),
+    Full,
     Limited(QueueId),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gain {
-    Node(NodeRef),
-    Pool(PoolId),
 }
 
 /// A shape with what it asks of nodes, in the catalogue's numbers.
@@ -89,8 +81,6 @@ struct ShapeIndex {
     demands: Vec<(Arc<Demand>, u32)>,
 }
 
-/// Class look-ups that one gain may cost, over all waiting classes.
-const WAKE_LOOKS_MAX: usize = 65_536;
 /// Shapes kept without waiting units before they are dropped.
 const IDLE_SHAPES_MAX: usize = 4_096;
 
@@ -117,7 +107,7 @@ impl Scheduler {
                 Change::Node(at) => {
                     let index = self.pools.entry(at.pool).or_default();
                     if index.set_node(state, *at) {
-                        self.gain(Gain::Node(*at));
+                        self.full.gain(Gain::Node(*at));
                     }
                 }
                 Change::Class(class) => self.fold_class(state, *class),
@@ -128,7 +118,7 @@ impl Scheduler {
                     }
                 }
                 Change::Line(class) => {
-                    if let Some(kept @ ClassState::Full(_)) = self.classes.get(class).copied() {
+                    if let Some(kept @ ClassState::Full) = self.classes.get(class).copied() {
                         self.forget(*class, kept);
                         self.fold_class(state, *class);
                     }
@@ -153,22 +143,16 @@ impl Scheduler {
 
     /// There is something to plan.
     pub fn has_work(&self) -> bool {
-        !self.runnable.is_empty() || (!self.gains.is_empty() && !self.full.is_empty())
+        !self.runnable.is_empty() || self.full.has_offers()
     }
 
     fn fold_pool(&mut self, state: &State, id: PoolId) {
         let open = state.pool(id).is_some_and(|pool| pool.is_open());
         let index = self.pools.entry(id).or_default();
         if open && !index.open {
-            self.gain(Gain::Pool(id));
+            self.full.gain(Gain::Pool(id));
         }
         self.pools.entry(id).or_default().open = open;
-    }
-
-    fn gain(&mut self, gain: Gain) {
-        if !self.full.is_empty() && self.gains.back() != Some(&gain) {
-            self.gains.push_back(gain);
-        }
     }
 
     fn fold_class(&mut self, state: &State, class: ClassKey) {
@@ -180,7 +164,7 @@ impl Scheduler {
                 self.forget(class, kept);
                 self.drop_idle_shapes(state);
             }
-            (Some(_), Some(ClassState::Full(_) | ClassState::Limited(_))) => {}
+            (Some(_), Some(ClassState::Full | ClassState::Limited(_))) => {}
             (Some(head), Some(ClassState::Runnable(old))) => {
                 self.runnable.remove(&old);
                 self.make_runnable(class, head);
@@ -201,10 +185,7 @@ impl Scheduler {
             ClassState::Runnable(key) => {
                 self.runnable.remove(&key);
             }
-            ClassState::Full(key) => {
-                self.full.remove(&class);
-                self.full_order.remove(&key);
-            }
+            ClassState::Full => self.full.remove(class),
             ClassState::Limited(queue) => {
                 if let Some(classes) = self.limited.get_mut(&queue) {
                     classes.remove(&class);
@@ -237,7 +218,7 @@ impl Scheduler {
     /// folding the applied plan changes nothing, folding a refused start gives it back.
     pub fn plan(&mut self, state: &State, budget: Budget) -> Plan {
         let mut round = Round::default();
-        self.wake(state, &mut round);
+        round.work += self.wake(state) as u32 / 16;
         while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
             let Some((_, _, class)) = self.runnable.first().copied() else { break };
             self.step(state, class, &mut round);
@@ -249,35 +230,6 @@ impl Scheduler {
             cursor: round.classes,
             starts: round.starts,
         }
-    }
-
-    /// Makes classes runnable that a gain may serve.
-    fn wake(&mut self, state: &State, round: &mut Round) {
-        let gains_max = (WAKE_LOOKS_MAX / self.full.len().max(1)).max(1);
-        for _ in 0..gains_max {
-            let Some(gain) = self.gains.pop_front() else { return };
-            let candidates: Vec<ClassKey> = self.full.iter().copied().collect();
-            round.work += candidates.len() as u32 / 16;
-            for class in candidates {
-                if self.may_serve(state, gain, class) {
-                    self.forget_kept(class);
-                    self.fold_class(state, class);
-                }
-            }
-        }
-    }
-
-    fn may_serve(&mut self, state: &State, gain: Gain, class: ClassKey) -> bool {
-        let Some(index) = self.shape_index(state, class.shape) else { return false };
-        let (Gain::Node(NodeRef { pool, .. }) | Gain::Pool(pool)) = gain;
-        if why::exclusion(state, pool, &index.shape).is_some() {
-            return false;
-        }
-        let demands = index.demands.clone();
-        let Gain::Node(at) = gain else { return true };
-        self.pools
-            .get(&pool)
-            .is_some_and(|pool| demands.iter().any(|(demand, _)| pool.fits_node(demand, at.node)))
     }
 
     /// Places the next unit of a class, or puts the class aside.
@@ -321,9 +273,10 @@ impl Scheduler {
         self.forget_kept(class);
         let Some(start) = start else {
             let key = (Reverse(class.priority), (job, group), class);
-            self.classes.insert(class, ClassState::Full(key));
-            self.full.insert(class);
-            self.full_order.insert(key);
+            if let Some(shape) = state.shape(class.shape) {
+                self.classes.insert(class, ClassState::Full);
+                self.full.insert(class, shape, key);
+            }
             return;
         };
         round.starts.push(start);

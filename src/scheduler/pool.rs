@@ -205,6 +205,14 @@ impl PoolIndex {
         self.nodes.get(&node).is_some_and(|entry| score(demand, &entry.bucket).is_some())
     }
 
+    /// Free device thousandths and millicores of a node that takes work.
+    pub(super) fn most_free(&self, node: NodeId) -> (u64, u64) {
+        self.nodes.get(&node).map_or((0, 0), |entry| {
+            let devices = entry.bucket.devices.iter().map(|(_, free)| u64::from(*free)).sum();
+            (devices, entry.bucket.free.cpu_millis)
+        })
+    }
+
     /// What the index holds per node, for comparing a kept one with a rebuilt one.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (NodeId, &Bucket)> {
         self.nodes.iter().map(|(id, entry)| (*id, &*entry.bucket))

@@ -1,0 +1,69 @@
+//! The figures of `docs/performance.md`, measured on real processes and printed as its table.
+//!
+//! `cargo bench --bench figures` runs all parts, `cargo bench --bench figures -- scale` one of
+//! them: `service`, `placement`, `scale`, `idle`. Each part first measures the latency of the disk's
+//! own commit: figures of different runs compare only beside it.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+mod idle;
+mod placement;
+mod scale;
+mod service;
+
+use std::process::Command;
+
+use support::Home;
+
+/// Prints one row of the table.
+fn row(what: &str, measured: &str) {
+    println!("| {what} | {measured} |");
+}
+
+/// Measures the disk that a home lies on.
+fn disk(home: &Home) {
+    let (code, out, error) = home.run(&["bench", "disk", home.path().to_str().unwrap_or("/tmp")]);
+    assert!(code == 0, "{error}");
+    row("the disk's own commit (4 KiB, fdatasync)", out.trim());
+}
+
+/// The value in thousandths of the sorted list.
+fn quantile(sorted: &[u64], thousandths: usize) -> u64 {
+    sorted.get(sorted.len().saturating_sub(1) * thousandths / 1_000).copied().unwrap_or(0)
+}
+
+/// A field of `/proc/PID/status`, in KiB.
+fn status_kib(pid: u32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
+}
+
+fn machine() -> String {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 = memory.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    let kernel = Command::new("uname").arg("-sr").output().map(|output| output.stdout).unwrap_or_default();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    format!("{cpus} cores, {} GiB, {}, load {load}", kib >> 20, String::from_utf8_lossy(&kernel).trim())
+}
+
+fn main() {
+    // Cargo adds `--bench`; what is left names parts.
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let parts: [(&str, fn()); 4] = [
+        ("service", service::run),
+        ("placement", placement::run),
+        ("scale", scale::run),
+        ("idle", idle::run),
+    ];
+    println!("On {}.\n\n| what | measured |\n|---|---|", machine());
+    for (name, run) in parts {
+        if wanted.is_empty() || wanted.iter().any(|part| part == name) {
+            run();
+        }
+    }
+}
