@@ -19,7 +19,15 @@ pub struct DeviceModel {
     pub memory_bytes: u64,
     /// Extended resource that clusters use: `nvidia.com/gpu`.
     pub resource: String,
-    /// Environment variable that tells a task its devices.
+    /// Environment variable that tells a task its devices, as indices of the maker's own count:
+    ///
+    /// - `CUDA_VISIBLE_DEVICES`: CUDA Programming Guide, section 5.2.1,
+    ///   <https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html>
+    /// - `ASCEND_RT_VISIBLE_DEVICES`: CANN, environment variables,
+    ///   <https://www.hiascend.com/document/detail/en/canncommercial/850/maintenref/envvar/envref_07_0028.html>
+    /// - `HIP_VISIBLE_DEVICES`, also Hygon's: HIP, environment variables,
+    ///   <https://rocm.docs.amd.com/projects/HIP/en/latest/reference/env_variables.html>
+    /// - `MLU_VISIBLE_DEVICES`: Cambricon's CNRT
     pub visible_devices: String,
 }
 
@@ -48,6 +56,18 @@ pub fn built_in() -> impl Iterator<Item = DeviceModel> {
             visible_devices: cells.next()?,
         })
     })
+}
+
+/// The value of such a variable that hides every device.
+///
+/// NVIDIA and Huawei document that only what stands before an invalid index is visible. An empty
+/// value would not do: HIP takes it for one that is not set.
+pub const NO_DEVICE: &str = "-1";
+
+/// A variable, and its value, that must go with `variable` for its indices to mean what the maker's
+/// tools show: CUDA counts the fastest first unless it is told to count as `nvidia-smi` does.
+pub fn order_variable(variable: &str) -> Option<(&'static str, &'static str)> {
+    (variable == "CUDA_VISIBLE_DEVICES").then_some(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 }
 
 /// The environment variable that tells a task its devices of this model.
