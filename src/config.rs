@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::limit::{BYTES_MAX, DEVICES_PER_NODE_MAX};
 use crate::model::region::RegionCode;
 
 /// One pool, as its agent's file describes it.
@@ -37,6 +38,25 @@ pub struct HostSection {
     pub cpus: Option<u64>,
     /// Memory that Weir may use; absent means all but an eighth.
     pub memory_mib: Option<u64>,
+    /// Accelerators, in the order in which their makers' tools list them.
+    #[serde(default)]
+    pub devices: Vec<Devices>,
+    /// A control group (version 2) that is this pool's to use, from the root of their hierarchy;
+    /// absent means the one that the agent runs in.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Output kept per attempt; absent means 64.
+    pub log_max_mib: Option<u64>,
+}
+
+/// Accelerators that are alike.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Devices {
+    /// As jobs name it: `A100-80G`, `Ascend910B3`.
+    pub model: String,
+    pub count: u16,
+    /// Absent means what the table of models says.
+    pub memory_gib: Option<u64>,
 }
 
 /// A simulated pool.
@@ -93,9 +113,36 @@ impl AgentFile {
             )));
         }
         RegionCode::parse(&file.region).map_err(|error| failed(format!("region: {error}")))?;
+        if let Some(host) = &file.host {
+            host.check().map_err(|message| failed(format!("host: {message}")))?;
+        }
         match (&file.host, &file.simulated) {
             (Some(_), None) | (None, Some(_)) => Ok(file),
             _ => Err(failed("name exactly one backend: [host] or [simulated]".to_owned())),
+        }
+    }
+}
+
+impl HostSection {
+    fn check(&self) -> Result<(), String> {
+        let count: usize = self.devices.iter().map(|devices| usize::from(devices.count)).sum();
+        if count > DEVICES_PER_NODE_MAX {
+            return Err(format!("{count} devices, at most {DEVICES_PER_NODE_MAX} are allowed"));
+        }
+        let bytes =
+            [self.memory_mib, self.log_max_mib].into_iter().flatten().map(|mib| mib.checked_mul(1 << 20));
+        let devices = self.devices.iter().filter_map(|devices| devices.memory_gib);
+        let bytes = bytes.chain(devices.map(|gib| gib.checked_mul(1 << 30)));
+        if bytes.into_iter().any(|bytes| bytes.is_none_or(|bytes| bytes > BYTES_MAX)) {
+            return Err(format!("more than {BYTES_MAX} bytes"));
+        }
+        match &self.cgroup_parent {
+            Some(path)
+                if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) =>
+            {
+                Err("cgroup_parent must be a path from the root, such as \"/weir\"".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -9,9 +9,11 @@ use crate::api::agent::Dialer;
 use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config::{self, AgentFile};
+use crate::model::device;
 use crate::model::exchange::Hello;
 use crate::model::id::InstanceId;
-use crate::model::pool::{Capabilities, PoolSpec};
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::pool::{Capabilities, Device, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::PoolBackend;
 use crate::pools::host::{self, Host};
@@ -32,11 +34,14 @@ pub struct AgentCommand {
 pub struct Supervise {
     #[arg(long)]
     state: PathBuf,
+    /// The control group below which attempts get theirs.
+    #[arg(long)]
+    cgroup_parent: Option<PathBuf>,
 }
 
 impl Supervise {
     pub fn run(self) -> ExitCode {
-        match host::supervisor::run(&self.state) {
+        match host::supervisor::run(&self.state, self.cgroup_parent.as_deref()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => Failure::from(error).print(),
         }
@@ -80,6 +85,9 @@ impl AgentCommand {
                     state: file.state.clone(),
                     cpus: section.cpus,
                     memory_bytes: section.memory_mib.map(|mib| mib << 20),
+                    devices: section.devices.iter().flat_map(devices).collect(),
+                    cgroup_parent: section.cgroup_parent.clone(),
+                    log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
                 };
                 let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
                 serve(hello, Host::new(settings, clock), client, clock, terminated()).await?;
@@ -98,6 +106,21 @@ impl AgentCommand {
         }
         Ok(0)
     }
+}
+
+/// The devices that one entry declares.
+fn devices(entry: &config::Devices) -> Vec<Device> {
+    let known = device::built_in().find(|known| known.name == entry.model);
+    let of_model = known.map_or(0, |known| known.memory_bytes);
+    let device = Device {
+        model: entry.model.clone(),
+        memory_bytes: entry.memory_gib.map_or(of_model, |gib| gib << 30),
+        healthy: true,
+        millis: DEVICE_MILLIS,
+        topology_group: 0,
+        profiles: Vec::new(),
+    };
+    vec![device; usize::from(entry.count)]
 }
 
 fn node_kind(kind: &config::NodeKind) -> NodeKind {

@@ -186,6 +186,9 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
             state: state.clone(),
             cpus,
             memory_bytes: None,
+            devices: Vec::new(),
+            cgroup_parent: None,
+            log_max_bytes: host::LOG_MAX_BYTES,
         };
         let spec = pool("local", region, "host", "host", host::CAPABILITIES);
         let ran = async {

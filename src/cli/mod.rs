@@ -98,6 +98,10 @@ enum Command {
 
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
+    // A task on its way into its control group: the command line is not a user's.
+    if let Some(code) = crate::pools::host::enter::as_asked() {
+        return code;
+    }
     let cli = Cli::parse();
     // The supervisor must stay small and synchronous: it forks for years.
     if let Command::Supervise(supervise) = cli.command {

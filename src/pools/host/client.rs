@@ -15,7 +15,7 @@ const START: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// If it can't be started, or doesn't listen in time: its folder has a log.
-pub(super) fn connect(state: &Path, program: &Path) -> io::Result<UnixStream> {
+pub(super) fn connect(state: &Path, program: &Path, cgroup_parent: Option<&Path>) -> io::Result<UnixStream> {
     let socket = state.join("supervisor.sock");
     if let Ok(stream) = UnixStream::connect(&socket) {
         return Ok(stream);
@@ -26,6 +26,7 @@ pub(super) fn connect(state: &Path, program: &Path) -> io::Result<UnixStream> {
         .arg("supervise")
         .arg("--state")
         .arg(state)
+        .args(cgroup_parent.into_iter().flat_map(|parent| [Path::new("--cgroup-parent"), parent]))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)

@@ -5,8 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::store;
-use super::task::STREAMS;
+use super::{output, store};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream};
 
@@ -14,6 +13,9 @@ use crate::pools::{LogPart, ReadLogs, Stream};
 const RETENTION: Duration = Duration::from_secs(24 * 3_600);
 /// Attempts whose output is kept at the most: the oldest go first.
 const KEPT_MAX: usize = 50_000;
+/// Tries of a read that the output's supervisor keeps disturbing: each time it moves files or drops
+/// the very bytes that were read. Then the reader comes again.
+const TRIES_MAX: usize = 16;
 
 /// Reads output of attempts in a supervisor's folder.
 pub(super) struct Logs {
@@ -24,40 +26,64 @@ impl ReadLogs for Logs {
     fn read(
         &self,
         attempt: AttemptId,
-        _task: u32,
+        task: u32,
         stream: Stream,
         offset: u64,
         bytes_max: usize,
     ) -> io::Result<LogPart> {
         let name = attempt.to_string();
-        let live = store::attempts_dir(&self.state).join(&name);
-        let kept = store::logs_dir(&self.state).join(&name);
-        let directory = if live.is_dir() { live } else { kept };
-        if !directory.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the output is no longer kept"));
-        }
-        let complete = directory.join("status.json").is_file() || !directory.join("launch.json").is_file();
-        let name = match stream {
-            Stream::Stdout => STREAMS[0],
-            Stream::Stderr => STREAMS[1],
-        };
-        let file = match std::fs::File::open(directory.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(LogPart { complete, ..LogPart::default() });
+        let places = [store::attempts_dir(&self.state).join(&name), store::logs_dir(&self.state).join(&name)];
+        for _ in 0..TRIES_MAX {
+            let Some(directory) = places.iter().find(|place| place.is_dir()) else {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the output is no longer kept"));
+            };
+            if let Some(part) = read_once(directory, task as usize, stream, offset, bytes_max)? {
+                return Ok(part);
             }
-            opened => opened?,
-        };
-        let end = file.metadata()?.len();
-        // The middle of long output is a hole: go on where there is data again.
-        let seek = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(offset));
-        let from = seek.unwrap_or(offset).max(offset).min(end);
-        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(from)).unwrap_or(end).max(from);
-        let len = usize::try_from(hole - from).unwrap_or(usize::MAX).min(bytes_max);
-        let mut data = vec![0; len];
-        let count = file.read_at(&mut data, from)?;
-        data.truncate(count);
-        Ok(LogPart { offset: from, data, end, complete })
+        }
+        Err(io::Error::new(io::ErrorKind::Interrupted, "the output changes faster than it can be read"))
     }
+}
+
+/// Reads from a directory; `None` if what was read changed meanwhile.
+fn read_once(
+    directory: &Path,
+    rank: usize,
+    stream: Stream,
+    offset: u64,
+    bytes_max: usize,
+) -> io::Result<Option<LogPart>> {
+    // Asked before the length, so that a length taken after the end is the last one.
+    let complete = directory.join("status.json").is_file() || !directory.join("launch.json").is_file();
+    let path = output::path(directory, rank, stream);
+    let file = match std::fs::File::open(&path) {
+        // Without its directory it has only been moved.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
+            return Ok(Some(LogPart { complete, ..LogPart::default() }));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let end = file.metadata()?.len();
+    let before = output::dropped(&path);
+    let (from, until) = match before {
+        Some(gap) if offset >= gap.from => (offset.max(gap.to), end),
+        Some(gap) => (offset, gap.from),
+        None => (offset, end),
+    };
+    let from = from.min(end);
+    let len = usize::try_from(until.saturating_sub(from)).unwrap_or(usize::MAX).min(bytes_max);
+    let mut data = vec![0; len];
+    let count = file.read_at(&mut data, from)?;
+    data.truncate(count);
+    // What is dropped is written down before it is: if the note still spares what was read, then
+    // it was there. A directory that has moved shows no notes.
+    let read = from..from + count as u64;
+    let spared = match output::dropped(&path) {
+        Some(gap) => read.end <= gap.from || read.start >= gap.to || read.is_empty(),
+        None => before.is_none(),
+    };
+    Ok((spared && directory.is_dir()).then_some(LogPart { offset: from, data, end, complete }))
 }
 
 /// Removes output past its retention.

@@ -1,13 +1,25 @@
 //! A pool that is the agent's own machine: commands as process groups, kept by a supervisor
 //! process that outlives the agent.
 //!
-//! `supervisor` is that process, `task` one attempt in it, `store` its files, `protocol` what it
-//! says with the agent, `client` how it is started, `logs` how output is read.
+//! The agent's side: `launch` makes of an order what is to be started, `client` starts the
+//! supervisor, `protocol` is what they say, `logs` reads output.
+//!
+//! The supervisor's: `supervisor` is its loop, `attempt` and `task` what it keeps, `recover` what it
+//! takes over from another, `store` and `output` its files, `cgroup` and `enter` the limits that the
+//! kernel enforces, `memory`, `orphans` and `process` what is done where it doesn't.
 
+mod attempt;
+mod cgroup;
 mod client;
+pub mod enter;
+mod launch;
 mod logs;
+mod memory;
+mod orphans;
+mod output;
 mod process;
 mod protocol;
+mod recover;
 mod store;
 pub mod supervisor;
 mod task;
@@ -25,19 +37,19 @@ use crate::clock::Clock;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, Revision};
-use crate::model::pool::{Capabilities, NodeSpec};
+use crate::model::pool::{Capabilities, Device, NodeSpec};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
-use crate::model::spec::{EnvValue, Run};
 use crate::model::time::Timestamp;
+use launch::{Pool, launch_request};
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
 
 /// What this backend can do with a job.
 pub const CAPABILITIES: Capabilities =
     Capabilities { real: true, processes: true, containers: false, leases: true, secrets: false };
 
-/// Output kept per attempt, both streams together.
-const LOG_MAX_BYTES: u64 = 64 << 20;
+/// Output kept per attempt, all streams of all tasks together, unless the pool's file says else.
+pub const LOG_MAX_BYTES: u64 = 64 << 20;
 
 /// The pool's settings.
 #[derive(Clone, Debug)]
@@ -49,6 +61,12 @@ pub struct Settings {
     pub cpus: Option<u64>,
     /// Memory that Weir may use; `None` means all but an eighth.
     pub memory_bytes: Option<u64>,
+    /// Accelerators, in the order in which their makers' tools list them.
+    pub devices: Vec<Device>,
+    /// The control group below which attempts get theirs; `None` means the supervisor's own.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Output kept per attempt.
+    pub log_max_bytes: u64,
 }
 
 /// The backend.
@@ -87,7 +105,7 @@ impl Host {
             taints: Vec::new(),
             cordoned: false,
             allocatable,
-            devices: Vec::new(),
+            devices: self.settings.devices.clone(),
         }
     }
 
@@ -105,48 +123,10 @@ impl Host {
         }
     }
 
-    /// What the supervisor is told to start.
-    fn launch_request(&self, launch: &Launch) -> Result<protocol::Launch, String> {
-        let [task] = &launch.order.tasks[..] else {
-            return Err("this pool is one machine and runs gangs of one task only".to_owned());
-        };
-        let group =
-            launch.spec.groups.get(usize::from(task.group)).ok_or("the order names no group of its spec")?;
-        let Run::Process(program) = &group.run else { return Err("this pool runs no containers".to_owned()) };
-        let mut env: Vec<(String, String)> = Vec::new();
-        for var in &program.env {
-            match &var.value {
-                EnvValue::Plain(value) => env.push((var.name.clone(), value.clone())),
-                EnvValue::Secret { name, .. } => {
-                    return Err(format!("this pool resolves no secrets: {name}"));
-                }
-            }
-        }
-        let order = &launch.order;
-        let own = [
-            ("WEIR_JOB", order.job_name.clone()),
-            ("WEIR_ATTEMPT_ID", order.attempt.to_string()),
-            ("WEIR_TASK_INDEX", task.task.to_string()),
-            ("WEIR_TASK_COUNT", group.count.to_string()),
-            ("WEIR_REGION", self.settings.region.to_string()),
-            ("WEIR_POOL", self.settings.pool.clone()),
-            ("WEIR_NODE", task.node.clone()),
-        ];
-        env.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        Ok(protocol::Launch {
-            attempt: order.attempt.to_string(),
-            revision: order.revision.0,
-            start_by_unix_ms: launch.start_by.0,
-            leased: launch.leased,
-            command: program.command.iter().chain(&program.args).cloned().collect(),
-            env,
-            workdir: (!program.workdir.is_empty()).then(|| program.workdir.clone()),
-            max_run_ms: launch.spec.max_run_ms,
-            grace_ms: launch.spec.grace_ms,
-            memory_max_bytes: group.request.resources.memory_bytes,
-            cpu_max_millis: group.request.resources.cpu_millis,
-            log_max_bytes: LOG_MAX_BYTES,
-        })
+    /// What this pool promises less than a job may think.
+    fn notes(&self) -> Vec<String> {
+        let note = "a part of a device is counted, not enforced: the task sees the whole device";
+        if self.settings.devices.is_empty() { Vec::new() } else { vec![note.to_owned()] }
     }
 }
 
@@ -197,8 +177,8 @@ impl PoolBackend for Host {
     async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
         let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
         let program = std::env::current_exe().map_err(failed)?;
-        let folder = self.folder();
-        let connect = move || client::connect(&folder, &program);
+        let (folder, parent) = (self.folder(), self.settings.cgroup_parent.clone());
+        let connect = move || client::connect(&folder, &program, parent.as_deref());
         let stream =
             tokio::task::spawn_blocking(connect).await.map_err(std::io::Error::other).and_then(|s| s);
         let stream = stream.and_then(|stream| {
@@ -207,13 +187,14 @@ impl PoolBackend for Host {
         });
         let (read, mut write) = stream.map_err(failed)?.into_split();
         let mut lines = BufReader::new(read).lines();
-        let (mut opened, mut listed) = (Opened { nodes: vec![self.node()], ..Opened::default() }, false);
+        let mut opened = Opened { nodes: vec![self.node()], notes: self.notes(), ..Opened::default() };
+        let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
             let line = lines.next_line().await.map_err(failed)?;
             let line = line.ok_or_else(|| failed(std::io::Error::other("the supervisor hung up")))?;
             match serde_json::from_str(&line).map_err(|error| failed(error.into()))? {
-                FromSupervisor::Notes { notes } => opened.notes = notes,
+                FromSupervisor::Notes { notes } => opened.notes.extend(notes),
                 FromSupervisor::Attempts { attempts } => {
                     opened.attempts = attempts.into_iter().filter_map(seen).collect();
                     listed = true;
@@ -248,7 +229,13 @@ impl PoolBackend for Host {
     }
 
     fn launch(&mut self, launch: Launch) {
-        match self.launch_request(&launch) {
+        let pool = Pool {
+            name: &self.settings.pool,
+            region: self.settings.region,
+            devices: &self.settings.devices,
+            log_max_bytes: self.settings.log_max_bytes,
+        };
+        match launch_request(&pool, &launch) {
             Ok(request) => self.send(ToSupervisor::Launch(request)),
             Err(message) => self.refuse(launch.order.attempt, message),
         }

@@ -8,6 +8,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// The environment variable by which a process, however far it strayed, names its attempt.
 pub(super) const ATTEMPT_VARIABLE: &str = "WEIR_ATTEMPT_ID";
+/// The same for the task's place in a gang; absent where the attempt has one task.
+pub(super) const RANK_VARIABLE: &str = "WEIR_GANG_RANK";
 
 /// One line of `/proc/PID/stat`, as far as a supervisor cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,25 +35,30 @@ pub(super) fn all() -> Vec<Stat> {
     entries.flatten().filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// Returns the live processes that carry an attempt in their environment, by attempt.
-pub(super) fn by_attempt() -> BTreeMap<String, Vec<Stat>> {
-    let mut found: BTreeMap<String, Vec<Stat>> = BTreeMap::new();
-    for stat in all() {
-        if let Some(attempt) = attempt_of(stat.pid).filter(|_| !stat.dead) {
-            found.entry(attempt).or_default().push(stat);
+/// Returns the live processes that carry an attempt in their environment, by attempt, with the rank
+/// of the task that they belong to.
+pub(super) fn by_attempt() -> BTreeMap<String, Vec<(Stat, usize)>> {
+    let mut found: BTreeMap<String, Vec<(Stat, usize)>> = BTreeMap::new();
+    for stat in all().into_iter().filter(|stat| !stat.dead) {
+        if let Some((attempt, rank)) = owner_of(stat.pid) {
+            found.entry(attempt).or_default().push((stat, rank));
         }
     }
     found
 }
 
-/// Returns the attempt that a process carries in its environment. A process that ended or
-/// belongs to someone else carries none.
-pub(super) fn attempt_of(pid: i32) -> Option<String> {
+/// Returns the attempt that a process carries in its environment, and the task's rank in it. A
+/// process that ended or belongs to someone else carries none.
+pub(super) fn owner_of(pid: i32) -> Option<(String, usize)> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    environ.split(|byte| *byte == 0).find_map(|variable| {
-        let value = variable.strip_prefix(ATTEMPT_VARIABLE.as_bytes())?.strip_prefix(b"=")?;
-        String::from_utf8(value.to_vec()).ok()
-    })
+    let value = |name: &str| {
+        environ.split(|byte| *byte == 0).find_map(|variable| {
+            let value = variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            String::from_utf8(value.to_vec()).ok()
+        })
+    };
+    let rank = value(RANK_VARIABLE).and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    Some((value(ATTEMPT_VARIABLE)?, rank))
 }
 
 /// Returns the children of this process, live or not, whichever thread started them.

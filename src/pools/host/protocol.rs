@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToSupervisor {
-    /// Starts a command, unless this attempt is known: then its status is only sent again.
+    /// Starts an attempt, unless it is known: then its status is only sent again.
     Launch(Launch),
-    /// Ends a running attempt: SIGTERM to its process group, SIGKILL after `grace_ms`.
+    /// Ends a running attempt: SIGTERM to its process groups, SIGKILL after `grace_ms`.
     Stop { attempt: String, grace_ms: u64 },
     /// Drops the memory of an ended attempt; its logs are kept until their retention is over.
     Forget { attempt: String },
@@ -23,7 +23,7 @@ pub enum ToSupervisor {
     Shutdown,
 }
 
-/// A command to run as one process group.
+/// Tasks that start and end together, each as a process group of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// At most 40 characters out of `a-z`, `0-9` and `-`.
@@ -31,23 +31,55 @@ pub struct Launch {
     pub revision: u64,
     /// Wall clock. After it nothing is started.
     pub start_by_unix_ms: u64,
-    /// Whether the command may only run while the lease lasts.
+    /// Whether the tasks may only run while the lease lasts.
     pub leased: bool,
-    pub command: Vec<String>,
-    /// On top of `PATH`, `HOME` and `LANG` of the supervisor.
+    /// Of every task, on top of its group's.
     pub env: Vec<(String, String)>,
-    /// `None`: an empty directory of its own, removed when the attempt is forgotten.
-    pub workdir: Option<String>,
+    /// What the tasks run: equal ones share an entry.
+    pub groups: Vec<GroupLaunch>,
+    /// At least one. A task's place here is its rank.
+    pub tasks: Vec<TaskLaunch>,
     /// 0: no limit.
     pub max_run_ms: u64,
-    /// Between SIGTERM and SIGKILL when `max_run_ms` is over.
+    /// Between SIGTERM and SIGKILL when `max_run_ms` is over, or another task has failed.
     pub grace_ms: u64,
+    /// Of all output of all tasks together, an equal share for each stream.
+    pub log_max_bytes: u64,
+}
+
+/// What the tasks of one group run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLaunch {
+    pub command: Vec<String>,
+    /// On top of `PATH`, `HOME`, `LANG` and `USER` of the supervisor.
+    pub env: Vec<(String, String)>,
+    /// `None`: an empty directory for each task, removed when the attempt is forgotten.
+    pub workdir: Option<String>,
     /// 0: no limit.
     pub memory_max_bytes: u64,
     /// 0: no limit.
     pub cpu_max_millis: u64,
-    /// Of standard output and standard error together, half for each.
-    pub log_max_bytes: u64,
+}
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskLaunch {
+    /// Its place in `Launch::groups`.
+    pub group: usize,
+    /// Its own, on top of all others.
+    pub env: Vec<(String, String)>,
+}
+
+impl Launch {
+    /// What the task of this rank runs; `None` if the launch contradicts itself.
+    pub fn group_of(&self, rank: usize) -> Option<&GroupLaunch> {
+        self.groups.get(self.tasks.get(rank)?.group)
+    }
+
+    /// The bytes that each stream of each task may keep.
+    pub fn stream_max_bytes(&self) -> u64 {
+        self.log_max_bytes / 2 / self.tasks.len().max(1) as u64
+    }
 }
 
 /// What a supervisor tells its agent.

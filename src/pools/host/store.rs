@@ -1,19 +1,21 @@
 //! The files of a supervisor: one directory per attempt.
 //!
 //! ```text
-//! DIR/attempts/ID/launch.json   written before the process is started
-//!                 pid           written after: who it is
-//!                 status.json   written when it is over
-//!                 work/         its directory, unless the launch names another
-//!                 stdout, stderr
+//! DIR/attempts/ID/launch.json   written before anything is started
+//!                 processes     a line for each task that was: who it is
+//!                 status.json   written when all is over
+//!                 RANK.stdout, RANK.stderr
+//!                 RANK.work/    the task's directory, unless the launch names another
+//!                 RANK.failure  why its program could not be started
 //! DIR/logs/ID                   what was forgotten: logs only
 //! ```
 //!
-//! Files are replaced by rename, so a reader sees all or nothing whoever is killed. Nothing is
-//! synced to disk: after a crash of the machine no process is left that could run twice.
+//! What is read while it may be replaced is replaced by rename; the rest is written once, and read by
+//! a supervisor that comes after a kill takes a torn file for none. Nothing is synced to disk: after
+//! a crash of the machine no process is left that could run twice.
 
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -23,12 +25,16 @@ use serde::{Deserialize, Serialize};
 /// Longer names would not fit the paths of control groups and file systems comfortably.
 const ATTEMPT_LEN_MAX: usize = 40;
 
-/// Who runs an attempt.
+/// Who runs a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProcessRecord {
+    pub(super) rank: usize,
     pub(super) pid: i32,
     pub(super) started_ticks: u64,
     pub(super) started_unix_ms: u64,
+    pub(super) started_boot_ms: u64,
+    /// Pids and ticks start anew with each boot.
+    pub(super) boot_id: String,
 }
 
 /// Until when leased attempts may run. It outlives the supervisor, but not the boot.
@@ -66,6 +72,30 @@ pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     temporary.push(".new");
     fs::write(&temporary, serde_json::to_vec(value)?)?;
     fs::rename(&temporary, path)
+}
+
+/// Writes a value as JSON where nobody reads it before it is whole, or takes half of it for none.
+pub(super) fn write_once<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    fs::write(path, serde_json::to_vec(value)?)
+}
+
+/// Adds a value to a file that holds one a line.
+pub(super) fn append<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    fs::OpenOptions::new().create(true).append(true).open(path)?.write_all(&line)
+}
+
+/// Reads the values of a file that holds one a line; those that are torn are left out.
+pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let lines = bytes.split(|byte| *byte == b'\n');
+            Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a value; `None` if there is no such file.

@@ -11,19 +11,26 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{WaitOptions, set_child_subreaper, waitpid};
+use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use super::attempt::{KeptAttempt, Now, attempt};
+use super::cgroup::Groups;
 use super::logs::collect;
-use super::process;
+use super::memory;
+use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
-use super::store::{self, LeaseRecord, ProcessRecord};
-use super::task::{Task, attempt};
+use super::recover::recover;
+use super::store::{self, LeaseRecord};
 
-/// How often output and memory are looked at while something runs.
+/// How often memory, and output that grows slowly, are looked at.
 const WATCH: Duration = Duration::from_millis(200);
-/// The same while output grows fast.
+/// The same for output that grows fast, or may: that of what has just begun.
 const WATCH_CLOSELY: Duration = Duration::from_millis(10);
+/// How long an attempt has just begun.
+const YOUNG_MS: u64 = 500;
+/// How often what can't be waited for is looked at.
+const LOOK_AGAIN_MS: u64 = 5;
 /// How often logs past their retention are looked for.
 const COLLECT: Duration = Duration::from_secs(60);
 /// How long a supervisor stays that has nothing to keep and no agent.
@@ -32,14 +39,18 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 const OUTGOING_MAX: usize = 4 << 20;
 /// Bytes of one request: a launch with a full command line.
 const LINE_MAX: usize = 8 << 20;
+/// Files that may be open: three for each running task and room, far below what programs that
+/// inherit the limit would stumble over.
+const FILES_MAX: u64 = 16_384;
 
 /// Keeps the attempts in `state` until there are none and no agent asks any more.
 ///
+/// Control groups are made below `cgroup_parent`, or below this process's own.
 /// A second supervisor of the same folder ends at once and well.
 ///
 /// # Errors
 /// If the folder or its socket can't be used.
-pub fn run(state: &Path) -> io::Result<()> {
+pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     store::create_private_dir(state)?;
     let lock =
         OpenOptions::new().create(true).truncate(false).write(true).open(state.join("supervisor.lock"))?;
@@ -50,34 +61,69 @@ pub fn run(state: &Path) -> io::Result<()> {
     store::create_private_dir(&store::logs_dir(state))?;
     // Orphans of tasks become children of this process, so that none gets away.
     set_child_subreaper(rustix::process::Pid::from_raw(1))?;
-    let socket = state.join("supervisor.sock");
-    let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket)?;
-    listener.set_nonblocking(true)?;
+    raise_file_limit();
+    let (groups, notes) = match Groups::open(cgroup_parent, state) {
+        Ok(groups) => {
+            let notes = notes(groups.cpu.as_ref().err(), groups.memory.as_ref().err());
+            (Some(groups), notes)
+        }
+        Err(why) => (None, notes(Some(&why), Some(&why))),
+    };
     let mut supervisor = Supervisor {
         state: state.to_owned(),
-        tasks: BTreeMap::new(),
+        boot_id: boot_id(),
+        groups,
+        notes,
+        attempts: BTreeMap::new(),
+        orphans: Orphans::default(),
         ended: BTreeMap::new(),
+        unwritten: Vec::new(),
+        emptied: Vec::new(),
         lease_until_boot_ms: 0,
         agent: None,
-        watched_at: Instant::now(),
+        memory_at: Instant::now(),
+        output_at: Instant::now(),
         watch: WATCH,
         collected_at: Instant::now(),
         busy_at: Instant::now(),
         leave: false,
         _lock: lock,
     };
-    supervisor.recover()?;
+    supervisor.take_over()?;
+    // Last, so that an agent that gets an answer gets the whole.
+    let socket = state.join("supervisor.sock");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket)?;
+    listener.set_nonblocking(true)?;
     supervisor.serve(&listener)
+}
+
+/// A supervisor of many tasks needs many files, and the usual limit is a thousand.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(FILES_MAX, |most| most.min(FILES_MAX));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // Refused, tasks beyond it fail to launch, and say so.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+    }
 }
 
 struct Supervisor {
     state: PathBuf,
-    tasks: BTreeMap<String, Task>,
+    boot_id: String,
+    groups: Option<Groups>,
+    notes: Vec<String>,
+    attempts: BTreeMap<String, KeptAttempt>,
+    orphans: Orphans,
     ended: BTreeMap<String, Attempt>,
+    /// Ends that found no room on the disk.
+    unwritten: Vec<String>,
+    /// Ended attempts whose control groups the kernel would not remove yet.
+    emptied: Vec<KeptAttempt>,
     lease_until_boot_ms: u64,
     agent: Option<Agent>,
-    watched_at: Instant,
+    memory_at: Instant,
+    output_at: Instant,
     watch: Duration,
     collected_at: Instant,
     busy_at: Instant,
@@ -91,6 +137,8 @@ struct Agent {
     stream: UnixStream,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// Bytes that may wait: more after a list, which may be long.
+    outgoing_max: usize,
 }
 
 fn boot_ms() -> u64 {
@@ -103,68 +151,25 @@ fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
-fn unix_ms() -> u64 {
+fn now() -> Now {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
+    Now { unix_ms: since.map_or(0, |since| since.as_millis() as u64), boot_ms: boot_ms() }
 }
 
 impl Supervisor {
     /// Takes over what an earlier supervisor kept.
-    fn recover(&mut self) -> io::Result<()> {
+    fn take_over(&mut self) -> io::Result<()> {
         // A lease outlives the supervisor, but not the boot that its clock counts from.
         let lease = store::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
-        if let Some(lease) = lease.filter(|lease| lease.boot_id == boot_id()) {
+        if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
             self.lease_until_boot_ms = lease.until_boot_ms;
         }
-        let mut unseen = Vec::new();
-        for entry in std::fs::read_dir(store::attempts_dir(&self.state))?.flatten() {
-            let directory = entry.path();
-            let Some(launch) = store::read::<Launch>(&directory.join("launch.json")).ok().flatten() else {
-                // It never got as far as being started.
-                let _ = std::fs::remove_dir_all(&directory);
-                continue;
-            };
-            if let Ok(Some(ended)) = store::read::<Attempt>(&directory.join("status.json")) {
-                self.ended.insert(launch.attempt, ended);
-                continue;
-            }
-            let record = store::read::<ProcessRecord>(&directory.join("pid")).ok().flatten();
-            let alive = record.filter(|record| {
-                process::stat(record.pid)
-                    .is_some_and(|stat| !stat.dead && stat.started_ticks == record.started_ticks)
-            });
-            match alive {
-                Some(record) => {
-                    let task = Task::adopt(launch.clone(), directory, &record, unix_ms(), boot_ms());
-                    self.tasks.insert(launch.attempt, task);
-                }
-                None => unseen.push((launch, directory)),
-            }
-        }
-        if unseen.is_empty() {
-            return Ok(());
-        }
-        // Started, but killed before it was noted: its environment tells.
-        let mut strays = process::by_attempt();
-        for (launch, directory) in unseen {
-            let stat = strays
-                .remove(&launch.attempt)
-                .and_then(|stats| stats.into_iter().min_by_key(|stat| stat.pid));
-            match stat {
-                Some(stat) => {
-                    let record = ProcessRecord {
-                        pid: stat.group,
-                        started_ticks: stat.started_ticks,
-                        started_unix_ms: unix_ms(),
-                    };
-                    let task = Task::adopt(launch.clone(), directory, &record, unix_ms(), boot_ms());
-                    self.tasks.insert(launch.attempt, task);
-                }
-                None => {
-                    let message = "it was gone when its supervisor came back".to_owned();
-                    self.end_unstarted(&launch, EndKind::Vanished, message);
-                }
-            }
+        let recovered = recover(&self.state, self.groups.as_ref(), now(), &self.boot_id)?;
+        self.attempts = recovered.kept;
+        self.ended = recovered.ended;
+        for launch in recovered.vanished {
+            let message = "it was gone when its supervisor came back".to_owned();
+            self.end_unstarted(&launch, EndKind::Vanished, message);
         }
         Ok(())
     }
@@ -174,20 +179,24 @@ impl Supervisor {
             self.wait(listener)?;
             if let Ok((stream, _)) = listener.accept() {
                 stream.set_nonblocking(true)?;
-                self.agent = Some(Agent { stream, incoming: Vec::new(), outgoing: Vec::new() });
-                self.say(&FromSupervisor::Notes { notes: notes() });
+                let (incoming, outgoing) = (Vec::new(), Vec::new());
+                self.agent = Some(Agent { stream, incoming, outgoing, outgoing_max: OUTGOING_MAX });
+                self.say(&FromSupervisor::Notes { notes: self.notes.clone() });
             }
             self.read_requests();
-            self.keep_tasks();
+            self.keep_attempts();
             self.flush();
             if self.collected_at.elapsed() > COLLECT {
                 self.collected_at = Instant::now();
                 collect(&store::logs_dir(&self.state));
             }
-            if self.agent.is_some() || !self.tasks.is_empty() || !self.ended.is_empty() {
+            if self.agent.is_some() || !self.attempts.is_empty() || !self.ended.is_empty() {
                 self.busy_at = Instant::now();
             }
             self.leave |= self.busy_at.elapsed() > IDLE_MAX;
+        }
+        if let Some(groups) = &self.groups {
+            groups.remove();
         }
         Ok(())
     }
@@ -201,16 +210,27 @@ impl Supervisor {
         }
         let now = boot_ms();
         let mut wait_ms = 30_000;
-        for task in self.tasks.values() {
-            fds.extend(task.pidfd.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
-            wait_ms = wait_ms.min(task.deadline().saturating_sub(now));
-            if task.pidfd.is_none() {
-                // Leftovers of a group send no notice when they go.
-                wait_ms = wait_ms.min(5);
+        for attempt in self.attempts.values() {
+            wait_ms = wait_ms.min(attempt.deadline().saturating_sub(now));
+            if attempt.is_over() {
+                // What is left of it sends no notice when it goes.
+                wait_ms = wait_ms.min(LOOK_AGAIN_MS);
+                continue;
+            }
+            for task in attempt.tasks().iter().filter(|task| task.exit().is_none()) {
+                match &task.pidfd {
+                    Some(fd) => fds.push(PollFd::new(fd, PollFlags::IN)),
+                    None => wait_ms = wait_ms.min(LOOK_AGAIN_MS),
+                }
             }
         }
-        if !self.tasks.is_empty() {
-            wait_ms = wait_ms.min(self.watch.saturating_sub(self.watched_at.elapsed()).as_millis() as u64);
+        if !self.attempts.is_empty() {
+            let output = self.watch.saturating_sub(self.output_at.elapsed());
+            let memory = WATCH.saturating_sub(self.memory_at.elapsed());
+            wait_ms = wait_ms.min(output.min(memory).as_millis() as u64);
+        }
+        if !(self.unwritten.is_empty() && self.emptied.is_empty()) {
+            wait_ms = wait_ms.min(WATCH.as_millis() as u64);
         }
         let timeout =
             Timespec { tv_sec: (wait_ms / 1_000) as i64, tv_nsec: (wait_ms % 1_000) as i64 * 1_000_000 + 1 };
@@ -239,9 +259,9 @@ impl Supervisor {
                 }
             }
         }
-        gone |= agent.incoming.len() > LINE_MAX;
         let end = agent.incoming.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = agent.incoming.drain(..end).collect();
+        gone |= agent.incoming.len() > LINE_MAX;
         if gone {
             self.agent = None;
         }
@@ -258,8 +278,8 @@ impl Supervisor {
         match request {
             ToSupervisor::Launch(launch) => self.launch(launch),
             ToSupervisor::Stop { attempt, grace_ms } => {
-                if let Some(task) = self.tasks.get_mut(&attempt) {
-                    task.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
+                if let Some(kept) = self.attempts.get_mut(&attempt) {
+                    kept.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
                 } else if let Some(ended) = self.ended.get(&attempt).cloned() {
                     self.say(&FromSupervisor::Moved(ended));
                 }
@@ -268,23 +288,27 @@ impl Supervisor {
             ToSupervisor::Renew { lease_until_boot_ms } => {
                 if lease_until_boot_ms > self.lease_until_boot_ms {
                     self.lease_until_boot_ms = lease_until_boot_ms;
-                    let lease = LeaseRecord { boot_id: boot_id(), until_boot_ms: lease_until_boot_ms };
+                    let lease =
+                        LeaseRecord { boot_id: self.boot_id.clone(), until_boot_ms: lease_until_boot_ms };
                     // Unwritten, it is only forgotten sooner: leased tasks then end early.
                     let _ = store::write(&self.state.join("lease"), &lease);
                 }
             }
             ToSupervisor::List => {
-                let running = self.tasks.values().map(Task::running);
+                let running = self.attempts.values().map(KeptAttempt::running);
                 let attempts = running.chain(self.ended.values().cloned()).collect();
                 self.say(&FromSupervisor::Attempts { attempts });
+                if let Some(agent) = &mut self.agent {
+                    agent.outgoing_max = agent.outgoing.len() + OUTGOING_MAX;
+                }
             }
-            ToSupervisor::Shutdown => self.leave |= self.tasks.is_empty(),
+            ToSupervisor::Shutdown => self.leave |= self.attempts.is_empty(),
         }
     }
 
     fn launch(&mut self, launch: Launch) {
-        if let Some(task) = self.tasks.get(&launch.attempt) {
-            let running = task.running();
+        if let Some(kept) = self.attempts.get(&launch.attempt) {
+            let running = kept.running();
             return self.say(&FromSupervisor::Moved(running));
         }
         if let Some(ended) = self.ended.get(&launch.attempt).cloned() {
@@ -293,22 +317,27 @@ impl Supervisor {
         if !store::is_attempt(&launch.attempt) {
             return;
         }
-        let late = unix_ms() > launch.start_by_unix_ms;
-        if late || (launch.leased && boot_ms() >= self.lease_until_boot_ms) {
+        let now = now();
+        let late = now.unix_ms > launch.start_by_unix_ms;
+        if late || (launch.leased && now.boot_ms >= self.lease_until_boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
             let status = unstarted(EndKind::NotStarted, message.to_owned());
             return self.say(&FromSupervisor::Moved(attempt(&launch, status)));
         }
         let directory = store::attempts_dir(&self.state).join(&launch.attempt);
         let prepared = store::create_private_dir(&directory)
-            .and_then(|()| store::write(&directory.join("launch.json"), &launch));
-        let spawned = prepared.and_then(|()| Task::spawn(launch.clone(), directory, unix_ms(), boot_ms()));
-        match spawned {
-            Ok(task) => {
-                self.say(&FromSupervisor::Moved(task.running()));
-                self.tasks.insert(launch.attempt, task);
+            .and_then(|()| store::write_once(&directory.join("launch.json"), &launch));
+        let started = match prepared {
+            Ok(()) => KeptAttempt::start(launch.clone(), directory, self.groups.as_ref(), now, &self.boot_id),
+            Err(error) => Err(error.to_string()),
+        };
+        match started {
+            Ok(kept) => {
+                self.say(&FromSupervisor::Moved(kept.running()));
+                self.attempts.insert(launch.attempt, kept);
+                self.watch = WATCH_CLOSELY;
             }
-            Err(error) => self.end_unstarted(&launch, EndKind::LaunchFailed, error.to_string()),
+            Err(message) => self.end_unstarted(&launch, EndKind::LaunchFailed, message),
         }
     }
 
@@ -318,85 +347,112 @@ impl Supervisor {
 
     /// Writes an end down, then tells it.
     fn end(&mut self, ended: Attempt) {
-        let directory = store::attempts_dir(&self.state).join(&ended.attempt);
-        // Without a place to write it to, it is still told as long as this process lives.
-        let _ = store::write(&directory.join("status.json"), &ended);
+        if self.write_end(&ended).is_err() {
+            // It is told as long as this process lives, and written when there is room again.
+            self.unwritten.push(ended.attempt.clone());
+        }
         self.say(&FromSupervisor::Moved(ended.clone()));
         self.ended.insert(ended.attempt.clone(), ended);
     }
 
+    fn write_end(&self, ended: &Attempt) -> io::Result<()> {
+        let directory = store::attempts_dir(&self.state).join(&ended.attempt);
+        store::write_once(&directory.join("status.json"), ended)
+    }
+
     fn forget(&mut self, attempt: &str) {
-        if self.ended.remove(attempt).is_none() {
-            return;
-        }
+        let Some(ended) = self.ended.remove(attempt) else { return };
         let directory = store::attempts_dir(&self.state).join(attempt);
-        for name in ["launch.json", "status.json", "pid"] {
+        // The launch goes first, as it makes the attempt one that is known; and it holds secrets.
+        for name in ["launch.json", "status.json", "processes"] {
             let _ = std::fs::remove_file(directory.join(name));
         }
-        let _ = std::fs::remove_dir_all(directory.join("work"));
+        if let Ok(entries) = std::fs::read_dir(&directory) {
+            let work =
+                entries.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "work"));
+            work.for_each(|entry| drop(std::fs::remove_dir_all(entry.path())));
+        }
+        self.unwritten.retain(|unwritten| *unwritten != ended.attempt);
         let _ = std::fs::rename(&directory, store::logs_dir(&self.state).join(attempt));
     }
 
-    fn keep_tasks(&mut self) {
-        let now = boot_ms();
-        let lease_over = now >= self.lease_until_boot_ms;
-        let mut gone = Vec::new();
-        for (name, task) in &mut self.tasks {
-            if task.launch.leased && lease_over {
+    fn keep_attempts(&mut self) {
+        let now = now();
+        self.reap(now.boot_ms);
+        let lease_over = now.boot_ms >= self.lease_until_boot_ms;
+        for attempt in self.attempts.values_mut() {
+            if attempt.launch.leased && lease_over {
                 let grace_ms = crate::state::event::LEASE_STOP_GRACE_MS / 2;
-                task.stop(EndKind::LeaseEnded, grace_ms, "its pool lost the broker".to_owned(), now);
+                let message = "its pool lost the broker".to_owned();
+                attempt.stop(EndKind::LeaseEnded, grace_ms, message, now.boot_ms);
             }
-            task.keep_deadlines(now);
-            if task.reap(now) && !task.has_leftovers() {
-                gone.push(name.clone());
-            }
+            attempt.notice_ends(now);
         }
-        for name in gone {
-            if let Some(mut task) = self.tasks.remove(&name) {
-                task.cap_output();
-                self.end(task.outcome(unix_ms()));
-            }
+        let due = |attempt: &KeptAttempt| attempt.is_over() || attempt.deadline() <= now.boot_ms;
+        let due = self.attempts.iter().filter(|(_, attempt)| due(attempt)).map(|(name, _)| name.clone());
+        let due: Vec<String> = due.collect();
+        if !due.is_empty() {
+            self.orphans.look(&self.attempts);
         }
-        self.reap_strays();
-        if self.watched_at.elapsed() >= self.watch && !self.tasks.is_empty() {
-            self.watched_at = Instant::now();
-            self.watch_tasks(now);
+        for name in due {
+            self.keep(&name, now);
+        }
+        self.watch(now.boot_ms);
+    }
+
+    /// Waits for all that ended: main processes, and orphans that became children of this process.
+    fn reap(&mut self, boot_ms: u64) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            let pid = pid.as_raw_nonzero().get();
+            let _orphan = !self.attempts.values_mut().any(|kept| kept.note_exit(pid, status, boot_ms));
         }
     }
 
-    /// Waits for orphans that became children of this process.
-    fn reap_strays(&self) {
-        if self.watched_at.elapsed() < self.watch {
+    /// Does for one attempt what is due.
+    fn keep(&mut self, name: &str, now: Now) {
+        let Some(attempt) = self.attempts.get_mut(name) else { return };
+        let orphans = self.orphans.of(name, attempt.adopted);
+        attempt.keep_deadlines(&orphans, now.boot_ms);
+        if !attempt.is_over() {
             return;
         }
-        let ours: Vec<i32> = self.tasks.values().map(Task::pid).collect();
-        for pid in process::own_children().into_iter().filter(|pid| !ours.contains(pid)) {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        if attempt.has_leftovers(&orphans) {
+            return attempt.end_leftovers(&orphans);
+        }
+        if let Some(mut attempt) = self.attempts.remove(name) {
+            attempt.bound_output(now.boot_ms);
+            self.end(attempt.outcome(now.unix_ms));
+            if !attempt.remove_group() {
+                self.emptied.push(attempt);
             }
         }
     }
 
-    fn watch_tasks(&mut self, now: u64) {
-        let mut fast = false;
-        for task in self.tasks.values_mut() {
-            fast |= task.cap_output();
+    /// Looks now and then at what sends no notice.
+    fn watch(&mut self, boot_ms: u64) {
+        if self.output_at.elapsed() >= self.watch {
+            self.output_at = Instant::now();
+            let mut closely = false;
+            for attempt in self.attempts.values_mut() {
+                closely |= attempt.bound_output(boot_ms) | attempt.is_younger(YOUNG_MS, boot_ms);
+            }
+            self.watch = if closely { WATCH_CLOSELY } else { WATCH };
         }
-        self.watch = if fast { WATCH_CLOSELY } else { WATCH };
-        let limited = self.tasks.values().any(|task| task.launch.memory_max_bytes > 0);
-        if !limited {
+        if self.memory_at.elapsed() < WATCH {
             return;
         }
-        let page = rustix::param::page_size() as u64;
-        let mut held: BTreeMap<i32, u64> = BTreeMap::new();
-        for stat in process::all() {
-            *held.entry(stat.group).or_default() += stat.resident_pages * page;
+        self.memory_at = Instant::now();
+        let enforced = self.groups.as_ref().is_some_and(|groups| groups.memory.is_ok());
+        let excesses = if enforced { Vec::new() } else { memory::excesses(&self.attempts) };
+        for over in excesses {
+            if let Some(attempt) = self.attempts.get_mut(&over.attempt) {
+                attempt.stop_for_memory(&over, boot_ms);
+            }
         }
-        for task in self.tasks.values_mut() {
-            let (most, holds) = (task.launch.memory_max_bytes, held.get(&task.pid()).copied().unwrap_or(0));
-            if most > 0 && holds > most {
-                let message = format!("held {holds} bytes of memory, {most} were asked for");
-                task.stop(EndKind::OutOfMemory, 0, message, now);
+        self.emptied.retain(|attempt| !attempt.remove_group());
+        for name in std::mem::take(&mut self.unwritten) {
+            if self.ended.get(&name).is_some_and(|ended| self.write_end(ended).is_err()) {
+                self.unwritten.push(name);
             }
         }
     }
@@ -412,7 +468,7 @@ impl Supervisor {
     fn flush(&mut self) {
         let Some(agent) = &mut self.agent else { return };
         let mut written = 0;
-        let mut gone = agent.outgoing.len() > OUTGOING_MAX;
+        let mut gone = agent.outgoing.len() > agent.outgoing_max;
         while written < agent.outgoing.len() && !gone {
             match agent.stream.write(&agent.outgoing[written..]) {
                 Ok(count) => written += count,
@@ -422,6 +478,9 @@ impl Supervisor {
             }
         }
         agent.outgoing.drain(..written);
+        if agent.outgoing.is_empty() {
+            agent.outgoing_max = OUTGOING_MAX;
+        }
         if gone {
             self.agent = None;
         }
@@ -431,7 +490,7 @@ impl Supervisor {
 fn unstarted(kind: EndKind, message: String) -> Status {
     Status::Ended {
         started_unix_ms: None,
-        ended_unix_ms: unix_ms(),
+        ended_unix_ms: now().unix_ms,
         kind,
         exit_code: None,
         signal: None,
@@ -439,10 +498,15 @@ fn unstarted(kind: EndKind, message: String) -> Status {
     }
 }
 
-/// What is not enforced here.
-fn notes() -> Vec<String> {
-    vec![
-        "CPU limits are not enforced".to_owned(),
-        "memory is watched every 200 ms, not enforced by the kernel: a task above what it asked for is killed".to_owned(),
-    ]
+/// What is not enforced here, and why.
+fn notes(cpu: Option<&String>, memory: Option<&String>) -> Vec<String> {
+    let cpu = cpu.map(|why| format!("CPU limits are not enforced: {why}"));
+    let memory = memory.map(|why| {
+        format!(
+            "memory is watched every {} ms, not enforced by the kernel, and a task above what it asked for \
+             is killed: {why}",
+            WATCH.as_millis()
+        )
+    });
+    cpu.into_iter().chain(memory).collect()
 }

@@ -1,271 +1,281 @@
-//! One attempt as its supervisor keeps it: a process group, its deadlines, its files.
+//! One task as its supervisor keeps it: a process group, maybe a control group, and its files.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, test_kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill_process_group};
 
+use super::cgroup::Group;
+use super::enter;
+use super::output::{self, Look};
 use super::process;
-use super::protocol::{Attempt, EndKind, Launch, Status};
+use super::protocol::{EndKind, Launch};
 use super::store::{self, ProcessRecord};
+use crate::pools::Stream;
 
-/// From the hard end of a group's main process until what it left behind is killed.
-const LEFTOVERS_GRACE_MS: u64 = 2_000;
+/// Where programs are looked for if neither the launch nor the supervisor's environment says.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// An attempt that may still have processes.
+/// A task that was started.
 pub(super) struct Task {
-    pub(super) launch: Launch,
-    pub(super) directory: PathBuf,
+    rank: usize,
     pid: i32,
-    /// `None` for a process that an earlier supervisor started: its exit status can't be known.
-    child: Option<Child>,
+    started_ticks: u64,
+    /// Started by this process, so its exit status comes from waiting for it.
+    is_child: bool,
+    /// Wakes the supervisor when the main process ends.
     pub(super) pidfd: Option<OwnedFd>,
-    started_unix_ms: u64,
-    started_boot_ms: u64,
-    /// Why it is being ended, and when the hard signal goes out.
-    stopping: Option<(EndKind, u64, String)>,
-    killed: bool,
-    /// Its main process has ended so; others of the group may be left until then.
-    exited: Option<(Option<i32>, Option<i32>)>,
-    leftovers_until: u64,
+    group: Option<Group>,
+    /// How its main process ended, once it has.
+    exit: Option<Exit>,
     /// Bytes of output when it was last looked at.
     seen: [u64; 2],
 }
 
-/// The two files of output.
-pub(super) const STREAMS: [&str; 2] = ["stdout", "stderr"];
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Exit {
+    pub(super) kind: EndKind,
+    pub(super) exit_code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    pub(super) message: String,
+}
+
+impl Exit {
+    /// An end without an exit status.
+    pub(super) fn plain(kind: EndKind, message: &str) -> Self {
+        Self { kind, exit_code: None, signal: None, message: message.to_owned() }
+    }
+}
 
 impl Task {
-    /// Starts a command whose directory is made.
-    pub(super) fn spawn(launch: Launch, directory: PathBuf, unix_ms: u64, boot_ms: u64) -> io::Result<Self> {
-        let output = |name: &str| OpenOptions::new().create(true).append(true).open(directory.join(name));
-        let workdir = match &launch.workdir {
-            Some(path) => PathBuf::from(path),
-            None => {
-                let path = directory.join("work");
-                store::create_private_dir(&path)?;
-                path
+    /// Starts the task of this rank in an attempt whose directory is made.
+    ///
+    /// # Errors
+    /// What keeps the program from being started, naming what it is about.
+    pub(super) fn spawn(
+        launch: &Launch,
+        directory: &Path,
+        rank: usize,
+        group: Option<Group>,
+    ) -> io::Result<Self> {
+        let output = |stream| output::create(directory, rank, stream);
+        let spawn = |shell| {
+            let mut command = command(launch, directory, rank, group.as_ref(), shell)?;
+            command.stdin(Stdio::null()).stdout(output(Stream::Stdout)?).stderr(output(Stream::Stderr)?);
+            command.process_group(0).spawn()
+        };
+        let child = match spawn(None) {
+            // A text that doesn't say who reads it: as every shell does, let one read it.
+            Err(error) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
+                spawn(Some("/bin/sh"))?
             }
+            spawned => spawned?,
         };
-        let (program, arguments) =
-            launch.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
-        let mut command = Command::new(program);
-        command.args(arguments).env_clear().current_dir(&workdir);
-        for name in ["PATH", "HOME", "LANG", "USER"] {
-            command.envs(std::env::var_os(name).map(|value| (name, value)));
-        }
-        command.envs(launch.env.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(output("stdout")?).stderr(output("stderr")?).process_group(0);
-        let child = command.spawn().map_err(|error| {
-            // The program may be there and the directory not: the error alone doesn't say which.
-            let what = if workdir.is_dir() { program.clone() } else { workdir.display().to_string() };
-            io::Error::new(error.kind(), format!("{what}: {error}"))
-        })?;
         let pid = child.id().cast_signed();
-        let record = ProcessRecord {
-            pid,
-            started_ticks: process::stat(pid).map_or(0, |stat| stat.started_ticks),
-            started_unix_ms: unix_ms,
-        };
-        store::write(&directory.join("pid"), &record)?;
-        Ok(Self::new(launch, directory, pid, Some(child), unix_ms, boot_ms))
+        let started_ticks = process::stat(pid).map_or(0, |stat| stat.started_ticks);
+        Ok(Self::new(rank, pid, started_ticks, true, group))
     }
 
-    /// Takes over a process that an earlier supervisor started.
-    pub(super) fn adopt(
-        launch: Launch,
-        directory: PathBuf,
-        record: &ProcessRecord,
-        unix_ms: u64,
-        boot_ms: u64,
-    ) -> Self {
-        let ran_ms = unix_ms.saturating_sub(record.started_unix_ms);
-        let started_boot_ms = boot_ms.saturating_sub(ran_ms);
-        Self::new(launch, directory, record.pid, None, record.started_unix_ms, started_boot_ms)
+    /// Takes over a task that an earlier supervisor started. Its exit status can't be known.
+    pub(super) fn adopt(rank: usize, pid: i32, started_ticks: u64, group: Option<Group>) -> Self {
+        Self::new(rank, pid, started_ticks, false, group)
     }
 
-    fn new(
-        launch: Launch,
-        directory: PathBuf,
-        pid: i32,
-        child: Option<Child>,
-        started_unix_ms: u64,
-        started_boot_ms: u64,
-    ) -> Self {
+    fn new(rank: usize, pid: i32, started_ticks: u64, is_child: bool, group: Option<Group>) -> Self {
         let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        Self {
-            launch,
-            directory,
-            pid,
-            child,
-            pidfd,
-            started_unix_ms,
-            started_boot_ms,
-            stopping: None,
-            killed: false,
-            exited: None,
-            leftovers_until: 0,
-            seen: [0; 2],
-        }
+        Self { rank, pid, started_ticks, is_child, pidfd, group, exit: None, seen: [0; 2] }
     }
 
+    /// Its place in its attempt.
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Its main process, which also names its process group.
     pub(super) fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// How it stands, while it has not ended.
-    pub(super) fn running(&self) -> Attempt {
-        attempt(&self.launch, Status::Running { started_unix_ms: self.started_unix_ms })
+    /// The control group that it runs in.
+    pub(super) fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
     }
 
-    /// Begins to end it, politely. A reason given before stays.
-    pub(super) fn stop(&mut self, kind: EndKind, grace_ms: u64, message: String, boot_ms: u64) {
-        if self.stopping.is_none() && self.exited.is_none() {
-            self.stopping = Some((kind, boot_ms + grace_ms, message));
-            self.signal(if grace_ms == 0 { Signal::KILL } else { Signal::TERM });
+    /// How its main process ended, once it has.
+    pub(super) fn exit(&self) -> Option<&Exit> {
+        self.exit.as_ref()
+    }
+
+    /// What the next supervisor must know of it.
+    pub(super) fn record(&self, unix_ms: u64, boot_ms: u64, boot_id: &str) -> ProcessRecord {
+        ProcessRecord {
+            rank: self.rank,
+            pid: self.pid,
+            started_ticks: self.started_ticks,
+            started_unix_ms: unix_ms,
+            started_boot_ms: boot_ms,
+            boot_id: boot_id.to_owned(),
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = Pid::from_raw(self.pid) {
+    /// Notes what waiting for its main process brought.
+    pub(super) fn note_exit(&mut self, status: WaitStatus, directory: &Path) {
+        let (exit_code, signal) = (status.exit_status(), status.terminating_signal());
+        let (kind, message) = match (exit_code, signal) {
+            (Some(0), _) => (EndKind::Succeeded, String::new()),
+            _ if self.group.as_ref().is_some_and(Group::ran_out_of_memory) => {
+                (EndKind::OutOfMemory, "used more memory than was asked for".to_owned())
+            }
+            (Some(enter::FAILED), _) if self.group.is_some() => self.why_not_started(directory),
+            (None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
+            _ => (EndKind::Failed, String::new()),
+        };
+        let exit_code = exit_code.filter(|_| kind != EndKind::LaunchFailed);
+        self.end(Exit { kind, exit_code, signal, message });
+    }
+
+    /// Tells a program that never began from one that itself ended with that code.
+    fn why_not_started(&self, directory: &Path) -> (EndKind, String) {
+        match std::fs::read_to_string(failure_path(directory, self.rank)) {
+            Ok(message) => (EndKind::LaunchFailed, message),
+            Err(_) => (EndKind::Failed, String::new()),
+        }
+    }
+
+    /// Notes the end of a process that somebody else waits for.
+    pub(super) fn notice_end(&mut self) {
+        if self.exit.is_none() && !self.is_child && !self.is_alive() {
+            let message = "its supervisor was restarted: the exit status is unknown";
+            self.end(Exit::plain(EndKind::Vanished, message));
+        }
+    }
+
+    fn end(&mut self, exit: Exit) {
+        self.exit = Some(exit);
+        self.pidfd = None;
+    }
+
+    /// Its main process is there, and is no other that got its number since.
+    fn is_alive(&self) -> bool {
+        process::stat(self.pid).is_some_and(|stat| !stat.dead && stat.started_ticks == self.started_ticks)
+    }
+
+    /// Its process group has members.
+    ///
+    /// A number is not given to a new process while a group bears it. So if the main process was
+    /// waited for and there is a process of that number, then the group is empty, and the number
+    /// now means somebody else.
+    pub(super) fn has_process_group(&self) -> bool {
+        let Some(group) = Pid::from_raw(self.pid) else { return false };
+        let main = process::stat(self.pid);
+        let same = main.is_some_and(|stat| stat.started_ticks == self.started_ticks);
+        let ours = match (&self.exit, self.is_child) {
+            (None, true) => true,
+            (None, false) => same,
+            (Some(_), true) => main.is_none(),
+            (Some(_), false) => main.is_none() || same,
+        };
+        if !ours || test_kill_process_group(group).is_err() {
+            return false;
+        }
+        // The dead count as members until they are waited for. Those of an earlier supervisor are
+        // waited for by the system's first process, which may take its time.
+        self.is_child || process::all().iter().any(|stat| stat.group == self.pid && !stat.dead)
+    }
+
+    /// Sends a signal to its process group.
+    pub(super) fn signal(&self, signal: Signal) {
+        if self.has_process_group()
+            && let Some(group) = Pid::from_raw(self.pid)
+        {
             process::signal_group(group, signal);
         }
     }
 
-    /// When something must be done next, on the boot clock.
-    pub(super) fn deadline(&self) -> u64 {
-        if self.exited.is_some() {
-            return self.leftovers_until;
-        }
-        match &self.stopping {
-            Some((_, kill_at, _)) if !self.killed => *kill_at,
-            Some(_) => u64::MAX,
-            None if self.launch.max_run_ms > 0 => self.started_boot_ms.saturating_add(self.launch.max_run_ms),
-            None => u64::MAX,
-        }
-    }
-
-    /// Does what is due: ends what ran too long, kills what did not go.
-    pub(super) fn keep_deadlines(&mut self, boot_ms: u64) {
-        if self.deadline() > boot_ms {
-            return;
-        }
-        if self.exited.is_some() {
-            self.kill_leftovers(Signal::KILL);
-        } else if self.stopping.is_some() {
-            self.killed = true;
-            self.kill_leftovers(Signal::KILL);
-        } else {
-            let message = format!("ran longer than {} ms", self.launch.max_run_ms);
-            self.stop(EndKind::TimedOut, self.launch.grace_ms.max(1), message, boot_ms);
-        }
-    }
-
-    /// Notes the exit of the main process; tells whether it has exited.
-    pub(super) fn reap(&mut self, boot_ms: u64) -> bool {
-        if self.exited.is_some() {
-            return true;
-        }
-        let ended = match &mut self.child {
-            Some(child) => match child.try_wait() {
-                Ok(Some(status)) => Some((status.code(), status.signal())),
-                Ok(None) => None,
-                Err(_) => Some((None, None)),
-            },
-            None => process::stat(self.pid).is_none_or(|stat| stat.dead).then_some((None, None)),
-        };
-        if ended.is_some() {
-            self.exited = ended;
-            self.leftovers_until = boot_ms + LEFTOVERS_GRACE_MS;
-            self.pidfd = None;
-            if self.has_leftovers() {
-                self.kill_leftovers(Signal::TERM);
-            }
-        }
-        ended.is_some()
-    }
-
-    /// Other processes of the attempt are alive: of its group, or strayed from it.
-    pub(super) fn has_leftovers(&self) -> bool {
-        Pid::from_raw(self.pid).is_some_and(|group| test_kill_process_group(group).is_ok())
-            || !self.strays().is_empty()
-    }
-
-    /// Orphans that have become children of this process and carry the attempt's name.
-    fn strays(&self) -> Vec<i32> {
-        let children = process::own_children().into_iter().filter(|pid| *pid != self.pid);
-        children
-            .filter(|pid| process::stat(*pid).is_some_and(|stat| !stat.dead))
-            .filter(|pid| process::attempt_of(*pid).as_deref() == Some(&self.launch.attempt))
-            .collect()
-    }
-
-    fn kill_leftovers(&self, signal: Signal) {
-        self.signal(signal);
-        self.strays().into_iter().for_each(|pid| process::signal(pid, signal));
-    }
-
-    /// How it ended, once nothing is left of it.
-    pub(super) fn outcome(&self, unix_ms: u64) -> Attempt {
-        let (exit_code, signal) = self.exited.unwrap_or_default();
-        let (kind, message) = match (&self.stopping, exit_code, signal) {
-            // What ended well before the signal reached it ended well.
-            (_, Some(0), None) => (EndKind::Succeeded, String::new()),
-            (Some((kind, _, message)), _, _) => (*kind, message.clone()),
-            (None, None, None) => {
-                (EndKind::Vanished, "its supervisor was restarted: the exit status is unknown".to_owned())
-            }
-            (None, Some(_), _) => (EndKind::Failed, String::new()),
-            (None, None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
-        };
-        let status = Status::Ended {
-            started_unix_ms: Some(self.started_unix_ms),
-            ended_unix_ms: unix_ms.max(self.started_unix_ms),
-            kind,
-            exit_code,
-            signal,
-            message,
-        };
-        attempt(&self.launch, status)
-    }
-
-    /// Keeps the head and the tail of each stream and gives the middle back to the disk.
-    ///
-    /// Offsets stay what they were: the file has a hole. Tells whether it grows fast.
-    pub(super) fn cap_output(&mut self) -> bool {
-        let (each, mut fast) = (self.launch.log_max_bytes / 2, false);
-        for (index, name) in STREAMS.iter().enumerate() {
-            let path = self.directory.join(name);
-            let Ok(size) = std::fs::metadata(&path).map(|found| found.len()) else { continue };
-            fast |= size.saturating_sub(self.seen[index]) > each / 8;
-            if size > each && size != self.seen[index] {
-                let (head, tail) = (each / 2, size - each / 2);
-                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                let punched = OpenOptions::new().write(true).open(&path);
-                let punched = punched.and_then(|file: File| Ok(fallocate(&file, punch, head, tail - head)?));
-                if punched.is_err() {
-                    // A file system without holes: nothing less than stopping it bounds the disk.
-                    self.signal(Signal::KILL);
-                }
-            }
-            self.seen[index] = size;
-        }
-        fast
+    /// Keeps its output within its bound.
+    pub(super) fn bound_output(&mut self, directory: &Path, stream_max_bytes: u64) -> Look {
+        output::bound(directory, self.rank, stream_max_bytes, &mut self.seen)
     }
 }
 
-/// An attempt in a status.
-pub(super) fn attempt(launch: &Launch, status: Status) -> Attempt {
-    Attempt {
-        attempt: launch.attempt.clone(),
-        revision: launch.revision,
-        start_by_unix_ms: launch.start_by_unix_ms,
-        leased: launch.leased,
-        status,
+/// The directory that a task starts in.
+fn workdir(launch: &Launch, directory: &Path, rank: usize) -> io::Result<PathBuf> {
+    match launch.group_of(rank).and_then(|group| group.workdir.as_ref()) {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => {
+            let path = directory.join(format!("{rank}.work"));
+            store::create_private_dir(&path)?;
+            Ok(path)
+        }
     }
+}
+
+fn failure_path(directory: &Path, rank: usize) -> PathBuf {
+    directory.join(format!("{rank}.failure"))
+}
+
+/// The command of a task, all but its streams.
+fn command(
+    launch: &Launch,
+    directory: &Path,
+    rank: usize,
+    group: Option<&Group>,
+    shell: Option<&str>,
+) -> io::Result<Command> {
+    let (Some(what), Some(task)) = (launch.group_of(rank), launch.tasks.get(rank)) else {
+        return Err(io::Error::other("the launch names no group for a task"));
+    };
+    let workdir = workdir(launch, directory, rank)?;
+    if !workdir.is_dir() {
+        // The system's own error doesn't tell a missing directory from a missing program.
+        return Err(io::Error::other(format!("{}: no such directory", workdir.display())));
+    }
+    let (program, arguments) = what.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
+    let env: Vec<&(String, String)> = what.env.iter().chain(&launch.env).chain(&task.env).collect();
+    let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
+    let path = set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
+    let found = find_program(program, &path, &workdir)?;
+    let mut command = match (group, shell) {
+        (Some(group), _) => {
+            enter::command(&group.procs(), &failure_path(directory, rank), Some((&found, program)))
+        }
+        (None, Some(shell)) => {
+            let mut command = Command::new(shell);
+            command.arg(&found);
+            command
+        }
+        (None, None) => {
+            let mut command = Command::new(&found);
+            command.arg0(program);
+            command
+        }
+    };
+    command.args(arguments).current_dir(&workdir).env_clear();
+    for name in ["HOME", "LANG", "USER"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command.env("PATH", &path).envs(env.into_iter().map(|(name, value)| (name, value)));
+    Ok(command)
+}
+
+/// Finds a program as a shell in `workdir` would. A full path also lets the standard library start
+/// it without copying this process.
+fn find_program(program: &str, path: &std::ffi::OsStr, workdir: &Path) -> io::Result<PathBuf> {
+    let missing = |why: &str| io::Error::new(io::ErrorKind::NotFound, format!("{program}: {why}"));
+    let runs = |file: &Path| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok();
+    if program.contains('/') {
+        let file = workdir.join(program);
+        return match (runs(&file), file.exists()) {
+            (true, _) => Ok(file),
+            (false, true) => Err(missing("can't be executed")),
+            (false, false) => Err(missing("no such file")),
+        };
+    }
+    let mut places = std::env::split_paths(path).map(|place| workdir.join(place).join(program));
+    places.find(|file| runs(file)).ok_or_else(|| missing("no such program in PATH"))
 }

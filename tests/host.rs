@@ -1,0 +1,397 @@
+//! The host pool's supervisor on real processes: gangs, limits, leftovers, kills, output.
+
+mod support;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde_json::json;
+use support::supervisor::{Ended, NO_GROUPS, PATIENCE, Supervisor, Task, is_alive};
+use support::until;
+use weir::clock::Clock;
+use weir::model::region::RegionCode;
+use weir::pools::host::{Host, Settings};
+use weir::pools::{LogPart, PoolBackend, ReadLogs, Stream};
+
+/// An attempt's name as the agent would give it.
+const ATTEMPT: &str = "aaaaaaaaab-2-0-1";
+
+/// Every test of what must hold with and without control groups.
+fn with_and_without_groups(check: impl Fn(Supervisor)) {
+    check(Supervisor::start(&["--cgroup-parent", NO_GROUPS]));
+    check(Supervisor::start(&[]));
+}
+
+fn ended(kind: &str, exit_code: Option<i64>, signal: Option<i64>, message: &str) -> Ended {
+    Ended { kind: kind.to_owned(), exit_code, signal, message: message.to_owned() }
+}
+
+/// Reads output as the agent does.
+fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
+    let settings = Settings {
+        pool: "local".to_owned(),
+        region: RegionCode::default(),
+        state: supervisor.scratch().to_owned(),
+        cpus: None,
+        memory_bytes: None,
+        devices: Vec::new(),
+        cgroup_parent: None,
+        log_max_bytes: 0,
+    };
+    Host::new(settings, Clock::start()).logs()
+}
+
+fn read(supervisor: &Supervisor, task: u32, stream: Stream) -> String {
+    let attempt = ATTEMPT.parse().expect("an attempt");
+    let part = logs(supervisor).read(attempt, task, stream, 0, 1 << 20).expect("output");
+    String::from_utf8_lossy(&part.data).into_owned()
+}
+
+#[test]
+fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
+    with_and_without_groups(|mut supervisor| {
+        let script = "echo out $WEIR_GANG_RANK; echo err $WEIR_GANG_RANK >&2; pwd >&2";
+        supervisor.launch(ATTEMPT, &[Task::script(script), Task::script(script), Task::script("exit 0")]);
+        assert_eq!(supervisor.ended(ATTEMPT), ended("succeeded", Some(0), None, ""));
+        assert_eq!(read(&supervisor, 0, Stream::Stdout), "out 0\n");
+        assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
+        assert_eq!(read(&supervisor, 2, Stream::Stdout), "");
+        let errors = [0, 1].map(|task| read(&supervisor, task, Stream::Stderr));
+        assert!(errors[0].starts_with("err 0\n") && errors[1].starts_with("err 1\n"), "{errors:?}");
+        assert_ne!(errors[0].lines().nth(1), errors[1].lines().nth(1), "each task has a directory");
+        supervisor.send(&json!({ "forget": { "attempt": ATTEMPT } }));
+        until("the attempt is moved to the logs", PATIENCE, || {
+            supervisor.state().join("logs").join(ATTEMPT).is_dir()
+        });
+        assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
+    });
+}
+
+#[test]
+fn the_first_task_that_fails_ends_its_gang_and_is_named() {
+    with_and_without_groups(|mut supervisor| {
+        let lasting = format!("{}; exec sleep 1000", supervisor.note_pid("lasting"));
+        let stubborn =
+            format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("stubborn"));
+        let go = supervisor.scratch().join("go");
+        let failing = format!("while [ ! -e {} ]; do sleep 0.05; done; exit 3", go.display());
+        let tasks = [Task::script(&lasting), Task::script(&failing), Task::script(&stubborn)];
+        supervisor.launch_with(ATTEMPT, &tasks, json!({ "grace_ms": 300 }));
+        let pids = [supervisor.pid("lasting"), supervisor.pid("stubborn")];
+        std::fs::write(go, "").expect("a file");
+        let expected = ended("failed", Some(3), None, "task 1 of 3: exit code 3");
+        assert_eq!(supervisor.ended(ATTEMPT), expected);
+        assert_eq!(pids.map(is_alive), [false, false], "an attempt ends when nothing of it is left");
+    });
+}
+
+#[test]
+fn a_gang_that_starts_half_is_stopped_and_was_not_launched() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let lasting = Task::script("exec sleep 1000");
+    let missing = Task::command(&["/nowhere/to/be/found"]);
+    supervisor.launch(ATTEMPT, &[lasting, missing, Task::script("exec sleep 1000")]);
+    let message = "task 1 of 3: /nowhere/to/be/found: no such file";
+    assert_eq!(supervisor.ended(ATTEMPT), ended("launch_failed", None, None, message));
+    assert!(!supervisor.state().join("attempts").join(ATTEMPT).join("2.stdout").exists());
+}
+
+#[test]
+fn a_program_that_is_missing_or_no_program_fails_to_launch_in_words() {
+    with_and_without_groups(|mut supervisor| {
+        let text = supervisor.scratch().join("text");
+        std::fs::write(&text, "exit 4\n").expect("a file");
+        let path = text.to_str().expect("a plain path").to_owned();
+        for (index, (command, kind, message)) in [
+            ("no-such-program", "launch_failed", "no-such-program: no such program in PATH".to_owned()),
+            ("./no-such-file", "launch_failed", "./no-such-file: no such file".to_owned()),
+            (path.as_str(), "launch_failed", format!("{path}: can't be executed")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let attempt = format!("{ATTEMPT}{index}");
+            supervisor.launch(&attempt, &[Task::command(&[command])]);
+            assert_eq!(supervisor.ended(&attempt), ended(kind, None, None, &message));
+        }
+        // A script without a first line is run as a shell would.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&text, mode).expect("a mode");
+        supervisor.launch(ATTEMPT, &[Task::command(&[&path])]);
+        assert_eq!(supervisor.ended(ATTEMPT), ended("failed", Some(4), None, ""));
+    });
+}
+
+#[test]
+fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
+    with_and_without_groups(|mut supervisor| {
+        let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
+        let tasks = [lasting("a"), lasting("b")].map(|script| Task::script(&script));
+        supervisor.launch(ATTEMPT, &tasks);
+        let pids = [supervisor.pid("a"), supervisor.pid("b")];
+        supervisor.replace();
+        assert!(supervisor.running(ATTEMPT).get("running").is_some());
+        assert_eq!(pids.map(is_alive), [true, true], "a supervisor's end is not its tasks'");
+        // Told again what it adopted, it starts nothing.
+        supervisor.launch(ATTEMPT, &[Task::script(&format!("{}; sleep 1000", supervisor.note_pid("twice")))]);
+        supervisor.stop(ATTEMPT, 500);
+        assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+        assert_eq!(pids.map(is_alive), [false, false]);
+        assert!(!supervisor.scratch().join("twice").exists());
+    });
+}
+
+#[test]
+fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
+    with_and_without_groups(|mut supervisor| {
+        supervisor.launch(ATTEMPT, &[Task::script("exit 7")]);
+        let expected = supervisor.ended(ATTEMPT);
+        supervisor.replace();
+        assert_eq!(supervisor.ended(ATTEMPT), expected);
+        assert_eq!(expected.exit_code, Some(7));
+    });
+}
+
+#[test]
+fn what_strayed_and_forgot_its_name_is_found_and_killed() {
+    with_and_without_groups(|mut supervisor| {
+        let note = supervisor.note_pid("stray");
+        // A session of its own, an orphan, and without the variable that would name it.
+        let script =
+            format!("env -i setsid sh -c '{note}; trap \"\" TERM; while :; do sleep 1; done' & wait");
+        let stray = format!("( {script} ) & sleep 1000");
+        supervisor.launch(ATTEMPT, &[Task::script(&stray)]);
+        let pid = supervisor.pid("stray");
+        assert!(is_alive(pid));
+        supervisor.stop(ATTEMPT, 200);
+        assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+        assert!(!is_alive(pid), "no job outlives its cancel");
+    });
+}
+
+#[test]
+fn a_stop_right_after_the_launch_leaves_nothing() {
+    with_and_without_groups(|mut supervisor| {
+        for number in 0..10 {
+            let attempt = format!("{ATTEMPT}{number}");
+            supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), Task::script("exec sleep 1000")]);
+            supervisor.stop(&attempt, 0);
+            let ended = supervisor.ended(&attempt);
+            assert_eq!((ended.kind.as_str(), ended.signal), ("cancelled", Some(9)), "{ended:?}");
+        }
+    });
+}
+
+#[test]
+fn a_task_that_ignores_the_polite_signal_is_killed_after_its_grace() {
+    with_and_without_groups(|mut supervisor| {
+        let script = format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("pid"));
+        supervisor.launch_with(
+            ATTEMPT,
+            &[Task::script(&script)],
+            json!({ "max_run_ms": 300, "grace_ms": 200 }),
+        );
+        let ended = supervisor.ended(ATTEMPT);
+        assert_eq!((ended.kind.as_str(), ended.signal), ("timed_out", Some(9)));
+        assert!(!is_alive(supervisor.pid("pid")));
+    });
+}
+
+#[test]
+fn many_short_tasks_leave_no_zombie_and_no_directory() {
+    with_and_without_groups(|mut supervisor| {
+        let count = 200;
+        for number in 0..count {
+            supervisor.launch(&format!("{ATTEMPT}{number}"), &[Task::command(&["true"])]);
+        }
+        for number in 0..count {
+            let attempt = format!("{ATTEMPT}{number}");
+            assert_eq!(supervisor.ended(&attempt).kind, "succeeded");
+            supervisor.send(&json!({ "forget": { "attempt": attempt } }));
+        }
+        until("all are forgotten", PATIENCE, || {
+            std::fs::read_dir(supervisor.state().join("attempts")).expect("a folder").count() == 0
+        });
+        let pid = supervisor.process();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        assert_eq!(children.unwrap_or_default(), "");
+    });
+}
+
+/// Reads one stream from its beginning to its end, as `weir logs` does. Returns the parts.
+fn read_whole(logs: &dyn ReadLogs) -> Vec<LogPart> {
+    let (mut parts, mut offset) = (Vec::new(), 0);
+    loop {
+        let attempt = ATTEMPT.parse().expect("an attempt");
+        let part = logs.read(attempt, 0, Stream::Stdout, offset, 64 << 10).expect("output");
+        offset = part.offset + part.data.len() as u64;
+        let done = part.complete && offset >= part.end;
+        parts.push(part);
+        if done {
+            return parts;
+        }
+    }
+}
+
+#[test]
+fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    // An odd bound, so that the hole's edges lie within blocks.
+    let fields = json!({ "log_max_bytes": 300_003, "max_run_ms": 60_000 });
+    let script = "i=0; while [ $i -lt 60 ]; do seq 100000 105000; i=$((i+1)); done";
+    supervisor.launch_with(ATTEMPT, &[Task::script(script)], fields);
+    supervisor.running(ATTEMPT);
+    let reader = logs(&supervisor);
+    let while_it_runs = std::thread::spawn(move || read_whole(&*reader));
+    assert_eq!(supervisor.ended(ATTEMPT).kind, "succeeded");
+    let afterwards = read_whole(&*logs(&supervisor));
+    for parts in [while_it_runs.join().expect("a reader"), afterwards.clone()] {
+        let zeros = parts.iter().flat_map(|part| &part.data).filter(|byte| **byte == 0).count();
+        assert_eq!(zeros, 0);
+    }
+    // Head and tail are kept to the byte, and the jump is where the note says.
+    let end = afterwards.last().expect("a part").end;
+    let kept: usize = afterwards.iter().map(|part| part.data.len()).sum();
+    assert_eq!(kept as u64, 2 * (150_001 / 2));
+    let jump = afterwards.windows(2).find(|pair| pair[1].offset > pair[0].offset + pair[0].data.len() as u64);
+    assert_eq!(jump.expect("a jump")[1].offset, end - 150_001 / 2);
+}
+
+#[test]
+fn a_task_that_prints_without_end_keeps_to_its_share_of_the_disk() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    supervisor.launch(ATTEMPT, &[Task::command(&["yes"])]);
+    let file = supervisor.state().join("attempts").join(ATTEMPT).join("0.stdout");
+    until("it has printed a lot", PATIENCE, || file.metadata().is_ok_and(|found| found.len() > 256 << 20));
+    supervisor.stop(ATTEMPT, 0);
+    assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+    let found = file.metadata().expect("the output");
+    assert!(found.blocks() * 512 <= (1 << 19) + (64 << 10), "{} blocks are held", found.blocks());
+}
+
+/// The supervisor's control group, if the kernel enforces `what` in it; or says loudly why not.
+///
+/// With `WEIR_REQUIRE_REAL=1`, root on a machine with nothing but version 2 must have it.
+fn enforced(test: &str, supervisor: &Supervisor, what: &str) -> Option<PathBuf> {
+    let why = supervisor.notes.iter().find(|note| note.to_lowercase().starts_with(what));
+    let Some(why) = why else { return Some(supervisor.group()) };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let hybrid = mounts.lines().any(|line| line.contains(" - cgroup "));
+    let read_only = mounts.lines().any(|line| line.contains(" - cgroup2 ") && line.contains(" ro,"));
+    let root = std::fs::metadata("/proc/self").expect("this process").uid() == 0;
+    let possible = root && !hybrid && !read_only;
+    assert!(!(possible && std::env::var_os("WEIR_REQUIRE_REAL").is_some()), "{test}: {why}");
+    // Past the test runner's capture: what was not tested must be seen.
+    let line = format!("SKIPPED: {test}: {why}\n");
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
+    None
+}
+
+#[test]
+fn the_kernel_holds_a_task_to_its_cpus() {
+    let mut supervisor = Supervisor::start(&[]);
+    let test = "the_kernel_holds_a_task_to_its_cpus";
+    let Some(group) = enforced(test, &supervisor, "cpu limits") else { return };
+    let busy = Task { cpu_max_millis: 100, ..Task::script("while :; do :; done") };
+    supervisor.launch(ATTEMPT, &[busy, Task::script("exec sleep 1000")]);
+    let task = group.join(ATTEMPT).join("0");
+    until("its limit is set", PATIENCE, || {
+        std::fs::read_to_string(task.join("cpu.max")).is_ok_and(|text| text == "10000 100000\n")
+    });
+    until("it is throttled", PATIENCE, || {
+        let stat = std::fs::read_to_string(task.join("cpu.stat")).unwrap_or_default();
+        let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled "));
+        throttled.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 5))
+    });
+    supervisor.stop(ATTEMPT, 0);
+    assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+    until("its group is removed", PATIENCE, || !group.join(ATTEMPT).exists());
+}
+
+/// A task that takes memory without end.
+fn greedy() -> Task {
+    let script = "x=0123456789abcdef; while :; do x=$x$x; done";
+    Task { memory_max_bytes: 48 << 20, ..Task::script(script) }
+}
+
+#[test]
+fn the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang() {
+    let mut supervisor = Supervisor::start(&[]);
+    let test = "the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang";
+    if enforced(test, &supervisor, "memory is watched").is_none() {
+        return;
+    }
+    supervisor.launch(ATTEMPT, &[Task::script("exec sleep 1000"), greedy()]);
+    let message = "task 1 of 2: used more memory than was asked for";
+    assert_eq!(supervisor.ended(ATTEMPT), ended("out_of_memory", None, Some(9), message));
+}
+
+#[test]
+fn without_the_kernels_help_a_task_that_takes_too_much_memory_is_ended_all_the_same() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let script =
+        "( setsid sh -c 'x=0123456789abcdef; while [ ${#x} -lt 99999999 ]; do x=$x$x; done; sleep 1000' )";
+    let strayed = Task { memory_max_bytes: 48 << 20, ..Task::script(script) };
+    supervisor.launch(ATTEMPT, &[strayed]);
+    let ended = supervisor.ended(ATTEMPT);
+    assert_eq!(ended.kind, "out_of_memory", "{ended:?}");
+    assert!(
+        supervisor.notes.iter().any(|note| note.starts_with("memory is watched")),
+        "{:?}",
+        supervisor.notes
+    );
+    assert!(supervisor.notes.iter().any(|note| note.starts_with("CPU limits are not enforced")));
+}
+
+#[test]
+fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
+    let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
+    let mount = |arguments: &[&str]| {
+        std::process::Command::new("mount")
+            .args(arguments)
+            .arg(folder.path())
+            .status()
+            .is_ok_and(|s| s.success())
+    };
+    if !mount(&["-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
+        assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "no tmpfs can be mounted");
+        let line = "SKIPPED: a_launch_that_finds_the_disk_full_fails_and_starts_nothing: no tmpfs\n";
+        return std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
+    }
+    let path = folder.path().to_owned();
+    let mut supervisor = Supervisor::start_in(folder, &["--cgroup-parent", NO_GROUPS]);
+    supervisor.launch(&format!("{ATTEMPT}0"), &[Task::script("exec sleep 1000")]);
+    supervisor.running(&format!("{ATTEMPT}0"));
+    let full = std::fs::write(path.join("full"), vec![1; 1 << 20]);
+    assert!(full.is_err(), "the disk is not full");
+    supervisor.launch(ATTEMPT, &[Task::script(&"echo; ".repeat(2_000))]);
+    let failed = supervisor.ended(ATTEMPT);
+    assert_eq!(failed.kind, "launch_failed", "{failed:?}");
+    assert!(failed.message.contains("No space left"), "{failed:?}");
+    // An end that finds no room is told, and written when there is some.
+    supervisor.stop(&format!("{ATTEMPT}0"), 0);
+    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "cancelled");
+    std::fs::remove_file(path.join("full")).expect("room");
+    let status = supervisor.state().join("attempts").join(format!("{ATTEMPT}0")).join("status.json");
+    until("the end is written", PATIENCE, || status.metadata().is_ok_and(|found| found.len() > 0));
+    supervisor.replace();
+    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "cancelled");
+    drop(supervisor);
+    let unmounted = std::process::Command::new("umount").arg("-l").arg(&path).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    let _ = std::fs::remove_dir(&path);
+}
+
+#[test]
+fn a_lease_that_runs_out_ends_what_needs_it() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
+    let until_boot_ms = (seconds * 1_000.0) as u64 + 1_500;
+    supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
+    supervisor.launch_with(ATTEMPT, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
+    assert!(supervisor.running(ATTEMPT).get("running").is_some());
+    assert_eq!(supervisor.ended(ATTEMPT).kind, "lease_ended");
+    supervisor.launch_with(&format!("{ATTEMPT}0"), &[Task::command(&["true"])], json!({ "leased": true }));
+    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "not_started");
+}
