@@ -1,7 +1,5 @@
 //! `weir logs`.
 
-use std::io::Write;
-
 use super::{Connect, Failure, run};
 use crate::api::proto::v1;
 
@@ -42,13 +40,9 @@ impl Logs {
             ..v1::LogsRequest::default()
         };
         let mut parts = client.jobs().logs(request).await?.into_inner();
+        let (mut offsets, mut attempt) = ([0; 2], String::new());
         while let Some(part) = parts.message().await? {
-            match part.stream() {
-                v1::LogStream::Stderr => std::io::stderr().write_all(&part.data)?,
-                v1::LogStream::Stdout | v1::LogStream::Unspecified => {
-                    std::io::stdout().write_all(&part.data)?
-                }
-            }
+            run::print_part(&part, &mut offsets, &mut attempt)?;
         }
         Ok(0)
     }

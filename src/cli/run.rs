@@ -227,13 +227,18 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
     }
 }
 
-fn print_part(part: &v1::LogsResponse, offsets: &mut [u64; 2], attempt: &mut String) -> Result<(), Failure> {
+/// Prints a piece of output, and on standard error what was not kept before it.
+pub(super) fn print_part(
+    part: &v1::LogsResponse,
+    offsets: &mut [u64; 2],
+    attempt: &mut String,
+) -> Result<(), Failure> {
     if *attempt != part.attempt {
         attempt.clone_from(&part.attempt);
     }
     let index = usize::from(part.stream() == v1::LogStream::Stderr);
     if part.offset > offsets[index] {
-        eprintln!("[{} bytes were not kept]", part.offset - offsets[index]);
+        eprintln!("… {} bytes not kept …", part.offset - offsets[index]);
     }
     offsets[index] = part.offset + part.data.len() as u64;
     // Output is the task's own: it goes through as it is, as of a local command.
