@@ -7,14 +7,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use support::supervisor::{Ended, NO_GROUPS, PATIENCE, Supervisor, Task, is_alive};
-use support::until;
+use support::{Home, until};
 use weir::clock::Clock;
+use weir::model::id::AttemptId;
 use weir::model::region::RegionCode;
 use weir::pools::host::{Host, Settings};
 use weir::pools::{LogPart, PoolBackend, ReadLogs, Stream};
-
-/// An attempt's name as the agent would give it.
-const ATTEMPT: &str = "aaaaaaaaab-2-0-1";
 
 /// Every test of what must hold with and without control groups.
 fn with_and_without_groups(check: impl Fn(Supervisor)) {
@@ -42,7 +40,7 @@ fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
 }
 
 fn read(supervisor: &Supervisor, task: u32, stream: Stream) -> String {
-    let attempt = ATTEMPT.parse().expect("an attempt");
+    let attempt = supervisor.attempt().parse().expect("an attempt");
     let part = logs(supervisor).read(attempt, task, stream, 0, 1 << 20).expect("output");
     String::from_utf8_lossy(&part.data).into_owned()
 }
@@ -50,18 +48,19 @@ fn read(supervisor: &Supervisor, task: u32, stream: Stream) -> String {
 #[test]
 fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let script = "echo out $WEIR_GANG_RANK; echo err $WEIR_GANG_RANK >&2; pwd >&2";
-        supervisor.launch(ATTEMPT, &[Task::script(script), Task::script(script), Task::script("exit 0")]);
-        assert_eq!(supervisor.ended(ATTEMPT), ended("succeeded", Some(0), None, ""));
+        supervisor.launch(&attempt, &[Task::script(script), Task::script(script), Task::script("exit 0")]);
+        assert_eq!(supervisor.ended(&attempt), ended("succeeded", Some(0), None, ""));
         assert_eq!(read(&supervisor, 0, Stream::Stdout), "out 0\n");
         assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
         assert_eq!(read(&supervisor, 2, Stream::Stdout), "");
         let errors = [0, 1].map(|task| read(&supervisor, task, Stream::Stderr));
         assert!(errors[0].starts_with("err 0\n") && errors[1].starts_with("err 1\n"), "{errors:?}");
         assert_ne!(errors[0].lines().nth(1), errors[1].lines().nth(1), "each task has a directory");
-        supervisor.send(&json!({ "forget": { "attempt": ATTEMPT } }));
+        supervisor.send(&json!({ "forget": { "attempt": attempt } }));
         until("the attempt is moved to the logs", PATIENCE, || {
-            supervisor.state().join("logs").join(ATTEMPT).is_dir()
+            supervisor.state().join("logs").join(&attempt).is_dir()
         });
         assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
     });
@@ -70,17 +69,18 @@ fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
 #[test]
 fn the_first_task_that_fails_ends_its_gang_and_is_named() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let lasting = format!("{}; exec sleep 1000", supervisor.note_pid("lasting"));
         let stubborn =
             format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("stubborn"));
         let go = supervisor.scratch().join("go");
         let failing = format!("while [ ! -e {} ]; do sleep 0.05; done; exit 3", go.display());
         let tasks = [Task::script(&lasting), Task::script(&failing), Task::script(&stubborn)];
-        supervisor.launch_with(ATTEMPT, &tasks, json!({ "grace_ms": 300 }));
+        supervisor.launch_with(&attempt, &tasks, json!({ "grace_ms": 300 }));
         let pids = [supervisor.pid("lasting"), supervisor.pid("stubborn")];
         std::fs::write(go, "").expect("a file");
         let expected = ended("failed", Some(3), None, "task 1 of 3: exit code 3");
-        assert_eq!(supervisor.ended(ATTEMPT), expected);
+        assert_eq!(supervisor.ended(&attempt), expected);
         assert_eq!(pids.map(is_alive), [false, false], "an attempt ends when nothing of it is left");
     });
 }
@@ -88,17 +88,19 @@ fn the_first_task_that_fails_ends_its_gang_and_is_named() {
 #[test]
 fn a_gang_that_starts_half_is_stopped_and_was_not_launched() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
     let lasting = Task::script("exec sleep 1000");
     let missing = Task::command(&["/nowhere/to/be/found"]);
-    supervisor.launch(ATTEMPT, &[lasting, missing, Task::script("exec sleep 1000")]);
+    supervisor.launch(&attempt, &[lasting, missing, Task::script("exec sleep 1000")]);
     let message = "task 1 of 3: /nowhere/to/be/found: no such file";
-    assert_eq!(supervisor.ended(ATTEMPT), ended("launch_failed", None, None, message));
-    assert!(!supervisor.state().join("attempts").join(ATTEMPT).join("2.stdout").exists());
+    assert_eq!(supervisor.ended(&attempt), ended("launch_failed", None, None, message));
+    assert!(!supervisor.state().join("attempts").join(&attempt).join("2.stdout").exists());
 }
 
 #[test]
 fn a_program_that_is_missing_or_no_program_fails_to_launch_in_words() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let text = supervisor.scratch().join("text");
         std::fs::write(&text, "exit 4\n").expect("a file");
         let path = text.to_str().expect("a plain path").to_owned();
@@ -110,32 +112,34 @@ fn a_program_that_is_missing_or_no_program_fails_to_launch_in_words() {
         .into_iter()
         .enumerate()
         {
-            let attempt = format!("{ATTEMPT}{index}");
+            let attempt = format!("{attempt}{index}");
             supervisor.launch(&attempt, &[Task::command(&[command])]);
             assert_eq!(supervisor.ended(&attempt), ended(kind, None, None, &message));
         }
         // A script without a first line is run as a shell would.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&text, mode).expect("a mode");
-        supervisor.launch(ATTEMPT, &[Task::command(&[&path])]);
-        assert_eq!(supervisor.ended(ATTEMPT), ended("failed", Some(4), None, ""));
+        supervisor.launch(&attempt, &[Task::command(&[&path])]);
+        assert_eq!(supervisor.ended(&attempt), ended("failed", Some(4), None, ""));
     });
 }
 
 #[test]
 fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
         let tasks = [lasting("a"), lasting("b")].map(|script| Task::script(&script));
-        supervisor.launch(ATTEMPT, &tasks);
+        supervisor.launch(&attempt, &tasks);
         let pids = [supervisor.pid("a"), supervisor.pid("b")];
         supervisor.replace();
-        assert!(supervisor.running(ATTEMPT).get("running").is_some());
+        assert!(supervisor.running(&attempt).get("running").is_some());
         assert_eq!(pids.map(is_alive), [true, true], "a supervisor's end is not its tasks'");
         // Told again what it adopted, it starts nothing.
-        supervisor.launch(ATTEMPT, &[Task::script(&format!("{}; sleep 1000", supervisor.note_pid("twice")))]);
-        supervisor.stop(ATTEMPT, 500);
-        assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+        supervisor
+            .launch(&attempt, &[Task::script(&format!("{}; sleep 1000", supervisor.note_pid("twice")))]);
+        supervisor.stop(&attempt, 500);
+        assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
         assert_eq!(pids.map(is_alive), [false, false]);
         assert!(!supervisor.scratch().join("twice").exists());
     });
@@ -144,10 +148,11 @@ fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
 #[test]
 fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
     with_and_without_groups(|mut supervisor| {
-        supervisor.launch(ATTEMPT, &[Task::script("exit 7")]);
-        let expected = supervisor.ended(ATTEMPT);
+        let attempt = supervisor.attempt();
+        supervisor.launch(&attempt, &[Task::script("exit 7")]);
+        let expected = supervisor.ended(&attempt);
         supervisor.replace();
-        assert_eq!(supervisor.ended(ATTEMPT), expected);
+        assert_eq!(supervisor.ended(&attempt), expected);
         assert_eq!(expected.exit_code, Some(7));
     });
 }
@@ -155,16 +160,17 @@ fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
 #[test]
 fn what_strayed_and_forgot_its_name_is_found_and_killed() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let note = supervisor.note_pid("stray");
         // A session of its own, an orphan, and without the variable that would name it.
         let script =
             format!("env -i setsid sh -c '{note}; trap \"\" TERM; while :; do sleep 1; done' & wait");
         let stray = format!("( {script} ) & sleep 1000");
-        supervisor.launch(ATTEMPT, &[Task::script(&stray)]);
+        supervisor.launch(&attempt, &[Task::script(&stray)]);
         let pid = supervisor.pid("stray");
         assert!(is_alive(pid));
-        supervisor.stop(ATTEMPT, 200);
-        assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+        supervisor.stop(&attempt, 200);
+        assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
         assert!(!is_alive(pid), "no job outlives its cancel");
     });
 }
@@ -172,8 +178,9 @@ fn what_strayed_and_forgot_its_name_is_found_and_killed() {
 #[test]
 fn a_stop_right_after_the_launch_leaves_nothing() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         for number in 0..10 {
-            let attempt = format!("{ATTEMPT}{number}");
+            let attempt = format!("{attempt}{number}");
             supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), Task::script("exec sleep 1000")]);
             supervisor.stop(&attempt, 0);
             let ended = supervisor.ended(&attempt);
@@ -185,13 +192,14 @@ fn a_stop_right_after_the_launch_leaves_nothing() {
 #[test]
 fn a_task_that_ignores_the_polite_signal_is_killed_after_its_grace() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let script = format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("pid"));
         supervisor.launch_with(
-            ATTEMPT,
+            &attempt,
             &[Task::script(&script)],
-            json!({ "max_run_ms": 300, "grace_ms": 200 }),
+            json!({ "max_run_ms": 3_000, "grace_ms": 200 }),
         );
-        let ended = supervisor.ended(ATTEMPT);
+        let ended = supervisor.ended(&attempt);
         assert_eq!((ended.kind.as_str(), ended.signal), ("timed_out", Some(9)));
         assert!(!is_alive(supervisor.pid("pid")));
     });
@@ -200,12 +208,13 @@ fn a_task_that_ignores_the_polite_signal_is_killed_after_its_grace() {
 #[test]
 fn many_short_tasks_leave_no_zombie_and_no_directory() {
     with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
         let count = 200;
         for number in 0..count {
-            supervisor.launch(&format!("{ATTEMPT}{number}"), &[Task::command(&["true"])]);
+            supervisor.launch(&format!("{attempt}{number}"), &[Task::command(&["true"])]);
         }
         for number in 0..count {
-            let attempt = format!("{ATTEMPT}{number}");
+            let attempt = format!("{attempt}{number}");
             assert_eq!(supervisor.ended(&attempt).kind, "succeeded");
             supervisor.send(&json!({ "forget": { "attempt": attempt } }));
         }
@@ -219,10 +228,9 @@ fn many_short_tasks_leave_no_zombie_and_no_directory() {
 }
 
 /// Reads one stream from its beginning to its end, as `weir logs` does. Returns the parts.
-fn read_whole(logs: &dyn ReadLogs) -> Vec<LogPart> {
+fn read_whole(logs: &dyn ReadLogs, attempt: AttemptId) -> Vec<LogPart> {
     let (mut parts, mut offset) = (Vec::new(), 0);
     loop {
-        let attempt = ATTEMPT.parse().expect("an attempt");
         let part = logs.read(attempt, 0, Stream::Stdout, offset, 64 << 10).expect("output");
         offset = part.offset + part.data.len() as u64;
         let done = part.complete && offset >= part.end;
@@ -236,15 +244,17 @@ fn read_whole(logs: &dyn ReadLogs) -> Vec<LogPart> {
 #[test]
 fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
     // An odd bound, so that the hole's edges lie within blocks.
     let fields = json!({ "log_max_bytes": 300_003, "max_run_ms": 60_000 });
     let script = "i=0; while [ $i -lt 60 ]; do seq 100000 105000; i=$((i+1)); done";
-    supervisor.launch_with(ATTEMPT, &[Task::script(script)], fields);
-    supervisor.running(ATTEMPT);
+    supervisor.launch_with(&attempt, &[Task::script(script)], fields);
+    supervisor.running(&attempt);
     let reader = logs(&supervisor);
-    let while_it_runs = std::thread::spawn(move || read_whole(&*reader));
-    assert_eq!(supervisor.ended(ATTEMPT).kind, "succeeded");
-    let afterwards = read_whole(&*logs(&supervisor));
+    let id: AttemptId = attempt.parse().expect("an attempt");
+    let while_it_runs = std::thread::spawn(move || read_whole(&*reader, id));
+    assert_eq!(supervisor.ended(&attempt).kind, "succeeded");
+    let afterwards = read_whole(&*logs(&supervisor), id);
     for parts in [while_it_runs.join().expect("a reader"), afterwards.clone()] {
         let zeros = parts.iter().flat_map(|part| &part.data).filter(|byte| **byte == 0).count();
         assert_eq!(zeros, 0);
@@ -260,11 +270,12 @@ fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
 #[test]
 fn a_task_that_prints_without_end_keeps_to_its_share_of_the_disk() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
-    supervisor.launch(ATTEMPT, &[Task::command(&["yes"])]);
-    let file = supervisor.state().join("attempts").join(ATTEMPT).join("0.stdout");
+    let attempt = supervisor.attempt();
+    supervisor.launch(&attempt, &[Task::command(&["yes"])]);
+    let file = supervisor.state().join("attempts").join(&attempt).join("0.stdout");
     until("it has printed a lot", PATIENCE, || file.metadata().is_ok_and(|found| found.len() > 256 << 20));
-    supervisor.stop(ATTEMPT, 0);
-    assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
+    supervisor.stop(&attempt, 0);
+    assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
     let found = file.metadata().expect("the output");
     assert!(found.blocks() * 512 <= (1 << 19) + (64 << 10), "{} blocks are held", found.blocks());
 }
@@ -290,11 +301,12 @@ fn enforced(test: &str, supervisor: &Supervisor, what: &str) -> Option<PathBuf> 
 #[test]
 fn the_kernel_holds_a_task_to_its_cpus() {
     let mut supervisor = Supervisor::start(&[]);
+    let attempt = supervisor.attempt();
     let test = "the_kernel_holds_a_task_to_its_cpus";
     let Some(group) = enforced(test, &supervisor, "cpu limits") else { return };
     let busy = Task { cpu_max_millis: 100, ..Task::script("while :; do :; done") };
-    supervisor.launch(ATTEMPT, &[busy, Task::script("exec sleep 1000")]);
-    let task = group.join(ATTEMPT).join("0");
+    supervisor.launch(&attempt, &[busy, Task::script("exec sleep 1000")]);
+    let task = group.join(&attempt).join("0");
     until("its limit is set", PATIENCE, || {
         std::fs::read_to_string(task.join("cpu.max")).is_ok_and(|text| text == "10000 100000\n")
     });
@@ -303,9 +315,9 @@ fn the_kernel_holds_a_task_to_its_cpus() {
         let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled "));
         throttled.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 5))
     });
-    supervisor.stop(ATTEMPT, 0);
-    assert_eq!(supervisor.ended(ATTEMPT).kind, "cancelled");
-    until("its group is removed", PATIENCE, || !group.join(ATTEMPT).exists());
+    supervisor.stop(&attempt, 0);
+    assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
+    until("its group is removed", PATIENCE, || !group.join(&attempt).exists());
 }
 
 /// A task that takes memory without end.
@@ -317,23 +329,25 @@ fn greedy() -> Task {
 #[test]
 fn the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang() {
     let mut supervisor = Supervisor::start(&[]);
+    let attempt = supervisor.attempt();
     let test = "the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang";
     if enforced(test, &supervisor, "memory is watched").is_none() {
         return;
     }
-    supervisor.launch(ATTEMPT, &[Task::script("exec sleep 1000"), greedy()]);
+    supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
     let message = "task 1 of 2: used more memory than was asked for";
-    assert_eq!(supervisor.ended(ATTEMPT), ended("out_of_memory", None, Some(9), message));
+    assert_eq!(supervisor.ended(&attempt), ended("out_of_memory", None, Some(9), message));
 }
 
 #[test]
 fn without_the_kernels_help_a_task_that_takes_too_much_memory_is_ended_all_the_same() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
     let script =
         "( setsid sh -c 'x=0123456789abcdef; while [ ${#x} -lt 99999999 ]; do x=$x$x; done; sleep 1000' )";
     let strayed = Task { memory_max_bytes: 48 << 20, ..Task::script(script) };
-    supervisor.launch(ATTEMPT, &[strayed]);
-    let ended = supervisor.ended(ATTEMPT);
+    supervisor.launch(&attempt, &[strayed]);
+    let ended = supervisor.ended(&attempt);
     assert_eq!(ended.kind, "out_of_memory", "{ended:?}");
     assert!(
         supervisor.notes.iter().any(|note| note.starts_with("memory is watched")),
@@ -360,22 +374,23 @@ fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
     }
     let path = folder.path().to_owned();
     let mut supervisor = Supervisor::start_in(folder, &["--cgroup-parent", NO_GROUPS]);
-    supervisor.launch(&format!("{ATTEMPT}0"), &[Task::script("exec sleep 1000")]);
-    supervisor.running(&format!("{ATTEMPT}0"));
+    let attempt = supervisor.attempt();
+    supervisor.launch(&format!("{attempt}0"), &[Task::script("exec sleep 1000")]);
+    supervisor.running(&format!("{attempt}0"));
     let full = std::fs::write(path.join("full"), vec![1; 1 << 20]);
     assert!(full.is_err(), "the disk is not full");
-    supervisor.launch(ATTEMPT, &[Task::script(&"echo; ".repeat(2_000))]);
-    let failed = supervisor.ended(ATTEMPT);
+    supervisor.launch(&attempt, &[Task::script(&"echo; ".repeat(2_000))]);
+    let failed = supervisor.ended(&attempt);
     assert_eq!(failed.kind, "launch_failed", "{failed:?}");
     assert!(failed.message.contains("No space left"), "{failed:?}");
     // An end that finds no room is told, and written when there is some.
-    supervisor.stop(&format!("{ATTEMPT}0"), 0);
-    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "cancelled");
+    supervisor.stop(&format!("{attempt}0"), 0);
+    assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
     std::fs::remove_file(path.join("full")).expect("room");
-    let status = supervisor.state().join("attempts").join(format!("{ATTEMPT}0")).join("status.json");
+    let status = supervisor.state().join("attempts").join(format!("{attempt}0")).join("status.json");
     until("the end is written", PATIENCE, || status.metadata().is_ok_and(|found| found.len() > 0));
     supervisor.replace();
-    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "cancelled");
+    assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
     drop(supervisor);
     let unmounted = std::process::Command::new("umount").arg("-l").arg(&path).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
@@ -385,13 +400,46 @@ fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
 #[test]
 fn a_lease_that_runs_out_ends_what_needs_it() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
     let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
     let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
     let until_boot_ms = (seconds * 1_000.0) as u64 + 1_500;
     supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
-    supervisor.launch_with(ATTEMPT, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
-    assert!(supervisor.running(ATTEMPT).get("running").is_some());
-    assert_eq!(supervisor.ended(ATTEMPT).kind, "lease_ended");
-    supervisor.launch_with(&format!("{ATTEMPT}0"), &[Task::command(&["true"])], json!({ "leased": true }));
-    assert_eq!(supervisor.ended(&format!("{ATTEMPT}0")).kind, "not_started");
+    supervisor.launch_with(&attempt, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
+    assert!(supervisor.running(&attempt).get("running").is_some());
+    assert_eq!(supervisor.ended(&attempt).kind, "lease_ended");
+    supervisor.launch_with(&format!("{attempt}0"), &[Task::command(&["true"])], json!({ "leased": true }));
+    assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "not_started");
+}
+
+#[test]
+fn a_gang_with_devices_runs_through_a_broker_and_each_tasks_output_is_found() {
+    let mut home = Home::new();
+    let broker = home.start_broker("server");
+    let devices = "[[host.devices]]\nmodel = \"A100-80G\"\ncount = 2\n";
+    let agent = home.start_agent_with(4, devices);
+    until("the pool is there", PATIENCE, || home.run(&["get", "pool/local"]).0 == 0);
+    let script = "echo $WEIR_GANG_RANK/$WEIR_GANG_SIZE at $WEIR_GANG_ADDRESSES sees $CUDA_VISIBLE_DEVICES";
+    let mut arguments =
+        vec!["run", "--name", "pair", "--gang", "2", "--pool", "local", "--device", "A100-80G:1"];
+    arguments.extend(["--", "sh", "-c", script]);
+    let (code, _, errors) = home.run(&arguments);
+    assert_eq!(code, 0, "{errors} {}", home.log());
+    let of_task = |task: &str| home.run(&["logs", "job/pair", "--task", task]).1;
+    let mut seen = [of_task("0"), of_task("1")].map(|line| {
+        let (who, devices) = line.trim().split_once(" sees ").expect("devices").to_owned();
+        (who.to_owned(), devices.to_owned())
+    });
+    assert_eq!(seen[0].0, "0/2 at 127.0.0.1,127.0.0.1");
+    assert_eq!(seen[1].0, "1/2 at 127.0.0.1,127.0.0.1");
+    seen.sort_by(|left, right| left.1.cmp(&right.1));
+    assert_eq!([seen[0].1.as_str(), seen[1].1.as_str()], ["0", "1"]);
+    let none = home.run(&["run", "--pool", "local", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]);
+    assert_eq!((none.0, none.1.as_str()), (0, "-1\n"), "{}", none.2);
+    let failing = "[ $WEIR_GANG_RANK = 1 ] && exit 9; exec sleep 1000";
+    let failed = home.run(&["run", "--gang", "2", "--pool", "local", "--", "sh", "-c", failing]);
+    assert_eq!(failed.0, 9, "{}", failed.2);
+    let described = home.run(&["describe", "pool/local"]).1;
+    assert!(described.contains("a part of a device is counted, not enforced"), "{described}");
+    drop((agent, broker));
 }

@@ -98,11 +98,16 @@ impl Home {
 
     /// Starts the agent of a host pool with so many CPUs.
     pub fn start_agent(&self, cpus: u32) -> Process {
+        self.start_agent_with(cpus, "")
+    }
+
+    /// The same with more lines in the `[host]` part of its file.
+    pub fn start_agent_with(&self, cpus: u32, more: &str) -> Process {
         let file = self.path().join("local.toml");
         let state = self.path().join("local");
         let token = self.data().join("token");
         let text = format!(
-            "name = \"local\"\nregion = \"CN-CQ\"\nserver = \"{}\"\ntoken_file = {token:?}\nstate = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n",
+            "name = \"local\"\nregion = \"CN-CQ\"\nserver = \"{}\"\ntoken_file = {token:?}\nstate = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n{more}",
             self.address
         );
         std::fs::write(&file, text).expect("the agent's file");

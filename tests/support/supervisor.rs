@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -18,6 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A control group that can't be: the supervisor does without.
 pub const NO_GROUPS: &str = "/cgroup.procs/none";
 
+/// How many supervisors were started.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
 /// A supervisor, its folder and a connection to it.
 pub struct Supervisor {
     folder: tempfile::TempDir,
@@ -28,6 +32,7 @@ pub struct Supervisor {
     pub notes: Vec<String>,
     /// Every attempt as it was last told.
     told: Vec<Value>,
+    number: u32,
 }
 
 impl Supervisor {
@@ -42,7 +47,9 @@ impl Supervisor {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&folder.path().join("supervisor"), &arguments);
         let lines = connect(&folder.path().join("supervisor"));
-        let mut supervisor = Self { folder, arguments, child, lines, notes: Vec::new(), told: Vec::new() };
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let (notes, told) = (Vec::new(), Vec::new());
+        let mut supervisor = Self { folder, arguments, child, lines, notes, told, number };
         supervisor.greet();
         supervisor
     }
@@ -50,6 +57,11 @@ impl Supervisor {
     /// Its folder.
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("supervisor")
+    }
+
+    /// The name of an attempt that no other test has: supervisors look for theirs everywhere.
+    pub fn attempt(&self) -> String {
+        format!("aaaaaaaaab-{}-{}-1", std::process::id(), self.number)
     }
 
     /// Its process.
