@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde_json::json;
-use support::supervisor::{Ended, NO_GROUPS, PATIENCE, Supervisor, Task, is_alive};
+use support::supervisor::{Ended, NO_GROUPS, PATIENCE, ROOT_GROUP, Supervisor, Task, is_alive};
 use support::{Home, until};
 use weir::clock::Clock;
 use weir::model::id::AttemptId;
@@ -17,7 +17,7 @@ use weir::pools::{LogPart, PoolBackend, ReadLogs, Stream};
 /// Every test of what must hold with and without control groups.
 fn with_and_without_groups(check: impl Fn(Supervisor)) {
     check(Supervisor::start(&["--cgroup-parent", NO_GROUPS]));
-    check(Supervisor::start(&[]));
+    check(Supervisor::start(&["--cgroup-parent", ROOT_GROUP]));
 }
 
 fn ended(kind: &str, exit_code: Option<i64>, signal: Option<i64>, message: &str) -> Ended {
@@ -300,7 +300,7 @@ fn enforced(test: &str, supervisor: &Supervisor, what: &str) -> Option<PathBuf> 
 
 #[test]
 fn the_kernel_holds_a_task_to_its_cpus() {
-    let mut supervisor = Supervisor::start(&[]);
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
     let attempt = supervisor.attempt();
     let test = "the_kernel_holds_a_task_to_its_cpus";
     let Some(group) = enforced(test, &supervisor, "cpu limits") else { return };
@@ -328,7 +328,7 @@ fn greedy() -> Task {
 
 #[test]
 fn the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang() {
-    let mut supervisor = Supervisor::start(&[]);
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
     let attempt = supervisor.attempt();
     let test = "the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang";
     if enforced(test, &supervisor, "memory is watched").is_none() {
@@ -387,8 +387,9 @@ fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
     supervisor.stop(&format!("{attempt}0"), 0);
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
     std::fs::remove_file(path.join("full")).expect("room");
-    let status = supervisor.state().join("attempts").join(format!("{attempt}0")).join("status.json");
-    until("the end is written", PATIENCE, || status.metadata().is_ok_and(|found| found.len() > 0));
+    let journal = supervisor.state().join("journal");
+    let written = || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("cancelled"));
+    until("the end is written", PATIENCE, written);
     supervisor.replace();
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
     drop(supervisor);

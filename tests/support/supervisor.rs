@@ -19,6 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A control group that can't be: the supervisor does without.
 pub const NO_GROUPS: &str = "/cgroup.procs/none";
 
+/// The control group that root may use on every machine: others do without.
+pub const ROOT_GROUP: &str = "/";
+
 /// How many supervisors were started.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 

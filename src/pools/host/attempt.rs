@@ -6,9 +6,10 @@ use rustix::process::{Signal, WaitStatus};
 
 use super::cgroup::{Group, Groups};
 use super::memory::Excess;
+use super::output;
 use super::process;
 use super::protocol::{Attempt, EndKind, Launch, Status};
-use super::store::{self, ProcessRecord};
+use super::store::{Entry, Journal, ProcessRecord};
 use super::task::{Exit, Task};
 
 /// From the end of the last main process until what it left behind is killed.
@@ -64,6 +65,7 @@ impl KeptAttempt {
         groups: Option<&Groups>,
         now: Now,
         boot_id: &str,
+        journal: &mut Journal,
     ) -> Result<Self, String> {
         let (group, each) = match groups.map(|groups| groups.create(&launch.attempt, launch.tasks.len())) {
             Some(Ok((group, each))) => (Some(group), each),
@@ -72,7 +74,8 @@ impl KeptAttempt {
         };
         let mut attempt = Self::new(launch, directory, group, now);
         for rank in 0..attempt.launch.tasks.len() {
-            if let Err(message) = attempt.start_task(rank, groups, each.get(rank).cloned(), boot_id) {
+            let group = each.get(rank).cloned();
+            if let Err(message) = attempt.start_task(rank, groups, group, boot_id, journal) {
                 if attempt.tasks.is_empty() {
                     attempt.remove_group();
                     return Err(message);
@@ -90,6 +93,7 @@ impl KeptAttempt {
         groups: Option<&Groups>,
         group: Option<Group>,
         boot_id: &str,
+        journal: &mut Journal,
     ) -> Result<(), String> {
         if let (Some(groups), Some(group), Some(what)) = (groups, &group, self.launch.group_of(rank)) {
             let limited = groups.limit(group, what.cpu_max_millis, what.memory_max_bytes);
@@ -97,9 +101,8 @@ impl KeptAttempt {
         }
         let task =
             Task::spawn(&self.launch, &self.directory, rank, group).map_err(|error| error.to_string())?;
-        let record = task.record(self.started.unix_ms, self.started.boot_ms, boot_id);
         // Unwritten (on a full disk), it is found by its environment or its control group.
-        let _ = store::append(&self.directory.join("processes"), &record);
+        let _ = journal.append(&Entry::Started(task.record(&self.launch.attempt, self.started, boot_id)));
         self.tasks.push(task);
         Ok(())
     }
@@ -148,6 +151,13 @@ impl KeptAttempt {
             leftovers_until: None,
             leftovers_told: false,
         }
+    }
+
+    /// What the next supervisor must know of it.
+    pub(super) fn entries(&self, boot_id: &str) -> Vec<Entry> {
+        let record = |task: &Task| Entry::Started(task.record(&self.launch.attempt, self.started, boot_id));
+        let launched = Entry::Launched(self.launch.clone());
+        std::iter::once(launched).chain(self.tasks.iter().map(record)).collect()
     }
 
     /// Its tasks that were started.
@@ -351,6 +361,11 @@ impl KeptAttempt {
         let message = format!("held {} bytes of memory, {} were asked for", over.held_bytes, over.most_bytes);
         let exit = self.told_of(over.rank, &Exit::plain(EndKind::OutOfMemory, &message));
         self.stop(EndKind::OutOfMemory, 0, exit.message, boot_ms);
+    }
+
+    /// Marks its output as complete.
+    pub(super) fn seal_output(&self) {
+        self.tasks.iter().for_each(|task| output::seal(&self.directory, task.rank()));
     }
 
     /// Removes its control group. Tells whether nothing is left to remove.

@@ -82,6 +82,16 @@ impl Groups {
         Ok(Self { home, cpu, memory })
     }
 
+    /// Keeps groups that bring limits, or that somebody `wanted`. Others only hold processes
+    /// together, which is not worth a step more for every task.
+    pub(super) fn keep_if(self, wanted: bool) -> Option<Self> {
+        if wanted || self.cpu.is_ok() || self.memory.is_ok() {
+            return Some(self);
+        }
+        self.remove();
+        None
+    }
+
     /// Makes the group of an attempt and those of its tasks, by rank.
     ///
     /// # Errors

@@ -53,18 +53,17 @@ fn read_once(
     offset: u64,
     bytes_max: usize,
 ) -> io::Result<Option<LogPart>> {
-    // Asked before the length, so that a length taken after the end is the last one.
-    let complete = directory.join("status.json").is_file() || !directory.join("launch.json").is_file();
     let path = output::path(directory, rank, stream);
     let file = match std::fs::File::open(&path) {
         // Without its directory it has only been moved.
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
-            return Ok(Some(LogPart { complete, ..LogPart::default() }));
+            return Ok(Some(LogPart::default()));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    let end = file.metadata()?.len();
+    let found = file.metadata()?;
+    let (end, complete) = (found.len(), output::is_sealed(&found));
     let before = output::dropped(&path);
     let (from, until) = match before {
         Some(gap) if offset >= gap.from => (offset.max(gap.to), end),

@@ -5,8 +5,9 @@
 //! it, to the byte and before it is dropped: whoever reads the data first and this note afterwards
 //! never takes the zeros of a hole for output.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -14,6 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::store;
 use crate::pools::Stream;
+
+/// The mode of output to which nothing will be added.
+const SEALED: u32 = 0o400;
 
 /// Both streams, in the order of their bounds.
 pub(super) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
@@ -46,6 +50,19 @@ pub(super) fn path(directory: &Path, rank: usize, stream: Stream) -> PathBuf {
 /// Opens the file of one stream for its task to write to.
 pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path(directory, rank, stream))
+}
+
+/// Marks a task's output as complete: it loses its write bits.
+pub(super) fn seal(directory: &Path, rank: usize) {
+    for stream in STREAMS {
+        // Without the mark, readers only don't know that nothing will be added.
+        let _ = std::fs::set_permissions(path(directory, rank, stream), Permissions::from_mode(SEALED));
+    }
+}
+
+/// Tells whether output bears that mark.
+pub(super) fn is_sealed(found: &Metadata) -> bool {
+    found.permissions().mode() & 0o222 == 0
 }
 
 /// What was dropped of the stream in this file, if anything was.

@@ -8,7 +8,7 @@ use super::attempt::{KeptAttempt, Now};
 use super::cgroup::Groups;
 use super::process;
 use super::protocol::{Attempt, Launch};
-use super::store::{self, ProcessRecord};
+use super::store::{self, Entry, ProcessRecord};
 
 /// What was found in a supervisor's folder.
 #[derive(Default)]
@@ -20,37 +20,56 @@ pub(super) struct Recovered {
     pub(super) vanished: Vec<Launch>,
 }
 
-/// Reads the folder and finds what still runs.
+/// Makes of a journal's entries what stands, and finds what still runs.
 ///
 /// # Errors
-/// If something is there that can't be read: forgetting it could mean that it runs twice.
+/// If the folder can't be read.
 pub(super) fn recover(
     state: &Path,
+    entries: Vec<Entry>,
     groups: Option<&Groups>,
     now: Now,
     boot_id: &str,
 ) -> io::Result<Recovered> {
-    let (mut recovered, mut unseen) = (Recovered::default(), Vec::new());
-    for entry in std::fs::read_dir(store::attempts_dir(state))? {
-        let directory = entry?.path();
-        let Some(launch) = whole::<Launch>(&directory.join("launch.json"))? else {
-            // It never got as far as being started.
-            let _ = std::fs::remove_dir_all(&directory);
-            continue;
-        };
-        if let Some(ended) = whole::<Attempt>(&directory.join("status.json"))? {
-            recovered.ended.insert(launch.attempt, ended);
-            continue;
+    let (mut recovered, mut launched, mut started) =
+        (Recovered::default(), BTreeMap::new(), BTreeMap::<String, Vec<ProcessRecord>>::new());
+    for entry in entries {
+        match entry {
+            Entry::Launched(launch) => {
+                launched.insert(launch.attempt.clone(), launch);
+            }
+            Entry::Started(record) if record.boot_id == boot_id => {
+                started.entry(record.attempt.clone()).or_default().push(record);
+            }
+            Entry::Started(_) => {}
+            Entry::Ended(ended) => {
+                launched.remove(&ended.attempt);
+                recovered.ended.insert(ended.attempt.clone(), ended);
+            }
+            Entry::Forgotten { attempt } => {
+                launched.remove(&attempt);
+                recovered.ended.remove(&attempt);
+            }
         }
-        let mut records: Vec<ProcessRecord> = store::read_lines(&directory.join("processes"))?;
-        records.retain(|record| record.boot_id == boot_id);
-        unseen.push((launch, directory, records));
     }
+    for entry in std::fs::read_dir(store::attempts_dir(state))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !launched.contains_key(&name) && !recovered.ended.contains_key(&name) {
+            // Forgotten, but not moved any more.
+            let _ = std::fs::rename(entry.path(), store::logs_dir(state).join(name));
+        }
+    }
+    let unseen: Vec<(Launch, Vec<ProcessRecord>)> = launched
+        .into_iter()
+        .map(|(attempt, launch)| (launch, started.remove(&attempt).unwrap_or_default()))
+        .collect();
     if unseen.is_empty() {
         return Ok(recovered);
     }
     let mut carried = process::by_attempt();
-    for (launch, directory, mut records) in unseen {
+    for (launch, mut records) in unseen {
+        let directory = store::attempts_dir(state).join(&launch.attempt);
         let found = carried.remove(&launch.attempt).unwrap_or_default();
         let group = groups.and_then(|groups| groups.find(&launch.attempt, launch.tasks.len()));
         let alive = !found.is_empty()
@@ -68,6 +87,7 @@ pub(super) fn recover(
         for (stat, rank) in found.iter().filter(|(stat, _)| stat.pid == stat.group) {
             if !records.iter().any(|record| record.rank == *rank) && *rank < launch.tasks.len() {
                 records.push(ProcessRecord {
+                    attempt: launch.attempt.clone(),
                     rank: *rank,
                     pid: stat.pid,
                     started_ticks: stat.started_ticks,
@@ -88,14 +108,4 @@ pub(super) fn recover(
 
 fn is_alive(record: &ProcessRecord) -> bool {
     process::stat(record.pid).is_some_and(|stat| !stat.dead && stat.started_ticks == record.started_ticks)
-}
-
-/// Reads a value; `None` if it is absent or was never written whole.
-fn whole<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match store::read(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
-            Ok(None)
-        }
-        read => read,
-    }
 }

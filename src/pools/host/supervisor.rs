@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
@@ -21,7 +21,7 @@ use super::memory;
 use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
 use super::recover::recover;
-use super::store::{self, LeaseRecord};
+use super::store::{self, Entry, Journal, LeaseRecord};
 
 /// How often memory, and output that grows slowly, are looked at.
 const WATCH: Duration = Duration::from_millis(200);
@@ -65,13 +65,15 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     let (groups, notes) = match Groups::open(cgroup_parent, state) {
         Ok(groups) => {
             let notes = notes(groups.cpu.as_ref().err(), groups.memory.as_ref().err());
-            (Some(groups), notes)
+            (groups.keep_if(cgroup_parent.is_some()), notes)
         }
         Err(why) => (None, notes(Some(&why), Some(&why))),
     };
+    let (journal, entries) = Journal::open(state)?;
     let mut supervisor = Supervisor {
         state: state.to_owned(),
         boot_id: boot_id(),
+        journal,
         groups,
         notes,
         attempts: BTreeMap::new(),
@@ -89,7 +91,7 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         leave: false,
         _lock: lock,
     };
-    supervisor.take_over()?;
+    supervisor.take_over(entries)?;
     // Last, so that an agent that gets an answer gets the whole.
     let socket = state.join("supervisor.sock");
     let _ = std::fs::remove_file(&socket);
@@ -111,6 +113,7 @@ fn raise_file_limit() {
 struct Supervisor {
     state: PathBuf,
     boot_id: String,
+    journal: Journal,
     groups: Option<Groups>,
     notes: Vec<String>,
     attempts: BTreeMap<String, KeptAttempt>,
@@ -152,19 +155,19 @@ fn boot_id() -> String {
 }
 
 fn now() -> Now {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let since = SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Now { unix_ms: since.map_or(0, |since| since.as_millis() as u64), boot_ms: boot_ms() }
 }
 
 impl Supervisor {
     /// Takes over what an earlier supervisor kept.
-    fn take_over(&mut self) -> io::Result<()> {
+    fn take_over(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         // A lease outlives the supervisor, but not the boot that its clock counts from.
         let lease = store::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
         if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
             self.lease_until_boot_ms = lease.until_boot_ms;
         }
-        let recovered = recover(&self.state, self.groups.as_ref(), now(), &self.boot_id)?;
+        let recovered = recover(&self.state, entries, self.groups.as_ref(), now(), &self.boot_id)?;
         self.attempts = recovered.kept;
         self.ended = recovered.ended;
         for launch in recovered.vanished {
@@ -325,10 +328,15 @@ impl Supervisor {
             return self.say(&FromSupervisor::Moved(attempt(&launch, status)));
         }
         let directory = store::attempts_dir(&self.state).join(&launch.attempt);
-        let prepared = store::create_private_dir(&directory)
-            .and_then(|()| store::write_once(&directory.join("launch.json"), &launch));
+        let prepared = self
+            .journal
+            .append(&Entry::Launched(launch.clone()))
+            .and_then(|()| store::create_private_dir(&directory));
         let started = match prepared {
-            Ok(()) => KeptAttempt::start(launch.clone(), directory, self.groups.as_ref(), now, &self.boot_id),
+            Ok(()) => {
+                let (groups, journal) = (self.groups.as_ref(), &mut self.journal);
+                KeptAttempt::start(launch.clone(), directory, groups, now, &self.boot_id, journal)
+            }
             Err(error) => Err(error.to_string()),
         };
         match started {
@@ -347,7 +355,7 @@ impl Supervisor {
 
     /// Writes an end down, then tells it.
     fn end(&mut self, ended: Attempt) {
-        if self.write_end(&ended).is_err() {
+        if self.journal.append(&Entry::Ended(ended.clone())).is_err() {
             // It is told as long as this process lives, and written when there is room again.
             self.unwritten.push(ended.attempt.clone());
         }
@@ -355,25 +363,24 @@ impl Supervisor {
         self.ended.insert(ended.attempt.clone(), ended);
     }
 
-    fn write_end(&self, ended: &Attempt) -> io::Result<()> {
-        let directory = store::attempts_dir(&self.state).join(&ended.attempt);
-        store::write_once(&directory.join("status.json"), ended)
-    }
-
     fn forget(&mut self, attempt: &str) {
-        let Some(ended) = self.ended.remove(attempt) else { return };
+        if self.ended.remove(attempt).is_none() {
+            return;
+        }
+        // Unwritten, it is only told of once more.
+        let _ = self.journal.append(&Entry::Forgotten { attempt: attempt.to_owned() });
+        self.unwritten.retain(|unwritten| unwritten != attempt);
         let directory = store::attempts_dir(&self.state).join(attempt);
-        // The launch goes first, as it makes the attempt one that is known; and it holds secrets.
-        for name in ["launch.json", "status.json", "processes"] {
-            let _ = std::fs::remove_file(directory.join(name));
-        }
-        if let Ok(entries) = std::fs::read_dir(&directory) {
-            let work =
-                entries.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "work"));
-            work.for_each(|entry| drop(std::fs::remove_dir_all(entry.path())));
-        }
-        self.unwritten.retain(|unwritten| *unwritten != ended.attempt);
+        store::empty_work(&directory);
+        // Its retention begins now.
+        let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
         let _ = std::fs::rename(&directory, store::logs_dir(&self.state).join(attempt));
+        if self.journal.is_long() {
+            let kept = self.attempts.values().flat_map(|kept| kept.entries(&self.boot_id));
+            let ended = self.ended.values().cloned().map(Entry::Ended);
+            // Tried again when it has grown further.
+            let _ = self.journal.compact(kept.chain(ended));
+        }
     }
 
     fn keep_attempts(&mut self) {
@@ -421,6 +428,7 @@ impl Supervisor {
         }
         if let Some(mut attempt) = self.attempts.remove(name) {
             attempt.bound_output(now.boot_ms);
+            attempt.seal_output();
             self.end(attempt.outcome(now.unix_ms));
             if !attempt.remove_group() {
                 self.emptied.push(attempt);
@@ -451,7 +459,8 @@ impl Supervisor {
         }
         self.emptied.retain(|attempt| !attempt.remove_group());
         for name in std::mem::take(&mut self.unwritten) {
-            if self.ended.get(&name).is_some_and(|ended| self.write_end(ended).is_err()) {
+            let entry = self.ended.get(&name).cloned().map(Entry::Ended);
+            if entry.is_some_and(|entry| self.journal.append(&entry).is_err()) {
                 self.unwritten.push(name);
             }
         }

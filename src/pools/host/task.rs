@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill_process_group};
 
+use super::attempt::Now;
 use super::cgroup::Group;
 use super::enter;
 use super::output::{self, Look};
@@ -112,13 +113,14 @@ impl Task {
     }
 
     /// What the next supervisor must know of it.
-    pub(super) fn record(&self, unix_ms: u64, boot_ms: u64, boot_id: &str) -> ProcessRecord {
+    pub(super) fn record(&self, attempt: &str, started: Now, boot_id: &str) -> ProcessRecord {
         ProcessRecord {
+            attempt: attempt.to_owned(),
             rank: self.rank,
             pid: self.pid,
             started_ticks: self.started_ticks,
-            started_unix_ms: unix_ms,
-            started_boot_ms: boot_ms,
+            started_unix_ms: started.unix_ms,
+            started_boot_ms: started.boot_ms,
             boot_id: boot_id.to_owned(),
         }
     }
