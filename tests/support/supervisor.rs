@@ -85,8 +85,14 @@ impl Supervisor {
 
     /// Kills it as the kernel would, and starts another in its place.
     pub fn replace(&mut self) {
+        self.replace_after(|_| {});
+    }
+
+    /// The same, with something done to its folder in between.
+    pub fn replace_after(&mut self, change: impl FnOnce(&Path)) {
         self.child.kill().expect("it is killed");
         self.child.wait().expect("it is waited for");
+        change(&self.state());
         self.child = spawn(&self.state(), &self.arguments);
         self.lines = connect(&self.state());
         self.told.clear();
@@ -153,6 +159,11 @@ impl Supervisor {
         self.send(&json!({ "stop": { "attempt": attempt, "grace_ms": grace_ms } }));
     }
 
+    /// The attempts that it told of since it was started.
+    pub fn known(&self) -> Vec<String> {
+        self.told.iter().filter_map(|told| Some(told["attempt"].as_str()?.to_owned())).collect()
+    }
+
     /// Waits until an attempt runs or has ended.
     pub fn running(&mut self, attempt: &str) -> Value {
         self.told(attempt, |_| true)
@@ -205,9 +216,7 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         self.send(&json!("list"));
-        let names: Vec<String> =
-            self.told.iter().filter_map(|told| Some(told["attempt"].as_str()?.to_owned())).collect();
-        for name in names {
+        for name in self.known() {
             self.stop(&name, 0);
         }
         // It leaves when nothing runs any more. A test that failed half-way must not wait for ever.

@@ -17,6 +17,9 @@ const LEFTOVERS_GRACE_MS: u64 = 2_000;
 /// Between two kills of what doesn't go: the kernel may be busy with it.
 const KILL_AGAIN_MS: u64 = 100;
 
+/// How long it is unknown how fast an attempt's output grows.
+const YOUNG_MS: u64 = 500;
+
 /// The time by both clocks, read once for one turn of the supervisor's loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Now {
@@ -42,6 +45,7 @@ pub(super) struct KeptAttempt {
     leftovers_until: Option<u64>,
     /// What the main processes left behind was asked to go.
     leftovers_told: bool,
+    output_grows_fast: bool,
 }
 
 /// An attempt is being ended.
@@ -150,6 +154,7 @@ impl KeptAttempt {
             failed: None,
             leftovers_until: None,
             leftovers_told: false,
+            output_grows_fast: false,
         }
     }
 
@@ -334,8 +339,8 @@ impl KeptAttempt {
         Exit { message: format!("task {rank} of {count}: {what}"), ..exit.clone() }
     }
 
-    /// Keeps its output within its bound. Tells whether some of it grows fast.
-    pub(super) fn bound_output(&mut self, boot_ms: u64) -> bool {
+    /// Keeps its output within its bound.
+    pub(super) fn bound_output(&mut self, boot_ms: u64) {
         let most = self.launch.stream_max_bytes();
         let (mut fast, mut unbounded) = (false, false);
         for task in &mut self.tasks {
@@ -348,12 +353,12 @@ impl KeptAttempt {
                 format!("its output passed {most} bytes, and the file system can't drop the middle");
             self.stop(EndKind::Failed, 0, message, boot_ms);
         }
-        fast
+        self.output_grows_fast = fast;
     }
 
-    /// It was started less than so long ago.
-    pub(super) fn is_younger(&self, age_ms: u64, boot_ms: u64) -> bool {
-        boot_ms < self.started.boot_ms.saturating_add(age_ms)
+    /// Its output grows fast, or may: nobody knows yet.
+    pub(super) fn grows_fast(&self, boot_ms: u64) -> bool {
+        self.output_grows_fast || boot_ms < self.started.boot_ms.saturating_add(YOUNG_MS)
     }
 
     /// Ends it because one of its tasks holds too much memory.

@@ -27,8 +27,6 @@ use super::store::{self, Entry, Journal, LeaseRecord};
 const WATCH: Duration = Duration::from_millis(200);
 /// The same for output that grows fast, or may: that of what has just begun.
 const WATCH_CLOSELY: Duration = Duration::from_millis(10);
-/// How long an attempt has just begun.
-const YOUNG_MS: u64 = 500;
 /// How often what can't be waited for is looked at.
 const LOOK_AGAIN_MS: u64 = 5;
 /// How often logs past their retention are looked for.
@@ -83,8 +81,8 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         emptied: Vec::new(),
         lease_until_boot_ms: 0,
         agent: None,
-        memory_at: Instant::now(),
-        output_at: Instant::now(),
+        watched_at: Instant::now(),
+        closely_at: Instant::now(),
         watch: WATCH,
         collected_at: Instant::now(),
         busy_at: Instant::now(),
@@ -125,8 +123,10 @@ struct Supervisor {
     emptied: Vec<KeptAttempt>,
     lease_until_boot_ms: u64,
     agent: Option<Agent>,
-    memory_at: Instant,
-    output_at: Instant,
+    /// When memory and all output were last looked at.
+    watched_at: Instant,
+    /// The same for output that grows fast, and how often that is.
+    closely_at: Instant,
     watch: Duration,
     collected_at: Instant,
     busy_at: Instant,
@@ -228,9 +228,9 @@ impl Supervisor {
             }
         }
         if !self.attempts.is_empty() {
-            let output = self.watch.saturating_sub(self.output_at.elapsed());
-            let memory = WATCH.saturating_sub(self.memory_at.elapsed());
-            wait_ms = wait_ms.min(output.min(memory).as_millis() as u64);
+            let closely = self.watch.saturating_sub(self.closely_at.elapsed());
+            let all = WATCH.saturating_sub(self.watched_at.elapsed());
+            wait_ms = wait_ms.min(closely.min(all).as_millis() as u64);
         }
         if !(self.unwritten.is_empty() && self.emptied.is_empty()) {
             wait_ms = wait_ms.min(WATCH.as_millis() as u64);
@@ -438,18 +438,22 @@ impl Supervisor {
 
     /// Looks now and then at what sends no notice.
     fn watch(&mut self, boot_ms: u64) {
-        if self.output_at.elapsed() >= self.watch {
-            self.output_at = Instant::now();
+        let all = self.watched_at.elapsed() >= WATCH;
+        if all || self.closely_at.elapsed() >= self.watch {
+            self.closely_at = Instant::now();
             let mut closely = false;
             for attempt in self.attempts.values_mut() {
-                closely |= attempt.bound_output(boot_ms) | attempt.is_younger(YOUNG_MS, boot_ms);
+                if all || attempt.grows_fast(boot_ms) {
+                    attempt.bound_output(boot_ms);
+                }
+                closely |= attempt.grows_fast(boot_ms);
             }
             self.watch = if closely { WATCH_CLOSELY } else { WATCH };
         }
-        if self.memory_at.elapsed() < WATCH {
+        if !all {
             return;
         }
-        self.memory_at = Instant::now();
+        self.watched_at = Instant::now();
         let enforced = self.groups.as_ref().is_some_and(|groups| groups.memory.is_ok());
         let excesses = if enforced { Vec::new() } else { memory::excesses(&self.attempts) };
         for over in excesses {
