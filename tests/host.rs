@@ -368,6 +368,34 @@ fn the_kernel_holds_a_task_to_its_cpus() {
     until("its group is removed", PATIENCE, || !group.join(&attempt).exists());
 }
 
+#[test]
+fn the_kernel_enforces_limits_in_a_group_that_was_delegated_to_the_agent() {
+    let test = "the_kernel_enforces_limits_in_a_group_that_was_delegated_to_the_agent";
+    let probe = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
+    let Some(home) = enforced(test, &probe, "cpu limits") else { return };
+    let delegated = home.with_file_name(format!("weir-test-{}", std::process::id()));
+    std::fs::create_dir(&delegated).expect("a group");
+    let mut supervisor = Supervisor::start_within(&delegated);
+    assert_eq!(supervisor.notes, [""; 0], "it made room for limits by moving itself");
+    let attempt = supervisor.attempt();
+    let limited = Task { cpu_max_millis: 500, ..Task::script("exec sleep 1000") };
+    supervisor.launch(&attempt, &[limited]);
+    assert!(supervisor.running(&attempt).get("running").is_some());
+    let group = supervisor.group().join(&attempt);
+    assert!(group.starts_with(&delegated), "{}", group.display());
+    assert_eq!(std::fs::read_to_string(group.join("cpu.max")).expect("a limit"), "50000 100000\n");
+    // The next one is started from elsewhere, and finds the group all the same.
+    supervisor.replace();
+    assert_eq!((supervisor.group().join(&attempt), supervisor.notes.len()), (group.clone(), 0));
+    supervisor.stop(&attempt, 500);
+    assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
+    until("its group is removed", PATIENCE, || !group.exists());
+    drop(supervisor);
+    let below = std::fs::read_dir(&delegated).expect("the group").flatten().map(|entry| entry.path());
+    below.filter(|path| path.is_dir()).for_each(|path| std::fs::remove_dir(path).expect("an empty group"));
+    std::fs::remove_dir(&delegated).expect("an empty group");
+}
+
 /// A task that takes memory without end.
 fn greedy() -> Task {
     let script = "x=0123456789abcdef; while :; do x=$x$x; done";

@@ -49,12 +49,28 @@ impl Supervisor {
     pub fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&folder.path().join("supervisor"), &arguments);
+        Self::greeted(folder, &arguments, child)
+    }
+
+    fn greeted(folder: tempfile::TempDir, arguments: &[String], child: Child) -> Self {
+        let arguments = arguments.to_vec();
         let lines = connect(&folder.path().join("supervisor"));
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let (notes, told) = (Vec::new(), Vec::new());
         let mut supervisor = Self { folder, arguments, child, lines, notes, told, number };
         supervisor.greet();
         supervisor
+    }
+
+    /// Starts one as the only process of a control group, without being told of it.
+    pub fn start_within(group: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
+        let state = folder.path().join("supervisor");
+        let enter = "echo 0 > \"$0\"/cgroup.procs && exec \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", enter]).arg(group).args([WEIR, "supervise", "--state"]).arg(&state);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a supervisor");
+        Self::greeted(folder, &[], child)
     }
 
     /// Its folder.

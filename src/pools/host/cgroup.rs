@@ -72,11 +72,13 @@ impl Groups {
         possible.map_err(failed)?;
         // Unwritten, the next supervisor looks where it is itself, which is the same as a rule.
         let _ = fs::write(state.join(HOME_FILE), home.as_os_str().as_encoded_bytes());
+        let room = make_room(&base, &name);
         let enabled = |controller: &str| {
-            give(&base, controller)
-                .or_else(|error| if is_busy(&error) { retreat(&base, state, controller) } else { Err(error) })
-                .map_err(|error| why_not(&mount, &base, controller, &error))?;
-            give(&home, controller).map_err(failed)
+            let given = match &room {
+                Ok(()) => give(&base, controller).and_then(|()| give(&home, controller)),
+                Err(error) => Err(io::Error::from(error.kind())),
+            };
+            given.map_err(|error| why_not(&mount, &base, controller, &error))
         };
         let (cpu, memory) = (enabled("cpu"), enabled("memory"));
         Ok(Self { home, cpu, memory })
@@ -322,32 +324,38 @@ fn is_busy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ResourceBusy
 }
 
-/// Moves this process and its agent out of a group's way, if nobody else is in it.
-fn retreat(base: &Path, state: &Path, controller: &str) -> io::Result<()> {
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    let all = Group(base.to_owned());
-    let text = fs::read_to_string(all.procs())?;
-    if text.lines().any(|pid| ![own.to_string(), parent.to_string()].contains(&pid.to_owned())) {
-        return Err(io::Error::from_raw_os_error(rustix::io::Errno::BUSY.raw_os_error()));
+/// Moves this process and its agent out of a group, if nobody else is in it.
+///
+/// Before any controller is given: with processes in it, a group takes some controllers and then
+/// has children that can't hold processes.
+fn make_room(base: &Path, name: &str) -> io::Result<()> {
+    let text = fs::read_to_string(base.join("cgroup.procs"))?;
+    // The root, which alone has no type, may hold processes as well.
+    let is_root = !base.join("cgroup.type").exists();
+    if text.is_empty() || is_root || !(offers(base, "cpu") || offers(base, "memory")) {
+        return Ok(());
     }
-    let below = base.join(format!("{}-agent", name_of(state)));
+    let own = rustix::process::getpid().as_raw_nonzero().get().to_string();
+    let parent = rustix::process::getppid().map_or(own.clone(), |pid| pid.as_raw_nonzero().to_string());
+    if text.lines().any(|pid| pid != own && pid != parent) {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    let below = base.join(format!("{name}-agent"));
     create(&below)?;
-    for pid in text.lines() {
-        fs::write(below.join("cgroup.procs"), pid)?;
-    }
-    give(base, controller)
+    text.lines().try_for_each(|pid| fs::write(below.join("cgroup.procs"), pid))
+}
+
+/// A group has a controller that it can give to its children.
+fn offers(group: &Path, controller: &str) -> bool {
+    let text = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    text.split_ascii_whitespace().any(|offered| offered == controller)
 }
 
 fn why_not(mount: &Mount, base: &Path, controller: &str, error: &io::Error) -> String {
-    let offered = |group: &Path| {
-        let text = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-        text.split_ascii_whitespace().any(|offered| offered == controller)
-    };
-    if !offered(&mount.point) {
+    if !offers(&mount.point, controller) {
         return format!("this machine has no {controller} controller in its control groups of version 2");
     }
-    if !offered(base) {
+    if !offers(base, controller) {
         return format!("control group {} is given no {controller} controller", base.display());
     }
     if is_busy(error) {
