@@ -410,6 +410,10 @@ fn the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang() {
     if enforced(test, &supervisor, "memory is watched").is_none() {
         return;
     }
+    // Entering the group must not eat what was meant for the task.
+    let frugal = Task { memory_max_bytes: 1 << 20, ..Task::command(&["true"]) };
+    supervisor.launch(&format!("{attempt}0"), &[frugal]);
+    assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "succeeded");
     supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
     let message = "task 1 of 2: used more memory than was asked for";
     assert_eq!(supervisor.ended(&attempt), ended("out_of_memory", None, Some(9), message));

@@ -4,13 +4,14 @@
 //! The agent's side: `launch` makes of an order what is to be started, `client` starts the
 //! supervisor, `protocol` is what they say, `logs` reads output.
 //!
-//! The supervisor's: `supervisor` is its loop, `attempt` and `task` what it keeps, `recover` what it
+//! The supervisor's: `supervisor` is its loop, `connection` its end of the line, `attempt` and `task` what it keeps, `recover` what it
 //! takes over from another, `store` and `output` its files, `cgroup` and `enter` the limits that the
 //! kernel enforces, `memory`, `orphans` and `process` what is done where it doesn't.
 
 mod attempt;
 mod cgroup;
 mod client;
+mod connection;
 pub mod enter;
 mod launch;
 mod logs;

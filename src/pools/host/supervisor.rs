@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,6 +16,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::attempt::{KeptAttempt, Now, attempt};
 use super::cgroup::Groups;
+use super::connection::Connection;
 use super::logs::collect;
 use super::memory;
 use super::orphans::Orphans;
@@ -33,10 +34,6 @@ const LOOK_AGAIN_MS: u64 = 5;
 const COLLECT: Duration = Duration::from_secs(60);
 /// How long a supervisor stays that has nothing to keep and no agent.
 const IDLE_MAX: Duration = Duration::from_secs(600);
-/// Bytes that wait for an agent that doesn't read; then it is cut off, and will list anew.
-const OUTGOING_MAX: usize = 4 << 20;
-/// Bytes of one request: a launch with a full command line.
-const LINE_MAX: usize = 8 << 20;
 /// Files that may be open: three for each running task and room, far below what programs that
 /// inherit the limit would stumble over.
 const FILES_MAX: u64 = 16_384;
@@ -122,7 +119,7 @@ struct Supervisor {
     /// Ended attempts whose control groups the kernel would not remove yet.
     emptied: Vec<KeptAttempt>,
     lease_until_boot_ms: u64,
-    agent: Option<Agent>,
+    agent: Option<Connection>,
     /// When memory and all output were last looked at.
     watched_at: Instant,
     /// The same for output that grows fast, and how often that is.
@@ -133,15 +130,6 @@ struct Supervisor {
     leave: bool,
     /// Held as long as this lives.
     _lock: File,
-}
-
-/// The agent's connection.
-struct Agent {
-    stream: UnixStream,
-    incoming: Vec<u8>,
-    outgoing: Vec<u8>,
-    /// Bytes that may wait: more after a list, which may be long.
-    outgoing_max: usize,
 }
 
 fn boot_ms() -> u64 {
@@ -181,9 +169,7 @@ impl Supervisor {
         while !self.leave {
             self.wait(listener)?;
             if let Ok((stream, _)) = listener.accept() {
-                stream.set_nonblocking(true)?;
-                let (incoming, outgoing) = (Vec::new(), Vec::new());
-                self.agent = Some(Agent { stream, incoming, outgoing, outgoing_max: OUTGOING_MAX });
+                self.agent = Some(Connection::new(stream)?);
                 self.say(&FromSupervisor::Notes { notes: self.notes.clone() });
             }
             self.read_requests();
@@ -207,10 +193,7 @@ impl Supervisor {
     /// Sleeps until something happens or falls due.
     fn wait(&mut self, listener: &UnixListener) -> io::Result<()> {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
-        if let Some(agent) = &self.agent {
-            let out = if agent.outgoing.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-            fds.push(PollFd::new(&agent.stream, PollFlags::IN | out));
-        }
+        fds.extend(self.agent.as_ref().map(Connection::poll));
         let now = boot_ms();
         let mut wait_ms = 30_000;
         for attempt in self.attempts.values() {
@@ -245,36 +228,11 @@ impl Supervisor {
 
     fn read_requests(&mut self) {
         let Some(agent) = &mut self.agent else { return };
-        let mut buffer = [0; 64 * 1024];
-        let mut gone = false;
-        loop {
-            match agent.stream.read(&mut buffer) {
-                Ok(0) => {
-                    gone = true;
-                    break;
-                }
-                Ok(count) => agent.incoming.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    gone = true;
-                    break;
-                }
-            }
-        }
-        let end = agent.incoming.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-        let lines: Vec<u8> = agent.incoming.drain(..end).collect();
-        gone |= agent.incoming.len() > LINE_MAX;
-        if gone {
+        let (requests, there) = agent.receive();
+        if !there {
             self.agent = None;
         }
-        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            match serde_json::from_slice(line) {
-                Ok(request) => self.take(request),
-                // Not our agent: whoever it is must start over.
-                Err(_) => self.agent = None,
-            }
-        }
+        requests.into_iter().for_each(|request| self.take(request));
     }
 
     fn take(&mut self, request: ToSupervisor) {
@@ -301,9 +259,6 @@ impl Supervisor {
                 let running = self.attempts.values().map(KeptAttempt::running);
                 let attempts = running.chain(self.ended.values().cloned()).collect();
                 self.say(&FromSupervisor::Attempts { attempts });
-                if let Some(agent) = &mut self.agent {
-                    agent.outgoing_max = agent.outgoing.len() + OUTGOING_MAX;
-                }
             }
             ToSupervisor::Shutdown => self.leave |= self.attempts.is_empty(),
         }
@@ -471,30 +426,13 @@ impl Supervisor {
     }
 
     fn say(&mut self, message: &FromSupervisor) {
-        let Some(agent) = &mut self.agent else { return };
-        if let Ok(mut line) = serde_json::to_vec(message) {
-            line.push(b'\n');
-            agent.outgoing.extend_from_slice(&line);
+        if let Some(agent) = &mut self.agent {
+            agent.say(message);
         }
     }
 
     fn flush(&mut self) {
-        let Some(agent) = &mut self.agent else { return };
-        let mut written = 0;
-        let mut gone = agent.outgoing.len() > agent.outgoing_max;
-        while written < agent.outgoing.len() && !gone {
-            match agent.stream.write(&agent.outgoing[written..]) {
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => gone = true,
-            }
-        }
-        agent.outgoing.drain(..written);
-        if agent.outgoing.is_empty() {
-            agent.outgoing_max = OUTGOING_MAX;
-        }
-        if gone {
+        if self.agent.as_mut().is_some_and(|agent| !agent.flush()) {
             self.agent = None;
         }
     }
