@@ -86,35 +86,35 @@ fn the_first_task_that_fails_ends_its_gang_and_is_named() {
 }
 
 #[test]
-fn a_gang_that_starts_half_is_stopped_and_was_not_launched() {
+fn a_gang_that_starts_half_is_stopped() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
     let lasting = Task::script("exec sleep 1000");
     let missing = Task::command(&["/nowhere/to/be/found"]);
     supervisor.launch(&attempt, &[lasting, missing, Task::script("exec sleep 1000")]);
     let message = "task 1 of 3: /nowhere/to/be/found: no such file";
-    assert_eq!(supervisor.ended(&attempt), ended("launch_failed", None, None, message));
+    assert_eq!(supervisor.ended(&attempt), ended("failed", Some(127), None, message));
     assert!(!supervisor.state().join("attempts").join(&attempt).join("2.stdout").exists());
 }
 
 #[test]
-fn a_program_that_is_missing_or_no_program_fails_to_launch_in_words() {
+fn a_program_that_is_missing_or_no_program_ends_as_in_a_shell_and_in_words() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let text = supervisor.scratch().join("text");
         std::fs::write(&text, "exit 4\n").expect("a file");
         let path = text.to_str().expect("a plain path").to_owned();
-        for (index, (command, kind, message)) in [
-            ("no-such-program", "launch_failed", "no-such-program: no such program in PATH".to_owned()),
-            ("./no-such-file", "launch_failed", "./no-such-file: no such file".to_owned()),
-            (path.as_str(), "launch_failed", format!("{path}: can't be executed")),
+        for (index, (command, code, message)) in [
+            ("no-such-program", 127, "no-such-program: no such program in PATH".to_owned()),
+            ("./no-such-file", 127, "./no-such-file: no such file".to_owned()),
+            (path.as_str(), 126, format!("{path}: can't be executed")),
         ]
         .into_iter()
         .enumerate()
         {
             let attempt = format!("{attempt}{index}");
             supervisor.launch(&attempt, &[Task::command(&[command])]);
-            assert_eq!(supervisor.ended(&attempt), ended(kind, None, None, &message));
+            assert_eq!(supervisor.ended(&attempt), ended("failed", Some(code), None, &message));
         }
         // A script without a first line is run as a shell would.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);

@@ -59,10 +59,10 @@ struct Stopping {
 impl KeptAttempt {
     /// Starts all tasks of an attempt whose directory is made.
     ///
-    /// If one can't be started, those before it are stopped: the attempt ends as `LaunchFailed`.
+    /// If one can't be started, those before it are stopped.
     ///
     /// # Errors
-    /// If nothing was started; why, in words.
+    /// If nothing was started: how the attempt ends.
     pub(super) fn start(
         launch: Launch,
         directory: PathBuf,
@@ -70,21 +70,24 @@ impl KeptAttempt {
         now: Now,
         boot_id: &str,
         journal: &mut Journal,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Exit> {
         let (group, each) = match groups.map(|groups| groups.create(&launch.attempt, launch.tasks.len())) {
             Some(Ok((group, each))) => (Some(group), each),
-            Some(Err(error)) => return Err(format!("its control group can't be made: {error}")),
+            Some(Err(error)) => {
+                let message = format!("its control group can't be made: {error}");
+                return Err(Exit::plain(EndKind::LaunchFailed, &message));
+            }
             None => (None, Vec::new()),
         };
         let mut attempt = Self::new(launch, directory, group, now);
         for rank in 0..attempt.launch.tasks.len() {
             let group = each.get(rank).cloned();
-            if let Err(message) = attempt.start_task(rank, groups, group, boot_id, journal) {
+            if let Err(exit) = attempt.start_task(rank, groups, group, boot_id, journal) {
                 if attempt.tasks.is_empty() {
                     attempt.remove_group();
-                    return Err(message);
+                    return Err(attempt.told_of(rank, &exit));
                 }
-                attempt.fail(rank, Exit::plain(EndKind::LaunchFailed, &message), now.boot_ms);
+                attempt.fail(rank, exit, now.boot_ms);
                 break;
             }
         }
@@ -98,13 +101,15 @@ impl KeptAttempt {
         group: Option<Group>,
         boot_id: &str,
         journal: &mut Journal,
-    ) -> Result<(), String> {
+    ) -> Result<(), Exit> {
         if let (Some(groups), Some(group), Some(what)) = (groups, &group, self.launch.group_of(rank)) {
             let limited = groups.limit(group, what.cpu_max_millis, what.memory_max_bytes);
-            limited.map_err(|error| format!("its limits can't be set: {error}"))?;
+            limited.map_err(|error| {
+                Exit::plain(EndKind::LaunchFailed, &format!("its limits can't be set: {error}"))
+            })?;
         }
-        let task =
-            Task::spawn(&self.launch, &self.directory, rank, group).map_err(|error| error.to_string())?;
+        let spawned = Task::spawn(&self.launch, &self.directory, rank, group);
+        let task = spawned.map_err(|error| Exit::of_refused_start(&error))?;
         // Unwritten (on a full disk), it is found by its environment or its control group.
         let _ = journal.append(&Entry::Started(task.record(&self.launch.attempt, self.started, boot_id)));
         self.tasks.push(task);

@@ -23,6 +23,7 @@ use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
+use super::task::Exit;
 
 /// How often memory, and output that grows slowly, are looked at.
 const WATCH: Duration = Duration::from_millis(200);
@@ -159,8 +160,8 @@ impl Supervisor {
         self.attempts = recovered.kept;
         self.ended = recovered.ended;
         for launch in recovered.vanished {
-            let message = "it was gone when its supervisor came back".to_owned();
-            self.end_unstarted(&launch, EndKind::Vanished, message);
+            let exit = Exit::plain(EndKind::Vanished, "it was gone when its supervisor came back");
+            self.end(attempt(&launch, unstarted(exit)));
         }
         Ok(())
     }
@@ -279,7 +280,7 @@ impl Supervisor {
         let late = now.unix_ms > launch.start_by_unix_ms;
         if late || (launch.leased && now.boot_ms >= self.lease_until_boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
-            let status = unstarted(EndKind::NotStarted, message.to_owned());
+            let status = unstarted(Exit::plain(EndKind::NotStarted, message));
             return self.say(&FromSupervisor::Moved(attempt(&launch, status)));
         }
         let directory = store::attempts_dir(&self.state).join(&launch.attempt);
@@ -292,7 +293,7 @@ impl Supervisor {
                 let (groups, journal) = (self.groups.as_ref(), &mut self.journal);
                 KeptAttempt::start(launch.clone(), directory, groups, now, &self.boot_id, journal)
             }
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Exit::plain(EndKind::LaunchFailed, &error.to_string())),
         };
         match started {
             Ok(kept) => {
@@ -300,12 +301,8 @@ impl Supervisor {
                 self.attempts.insert(launch.attempt, kept);
                 self.watch = WATCH_CLOSELY;
             }
-            Err(message) => self.end_unstarted(&launch, EndKind::LaunchFailed, message),
+            Err(exit) => self.end(attempt(&launch, unstarted(exit))),
         }
-    }
-
-    fn end_unstarted(&mut self, launch: &Launch, kind: EndKind, message: String) {
-        self.end(attempt(launch, unstarted(kind, message)));
     }
 
     /// Writes an end down, then tells it.
@@ -438,15 +435,10 @@ impl Supervisor {
     }
 }
 
-fn unstarted(kind: EndKind, message: String) -> Status {
-    Status::Ended {
-        started_unix_ms: None,
-        ended_unix_ms: now().unix_ms,
-        kind,
-        exit_code: None,
-        signal: None,
-        message,
-    }
+fn unstarted(exit: Exit) -> Status {
+    let Exit { kind, exit_code, signal, message } = exit;
+    let ended_unix_ms = now().unix_ms;
+    Status::Ended { started_unix_ms: None, ended_unix_ms, kind, exit_code, signal, message }
 }
 
 /// What is not enforced here, and why.

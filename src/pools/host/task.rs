@@ -21,6 +21,9 @@ use crate::pools::Stream;
 /// Where programs are looked for if neither the launch nor the supervisor's environment says.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The exit code of a program that may not be executed: that of a shell.
+const NOT_EXECUTABLE: i32 = 126;
+
 /// A task that was started.
 pub(super) struct Task {
     rank: usize,
@@ -50,6 +53,20 @@ impl Exit {
     /// An end without an exit status.
     pub(super) fn plain(kind: EndKind, message: &str) -> Self {
         Self { kind, exit_code: None, signal: None, message: message.to_owned() }
+    }
+
+    /// The end of a task whose program could not be started.
+    ///
+    /// What the job itself got wrong ends as in a shell, with 127 for a program that isn't there and
+    /// 126 for one that may not be executed; the rest is this machine's fault.
+    pub(super) fn of_refused_start(error: &io::Error) -> Self {
+        let exit_code = match error.kind() {
+            io::ErrorKind::NotFound => Some(enter::FAILED),
+            io::ErrorKind::PermissionDenied => Some(NOT_EXECUTABLE),
+            _ => None,
+        };
+        let kind = if exit_code.is_some() { EndKind::Failed } else { EndKind::LaunchFailed };
+        Self { exit_code, ..Self::plain(kind, &error.to_string()) }
     }
 }
 
@@ -235,7 +252,8 @@ fn command(
     let workdir = workdir(launch, directory, rank)?;
     if !workdir.is_dir() {
         // The system's own error doesn't tell a missing directory from a missing program.
-        return Err(io::Error::other(format!("{}: no such directory", workdir.display())));
+        let message = format!("{}: no such directory", workdir.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
     }
     let (program, arguments) = what.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let env: Vec<&(String, String)> = what.env.iter().chain(&launch.env).chain(&task.env).collect();
@@ -268,16 +286,16 @@ fn command(
 /// Finds a program as a shell in `workdir` would. A full path also lets the standard library start
 /// it without copying this process.
 fn find_program(program: &str, path: &std::ffi::OsStr, workdir: &Path) -> io::Result<PathBuf> {
-    let missing = |why: &str| io::Error::new(io::ErrorKind::NotFound, format!("{program}: {why}"));
+    let refused = |kind, why: &str| io::Error::new(kind, format!("{program}: {why}"));
     let runs = |file: &Path| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok();
     if program.contains('/') {
         let file = workdir.join(program);
         return match (runs(&file), file.exists()) {
             (true, _) => Ok(file),
-            (false, true) => Err(missing("can't be executed")),
-            (false, false) => Err(missing("no such file")),
+            (false, true) => Err(refused(io::ErrorKind::PermissionDenied, "can't be executed")),
+            (false, false) => Err(refused(io::ErrorKind::NotFound, "no such file")),
         };
     }
     let mut places = std::env::split_paths(path).map(|place| workdir.join(place).join(program));
-    places.find(|file| runs(file)).ok_or_else(|| missing("no such program in PATH"))
+    places.find(|file| runs(file)).ok_or_else(|| refused(io::ErrorKind::NotFound, "no such program in PATH"))
 }
