@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -12,12 +12,14 @@ use tonic::{Request, Response, Status, Streaming};
 use super::client::Client;
 use super::proto::v1;
 use super::{convert, error};
+use crate::broker::{Answer, Query};
 use crate::model::exchange::{Arrival, FromAgent, Hello, Inbox, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
 use crate::pools::{ReadLogs, Stream as PoolStream};
 use crate::runtime::agent::{Connection, Dial};
 use crate::runtime::broker::Handle;
 use crate::runtime::logs::{Asked, Part, Stream as LogStream};
+use crate::state::rejection::Rejection;
 
 /// The service.
 pub struct Agents {
@@ -27,6 +29,8 @@ pub struct Agents {
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Messages between a machine and its connection.
 const MESSAGES_MAX: usize = 4_096;
+/// Pieces of output that one agent is asked for at once.
+const ASKS_MAX: usize = 1_024;
 
 #[tonic::async_trait]
 impl v1::agent_service_server::AgentService for Agents {
@@ -45,7 +49,15 @@ impl v1::agent_service_server::AgentService for Agents {
             loop {
                 tokio::select! {
                     frame = incoming.next() => {
-                        let Some(Ok(frame)) = frame else { break };
+                        let frame = match frame {
+                            Some(Ok(frame)) => frame,
+                            // A message that is too long, or is none: say so, if anyone listens.
+                            Some(Err(status)) => {
+                                let _ = sender.send(Err(status)).await;
+                                break;
+                            }
+                            None => break,
+                        };
                         match read_frame(&mut inbox, frame) {
                             Ok(Some(message)) => broker.from_agent(session, message).await,
                             Ok(None) => {}
@@ -78,34 +90,41 @@ impl v1::agent_service_server::AgentService for Agents {
         let mut incoming = request.into_inner();
         let first = incoming.message().await?.and_then(|message| message.body);
         let Some(v1::serve_logs_request::Body::Hello(hello)) = first else {
-            return Err(Status::invalid_argument("the first message must be a hello"));
+            return Err(error::invalid(convert::invalid("hello", "the first message must be a hello")));
         };
         let hello = convert::hello(&hello).map_err(error::invalid)?;
-        let query = crate::broker::Query::Pool(hello.pool.name.clone());
+        let query = Query::Pool(hello.pool.name.clone());
         let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let ours = matches!(&answer, crate::broker::Answer::Pool(Some(pool)) if pool.pool.instance == hello.instance);
-        if !ours {
-            return Err(error::status(&crate::state::rejection::Rejection::PoolClaimed {
-                pool: hello.pool.name,
-            }));
+        let Answer::Pool(Some(pool)) = answer else {
+            return Err(error::not_found("pool", &hello.pool.name));
+        };
+        if !pool.pool.is_bound_to(&hello) {
+            return Err(error::status(&Rejection::PoolClaimed { pool: hello.pool.name }));
         }
         let mut asks = self.broker.logs().serve(&hello.pool.name);
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
-            let (mut waiting, mut next) = (HashMap::new(), 0);
+            let (mut waiting, mut next) = (HashMap::<u64, oneshot::Sender<Part>>::new(), 0);
             loop {
                 tokio::select! {
                     message = incoming.next() => {
                         let Some(Ok(message)) = message else { break };
                         let Some(v1::serve_logs_request::Body::Part(part)) = message.body else { break };
                         if let Some(answer) = waiting.remove(&part.request) {
-                            let answer: tokio::sync::oneshot::Sender<Part> = answer;
                             let (offset, end) = (part.offset, part.end);
                             let _ = answer.send(Part { offset, data: part.data, end, complete: part.complete, error: part.error });
                         }
                     }
                     ask = asks.recv() => {
                         let Some((ask, answer)): Option<Asked> = ask else { break };
+                        // Readers that have gone away left their asks; an agent that answers none
+                        // keeps only its own readers waiting.
+                        if waiting.len() >= ASKS_MAX {
+                            waiting.retain(|_, answer| !answer.is_closed());
+                        }
+                        if waiting.len() >= ASKS_MAX {
+                            continue;
+                        }
                         next += 1;
                         waiting.insert(next, answer);
                         let message = v1::ServeLogsResponse {
@@ -133,12 +152,17 @@ impl v1::agent_service_server::AgentService for Agents {
 /// A frame's message, unless it is a repetition; or why the session must end.
 fn read_frame(inbox: &mut Inbox, frame: v1::SyncRequest) -> Result<Option<FromAgent>, ToAgent> {
     let refused = |message: String| ToAgent::Refused { code: RefusedCode::ProtocolError, message };
+    if frame.number == 0 {
+        return Err(refused("number: 0, but a session's frames count from 1".to_owned()));
+    }
     match inbox.arrive(frame.number) {
         Arrival::Repeated => return Ok(None),
-        Arrival::Gap => return Err(refused("a frame was lost".to_owned())),
+        Arrival::Gap => return Err(refused(format!("number: {} skips a frame", frame.number))),
         Arrival::Take => {}
     }
-    let Some(body) = frame.body else { return Err(refused("a frame without a message".to_owned())) };
+    let Some(body) = frame.body else {
+        return Err(refused("body: name hello, inventory, observed or heartbeat".to_owned()));
+    };
     convert::from_agent(body).map(Some).map_err(|violations| {
         let text: Vec<String> = violations.iter().map(ToString::to_string).collect();
         refused(text.join("; "))

@@ -7,6 +7,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::convert::Invalid;
 use crate::model::text;
+use crate::model::validate::Violation;
 use crate::runtime::broker::CallError;
 use crate::state::rejection::Rejection;
 
@@ -14,6 +15,12 @@ use crate::state::rejection::Rejection;
 const DOMAIN: &str = "weir";
 /// When a client may try again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Bytes of an error's message. It and the details travel as headers, of which clients take 16 KiB
+/// in all: what is not ASCII grows threefold in the one, and everything by a third in the other.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+/// Bytes of the field violations that an error details.
+const VIOLATIONS_BYTES_MAX: usize = 6 * 1_024;
 
 /// A message that can't be read.
 pub fn invalid(violations: Invalid) -> Status {
@@ -36,10 +43,22 @@ pub fn not_found(kind: &'static str, name: &str) -> Status {
     status(&Rejection::NotFound { kind, name: name.to_owned() })
 }
 
+/// As many violations as clients can receive; the first always fits.
+fn within_header(violations: Vec<Violation>) -> Vec<FieldViolation> {
+    let mut room = VIOLATIONS_BYTES_MAX;
+    let fitting = violations.into_iter().take_while(|violation| {
+        let bytes = violation.field.len() + violation.description.len() + 16;
+        let fits = bytes <= room;
+        room = room.saturating_sub(bytes);
+        fits
+    });
+    fitting.map(|violation| FieldViolation::new(violation.field, violation.description)).collect()
+}
+
 /// A rejection, with its stable code in `ErrorInfo` and fields in `BadRequest`.
 pub fn status(rejection: &Rejection) -> Status {
     let code = match rejection {
-        Rejection::Invalid(_) | Rejection::BadDependency(_) => Code::InvalidArgument,
+        Rejection::Invalid(_) | Rejection::BadDependency { .. } => Code::InvalidArgument,
         Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
         Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } => Code::AlreadyExists,
         Rejection::Conflict { .. } | Rejection::TokenReused => Code::Aborted,
@@ -51,12 +70,12 @@ pub fn status(rejection: &Rejection) -> Status {
     };
     let mut details =
         ErrorDetails::with_error_info(rejection.code(), DOMAIN, std::collections::HashMap::new());
-    if let Rejection::Invalid(violations) = rejection {
-        let fields = violations.iter().map(|v| FieldViolation::new(v.field.clone(), v.description.clone()));
-        details.set_bad_request(fields.collect::<Vec<_>>());
+    let fields = within_header(rejection.violations());
+    if !fields.is_empty() {
+        details.set_bad_request(fields);
     }
     // The message also goes out as a header: what a name smuggled in must not.
     let mut message = text::escape(&rejection.to_string());
-    text::truncate(&mut message, 4_096);
+    text::truncate(&mut message, MESSAGE_BYTES_MAX);
     Status::with_error_details(code, message, details)
 }

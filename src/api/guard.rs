@@ -34,7 +34,13 @@ impl Guard {
             );
             return Err(Status::permission_denied(message));
         }
+        if let Some(origin) = request.headers().get(http::header::ORIGIN)
+            && !origin.to_str().is_ok_and(is_own_origin)
+        {
+            return Err(Status::permission_denied("requests of foreign web pages are not served"));
+        }
         let path = request.uri().path();
+        // Whether the broker is up is no secret, and what probes it should hold none.
         if path.starts_with("/grpc.health.v1.Health/") {
             return Ok(());
         }
@@ -53,6 +59,11 @@ impl Guard {
 /// Compares without telling by its time how much is right.
 fn same(left: &str, right: &str) -> bool {
     left.len() == right.len() && left.bytes().zip(right.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}
+
+/// A web page that the broker's own machine serves.
+fn is_own_origin(origin: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -104,7 +115,15 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::is_loopback;
+    use super::{is_loopback, is_own_origin};
+
+    #[test]
+    fn only_pages_of_this_machine_are_of_the_brokers_origin() {
+        assert!(is_own_origin("http://localhost:7411") && is_own_origin("https://127.0.0.1"));
+        for origin in ["", "null", "http://evil.example", "http://localhost.evil.example", "localhost"] {
+            assert!(!is_own_origin(origin), "{origin}");
+        }
+    }
 
     #[test]
     fn only_loopback_hosts_are_the_brokers_own() {

@@ -1,7 +1,6 @@
 //! JobService.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::mpsc;
@@ -13,32 +12,36 @@ use super::convert::{self, parse_phase};
 use super::proto::v1;
 use super::{error, mutation};
 use crate::broker::{Answer, JobFilter, JobRef, Query};
-use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::{PAGE_DEFAULT, PAGE_MAX};
+use crate::model::limit::{
+    DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX,
+};
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::runtime::broker::Handle;
-use crate::runtime::logs::{Ask, Stream as LogStream};
-use crate::runtime::watch::Missed;
+use crate::model::spec::{DependencyCondition, JobSpec};
+use crate::model::validate::quote;
+use crate::runtime::broker::{CallError, Handle};
 use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
-use crate::state::view::{AttemptPhase, AttemptView, JobView};
+use crate::state::job::JobEnd;
+use crate::state::rejection::Rejection;
+use crate::state::view::{AttemptView, JobView};
 
 /// The service.
 pub struct Jobs {
     pub broker: Handle,
 }
 
+/// Wait for the broker to reopen its journal.
+pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
+
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Messages of a stream that wait for a slow reader; it waits then, not the broker.
 const STREAM_MAX: usize = 16;
-/// Bytes of output in one message.
-const LOG_BYTES: u32 = 64 * 1024;
-/// How often a followed log is looked at: at first soon, for what ends soon, then less and less.
-const FOLLOW_WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// Wait for an agent that is away while its output is read.
-const AGENT_WAIT: Duration = Duration::from_millis(500);
+/// Decisions on one submit whose dependencies end while it is under way.
+const SUBMIT_TRIES: u32 = 3;
+/// Phases in a filter: each of them once.
+const PHASES_MAX: usize = 8;
 
 #[tonic::async_trait]
 impl v1::job_service_server::JobService for Jobs {
@@ -47,32 +50,28 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
         let message = request.into_inner();
-        let mut jobs = Vec::with_capacity(message.jobs.len());
-        for (index, submission) in message.jobs.iter().enumerate() {
-            let spec = submission.spec.clone().unwrap_or_default();
-            let mut spec =
-                convert::job_spec(&format!("jobs[{index}].spec"), &spec).map_err(error::invalid)?;
-            self.settle_dependencies(&mut spec).await?;
-            jobs.push(Submission {
-                name: submission.name.clone(),
-                name_prefix: submission.name_prefix.clone(),
-                queue: submission.queue.clone(),
-                spec,
-            });
-        }
-        let named: Vec<(String, String)> =
-            jobs.iter().map(|job| (job.name.clone(), job.name_prefix.clone())).collect();
+        count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let request = mutation(&message.token, "Submit", &fingerprint, Command::Submit { jobs })?;
-        let (reply, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let mut tries = 0;
+        let (reply, revision) = loop {
+            let jobs = self.submissions(&message.jobs).await?;
+            let request = mutation(&message.token, "Submit", &fingerprint, Command::Submit { jobs })?;
+            tries += 1;
+            match self.broker.request(request).await {
+                // A job may end between the look at it and the decision: the archive has it now.
+                Err(CallError::Rejected(Rejection::BadDependency { .. })) if tries < SUBMIT_TRIES => {}
+                outcome => break outcome.map_err(error::call)?,
+            }
+        };
         let Reply::Submitted { first, .. } = reply else {
             return Err(Status::internal("submit gave no jobs"));
         };
-        let jobs = named.into_iter().enumerate().map(|(index, (name, prefix))| {
-            let id = first.0 + index as u64;
-            let prefix = if prefix.is_empty() { "job" } else { &prefix };
-            v1::SubmittedJob { id, name: if name.is_empty() { format!("{prefix}-{id}") } else { name } }
-        });
+        let jobs =
+            message.jobs.into_iter().enumerate().map(|(index, v1::Submission { name, name_prefix, .. })| {
+                let id = first.0 + index as u64;
+                let prefix = if name_prefix.is_empty() { "job" } else { &name_prefix };
+                v1::SubmittedJob { id, name: if name.is_empty() { format!("{prefix}-{id}") } else { name } }
+            });
         Ok(Response::new(v1::SubmitResponse { jobs: jobs.collect(), revision: revision.0 }))
     }
 
@@ -81,7 +80,7 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let message = request.into_inner();
-        let job = self.find(message.job.as_ref()).await?;
+        let job = self.find("job", message.job.as_ref()).await?;
         let attempts = if message.with_attempts { self.attempts(&job).await? } else { Vec::new() };
         Ok(Response::new(v1::GetJobResponse {
             job: Some(convert::job_message(&job)),
@@ -94,14 +93,12 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let message = request.into_inner();
-        let before =
-            match message.page_token.as_str() {
-                "" => JobId(u64::MAX),
-                text => JobId(text.parse().map_err(|_| {
-                    error::invalid(convert::invalid("page_token", "is not from a page before"))
-                })?),
-            };
+        let before = JobId(page_token(&message.page_token)?.unwrap_or(u64::MAX));
         let limit = page_size(message.page_size)?;
+        // A filter is held against every job that a page looks at.
+        count("phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
+        count("labels", "entries", message.labels.len(), 0, LABELS_MAX)?;
+        self.check_queue(&message.queue).await?;
         let phases = message.phases.iter().map(|value| parse_phase("phases", *value));
         let filter = JobFilter {
             queue: (!message.queue.is_empty()).then(|| message.queue.clone()),
@@ -114,8 +111,12 @@ impl v1::job_service_server::JobService for Jobs {
         if message.with_ended {
             (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
         }
+        let all = jobs.len();
+        let jobs = one_message(jobs.iter().map(convert::job_message));
+        // What did not fit comes on the next page.
+        let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
         Ok(Response::new(v1::ListJobsResponse {
-            jobs: jobs.iter().map(convert::job_message).collect(),
+            jobs,
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
             revision: revision.0,
         }))
@@ -129,7 +130,7 @@ impl v1::job_service_server::JobService for Jobs {
     ) -> Result<Response<Self::WatchJobsStream>, Status> {
         let message = request.into_inner();
         let only = match &message.job {
-            Some(_) => Some(self.find(message.job.as_ref()).await?.id),
+            Some(_) => Some(self.find("job", message.job.as_ref()).await?.id),
             None => None,
         };
         let (sender, receiver) = mpsc::channel(STREAM_MAX);
@@ -143,9 +144,10 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let message = request.into_inner();
+        count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let mut jobs = Vec::new();
-        for at in &message.jobs {
-            jobs.push(self.find(Some(at)).await?.id);
+        for (index, at) in message.jobs.iter().enumerate() {
+            jobs.push(self.find(&format!("jobs[{index}]"), Some(at)).await?.id);
         }
         let fingerprint = v1::CancelRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let request = mutation(&message.token, "Cancel", &fingerprint, Command::Cancel { jobs })?;
@@ -154,7 +156,7 @@ impl v1::job_service_server::JobService for Jobs {
     }
 
     async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
-        let job = self.find(request.into_inner().job.as_ref()).await?;
+        let job = self.find("job", request.into_inner().job.as_ref()).await?;
         let (_, answer) = self.broker.query(Query::Why(JobRef::Id(job.id))).await.map_err(error::call)?;
         let Answer::Why(why) = answer else { return Err(Status::internal("no reasons")) };
         let ended =
@@ -166,10 +168,16 @@ impl v1::job_service_server::JobService for Jobs {
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let message = request.into_inner();
-        let job = self.find(message.job.as_ref()).await?;
+        let job = self.find("job", message.job.as_ref()).await?;
         if message.unit >= job.counts.total {
-            let description = format!("{} is not within 0 and {}", message.unit, job.counts.total - 1);
+            let last = job.counts.total.saturating_sub(1);
+            let description = format!("{} is not within 0 and {last}", message.unit);
             return Err(error::invalid(convert::invalid("unit", description)));
+        }
+        let tasks = job.spec.tasks_of_unit(message.unit).len();
+        if message.task as usize >= tasks {
+            let description = format!("{} is not within 0 and {}", message.task, tasks.saturating_sub(1));
+            return Err(error::invalid(convert::invalid("task", description)));
         }
         let (sender, receiver) = mpsc::channel(STREAM_MAX);
         let jobs = Self { broker: self.broker.clone() };
@@ -194,39 +202,109 @@ pub(super) fn page_size(asked: u32) -> Result<usize, Status> {
     }
 }
 
+/// Where the page before ended.
+pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let unknown = || {
+        let description = format!("{} is not from a page before", quote(text));
+        error::invalid(convert::invalid("page_token", description))
+    };
+    text.parse().map(Some).map_err(|_| unknown())
+}
+
+/// Checks how many entries a list has.
+fn count(field: &str, what: &str, len: usize, min: usize, max: usize) -> Result<(), Status> {
+    if (min..=max).contains(&len) {
+        return Ok(());
+    }
+    let description = format!("{len} {what}, {min} to {max} are allowed");
+    Err(error::invalid(convert::invalid(field, description)))
+}
+
+/// As many of the jobs, at least one, as a message should carry.
+pub(super) fn one_message(jobs: impl Iterator<Item = v1::Job>) -> Vec<v1::Job> {
+    let mut bytes = 0;
+    let mut fitting = Vec::new();
+    for job in jobs {
+        bytes += job.encoded_len();
+        if bytes > PAGE_BYTES_MAX && !fitting.is_empty() {
+            break;
+        }
+        fitting.push(job);
+    }
+    fitting
+}
+
 impl Jobs {
-    /// Edges to jobs that have ended are met already, or never will be.
-    async fn settle_dependencies(&self, spec: &mut crate::model::spec::JobSpec) -> Result<(), Status> {
-        use crate::model::spec::DependencyCondition;
-        use crate::state::job::JobEnd;
+    /// A filter that names a queue which isn't there is a slip of the pen.
+    async fn check_queue(&self, name: &str) -> Result<(), Status> {
+        if name.is_empty() {
+            return Ok(());
+        }
+        let (_, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
+        match answer {
+            Answer::Queues(queues) if !queues.iter().any(|queue| queue.queue.spec.name == name) => {
+                let description = format!("queue {} does not exist", quote(name));
+                Err(error::invalid(convert::invalid("queue", description)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the jobs of a request.
+    async fn submissions(&self, messages: &[v1::Submission]) -> Result<Vec<Submission>, Status> {
+        let mut jobs = Vec::with_capacity(messages.len());
+        for (index, message) in messages.iter().enumerate() {
+            let path = format!("jobs[{index}].spec");
+            let spec = message.spec.as_ref();
+            let spec = spec.ok_or_else(|| error::invalid(convert::invalid(&path, "is missing")))?;
+            let mut spec = convert::job_spec(&path, spec).map_err(error::invalid)?;
+            // Each edge is a look into the archive.
+            let edges = spec.depends_on.len();
+            count(&format!("{path}.depends_on"), "entries", edges, 0, DEPENDENCIES_MAX)?;
+            self.settle_dependencies(&mut spec).await?;
+            jobs.push(Submission {
+                name: message.name.clone(),
+                name_prefix: message.name_prefix.clone(),
+                queue: message.queue.clone(),
+                spec,
+            });
+        }
+        Ok(jobs)
+    }
+
+    /// Takes out the edges to jobs that have ended as they ask. Those that never will be met stay:
+    /// the kernel refuses them, unless the request is the repetition of one that it took.
+    async fn settle_dependencies(&self, spec: &mut JobSpec) -> Result<(), Status> {
         let mut pending = Vec::new();
         for edge in std::mem::take(&mut spec.depends_on) {
             let id = edge.job;
             let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
-            match ended.map(|job| job.end) {
-                None => pending.push(edge),
-                Some(end) => {
-                    let met = match edge.condition {
-                        DependencyCondition::Any => true,
-                        DependencyCondition::Succeeded => end == JobEnd::Succeeded,
-                        DependencyCondition::Failed => end == JobEnd::Failed,
-                    };
-                    if !met {
-                        let description = format!("job {id} has ended otherwise than the condition asks");
-                        return Err(error::invalid(convert::invalid("spec.depends_on", description)));
-                    }
-                }
+            let met = ended.is_some_and(|job| match edge.condition {
+                DependencyCondition::Any => true,
+                DependencyCondition::Succeeded => job.end == JobEnd::Succeeded,
+                DependencyCondition::Failed => job.end == JobEnd::Failed,
+            });
+            if !met {
+                pending.push(edge);
             }
         }
         spec.depends_on = pending;
         Ok(())
     }
 
+    /// A job by its number.
+    pub(super) async fn find_id(&self, id: JobId) -> Result<JobView, Status> {
+        self.find("job", Some(&v1::JobRef { id: id.0, ..v1::JobRef::default() })).await
+    }
+
     /// A job, alive or ended.
-    async fn find(&self, at: Option<&v1::JobRef>) -> Result<JobView, Status> {
-        let at = at.ok_or_else(|| error::invalid(convert::invalid("job", "is missing")))?;
-        if at.id == 0 && at.name.is_empty() {
-            return Err(error::invalid(convert::invalid("job", "name it by id, or by queue and name")));
+    pub(super) async fn find(&self, field: &str, at: Option<&v1::JobRef>) -> Result<JobView, Status> {
+        let at = at.ok_or_else(|| error::invalid(convert::invalid(field, "is missing")))?;
+        if (at.id == 0) == at.name.is_empty() {
+            return Err(error::invalid(convert::invalid(field, "name it by id, or by queue and name")));
         }
         let queue = if at.queue.is_empty() { DEFAULT_QUEUE.to_owned() } else { at.queue.clone() };
         let reference = if at.id > 0 {
@@ -294,205 +372,5 @@ impl Jobs {
         jobs.truncate(limit);
         let next = if cut { jobs.last().map(|job| job.id) } else { floor };
         Ok((jobs, next))
-    }
-
-    async fn watch(
-        &self,
-        only: Option<JobId>,
-        from: Revision,
-        sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
-    ) {
-        let mut seen = from;
-        loop {
-            let watchers = self.broker.watchers();
-            let mut news = watchers.subscribe();
-            let through = *news.borrow_and_update();
-            let missed = if seen == Revision(0) { Missed::Unknown } else { watchers.since(seen) };
-            let sent = match missed {
-                Missed::Unknown => self.send_list(only, &sender).await,
-                Missed::Changes(changes) if through > seen => {
-                    self.send_changes(only, changes.into_iter().collect(), through, &sender).await
-                }
-                Missed::Changes(_) => Ok(through.max(seen)),
-            };
-            match sent {
-                Ok(revision) => seen = revision,
-                Err(status) => {
-                    let _ = sender.send(Err(status)).await;
-                    return;
-                }
-            }
-            tokio::select! {
-                changed = news.changed() => if changed.is_err() {
-                    // The broker has reopened its journal: there are new watchers to ask.
-                    tokio::time::sleep(AGENT_WAIT).await;
-                },
-                () = sender.closed() => return,
-            }
-        }
-    }
-
-    /// Sends all live jobs, or the one that is watched.
-    async fn send_list(
-        &self,
-        only: Option<JobId>,
-        sender: &mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
-    ) -> Result<Revision, Status> {
-        let (mut before, mut first) = (JobId(u64::MAX), None);
-        loop {
-            let (revision, jobs, next) = match only {
-                Some(id) => {
-                    let (revision, _) = self.broker.query(Query::Status).await.map_err(error::call)?;
-                    let job = self.find(Some(&v1::JobRef { id: id.0, ..v1::JobRef::default() })).await?;
-                    (revision, vec![job], None)
-                }
-                None => {
-                    let query = Query::Jobs { filter: JobFilter::default(), before, limit: PAGE_MAX };
-                    let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
-                    let Answer::Jobs { jobs, next } = answer else { return Err(Status::internal("no list")) };
-                    (revision, jobs, next)
-                }
-            };
-            // Pages rest on later and later revisions: what changed since the first comes again.
-            let revision = *first.get_or_insert(revision);
-            let jobs = jobs.iter().map(convert::job_message).collect();
-            let message = v1::WatchJobsResponse { jobs, revision: revision.0, relisted: true };
-            sender.send(Ok(message)).await.map_err(|_| Status::cancelled("the watcher is gone"))?;
-            match next {
-                Some(next) => before = next,
-                None => return Ok(revision),
-            }
-        }
-    }
-
-    async fn send_changes(
-        &self,
-        only: Option<JobId>,
-        changes: Vec<Change>,
-        through: Revision,
-        sender: &mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
-    ) -> Result<Revision, Status> {
-        let changed = changes.into_iter().filter_map(|change| match change {
-            Change::Job(id) if only.is_none_or(|only| only == id) => Some(id),
-            _ => None,
-        });
-        let changed: Vec<JobId> = changed.collect();
-        let mut jobs = Vec::new();
-        for id in changed {
-            jobs.push(convert::job_message(
-                &self.find(Some(&v1::JobRef { id: id.0, ..v1::JobRef::default() })).await?,
-            ));
-        }
-        if !jobs.is_empty() {
-            let message = v1::WatchJobsResponse { jobs, revision: through.0, relisted: false };
-            sender.send(Ok(message)).await.map_err(|_| Status::cancelled("the watcher is gone"))?;
-        }
-        Ok(through)
-    }
-
-    /// The attempt whose output is asked for, once there is one.
-    async fn attempt_of(
-        &self,
-        job: &JobView,
-        message: &v1::LogsRequest,
-    ) -> Result<Option<AttemptView>, Status> {
-        let of_unit = |attempt: &AttemptView| {
-            attempt.id.unit == message.unit && (message.attempt == 0 || attempt.id.number == message.attempt)
-        };
-        let after = message.unit.checked_sub(1);
-        let query = Query::Attempts { job: job.id, after, limit: 1 };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
-        if let Some(attempt) = live.into_iter().find(of_unit) {
-            return Ok(Some(attempt));
-        }
-        let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else { return Err(Status::internal("no status")) };
-        let (id, unit) = (job.id, message.unit);
-        let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
-        let ended = ended.await.map_err(error::call)?;
-        Ok(ended.iter().map(|attempt| attempt.view(journal)).rfind(of_unit))
-    }
-
-    async fn stream_logs(
-        &self,
-        job: &JobView,
-        message: &v1::LogsRequest,
-        sender: &mpsc::Sender<Result<v1::LogsResponse, Status>>,
-    ) -> Result<(), Status> {
-        let mut wait = FOLLOW_WAIT.0;
-        let attempt = loop {
-            if let Some(attempt) = self.attempt_of(job, message).await? {
-                break attempt;
-            }
-            let now = self.find(Some(&v1::JobRef { id: job.id.0, ..v1::JobRef::default() })).await?;
-            if !message.follow || now.phase.is_end() || sender.is_closed() {
-                return Ok(());
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(FOLLOW_WAIT.1);
-        };
-        wait = FOLLOW_WAIT.0;
-        let mut streams = [
-            (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, false),
-            (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, false),
-        ];
-        loop {
-            let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
-            let mut moved = false;
-            for (stream, shown, offset, done) in &mut streams {
-                if *done {
-                    continue;
-                }
-                let ask = Ask {
-                    attempt: attempt.id,
-                    task: message.task,
-                    stream: *stream,
-                    offset: *offset,
-                    bytes_max: LOG_BYTES,
-                };
-                let Some(part) = self.broker.logs().ask(&attempt.pool, ask).await else {
-                    if !message.follow {
-                        let text = format!("the agent of pool {} is not connected", attempt.pool);
-                        return Err(Status::unavailable(text));
-                    }
-                    tokio::time::sleep(AGENT_WAIT).await;
-                    continue;
-                };
-                if !part.error.is_empty() && ended {
-                    return Err(Status::not_found(part.error));
-                }
-                *done = ended && part.error.is_empty() && part.offset + part.data.len() as u64 >= part.end;
-                if part.data.is_empty() {
-                    continue;
-                }
-                (moved, wait) = (true, FOLLOW_WAIT.0);
-                *offset = part.offset + part.data.len() as u64;
-                let message = v1::LogsResponse {
-                    stream: *shown as i32,
-                    offset: part.offset,
-                    data: part.data,
-                    attempt: attempt.id.to_string(),
-                };
-                if sender.send(Ok(message)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            let all_done = streams.iter().all(|(_, _, _, done)| *done);
-            if all_done || sender.is_closed() || (!moved && !message.follow) {
-                return Ok(());
-            }
-            if !moved {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(FOLLOW_WAIT.1);
-            }
-        }
-    }
-
-    async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {
-        let query = Query::Attempts { job: job.id, after: attempt.id.unit.checked_sub(1), limit: 1 };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
-        Ok(!live.iter().any(|live| live.id == attempt.id))
     }
 }

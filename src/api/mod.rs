@@ -6,9 +6,11 @@ pub mod convert;
 pub mod error;
 mod guard;
 mod job;
+mod logs;
 mod pool;
 pub mod proto;
 mod queue;
+mod watch;
 
 use std::time::Duration;
 
@@ -28,7 +30,6 @@ use proto::v1;
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Streams at once on one connection.
 const STREAMS_MAX: u32 = 1_024;
-
 /// Serves the API on `listener` until `stop` ends.
 ///
 /// # Errors

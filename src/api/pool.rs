@@ -8,7 +8,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::job::page_size;
+use super::job::{page_size, page_token};
 use super::proto::v1;
 use super::{convert, error, mutation};
 use crate::broker::{Answer, NodeView, PoolView, Query};
@@ -63,13 +63,7 @@ impl v1::pool_service_server::PoolService for Pools {
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let message = request.into_inner();
         let pool = self.find(&message.pool).await?.pool.spec.name;
-        let after =
-            match message.page_token.as_str() {
-                "" => NodeId(0),
-                text => NodeId(text.parse().map_err(|_| {
-                    error::invalid(convert::invalid("page_token", "is not from a page before"))
-                })?),
-            };
+        let after = NodeId(page_token(&message.page_token)?.unwrap_or(0));
         let limit = page_size(message.page_size)?;
         let query = Query::Nodes { pool: pool.clone(), after, limit };
         let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
@@ -108,7 +102,8 @@ impl v1::pool_service_server::PoolService for Pools {
             v1::DrainMode::Wait => DrainMode::Wait,
             v1::DrainMode::Evict => DrainMode::Evict,
             v1::DrainMode::Unspecified => {
-                return Err(error::invalid(convert::invalid("mode", "name WAIT or EVICT")));
+                let description = format!("{} is not a mode: name WAIT or EVICT", message.mode);
+                return Err(error::invalid(convert::invalid("mode", description)));
             }
         };
         let command = Command::DrainPool { pool, mode, deadline_ms: message.deadline_ms };
@@ -123,10 +118,8 @@ impl v1::pool_service_server::PoolService for Pools {
         request: Request<v1::AbandonRequest>,
     ) -> Result<Response<v1::AbandonResponse>, Status> {
         let message = request.into_inner();
-        let attempt: AttemptId = message.attempt.parse().map_err(|e: crate::model::id::ParseIdError| {
-            error::invalid(convert::invalid("attempt", e.to_string()))
-        })?;
-        let command = Command::Abandon { unit: attempt.unit_id() };
+        let attempt: AttemptId = convert::parse("attempt", &message.attempt).map_err(error::invalid)?;
+        let command = Command::Abandon { attempt };
         let request = mutation(&message.token, "Abandon", message.attempt.as_bytes(), command)?;
         let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
         Ok(Response::new(v1::AbandonResponse { revision: revision.0 }))
@@ -182,7 +175,12 @@ impl Pools {
     }
 
     async fn watch(&self, from: Revision, sender: mpsc::Sender<Result<v1::WatchPoolsResponse, Status>>) {
-        let mut seen = from;
+        // A revision that is still to come is of another journal: what came since is unknown.
+        let mut seen = match self.broker.query(Query::Status).await {
+            Ok((revision, _)) if from > revision => Revision(0),
+            Ok(_) => from,
+            Err(unavailable) => return drop(sender.send(Err(error::call(unavailable))).await),
+        };
         loop {
             let watchers = self.broker.watchers();
             let mut news = watchers.subscribe();

@@ -8,7 +8,7 @@ use crate::model::exchange::{
     FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, TaskOrder, ToAgent, Welcome,
 };
 use crate::model::id::{Epoch, NodeId, PoolId, SpecId, UnitId};
-use crate::model::limit::CHUNK_BYTES_MAX;
+use crate::model::limit::{CHUNK_BYTES_MAX, STOPS_PER_MESSAGE_MAX};
 use crate::model::pool::Reach;
 use crate::model::spec::JobSpec;
 use crate::state::command::Command;
@@ -16,6 +16,7 @@ use crate::state::decide::Reply;
 use crate::state::event::{Event, EventRecord};
 use crate::state::job::Principal;
 use crate::state::live::Attempt;
+use crate::state::record;
 use crate::state::rejection::Rejection;
 
 /// Orders of a full set that one step sends to one session.
@@ -156,6 +157,10 @@ impl Broker {
         reports: Vec<AttemptReport>,
         principal: &Principal,
     ) {
+        // Before anything is read from them: an older speaker's reports say nothing of this journal.
+        if self.sessions.get(&id).is_none_or(|session| session.epoch != epoch) {
+            return self.refuse(id, RefusedCode::Superseded, "an older epoch");
+        }
         let (mut stops, mut acknowledged) = (Vec::new(), Vec::new());
         for report in reports {
             let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
@@ -173,8 +178,9 @@ impl Broker {
             }
         }
         let term = self.term;
-        if !stops.is_empty() {
-            self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+        for stops in stops.chunks(STOPS_PER_MESSAGE_MAX) {
+            let message = ToAgent::Stops { term, stops: stops.to_vec() };
+            self.hold(Effect::Direct { session: id, message });
         }
         if !acknowledged.is_empty() {
             let message = ToAgent::Acknowledged { attempts: acknowledged };
@@ -317,15 +323,9 @@ impl Broker {
     }
 }
 
-/// What a spec takes on the wire, roughly: its texts.
+/// What a spec takes on the wire, roughly: as much as on disk.
 fn spec_bytes(spec: &JobSpec) -> usize {
-    let texts = |list: &[String]| list.iter().map(|text| text.len() + 4).sum::<usize>();
-    let group = |group: &crate::model::spec::TaskGroup| {
-        let program = group.run.program();
-        let env: usize = program.env.iter().map(|var| var.name.len() + 64).sum();
-        256 + texts(&program.command) + texts(&program.args) + env + program.workdir.len()
-    };
-    256 + spec.groups.iter().map(group).sum::<usize>()
+    256 + record::encode_spec(spec).len()
 }
 
 fn refused_code(rejection: &Rejection) -> RefusedCode {
@@ -339,7 +339,7 @@ fn refused_code(rejection: &Rejection) -> RefusedCode {
         | Rejection::AlreadyExists { .. }
         | Rejection::Conflict { .. }
         | Rejection::TokenReused
-        | Rejection::BadDependency(_)
+        | Rejection::BadDependency { .. }
         | Rejection::StaleTerm(_)
         | Rejection::LimitReached { .. }
         | Rejection::Outdated { .. } => RefusedCode::InvalidPool,

@@ -34,6 +34,10 @@ pub const BYTES_MAX: u64 = 1 << 50;
 pub const DEVICES_PER_TASK_MAX: u32 = 64;
 /// Thousandths in one device.
 pub const DEVICE_MILLIS: u32 = 1_000;
+/// CPU of one node, in millicores (10,000 cores).
+pub const NODE_CPU_MILLIS_MAX: u64 = 10 * CPU_MILLIS_MAX;
+/// Storage of one node, in bytes (16 PiB).
+pub const NODE_STORAGE_BYTES_MAX: u64 = 16 * BYTES_MAX;
 /// Devices on one node.
 pub const DEVICES_PER_NODE_MAX: usize = 256;
 /// Nodes in one pool.
@@ -56,6 +60,8 @@ pub const LINK_BITS_PER_S_MAX: u64 = 1_000_000_000_000_000;
 pub const LINK_ROUND_TRIP_MICROS_MAX: u32 = 60_000_000;
 /// Reservations at one time.
 pub const RESERVATIONS_MAX: usize = 10_000;
+/// Longest grace from the polite signal to the hard one, in milliseconds (an hour).
+pub const GRACE_MS_MAX: u64 = 3_600 * 1_000;
 /// Jobs that one job may wait for.
 pub const DEPENDENCIES_MAX: usize = 64;
 /// Bytes of a request token.
@@ -64,14 +70,24 @@ pub const TOKEN_LEN_MAX: usize = 128;
 pub const TOKEN_RETENTION_MS: u64 = 15 * 60 * 1_000;
 /// Priorities lie within plus and minus this.
 pub const PRIORITY_MAX: i32 = 1_000_000;
+/// Nodes, removed nodes or reports in one message of an agent: it sends what does not fit into a
+/// chunk in several, and each must be a short step.
+pub const ENTRIES_PER_MESSAGE_MAX: usize = 16_384;
+/// Stops in one message to an agent: far below what a message may hold.
+pub const STOPS_PER_MESSAGE_MAX: usize = 1_024;
 /// Bytes of one message between broker and agent before it is cut into chunks.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Objects in one page of a list, at most.
 pub const PAGE_MAX: usize = 1_000;
+/// Bytes of one page of a list: jobs with large specs make pages of fewer jobs.
+pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Objects in one page of a list when the caller names no size.
 pub const PAGE_DEFAULT: usize = 100;
 /// Bytes of one request: a full batch of ordinary jobs, far below what would hurt.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Connections at once: one for each agent and each client. Fewer where the system lets the broker
+/// have fewer files.
+pub const CONNECTIONS_MAX: usize = 4_096;
 /// Bytes of free text kept from an agent: messages, notes.
 pub const MESSAGE_LEN_MAX: usize = 1_024;
 /// Changes kept for watchers that come back after a break.

@@ -32,6 +32,7 @@ pub struct Violations {
 }
 
 const VIOLATIONS_MAX: usize = 20;
+const LABEL_RULE: &str = "is not letters, digits and -_./: of at most 253 characters";
 /// Characters of an offending value that an error repeats.
 const QUOTED_MAX: usize = 64;
 
@@ -74,7 +75,7 @@ impl Violations {
         }
     }
 
-    /// Checks free text: its length, and that no character of it deceives.
+    /// Checks text that is a program's own business: its length, and that it can be passed on.
     pub fn free_text(&mut self, field: &str, value: &str, len_max: usize) {
         if value.len() > len_max {
             self.push(field, format!("{} bytes, at most {len_max} are allowed", value.len()));
@@ -83,12 +84,27 @@ impl Violations {
         }
     }
 
+    /// Checks one line that people read: its length, and that no character of it deceives.
+    pub fn line(&mut self, field: &str, value: &str, len_max: usize) {
+        if value.len() > len_max {
+            self.push(field, format!("{} bytes, at most {len_max} are allowed", value.len()));
+        } else if value.chars().any(text::is_deceptive) {
+            self.push(field, format!("{} contains control or invisible characters", quote(value)));
+        }
+    }
+
+    /// Checks that `value` may stand in a label, and is not empty.
+    pub fn label(&mut self, field: &str, value: &str) {
+        if value.is_empty() || !text::is_label(value) {
+            self.push(field, format!("{} {LABEL_RULE}", quote(value)));
+        }
+    }
+
     fn labels(&mut self, field: &str, labels: &Labels) {
         self.list_len(field, labels.len(), at_most::LABELS_MAX);
         for (key, value) in labels {
             if key.is_empty() || !text::is_label(key) || !text::is_label(value) {
-                let rule = "is not letters, digits and -_./: of at most 253 characters";
-                self.push(field, format!("{}={} {rule}", quote(key), quote(value)));
+                self.push(field, format!("{}={} {LABEL_RULE}", quote(key), quote(value)));
             }
         }
     }
@@ -97,11 +113,21 @@ impl Violations {
         self.range(&format!("{field}.cpu_millis"), resources.cpu_millis, 0, at_most::CPU_MILLIS_MAX);
         self.range(&format!("{field}.memory_bytes"), resources.memory_bytes, 0, at_most::BYTES_MAX);
         self.range(&format!("{field}.storage_bytes"), resources.storage_bytes, 0, at_most::BYTES_MAX);
-        for (name, amount) in resources.other.iter().flat_map(|map| map.iter()) {
-            if !text::is_label(name) || name.is_empty() {
-                self.push(format!("{field}.other"), format!("{} is not a resource name", quote(name)));
+        self.other_kinds(field, resources);
+    }
+
+    /// Checks the kinds beyond the four: their names, and that sums of them can't overflow.
+    fn other_kinds(&mut self, field: &str, resources: &Resources) {
+        let Some(other) = &resources.other else { return };
+        let field = format!("{field}.other");
+        self.list_len(&field, other.len(), at_most::LABELS_MAX);
+        for (name, amount) in other.iter() {
+            if name.is_empty() || !text::is_label(name) {
+                self.push(&field, format!("{} {LABEL_RULE}", quote(name)));
+            } else if *amount > at_most::BYTES_MAX {
+                let most = at_most::BYTES_MAX;
+                self.push(&field, format!("{amount} of {} is not within 0 and {most}", quote(name)));
             }
-            self.range(&format!("{field}.other"), *amount, 1, at_most::BYTES_MAX);
         }
     }
 }
@@ -184,7 +210,12 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
             out.push(field, format!("{} is not an image reference", quote(image)));
         }
     }
-    program(path, group.run.program(), matches!(group.run, Run::Process(_)), out);
+    match &group.run {
+        Run::Process(process) => program(&format!("{path}.process"), process, true, out),
+        Run::Container { program: inside, .. } => {
+            program(&format!("{path}.container.program"), inside, false, out);
+        }
+    }
     if let Some(simulate) = group.simulate {
         out.range(&format!("{path}.simulate.duration_ms"), simulate.duration_ms, 0, at_most::DURATION_MS_MAX);
     }
@@ -247,11 +278,13 @@ fn constraints(path: &str, spec: &JobSpec, out: &mut Violations) {
     }
     out.labels(&format!("{path}.node_labels"), &constraints.node_labels);
     out.list_len(&format!("{path}.tolerations"), constraints.tolerations.len(), most);
-    for toleration in constraints.tolerations.iter().take(most) {
+    for (index, toleration) in constraints.tolerations.iter().enumerate().take(most) {
         let value = toleration.value.as_deref().unwrap_or_default();
-        if !text::is_label(&toleration.key) || !text::is_label(value) {
-            let description = format!("{}={} is not a taint", quote(&toleration.key), quote(value));
-            out.push(format!("{path}.tolerations"), description);
+        for (part, text) in [("key", toleration.key.as_str()), ("value", value)] {
+            if !text::is_label(text) {
+                let field = format!("{path}.tolerations[{index}].{part}");
+                out.push(field, format!("{} {LABEL_RULE}", quote(text)));
+            }
         }
     }
 }
@@ -263,7 +296,7 @@ fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
     out.range(&format!("{path}.retry.backoff_max_ms"), spec.retry.backoff_max_ms, 0, duration_max);
     out.range(&format!("{path}.max_run_ms"), spec.max_run_ms, 0, duration_max);
     out.range(&format!("{path}.start_limit_ms"), spec.start_limit_ms, 0, duration_max);
-    out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, 3_600_000);
+    out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, at_most::GRACE_MS_MAX);
     out.list_len(&format!("{path}.depends_on"), spec.depends_on.len(), at_most::DEPENDENCIES_MAX);
     for feature in &spec.required_features {
         out.push(
@@ -286,6 +319,7 @@ pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
     }
     out.range(&format!("{path}.weight"), spec.weight, 1, 1_000_000);
     out.range(&format!("{path}.max_run_ms_default"), spec.max_run_ms_default, 1, at_most::DURATION_MS_MAX);
+    out.other_kinds(&format!("{path}.guarantee"), &spec.guarantee);
     if let Some(excess) = spec.limit.first_excess(&spec.guarantee) {
         let kind = excess.kind;
         out.push(
@@ -302,7 +336,7 @@ pub fn pool_spec(path: &str, spec: &PoolSpec, out: &mut Violations) {
     out.labels(&format!("{path}.labels"), &spec.labels);
     out.list_len(&format!("{path}.notes"), spec.notes.len(), at_most::LABELS_MAX);
     for note in &spec.notes {
-        out.free_text(&format!("{path}.notes"), note, at_most::MESSAGE_LEN_MAX);
+        out.line(&format!("{path}.notes"), note, at_most::MESSAGE_LEN_MAX);
     }
 }
 
@@ -313,30 +347,28 @@ pub fn node_spec(path: &str, node: &NodeSpec, out: &mut Violations) {
     }
     out.labels(&format!("{path}.labels"), &node.labels);
     out.list_len(&format!("{path}.taints"), node.taints.len(), at_most::LABELS_MAX);
-    out.range(
-        &format!("{path}.allocatable.cpu_millis"),
-        node.allocatable.cpu_millis,
-        0,
-        at_most::CPU_MILLIS_MAX * 10,
-    );
-    out.range(
-        &format!("{path}.allocatable.memory_bytes"),
-        node.allocatable.memory_bytes,
-        0,
-        at_most::BYTES_MAX,
-    );
-    out.range(
-        &format!("{path}.allocatable.storage_bytes"),
-        node.allocatable.storage_bytes,
-        0,
-        at_most::BYTES_MAX * 16,
-    );
+    for taint in node.taints.iter().take(at_most::LABELS_MAX) {
+        out.label(&format!("{path}.taints"), &taint.key);
+        if !text::is_label(&taint.value) {
+            out.push(format!("{path}.taints"), format!("{} {LABEL_RULE}", quote(&taint.value)));
+        }
+    }
+    let total = format!("{path}.total");
+    let has = &node.allocatable;
+    out.range(&format!("{total}.cpu_millis"), has.cpu_millis, 0, at_most::NODE_CPU_MILLIS_MAX);
+    out.range(&format!("{total}.memory_bytes"), has.memory_bytes, 0, at_most::BYTES_MAX);
+    out.range(&format!("{total}.storage_bytes"), has.storage_bytes, 0, at_most::NODE_STORAGE_BYTES_MAX);
+    out.other_kinds(&total, has);
     out.list_len(&format!("{path}.devices"), node.devices.len(), at_most::DEVICES_PER_NODE_MAX);
     for (index, device) in node.devices.iter().enumerate().take(at_most::DEVICES_PER_NODE_MAX) {
         let field = format!("{path}.devices[{index}]");
-        out.range(&format!("{field}.millis"), device.millis, 0, at_most::DEVICE_MILLIS);
-        if device.model.is_empty() || !text::is_label(&device.model) {
-            out.push(format!("{field}.model"), format!("{} is not a model name", quote(&device.model)));
+        out.label(&format!("{field}.model"), &device.model);
+        out.range(&format!("{field}.memory_bytes"), device.memory_bytes, 0, at_most::BYTES_MAX);
+        // One that Weir may use nothing of is unhealthy, or not to be told of.
+        out.range(&format!("{field}.millis"), device.millis, 1, at_most::DEVICE_MILLIS);
+        out.list_len(&format!("{field}.profiles"), device.profiles.len(), at_most::LABELS_MAX);
+        for profile in device.profiles.iter().take(at_most::LABELS_MAX) {
+            out.label(&format!("{field}.profiles"), profile);
         }
     }
 }
@@ -424,7 +456,7 @@ mod tests {
                 program.env.push(EnvVar { name: "WEIR_JOB".to_owned(), value });
             },
             expect![[
-                r#"spec.groups[0].env[0].name: "WEIR_JOB" is Weir's own: names beginning with WEIR_ are set by it"#
+                r#"spec.groups[0].process.env[0].name: "WEIR_JOB" is Weir's own: names beginning with WEIR_ are set by it"#
             ]],
         );
         check(

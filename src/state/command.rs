@@ -5,7 +5,7 @@ use super::token::RequestToken;
 use crate::model::attempt::AttemptReport;
 use crate::model::exchange::{Hello, Inventory};
 use crate::model::id::{
-    Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
+    AttemptId, Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
 };
 use crate::model::link::Link;
 use crate::model::plan::{Plan, Start};
@@ -63,7 +63,7 @@ pub enum Command {
     },
     /// Gives up a live attempt that nobody can be asked about.
     Abandon {
-        unit: UnitId,
+        attempt: AttemptId,
     },
     /// Prices of a pool from an instant on.
     SetPrices {

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sha2::{Digest, Sha256};
+
 use crate::model::attempt::Placement;
 use crate::model::device::DeviceModelId;
+use crate::model::exchange::Hello;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, PoolId, Revision, UnitId};
 use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
 use crate::model::resource::Resources;
 use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
+use crate::state::token::first_bytes;
 
 /// A registered pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,10 +65,20 @@ impl Pool {
         }
     }
 
+    /// The agent that speaks is the one that the name is bound to, and proves it.
+    pub fn is_bound_to(&self, hello: &Hello) -> bool {
+        self.instance == hello.instance && self.key_digest == digest_of(&hello.key)
+    }
+
     /// New work may be ordered here.
     pub fn is_open(&self) -> bool {
         self.reach == Reach::Ready && !self.cordoned && self.drain.is_none()
     }
+}
+
+/// What is kept of an agent's key.
+pub fn digest_of(key: &[u8; 16]) -> [u8; 16] {
+    first_bytes(&Sha256::digest(key))
 }
 
 /// One machine of a pool.

@@ -3,26 +3,26 @@
 use std::fmt;
 
 use crate::model::id::{Epoch, JobId, Revision};
-use crate::model::validate::Violation;
+use crate::model::validate::{Violation, quote};
 
 /// Why a command was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error("{}", Violations(.0))]
     Invalid(Vec<Violation>),
-    #[error("{kind} {name:?} does not exist")]
+    #[error("{kind} {} does not exist", quote(name))]
     NotFound { kind: &'static str, name: String },
-    #[error("{kind} {name:?} exists already")]
+    #[error("{kind} {} exists already", quote(name))]
     AlreadyExists { kind: &'static str, name: String },
-    #[error("{kind} {name:?} is at revision {current}, not {based_on}")]
+    #[error("{kind} {} is at revision {current}, not {based_on}", quote(name))]
     Conflict { kind: &'static str, name: String, current: Revision, based_on: Revision },
     #[error("this request token was used with another request")]
     TokenReused,
-    #[error("job {0} depends on itself or on a job that does not exist")]
-    BadDependency(JobId),
-    #[error("pool {pool:?} belongs to another agent")]
+    #[error("{field}: job {job} {}", Self::DEPENDENCY_RULE)]
+    BadDependency { field: String, job: JobId },
+    #[error("pool {} belongs to another agent", quote(pool))]
     PoolClaimed { pool: String },
-    #[error("pool {pool:?} is spoken for in epoch {current}, not {epoch}")]
+    #[error("pool {} is spoken for in epoch {current}, not {epoch}", quote(pool))]
     StaleEpoch { pool: String, current: Epoch, epoch: Epoch },
     #[error("term {0} is not above the current one")]
     StaleTerm(u64),
@@ -53,6 +53,9 @@ impl fmt::Display for Violations<'_> {
 }
 
 impl Rejection {
+    /// What is wrong with a dependency that can't be waited for.
+    const DEPENDENCY_RULE: &'static str = "does not exist, or has ended otherwise than the condition asks";
+
     /// Stable codes with what each means and what helps, for the manual.
     pub const MANUAL: [(&'static str, &'static str, &'static str); 13] = [
         ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
@@ -87,7 +90,7 @@ impl Rejection {
             Self::AlreadyExists { .. } => 2,
             Self::Conflict { .. } => 3,
             Self::TokenReused => 4,
-            Self::BadDependency(_) => 5,
+            Self::BadDependency { .. } => 5,
             Self::PoolClaimed { .. } => 6,
             Self::StaleEpoch { .. } => 7,
             Self::StaleTerm(_) => 8,
@@ -95,6 +98,28 @@ impl Rejection {
             Self::UnknownAttempt { .. } => 10,
             Self::Outdated { .. } => 11,
             Self::ReadOnly { .. } => 12,
+        }
+    }
+
+    /// The fields that are to be corrected, if it is about fields.
+    pub fn violations(&self) -> Vec<Violation> {
+        match self {
+            Self::Invalid(violations) => violations.clone(),
+            Self::BadDependency { field, job } => {
+                let description = format!("job {job} {}", Self::DEPENDENCY_RULE);
+                vec![Violation { field: field.clone(), description }]
+            }
+            Self::NotFound { .. }
+            | Self::AlreadyExists { .. }
+            | Self::Conflict { .. }
+            | Self::TokenReused
+            | Self::PoolClaimed { .. }
+            | Self::StaleEpoch { .. }
+            | Self::StaleTerm(_)
+            | Self::LimitReached { .. }
+            | Self::UnknownAttempt { .. }
+            | Self::Outdated { .. }
+            | Self::ReadOnly { .. } => Vec::new(),
         }
     }
 

@@ -224,11 +224,11 @@ impl World {
                             .pool(attempt.pool)
                             .is_some_and(|pool| pool.reach > weir::model::pool::Reach::Suspect)
                     };
-                    state.attempts().filter(lost).map(|a| (a.unit, a.id(state.journal()))).collect::<Vec<_>>()
+                    state.attempts().filter(lost).map(|a| a.id(state.journal())).collect::<Vec<_>>()
                 });
-                let Some((unit, attempt)) = silent.take(1).next() else { return Ok(()) };
+                let Some(attempt) = silent.take(1).next() else { return Ok(()) };
                 self.client.abandoned.insert(attempt);
-                self.command(Command::Abandon { unit })
+                self.command(Command::Abandon { attempt })
             }
         }
     }
@@ -333,10 +333,12 @@ impl World {
                     let pool = broker.state().pool(attempt.pool);
                     pool.is_some_and(|pool| pool.reach == weir::model::pool::Reach::Ready)
                 };
-                let Some(unit) = broker.state().attempts().find(heard).map(|attempt| attempt.unit) else {
+                let state = broker.state();
+                let Some(attempt) = state.attempts().find(heard).map(|attempt| attempt.id(state.journal()))
+                else {
                     return Ok(());
                 };
-                self.command(Command::Abandon { unit })
+                self.command(Command::Abandon { attempt })
             }
             _ => {
                 let report = self.foreign_report();

@@ -9,10 +9,9 @@ use crate::model::device::DeviceShare;
 use crate::model::exchange::{
     FromAgent, Hello, Inventory, Order, Part, RefusedCode, Stop, TaskOrder, ToAgent, Welcome,
 };
-use crate::model::id::{AttemptId, Epoch, InstanceId, Revision, SpecId, Term};
-use crate::model::limit::DEVICE_MILLIS;
+use crate::model::id::{AttemptId, Epoch, InstanceId, ParseIdError, Revision, SpecId, Term};
+use crate::model::limit::{DEVICE_MILLIS, ENTRIES_PER_MESSAGE_MAX};
 use crate::model::pool::{Capabilities, Device, NodeSpec, PoolSpec};
-use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::Taint;
 use crate::model::time::Timestamp;
@@ -20,8 +19,11 @@ use crate::model::validate::quote;
 
 use super::view::{outcome_message, shares_message};
 
-fn parse<T: std::str::FromStr<Err = impl std::fmt::Display>>(field: &str, text: &str) -> Result<T, Invalid> {
-    text.parse().map_err(|error: <T as std::str::FromStr>::Err| invalid(field, error.to_string()))
+/// Reads an identity; one that can't be read is not repeated at full length.
+pub(crate) fn parse<T: std::str::FromStr<Err = ParseIdError>>(field: &str, text: &str) -> Result<T, Invalid> {
+    text.parse().map_err(|error: ParseIdError| {
+        invalid(field, format!("{} is not {}", quote(&error.text), error.expected))
+    })
 }
 
 fn sixteen(field: &str, bytes: &[u8]) -> Result<[u8; 16], Invalid> {
@@ -35,26 +37,41 @@ fn sixteen(field: &str, bytes: &[u8]) -> Result<[u8; 16], Invalid> {
 pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
     Ok(match body {
         v1::sync_request::Body::Hello(message) => FromAgent::Hello(hello(&message)?),
-        v1::sync_request::Body::Inventory(message) => FromAgent::Inventory(Inventory {
-            epoch: Epoch(message.epoch),
-            part: part(message.part())?,
-            nodes: message
-                .nodes
-                .iter()
-                .enumerate()
-                .map(|(i, n)| node(&format!("nodes[{i}]"), n))
-                .collect::<Result<_, _>>()?,
-            removed: message.removed,
-        }),
-        v1::sync_request::Body::Observed(message) => FromAgent::Observed {
-            epoch: Epoch(message.epoch),
-            part: part(message.part())?,
-            reports: message.reports.into_iter().map(report).collect::<Result<_, _>>()?,
-        },
+        v1::sync_request::Body::Inventory(message) => {
+            entries("inventory.nodes", message.nodes.len())?;
+            entries("inventory.removed", message.removed.len())?;
+            let nodes = message.nodes.iter().enumerate();
+            let nodes = nodes.map(|(index, read)| node(&format!("inventory.nodes[{index}]"), read));
+            FromAgent::Inventory(Inventory {
+                epoch: Epoch(message.epoch),
+                part: part("inventory.part", message.part)?,
+                nodes: nodes.collect::<Result<_, _>>()?,
+                removed: message.removed,
+            })
+        }
+        v1::sync_request::Body::Observed(message) => {
+            entries("observed.reports", message.reports.len())?;
+            let reports = message.reports.into_iter().enumerate();
+            let reports = reports.map(|(index, read)| report(&format!("observed.reports[{index}]"), read));
+            FromAgent::Observed {
+                epoch: Epoch(message.epoch),
+                part: part("observed.part", message.part)?,
+                reports: reports.collect::<Result<_, _>>()?,
+            }
+        }
         v1::sync_request::Body::Heartbeat(message) => {
             FromAgent::Heartbeat { epoch: Epoch(message.epoch), sequence: message.sequence }
         }
     })
+}
+
+/// A message must be a short step for the broker.
+fn entries(field: &str, len: usize) -> Result<(), Invalid> {
+    if len > ENTRIES_PER_MESSAGE_MAX {
+        let description = format!("{len} entries, at most {ENTRIES_PER_MESSAGE_MAX} are allowed");
+        return Err(invalid(field, description));
+    }
+    Ok(())
 }
 
 /// Reads who speaks.
@@ -63,8 +80,7 @@ pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
 /// The fields that have no meaning.
 pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
     let pool = message.pool.as_ref().ok_or_else(|| invalid("hello.pool", "is missing"))?;
-    let region = RegionCode::parse(&pool.region)
-        .map_err(|_| invalid("pool.region", format!("{} is not a region", quote(&pool.region))))?;
+    let region = super::region("hello.pool.region", &pool.region)?;
     Ok(Hello {
         pool: PoolSpec {
             name: pool.name.clone(),
@@ -85,9 +101,11 @@ pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
     })
 }
 
-fn part(value: v1::Part) -> Result<Part, Invalid> {
-    match value {
-        v1::Part::Unspecified => Err(invalid("part", "is missing")),
+fn part(field: &str, value: i32) -> Result<Part, Invalid> {
+    match v1::Part::try_from(value).unwrap_or_default() {
+        v1::Part::Unspecified => {
+            Err(invalid(field, format!("{value} is not a part: name DELTA, FULL_MORE or FULL_END")))
+        }
         v1::Part::Delta => Ok(Part::Delta),
         v1::Part::FullMore => Ok(Part::FullMore),
         v1::Part::FullEnd => Ok(Part::FullEnd),
@@ -131,33 +149,35 @@ fn node(path: &str, message: &v1::Node) -> Result<NodeSpec, Invalid> {
     })
 }
 
-fn report(message: v1::AttemptReport) -> Result<AttemptReport, Invalid> {
+fn report(path: &str, message: v1::AttemptReport) -> Result<AttemptReport, Invalid> {
     let status = match message.status {
         Some(v1::attempt_report::Status::Starting(_)) => AttemptStatus::Starting,
         Some(v1::attempt_report::Status::Running(running)) => {
             AttemptStatus::Running { started_at: Timestamp(running.started_unix_ms) }
         }
         Some(v1::attempt_report::Status::Ended(ended)) => {
-            let outcome = ended.outcome.ok_or_else(|| invalid("reports.ended.outcome", "is missing"))?;
+            let outcome = format!("{path}.ended.outcome");
+            let ended_as = ended.outcome.ok_or_else(|| invalid(&outcome, "is missing"))?;
             AttemptStatus::Ended {
                 started_at: ended.started_unix_ms.map(Timestamp),
                 ended_at: Timestamp(ended.ended_unix_ms),
-                outcome: read_outcome(outcome)?,
+                outcome: read_outcome(&outcome, ended_as)?,
             }
         }
-        None => return Err(invalid("reports.status", "is missing")),
+        None => return Err(invalid(path, "name starting, running or ended")),
     };
     Ok(AttemptReport {
-        attempt: parse::<AttemptId>("reports.attempt", &message.attempt)?,
+        attempt: parse::<AttemptId>(&format!("{path}.attempt"), &message.attempt)?,
         ordered_revision: Revision(message.ordered_revision),
         status,
     })
 }
 
-fn read_outcome(message: v1::Outcome) -> Result<Outcome, Invalid> {
+fn read_outcome(path: &str, message: v1::Outcome) -> Result<Outcome, Invalid> {
     let kind = OutcomeKind::ALL.into_iter().find(|kind| kind.code() == message.code);
-    let kind =
-        kind.ok_or_else(|| invalid("outcome.code", format!("{} is not an outcome", quote(&message.code))))?;
+    let kind = kind.ok_or_else(|| {
+        invalid(&format!("{path}.code"), format!("{} is not an outcome", quote(&message.code)))
+    })?;
     Ok(Outcome { kind, exit_code: message.exit_code, signal: message.signal, message: message.message })
 }
 
@@ -366,7 +386,7 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
                 let spec = body.spec.ok_or_else(|| invalid("specs.spec", "is missing"))?;
                 specs.push((id, Arc::new(job_spec("specs.spec", &spec)?)));
             }
-            let part = part(v1::Part::try_from(orders.part).unwrap_or_default())?;
+            let part = part("orders.part", orders.part)?;
             let orders_read = orders.orders.into_iter().map(order).collect::<Result<_, _>>()?;
             ToAgent::Orders { term: Term(orders.term), part, specs, orders: orders_read }
         }

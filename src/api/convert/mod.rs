@@ -4,16 +4,17 @@ mod agent;
 mod spec;
 mod view;
 
-pub(crate) use agent::hello_message;
 pub use agent::{from_agent, hello, sync_request, sync_response, to_agent};
+pub(crate) use agent::{hello_message, parse};
 pub use spec::{job_spec, spec_message};
 pub use view::{
     attempt_message, job_message, limits, node_message, parse_phase, pool_message, queue_message, queue_spec,
     resources_message, why_message,
 };
 
+use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
-use crate::model::validate::{Violation, Violations};
+use crate::model::validate::{Violation, Violations, quote};
 
 use super::proto::v1;
 
@@ -25,6 +26,14 @@ pub(crate) fn invalid(field: &str, description: impl Into<String>) -> Invalid {
     let mut out = Violations::default();
     out.push(field, description);
     out.finish().err().unwrap_or_default()
+}
+
+/// Reads a region.
+pub(crate) fn region(field: &str, text: &str) -> Result<RegionCode, Invalid> {
+    RegionCode::parse(text).map_err(|_| {
+        let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
+        invalid(field, format!("{} {rule}", quote(text)))
+    })
 }
 
 /// Amounts as the model keeps them; zero entries are dropped.

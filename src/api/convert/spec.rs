@@ -94,10 +94,13 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
         Ok(DeviceRequest { models, amount })
     });
     let run = match &group.run {
-        Some(v1::task_group::Run::Process(program)) => Run::Process(read_program(path, program)?),
+        Some(v1::task_group::Run::Process(program)) => {
+            Run::Process(read_program(&format!("{path}.process"), program)?)
+        }
         Some(v1::task_group::Run::Container(container)) => {
             let none = v1::Program::default();
-            let program = read_program(path, container.program.as_ref().unwrap_or(&none))?;
+            let program = container.program.as_ref().unwrap_or(&none);
+            let program = read_program(&format!("{path}.container.program"), program)?;
             Run::Container { image: container.image.clone(), program }
         }
         None => return Err(invalid(path, "name what to run: process or container")),
@@ -144,14 +147,7 @@ fn read_constraints(path: &str, message: &v1::Constraints) -> Result<Constraints
     let regions = |field: &str, list: &[String]| -> Result<Vec<RegionCode>, Invalid> {
         let mut codes = Vec::new();
         for (index, text) in list.iter().enumerate() {
-            let code = RegionCode::parse(text).map_err(|_| {
-                let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
-                invalid(
-                    &format!("{path}.{field}[{index}]"),
-                    format!("{} {rule}", crate::model::validate::quote(text)),
-                )
-            })?;
-            codes.push(code);
+            codes.push(super::region(&format!("{path}.{field}[{index}]"), text)?);
         }
         codes.sort_unstable();
         codes.dedup();

@@ -10,7 +10,7 @@ use crate::model::attempt::{OutcomeKind, StopReason};
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::spec::{JobSpec, OnUnitFailure, RetryOn};
+use crate::model::spec::{Dependency, JobSpec, OnUnitFailure, RetryOn};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
@@ -103,10 +103,10 @@ impl State {
         validate::job_spec(&path, spec, &mut out);
         self.check_names(&path, spec, &mut out);
         out.finish().map_err(Rejection::Invalid)?;
-        if let Some(unknown) =
-            spec.depends_on.iter().find(|dependency| !self.jobs.contains_key(&dependency.job))
-        {
-            return Err(Rejection::BadDependency(unknown.job));
+        let known = |edge: &Dependency| self.jobs.contains_key(&edge.job);
+        if let Some((index, edge)) = spec.depends_on.iter().enumerate().find(|(_, edge)| !known(edge)) {
+            let field = format!("{path}.depends_on[{index}].job_id");
+            return Err(Rejection::BadDependency { field, job: edge.job });
         }
         let mut body = spec.clone();
         if body.max_run_ms == 0 {
@@ -269,11 +269,20 @@ fn end_of(why: Closing) -> JobEnd {
     }
 }
 
+/// Bytes of an unknown name up to which a hint is looked for.
+const HINTED_LEN_MAX: usize = 64;
+
 /// `, did you mean "…"?` for the candidate that is nearest to `text`, if any is near.
 fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    // Comparing takes time and memory by the product of both lengths: only what can be near is
+    // compared, and nobody misspells a name of this length.
+    let within = |candidate: &str| 1 + candidate.len() / 4;
     let near = candidates
+        .filter(|candidate| {
+            text.len() <= HINTED_LEN_MAX && text.len().abs_diff(candidate.len()) <= within(candidate) * 4
+        })
         .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .filter(|(distance, candidate)| *distance <= within(candidate))
         .min();
     near.map_or_else(String::new, |(_, candidate)| format!(", did you mean \"{candidate}\"?"))
 }

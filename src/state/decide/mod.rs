@@ -92,7 +92,7 @@ impl State {
                 self.decide_drain(now, *pool, *mode, *deadline_ms)
             }
             Command::CordonNode { pool, node, cordoned } => self.decide_cordon_node(*pool, *node, *cordoned),
-            Command::Abandon { unit } => self.decide_abandon(now, *unit),
+            Command::Abandon { attempt } => self.decide_abandon(now, *attempt),
             Command::SetPrices { pool, valid_from, schedule } => {
                 self.decide_set_prices(now, *pool, *valid_from, schedule)
             }

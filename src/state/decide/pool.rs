@@ -2,37 +2,34 @@
 
 use std::collections::BTreeSet;
 
-use sha2::{Digest, Sha256};
-
 use super::{Decision, Reply};
 use crate::model::attempt::OutcomeKind;
 use crate::model::device::DeviceModel;
 use crate::model::exchange::{Hello, Inventory};
-use crate::model::id::{Epoch, NodeId, PoolId, UnitId};
+use crate::model::id::{AttemptId, Epoch, NodeId, PoolId};
 use crate::model::limit::{DURATION_MS_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
 use crate::model::pool::{Drain, DrainMode, Reach};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations};
 use crate::state::State;
 use crate::state::event::Event;
+use crate::state::pool::{Pool, digest_of};
 use crate::state::rejection::Rejection;
-use crate::state::token::first_bytes;
 
 impl State {
     pub(super) fn decide_session(&self, hello: &Hello) -> Result<Decision, Rejection> {
         let mut out = Violations::default();
-        validate::pool_spec("pool", &hello.pool, &mut out);
+        validate::pool_spec("hello.pool", &hello.pool, &mut out);
         if !self.regions.contains_key(&hello.pool.region) {
-            out.push("pool.region", format!("region {} does not exist", hello.pool.region));
+            out.push("hello.pool.region", format!("region {} does not exist", hello.pool.region));
         }
         out.finish().map_err(Rejection::Invalid)?;
-        let key_digest = first_bytes(&Sha256::digest(hello.key));
         let Some(pool) = self.pool_named(&hello.pool.name) else {
             if self.pools.len() >= POOLS_MAX {
                 return Err(Rejection::LimitReached { what: "pools", max: POOLS_MAX });
             }
             let (pool, epoch) = (PoolId(self.next_pool), Epoch(1));
-            let (spec, instance) = (hello.pool.clone(), hello.instance);
+            let (spec, instance, key_digest) = (hello.pool.clone(), hello.instance, digest_of(&hello.key));
             let events = vec![
                 Event::PoolRegistered { pool, spec, instance, key_digest },
                 Event::SessionOpened { pool, epoch },
@@ -40,7 +37,7 @@ impl State {
             ];
             return Ok(Decision { events, reply: Reply::Session { pool, epoch } });
         };
-        if pool.instance != hello.instance || pool.key_digest != key_digest {
+        if !pool.is_bound_to(hello) {
             return Err(Rejection::PoolClaimed { pool: hello.pool.name.clone() });
         }
         let mut events = Vec::new();
@@ -64,9 +61,10 @@ impl State {
         }
         let mut out = Violations::default();
         for (index, node) in inventory.nodes.iter().enumerate() {
-            validate::node_spec(&format!("nodes[{index}]"), node, &mut out);
+            validate::node_spec(&format!("inventory.nodes[{index}]"), node, &mut out);
         }
         out.finish().map_err(Rejection::Invalid)?;
+        self.check_total(pool, inventory)?;
         let (mut events, mut ids, mut next) = (Vec::new(), Vec::new(), pool.next_node);
         let mut models = Vec::new();
         let mut names = BTreeSet::new();
@@ -85,7 +83,7 @@ impl State {
         for spec in &inventory.nodes {
             if !seen.insert(&spec.name) {
                 return Err(Rejection::invalid(
-                    "nodes",
+                    "inventory.nodes",
                     format!("node {} is named twice", validate::quote(&spec.name)),
                 ));
             }
@@ -107,6 +105,21 @@ impl State {
         let gone = gone.filter(|node| pool.nodes.get(node).is_some_and(|kept| !kept.gone));
         events.extend(gone.map(|node| Event::NodeRemoved { pool: id, node: *node }));
         Ok(Decision { events, reply: Reply::Nodes(ids) })
+    }
+
+    /// Checks that what the pool's nodes have still adds up.
+    fn check_total(&self, pool: &Pool, inventory: &Inventory) -> Result<(), Rejection> {
+        let mut total = Some(pool.total.clone());
+        for spec in &inventory.nodes {
+            // What a known node had before is counted too: totals near the edge are no pool's.
+            total = total.and_then(|sum| sum.checked_add(&spec.allocatable));
+        }
+        match total {
+            Some(_) => Ok(()),
+            None => {
+                Err(Rejection::invalid("inventory.nodes", "the pool's resources add up to more than 2^64-1"))
+            }
+        }
     }
 
     pub(super) fn decide_remove_nodes(&self, id: PoolId, nodes: &[NodeId]) -> Decision {
@@ -178,10 +191,12 @@ impl State {
         Ok(Decision::done(events))
     }
 
-    pub(super) fn decide_abandon(&self, now: Timestamp, unit: UnitId) -> Result<Decision, Rejection> {
-        let Some(attempt) = self.attempt(unit) else {
-            let name = format!("{}/{}", unit.job, unit.unit);
-            return Err(Rejection::NotFound { kind: "live attempt", name });
+    pub(super) fn decide_abandon(&self, now: Timestamp, id: AttemptId) -> Result<Decision, Rejection> {
+        let unit = id.unit_id();
+        // Only the very attempt that was named: the unit may have begun another meanwhile.
+        let live = self.attempt(unit).filter(|attempt| attempt.id(self.journal) == id);
+        let Some(attempt) = live else {
+            return Err(Rejection::NotFound { kind: "live attempt", name: id.to_string() });
         };
         let reach = self.pool(attempt.pool).map_or(Reach::Lost, |pool| pool.reach);
         if matches!(reach, Reach::Ready | Reach::Suspect) {

@@ -1,0 +1,146 @@
+//! Output of tasks, asked for piece by piece from the agent that has it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::error;
+use super::job::Jobs;
+use super::proto::v1;
+use crate::broker::{Answer, Query};
+use crate::model::limit::PAGE_MAX;
+use crate::runtime::logs::{Ask, Part, Stream as LogStream};
+use crate::state::view::{AttemptPhase, AttemptView, JobView};
+
+/// Bytes of output in one message.
+const LOG_BYTES: u32 = 64 * 1024;
+/// How often a followed log is looked at: at first soon, for what ends soon, then less and less.
+const FOLLOW_WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// Wait for an agent that is there but doesn't answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// Wait for an agent that is away while its output is read.
+const AGENT_WAIT: Duration = Duration::from_millis(500);
+
+impl Jobs {
+    /// The attempt whose output is asked for, once there is one.
+    async fn attempt_of(
+        &self,
+        job: &JobView,
+        message: &v1::LogsRequest,
+    ) -> Result<Option<AttemptView>, Status> {
+        let of_unit = |attempt: &AttemptView| {
+            attempt.id.unit == message.unit && (message.attempt == 0 || attempt.id.number == message.attempt)
+        };
+        let after = message.unit.checked_sub(1);
+        let query = Query::Attempts { job: job.id, after, limit: 1 };
+        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
+        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
+        if let Some(attempt) = live.into_iter().find(of_unit) {
+            return Ok(Some(attempt));
+        }
+        let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
+        let Answer::Status { journal, .. } = status else { return Err(Status::internal("no status")) };
+        let (id, unit) = (job.id, message.unit);
+        let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
+        let ended = ended.await.map_err(error::call)?;
+        let found = ended.iter().map(|attempt| attempt.view(journal)).rfind(of_unit);
+        if found.is_none() && message.attempt > 0 {
+            let name = format!("{} of unit {} of job {}", message.attempt, message.unit, job.name);
+            return Err(error::not_found("attempt", &name));
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn stream_logs(
+        &self,
+        job: &JobView,
+        message: &v1::LogsRequest,
+        sender: &mpsc::Sender<Result<v1::LogsResponse, Status>>,
+    ) -> Result<(), Status> {
+        let mut wait = FOLLOW_WAIT.0;
+        let attempt = loop {
+            if let Some(attempt) = self.attempt_of(job, message).await? {
+                break attempt;
+            }
+            let now = self.find_id(job.id).await?;
+            if !message.follow || now.phase.is_end() || sender.is_closed() {
+                return Ok(());
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(FOLLOW_WAIT.1);
+        };
+        wait = FOLLOW_WAIT.0;
+        let mut streams = [
+            (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, false),
+            (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, false),
+        ];
+        loop {
+            let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
+            let mut moved = false;
+            for (stream, shown, offset, done) in &mut streams {
+                if *done {
+                    continue;
+                }
+                let ask = Ask {
+                    attempt: attempt.id,
+                    task: message.task,
+                    stream: *stream,
+                    offset: *offset,
+                    bytes_max: LOG_BYTES,
+                };
+                let answer = tokio::select! {
+                    answer = self.broker.logs().ask(&attempt.pool, ask) => answer,
+                    () = tokio::time::sleep(ANSWER_WAIT) => None,
+                    () = sender.closed() => return Ok(()),
+                };
+                // An agent goes on where it was asked to, or after a hole: never before, never beyond.
+                let sound = |part: &Part| {
+                    let end = part.offset.checked_add(part.data.len() as u64);
+                    end.is_some() && (part.data.is_empty() || part.offset >= *offset)
+                };
+                let Some(part) = answer.filter(sound) else {
+                    if !message.follow {
+                        let text = format!("the agent of pool {} is not connected", attempt.pool);
+                        return Err(Status::unavailable(text));
+                    }
+                    tokio::time::sleep(AGENT_WAIT).await;
+                    continue;
+                };
+                if !part.error.is_empty() && ended {
+                    return Err(Status::not_found(part.error));
+                }
+                *done = ended && part.error.is_empty() && part.offset + part.data.len() as u64 >= part.end;
+                if part.data.is_empty() {
+                    continue;
+                }
+                (moved, wait) = (true, FOLLOW_WAIT.0);
+                *offset = part.offset + part.data.len() as u64;
+                let message = v1::LogsResponse {
+                    stream: *shown as i32,
+                    offset: part.offset,
+                    data: part.data,
+                    attempt: attempt.id.to_string(),
+                };
+                if sender.send(Ok(message)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let all_done = streams.iter().all(|(_, _, _, done)| *done);
+            if all_done || sender.is_closed() || (!moved && !message.follow) {
+                return Ok(());
+            }
+            if !moved {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(FOLLOW_WAIT.1);
+            }
+        }
+    }
+
+    async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {
+        let query = Query::Attempts { job: job.id, after: attempt.id.unit.checked_sub(1), limit: 1 };
+        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
+        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
+        Ok(!live.iter().any(|live| live.id == attempt.id))
+    }
+}
