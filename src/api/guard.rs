@@ -7,6 +7,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::connection::Admission;
+
 /// Refuses requests without the token or for a foreign host.
 ///
 /// A port that runs commands must serve neither every local user nor every web page that a
@@ -47,7 +49,12 @@ impl Guard {
         let given = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|text| text.strip_prefix("Bearer "));
         match given {
-            Some(token) if same(token, &self.token) => Ok(()),
+            Some(token) if same(token, &self.token) => {
+                if let Some(admission) = request.extensions().get::<Admission>() {
+                    admission.grant();
+                }
+                Ok(())
+            }
             Some(_) => Err(Status::unauthenticated("the token is not this broker's: see DATA/token")),
             None => Err(Status::unauthenticated(
                 "a token is needed: send `authorization: Bearer TOKEN` with what DATA/token holds",

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod client;
+mod connection;
 pub mod convert;
 pub mod error;
 mod guard;
@@ -17,7 +18,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::model::limit::{MESSAGE_BYTES_MAX, TOKEN_LEN_MAX};
 use crate::runtime::broker::Handle;
@@ -30,6 +30,12 @@ use proto::v1;
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Streams at once on one connection.
 const STREAMS_MAX: u32 = 1_024;
+/// How long a request may take to come in and be answered. Streams begin with their answer: they
+/// live on.
+const REQUEST_WAIT: Duration = Duration::from_secs(60);
+/// How long a connection may last before a request with the token has come in on it.
+const TOKEN_WAIT: Duration = Duration::from_secs(30);
+
 /// Serves the API on `listener` until `stop` ends.
 ///
 /// # Errors
@@ -62,6 +68,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .max_concurrent_streams(STREAMS_MAX)
+        .timeout(REQUEST_WAIT)
         .http2_max_header_list_size(16 * 1024)
         .layer(guard::Guard::new(token));
     let router = server
@@ -77,8 +84,7 @@ pub async fn serve(
             router
         }
     };
-    // Answers are small: waiting to fill a packet would cost each of them 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connection::accept(listener, connection::most(), TOKEN_WAIT);
     router.serve_with_incoming_shutdown(incoming, stop).await
 }
 
