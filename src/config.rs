@@ -6,8 +6,10 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::limit::{BYTES_MAX, DEVICES_PER_NODE_MAX};
+use crate::model::limit::{BYTES_MAX, DEVICES_PER_NODE_MAX, NODE_CPU_MILLIS_MAX, NODES_PER_POOL_MAX};
 use crate::model::region::RegionCode;
+use crate::model::text;
+use crate::model::validate::quote;
 
 /// One pool, as its agent's file describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -85,6 +87,11 @@ pub struct NodeKind {
     pub devices: u16,
 }
 
+/// CPUs of one node.
+const CPUS_MAX: u64 = NODE_CPU_MILLIS_MAX / 1_000;
+/// Faster than this a day passes in less than a tenth of a second.
+const SPEEDUP_MAX: f64 = 1_000_000.0;
+
 fn one() -> f64 {
     1.0
 }
@@ -104,46 +111,88 @@ impl AgentFile {
     /// If it can't be read, isn't TOML, or a field's value is not allowed.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         let failed = |message: String| FileError { path: path.to_owned(), message };
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        let file: Self = toml::from_str(&text).map_err(|error| failed(error.to_string()))?;
-        if !crate::model::text::is_name(&file.name) {
-            return Err(failed(format!(
-                "name {:?} is not 1 to 63 lower-case letters, digits and inner hyphens",
-                file.name
-            )));
+        let written = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let file: Self = toml::from_str(&written).map_err(|error| failed(error.to_string()))?;
+        if !text::is_name(&file.name) {
+            let rule = "is not 1 to 63 lower-case letters, digits and inner hyphens";
+            return Err(failed(format!("name: {} {rule}", quote(&file.name))));
         }
         RegionCode::parse(&file.region).map_err(|error| failed(format!("region: {error}")))?;
-        if let Some(host) = &file.host {
-            host.check().map_err(|message| failed(format!("host: {message}")))?;
-        }
         match (&file.host, &file.simulated) {
-            (Some(_), None) | (None, Some(_)) => Ok(file),
+            (Some(host), None) => host.check().map(|()| file).map_err(failed),
+            (None, Some(simulated)) => simulated.check().map(|()| file).map_err(failed),
             _ => Err(failed("name exactly one backend: [host] or [simulated]".to_owned())),
         }
     }
 }
 
+/// Says that `value` is not within 1 and `max`, if so.
+fn within(field: &str, value: u64, max: u64) -> Result<(), String> {
+    if (1..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(format!("{field}: {value} is not within 1 and {max}"))
+    }
+}
+
 impl HostSection {
     fn check(&self) -> Result<(), String> {
-        let count: usize = self.devices.iter().map(|devices| usize::from(devices.count)).sum();
-        if count > DEVICES_PER_NODE_MAX {
-            return Err(format!("{count} devices, at most {DEVICES_PER_NODE_MAX} are allowed"));
+        self.cpus.map_or(Ok(()), |cpus| within("host.cpus", cpus, CPUS_MAX))?;
+        self.memory_mib.map_or(Ok(()), |mib| within("host.memory_mib", mib, BYTES_MAX >> 20))?;
+        self.log_max_mib.map_or(Ok(()), |mib| within("host.log_max_mib", mib, BYTES_MAX >> 20))?;
+        let mut count = 0;
+        for (index, devices) in self.devices.iter().enumerate() {
+            let field = |name: &str| format!("host.devices[{index}].{name}");
+            if !text::is_label(&devices.model) || devices.model.is_empty() {
+                return Err(format!("{}: {} is not a model's name", field("model"), quote(&devices.model)));
+            }
+            within(&field("count"), u64::from(devices.count), DEVICES_PER_NODE_MAX as u64)?;
+            devices.memory_gib.map_or(Ok(()), |gib| within(&field("memory_gib"), gib, BYTES_MAX >> 30))?;
+            count += usize::from(devices.count);
         }
-        let bytes =
-            [self.memory_mib, self.log_max_mib].into_iter().flatten().map(|mib| mib.checked_mul(1 << 20));
-        let devices = self.devices.iter().filter_map(|devices| devices.memory_gib);
-        let bytes = bytes.chain(devices.map(|gib| gib.checked_mul(1 << 30)));
-        if bytes.into_iter().any(|bytes| bytes.is_none_or(|bytes| bytes > BYTES_MAX)) {
-            return Err(format!("more than {BYTES_MAX} bytes"));
+        if count > DEVICES_PER_NODE_MAX {
+            return Err(format!("host.devices: {count} devices, at most {DEVICES_PER_NODE_MAX} are allowed"));
         }
         match &self.cgroup_parent {
             Some(path)
                 if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) =>
             {
-                Err("cgroup_parent must be a path from the root, such as \"/weir\"".to_owned())
+                let rule = "is not a path from the root, such as \"/weir\"";
+                Err(format!("host.cgroup_parent: {} {rule}", quote(&path.display().to_string())))
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl SimulatedSection {
+    fn check(&self) -> Result<(), String> {
+        if !(self.speedup > 0.0 && self.speedup <= SPEEDUP_MAX) {
+            return Err(format!(
+                "simulated.speedup: {} is not above 0 and at most {SPEEDUP_MAX}",
+                self.speedup
+            ));
+        }
+        let mut count = 0;
+        for (index, kind) in self.nodes.iter().enumerate() {
+            let field = |name: &str| format!("simulated.nodes[{index}].{name}");
+            count += u64::from(kind.count);
+            within(&field("cpus"), kind.cpus, CPUS_MAX)?;
+            within(&field("memory_gib"), kind.memory_gib, BYTES_MAX >> 30)?;
+            // A node's name is its kind's and a number.
+            if !text::is_name(&kind.prefix) || kind.prefix.len() > 50 {
+                let rule = "is not 1 to 50 lower-case letters, digits and inner hyphens";
+                return Err(format!("{}: {} {rule}", field("prefix"), quote(&kind.prefix)));
+            }
+            if usize::from(kind.devices) > DEVICES_PER_NODE_MAX {
+                let max = DEVICES_PER_NODE_MAX;
+                return Err(format!("{}: {} is not within 0 and {max}", field("devices"), kind.devices));
+            }
+            if kind.devices > 0 && (kind.device.is_empty() || !text::is_label(&kind.device)) {
+                return Err(format!("{}: {} is not a model's name", field("device"), quote(&kind.device)));
+            }
+        }
+        within("simulated.nodes", count, NODES_PER_POOL_MAX as u64)
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::connect::new_token;
-use super::exit::INVALID;
+use super::input::Text;
 use super::output::print;
-use super::{Connect, Failure, quantity, spec_file};
+use super::{Connect, Failure, input, quantity};
 use crate::api::proto::v1;
+use crate::model::validate::quote;
 
 /// Creates or updates queues.
 #[derive(clap::Args)]
@@ -16,7 +17,7 @@ use crate::api::proto::v1;
     after_help = "Example:\n  weir apply queues.yaml\n\nwith\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}"
 )]
 pub struct Apply {
-    /// YAML or JSON.
+    /// YAML or JSON; `-` reads standard input.
     file: String,
 }
 
@@ -33,75 +34,94 @@ struct QueueFile {
     #[serde(default)]
     weight: u32,
     #[serde(default)]
-    guarantee: BTreeMap<String, String>,
+    guarantee: BTreeMap<String, Text>,
     #[serde(default)]
-    limit: BTreeMap<String, String>,
+    limit: BTreeMap<String, Text>,
     max_run: Option<String>,
 }
 
 /// Amounts by kind: cpus, memory, storage, devices.
-fn amounts(field: &str, map: &BTreeMap<String, String>) -> Result<v1::Limits, Failure> {
+fn amounts(field: &str, map: &BTreeMap<String, Text>) -> Result<v1::Limits, String> {
     let mut limits = v1::Limits::default();
-    for (kind, text) in map {
-        let invalid = |error: String| Failure::new(INVALID, format!("{field}.{kind}: {error}"));
+    for (kind, Text(text)) in map {
+        let invalid = |error: String| format!("{field}.{kind}: {error}");
         match kind.as_str() {
             "cpus" => limits.cpu_millis = Some(quantity::cpus(text).map_err(invalid)?),
             "memory" => limits.memory_bytes = Some(quantity::bytes(text).map_err(invalid)?),
             "storage" => limits.storage_bytes = Some(quantity::bytes(text).map_err(invalid)?),
-            "devices" => limits.device_millis = Some(quantity::cpus(text).map_err(invalid)?),
-            _ => return Err(invalid("is not a kind: use cpus, memory, storage or devices".to_owned())),
+            "devices" => {
+                let wrong =
+                    |_| invalid(format!("{} is not an amount of devices: write 8 or 0.5", quote(text)));
+                limits.device_millis = Some(quantity::cpus(text).map_err(wrong)?);
+            }
+            _ => {
+                let rule = "is not a kind: use cpus, memory, storage or devices";
+                return Err(format!("{field}: {} {rule}", quote(kind)));
+            }
         }
     }
     Ok(limits)
 }
 
+/// Reads the queues of a file.
+fn read_queues(text: &str) -> Result<Vec<v1::Queue>, String> {
+    let mut queues = Vec::new();
+    for document in input::read_documents(text)? {
+        if document.is_null() {
+            continue;
+        }
+        let file: QueuesFile = input::strict(document)?;
+        for (index, queue) in file.queues.into_iter().enumerate() {
+            queues.push(queue_message(queue).map_err(|error| format!("queues[{index}].{error}"))?);
+        }
+    }
+    if queues.is_empty() {
+        return Err("there is no queue in the file".to_owned());
+    }
+    Ok(queues)
+}
+
+fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
+    let guarantee = amounts("guarantee", &queue.guarantee)?;
+    let max_run = queue.max_run.as_deref().map_or(Ok(0), quantity::duration_ms);
+    Ok(v1::Queue {
+        name: queue.name,
+        weight: queue.weight,
+        guarantee: Some(v1::Resources {
+            cpu_millis: guarantee.cpu_millis.unwrap_or(0),
+            memory_bytes: guarantee.memory_bytes.unwrap_or(0),
+            storage_bytes: guarantee.storage_bytes.unwrap_or(0),
+            device_millis: guarantee.device_millis.unwrap_or(0),
+            other: BTreeMap::new(),
+        }),
+        limit: Some(amounts("limit", &queue.limit)?),
+        max_run_ms_default: max_run.map_err(|error| format!("max_run: {error}"))?,
+        ..v1::Queue::default()
+    })
+}
+
 impl Apply {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let text = std::fs::read_to_string(&self.file)
-            .map_err(|error| Failure::new(INVALID, format!("{}: {error}", self.file)))?;
-        let invalid = |error: String| Failure::new(INVALID, format!("{}: {error}", self.file));
+        let text = input::read_text(&self.file)?;
+        // All of it is read before any of it is done.
+        let queues = read_queues(&text).map_err(|error| input::in_file(&self.file, error))?;
         let client = connect.client()?;
         let existing = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
-        for document in spec_file::read_documents(&text).map_err(invalid)? {
-            let file: QueuesFile = spec_file::strict(document).map_err(invalid)?;
-            for queue in file.queues {
-                let guarantee = amounts("guarantee", &queue.guarantee)?;
-                let message = v1::Queue {
-                    weight: queue.weight,
-                    guarantee: Some(v1::Resources {
-                        cpu_millis: guarantee.cpu_millis.unwrap_or(0),
-                        memory_bytes: guarantee.memory_bytes.unwrap_or(0),
-                        storage_bytes: guarantee.storage_bytes.unwrap_or(0),
-                        device_millis: guarantee.device_millis.unwrap_or(0),
-                        other: BTreeMap::new(),
-                    }),
-                    limit: Some(amounts("limit", &queue.limit)?),
-                    max_run_ms_default: queue
-                        .max_run
-                        .as_deref()
-                        .map_or(Ok(0), quantity::duration_ms)
-                        .map_err(invalid)?,
-                    revision: existing
-                        .iter()
-                        .find(|kept| kept.name == queue.name)
-                        .map_or(0, |kept| kept.revision),
-                    name: queue.name.clone(),
-                    ..v1::Queue::default()
-                };
-                let token = new_token();
-                if existing.iter().any(|kept| kept.name == queue.name) {
-                    client
-                        .queues()
-                        .update_queue(v1::UpdateQueueRequest { token, queue: Some(message) })
-                        .await?;
-                } else {
-                    client
-                        .queues()
-                        .create_queue(v1::CreateQueueRequest { token, queue: Some(message) })
-                        .await?;
+        for mut queue in queues {
+            let (name, token) = (queue.name.clone(), new_token());
+            let applied = match existing.iter().find(|kept| kept.name == name) {
+                Some(kept) => {
+                    queue.revision = kept.revision;
+                    let request = v1::UpdateQueueRequest { token, queue: Some(queue) };
+                    client.queues().update_queue(request).await.map(drop)
                 }
-                print(&format!("queue/{} applied\n", queue.name))?;
-            }
+                None => {
+                    let request = v1::CreateQueueRequest { token, queue: Some(queue) };
+                    client.queues().create_queue(request).await.map(drop)
+                }
+            };
+            applied.map_err(|status| Failure::from(status).of_file(&self.file))?;
+            print(&format!("queue/{name} applied\n"))?;
         }
         Ok(0)
     }

@@ -8,6 +8,7 @@ use tonic_types::StatusExt;
 use crate::model::text;
 
 /// Exit codes, as the manual lists them.
+pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
 pub const CONFLICT: u8 = 4;
 pub const DENIED: u8 = 5;
@@ -39,6 +40,16 @@ impl Failure {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Names the file that the broker's complaint is about.
+    #[must_use]
+    pub fn of_file(mut self, path: &str) -> Self {
+        if self.code == INVALID {
+            let path = if path == "-" { "standard input" } else { path };
+            self.message = format!("{path}: {}", self.message);
+        }
         self
     }
 

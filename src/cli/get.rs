@@ -8,6 +8,7 @@ use super::output::{Format, age, bytes, print, print_value, table, thousandths};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
+use crate::model::validate::quote;
 
 /// Lists objects.
 #[derive(clap::Args)]
@@ -68,7 +69,7 @@ impl Get {
             ("queue" | "queues" | "qu", name) => self.queues(&client, name).await,
             (other, _) => Err(Failure::new(
                 INVALID,
-                format!("{other:?} is not a type: use jobs, pools, nodes or queues"),
+                format!("{} is not a type: use jobs, pools, nodes or queues", quote(other)),
             )),
         }
     }
@@ -78,7 +79,7 @@ impl Get {
         for label in &self.label {
             let (key, value) = label
                 .split_once('=')
-                .ok_or_else(|| Failure::new(INVALID, format!("label {label:?}: write KEY=VALUE")))?;
+                .ok_or_else(|| Failure::new(INVALID, format!("--label {}: write KEY=VALUE", quote(label))))?;
             labels.insert(key.to_owned(), value.to_owned());
         }
         let mut request = v1::ListJobsRequest {
@@ -164,7 +165,7 @@ impl Get {
         if let Some(name) = &name {
             pools.retain(|pool| pool.name == *name);
             if pools.is_empty() {
-                return Err(Failure::new(NOT_FOUND, format!("pool {name:?} does not exist")));
+                return Err(Failure::new(NOT_FOUND, format!("pool {} does not exist", quote(name))));
             }
         }
         match self.output {
@@ -210,6 +211,9 @@ impl Get {
             }
         }
         nodes.retain(|node| name.as_ref().is_none_or(|name| node.name == *name));
+        if let Some(name) = name.filter(|_| nodes.is_empty()) {
+            return Err(Failure::new(NOT_FOUND, format!("node {} does not exist", quote(&name))));
+        }
         nodes.truncate(self.limit);
         match self.output {
             Format::Table | Format::Wide => {
@@ -227,6 +231,9 @@ impl Get {
     async fn queues(&self, client: &Client, name: Option<String>) -> Result<u8, Failure> {
         let mut queues = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
         queues.retain(|queue| name.as_ref().is_none_or(|name| queue.name == *name));
+        if let Some(name) = name.filter(|_| queues.is_empty()) {
+            return Err(Failure::new(NOT_FOUND, format!("queue {} does not exist", quote(&name))));
+        }
         match self.output {
             Format::Table | Format::Wide => {
                 let heading = ["NAME", "WEIGHT", "JOBS", "CPUS", "MEMORY", "DEVICES"];

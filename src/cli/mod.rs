@@ -13,6 +13,7 @@ mod describe;
 mod dev;
 mod exit;
 mod get;
+mod input;
 mod logs;
 mod output;
 mod quantity;
@@ -27,7 +28,7 @@ mod why;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use connect::{Connect, new_token};
 pub use exit::Failure;
@@ -102,7 +103,10 @@ pub fn main() -> ExitCode {
     if let Some(code) = crate::pools::host::enter::as_asked() {
         return code;
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     // The supervisor must stay small and synchronous: it forks for years.
     if let Command::Supervise(supervise) = cli.command {
         return supervise.run();
@@ -118,6 +122,19 @@ pub fn main() -> ExitCode {
     // Readers of standard input can't be interrupted: don't wait for them.
     runtime.shutdown_background();
     code
+}
+
+/// Prints what is wrong with the arguments, or the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Where nobody reads it there is nobody to tell.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    // `run` passes its command's codes through, so its own failures must not look like one of them.
+    let matches = Cli::command().ignore_errors(true).try_get_matches();
+    let is_run = matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"));
+    ExitCode::from(if is_run { exit::RUN_FAILED } else { exit::USAGE })
 }
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {

@@ -1,14 +1,18 @@
 //! Quantities as users write them: `500m`, `1.5`, `2Gi`, `90s`.
 
+use crate::model::validate::quote;
+
 /// CPUs in millicores: `2`, `1.5`, `500m`.
 ///
 /// # Errors
 /// In words, if the text is none.
 pub fn cpus(text: &str) -> Result<u64, String> {
-    let error = || format!("{text:?} is not an amount of CPUs: write 2, 1.5 or 500m");
-    match text.strip_suffix('m') {
-        Some(millis) => millis.parse().map_err(|_| error()),
-        None => decimal(text, 1_000).ok_or_else(error),
+    let error = || format!("{} is not an amount of CPUs: write 2, 1.5 or 500m", quote(text));
+    let (number, unit) = text.strip_suffix('m').map_or((text, 1_000), |millis| (millis, 1));
+    match decimal(number, unit) {
+        Some(Amount { value, exact: true }) => Ok(value),
+        Some(_) => Err(format!("{} is finer than a thousandth of a CPU", quote(text))),
+        None => Err(error()),
     }
 }
 
@@ -17,7 +21,8 @@ pub fn cpus(text: &str) -> Result<u64, String> {
 /// # Errors
 /// In words, if the text is none.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    let error = || format!("{text:?} is not an amount of memory: write 512Mi, 2Gi or a number of bytes");
+    let error =
+        || format!("{} is not an amount of memory: write 512Mi, 2Gi or a number of bytes", quote(text));
     let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let unit = match &text[split..] {
         "" | "B" => 1,
@@ -31,7 +36,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         "T" | "TB" => 1_000_000_000_000,
         _ => return Err(error()),
     };
-    decimal(&text[..split], unit).ok_or_else(error)
+    match decimal(&text[..split], unit) {
+        // 1.3Gi is no whole number of bytes, and nobody minds; 1.3 bytes is a slip of the pen.
+        Some(Amount { value, exact }) if exact || unit > 1 => Ok(value),
+        _ => Err(error()),
+    }
 }
 
 /// A time in milliseconds: `90s`, `5m`, `1h30m`, `2d`.
@@ -40,8 +49,8 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// In words, if the text is none.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
     let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("{text:?} is not a time: {error}; write 90s, 5m or 1h30m"))?;
-    u64::try_from(parsed.as_millis()).map_err(|_| format!("{text:?} is too long"))
+        .map_err(|error| format!("{} is not a time: {error}; write 90s, 5m or 1h30m", quote(text)))?;
+    u64::try_from(parsed.as_millis()).map_err(|_| format!("{} is too long", quote(text)))
 }
 
 /// Devices: `A100-80G:2`, `A100-80G|A800-80G:1`, `any:1`, `T4:0.5`.
@@ -50,25 +59,35 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
 /// In words, if the text is none.
 pub fn devices(text: &str) -> Result<crate::api::proto::v1::DeviceRequest, String> {
     use crate::api::proto::v1;
-    let error = || format!("{text:?} names no devices: write MODEL:COUNT, A|B:COUNT, any:COUNT or MODEL:0.5");
+    let error =
+        || format!("{} names no devices: write MODEL:COUNT, A|B:COUNT, any:COUNT or MODEL:0.5", quote(text));
     let (models, amount) = text.rsplit_once(':').unwrap_or((text, "1"));
     if models.is_empty() {
         return Err(error());
     }
     let models = if models == "any" { Vec::new() } else { models.split('|').map(str::to_owned).collect() };
-    let millis = decimal(amount, 1_000).ok_or_else(error)?;
+    let millis = match decimal(amount, 1_000) {
+        Some(Amount { value, exact: true }) if value > 0 => value,
+        _ => return Err(error()),
+    };
     let amount = if millis >= 1_000 && millis.is_multiple_of(1_000) {
         v1::device_request::Amount::Count(u32::try_from(millis / 1_000).map_err(|_| error())?)
     } else if millis < 1_000 {
         v1::device_request::Amount::Millis(millis as u32)
     } else {
-        return Err(format!("{text:?}: more than one device comes whole"));
+        return Err(format!("{}: more than one device comes whole", quote(text)));
     };
     Ok(v1::DeviceRequest { models, amount: Some(amount) })
 }
 
-/// A decimal number times `unit`, exactly; `None` if it isn't one, or is no whole number of units.
-fn decimal(text: &str, unit: u64) -> Option<u64> {
+/// A decimal number in whole units, and whether nothing of it was cut off.
+struct Amount {
+    value: u64,
+    exact: bool,
+}
+
+/// A decimal number times `unit`, rounded down; `None` if it isn't one, or is too large.
+fn decimal(text: &str, unit: u64) -> Option<Amount> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if whole.is_empty() || fraction.len() > 9 || !text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return None;
@@ -76,8 +95,9 @@ fn decimal(text: &str, unit: u64) -> Option<u64> {
     let scale = 10u64.pow(fraction.len() as u32);
     let fraction: u64 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
     let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
-    let part = u128::from(fraction) * u128::from(unit) / u128::from(scale);
-    whole.checked_add(u64::try_from(part).ok()?)
+    let (part, scale) = (u128::from(fraction) * u128::from(unit), u128::from(scale));
+    let value = whole.checked_add(u64::try_from(part / scale).ok()?)?;
+    Some(Amount { value, exact: part.is_multiple_of(scale) })
 }
 
 #[cfg(test)]
@@ -91,7 +111,10 @@ mod tests {
         assert_eq!(bytes("2Gi"), Ok(2 << 30));
         assert_eq!(bytes("1.5G"), Ok(1_500_000_000));
         assert_eq!(duration_ms("1h30m"), Ok(5_400_000));
-        for text in ["", "-1", "1e3", "1.2.3", "x"] {
+        assert_eq!(bytes("1.3Gi"), Ok(1_395_864_371));
+        assert!(cpus("0.0001").is_err() && cpus("0.5m").is_err() && bytes("1.5").is_err());
+        assert!(devices("T4:0").is_err() && devices("T4:0.0005").is_err());
+        for text in ["", "-1", "+1", "1e3", "1.2.3", "x", "NaN", "1 Gi", "１", "99999999999999999999"] {
             assert!(cpus(text).is_err() && bytes(text).is_err(), "{text}");
         }
         assert!(devices("T4:1.5").is_err());

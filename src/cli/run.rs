@@ -280,7 +280,9 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
     }
     let failure = job.failure.clone().unwrap_or_default();
     let code = match (failure.exit_code, failure.signal) {
-        (_, Some(signal)) if failure.code != "Cancelled" => u8::try_from(128 + signal).unwrap_or(RUN_FAILED),
+        (_, Some(signal)) if failure.code != "Cancelled" => {
+            u8::try_from(signal.saturating_add(128)).unwrap_or(RUN_FAILED)
+        }
         (Some(code), None) if failure.code == "Failed" => {
             if !failure.message.is_empty() {
                 eprintln!("weir: {}", failure.message);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
+use super::input::{Text, read_documents, strict};
 use super::quantity;
 use crate::api::proto::v1;
 
@@ -68,30 +70,34 @@ struct GroupFile {
     simulate: Option<SimulateFile>,
 }
 
-/// A number or a text: `cpus: 2` and `cpus: 500m` are both natural.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Text {
-    Integer(u64),
-    Decimal(f64),
-    Words(String),
-}
-
-impl Text {
-    fn text(&self) -> String {
-        match self {
-            Self::Integer(value) => value.to_string(),
-            Self::Decimal(value) => value.to_string(),
-            Self::Words(text) => text.clone(),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum EnvFile {
     Value(String),
     From(ValueFromFile),
+}
+
+impl<'de> Deserialize<'de> for EnvFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EnvVisitor)
+    }
+}
+
+struct EnvVisitor;
+
+impl<'de> Visitor<'de> for EnvVisitor {
+    type Value = EnvFile;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a text, in quotes if it looks like something else, or value_from")
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<EnvFile, E> {
+        Ok(EnvFile::Value(value.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EnvFile, A::Error> {
+        ValueFromFile::deserialize(MapAccessDeserializer::new(map)).map(EnvFile::From)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -184,9 +190,6 @@ enum ConditionFile {
     Failed,
 }
 
-/// Bytes of a job file: a thousand ordinary jobs are a tenth of this.
-const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Reads the jobs of a file: one, a list, or `jobs:` with a list; YAML documents follow each other.
 ///
 /// # Errors
@@ -212,46 +215,10 @@ pub fn read_jobs(text: &str) -> Result<Vec<v1::Submission>, String> {
     }
     let single = files.len() == 1;
     let read = |(index, value): (usize, serde_json::Value)| {
-        let at = |message: String| if single { message } else { format!("job {}: {message}", index + 1) };
+        let at = |message: String| if single { message } else { format!("jobs[{index}].{message}") };
         strict::<JobFile>(value).and_then(submission).map_err(at)
     };
     files.into_iter().enumerate().map(read).collect()
-}
-
-/// Reads YAML (and so JSON) without letting aliases multiply.
-pub(super) fn read_documents(text: &str) -> Result<Vec<serde_json::Value>, String> {
-    if text.len() > FILE_BYTES_MAX {
-        return Err(format!("{} bytes, at most {FILE_BYTES_MAX} are allowed", text.len()));
-    }
-    let trimmed = text.trim_start();
-    if trimmed.starts_with('{') || trimmed.starts_with('[') {
-        return serde_json::from_str(text).map(|value| vec![value]).map_err(|error| error.to_string());
-    }
-    serde_saphyr::from_multiple(text).map_err(|error| error.to_string())
-}
-
-/// Reads a value into `T`; unknown fields are errors that say which field was likely meant.
-pub(super) fn strict<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let message = with_suggestion(&error.inner().to_string());
-        if path == "." { message } else { format!("{path}: {message}") }
-    })
-}
-
-/// Turns serde's list of expected fields into the one that is nearest.
-fn with_suggestion(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let (Some(wrong), true) = (quoted.first(), message.starts_with("unknown ")) else {
-        return message.to_owned();
-    };
-    let near = quoted[1..].iter().map(|known| (strsim::damerau_levenshtein(wrong, known), known));
-    let near = near.filter(|(distance, known)| *distance <= 2.max(known.len() / 3)).min();
-    let what = message.split('`').next().unwrap_or_default().trim();
-    match near {
-        Some((_, known)) => format!("{what} `{wrong}`, did you mean `{known}`?"),
-        None => format!("{what} `{wrong}`; known are {}", quoted[1..].join(", ")),
-    }
 }
 
 fn time(field: &str, text: Option<&String>) -> Result<u64, String> {
@@ -318,7 +285,7 @@ fn retry(file: RetryFile) -> Result<v1::RetryPolicy, String> {
 
 fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
     let amount = |field: &str, text: &Option<Text>, read: fn(&str) -> Result<u64, String>| {
-        text.as_ref().map_or(Ok(0), |text| read(&text.text()).map_err(|error| format!("{field}: {error}")))
+        text.as_ref().map_or(Ok(0), |text| read(&text.0).map_err(|error| format!("{field}: {error}")))
     };
     let env = file.env.into_iter().map(|(name, value)| v1::EnvVar {
         name,
@@ -377,8 +344,11 @@ mod tests {
         check("groups: [{cpus: 1, command: [\"true\"]}]", expect!["1 jobs"]);
         check("{\"groups\": [{\"cpus\": \"500m\", \"command\": [\"true\"]}]}", expect!["1 jobs"]);
         check("- {groups: []}\n- {groups: []}", expect!["2 jobs"]);
-        check("priorty: 3", expect!["priorty: unknown field `priorty`, did you mean `priority`?"]);
-        check("groups: [{cpsu: 1}]", expect!["groups[0].cpsu: unknown field `cpsu`, did you mean `cpus`?"]);
+        check("priorty: 3", expect!["priorty: unknown field \"priorty\", did you mean \"priority\"?"]);
+        check(
+            "groups: [{cpsu: 1}]",
+            expect!["groups[0].cpsu: unknown field \"cpsu\", did you mean \"cpus\"?"],
+        );
         check(
             "groups: [{cpus: -1}]",
             expect![[r#"groups[0].cpus: "-1" is not an amount of CPUs: write 2, 1.5 or 500m"#]],

@@ -1,12 +1,12 @@
 //! `weir submit`.
 
-use std::io::Read;
+use prost::Message;
 
 use super::connect::{PATIENCE, new_token, patiently};
-use super::exit::INVALID;
 use super::output::print;
-use super::{Connect, Failure, spec_file};
+use super::{Connect, Failure, input, spec_file};
 use crate::api::proto::v1;
+use crate::model::limit::MESSAGE_BYTES_MAX;
 
 /// Submits jobs from a file.
 #[derive(clap::Args)]
@@ -20,28 +20,36 @@ pub struct Submit {
 
 /// Jobs in one request.
 const BATCH: usize = 500;
+/// Bytes of the jobs in one request, well below what the broker takes.
+const BATCH_BYTES: usize = MESSAGE_BYTES_MAX / 2;
+
+/// How many of the jobs go into the next request: one at the least, which may prove too long.
+fn batch_len(jobs: &[v1::Submission]) -> usize {
+    let mut bytes = 0;
+    let fitting = jobs.iter().take(BATCH).take_while(|job| {
+        bytes += job.encoded_len();
+        bytes <= BATCH_BYTES
+    });
+    fitting.count().max(1)
+}
 
 impl Submit {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let mut text = String::new();
-        if self.file == "-" {
-            std::io::stdin().read_to_string(&mut text)?;
-        } else {
-            text = std::fs::read_to_string(&self.file)
-                .map_err(|error| Failure::new(INVALID, format!("{}: {error}", self.file)))?;
-        }
-        let mut jobs = spec_file::read_jobs(&text)
-            .map_err(|error| Failure::new(INVALID, format!("{}: {error}", self.file)))?;
+        let text = input::read_text(&self.file)?;
+        let mut jobs = spec_file::read_jobs(&text).map_err(|error| input::in_file(&self.file, error))?;
         for job in &mut jobs {
             if job.queue.is_empty() {
                 job.queue = connect.queue.clone();
             }
         }
         let client = connect.client()?;
-        for batch in jobs.chunks(BATCH) {
+        let mut rest = &jobs[..];
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(batch_len(rest));
+            rest = after;
             let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec() };
-            let response =
-                patiently(PATIENCE, || async { client.jobs().submit(request.clone()).await }).await?;
+            let response = patiently(PATIENCE, || async { client.jobs().submit(request.clone()).await });
+            let response = response.await.map_err(|status| Failure::from(status).of_file(&self.file))?;
             for job in response.into_inner().jobs {
                 print(&format!("job/{}\n", job.name))?;
             }

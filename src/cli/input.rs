@@ -1,0 +1,226 @@
+//! Files that people write: read within bounds, as YAML or JSON, and strictly.
+
+use std::fmt;
+use std::io::Read;
+
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use super::Failure;
+use super::exit::INVALID;
+use crate::model::text;
+use crate::model::validate::quote;
+
+/// Bytes of a file: a thousand ordinary jobs are a tenth of this.
+const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of an error about a file: a value that is wrong may be as long as the file.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+/// Bytes of an unknown name up to which a hint is looked for: comparing takes their product.
+const HINTED_LEN_MAX: usize = 64;
+
+/// Reads a file's text; `-` reads standard input.
+///
+/// # Errors
+/// If it can't be read, is too long, or is not UTF-8.
+pub(super) fn read_text(path: &str) -> Result<String, Failure> {
+    let read = if path == "-" {
+        bounded(std::io::stdin().lock())
+    } else {
+        std::fs::File::open(path).and_then(bounded)
+    };
+    let bytes = read.map_err(|error| in_file(path, error.to_string()))?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(in_file(path, format!("is longer than {FILE_BYTES_MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        in_file(path, format!("is not UTF-8 text: byte {at} is none of it"))
+    })
+}
+
+/// One byte more than allowed tells that there is more, however much.
+fn bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A failure that names the file.
+pub(super) fn in_file(path: &str, message: impl fmt::Display) -> Failure {
+    let path = if path == "-" { "standard input" } else { path };
+    Failure::new(INVALID, format!("{path}: {message}"))
+}
+
+/// Reads YAML (and so JSON) without letting aliases multiply.
+///
+/// # Errors
+/// In words, with line and column.
+pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
+    let trees: Result<Vec<Tree>, String> = match serde_json::from_str::<Tree>(text) {
+        Ok(tree) => Ok(vec![tree]),
+        Err(error) if looks_like_json(text) => Err(error.to_string()),
+        Err(_) => serde_saphyr::from_multiple(text).map_err(|error| error.to_string()),
+    };
+    trees.map(|trees| trees.into_iter().map(|tree| tree.0).collect()).map_err(short)
+}
+
+/// JSON's own errors are the better ones where JSON is meant.
+fn looks_like_json(text: &str) -> bool {
+    let mut rest = text.trim_start().chars();
+    match rest.next() {
+        Some('{') => rest.as_str().trim_start().starts_with(['"', '}']),
+        Some('[') => rest.as_str().trim_start().starts_with(['{', '[', '"', ']']),
+        _ => false,
+    }
+}
+
+/// Reads a value into `T`; unknown fields are errors that say which field was likely meant.
+///
+/// # Errors
+/// In words, with the field's path.
+pub(super) fn strict<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let message = with_suggestion(&error.inner().to_string());
+        short(if path == "." { message } else { format!("{}: {message}", cut(path)) })
+    })
+}
+
+fn cut(mut text: String) -> String {
+    text::truncate(&mut text, MESSAGE_BYTES_MAX / 4);
+    text
+}
+
+fn short(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES_MAX {
+        text::truncate(&mut message, MESSAGE_BYTES_MAX);
+        message.push('…');
+    }
+    message
+}
+
+/// Turns serde's list of expected fields into the one that is nearest.
+fn with_suggestion(message: &str) -> String {
+    let ticked: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some(wrong), true) = (ticked.first(), message.starts_with("unknown ")) else {
+        return message.to_owned();
+    };
+    let known = &ticked[1..];
+    let near = known.iter().filter(|_| wrong.len() <= HINTED_LEN_MAX);
+    let near = near.map(|known| (strsim::damerau_levenshtein(wrong, known), known));
+    let near = near.filter(|(distance, known)| *distance <= 2.max(known.len() / 3)).min();
+    let what = message.split('`').next().unwrap_or_default().trim();
+    match near {
+        Some((_, known)) => format!("{what} {}, did you mean {}?", quote(wrong), quote(known)),
+        None => format!("{what} {}; known are {}", quote(wrong), known.join(", ")),
+    }
+}
+
+/// Any value, of which no key was given twice: the parsers would keep the last in silence.
+struct Tree(Value);
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TreeVisitor).map(Self)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number below 2^64, a text, a list or a map")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        let number = serde_json::Number::from_f64(value);
+        number.map(Value::Number).ok_or_else(|| E::custom(format!("{value} is not a number to count with")))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Tree(value)) = access.next_element()? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if map.contains_key(&key) {
+                return Err(serde::de::Error::custom(format!("{} is given twice", quote(&key))));
+            }
+            let Tree(value) = access.next_value()?;
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+/// A number or a text: `cpus: 2` and `cpus: 500m` are both natural.
+#[derive(Debug)]
+pub(super) struct Text(pub(super) String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor).map(Self)
+    }
+}
+
+struct TextVisitor;
+
+impl Visitor<'_> for TextVisitor {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an amount: a number, or a text such as 500m or 2Gi")
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<String, E> {
+        Ok(value.to_owned())
+    }
+}
