@@ -181,6 +181,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn request_with_the_token_admits_its_connection_and_one_without_does_not() {
+        use crate::api::guard::Guard;
+        use crate::api::proto::v1;
+        let (listener, address) = listener().await;
+        let (seen, mut admissions) = tokio::sync::mpsc::unbounded_channel();
+        let incoming = accept(listener, 4, Duration::from_secs(60))
+            .map(move |accepted| accepted.inspect(|connection| drop(seen.send(connection.connect_info()))));
+        let (_, health) = tonic_health::server::health_reporter();
+        let server = tonic::transport::Server::builder().layer(Guard::new("right")).add_service(health);
+        let server = tokio::spawn(server.serve_with_incoming(incoming));
+        for (token, granted) in [("Bearer right", true), ("Bearer wrong", false)] {
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+            let channel = endpoint.expect("a url").connect().await.expect("a connection");
+            let mut request = tonic::Request::new(v1::ListPoolsRequest {});
+            request.metadata_mut().insert("authorization", token.parse().expect("a header"));
+            let mut client = v1::pool_service_client::PoolServiceClient::new(channel);
+            // There is no such service here: what counts is how far the request comes.
+            client.list_pools(request).await.expect_err("refused, or not known");
+            assert_eq!(admissions.recv().await.map(|it| it.is_granted()), Some(granted), "{token}");
+        }
+        server.abort();
+    }
+
+    #[tokio::test]
     async fn connections_beyond_the_limit_wait_until_one_ends() {
         let (listener, address) = listener().await;
         let mut incoming = Box::pin(accept(listener, 1, Duration::from_secs(60)));
