@@ -36,8 +36,9 @@ pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_mi
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Messages of a stream that wait for a slow reader; it waits then, not the broker.
-const STREAM_MAX: usize = 16;
+/// Messages of a stream that wait for a slow reader; it waits then, not the broker. With the size
+/// of one message this is what a reader that never reads costs: a mebibyte.
+const STREAM_MAX: usize = 4;
 /// Decisions on one submit whose dependencies end while it is under way.
 const SUBMIT_TRIES: u32 = 3;
 /// Phases in a filter: each of them once.
@@ -112,7 +113,7 @@ impl v1::job_service_server::JobService for Jobs {
             (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
         }
         let all = jobs.len();
-        let jobs = one_message(jobs.iter().map(convert::job_message));
+        let jobs = one_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
         // What did not fit comes on the next page.
         let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
         Ok(Response::new(v1::ListJobsResponse {
@@ -224,12 +225,12 @@ fn count(field: &str, what: &str, len: usize, min: usize, max: usize) -> Result<
 }
 
 /// As many of the jobs, at least one, as a message should carry.
-pub(super) fn one_message(jobs: impl Iterator<Item = v1::Job>) -> Vec<v1::Job> {
+pub(super) fn one_message(jobs: impl Iterator<Item = v1::Job>, bytes_max: usize) -> Vec<v1::Job> {
     let mut bytes = 0;
     let mut fitting = Vec::new();
     for job in jobs {
         bytes += job.encoded_len();
-        if bytes > PAGE_BYTES_MAX && !fitting.is_empty() {
+        if bytes > bytes_max && !fitting.is_empty() {
             break;
         }
         fitting.push(job);

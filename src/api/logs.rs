@@ -9,7 +9,8 @@ use super::error;
 use super::job::Jobs;
 use super::proto::v1;
 use crate::broker::{Answer, Query};
-use crate::model::limit::PAGE_MAX;
+use crate::model::limit::{MESSAGE_LEN_MAX, PAGE_MAX};
+use crate::model::text;
 use crate::runtime::logs::{Ask, Part, Stream as LogStream};
 use crate::state::view::{AttemptPhase, AttemptView, JobView};
 
@@ -72,13 +73,13 @@ impl Jobs {
         };
         wait = FOLLOW_WAIT.0;
         let mut streams = [
-            (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, false),
-            (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, false),
+            (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, None, false),
+            (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, None, false),
         ];
         loop {
             let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
             let mut moved = false;
-            for (stream, shown, offset, done) in &mut streams {
+            for (stream, shown, offset, until, done) in &mut streams {
                 if *done {
                     continue;
                 }
@@ -94,12 +95,12 @@ impl Jobs {
                     () = tokio::time::sleep(ANSWER_WAIT) => None,
                     () = sender.closed() => return Ok(()),
                 };
-                // An agent goes on where it was asked to, or after a hole: never before, never beyond.
+                // What no agent of ours says: it is as good as away.
                 let sound = |part: &Part| {
                     let end = part.offset.checked_add(part.data.len() as u64);
-                    end.is_some() && (part.data.is_empty() || part.offset >= *offset)
+                    end.is_some() && part.data.len() <= LOG_BYTES as usize
                 };
-                let Some(part) = answer.filter(sound) else {
+                let Some(mut part) = answer.filter(sound) else {
                     if !message.follow {
                         let text = format!("the agent of pool {} is not connected", attempt.pool);
                         return Err(Status::unavailable(text));
@@ -108,14 +109,24 @@ impl Jobs {
                     continue;
                 };
                 if !part.error.is_empty() && ended {
-                    return Err(Status::not_found(part.error));
+                    let mut said = text::escape(&part.error);
+                    text::truncate(&mut said, MESSAGE_LEN_MAX);
+                    return Err(Status::not_found(said));
                 }
-                *done = ended && part.error.is_empty() && part.offset + part.data.len() as u64 >= part.end;
+                // Asked beyond the end, there is nothing, whatever has been written since.
+                if part.offset < *offset {
+                    part.data.clear();
+                }
+                let read_to = part.offset + part.data.len() as u64;
+                // Without `follow` the output is what there was at first sight: a task that prints
+                // without end would never let its reader go.
+                let until = if message.follow { part.end } else { *until.get_or_insert(part.end) };
+                *done = (ended || !message.follow) && part.error.is_empty() && read_to >= until;
                 if part.data.is_empty() {
                     continue;
                 }
                 (moved, wait) = (true, FOLLOW_WAIT.0);
-                *offset = part.offset + part.data.len() as u64;
+                *offset = read_to;
                 let message = v1::LogsResponse {
                     stream: *shown as i32,
                     offset: part.offset,
@@ -126,7 +137,7 @@ impl Jobs {
                     return Ok(());
                 }
             }
-            let all_done = streams.iter().all(|(_, _, _, done)| *done);
+            let all_done = streams.iter().all(|(.., done)| *done);
             if all_done || sender.is_closed() || (!moved && !message.follow) {
                 return Ok(());
             }

@@ -51,7 +51,8 @@ impl v1::pool_service_server::PoolService for Pools {
         request: Request<v1::WatchPoolsRequest>,
     ) -> Result<Response<Self::WatchPoolsStream>, Status> {
         let from = Revision(request.into_inner().from_revision);
-        let (sender, receiver) = mpsc::channel(16);
+        // All pools may be in one message: a reader that is slow gets few of them ahead.
+        let (sender, receiver) = mpsc::channel(2);
         let pools = Self { broker: self.broker.clone() };
         tokio::spawn(async move { pools.watch(from, sender).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

@@ -11,7 +11,7 @@ use super::{convert, error};
 use crate::broker::{Answer, JobFilter, Query};
 use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::PAGE_MAX;
+use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
 use crate::runtime::watch::Missed;
 use crate::state::view::JobView;
 
@@ -125,7 +125,7 @@ async fn send_jobs(
 ) -> Result<(), Status> {
     let mut rest = jobs;
     loop {
-        let messages = one_message(rest.iter().map(convert::job_message));
+        let messages = one_message(rest.iter().map(convert::job_message), CHUNK_BYTES_MAX);
         rest = &rest[messages.len()..];
         let revision = through.filter(|_| rest.is_empty()).unwrap_or(before);
         let message = v1::WatchJobsResponse { jobs: messages, revision: revision.0, relisted };

@@ -348,9 +348,9 @@ pub fn node_spec(path: &str, node: &NodeSpec, out: &mut Violations) {
     out.labels(&format!("{path}.labels"), &node.labels);
     out.list_len(&format!("{path}.taints"), node.taints.len(), at_most::LABELS_MAX);
     for taint in node.taints.iter().take(at_most::LABELS_MAX) {
-        out.label(&format!("{path}.taints"), &taint.key);
+        out.label(&format!("{path}.taints.key"), &taint.key);
         if !text::is_label(&taint.value) {
-            out.push(format!("{path}.taints"), format!("{} {LABEL_RULE}", quote(&taint.value)));
+            out.push(format!("{path}.taints.value"), format!("{} {LABEL_RULE}", quote(&taint.value)));
         }
     }
     let total = format!("{path}.total");
