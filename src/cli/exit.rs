@@ -69,6 +69,8 @@ fn escape_lines(message: &str) -> String {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // The connection's own errors have a cause; what the broker itself says has none.
+        let away = std::error::Error::source(&status).is_some();
         let (code, hint) = match status.code() {
             Code::InvalidArgument | Code::OutOfRange => (INVALID, None),
             Code::NotFound => (NOT_FOUND, None),
@@ -79,9 +81,10 @@ impl From<Status> for Failure {
             }
             Code::ResourceExhausted => (QUOTA, None),
             Code::DeadlineExceeded => (TIMED_OUT, None),
-            Code::Unavailable => {
+            Code::Unavailable if away => {
                 (UNREACHABLE, Some("is the broker up? `weir dev` starts one; name another with --server"))
             }
+            Code::Unavailable => (UNREACHABLE, None),
             _ => (1, None),
         };
         let fields = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
@@ -90,8 +93,8 @@ impl From<Status> for Failure {
             let separator = if index > 0 { "\n       " } else { "" };
             message.push_str(&format!("{separator}{}: {}", field.field, field.description));
         }
-        if status.code() == Code::Unavailable && message.is_empty() {
-            message = "the broker can't be reached".to_owned();
+        if status.code() == Code::Unavailable && away {
+            message = format!("the broker can't be reached: {message}");
         }
         Self { code, message, hint: hint.map(str::to_owned) }
     }

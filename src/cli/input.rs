@@ -60,9 +60,15 @@ pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
     let trees: Result<Vec<Tree>, String> = match serde_json::from_str::<Tree>(text) {
         Ok(tree) => Ok(vec![tree]),
         Err(error) if looks_like_json(text) => Err(error.to_string()),
-        Err(_) => serde_saphyr::from_multiple(text).map_err(|error| error.to_string()),
+        Err(_) => serde_saphyr::from_multiple(text).map_err(|error| first_line(&error.to_string())),
     };
     trees.map(|trees| trees.into_iter().map(|tree| tree.0).collect()).map_err(short)
+}
+
+/// The parser's word without its picture of the place, which repeats lines of the file.
+fn first_line(error: &str) -> String {
+    let line = error.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
 /// JSON's own errors are the better ones where JSON is meant.

@@ -61,7 +61,7 @@ pub struct Run {
     #[arg(long, short)]
     detach: bool,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(required = true, trailing_var_arg = true)]
     command: Vec<String>,
 }
 
