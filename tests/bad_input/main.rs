@@ -1,0 +1,16 @@
+//! Bad input against a real broker: each gets a clear error that names the field, nothing panics,
+//! and whoever is honest notices nothing of it.
+
+mod agent;
+mod cli;
+mod fake;
+mod job;
+mod list;
+mod output;
+mod pool;
+mod queue;
+mod raw;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod transport;

@@ -1,0 +1,63 @@
+//! Pools and nodes: what is unknown, modes and deadlines that don't exist, attempts that are over.
+
+use tonic::Code;
+use weir::api::proto::v1;
+
+use crate::table::{Call, Case, invalid, refused};
+
+fn text(value: &str) -> String {
+    value.to_owned()
+}
+
+/// Bad values of everything about pools.
+pub fn cases() -> Vec<Case> {
+    let cordon = |token: &str, pool: &str, node: &str| {
+        Call::Cordon(v1::CordonRequest { token: text(token), pool: text(pool), node: text(node) })
+    };
+    let uncordon = |token: &str, pool: &str, node: &str| {
+        Call::Uncordon(v1::UncordonRequest { token: text(token), pool: text(pool), node: text(node) })
+    };
+    let drain = |token: &str, pool: &str, mode: i32, deadline_ms: u64| {
+        Call::Drain(v1::DrainRequest { token: text(token), pool: text(pool), mode, deadline_ms })
+    };
+    let abandon = |token: &str, attempt: &str| {
+        Call::Abandon(v1::AbandonRequest { token: text(token), attempt: text(attempt) })
+    };
+    let nodes = |pool: &str, page_size: u32, page_token: &str| {
+        Call::ListNodes(v1::ListNodesRequest { pool: text(pool), page_size, page_token: text(page_token) })
+    };
+    let long = "t".repeat(129);
+    let mut all = vec![
+        invalid(nodes("honest", 1_001, ""), "page_size", "1001 is not within 0 and 1000"),
+        invalid(nodes("honest", 0, "\u{202e}1"), "page_token", "\"\\u{202e}1\" is not from a page before"),
+        invalid(nodes("honest", 0, "4294967296"), "page_token", "is not from a page before"),
+        refused(nodes("nope", 0, ""), "pool", Code::NotFound, "pool \"nope\" does not exist"),
+        invalid(cordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
+        invalid(uncordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
+        refused(cordon("", "honest", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
+        refused(uncordon("", "honest", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
+        invalid(drain(&long, "honest", 1, 0), "token", "129 bytes, at most 128"),
+        invalid(drain("", "honest", 0, 0), "mode", "0 is not a mode: name WAIT or EVICT"),
+        invalid(drain("", "honest", 7, 0), "mode", "7 is not a mode: name WAIT or EVICT"),
+        invalid(drain("", "honest", 1, u64::MAX), "deadline_ms", "is not within 0 and 31622400000"),
+        invalid(abandon(&long, "aaaaaaaaaa-1-0-1"), "token", "129 bytes, at most 128"),
+        refused(
+            abandon("", "aaaaaaaaaa-1-0-1"),
+            "attempt",
+            Code::NotFound,
+            "live attempt \"aaaaaaaaaa-1-0-1\" does not exist",
+        ),
+    ];
+    for attempt in ["", "1", "aaaaaaaaaa-1-0", "aaaaaaaaaa-01-0-1", "aaaaaaaaaa-1-0-1-1", "\u{202e}"] {
+        all.push(invalid(abandon("", attempt), "attempt", "is not a"));
+    }
+    all.push(invalid(abandon("", &"a".repeat(1 << 20)), "attempt", "is not a"));
+    for name in ["nope", "", "\u{202e}", &"n".repeat(1 << 20)] {
+        let get = Call::GetPool(v1::GetPoolRequest { name: text(name) });
+        all.push(refused(get, "name", Code::NotFound, "does not exist"));
+        all.push(refused(cordon("", name, ""), "pool", Code::NotFound, "does not exist"));
+        all.push(refused(uncordon("", name, ""), "pool", Code::NotFound, "does not exist"));
+        all.push(refused(drain("", name, 1, 0), "pool", Code::NotFound, "does not exist"));
+    }
+    all
+}

@@ -1,0 +1,143 @@
+//! Requests as bytes: what the generated types can't say.
+
+use prost::bytes::{Buf, BufMut};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::fake::Broker;
+
+/// Sends and receives messages as they are.
+#[derive(Default)]
+struct Bytes;
+
+impl Codec for Bytes {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Bytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put_slice(&message);
+        Ok(())
+    }
+}
+
+impl Decoder for Bytes {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut message = vec![0; from.remaining()];
+        from.copy_to_slice(&mut message);
+        Ok(Some(message))
+    }
+}
+
+/// Calls a method with a message of these bytes.
+pub async fn call(broker: &Broker, method: &str, message: Vec<u8>) -> Result<Vec<u8>, Status> {
+    let channel = channel(broker).await;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.expect("a connection");
+    let mut request = Request::new(message);
+    let token = format!("Bearer {}", broker.token).parse().expect("a header");
+    request.metadata_mut().insert("authorization", token);
+    let path = http::uri::PathAndQuery::try_from(method).expect("a path");
+    client.unary(request, path, Bytes).await.map(tonic::Response::into_inner)
+}
+
+/// A connection to the broker.
+pub async fn channel(broker: &Broker) -> Channel {
+    let url = format!("http://{}", broker.home.address);
+    tonic::transport::Endpoint::from_shared(url).expect("a url").connect().await.expect("a connection")
+}
+
+/// A field with a length before it.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![number << 3 | 2];
+    prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+    bytes.extend(content);
+    bytes
+}
+
+/// A field that is a number.
+fn varint(number: u8, value: u64) -> Vec<u8> {
+    let mut bytes = vec![number << 3];
+    prost::encoding::encode_varint(value, &mut bytes);
+    bytes
+}
+
+const SUBMIT: &str = "/weir.v1.JobService/Submit";
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_refused() {
+    let broker = Broker::start();
+    let nested = |levels: usize| (0..levels).fold(Vec::new(), |inner, _| field(2, &inner));
+    let rows: Vec<(&str, &str, Vec<u8>)> = vec![
+        ("no field at all", SUBMIT, vec![0xff; 64]),
+        ("a length beyond the end", SUBMIT, vec![0x12, 0x7f, 0x00]),
+        ("a length that never ends", SUBMIT, vec![0x12; 11]),
+        ("a varint of eleven bytes", SUBMIT, [vec![0x08], vec![0xff; 10], vec![0x01]].concat()),
+        ("a name that is not UTF-8", SUBMIT, field(2, &field(1, &[0xc3, 0x28]))),
+        ("a surrogate in a name", SUBMIT, field(2, &field(1, &[0xed, 0xa0, 0x80]))),
+        ("a number where a text belongs", SUBMIT, varint(1, 7)),
+        ("groups without an end", SUBMIT, vec![0x7b; 100_000]),
+        ("groups within groups", SUBMIT, [vec![0x7b; 1_000], vec![0x7c; 1_000]].concat()),
+        ("a message cut short", "/weir.v1.PoolService/GetPool", vec![0x0a, 0x05, b'a']),
+        ("an empty field number", "/weir.v1.PoolService/GetPool", vec![0x00, 0x00]),
+    ];
+    for (what, method, bytes) in rows {
+        let status = call(&broker, method, bytes).await.expect_err(what);
+        assert!(matches!(status.code(), Code::InvalidArgument | Code::Internal), "{what}: {status:?}");
+        assert!(!status.message().is_empty(), "{what}: {status:?}");
+    }
+    // What is unknown is passed over, however deep: a newer client may well say it.
+    let unknown = [field(15, &nested(10_000)), field(1, b"nope")].concat();
+    let status = call(&broker, "/weir.v1.PoolService/GetPool", unknown).await.expect_err("no such pool");
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "pool \"nope\" does not exist"));
+    broker.is_well(&broker.client()).await;
+}
+
+#[tokio::test]
+async fn numbers_that_don_t_fit_are_named_with_their_field() {
+    let broker = Broker::start();
+    // A count of -1, as a careless encoder writes it: ten bytes of varint in a field of 32 bits.
+    let group = [varint(2, u64::MAX), field(4, &varint(1, u64::MAX)), field(5, &field(1, b"true"))].concat();
+    let spec = [varint(2, 1 << 31), field(3, &group), varint(7, 1_000)].concat();
+    let status = call(&broker, SUBMIT, field(2, &field(4, &spec))).await.expect_err("out of range");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("jobs[0].spec.on_pool_lost: 1000 is not a value"), "{status:?}");
+    let spec = [varint(2, 1 << 31), field(3, &group)].concat();
+    let status = call(&broker, SUBMIT, field(2, &field(4, &spec))).await.expect_err("out of range");
+    for part in [
+        "jobs[0].spec.groups[0].count: 4294967295 is not within 1 and 1000000",
+        "jobs[0].spec.groups[0].resources.cpu_millis: 18446744073709551615 is not within",
+        "jobs[0].spec.priority: -2147483648 is not within",
+    ] {
+        assert!(status.message().contains(part), "{status:?}");
+    }
+    broker.is_well(&broker.client()).await;
+}
+
+#[tokio::test]
+async fn unknown_methods_are_said_to_be_unknown() {
+    let broker = Broker::start();
+    for method in ["/weir.v1.JobService/Nope", "/weir.v2.JobService/Submit", "/x", "/"] {
+        let status = call(&broker, method, Vec::new()).await.expect_err(method);
+        assert_eq!(status.code(), Code::Unimplemented, "{method}: {status:?}");
+    }
+    broker.is_well(&broker.client()).await;
+}

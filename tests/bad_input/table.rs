@@ -1,0 +1,316 @@
+//! The table of bad values: what is sent, which field the error names, what it says. A walk over
+//! the protocol's own description keeps it complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use weir::api::client::Client;
+use weir::api::proto::{DESCRIPTOR, v1};
+
+use crate::fake::{Agent, Broker, waiting_job};
+use crate::{agent, job, pool, queue};
+
+/// A request that must be refused.
+#[derive(Clone)]
+pub enum Call {
+    Submit(v1::SubmitRequest),
+    GetJob(v1::GetJobRequest),
+    ListJobs(v1::ListJobsRequest),
+    WatchJobs(v1::WatchJobsRequest),
+    Cancel(v1::CancelRequest),
+    Why(v1::WhyRequest),
+    Logs(v1::LogsRequest),
+    CreateQueue(v1::CreateQueueRequest),
+    UpdateQueue(v1::UpdateQueueRequest),
+    GetPool(v1::GetPoolRequest),
+    ListNodes(v1::ListNodesRequest),
+    Cordon(v1::CordonRequest),
+    Uncordon(v1::UncordonRequest),
+    Drain(v1::DrainRequest),
+    Abandon(v1::AbandonRequest),
+    ServeLogs(v1::ServeLogsRequest),
+    /// A frame of a session; the first, unless it is no hello.
+    Sync(v1::SyncRequest),
+}
+
+/// One row.
+pub struct Case {
+    call: Call,
+    /// The field that the error names; of other codes than InvalidArgument, the field at fault.
+    field: String,
+    /// A part of what is said of it.
+    says: String,
+    code: Code,
+}
+
+/// A field whose value is not allowed.
+pub fn invalid(call: Call, field: &str, says: &str) -> Case {
+    Case { call, field: field.to_owned(), says: says.to_owned(), code: Code::InvalidArgument }
+}
+
+/// A field whose value names something that is not there, or stands against what is.
+pub fn refused(call: Call, field: &str, code: Code, says: &str) -> Case {
+    Case { call, field: field.to_owned(), says: says.to_owned(), code }
+}
+
+impl Call {
+    pub fn method(&self) -> &'static str {
+        match self {
+            Self::Submit(_) => "Submit",
+            Self::GetJob(_) => "GetJob",
+            Self::ListJobs(_) => "ListJobs",
+            Self::WatchJobs(_) => "WatchJobs",
+            Self::Cancel(_) => "Cancel",
+            Self::Why(_) => "Why",
+            Self::Logs(_) => "Logs",
+            Self::CreateQueue(_) => "CreateQueue",
+            Self::UpdateQueue(_) => "UpdateQueue",
+            Self::GetPool(_) => "GetPool",
+            Self::ListNodes(_) => "ListNodes",
+            Self::Cordon(_) => "Cordon",
+            Self::Uncordon(_) => "Uncordon",
+            Self::Drain(_) => "Drain",
+            Self::Abandon(_) => "Abandon",
+            Self::ServeLogs(_) => "ServeLogs",
+            Self::Sync(_) => "Sync",
+        }
+    }
+
+    /// Sends it; a session's refusal is given as the status that says the same.
+    async fn send(self, client: &Client) -> Result<(), Status> {
+        let (mut jobs, mut pools, mut queues) = (client.jobs(), client.pools(), client.queues());
+        match self {
+            Self::Submit(request) => jobs.submit(request).await.map(drop),
+            Self::GetJob(request) => jobs.get_job(request).await.map(drop),
+            Self::ListJobs(request) => jobs.list_jobs(request).await.map(drop),
+            Self::WatchJobs(request) => jobs.watch_jobs(request).await.map(drop),
+            Self::Cancel(request) => jobs.cancel(request).await.map(drop),
+            Self::Why(request) => jobs.why(request).await.map(drop),
+            Self::Logs(request) => match jobs.logs(request).await {
+                // What is only found out later comes at the stream's end.
+                Ok(parts) => parts.into_inner().message().await.map(drop),
+                Err(status) => Err(status),
+            },
+            Self::CreateQueue(request) => queues.create_queue(request).await.map(drop),
+            Self::UpdateQueue(request) => queues.update_queue(request).await.map(drop),
+            Self::GetPool(request) => pools.get_pool(request).await.map(drop),
+            Self::ListNodes(request) => pools.list_nodes(request).await.map(drop),
+            Self::Cordon(request) => pools.cordon(request).await.map(drop),
+            Self::Uncordon(request) => pools.uncordon(request).await.map(drop),
+            Self::Drain(request) => pools.drain(request).await.map(drop),
+            Self::Abandon(request) => pools.abandon(request).await.map(drop),
+            Self::ServeLogs(request) => {
+                client.agents().serve_logs(tokio_stream::once(request)).await.map(drop)
+            }
+            Self::Sync(frame) => agent::refusal(client, frame).await,
+        }
+    }
+}
+
+/// Sends a row's request and compares the error.
+async fn check(client: &Client, case: Case) -> Result<(), String> {
+    let (method, what) = (case.call.method(), format!("{} {}", case.call.method(), case.field));
+    let Err(status) = case.call.send(client).await else { return Err(format!("{what}: was accepted")) };
+    if status.code() != case.code {
+        return Err(format!("{what}: {:?} instead of {:?}: {}", status.code(), case.code, status.message()));
+    }
+    let said = if case.code == Code::InvalidArgument && method == "Sync" {
+        // A refused session has no details: the message names the field.
+        let Some((_, said)) = status.message().split_once(&format!("{}: ", case.field)) else {
+            return Err(format!("{what}: not named by {:?}", status.message()));
+        };
+        said.to_owned()
+    } else if case.code == Code::InvalidArgument {
+        let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+        let found = violations.iter().find(|violation| violation.field == case.field);
+        match found {
+            Some(violation) => violation.description.clone(),
+            None => return Err(format!("{what}: not named by {violations:?}, {}", status.message())),
+        }
+    } else {
+        status.message().to_owned()
+    };
+    let honest = |text: &str| !text.chars().any(weir::model::text::is_deceptive);
+    if !honest(&said) || !honest(status.message()) || said.len() > 2_048 {
+        return Err(format!("{what}: repeats what deceives, or too much: {said:?}"));
+    }
+    if said.contains(&case.says) { Ok(()) } else { Err(format!("{what}: {said:?} lacks {:?}", case.says)) }
+}
+
+fn cases() -> Vec<Case> {
+    let mut all = job::cases();
+    all.extend(job::text_cases());
+    all.extend(queue::cases());
+    all.extend(pool::cases());
+    all.extend(agent::cases());
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_bad_value_is_refused_with_the_name_of_its_field() {
+    let broker = Broker::start();
+    let client = broker.client();
+    let honest = Agent::ready(&client, "honest", 1).await;
+    waiting_job(&client, "waits").await;
+    let before = broker.resident_bytes();
+    let mut wrong = Vec::new();
+    for case in cases() {
+        wrong.extend(check(&client, case).await.err());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    broker.is_well(&client).await;
+    honest.check_heard(&client).await;
+    let grown = broker.resident_bytes().saturating_sub(before);
+    assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
+}
+
+/// What of the protocol's description is needed here.
+mod described {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct FileSet {
+        #[prost(message, repeated, tag = "1")]
+        pub file: Vec<File>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct File {
+        #[prost(string, tag = "2")]
+        pub package: String,
+        #[prost(message, repeated, tag = "4")]
+        pub message_type: Vec<Type>,
+        #[prost(message, repeated, tag = "6")]
+        pub service: Vec<Service>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Type {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(message, repeated, tag = "2")]
+        pub field: Vec<Field>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Field {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        /// 8 is bool, 11 is message.
+        #[prost(int32, tag = "5")]
+        pub kind: i32,
+        #[prost(string, tag = "6")]
+        pub type_name: String,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Service {
+        #[prost(message, repeated, tag = "2")]
+        pub method: Vec<Method>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Method {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(string, tag = "2")]
+        pub input_type: String,
+    }
+}
+
+const BOOL: i32 = 8;
+
+/// Fields of which any value is allowed, with the reason. A star stands for all below.
+const ANY_VALUE: &[(&str, &str)] = &[
+    ("Submit jobs.spec.on_unit_failure.max_failed", "more than there are units means all"),
+    ("WatchJobs from_revision", "one that is still to come begins with a list: see the job tests"),
+    ("WatchPools from_revision", "the same: see the pool tests"),
+    ("Logs stdout_offset", "beyond the end there is nothing: see the output tests"),
+    ("Logs stderr_offset", "the same"),
+    ("CreateQueue queue.limit.*", "a limit of zero lets nothing run, which may be meant"),
+    ("UpdateQueue queue.limit.*", "the same"),
+    ("CreateQueue queue.usage.*", "output only: not read"),
+    ("UpdateQueue queue.usage.*", "output only: not read"),
+    ("CreateQueue queue.jobs", "output only: not read"),
+    ("UpdateQueue queue.jobs", "output only: not read"),
+    ("CreateQueue queue.revision", "a new queue is based on none: not read"),
+    ("Sync inventory.nodes.pool", "the session says the pool: not read"),
+    ("Sync inventory.nodes.committed.*", "the broker counts itself: not read"),
+    ("Sync inventory.nodes.total.device_millis", "the devices say it: not read"),
+    ("Sync inventory.nodes.devices.committed_millis", "the broker counts itself: not read"),
+    ("Sync inventory.nodes.tasks", "the broker counts itself: not read"),
+    ("Sync inventory.nodes.revision", "the broker counts itself: not read"),
+    ("Sync observed.reports.ordered_revision", "one above the journal's end means an old journal"),
+    ("Sync observed.reports.running.started_unix_ms", "clocks differ: cut to the order and now"),
+    ("Sync observed.reports.ended.started_unix_ms", "the same"),
+    ("Sync observed.reports.ended.ended_unix_ms", "the same"),
+    ("Sync observed.reports.ended.outcome.exit_code", "the task's own"),
+    ("Sync observed.reports.ended.outcome.signal", "the task's own"),
+    ("Sync observed.reports.ended.outcome.message", "cut to what is kept, and escaped when shown"),
+    ("Sync heartbeat.sequence", "it comes back as it was"),
+    ("ServeLogs hello.pool.backend", "the session tells it: not read"),
+    ("ServeLogs hello.pool.labels", "the session tells it: not read"),
+    ("ServeLogs hello.pool.notes", "the session tells it: not read"),
+    ("ServeLogs part.*", "only the reader of the task's output sees it: see the output tests"),
+];
+
+/// Fields of all requests as `METHOD path`, without those of two values only.
+fn request_fields() -> BTreeSet<String> {
+    let set = described::FileSet::decode(DESCRIPTOR).expect("the compiled definitions");
+    let files: Vec<&described::File> = set.file.iter().filter(|file| file.package == "weir.v1").collect();
+    let types: BTreeMap<String, &described::Type> = files
+        .iter()
+        .flat_map(|file| &file.message_type)
+        .map(|message| (format!(".weir.v1.{}", message.name), message))
+        .collect();
+    let mut found = BTreeSet::new();
+    for method in files.iter().flat_map(|file| &file.service).flat_map(|service| &service.method) {
+        let mut open = vec![(method.input_type.clone(), format!("{} ", method.name))];
+        while let Some((name, path)) = open.pop() {
+            for field in &types[&name].field {
+                let at = format!("{path}{}", field.name);
+                match types.get(&field.type_name) {
+                    Some(_) => open.push((field.type_name.clone(), format!("{at}."))),
+                    None if field.kind == BOOL => {}
+                    // Maps are nested types, which are not in the table: one field, key and value.
+                    None => drop(found.insert(at)),
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_field_of_every_request_has_a_bad_value_or_a_reason_to_have_none() {
+    let plain = |field: &str| {
+        let mut text = String::new();
+        let mut depth = 0;
+        for c in field.chars() {
+            match c {
+                '[' => depth += 1,
+                ']' => depth -= 1,
+                c if depth == 0 => text.push(c),
+                _ => {}
+            }
+        }
+        text
+    };
+    let tried: BTreeSet<String> =
+        cases().iter().map(|case| format!("{} {}", case.call.method(), plain(&case.field))).collect();
+    let fields = request_fields();
+    assert!(fields.len() > 150, "only {} fields were found", fields.len());
+    let excused = |field: &str| {
+        ANY_VALUE.iter().any(|(known, _)| {
+            known.strip_suffix('*').map_or(*known == field, |prefix| field.starts_with(prefix))
+        })
+    };
+    // An error may name the whole of what its parts are wrong in: no further up than that.
+    let parents = ["CreateQueue queue.guarantee", "UpdateQueue queue.guarantee"];
+    let covered = |field: &str| {
+        tried.contains(field)
+            || parents.iter().any(|p| tried.contains(*p) && field.starts_with(&format!("{p}.")))
+    };
+    let missing: Vec<&String> = fields.iter().filter(|field| !covered(field) && !excused(field)).collect();
+    assert!(missing.is_empty(), "no bad value is tried of {missing:#?}");
+    let stale = ANY_VALUE.iter().filter(|(known, _)| {
+        let prefix = known.trim_end_matches('*');
+        !fields.iter().any(|field| field.starts_with(prefix))
+    });
+    assert_eq!(stale.collect::<Vec<_>>(), Vec::<&(&str, &str)>::new(), "these fields don't exist");
+}
