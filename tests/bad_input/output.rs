@@ -50,7 +50,7 @@ async fn job_that_prints_without_end_fills_no_disk_and_can_be_read_and_cancelled
     let output = || {
         let attempts = ["attempts", "logs"].map(|kept| std::fs::read_dir(folder.join(kept)));
         let found = attempts.into_iter().flatten().flatten().flatten();
-        found.map(|attempt| attempt.path().join("stdout")).find_map(|path| std::fs::metadata(path).ok())
+        found.map(|attempt| attempt.path().join("0.stdout")).find_map(|path| std::fs::metadata(path).ok())
     };
     until("far more is printed than is kept", PATIENCE, || {
         output().is_some_and(|file| {
