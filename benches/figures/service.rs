@@ -15,8 +15,7 @@ pub fn run() {
     // The small things first, while the broker holds little.
     command("`weir run -- true`, whole command, 101 times", 101, || home.run(&["run", "--", "true"]));
     let file = home.path().join("ten-thousand.yaml");
-    let text =
-        "name_prefix: many\ngroups:\n- count: 10000\n  cpus: 900\n  memory: 1Mi\n  command: ['true']\n";
+    let text = "groups:\n- count: 10000\n  cpus: 900\n  memory: 1Mi\n  command: ['true']\n";
     std::fs::write(&file, text).expect("a job file");
     let file = file.display().to_string();
     command("one job of 10,000 tasks, whole command, 21 times", 21, || home.run(&["submit", &file]));

@@ -1,5 +1,6 @@
 //! JobService.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use prost::Message;
@@ -324,6 +325,24 @@ impl Jobs {
         let found = found.await.map_err(error::call)?;
         let called = if at.id > 0 { at.id.to_string() } else { at.name.clone() };
         found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &called))
+    }
+
+    /// At most a page of jobs, live or ended, in the order of their numbers.
+    pub(super) async fn find_all(&self, ids: &[JobId]) -> Result<Vec<JobView>, Status> {
+        let (_, answer) = self.broker.query(Query::JobsById(ids.to_vec())).await.map_err(error::call)?;
+        let Answer::Jobs { jobs: mut found, .. } = answer else { return Err(Status::internal("no jobs")) };
+        let live: BTreeSet<JobId> = found.iter().map(|job| job.id).collect();
+        let gone: Vec<JobId> = ids.iter().filter(|id| !live.contains(id)).copied().collect();
+        if !gone.is_empty() {
+            let ended = self.broker.archive(move |archive| {
+                let ended = gone.iter().filter_map(|id| archive.job(*id).transpose());
+                ended.collect::<Result<Vec<_>, _>>()
+            });
+            let ended = ended.await.map_err(error::call)?;
+            found.extend(ended.iter().map(|job| job.view()));
+            found.sort_by_key(|job| job.id);
+        }
+        Ok(found)
     }
 
     /// A job's attempts, ended ones first, at most a page.

@@ -103,10 +103,7 @@ impl Jobs {
         });
         let changed: Vec<JobId> = changed.collect();
         for (index, ids) in changed.chunks(PAGE_MAX).enumerate() {
-            let mut jobs = Vec::with_capacity(ids.len());
-            for id in ids {
-                jobs.push(self.find_id(*id).await?);
-            }
+            let jobs = self.find_all(ids).await?;
             let last = (index + 1) * PAGE_MAX >= changed.len();
             send_jobs(&jobs, last.then_some(through), seen, false, sender).await?;
         }

@@ -44,6 +44,8 @@ pub enum Query {
     /// Identity and the present revision.
     Status,
     Job(JobRef),
+    /// So many jobs at once, at most a page: those that are not live are left out.
+    JobsById(Vec<JobId>),
     /// Live jobs with numbers below `before`, newest first.
     Jobs {
         filter: JobFilter,
@@ -159,6 +161,10 @@ impl Broker {
                 read_only: self.outdated.is_some(),
             },
             Query::Job(at) => Answer::Job(self.find_job(&at).map(Box::new)),
+            Query::JobsById(ids) => {
+                let live = ids.into_iter().take(PAGE_MAX).filter_map(|id| self.find_job(&JobRef::Id(id)));
+                Answer::Jobs { jobs: live.collect(), next: None }
+            }
             Query::Jobs { filter, before, limit } => self.list_jobs(&filter, before, limit),
             Query::Attempts { job, after, limit } => {
                 let attempts = self.state.attempts_of(job);
