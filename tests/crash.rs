@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use support::disk::FailingSync;
 use support::{Home, Process, until};
 use weir::api::client::Client;
 use weir::api::proto::v1;
@@ -187,4 +188,40 @@ fn run_streams_on_and_exits_with_the_commands_code_though_the_broker_is_killed()
     assert_eq!(String::from_utf8_lossy(&output.stdout), "before\nafter\n", "{said}");
     assert_eq!(output.status.code(), Some(5), "{said}");
     drop(dev);
+}
+
+#[test]
+fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_well() {
+    let name = "broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_well";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    let Some(disk) = FailingSync::prepare(name, home.path()) else { return };
+    home.env = disk.env().to_vec();
+    let mut broker = home.start_broker("server");
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let address = home.address.clone();
+    let submit = |index: usize| {
+        let jobs = vec![submission(index, std::path::Path::new("/dev/null"))];
+        let request = v1::SubmitRequest { token: format!("sync-{index}"), jobs };
+        runtime.block_on(async {
+            let client = Client::new(&address, Some(&token)).expect("a client");
+            client.jobs().submit(request).await.map(|reply| reply.into_inner().jobs[0].id)
+        })
+    };
+    let first = submit(1).expect("the disk is well");
+    disk.set(true);
+    assert_eq!(submit(2).expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
+    disk.set(false);
+    let mut second = None;
+    until("the broker has opened its journal again", Duration::from_secs(30), || {
+        second = submit(2).ok();
+        second.is_some()
+    });
+    assert_eq!(submit(2).ok(), second, "the same token, the same job");
+    broker.kill();
+    let broker = home.start_broker("server");
+    let (code, list, said) = home.run(&["get", "jobs", "-o", "name"]);
+    assert_eq!((code, list.as_str()), (0, "job/crash-2\njob/crash-1\n"), "{said}");
+    assert!(second > Some(first));
+    drop(broker);
 }

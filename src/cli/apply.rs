@@ -17,8 +17,8 @@ use crate::model::validate::quote;
     after_help = "Example:\n  weir apply queues.yaml\n\nwith\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}"
 )]
 pub struct Apply {
-    /// YAML or JSON; `-` reads standard input.
-    file: String,
+    #[command(flatten)]
+    file: input::FileArgument,
 }
 
 #[derive(Deserialize)]
@@ -102,9 +102,10 @@ fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
 
 impl Apply {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let text = input::read_text(&self.file)?;
+        let file = self.file.name();
+        let text = input::read_text(&file)?;
         // All of it is read before any of it is done.
-        let queues = read_queues(&text).map_err(|error| input::in_file(&self.file, error))?;
+        let queues = read_queues(&text).map_err(|error| input::in_file(&file, error))?;
         let client = connect.client()?;
         let existing = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
         for mut queue in queues {
@@ -120,7 +121,7 @@ impl Apply {
                     client.queues().create_queue(request).await.map(drop)
                 }
             };
-            applied.map_err(|status| Failure::from(status).of_file(&self.file))?;
+            applied.map_err(|status| Failure::from(status).of_file(&file))?;
             print(&format!("queue/{name} applied\n"))?;
         }
         Ok(0)

@@ -19,6 +19,25 @@ const MESSAGE_BYTES_MAX: usize = 1_024;
 /// Bytes of an unknown name up to which a hint is looked for: comparing takes their product.
 const HINTED_LEN_MAX: usize = 64;
 
+/// The file that a command reads.
+#[derive(clap::Args)]
+pub(super) struct FileArgument {
+    /// YAML or JSON; `-` reads standard input.
+    #[arg(required_unless_present = "filename")]
+    file: Option<String>,
+    /// The same, as kubectl takes it.
+    #[arg(short = 'f', long, conflicts_with = "file", value_name = "FILE")]
+    filename: Option<String>,
+}
+
+impl FileArgument {
+    /// The file's name, as it was given.
+    pub(super) fn name(self) -> String {
+        // The parser has seen to it that one of the two is there.
+        self.file.or(self.filename).unwrap_or_default()
+    }
+}
+
 /// Reads a file's text; `-` reads standard input.
 ///
 /// # Errors

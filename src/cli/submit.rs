@@ -11,11 +11,11 @@ use crate::model::limit::MESSAGE_BYTES_MAX;
 /// Submits jobs from a file.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir submit train.yaml\n  generate | weir submit -\n\nA file holds one job, a list, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']"
+    after_help = "Examples:\n  weir submit train.yaml\n  weir submit -f train.yaml\n  generate | weir submit -\n\nA file holds one job, a list, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']"
 )]
 pub struct Submit {
-    /// YAML or JSON; `-` reads standard input.
-    file: String,
+    #[command(flatten)]
+    file: input::FileArgument,
 }
 
 /// Jobs in one request.
@@ -35,8 +35,9 @@ fn batch_len(jobs: &[v1::Submission]) -> usize {
 
 impl Submit {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let text = input::read_text(&self.file)?;
-        let mut jobs = spec_file::read_jobs(&text).map_err(|error| input::in_file(&self.file, error))?;
+        let file = self.file.name();
+        let text = input::read_text(&file)?;
+        let mut jobs = spec_file::read_jobs(&text).map_err(|error| input::in_file(&file, error))?;
         for job in &mut jobs {
             if job.queue.is_empty() {
                 job.queue = connect.queue.clone();
@@ -49,7 +50,7 @@ impl Submit {
             rest = after;
             let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec() };
             let response = patiently(PATIENCE, || async { client.jobs().submit(request.clone()).await });
-            let response = response.await.map_err(|status| Failure::from(status).of_file(&self.file))?;
+            let response = response.await.map_err(|status| Failure::from(status).of_file(&file))?;
             for job in response.into_inner().jobs {
                 print(&format!("job/{}\n", job.name))?;
             }

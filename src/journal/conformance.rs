@@ -1,5 +1,6 @@
 //! What every journal must do, held by one suite for all of them; then what only a journal on a
-//! disk can get wrong: its lock, a full or read-only disk, a torn tail, a writer killed mid-write.
+//! disk can get wrong: its lock, a full or read-only disk, one that fails to
+//! sync, a torn tail, a writer killed mid-write.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,11 @@ use crate::state::apply::{Applied, ArchiveRow};
 use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit};
 use crate::state::record;
+
+#[path = "../../tests/support/disk.rs"]
+mod disk;
+
+use disk::FailingSync;
 
 /// A writer: a world whose events go to a journal.
 struct Writer<'a> {
@@ -456,6 +462,49 @@ fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     disk.remount("size=64m", true).unwrap();
     let mut journal = SqliteJournal::open(disk.path()).unwrap();
     Writer::begin(&mut journal).submit().unwrap();
+}
+
+/// Names the directory in which a copy of this process writes on a disk whose syncs fail.
+const FAILING_WRITER: &str = "WEIR_TEST_FAILING_WRITER";
+
+#[test]
+fn sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged() {
+    if let Some(directory) = std::env::var_os(FAILING_WRITER) {
+        return write_while_syncs_fail(Path::new(&directory));
+    }
+    let name = "sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged";
+    let directory = TempDir::new().unwrap();
+    let Some(disk) = FailingSync::prepare(name, directory.path()) else { return };
+    let child = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("journal::conformance::{name}"), "--nocapture"])
+        .env(FAILING_WRITER, directory.path())
+        .envs(disk.env())
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+}
+
+fn write_while_syncs_fail(directory: &Path) {
+    let disk = FailingSync::of_this_process();
+    let data = directory.join("data");
+    for _ in 0..5 {
+        let mut journal = SqliteJournal::open(&data).unwrap();
+        let mut writer = Writer::begin(&mut journal);
+        for _ in 0..5 {
+            writer.submit().unwrap();
+        }
+        let (durable, state) = (writer.durable, writer.state());
+        disk.set(true);
+        let error = writer.submit().unwrap_err();
+        assert!(matches!(error, Error::Io(_)), "{error:?}");
+        drop(journal);
+        disk.set(false);
+        let recovered = recover(&mut SqliteJournal::open(&data).unwrap());
+        // The refused batch may or may not be there: that is what "unknown" means.
+        assert!(recovered.revision() >= durable, "{} of {durable}", recovered.revision());
+        assert!(recovered.revision() > durable || encoded(&recovered) == state);
+        assert_eq!(recovered.check(), Ok(()));
+    }
 }
 
 /// The directory's files as they are on the disk at this moment: what a crash leaves.

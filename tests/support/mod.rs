@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod disk;
+
 pub mod supervisor;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +36,8 @@ pub struct Home {
     pub folder: tempfile::TempDir,
     /// The broker's address, once known; restarts listen there again.
     pub address: String,
+    /// What its commands have in their environment besides.
+    pub env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Default for Home {
@@ -47,7 +51,7 @@ impl Home {
     pub fn new() -> Self {
         // Short, because a socket's path is: 108 bytes at the most.
         let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
-        Self { folder, address: "127.0.0.1:0".to_owned() }
+        Self { folder, address: "127.0.0.1:0".to_owned(), env: Vec::new() }
     }
 
     /// The folder's path.
@@ -69,6 +73,7 @@ impl Home {
             .env("XDG_STATE_HOME", self.path().join("state"))
             .env("WEIR_SERVER", &self.address)
             .env_remove("WEIR_TOKEN")
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null());
         command
     }
