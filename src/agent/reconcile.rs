@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Agent, Effect, Launch, Link, Local, LocalState, REPORTS_MAX, is_leased};
-use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind};
+use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
 use crate::model::exchange::{FromAgent, Order, Part, Stop};
 use crate::model::id::{AttemptId, SpecId};
 use crate::model::spec::JobSpec;
@@ -190,8 +190,17 @@ impl Agent {
 
     pub(super) fn note_moved(&mut self, attempt: AttemptId, status: AttemptStatus) {
         let ended = matches!(status, AttemptStatus::Ended { .. });
-        let Some(local) = self.attempts.get_mut(&attempt) else { return };
-        if matches!(local.state, LocalState::Gone { .. }) {
+        // A launch of an earlier agent may reach the backend late: what it made is adopted, too.
+        let local = self.attempts.entry(attempt).or_insert_with(|| Local {
+            ordered_revision: Default::default(),
+            start_by: self.now,
+            state: LocalState::Present(AttemptStatus::Starting),
+        });
+        if let LocalState::Gone { at_backend, .. } = &mut local.state {
+            // The broker knows it as ended, and may have given its place away.
+            if !std::mem::replace(at_backend, true) && !ended {
+                self.out.push(Effect::Stop(Stop { attempt, reason: StopReason::Stray, grace_ms: 0 }));
+            }
             return;
         }
         local.state = if ended {

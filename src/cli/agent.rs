@@ -1,7 +1,10 @@
-//! `weir agent`: one pool.
+//! `weir agent`: one pool, or many in one process.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use tokio::task::JoinSet;
 
 use super::exit::INVALID;
 use super::{Connect, Failure, start_logging, terminated};
@@ -19,14 +22,15 @@ use crate::pools::PoolBackend;
 use crate::pools::host::{self, Host};
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
 
-/// Runs the agent of one pool.
+/// Runs the agents of one pool or more.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir agent pool.toml\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back."
+    after_help = "Example:\n  weir agent pool.toml\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back.\nSeveral files are so many pools in one process: weir agent pools/*.toml"
 )]
 pub struct AgentCommand {
-    /// The pool's TOML file.
-    file: PathBuf,
+    /// Each pool's TOML file.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
 }
 
 /// Keeps a host pool's tasks.
@@ -51,61 +55,76 @@ impl Supervise {
 impl AgentCommand {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         start_logging("info");
-        let file = AgentFile::read(&self.file)?;
-        let mut connect = connect.clone();
-        connect.server = connect.server.or(file.server.clone());
-        let client = match &file.token_file {
-            Some(path) => {
-                let token = std::fs::read_to_string(path).map_err(|error| {
-                    Failure::new(INVALID, format!("token_file {}: {error}", path.display()))
-                })?;
-                let server =
-                    connect.server.clone().unwrap_or_else(|| super::connect::ADDRESS_DEFAULT.to_owned());
-                Client::new(&server, Some(token.trim()))
-                    .map_err(|error| Failure::new(INVALID, format!("{error:#}")))?
-            }
-            None => connect.client()?,
-        };
-        let region =
-            RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))?;
-        let clock = Clock::start();
-        let pool = |backend: &str, capabilities| PoolSpec {
-            name: file.name.clone(),
-            region,
-            backend: backend.to_owned(),
-            labels: file.labels.clone(),
-            capabilities,
-            notes: Vec::new(),
-        };
-        match (&file.host, &file.simulated) {
-            (Some(section), _) => {
-                let settings = host::Settings {
-                    pool: file.name.clone(),
-                    region,
-                    state: file.state.clone(),
-                    cpus: section.cpus,
-                    memory_bytes: section.memory_mib.map(|mib| mib << 20),
-                    devices: section.devices.iter().flat_map(devices).collect(),
-                    cgroup_parent: section.cgroup_parent.clone(),
-                    log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
-                };
-                let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
-                serve(hello, Host::new(settings, clock), client, clock, terminated()).await?;
-            }
-            (None, Some(section)) => {
-                let settings = simulated::Settings {
-                    pool: file.name.clone(),
-                    nodes: fleet(&section.nodes.iter().map(node_kind).collect::<Vec<_>>()),
-                    state: Some(file.state.clone()),
-                    speedup_millis: (section.speedup * 1_000.0) as u64,
-                };
-                let hello = hello(pool("simulated", SIMULATED), &file.state)?;
-                serve(hello, Simulated::new(settings, clock), client, clock, terminated()).await?;
-            }
-            (None, None) => return Err(Failure::new(INVALID, "name one backend: [host] or [simulated]")),
+        // All of them are read before any of them runs.
+        let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut names = BTreeSet::new();
+        if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
+            let message = format!("pool {:?} is described by two of the files", twice.name);
+            return Err(Failure::new(INVALID, message));
+        }
+        let (mut pools, clock) = (JoinSet::new(), Clock::start());
+        for file in files {
+            let client = client(connect, &file)?;
+            pools.spawn(async move { run_pool(&file, client, clock).await });
+        }
+        // One that can't go on ends the process: whoever started it starts it anew, and nothing
+        // that runs is lost.
+        while let Some(ended) = pools.join_next().await {
+            ended.map_err(anyhow::Error::from)??;
         }
         Ok(0)
     }
+}
+
+fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
+    let mut connect = connect.clone();
+    connect.server = connect.server.or(file.server.clone());
+    let Some(path) = &file.token_file else { return connect.client() };
+    let token = std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(INVALID, format!("token_file {}: {error}", path.display())))?;
+    let server = connect.server.unwrap_or_else(|| super::connect::ADDRESS_DEFAULT.to_owned());
+    Client::new(&server, Some(token.trim())).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
+}
+
+/// Runs one pool's agent until the process is to end.
+async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), Failure> {
+    let region = RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))?;
+    let pool = |backend: &str, capabilities| PoolSpec {
+        name: file.name.clone(),
+        region,
+        backend: backend.to_owned(),
+        labels: file.labels.clone(),
+        capabilities,
+        notes: Vec::new(),
+    };
+    match (&file.host, &file.simulated) {
+        (Some(section), _) => {
+            let settings = host::Settings {
+                pool: file.name.clone(),
+                region,
+                state: file.state.clone(),
+                cpus: section.cpus,
+                memory_bytes: section.memory_mib.map(|mib| mib << 20),
+                devices: section.devices.iter().flat_map(devices).collect(),
+                cgroup_parent: section.cgroup_parent.clone(),
+                log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
+            };
+            let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
+            serve(hello, Host::new(settings, clock), client, clock, terminated()).await?;
+        }
+        (None, Some(section)) => {
+            let settings = simulated::Settings {
+                pool: file.name.clone(),
+                nodes: fleet(&section.nodes.iter().map(node_kind).collect::<Vec<_>>()),
+                state: Some(file.state.clone()),
+                speedup_millis: (section.speedup * 1_000.0) as u64,
+            };
+            let hello = hello(pool("simulated", SIMULATED), &file.state)?;
+            serve(hello, Simulated::new(settings, clock), client, clock, terminated()).await?;
+        }
+        (None, None) => return Err(Failure::new(INVALID, "name one backend: [host] or [simulated]")),
+    }
+    Ok(())
 }
 
 /// The devices that one entry declares.

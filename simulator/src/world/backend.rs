@@ -248,12 +248,18 @@ impl World {
             let counted = self.agents[index].backend.live().filter(|(attempt, object)| {
                 !object.may_overlap() && !self.client.abandoned.contains(attempt)
             });
-            let held: u64 = counted.map(|(_, object)| cpu(&object.launch, &task.node)).sum();
-            let sum = held + cpu(launch, &task.node);
+            let held: Vec<(AttemptId, u64)> = counted
+                .map(|(attempt, object)| (*attempt, cpu(&object.launch, &task.node)))
+                .filter(|(_, millis)| *millis > 0)
+                .collect();
+            let sum = held.iter().map(|(_, millis)| millis).sum::<u64>() + cpu(launch, &task.node);
             if sum > NODE_CPU_MILLIS {
+                let held: Vec<String> = held.iter().map(|(a, millis)| format!("{a} {millis}")).collect();
                 return Err(format!(
-                    "{} brings node {} to {sum} of {NODE_CPU_MILLIS} millicores",
-                    launch.order.attempt, task.node
+                    "{} brings node {} to {sum} of {NODE_CPU_MILLIS} millicores beside {}",
+                    launch.order.attempt,
+                    task.node,
+                    held.join(", ")
                 ));
             }
         }
