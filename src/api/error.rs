@@ -61,7 +61,7 @@ pub fn status(rejection: &Rejection) -> Status {
         Rejection::Invalid(_) | Rejection::BadDependency { .. } => Code::InvalidArgument,
         Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
         Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } => Code::AlreadyExists,
-        Rejection::Conflict { .. } | Rejection::TokenReused => Code::Aborted,
+        Rejection::Conflict { .. } | Rejection::TokenReused | Rejection::TokenExpired { .. } => Code::Aborted,
         Rejection::StaleEpoch { .. }
         | Rejection::StaleTerm(_)
         | Rejection::Outdated { .. }

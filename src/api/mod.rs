@@ -95,7 +95,6 @@ fn mutation(token: &str, method: &str, fingerprint: &[u8], command: Command) -> 
         return Err(error::invalid(convert::invalid("token", description)));
     }
     let principal = Principal::Anonymous;
-    let token =
-        (!token.is_empty()).then(|| RequestToken::new(&principal, &format!("{method}/{token}"), fingerprint));
+    let token = (!token.is_empty()).then(|| RequestToken::new(&principal, method, token, fingerprint));
     Ok(Request { principal, token, command })
 }

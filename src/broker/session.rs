@@ -339,6 +339,7 @@ fn refused_code(rejection: &Rejection) -> RefusedCode {
         | Rejection::AlreadyExists { .. }
         | Rejection::Conflict { .. }
         | Rejection::TokenReused
+        | Rejection::TokenExpired { .. }
         | Rejection::BadDependency { .. }
         | Rejection::StaleTerm(_)
         | Rejection::LimitReached { .. }

@@ -62,9 +62,19 @@ impl Connect {
     }
 }
 
-/// A request token of its own for every mutation.
+/// A request token of its own for every mutation: a UUID of version 7, which tells its age.
 pub fn new_token() -> String {
-    format!("{:032x}", rand::random::<u128>())
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let ms = since.map_or(0, |since| since.as_millis() as u64);
+    let [high, low]: [u64; 2] = rand::random();
+    format!(
+        "{:08x}-{:04x}-7{:03x}-{:04x}-{:012x}",
+        ms >> 16 & 0xffff_ffff,
+        ms & 0xffff,
+        high & 0xfff,
+        high >> 16 & 0x3fff | 0x8000,
+        low & 0xffff_ffff_ffff
+    )
 }
 
 /// The broker is away, or was while the call ran: repeating is safe with a token.

@@ -182,7 +182,7 @@ impl Fixture {
         match rng.random_range(0..12) {
             0..3 => {
                 let principal = Principal::Anonymous;
-                let token = Some(RequestToken::new(&principal, &rng.next_u64().to_string(), b"submit"));
+                let token = Some(RequestToken::new(&principal, "", &rng.next_u64().to_string(), b"submit"));
                 let queue = ["", "team", "team/a"][rng.random_range(0..3)];
                 let jobs = vec![submission("", queue, random_spec(rng))];
                 let _refused = self.request(&Request { principal, token, command: Command::Submit { jobs } });

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::model::id::{Epoch, JobId, Revision};
+use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::time::Timestamp;
 use crate::model::validate::{Violation, quote};
 
 /// Why a command was refused.
@@ -18,6 +20,8 @@ pub enum Rejection {
     Conflict { kind: &'static str, name: String, current: Revision, based_on: Revision },
     #[error("this request token was used with another request")]
     TokenReused,
+    #[error("this request token was made at {made_at} and is older than {TOKEN_RETENTION_MS} ms")]
+    TokenExpired { made_at: Timestamp },
     #[error("{field}: job {job} {}", Self::DEPENDENCY_RULE)]
     BadDependency { field: String, job: JobId },
     #[error("pool {} belongs to another agent", quote(pool))]
@@ -57,7 +61,7 @@ impl Rejection {
     const DEPENDENCY_RULE: &'static str = "does not exist, or has ended otherwise than the condition asks";
 
     /// Stable codes with what each means and what helps, for the manual.
-    pub const MANUAL: [(&'static str, &'static str, &'static str); 13] = [
+    pub const MANUAL: [(&'static str, &'static str, &'static str); 14] = [
         ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
         ("NotFound", "the named object does not exist", "check the name"),
         ("AlreadyExists", "the name is taken", "choose another name"),
@@ -75,6 +79,11 @@ impl Rejection {
         ("UnknownAttempt", "the attempt is not live in the reporting pool", "nothing"),
         ("Outdated", "the state has moved on since the command was made", "nothing: it is made anew"),
         ("ReadOnly", "the journal is older than what agents run", "restore the newer journal"),
+        (
+            "TokenExpired",
+            "the request token is so old that what it did may be forgotten",
+            "look whether it was done, then use a fresh token",
+        ),
     ];
 
     /// The stable code.
@@ -98,6 +107,7 @@ impl Rejection {
             Self::UnknownAttempt { .. } => 10,
             Self::Outdated { .. } => 11,
             Self::ReadOnly { .. } => 12,
+            Self::TokenExpired { .. } => 13,
         }
     }
 
@@ -119,6 +129,7 @@ impl Rejection {
             | Self::LimitReached { .. }
             | Self::UnknownAttempt { .. }
             | Self::Outdated { .. }
+            | Self::TokenExpired { .. }
             | Self::ReadOnly { .. } => Vec::new(),
         }
     }

@@ -38,7 +38,7 @@ fn one_node() -> (Fixture, PoolId) {
 
 fn with_token(token: &str, body: &[u8], command: Command) -> Request {
     let principal = Principal::Anonymous;
-    Request { token: Some(RequestToken::new(&principal, token, body)), principal, command }
+    Request { token: Some(RequestToken::new(&principal, "", token, body)), principal, command }
 }
 
 fn submit_named(name: &str) -> Command {
@@ -79,6 +79,22 @@ fn token_is_forgotten_after_a_quarter_of_an_hour_and_not_before() {
     assert!(world.state.tokens().is_empty());
     let again = world.request(&with_token("t", b"two", submit_named("two")));
     assert_eq!(again, Ok(Reply::Submitted { first: JobId(2), count: 1 }));
+}
+
+#[test]
+fn token_that_tells_its_age_is_refused_once_it_may_be_forgotten() {
+    let mut world = Fixture::new();
+    let token = format!("{:08x}-{:04x}-7000-8000-000000000001", world.now.0 >> 16, world.now.0 & 0xffff);
+    let request = with_token(&token, b"one", submit_named("one"));
+    let first = world.request(&request).unwrap();
+    world.pass(TOKEN_RETENTION_MS - 1);
+    assert_eq!(world.request(&request), Ok(first));
+    world.pass(1);
+    assert_eq!(
+        world.request(&request),
+        Err(Rejection::TokenExpired { made_at: Timestamp(1_700_000_000_000) })
+    );
+    assert_eq!(world.state.job_count(), 1);
 }
 
 #[test]

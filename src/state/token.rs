@@ -33,20 +33,40 @@ pub enum TokenReply {
 pub struct RequestToken {
     pub key: TokenKey,
     pub fingerprint: u64,
+    /// When the client made it, if its text tells.
+    pub made_at: Option<Timestamp>,
 }
 
 impl RequestToken {
-    /// Hashes a client's token with its principal, and the request it came with.
-    pub fn new(principal: &Principal, token: &str, request: &[u8]) -> Self {
+    /// Hashes a client's token with its principal and its method, and the request it came with.
+    ///
+    /// A token that is a UUID of version 7 (RFC 9562) tells when it was made: it is refused once it
+    /// may have been forgotten, so that a late repetition never does a thing twice.
+    pub fn new(principal: &Principal, method: &str, token: &str, request: &[u8]) -> Self {
         let who = match principal {
             Principal::System => "system",
             Principal::Anonymous => "anonymous",
             Principal::Agent(name) | Principal::User(name) => name,
         };
-        let key = Sha256::new().chain_update(who).chain_update([0]).chain_update(token).finalize();
+        let key = Sha256::new().chain_update(who).chain_update([0]).chain_update(method).chain_update("/");
+        let key = key.chain_update(token).finalize();
         let print = Sha256::digest(request);
-        Self { key: TokenKey(first_bytes(&key)), fingerprint: u64::from_le_bytes(first_bytes(&print)) }
+        let fingerprint = u64::from_le_bytes(first_bytes(&print));
+        Self { key: TokenKey(first_bytes(&key)), fingerprint, made_at: made_at(token) }
     }
+}
+
+/// The time in a UUID of version 7: its first 48 bits, in milliseconds since the Unix epoch.
+fn made_at(token: &str) -> Option<Timestamp> {
+    let groups: Vec<&str> = token.split('-').collect();
+    let hexadecimal = groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let [time, more, version, variant, _] = groups[..] else { return None };
+    let lens = groups.iter().map(|group| group.len());
+    let version_7 = version.starts_with('7') && variant.starts_with(['8', '9', 'a', 'b', 'A', 'B']);
+    if !hexadecimal || !lens.eq([8, 4, 4, 4, 12]) || !version_7 {
+        return None;
+    }
+    Some(Timestamp(u64::from_str_radix(time, 16).ok()? << 16 | u64::from_str_radix(more, 16).ok()?))
 }
 
 /// The first `N` bytes of a digest.
@@ -113,5 +133,21 @@ impl Tokens {
     /// No token is remembered.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_tells_its_time_only_as_a_uuid_of_version_7() {
+        // The example of RFC 9562, appendix A.6: 2022-02-22 19:22:22 UTC.
+        let example = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
+        assert_eq!(made_at(example), Some(Timestamp(1_645_557_742_000)));
+        let others =
+            ["", "deploy-7", "017f22e2-79b0-4cc3-98c4-dc0c0c07398f", "017f22e279b07cc398c4dc0c0c07398f"];
+        assert!(others.iter().all(|text| made_at(text).is_none()));
+        assert_eq!(made_at(&example.replace('2', "x")), None);
     }
 }

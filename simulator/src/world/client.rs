@@ -104,7 +104,7 @@ impl World {
         self.client.next_token += 1;
         let principal = Principal::Anonymous;
         let text = format!("token-{}", self.client.next_token);
-        let token = Some(RequestToken::new(&principal, &text, format!("{command:?}").as_bytes()));
+        let token = Some(RequestToken::new(&principal, "", &text, format!("{command:?}").as_bytes()));
         self.send(Request { principal, token, command })
     }
 
@@ -281,7 +281,15 @@ impl World {
             queue: String::new(),
             spec,
         };
-        match self.client.rng.random_range(0..9) {
+        match self.client.rng.random_range(0..10) {
+            9 => {
+                let principal = Principal::Anonymous;
+                // Of the year 2022, as its first digits say.
+                let text = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
+                let token = Some(RequestToken::new(&principal, "", text, b"late"));
+                let command = Command::Submit { jobs: vec![submission("", spec)] };
+                self.send(Request { principal, token, command })
+            }
             0 => {
                 spec.groups[0].count = 0;
                 self.command(Command::Submit { jobs: vec![submission("", spec)] })
@@ -303,7 +311,7 @@ impl World {
             }
             4 => {
                 let principal = Principal::Anonymous;
-                let token = Some(RequestToken::new(&principal, "token-1", b"something else"));
+                let token = Some(RequestToken::new(&principal, "", "token-1", b"something else"));
                 let command = Command::Cancel { jobs: Vec::new() };
                 self.send(Request { principal, token, command })
             }

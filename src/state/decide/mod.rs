@@ -14,6 +14,7 @@ use super::event::Event;
 use super::rejection::Rejection;
 use super::token::{TokenEntry, TokenReply};
 use crate::model::id::{Epoch, JobId, NodeId, PoolId, Revision, UnitId};
+use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::time::Timestamp;
 
 pub use chore::CHORES_MAX;
@@ -67,6 +68,11 @@ impl State {
                 TokenReply::Done => Reply::Done,
             };
             return Ok(Decision { events: Vec::new(), reply });
+        }
+        if let Some(made_at) = request.token.and_then(|token| token.made_at)
+            && made_at.plus_ms(TOKEN_RETENTION_MS) <= now
+        {
+            return Err(Rejection::TokenExpired { made_at });
         }
         let mut decision = self.decide_command(now, &request.command)?;
         if let Some(token) = &request.token {
