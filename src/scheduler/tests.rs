@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use super::{Budget, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::device::DeviceAmount;
-use crate::model::id::{JobId, NodeId, PoolId, UnitId};
+use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
 use crate::model::plan::Plan;
 use crate::model::pool::{DrainMode, Reach};
 use crate::model::queue::default_settings;
@@ -310,6 +310,18 @@ fn nobody_lines_up_for_a_place_that_an_earlier_job_waits_for() {
     }
     settle(&mut world, &mut scheduler);
     assert_eq!(world.state.job(urgent).unwrap().live(), 1);
+}
+
+#[test]
+fn place_that_is_handed_on_counts_though_its_node_is_gone() {
+    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
+    let pool = world.state.pool_named("p").unwrap().id;
+    settle(&mut world, &mut scheduler);
+    world.must(Command::RemoveNodes { pool, nodes: vec![NodeId(1)] });
+    world.end(unit(job, 1), OutcomeKind::Succeeded);
+    assert_eq!(world.state.check(), Ok(()));
+    let node = world.state.node(NodeRef { pool, node: NodeId(1) }).expect("it is held");
+    assert!(node.gone && node.tasks == 1);
 }
 
 #[test]

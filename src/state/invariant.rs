@@ -100,6 +100,12 @@ impl State {
                 }
             }
         }
+        if let Some((at, _)) = nodes.first_key_value() {
+            return Err(format!(
+                "attempts hold something on node {} of pool {}, which is not there",
+                at.node, at.pool
+            ));
+        }
         for queue in self.queues.values() {
             let held = queues.remove(&queue.id).unwrap_or_default();
             if held != queue.usage {

@@ -159,8 +159,9 @@ impl State {
         self.add_usage(queue, &total);
     }
 
-    /// Gives back what an attempt's tasks held.
-    fn uncommit(&mut self, attempt: &Attempt, out: &mut Applied) {
+    /// Gives back what an attempt's tasks held. A place that is handed on keeps its node, even one
+    /// that is gone from the inventory.
+    fn uncommit(&mut self, attempt: &Attempt, handed_on: bool, out: &mut Applied) {
         let Some(job) = self.jobs.get(&attempt.unit.job) else { return };
         let (queue, mut total) = (job.queue, Resources::default());
         let Some(spec) = self.spec_of(attempt.unit.job).cloned() else { return };
@@ -171,7 +172,7 @@ impl State {
             let mut vacated = false;
             if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
                 node.uncommit(request, placement);
-                vacated = node.gone && node.tasks == 0;
+                vacated = node.gone && node.tasks == 0 && !handed_on;
             }
             if vacated {
                 self.forget_node(at);
@@ -248,7 +249,7 @@ impl State {
         }
         let next_in_line = self.derived.followers.get(&unit).copied();
         match attempt.after {
-            None => self.uncommit(&attempt, out),
+            None => self.uncommit(&attempt, next_in_line.is_some(), out),
             Some(before) => {
                 self.derived.followers.remove(&before);
             }
