@@ -202,6 +202,8 @@ impl SimulatedSection {
 pub struct ClientFile {
     /// The broker that is meant where none is named.
     pub server: Option<String>,
+    /// The broker that was started last on this machine: meant where `server` is absent.
+    pub current: Option<String>,
     /// Data directories of brokers on this machine, by address.
     #[serde(default)]
     pub contexts: BTreeMap<String, PathBuf>,
@@ -243,9 +245,11 @@ impl ClientFile {
     /// # Errors
     /// If the file can't be written.
     pub fn remember(address: &str, data: &Path) -> Result<(), FileError> {
-        let mut file = Self::read().unwrap_or_default();
-        // Folders that are gone name brokers that are gone.
-        file.contexts.retain(|_, data| data.is_dir());
+        // What can't be read is somebody's, and is left alone.
+        let mut file = Self::read()?;
+        // Folders that are gone name brokers that are gone; one broker has one address.
+        file.contexts.retain(|_, other| other.is_dir() && other != data);
+        file.current = Some(address.to_owned());
         file.contexts.insert(address.to_owned(), data.to_owned());
         let path = client_file_path();
         let failed = |message: String| FileError { path: path.clone(), message };

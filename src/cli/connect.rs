@@ -16,7 +16,7 @@ pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
 /// How to reach the broker.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Connect {
-    /// The broker's address; else WEIR_SERVER, the config file, 127.0.0.1:7411.
+    /// The broker's address; else WEIR_SERVER, the config file, the one last started here, 127.0.0.1:7411.
     #[arg(long, global = true, env = "WEIR_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// The queue meant where a job is named without one.
@@ -31,8 +31,8 @@ impl Connect {
     /// If the address or the config file can't be used.
     pub fn client(&self) -> Result<Client, Failure> {
         let file = ClientFile::read()?;
-        let server =
-            self.server.clone().or_else(|| file.server.clone()).unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
+        let named = self.server.clone().or_else(|| file.server.clone()).or_else(|| file.current.clone());
+        let server = named.unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
         let address = server.split("://").last().unwrap_or_default().trim_end_matches('/').to_owned();
         let token = match std::env::var("WEIR_TOKEN") {
             Ok(token) if !token.is_empty() => Some(token),

@@ -65,15 +65,7 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     line(&mut out, "units", &counts);
     line(&mut out, "priority", &spec.priority.to_string());
     for group in &spec.groups {
-        let asked = group.resources.clone().unwrap_or_default();
-        let kind = if group.gang { "in a gang" } else { "tasks" };
-        let text = format!(
-            "{} {kind}, each {} CPUs, {}",
-            group.count.unwrap_or(1),
-            thousandths(asked.cpu_millis),
-            bytes(asked.memory_bytes)
-        );
-        line(&mut out, "group", &format!("{}: {text}", group.name));
+        line(&mut out, "group", &format!("{}: {}", group.name, group_text(group)));
     }
     if let Some(failure) = &job.failure {
         line(&mut out, "failure", &outcome_text(failure));
@@ -148,4 +140,29 @@ fn pool_text(pool: &v1::Pool) -> String {
         line(&mut out, "note", note);
     }
     out
+}
+
+/// `4 tasks in a gang, each 8 CPUs, 64Gi, 2 devices A100-80G`: what it asks for, and no zeros.
+fn group_text(group: &v1::TaskGroup) -> String {
+    let asked = group.resources.clone().unwrap_or_default();
+    let mut each = Vec::new();
+    if asked.cpu_millis > 0 {
+        each.push(format!("{} CPUs", thousandths(asked.cpu_millis)));
+    }
+    if asked.memory_bytes > 0 {
+        each.push(bytes(asked.memory_bytes));
+    }
+    if let Some(devices) = &asked.devices {
+        let amount = match devices.amount {
+            Some(v1::device_request::Amount::Millis(millis)) => thousandths(u64::from(millis)),
+            Some(v1::device_request::Amount::Count(count)) => count.to_string(),
+            None => String::from("1"),
+        };
+        each.push(format!("{amount} devices {}", devices.models.join(" or ")).trim_end().to_owned());
+    }
+    let count = group.count.unwrap_or(1);
+    let tasks = if count == 1 { "task" } else { "tasks" };
+    let gang = if group.gang { " in a gang" } else { "" };
+    let each = if each.is_empty() { String::new() } else { format!(", each {}", each.join(", ")) };
+    format!("{count} {tasks}{gang}{each}")
 }

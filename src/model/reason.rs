@@ -200,7 +200,7 @@ impl fmt::Display for Amount<'_> {
 impl fmt::Display for PoolReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RegionNotAllowed { region } => write!(f, "in {region}, which the job does not allow"),
+            Self::RegionNotAllowed { region } => write!(f, "in {region}, not allowed"),
             Self::PoolNotAllowed => f.write_str("not among the job's pools"),
             Self::PoolSimulated => f.write_str("only simulates its tasks"),
             Self::RunUnsupported { needs } => write!(f, "runs no {needs}"),
