@@ -7,7 +7,7 @@ use crate::api::proto::v1;
 /// Closes or opens a pool or node.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir cordon pool/gz-nvidia\n  weir cordon gz-nvidia --node gpu-0003\n  weir uncordon gz-nvidia"
+    after_help = "Examples:\n  weir cordon pool/gz-nvidia\n  weir cordon gz-nvidia --node dgx-0001\n  weir uncordon gz-nvidia"
 )]
 pub struct Cordon {
     /// pool/NAME.

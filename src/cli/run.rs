@@ -7,14 +7,14 @@ use std::time::Duration;
 use super::connect::{PATIENCE, is_transient, new_token, patiently};
 use super::exit::RUN_FAILED;
 use super::output::print;
-use super::{Connect, Failure, quantity};
+use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
 /// Runs a command and streams its output.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 4 --pool local -- hostname\n\nWithout --pool or --device the command runs in a pool that truly runs it, not in a simulated one.\nThe exit code is the command's own; 128+n for signal n; 125 if Weir itself failed."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 4 --pool local -- hostname\n\nWithout --pool, --region or --device the command runs in a pool that truly runs it, not in a simulated one.\nThe exit code is the command's own; 128+n for signal n; 125 if Weir itself failed."
 )]
 pub struct Run {
     /// Only in these regions.
@@ -160,7 +160,10 @@ impl Run {
     }
 }
 
-/// Streams all output of a job until it has ended; Ctrl-C cancels it, a second one leaves.
+/// How long a job may wait before `run` says why.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Streams all output of a job until it has ended; Ctrl-C or SIGTERM cancels it, a second one leaves.
 async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
     let streams = async {
         let mut following = Vec::new();
@@ -180,44 +183,60 @@ async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) 
         ended(client, &at).await
     };
     tokio::pin!(streams);
+    let nag = tokio::spawn(say_why_it_waits(client.clone(), at.clone()));
     tokio::select! {
         job = &mut streams => return exit_code(&job?),
-        _ = tokio::signal::ctrl_c() => {}
+        () = terminated() => {}
     }
+    nag.abort();
     eprintln!("cancelling the job; press Ctrl-C again to leave it");
     let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
     patiently(PATIENCE, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
         job = &mut streams => exit_code(&job?),
-        _ = tokio::signal::ctrl_c() => Ok(130),
+        () = terminated() => Ok(130),
     }
 }
 
 /// Prints one task's output until it has ended, through breaks, from where it stopped.
 pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<(), Failure> {
-    let (mut offsets, mut attempt) = ([0u64; 2], String::new());
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let (mut offsets, mut attempt, mut number) = ([0u64; 2], String::new(), 0);
+    // Patience counts from when the broker was last heard.
+    let mut deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let request = v1::LogsRequest {
             job: Some(at.clone()),
             unit,
             task,
-            attempt: 0,
+            attempt: number,
             follow: true,
             stdout_offset: offsets[0],
             stderr_offset: offsets[1],
         };
         let status = match client.jobs().logs(request).await {
-            Err(status) => status,
+            Err(status) => Some(status),
             Ok(response) => {
                 let mut parts = response.into_inner();
                 loop {
                     match parts.message().await {
                         Ok(Some(part)) => print_part(&part, &mut offsets, &mut attempt)?,
-                        Ok(None) => return Ok(()),
-                        Err(status) => break status,
+                        Ok(None) => break None,
+                        Err(status) => break Some(status),
                     }
+                    deadline = tokio::time::Instant::now() + PATIENCE;
                 }
+            }
+        };
+        let Some(status) = status else {
+            let shown =
+                attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
+            match next_attempt(client, &at, unit, shown).await? {
+                Some(next) => {
+                    eprintln!("weir: attempt {shown} failed; this is attempt {next}");
+                    (offsets, number) = ([0; 2], next);
+                    continue;
+                }
+                None => return Ok(()),
             }
         };
         if !is_transient(&status) || tokio::time::Instant::now() > deadline {
@@ -225,6 +244,57 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// The attempt of a unit that comes after `shown`, once there is one; `None` if there will be none.
+async fn next_attempt(
+    client: &Client,
+    at: &v1::JobRef,
+    unit: u32,
+    shown: u32,
+) -> Result<Option<u32>, Failure> {
+    loop {
+        let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: true };
+        let reply = patiently(PATIENCE, || async { client.jobs().get_job(request.clone()).await }).await?;
+        let reply = reply.into_inner();
+        // JOURNAL-JOB-UNIT-NUMBER.
+        let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
+            let mut parts = attempt.id.rsplit('-');
+            let number = parts.next()?.parse().ok()?;
+            (parts.next()?.parse() == Ok(unit)).then_some(number)
+        };
+        let numbers = reply.attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
+        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else { return Ok(None) };
+        if last > shown {
+            return Ok(Some(last));
+        }
+        let good = attempt.outcome.as_ref().is_some_and(|outcome| outcome.code == "Succeeded");
+        if good || has_ended(&reply.job.unwrap_or_default()) {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Says once why a job waits, if it waits for long: silence would look like a broken tool.
+async fn say_why_it_waits(client: Client, at: v1::JobRef) {
+    tokio::time::sleep(SILENCE).await;
+    let request = v1::WhyRequest { job: Some(at) };
+    let Ok(why) = client.jobs().why(request).await else { return };
+    let why = why.into_inner();
+    let Some(job) = why.job.clone().filter(|job| job.phase() == v1::JobPhase::Pending) else { return };
+    let pools: Vec<&v1::PoolReason> = why.groups.iter().flat_map(|group| &group.pools).collect();
+    let never = pools.iter().all(|pool| pool.standing() == v1::Standing::Never);
+    let nearest = pools.iter().max_by_key(|pool| pool.standing);
+    let nearest = nearest.and_then(|pool| Some((pool.pool.clone(), pool.reason.as_ref()?)));
+    let reason = match (why.reasons.first(), nearest) {
+        (Some(reason), _) => reason.message.clone(),
+        (None, Some((pool, reason))) => format!("{pool}: {}", reason.message),
+        (None, None) => "there are no pools".to_owned(),
+    };
+    let what = if never { "fits into no pool, and waits for one" } else { "waits" };
+    let reason = crate::model::text::escape(&reason);
+    eprintln!("weir: job/{0} {what} ({reason}); `weir why job/{0}` tells more, Ctrl-C cancels it", job.name);
 }
 
 /// Prints a piece of output, and on standard error what was not kept before it.
@@ -280,6 +350,7 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
     }
     let failure = job.failure.clone().unwrap_or_default();
     let code = match (failure.exit_code, failure.signal) {
+        _ if failure.code == "TimedOut" => super::exit::TIMED_OUT,
         (_, Some(signal)) if failure.code != "Cancelled" => {
             u8::try_from(signal.saturating_add(128)).unwrap_or(RUN_FAILED)
         }
@@ -289,7 +360,6 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
             }
             return Ok(u8::try_from(code).unwrap_or(RUN_FAILED));
         }
-        _ if failure.code == "TimedOut" => super::exit::TIMED_OUT,
         _ if job.phase() == v1::JobPhase::Cancelled => 130,
         _ => RUN_FAILED,
     };

@@ -1,6 +1,7 @@
 //! `weir server`: a broker.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tokio::net::TcpListener;
@@ -46,6 +47,10 @@ pub(super) async fn listen(data: &Path, listen: &str, clock: Clock) -> Result<Li
             .hint("another weir may be running; --listen 127.0.0.1:0 picks a free port")
     })?;
     let address = listener.local_addr()?;
+    // The journal holds what jobs are told: nobody else's to read.
+    if !data.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+    }
     let directory = data.to_owned();
     let open = move || SqliteJournal::open(&directory).map(|journal| Box::new(journal) as Box<dyn Journal>);
     let (broker, thread) = broker::start(Box::new(open), clock)?;

@@ -24,6 +24,8 @@ pub trait Dial: Send {
 
 /// How long one try to connect may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two warnings that the broker can't be reached.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Runs an agent until `stop` ends. What its backend runs lives on.
 ///
@@ -46,6 +48,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     let first = Input::Opened { nodes: opened.nodes, attempts: opened.attempts };
     shell.execute(machine.step(clock.now(), first), &mut backend);
     tokio::pin!(stop);
+    let mut warned_at = None;
     loop {
         if std::mem::take(&mut shell.dial_wanted) {
             let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
@@ -55,10 +58,13 @@ pub async fn run<B: PoolBackend, D: Dial>(
                     Input::Connected
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(pool, error, "the broker can't be reached");
+                    warn_at_times(&mut warned_at, &pool, &error);
                     Input::Disconnected
                 }
-                Err(_) => Input::Disconnected,
+                Err(_) => {
+                    warn_at_times(&mut warned_at, &pool, "it does not answer");
+                    Input::Disconnected
+                }
             };
             shell.execute(machine.step(clock.now(), input), &mut backend);
         }
@@ -87,6 +93,14 @@ pub async fn run<B: PoolBackend, D: Dial>(
             let effects = machine.step(clock.now(), input);
             shell.execute(effects, &mut backend);
         }
+    }
+}
+
+/// Says that the broker can't be reached: at once, then now and again.
+fn warn_at_times(warned_at: &mut Option<std::time::Instant>, pool: &str, error: &str) {
+    if warned_at.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+        *warned_at = Some(std::time::Instant::now());
+        tracing::warn!(pool, error, "the broker can't be reached; trying on");
     }
 }
 

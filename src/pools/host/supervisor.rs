@@ -83,6 +83,7 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         closely_at: Instant::now(),
         watch: WATCH,
         collected_at: Instant::now(),
+        collector: None,
         busy_at: Instant::now(),
         leave: false,
         _lock: lock,
@@ -127,6 +128,8 @@ struct Supervisor {
     closely_at: Instant,
     watch: Duration,
     collected_at: Instant,
+    /// Removes old output.
+    collector: Option<std::thread::JoinHandle<()>>,
     busy_at: Instant,
     leave: bool,
     /// Held as long as this lives.
@@ -178,7 +181,7 @@ impl Supervisor {
             self.flush();
             if self.collected_at.elapsed() > COLLECT {
                 self.collected_at = Instant::now();
-                collect(&store::logs_dir(&self.state));
+                self.collect();
             }
             if self.agent.is_some() || !self.attempts.is_empty() || !self.ended.is_empty() {
                 self.busy_at = Instant::now();
@@ -189,6 +192,17 @@ impl Supervisor {
             groups.remove();
         }
         Ok(())
+    }
+
+    /// Has old output removed, on a thread of its own: that may take minutes, and no task may wait.
+    fn collect(&mut self) {
+        if self.collector.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        let logs = store::logs_dir(&self.state);
+        let started = std::thread::Builder::new().name("logs".to_owned()).spawn(move || collect(&logs));
+        // Without a thread the next turn tries again.
+        self.collector = started.ok();
     }
 
     /// Sleeps until something happens or falls due.
