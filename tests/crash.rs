@@ -225,3 +225,30 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
     assert!(second > Some(first));
     drop(broker);
 }
+
+/// The supervisor of this home's host pool.
+fn supervisor(home: &Home) -> Option<rustix::process::Pid> {
+    let state = home.path().join("local").display().to_string();
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find_map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let ours = line.contains("\0supervise\0") && line.contains(&state);
+        ours.then(|| rustix::process::Pid::from_raw(pid)).flatten()
+    })
+}
+
+#[test]
+fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut agent = home.start_agent(4);
+    let run = || home.run(&["run", "--pool", "local", "--", "true"]);
+    until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
+    let killed = supervisor(&home).expect("a supervisor");
+    rustix::process::kill_process(killed, rustix::process::Signal::KILL).expect("a signal");
+    let (code, _, said) = run();
+    assert_eq!(code, 0, "{said}; log: {}", home.log());
+    assert_ne!(supervisor(&home), Some(killed));
+    assert!(agent.0.try_wait().expect("a state").is_none(), "the agent has ended: {}", home.log());
+}

@@ -41,7 +41,10 @@ fn run_shows_every_attempt_of_a_command_that_is_tried_again() {
     );
     let (code, printed, said) = home.run(&["run", "--attempts", "3", "--", "sh", "-c", &script]);
     assert_eq!((code, printed.as_str()), (0, "one\ntwo\nthree\n"), "{said}");
-    assert_eq!(said, "weir: attempt 1 failed; this is attempt 2\nweir: attempt 2 failed; this is attempt 3\n");
+    assert_eq!(
+        said,
+        "weir: attempt 1 failed; this is attempt 2\nweir: attempt 2 failed; this is attempt 3\n"
+    );
 }
 
 #[test]

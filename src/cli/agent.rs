@@ -18,9 +18,9 @@ use crate::model::id::InstanceId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::pool::{Capabilities, Device, PoolSpec};
 use crate::model::region::RegionCode;
-use crate::pools::PoolBackend;
 use crate::pools::host::{self, Host};
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+use crate::pools::{Error, PoolBackend};
 
 /// Runs the agents of one pool or more.
 #[derive(clap::Args)]
@@ -110,7 +110,7 @@ async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), 
                 log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
             };
             let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
-            serve(hello, Host::new(settings, clock), client, clock, terminated()).await?;
+            serve_host(hello, settings, client, clock, terminated()).await?;
         }
         (None, Some(section)) => {
             let settings = simulated::Settings {
@@ -172,8 +172,46 @@ pub(super) async fn serve(
     clock: Clock,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
-    crate::runtime::agent::run(hello, backend, dialer, clock, stop)
-        .await
-        .map_err(|error| Failure::new(1, crate::runtime::broker::causes(&error)))
+    run_agent(hello, backend, client, clock, stop).await.map_err(down)
 }
+
+async fn run_agent(
+    hello: Hello,
+    backend: impl PoolBackend,
+    client: Client,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
+    crate::runtime::agent::run(hello, backend, dialer, clock, stop).await
+}
+
+fn down(error: Error) -> Failure {
+    Failure::new(1, crate::runtime::broker::causes(&error))
+}
+
+/// Runs a host pool's agent until `stop` ends, also when its supervisor is killed: the next one
+/// adopts what still runs.
+pub(super) async fn serve_host(
+    hello: Hello,
+    settings: host::Settings,
+    client: Client,
+    clock: Clock,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    tokio::pin!(stop);
+    loop {
+        let backend = Host::new(settings.clone(), clock);
+        match run_agent(hello.clone(), backend, client.clone(), clock, &mut stop).await {
+            Ok(()) => return Ok(()),
+            Err(Error::Gone { pool }) => {
+                tracing::warn!(pool, "the pool's supervisor is gone: the next one takes over what runs");
+            }
+            Err(error @ Error::Open { .. }) => return Err(down(error)),
+        }
+        tokio::time::sleep(REOPEN_WAIT).await;
+    }
+}
+
+/// Before a host pool is opened again: whatever killed its supervisor may still be at it.
+const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_secs(1);

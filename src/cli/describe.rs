@@ -54,14 +54,22 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let mut out = String::new();
     line(&mut out, "job", &format!("{} (number {}, queue {})", job.name, job.id, job.queue));
     line(&mut out, "state", name_of::<v1::JobPhase>(job.phase));
-    let counts = format!(
-        "{} of {} succeeded, {} failed, {} running, {} waiting",
-        units.succeeded,
-        units.total,
-        units.failed,
-        units.running,
-        units.waiting + units.backing_off
-    );
+    let (done, waiting) = (units.succeeded, units.waiting + units.backing_off);
+    let counts = match job.phase() {
+        v1::JobPhase::Cancelled => {
+            format!("{done} of {} succeeded, {} stopped, {waiting} never begun", units.total, units.failed)
+        }
+        v1::JobPhase::Failed => {
+            format!(
+                "{done} of {} succeeded, {} failed or stopped, {waiting} never begun",
+                units.total, units.failed
+            )
+        }
+        _ => format!(
+            "{done} of {} succeeded, {} failed, {} running, {waiting} waiting",
+            units.total, units.failed, units.running
+        ),
+    };
     line(&mut out, "units", &counts);
     line(&mut out, "priority", &spec.priority.to_string());
     for group in &spec.groups {

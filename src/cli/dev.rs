@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::agent::{SIMULATED, hello, serve};
+use super::agent::{SIMULATED, hello, serve, serve_host};
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::INVALID;
 use super::output::print;
@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
-use crate::pools::host::{self, Host};
+use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
 
 /// Runs everything in one process.
@@ -179,26 +179,22 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
 }
 
 async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
-    loop {
-        let settings = host::Settings {
-            pool: "local".to_owned(),
-            region,
-            state: state.clone(),
-            cpus,
-            memory_bytes: None,
-            devices: Vec::new(),
-            cgroup_parent: None,
-            log_max_bytes: host::LOG_MAX_BYTES,
-        };
-        let spec = pool("local", region, "host", "host", host::CAPABILITIES);
-        let ran = async {
-            let hello = hello(spec, &state)?;
-            serve(hello, Host::new(settings, clock), client.clone(), clock, std::future::pending()).await
-        };
-        // Its supervisor may have been killed: the next one adopts what still runs.
-        if let Err(failure) = ran.await {
-            tracing::error!(pool = "local", error = failure.message, "the pool is down, and is opened again");
-        }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let settings = host::Settings {
+        pool: "local".to_owned(),
+        region,
+        state: state.clone(),
+        cpus,
+        memory_bytes: None,
+        devices: Vec::new(),
+        cgroup_parent: None,
+        log_max_bytes: host::LOG_MAX_BYTES,
+    };
+    let spec = pool("local", region, "host", "host", host::CAPABILITIES);
+    let ran = async {
+        let hello = hello(spec, &state)?;
+        serve_host(hello, settings, client, clock, std::future::pending()).await
+    };
+    if let Err(failure) = ran.await {
+        tracing::error!(pool = "local", error = failure.message, "the pool is down");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::connect::{is_transient, patiently};
-use super::exit::{INVALID, NOT_FOUND};
+use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::output::{Format, age, bytes, print, print_value, table, thousandths};
 use super::{Connect, Failure};
 use crate::api::client::Client;
@@ -64,6 +64,10 @@ impl Get {
                 let jobs = self.list_jobs(&client, &connect.queue).await?;
                 self.show_jobs(&jobs, false)
             }
+            (other, _) if self.watch => Err(Failure::new(
+                USAGE,
+                format!("--watch is for jobs, not for {}: `weir top` shows pools anew", quote(other)),
+            )),
             ("pool" | "pools" | "po", name) => self.pools(&client, name).await,
             ("node" | "nodes" | "no", name) => self.nodes(&client, name).await,
             ("queue" | "queues" | "qu", name) => self.queues(&client, name).await,
