@@ -77,3 +77,19 @@ fn run_that_waits_says_why() {
     run.kill().expect("it waits");
     run.wait().expect("an end");
 }
+
+#[test]
+fn job_of_another_queue_is_found_by_the_name_that_is_printed() {
+    let (home, _dev) = dev();
+    let file = home.path().join("queues.yaml");
+    std::fs::write(&file, "queues: [{name: cq}, {name: cq/yubei}]\n").expect("a file");
+    let file = file.display().to_string();
+    let (code, _, said) = home.run(&["apply", "-f", &file]);
+    assert_eq!(code, 0, "{said}");
+    let (code, printed, said) =
+        home.run(&["run", "--detach", "-q", "cq/yubei", "--name", "far", "--", "true"]);
+    assert_eq!((code, printed.as_str()), (0, "job/cq/yubei/far\n"), "{said}");
+    let (code, _, said) = home.run(&["wait", printed.trim()]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(home.run(&["describe", printed.trim()]).0, 0);
+}

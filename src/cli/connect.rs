@@ -9,6 +9,7 @@ use super::exit::INVALID;
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::config::ClientFile;
+use crate::model::queue::DEFAULT_QUEUE;
 
 /// Where a broker listens unless told otherwise.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
@@ -43,7 +44,7 @@ impl Connect {
         Client::new(&server, token.as_deref()).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
     }
 
-    /// Names a job as users write it: `job/NAME`, `NAME`, or a number.
+    /// Names a job as users write it: `job/NAME`, `job/QUEUE/NAME`, `NAME`, or a number.
     ///
     /// # Errors
     /// If the text names another type.
@@ -57,8 +58,22 @@ impl Connect {
         };
         match name.parse::<u64>() {
             Ok(id) if id > 0 => Ok(v1::JobRef { id, ..v1::JobRef::default() }),
-            _ => Ok(v1::JobRef { id: 0, queue: self.queue.clone(), name: name.to_owned() }),
+            _ => {
+                // A queue's own name has slashes, a job's has none.
+                let (queue, name) = name.rsplit_once('/').unwrap_or((&self.queue, name));
+                Ok(v1::JobRef { id: 0, queue: queue.to_owned(), name: name.to_owned() })
+            }
         }
+    }
+}
+
+/// A job as commands print it and take it again: `job/NAME`, with its queue before the name unless
+/// that is the default one.
+pub fn job_name(queue: &str, name: &str) -> String {
+    if queue.is_empty() || queue == DEFAULT_QUEUE {
+        format!("job/{name}")
+    } else {
+        format!("job/{queue}/{name}")
     }
 }
 

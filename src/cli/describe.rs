@@ -26,7 +26,10 @@ impl Describe {
         };
         match kind.as_str() {
             "job" | "jobs" | "j" => {
-                let request = v1::GetJobRequest { job: Some(connect.job_ref(&name)?), with_attempts: true };
+                let request = v1::GetJobRequest {
+                    job: Some(connect.job_ref(&format!("job/{name}"))?),
+                    with_attempts: true,
+                };
                 let response = client.jobs().get_job(request).await?.into_inner();
                 print(&job_text(&response.job.unwrap_or_default(), &response.attempts))?;
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::connect::{is_transient, patiently};
+use super::connect::{is_transient, job_name, patiently};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::output::{Format, age, bytes, print, print_value, table, thousandths};
 use super::{Connect, Failure};
@@ -51,7 +51,7 @@ impl Get {
         let client = connect.client()?;
         match (kind.as_str(), name) {
             ("job" | "jobs" | "j", Some(name)) => {
-                let job = find_job(&client, connect.job_ref(&name)?).await?;
+                let job = find_job(&client, connect.job_ref(&format!("job/{name}"))?).await?;
                 if self.watch {
                     return self
                         .watch_jobs(&client, Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }))
@@ -123,7 +123,7 @@ impl Get {
             }
             Format::Name => {
                 for job in jobs {
-                    print(&format!("job/{}\n", job.name))?;
+                    print(&format!("{}\n", job_name(&job.queue, &job.name)))?;
                 }
             }
             Format::Json | Format::Yaml if single => print_value(self.output, &jobs.first())?,
@@ -150,7 +150,7 @@ impl Get {
                         for job in &change.jobs {
                             match self.output {
                                 Format::Table | Format::Wide => print(&table(&[job_row(job, wide)]))?,
-                                Format::Name => print(&format!("job/{}\n", job.name))?,
+                                Format::Name => print(&format!("{}\n", job_name(&job.queue, &job.name)))?,
                                 Format::Json | Format::Yaml => print_value(self.output, job)?,
                             }
                         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use super::connect::{PATIENCE, is_transient, new_token, patiently};
+use super::connect::{PATIENCE, is_transient, job_name, new_token, patiently};
 use super::exit::RUN_FAILED;
 use super::output::print;
 use super::{Connect, Failure, quantity, terminated};
@@ -100,7 +100,7 @@ impl Run {
             return Err(Failure::new(RUN_FAILED, "the broker accepted no job"));
         };
         if self.detach {
-            print(&format!("job/{}\n", job.name))?;
+            print(&format!("{}\n", job_name(&connect.queue, &job.name)))?;
             return Ok(0);
         }
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::connect::{PATIENCE, new_token, patiently};
+use super::connect::{PATIENCE, job_name, new_token, patiently};
 use super::output::print;
 use super::{Connect, Failure, input, spec_file};
 use crate::api::proto::v1;
@@ -51,8 +51,9 @@ impl Submit {
             let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec() };
             let response = patiently(PATIENCE, || async { client.jobs().submit(request.clone()).await });
             let response = response.await.map_err(|status| Failure::from(status).of_file(&file))?;
-            for job in response.into_inner().jobs {
-                print(&format!("job/{}\n", job.name))?;
+            // One each, in the order of the request.
+            for (job, asked) in response.into_inner().jobs.iter().zip(batch) {
+                print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
             }
         }
         Ok(0)
