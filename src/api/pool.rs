@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::job::{page_size, page_token};
 use super::proto::v1;
+use super::watch::first_seen;
 use super::{convert, error, mutation};
 use crate::broker::{Answer, NodeView, PoolView, Query};
 use crate::model::change::Change;
@@ -176,11 +177,9 @@ impl Pools {
     }
 
     async fn watch(&self, from: Revision, sender: mpsc::Sender<Result<v1::WatchPoolsResponse, Status>>) {
-        // A revision that is still to come is of another journal: what came since is unknown.
-        let mut seen = match self.broker.query(Query::Status).await {
-            Ok((revision, _)) if from > revision => Revision(0),
-            Ok(_) => from,
-            Err(unavailable) => return drop(sender.send(Err(error::call(unavailable))).await),
+        let mut seen = match first_seen(&self.broker, from).await {
+            Ok(seen) => seen,
+            Err(status) => return drop(sender.send(Err(status)).await),
         };
         loop {
             let watchers = self.broker.watchers();

@@ -12,6 +12,7 @@ use crate::broker::{Answer, JobFilter, Query};
 use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
+use crate::runtime::broker::Handle;
 use crate::runtime::watch::Missed;
 use crate::state::view::JobView;
 
@@ -23,11 +24,9 @@ impl Jobs {
         from: Revision,
         sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
     ) {
-        let mut seen = match self.broker.query(Query::Status).await {
-            // A revision that is still to come is of another journal: what came since is unknown.
-            Ok((revision, _)) if from > revision => Revision(0),
-            Ok(_) => from,
-            Err(unavailable) => return drop(sender.send(Err(error::call(unavailable))).await),
+        let mut seen = match first_seen(&self.broker, from).await {
+            Ok(seen) => seen,
+            Err(status) => return drop(sender.send(Err(status)).await),
         };
         loop {
             let watchers = self.broker.watchers();
@@ -131,4 +130,11 @@ async fn send_jobs(
             return Ok(());
         }
     }
+}
+
+/// The revision that a watcher is taken to have seen; 0 if it must be told everything.
+pub(super) async fn first_seen(broker: &Handle, from: Revision) -> Result<Revision, Status> {
+    let (revision, _) = broker.query(Query::Status).await.map_err(error::call)?;
+    // A revision that is still to come is of another journal: what came since is unknown.
+    Ok(if from > revision { Revision(0) } else { from })
 }

@@ -189,11 +189,6 @@ impl State {
         Some((revision, objects, last))
     }
 
-    /// Gives up the snapshot under way.
-    pub fn abort_snapshot(&mut self) {
-        self.snapshotter = None;
-    }
-
     /// Builds the state that a snapshot's objects show, in any order.
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
         let (mut state, mut nodes, mut troubles) = (Self::default(), Vec::new(), Vec::new());
