@@ -8,7 +8,7 @@ use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::resource::Resources;
 use crate::state::State;
-use crate::state::pool::Node;
+use crate::state::pool::{Node, Pool};
 
 /// Demands that a pool keeps rankings for; the longest unused goes first.
 const RANKINGS_MAX: usize = 512;
@@ -48,6 +48,25 @@ struct Ranking {
 pub(super) struct Undo(Vec<(NodeId, Entry)>);
 
 impl PoolIndex {
+    /// The index of a pool as it would be if all its nodes were `empty` and took work, or of those
+    /// that do as they are. To try placements on that are never made.
+    pub(super) fn sketch(pool: &Pool, empty: bool) -> Self {
+        let mut index = Self::default();
+        for node in pool.nodes.values().filter(|node| if empty { !node.gone } else { node.is_open() }) {
+            let device = |at: usize| match (empty, node.spec.devices[at].healthy) {
+                (false, _) => node.device_free(at),
+                (true, true) => node.spec.devices[at].millis,
+                (true, false) => 0,
+            };
+            let device_free: Vec<u32> = (0..node.spec.devices.len()).map(device).collect();
+            let free = if empty { node.spec.allocatable.clone() } else { node.free() };
+            let class = index.class(node);
+            let entry = index.entry(node, free, device_free, class);
+            index.put(node.id, entry);
+        }
+        index
+    }
+
     /// Takes a node as the state has it; tells whether it has more free than before.
     pub(super) fn set_node(&mut self, state: &State, at: NodeRef) -> bool {
         let node = state.node(at).filter(|node| node.is_open());
@@ -221,9 +240,10 @@ impl PoolIndex {
 
 /// Something that did not fit `old` may fit `new`.
 fn gains(old: &Bucket, new: &Bucket) -> bool {
-    let devices = |bucket: &Bucket| bucket.devices.iter().map(|(_, free)| u64::from(*free)).sum::<u64>();
+    // Both are sorted by model, then by what is free: pairwise no more means no more for anybody.
+    let mut pairs = old.devices.iter().zip(&new.devices);
     !new.free.fits(&old.free)
-        || devices(new) > devices(old)
         || old.class != new.class
         || old.devices.len() != new.devices.len()
+        || pairs.any(|(old, new)| old.0 != new.0 || new.1 > old.1)
 }

@@ -1,9 +1,10 @@
 //! Why a unit isn't placed: for every pool exactly one reason, and what would help.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::fit::{Demand, NodeClass};
-use super::pool::PoolIndex;
+use super::pool::{PoolIndex, Undo};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::PoolId;
 use crate::model::limit::DEVICE_MILLIS;
@@ -86,6 +87,10 @@ fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Sh
             return reason;
         }
     }
+    if let Some(lack) = lack_together(state, pool, shape, true) {
+        let Lack { kind, needed, found } = lack;
+        return PoolReason::PoolTooSmall { kind, needed, total: found };
+    }
     if let Some(reason) = closed(pool) {
         return reason;
     }
@@ -95,7 +100,39 @@ fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Sh
             return reason;
         }
     }
+    if let Some(lack) = lack_together(state, pool, shape, false) {
+        return PoolReason::ResourcesBusy { kind: lack.kind, needed: lack.needed, free: lack.found };
+    }
     PoolReason::Fits
+}
+
+/// What tasks of several kinds lack that have to be placed together.
+struct Lack {
+    kind: ResourceKind,
+    needed: u64,
+    /// What those took that found a place.
+    found: u64,
+}
+
+/// Tries to place a unit of unlike tasks: each kind may fit by itself, and all not beside each other.
+fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Option<Lack> {
+    if shape.tasks.len() < 2 {
+        return None;
+    }
+    let mut index = PoolIndex::sketch(pool, empty);
+    let (mut undo, mut found) = (Undo::default(), Resources::default());
+    for (request, count) in &shape.tasks {
+        let demand = Arc::new(Demand::new(state, request, &shape.constraints));
+        for _ in 0..*count {
+            if index.take(state, pool.id, &demand, None, &mut undo).is_none() {
+                let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
+                let (needed, found) = (shape.total().get(&kind), found.get(&kind));
+                return Some(Lack { kind, needed, found });
+            }
+            found = found.checked_add(&request.total()).unwrap_or(found);
+        }
+    }
+    None
 }
 
 fn class_of(node: &Node) -> NodeClass {
@@ -183,14 +220,19 @@ fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> 
             && (demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model)))
     };
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
-    let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
-    if open.is_empty() {
-        let held = suitable.iter().filter(|node| node.trouble.held_until.is_some()).count() as u64;
-        return Some(match held {
-            0 => PoolReason::NodesCordoned { nodes: suitable.len() as u64 },
+    let is_held = |node: &Node| node.trouble.held_until.is_some();
+    let is_shut = |node: &&&Node| node.cordoned || node.spec.cordoned || is_held(node);
+    let shut: Vec<&Node> = suitable.iter().filter(is_shut).copied().collect();
+    // If the others would not do even when empty, it is not running work that must end first.
+    let others = suitable.iter().filter(|node| !is_shut(node));
+    let places: u64 = others.map(|node| places_on(node, demand, true)).fold(0, u64::saturating_add);
+    if places < u64::from(count) && !shut.is_empty() {
+        return Some(match shut.iter().filter(|node| is_held(node)).count() as u64 {
+            0 => PoolReason::NodesCordoned { nodes: shut.len() as u64 },
             nodes => PoolReason::NodesHeldBack { nodes },
         });
     }
+    let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
     let fits = open.iter().filter(|node| index.is_some_and(|index| index.fits_node(demand, node.id))).count();
     if fits > 0 && count == 1 {
         return None;
