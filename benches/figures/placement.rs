@@ -76,7 +76,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
         device: "A100-80G".to_owned(),
         devices: 8,
     };
-    let hello = Hello { pool, instance: InstanceId(index as u128 + 1), key: [index as u8; 16] };
+    let hello = Hello { pool, instance: InstanceId(index as u128 + 1), key: [index as u8; 16], seen: None };
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);
     let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };

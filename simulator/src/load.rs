@@ -122,7 +122,7 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             capabilities,
             notes: Vec::new(),
         };
-        let hello = Hello { pool, instance: InstanceId(rand::random()), key: rand::random() };
+        let hello = Hello { pool, instance: InstanceId(rand::random()), key: rand::random(), seen: None };
         let settings = Settings { pool: name.clone(), nodes, state: None, speedup_millis: 1_000 };
         let backend = Simulated::new(settings, clock);
         let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };

@@ -17,13 +17,24 @@ struct Cli {
 enum Command {
     /// Runs seeds of the deterministic simulation, each with faults and then without.
     Sweep(simulator::sweep::Sweep),
+    /// Runs one seed, with everything that happens printed if you like.
+    Replay(simulator::seeds::Replay),
+    /// Runs each seed twice: the journals must be equal byte for byte.
+    Meta(simulator::seeds::Meta),
+    /// Makes a failing seed's faults as few as they can be.
+    Minimise(simulator::seeds::Minimise),
     /// Plays a real trace against a running broker.
+    #[cfg(feature = "load")]
     Load(simulator::load::Load),
 }
 
 fn main() -> std::process::ExitCode {
     let outcome = match Cli::parse().command {
         Command::Sweep(sweep) => sweep.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Meta(meta) => meta.run(),
+        Command::Minimise(minimise) => minimise.run(),
+        #[cfg(feature = "load")]
         Command::Load(load) => load.run(),
     };
     if let Err(error) = outcome {

@@ -1,15 +1,19 @@
 //! Many seeds, on all cores.
 
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::world::{Counts, World};
+use crate::world::{Counts, Violation, World};
 
 /// Runs seeds of the simulation.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  simulator sweep --seeds 20000
+  simulator sweep --from 20000 --seeds 100000")]
 pub struct Sweep {
     /// How many seeds to run.
     #[arg(long, default_value_t = 1_000)]
@@ -17,9 +21,9 @@ pub struct Sweep {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Print every event (use with one seed).
-    #[arg(long)]
-    trace: bool,
+    /// Stop after so many minutes, however many seeds have run.
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<u64>,
 }
 
 /// Sums over the seeds of a sweep.
@@ -35,66 +39,96 @@ pub struct Totals {
     pub counts: Counts,
 }
 
+/// From so many seeds on every kind of thing must have come up.
+const COMPLETE_FROM: u64 = 200;
+
 impl Sweep {
     /// Runs the sweep and prints what it met.
     ///
     /// # Errors
-    /// The first seed that broke a promise, or a kind of event that no seed reached.
+    /// The first seed that broke a promise, or a kind of thing that no seed reached.
     pub fn run(&self) -> anyhow::Result<()> {
-        if self.trace {
-            for seed in self.from..self.from + self.seeds {
-                World::run(seed, true).map_err(|violation| anyhow::anyhow!("{violation}"))?;
-            }
-            return Ok(());
-        }
         let bar = ProgressBar::new(self.seeds);
         bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left")?);
-        let started = Instant::now();
-        let totals =
-            sweep(self.from, self.seeds, || bar.inc(1)).map_err(|violation| anyhow::anyhow!(violation))?;
+        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let until = self.minutes.map(|minutes| started + std::time::Duration::from_secs(60 * minutes));
+        let go_on = || {
+            bar.inc(1);
+            until.is_none_or(|until| Instant::now() < until)
+        };
+        let totals = sweep(self.from, self.seeds, go_on)
+            .map_err(|failure| anyhow::anyhow!(failure_line(&failure, "")))?;
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
-        println!("{} seeds without a violation in {seconds:.1} s", totals.seeds);
-        println!(
-            "{:.0} seeds/s, {:.0} inputs/s, {:.1} virtual hours/s; {} jobs; at least {} inputs and {}+{} crashes a seed",
-            totals.seeds as f64 / seconds,
-            totals.inputs as f64 / seconds,
-            totals.virtual_ms as f64 / 3_600_000.0 / seconds,
-            totals.jobs,
-            totals.inputs_min,
-            totals.crashes_min[0],
-            totals.crashes_min[1],
-        );
-        print_counts(&totals.counts);
+        print_totals(&totals, self.from, seconds, cpu_seconds() - cpu);
         let unreached = totals.counts.unreached();
-        anyhow::ensure!(unreached.is_empty() || self.seeds < 200, "never reached: {}", unreached.join(", "));
+        let complete = unreached.is_empty() || totals.seeds < COMPLETE_FROM;
+        anyhow::ensure!(complete, "never reached: {}", unreached.join(", "));
         Ok(())
     }
 }
 
-fn print_counts(counts: &Counts) {
-    println!("attempts in lines: {}", counts.lined_up);
-    let events = weir::state::event::Event::KINDS.iter().zip(counts.events);
-    let rejections =
-        weir::state::rejection::Rejection::MANUAL.iter().map(|entry| &entry.0).zip(counts.rejections);
-    for (title, list) in [
-        ("events", events.map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>()),
-        ("rejections", rejections.map(|(kind, count)| format!("{kind} {count}")).collect()),
-        ("outcomes", counts.outcomes.iter().map(|(kind, count)| format!("{kind} {count}")).collect()),
-        ("reasons", counts.reasons.iter().map(|(kind, count)| format!("{kind} {count}")).collect()),
-    ] {
-        println!("{title}: {}", list.join(", "));
+fn print_totals(totals: &Totals, from: u64, seconds: f64, cpu: f64) {
+    println!(
+        "{} seeds from {from} on without a violation in {seconds:.0} s, {cpu:.0} s of CPU, commit {}",
+        totals.seeds,
+        commit()
+    );
+    println!(
+        "a second: {:.1} seeds; a CPU second: {:.1} seeds, {:.0} inputs, {:.2} virtual hours",
+        totals.seeds as f64 / seconds,
+        totals.seeds as f64 / cpu,
+        totals.inputs as f64 / cpu,
+        totals.virtual_ms as f64 / 3_600_000.0 / cpu,
+    );
+    println!(
+        "{} inputs, {} virtual hours, {} jobs, {}+{} crashes of brokers and agents; a seed has at least {} inputs and {}+{} crashes",
+        totals.inputs,
+        totals.virtual_ms / 3_600_000,
+        totals.jobs,
+        totals.crashes[0],
+        totals.crashes[1],
+        totals.inputs_min,
+        totals.crashes_min[0],
+        totals.crashes_min[1],
+    );
+    for (title, kinds) in totals.counts.kinds() {
+        let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        println!("{title}: {}", kinds.join(", "));
     }
 }
 
-/// Runs seeds `from..from + count` on all cores.
+/// CPU time of this process so far, user and system.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15, counted from behind the command's name, in hundredths on Linux.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+/// The commit that this tree is at, as far as git tells.
+pub fn commit() -> String {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new("git").args(["-C", folder, "describe", "--always", "--dirty"]).output();
+    let text = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    text.map_or_else(|| "unknown".to_owned(), |text| String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// One line that says what broke, where, and how to see it again.
+pub fn failure_line(violation: &Violation, options: &str) -> String {
+    let Violation { seed, at_ms, what } = violation;
+    let command = format!("cargo run --release -p simulator -- replay {seed}{options} --trace");
+    format!("commit {}, seed {seed}, at {at_ms} ms: {what}; {command}", commit())
+}
+
+/// Runs seeds `from..from + count` on all cores, as long as `go_on` says so after each.
 ///
 /// # Errors
-/// The line that names and replays the first seed that failed.
-pub fn sweep(from: u64, count: u64, progress: impl Fn() + Sync) -> Result<Totals, String> {
+/// The first seed that failed; what panicked counts as failed.
+pub fn sweep(from: u64, count: u64, go_on: impl Fn() -> bool + Sync) -> Result<Totals, Violation> {
     let next = AtomicU64::new(from);
     let totals = Mutex::new(Totals { inputs_min: u64::MAX, crashes_min: [u32::MAX; 2], ..Totals::default() });
-    let failed: Mutex<Option<(u64, String)>> = Mutex::new(None);
+    let failed: Mutex<Option<Violation>> = Mutex::new(None);
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= from + count || failed.lock().is_ok_and(|failed| failed.is_some()) {
@@ -115,24 +149,22 @@ pub fn sweep(from: u64, count: u64, progress: impl Fn() + Sync) -> Result<Totals
                 totals.counts.add(&report.counts);
             }
             outcome => {
-                let what = match outcome {
-                    Ok(Err(violation)) => violation.to_string(),
-                    _ => format!(
-                        "seed {seed} panics; replay: cargo run --release -p simulator -- sweep --from {seed} --seeds 1 --trace"
-                    ),
-                };
+                let panics = || Violation { seed, at_ms: 0, what: "panics".to_owned() };
+                let violation = outcome.ok().and_then(Result::err).unwrap_or_else(panics);
                 if let Ok(mut failed) = failed.lock() {
-                    failed.get_or_insert((seed, what));
+                    failed.get_or_insert(violation);
                 }
                 return;
             }
         }
-        progress();
+        if !go_on() {
+            next.store(u64::MAX / 2, Ordering::Relaxed);
+        }
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    if let Ok(Some((_, what))) = failed.into_inner() {
-        return Err(what);
+    if let Ok(Some(violation)) = failed.into_inner() {
+        return Err(violation);
     }
-    totals.into_inner().map_err(|_| "a thread of the sweep panicked".to_owned())
+    totals.into_inner().map_err(|_| Violation { seed: from, at_ms: 0, what: "a thread panicked".to_owned() })
 }

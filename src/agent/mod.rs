@@ -16,6 +16,7 @@ use crate::model::exchange::{
 use crate::model::id::{AttemptId, Revision, SpecId, Term};
 use crate::model::pool::NodeSpec;
 use crate::model::spec::{JobSpec, OnPoolLost};
+use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 
 /// What happens to the agent.
@@ -49,6 +50,8 @@ pub struct Seen {
     pub attempt: AttemptId,
     pub ordered_revision: Revision,
     pub start_by: Timestamp,
+    /// As it came with the order.
+    pub stamp: Option<Stamp>,
     pub status: AttemptStatus,
 }
 
@@ -226,6 +229,7 @@ impl Agent {
         self.opened = true;
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
         for seen in attempts {
+            self.note_stamp(seen.stamp);
             let ended = matches!(seen.status, AttemptStatus::Ended { .. });
             let state = if ended {
                 LocalState::Gone { status: seen.status, at_backend: true, ahead: None }
@@ -312,7 +316,10 @@ impl Agent {
             ToAgent::Refused { code, .. } => {
                 // Trying again at once would only take turns with whoever was let in.
                 self.tries = match code {
-                    RefusedCode::PoolClaimed | RefusedCode::Superseded | RefusedCode::InvalidPool => 6,
+                    RefusedCode::PoolClaimed
+                    | RefusedCode::Superseded
+                    | RefusedCode::InvalidPool
+                    | RefusedCode::UnknownWork => 6,
                     RefusedCode::ProtocolError | RefusedCode::Unavailable => self.tries,
                 };
                 self.hang_up();
@@ -322,17 +329,24 @@ impl Agent {
             ToAgent::Acknowledged { attempts } => {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
             }
-            ToAgent::HeartbeatAnswer { sequence, .. } => self.renew(sequence),
+            ToAgent::HeartbeatAnswer { sequence, stamp, .. } => {
+                self.note_stamp(stamp);
+                self.renew(sequence);
+            }
         }
     }
 
     /// The session stands: full sets go out.
     fn enter(&mut self, welcome: Welcome) {
         let Link::Greeting { sent_at } = self.link else { return self.hang_up() };
-        if welcome.term < self.term {
+        // A deposed broker has nothing newer than what its successor has told. A journal that was put
+        // back after an older copy of it had been in use has, whatever that copy's terms were.
+        let newer = |stamp: &Stamp| self.hello.seen.is_some_and(|seen| seen.revision < stamp.revision);
+        if welcome.term < self.term && !welcome.stamp.as_ref().is_some_and(newer) {
             return self.hang_up();
         }
         self.term = welcome.term;
+        self.note_stamp(welcome.stamp);
         self.tries = 0;
         // The broker has heard the hello: it counts as the first heartbeat.
         self.extend_lease(sent_at.plus_ms(welcome.lease_ms));
@@ -387,6 +401,15 @@ impl Agent {
         }
         let message = FromAgent::Heartbeat { epoch: up.welcome.epoch, sequence: up.sequence };
         self.out.push(Effect::Send(message));
+    }
+
+    /// Keeps the newest stamp: it shows a broker on an older disk that there was more.
+    fn note_stamp(&mut self, stamp: Option<Stamp>) {
+        let Some(stamp) = stamp else { return };
+        let newer = |seen: Stamp| seen.journal != stamp.journal || seen.revision <= stamp.revision;
+        if self.hello.seen.is_none_or(newer) {
+            self.hello.seen = Some(stamp);
+        }
     }
 
     /// The lease counts from when the answered heartbeat was sent.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Agent, Effect, Launch, Link, Local, LocalState, REPORTS_MAX, is_leased};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
 use crate::model::exchange::{FromAgent, Order, Part, Stop};
-use crate::model::id::{AttemptId, SpecId};
+use crate::model::id::{AttemptId, Revision, SpecId};
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
@@ -46,11 +46,16 @@ impl Agent {
             return;
         }
         if let Some(local) = self.attempts.get_mut(&order.attempt) {
+            let unknown = local.ordered_revision == Revision::default();
+            if !unknown && local.ordered_revision != order.revision {
+                return self.refuse_namesake(&order);
+            }
             local.ordered_revision = order.revision;
             self.reports.insert(order.attempt);
             return;
         }
         let (attempt, revision) = (order.attempt, order.revision);
+        let stamp = order.stamp;
         let start_by = up.to_local(order.start_by);
         let Some(spec) = up.specs.get(&order.spec).cloned() else {
             // A message that both ends don't agree on: start over.
@@ -76,11 +81,27 @@ impl Agent {
                 LocalState::Waiting(Box::new(launch))
             }
         };
+        self.note_stamp(stamp);
         self.attempts.insert(attempt, Local { ordered_revision: revision, start_by, state });
         if refused.is_some() {
             self.reports.insert(attempt);
         } else {
             self.launch_if_free(attempt);
+        }
+    }
+
+    /// An older copy of the journal was in use for a while, and gave the same name to something
+    /// else, which is still here. That one ends; the new one can't be created beside it.
+    fn refuse_namesake(&mut self, order: &Order) {
+        let Link::Up(up) = &self.link else { return };
+        let status = self.ended(OutcomeKind::NotStarted, "something else of this name is in its place");
+        let report = AttemptReport { attempt: order.attempt, ordered_revision: order.revision, status };
+        let (epoch, part) = (up.welcome.epoch, Part::Delta);
+        self.out.push(Effect::Send(FromAgent::Observed { epoch, part, reports: vec![report] }));
+        let present = self.attempts.get(&order.attempt);
+        if present.is_some_and(|local| matches!(local.state, LocalState::Present(_))) {
+            let (attempt, reason) = (order.attempt, StopReason::Stray);
+            self.out.push(Effect::Stop(Stop { attempt, reason, grace_ms: 0 }));
         }
     }
 

@@ -48,11 +48,26 @@ impl Broker {
         self.held.push_back((self.state.revision(), effect));
     }
 
+    /// Holds an effect until the journal has been asked once more whose turn it is: for what rests
+    /// on being the writer, not on an event of its own.
+    pub(super) fn hold_unconfirmed(&mut self, effect: Effect) {
+        self.unconfirmed.push((self.state.revision(), effect));
+    }
+
+    /// The journal has answered: what waited for that is held like all else.
+    pub(super) fn confirm_held(&mut self) {
+        for (revision, effect) in std::mem::take(&mut self.confirming) {
+            let at = self.held.partition_point(|(other, _)| *other <= revision);
+            self.held.insert(at, (revision, effect));
+        }
+    }
+
     /// Starts the next append unless one is under way.
     pub(super) fn append_next(&mut self) {
-        if self.in_flight || self.pending.is_empty() {
+        if self.in_flight || (self.pending.is_empty() && self.unconfirmed.is_empty()) {
             return;
         }
+        self.confirming = std::mem::take(&mut self.unconfirmed);
         let rest = self.pending.split_off(self.pending.len().min(APPEND_MAX));
         let events = std::mem::replace(&mut self.pending, rest);
         // Archive rows carry their revision and are written with the event that made them.
@@ -64,8 +79,10 @@ impl Broker {
         let rest = self.pending_changes.split_off(split);
         let mut changes = std::mem::replace(&mut self.pending_changes, rest);
         changes.dedup_by(|later, earlier| later.1 == earlier.1 && later.0 == earlier.0);
-        let at = self.held.partition_point(|(revision, _)| *revision <= last);
-        self.held.insert(at, (last, Effect::Notify { changes }));
+        if !events.is_empty() {
+            let at = self.held.partition_point(|(revision, _)| *revision <= last);
+            self.held.insert(at, (last, Effect::Notify { changes }));
+        }
         self.in_flight = true;
         self.out.push(Effect::Append { after: self.durable, events, archive });
     }

@@ -9,6 +9,7 @@ mod query;
 mod session;
 mod silence;
 mod snapshot;
+mod turn;
 
 pub use query::{Answer, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView};
 
@@ -19,6 +20,7 @@ use session::Session;
 use crate::model::change::Change;
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::scheduler::{Budget, Scheduler};
 use crate::state::State;
@@ -68,7 +70,8 @@ pub enum Input {
 /// What is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Make these events durable. No other `Append` follows until `Appended` comes in.
+    /// Make these events durable. No other `Append` follows until `Appended` comes in. Without
+    /// events it only asks whether the turn is still ours.
     Append {
         after: Revision,
         events: Vec<EventRecord>,
@@ -109,7 +112,17 @@ pub struct Broker {
     state: State,
     scheduler: Scheduler,
     term: Term,
+    /// A random number of this turn, for stamps.
+    turn: u64,
+    /// Where the journal ended when this turn began.
+    recovered: Revision,
+    /// Pools to be heard before anything new is started, at the latest by `awaited_until`.
+    awaited: BTreeSet<PoolId>,
+    awaited_until: Timestamp,
     now: Timestamp,
+    /// How far the clock that we are given is behind the journal's time. Time goes on from where the
+    /// journal ends: waiting for the clock to catch up would hold up everything that is due.
+    behind_ms: u64,
     sessions: BTreeMap<SessionId, Session>,
     speakers: BTreeMap<PoolId, SessionId>,
     heard: BTreeMap<PoolId, Timestamp>,
@@ -124,24 +137,34 @@ pub struct Broker {
     held: VecDeque<(Revision, Effect)>,
     /// Jobs that have ended but whose end isn't durable: readers find them nowhere else.
     ended: BTreeMap<JobId, FinishedJob>,
-    /// A revision above the journal's own that an agent has seen: the disk is an old one.
+    /// A revision that an agent has seen and this journal lacks: the disk is an old one.
     outdated: Option<Revision>,
     snapshot: snapshot::Progress,
+    /// What may be said once the journal has been asked whose turn it is, each with the revision it
+    /// rests on: what the append under way answers, and what the next one will.
+    confirming: Vec<(Revision, Effect)>,
+    unconfirmed: Vec<(Revision, Effect)>,
     budget: Budget,
     out: Vec<Effect>,
 }
 
 impl Broker {
-    /// Takes over a recovered state as the writer of `term`. `random` names a journal that is new.
+    /// Takes over a recovered state as the writer of `term`. `random` must be new each time: it names
+    /// the turn, and a journal that is new.
     ///
     /// The first effects come from the first step.
-    pub fn new(state: State, term: Term, random: u64, now: Timestamp) -> Self {
+    pub fn new(state: State, term: Term, random: u128, now: Timestamp) -> Self {
         let scheduler = Scheduler::rebuild(&state);
         let durable = state.revision();
         let mut broker = Self {
             now: now.max(state.now()),
+            behind_ms: state.now().ms_since(now),
             scheduler,
             term,
+            turn: (random >> 64) as u64,
+            recovered: durable,
+            awaited: BTreeSet::new(),
+            awaited_until: Timestamp::NEVER,
             sessions: BTreeMap::new(),
             speakers: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -156,15 +179,18 @@ impl Broker {
             ended: BTreeMap::new(),
             outdated: None,
             snapshot: snapshot::Progress::default(),
+            confirming: Vec::new(),
+            unconfirmed: Vec::new(),
             budget: Budget::default(),
             out: Vec::new(),
             state,
         };
-        let journal = JournalId::from_random(random);
-        let start = Command::StartTerm { journal, term };
+        let (journal, key) = (JournalId::from_random(random as u64), JournalKey::from_random(random));
+        let start = Command::StartTerm { journal, key, term };
         let started = broker.command(Principal::System, start);
         assert!(started.is_ok(), "term {term} can't be started: {started:?}");
         broker.restart_silence();
+        broker.await_pools();
         broker
     }
 
@@ -183,7 +209,7 @@ impl Broker {
         self.durable
     }
 
-    /// Set if an agent runs what this journal doesn't know: nothing is written any more.
+    /// Set if an agent has proved that the journal went further: nothing is written any more.
     pub fn outdated(&self) -> Option<Revision> {
         self.outdated
     }
@@ -193,8 +219,10 @@ impl Broker {
         &self.scheduler
     }
 
-    /// Takes one input and says what is to be done.
+    /// Takes one input and says what is to be done. `now` is the caller's clock, and so is the time of
+    /// `WakeAt`.
     pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
+        let now = now.plus_ms(self.behind_ms);
         let gap = now.ms_since(self.now);
         self.now = self.now.max(now);
         if gap > self.state.settings().heartbeat_ms {
@@ -212,7 +240,9 @@ impl Broker {
         self.write_next_chunk();
         self.append_next();
         self.release();
-        self.out.push(Effect::WakeAt(if more { self.now } else { self.next_wake() }));
+        let wake = if more { self.now } else { self.next_wake() };
+        let never = wake == Timestamp::NEVER;
+        self.out.push(Effect::WakeAt(if never { wake } else { Timestamp(wake.0 - self.behind_ms) }));
         std::mem::take(&mut self.out)
     }
 
@@ -220,7 +250,10 @@ impl Broker {
         match input {
             Input::Request { call, request } => {
                 let result = self.request(&request);
-                self.hold(Effect::Reply { call, result });
+                let refused = result.is_err();
+                let reply = Effect::Reply { call, result };
+                // Of a writer that has been deposed, and doesn't know, a refusal may be wrong.
+                if refused { self.hold_unconfirmed(reply) } else { self.hold(reply) }
             }
             Input::Query { call, query } => {
                 let answer = self.query(query);
@@ -233,6 +266,7 @@ impl Broker {
                 self.in_flight = false;
                 self.durable = through;
                 self.ended.retain(|_, job| job.revision > through);
+                self.confirm_held();
             }
             Input::ChunkWritten => self.snapshot.chunk_in_flight = false,
             Input::Wake => {}
@@ -270,7 +304,7 @@ impl Broker {
 
     /// Plans and starts what fits; tells whether there is more to plan.
     fn schedule(&mut self) -> bool {
-        if !self.scheduler.has_work() {
+        if !self.scheduler.has_work() || self.is_awaiting() {
             return false;
         }
         let mut plan = self.scheduler.plan(&self.state, self.budget);
@@ -297,6 +331,10 @@ impl Broker {
     }
 
     fn next_wake(&self) -> Timestamp {
+        if self.outdated.is_some() {
+            // Nothing that falls due is done any more.
+            return Timestamp::NEVER;
+        }
         let settings = self.state.settings();
         let timer = self.state.next_timer().unwrap_or(Timestamp::NEVER);
         let silence = self.silence.first().map_or(Timestamp::NEVER, |(at, _)| *at);
@@ -306,6 +344,7 @@ impl Broker {
         } else {
             self.now.plus_ms(settings.heartbeat_ms / 2)
         };
-        timer.min(silence).min(attentive).max(self.now)
+        let awaited = self.awaits().map_or(Timestamp::NEVER, |(_, until)| until);
+        timer.min(silence).min(attentive).min(awaited).max(self.now)
     }
 }

@@ -256,6 +256,9 @@ impl Broker {
         if self.outdated.is_some() {
             reasons.push(JobReason::BrokerReadOnly);
         }
+        if let Some((pools, until)) = self.awaits() {
+            reasons.push(JobReason::PoolsAwaited { pools, until });
+        }
         for dependency in &view.spec.depends_on {
             if job.pending_dependencies > 0 && self.state.job(dependency.job).is_some() {
                 reasons.push(JobReason::DependencyPending { job: dependency.job });

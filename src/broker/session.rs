@@ -58,9 +58,11 @@ impl Broker {
                         self.take_reports(id, pool, epoch, part, reports, &principal);
                     }
                     FromAgent::Heartbeat { epoch: theirs, sequence } if theirs == epoch => {
-                        let term = self.term;
-                        let message = ToAgent::HeartbeatAnswer { term, sequence };
-                        self.out.push(Effect::Direct { session: id, message });
+                        // The answer keeps the pool's leases: a deposed writer that doesn't know it
+                        // must not keep alive what its successor will take for ended.
+                        let (term, stamp) = (self.term, self.stamp(self.durable));
+                        let message = ToAgent::HeartbeatAnswer { term, sequence, stamp };
+                        self.hold_unconfirmed(Effect::Direct { session: id, message });
                     }
                     FromAgent::Heartbeat { .. } => self.refuse(id, RefusedCode::Superseded, "an older epoch"),
                     FromAgent::Hello(_) => {}
@@ -70,6 +72,9 @@ impl Broker {
     }
 
     fn greet(&mut self, id: SessionId, hello: &Hello) {
+        if let Some(stamp) = hello.seen.filter(|stamp| self.is_missing(stamp)) {
+            self.outdated = Some(self.outdated.unwrap_or_default().max(stamp.revision));
+        }
         let name: std::sync::Arc<str> = hello.pool.name.as_str().into();
         let principal = Principal::Agent(name);
         let opened = self.command(principal.clone(), Command::OpenSession { hello: hello.clone() });
@@ -103,6 +108,7 @@ impl Broker {
             now: self.now,
             heartbeat_ms: settings.heartbeat_ms,
             lease_ms: settings.lease_ms,
+            stamp: self.stamp(self.state.revision()),
         });
         self.hold(Effect::Direct { session: id, message });
     }
@@ -164,12 +170,12 @@ impl Broker {
         let (mut stops, mut acknowledged) = (Vec::new(), Vec::new());
         for report in reports {
             let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
-            if attempt.journal == self.state.journal()
-                && (report.ordered_revision > self.state.revision() || attempt.job >= self.state.next_job())
-            {
-                self.outdated = Some(self.outdated.unwrap_or_default().max(report.ordered_revision));
+            if self.is_unknown_work(&report) {
+                let message = format!("attempt {attempt} was never ordered by this journal");
+                return self.refuse(id, RefusedCode::UnknownWork, &message);
             }
             match self.command(principal.clone(), Command::ReportAttempt { pool, epoch, report }) {
+                Ok(Reply::Namesake) => {}
                 Ok(_) if ended => acknowledged.push(attempt),
                 Ok(Reply::Stray) => stops.push(Stop { attempt, reason: StopReason::Stray, grace_ms: 0 }),
                 Ok(_) => {}
@@ -198,6 +204,7 @@ impl Broker {
     fn make_ready(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         if session.nodes_known && session.attempts_known {
+            self.awaited.remove(&session.pool);
             let (pool, principal) = (session.pool, session.principal.clone());
             if self.state.pool(pool).is_some_and(|pool| pool.reach != Reach::Ready) {
                 let _ = self.command(principal, Command::ChangeReach { pool, reach: Reach::Ready });
@@ -311,6 +318,7 @@ impl Broker {
         let order = Order {
             attempt: attempt.id(journal),
             revision: attempt.ordered_revision,
+            stamp: self.stamp(attempt.ordered_revision),
             spec: job.spec,
             job_name: job.name.to_string(),
             queue: self.state.queue(job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),

@@ -161,7 +161,7 @@ pub(super) const SIMULATED: Capabilities =
 pub(super) fn hello(pool: PoolSpec, state: &std::path::Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
-    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key })
+    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, seen: None })
 }
 
 /// Runs a pool's agent until `stop` ends.

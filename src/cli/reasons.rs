@@ -35,6 +35,10 @@ pub fn manual() -> String {
         (RefusedCode::PoolClaimed, "the pool's name is bound to another agent"),
         (RefusedCode::InvalidPool, "the hello, or what it declares, is not valid"),
         (RefusedCode::Superseded, "a newer session speaks for the pool"),
+        (
+            RefusedCode::UnknownWork,
+            "the pool runs what this journal never ordered: if the journal is an older copy, restore the newer one",
+        ),
         (RefusedCode::ProtocolError, "a frame was lost, or made no sense"),
         (RefusedCode::Unavailable, "the broker can't write now"),
     ];

@@ -12,6 +12,7 @@ use super::id::{AttemptId, Epoch, InstanceId, JournalId, Revision, SpecId, Term}
 use super::limit::SESSION_SPECS_MAX;
 use super::pool::{NodeSpec, PoolSpec};
 use super::spec::JobSpec;
+use super::stamp::Stamp;
 use super::time::Timestamp;
 
 /// From agent to broker.
@@ -40,6 +41,8 @@ pub struct Hello {
     pub instance: InstanceId,
     /// Proves the instance: the first one binds the pool's name.
     pub key: [u8; 16],
+    /// The newest stamp that the agent was given, by whatever broker.
+    pub seen: Option<Stamp>,
 }
 
 /// Nodes that are new or altered, and names of those that are gone.
@@ -87,9 +90,11 @@ pub enum ToAgent {
     Acknowledged {
         attempts: Vec<AttemptId>,
     },
+    /// The journal was asked after the heartbeat came in: the broker was its writer then.
     HeartbeatAnswer {
         term: Term,
         sequence: u64,
+        stamp: Option<Stamp>,
     },
 }
 
@@ -104,6 +109,7 @@ pub struct Welcome {
     pub heartbeat_ms: u64,
     /// How long an attempt with a lease may go on after the last answered heartbeat was sent.
     pub lease_ms: u64,
+    pub stamp: Option<Stamp>,
 }
 
 /// Why a session was refused.
@@ -115,6 +121,8 @@ pub enum RefusedCode {
     InvalidPool,
     /// Another session speaks for the pool with a higher epoch.
     Superseded,
+    /// The pool runs what this journal never ordered: it may be an older copy.
+    UnknownWork,
     /// A frame was lost, or a message made no sense.
     ProtocolError,
     /// The broker can't write now.
@@ -128,6 +136,7 @@ impl RefusedCode {
             Self::PoolClaimed => "PoolClaimed",
             Self::InvalidPool => "InvalidPool",
             Self::Superseded => "Superseded",
+            Self::UnknownWork => "UnknownWork",
             Self::ProtocolError => "ProtocolError",
             Self::Unavailable => "Unavailable",
         }
@@ -140,6 +149,8 @@ pub struct Order {
     pub attempt: AttemptId,
     /// The revision that ordered it.
     pub revision: Revision,
+    /// Of that revision; kept with the attempt by the pool's backend.
+    pub stamp: Option<Stamp>,
     pub spec: SpecId,
     pub job_name: String,
     pub queue: String,

@@ -20,6 +20,7 @@ pub mod reservation;
 pub mod resource;
 pub mod shape;
 pub mod spec;
+pub mod stamp;
 pub mod text;
 pub mod time;
 pub mod validate;

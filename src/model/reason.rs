@@ -253,6 +253,7 @@ pub enum JobReason {
     DependencyPending { job: JobId },
     BackingOff { until: Timestamp },
     BrokerReadOnly,
+    PoolsAwaited { pools: u64, until: Timestamp },
 }
 
 impl JobReason {
@@ -263,6 +264,7 @@ impl JobReason {
             Self::DependencyPending { .. } => "DependencyPending",
             Self::BackingOff { .. } => "BackingOff",
             Self::BrokerReadOnly => "BrokerReadOnly",
+            Self::PoolsAwaited { .. } => "PoolsAwaited",
         }
     }
 
@@ -276,6 +278,11 @@ impl JobReason {
                 "BrokerReadOnly",
                 "the broker found that its journal is older than what agents run",
                 "restore the newer journal",
+            ),
+            (
+                "PoolsAwaited",
+                "the broker has just started and starts nothing until its pools have told what they run",
+                "wait some seconds",
             ),
         ]
     }
@@ -295,6 +302,9 @@ impl fmt::Display for JobReason {
             Self::BackingOff { until } => write!(f, "waits until {until} before the next try"),
             Self::BrokerReadOnly => {
                 f.write_str("the broker is read-only: its journal is older than what agents run")
+            }
+            Self::PoolsAwaited { pools, until } => {
+                write!(f, "the broker has just started: {pools} pools are still to be heard, until {until}")
             }
         }
     }

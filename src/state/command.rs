@@ -14,6 +14,7 @@ use crate::model::price::PriceSchedule;
 use crate::model::queue::QueueSpec;
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// A command with who gives it and, from clients, the token that makes it repeatable.
@@ -29,7 +30,10 @@ pub struct Request {
 pub enum Command {
     /// The first command of every writer.
     StartTerm {
+        /// For a journal that is new.
         journal: JournalId,
+        /// For a journal that has no key yet.
+        key: JournalKey,
         term: Term,
     },
     Submit {

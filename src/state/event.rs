@@ -17,6 +17,7 @@ use crate::model::queue::QueueSpec;
 use crate::model::region::Region;
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// An event with its place in the journal, its time and who caused it.
@@ -67,11 +68,12 @@ pub enum Event {
     LinkSet { link: Link },
     ReservationMade { reservation: Reservation },
     ReservationEnded { reservation: ReservationId },
+    KeyDrawn { key: JournalKey },
 }
 
 impl Event {
     /// Names of every kind, in the order of [`Event::kind`].
-    pub const KINDS: [&'static str; 35] = [
+    pub const KINDS: [&'static str; 36] = [
         "JournalCreated",
         "TermStarted",
         "SettingsChanged",
@@ -107,6 +109,7 @@ impl Event {
         "LinkSet",
         "ReservationMade",
         "ReservationEnded",
+        "KeyDrawn",
     ];
 
     /// The kind's place in [`Event::KINDS`].
@@ -147,6 +150,7 @@ impl Event {
             Self::LinkSet { .. } => 32,
             Self::ReservationMade { .. } => 33,
             Self::ReservationEnded { .. } => 34,
+            Self::KeyDrawn { .. } => 35,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::model::queue::default_settings;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{DeviceRequest, JobSpec, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy, minimal};
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// A state with all that its events led to.
@@ -46,7 +47,11 @@ impl Fixture {
     pub(crate) fn resume(state: State, term: Term) -> Self {
         let now = state.now().max(Timestamp(1_700_000_000_000));
         let mut fixture = Self { state, now, ..Self::default() };
-        fixture.must(Command::StartTerm { journal: JournalId::from_random(42), term });
+        fixture.must(Command::StartTerm {
+            journal: JournalId::from_random(42),
+            key: JournalKey::from_random(42),
+            term,
+        });
         fixture
     }
 
@@ -85,7 +90,7 @@ impl Fixture {
             capabilities,
             notes: Vec::new(),
         };
-        let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16] };
+        let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], seen: None };
         let Reply::Session { pool, epoch } = self.must(Command::OpenSession { hello }) else {
             panic!("no session")
         };

@@ -174,6 +174,7 @@ impl State {
     fn shallow_clone(&self) -> Self {
         Self {
             journal: self.journal,
+            key: self.key,
             term: self.term,
             revision: self.revision,
             now: self.now,

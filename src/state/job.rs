@@ -113,6 +113,12 @@ impl Progress {
         }
     }
 
+    /// Attempts that the unit has had, if that is still known: it isn't once the unit has ended.
+    pub fn attempts_known(&self, unit: u32) -> Option<u32> {
+        let ended = self.ended.iter().any(|(_, units)| units.contains(unit));
+        (!ended).then(|| self.tried(unit).map_or(0, |tried| tried.attempts))
+    }
+
     /// Forgets the note on a unit's earlier attempts and returns it.
     pub fn take_tried(&mut self, unit: u32) -> Option<Tried> {
         let at = self.tried.binary_search_by_key(&unit, |tried| tried.unit).ok()?;

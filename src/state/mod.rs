@@ -38,7 +38,7 @@ use token::Tokens;
 
 use crate::model::device::{DeviceModel, DeviceModelId};
 use crate::model::id::{
-    JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
+    AttemptId, JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
 };
 use crate::model::link::Link;
 use crate::model::price::Price;
@@ -47,12 +47,14 @@ use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::resource::Resources;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// All that the broker knows and that is alive.
 #[derive(Debug, Default)]
 pub struct State {
     journal: JournalId,
+    key: Option<JournalKey>,
     term: Term,
     revision: Revision,
     now: Timestamp,
@@ -139,6 +141,11 @@ impl State {
         self.journal
     }
 
+    /// What the journal's stamps are made with. Every writer draws one for a journal without.
+    pub fn key(&self) -> Option<&JournalKey> {
+        self.key.as_ref()
+    }
+
     /// The current writer's turn.
     pub fn term(&self) -> Term {
         self.term
@@ -200,6 +207,18 @@ impl State {
     /// The live attempt of a unit.
     pub fn attempt(&self, unit: UnitId) -> Option<&Attempt> {
         self.attempts.get(&unit)
+    }
+
+    /// Surely no attempt of this number was ever ordered.
+    pub fn never_ordered(&self, attempt: AttemptId) -> bool {
+        let unit = attempt.unit_id();
+        if let Some(live) = self.attempts.get(&unit) {
+            return attempt.number > live.number;
+        }
+        let Some(job) = self.jobs.get(&attempt.job) else { return false };
+        let units = self.specs.get(&job.spec).map_or(0, |entry| entry.spec.unit_count());
+        let known = || job.groups[self.unit_group(unit)].attempts_known(attempt.unit);
+        attempt.unit >= units || known().is_some_and(|attempts| attempt.number > attempts)
     }
 
     /// The live attempts of a job.

@@ -23,6 +23,7 @@ use crate::model::price::Price;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::state::event::Settings;
 
@@ -99,6 +100,7 @@ pub enum Object {
     Next {
         reservation: u64,
     },
+    Key(JournalKey),
 }
 
 /// What there is only one of.
@@ -155,6 +157,7 @@ impl State {
         };
         let mut pending = vec![Object::Head(Box::new(head))];
         pending.push(Object::Next { reservation: self.next_reservation });
+        pending.extend(self.key.map(Object::Key));
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -237,6 +240,7 @@ impl State {
                     state.reservations.insert(reservation.id, reservation);
                 }
                 Object::Next { reservation } => state.next_reservation = reservation,
+                Object::Key(key) => state.key = Some(key),
             }
         }
         for (pool, node) in nodes {

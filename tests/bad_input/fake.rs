@@ -82,6 +82,7 @@ pub fn hello(pool: &str, installation: u8) -> v1::Hello {
         }),
         instance: vec![installation; 16],
         key: vec![installation; 16],
+        seen: None,
     }
 }
 

@@ -1,107 +1,170 @@
-//! The journal's disk: what is durable, what is being written, and a second state that follows it.
+//! The journal's disk: what is durable, what is torn, and a second state that follows it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use weir::model::id::{AttemptId, JobId, Revision, Term};
+use weir::model::id::{AttemptId, NodeRef, Revision, Term};
 use weir::state::State;
 use weir::state::apply::{Applied, ArchiveRow};
-use weir::state::event::EventRecord;
-use weir::state::job::JobEnd;
+use weir::state::event::{Event, EventRecord, OrderedAttempt};
 use weir::state::record;
 use weir::state::snapshot::Object;
 
-use super::Counts;
+use super::counts::Counts;
+use super::history::History;
+use super::schedule::Tail;
 
-/// What survives the broker.
+/// What survives brokers.
 #[derive(Default)]
 pub(crate) struct SimJournal {
-    term: Term,
-    batches: Vec<(Revision, Vec<u8>)>,
+    pub(crate) term: Term,
+    batches: Vec<(Revision, Arc<[u8]>)>,
+    /// A part of a batch behind the last whole one.
+    torn: Option<Vec<u8>>,
     snapshot: Option<(Revision, Vec<Vec<u8>>)>,
     partial: Vec<Vec<u8>>,
-    writing: Option<(Vec<EventRecord>, Vec<ArchiveRow>)>,
     /// Follows the durable events: what a recovery would find.
     pub(crate) replica: State,
-    /// Finished jobs in the archive.
-    pub(crate) ended: BTreeMap<JobId, JobEnd>,
-    pub(crate) attempts: BTreeSet<AttemptId>,
+    /// The same events as a second, simpler reading of the rules has them.
+    pub(crate) history: History,
+    attempts: BTreeSet<AttemptId>,
     digest: u64,
 }
 
+/// A batch on its way to the disk.
+pub(crate) struct Writing {
+    pub(crate) term: Term,
+    pub(crate) after: Revision,
+    pub(crate) events: Vec<EventRecord>,
+    pub(crate) archive: Vec<ArchiveRow>,
+}
+
+/// What became of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Through(Revision),
+    /// Another writer has taken its turn.
+    Deposed,
+}
+
 impl SimJournal {
-    pub(crate) fn begin_append(
-        &mut self,
-        term: Term,
-        after: Revision,
-        events: Vec<EventRecord>,
-        archive: Vec<ArchiveRow>,
-    ) -> Result<(), String> {
-        if term != self.term {
-            return Err(format!("term {term} appends in term {}", self.term));
+    /// Makes a batch durable unless its writer is deposed.
+    pub(crate) fn append(&mut self, batch: Writing, counts: &mut Counts) -> Result<Written, String> {
+        if batch.term < self.term {
+            return Ok(Written::Deposed);
         }
-        if after != self.replica.revision() {
-            return Err(format!("an append after {after}, the journal ends at {}", self.replica.revision()));
+        if batch.term > self.term {
+            return Err(format!("term {} appends in term {}", batch.term, self.term));
         }
-        if self.writing.replace((events, archive)).is_some() {
-            return Err("two appends at once".to_owned());
+        if batch.after != self.replica.revision() {
+            let end = self.replica.revision();
+            return Err(format!("an append after {}, the journal ends at {end}", batch.after));
+        }
+        if batch.events.is_empty() {
+            return Ok(Written::Through(batch.after));
+        }
+        let bytes = record::encode_events(&batch.events);
+        for byte in &bytes {
+            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        // The record's round trip is part of every seed.
+        let events = record::decode_events(&bytes).map_err(|error| error.to_string())?;
+        events.iter().for_each(|event| counts.event(&event.event));
+        let archive = self.follow(&events)?;
+        if archive != batch.archive {
+            return Err("the archive rows of an append are not those of its events".to_owned());
+        }
+        let revision = self.replica.revision();
+        self.batches.push((revision, bytes.into()));
+        Ok(Written::Through(revision))
+    }
+
+    /// Folds durable events into the replica and the history; returns what they archive.
+    fn follow(&mut self, events: &[EventRecord]) -> Result<Vec<ArchiveRow>, String> {
+        let mut applied = Applied::default();
+        for event in events {
+            self.history.take(event)?;
+            self.replica.apply(event, &mut applied);
+            if let Event::AttemptOrdered { order } = &event.event {
+                self.check_order(order)?;
+            }
+        }
+        for row in &applied.archive {
+            if let ArchiveRow::Attempt(attempt) = row
+                && !self.attempts.insert(attempt.attempt.id(self.replica.journal()))
+            {
+                return Err(format!("an attempt of {:?} ends twice", attempt.attempt.unit));
+            }
+        }
+        Ok(applied.archive)
+    }
+
+    /// No decision exceeds what is attested, nor what a queue may hold.
+    fn check_order(&self, order: &OrderedAttempt) -> Result<(), String> {
+        if order.after.is_some() {
+            return Ok(());
+        }
+        for placement in &order.placements {
+            let at = NodeRef { pool: order.pool, node: placement.node };
+            let Some(node) = self.replica.node(at) else {
+                return Err(format!("{:?} is ordered onto a node that is not there", order.unit));
+            };
+            let total = node.total();
+            let device = |index: usize| {
+                node.spec.devices.get(index).filter(|device| device.healthy).map_or(0, |device| device.millis)
+            };
+            let held = node.committed_devices.iter().enumerate();
+            let too_much = held.into_iter().any(|(index, millis)| *millis > device(index));
+            if node.gone || too_much || !node.committed.fits(&total) {
+                let (name, held) = (&node.spec.name, &node.committed);
+                return Err(format!("{:?} brings node {name} to {held:?} of {total:?}", order.unit));
+            }
+        }
+        let Some(job) = self.replica.job(order.unit.job) else { return Ok(()) };
+        for queue in self.replica.queue_path(job.queue) {
+            if let Some(excess) = queue.spec.limit.first_excess(&queue.usage) {
+                let name = &queue.spec.name;
+                return Err(format!("{:?} brings queue {name} beyond its limit: {excess:?}", order.unit));
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn finish_append(&mut self, counts: &mut Counts) -> Result<Revision, String> {
-        let Some((events, archive)) = self.writing.take() else {
-            return Err("no append is under way".to_owned());
+    /// The writer is gone with a batch under way: `cut` says how much of a torn one is there.
+    pub(crate) fn lose_writer(
+        &mut self,
+        writing: Option<Writing>,
+        tail: Tail,
+        cut: u64,
+        counts: &mut Counts,
+    ) -> Result<(), String> {
+        self.partial.clear();
+        let Some(batch) = writing.filter(|batch| batch.term == self.term && !batch.events.is_empty()) else {
+            return Ok(());
         };
-        let bytes = record::encode_events(&events);
-        // The record's round trip is part of every seed.
-        let events = record::decode_events(&bytes).map_err(|error| error.to_string())?;
-        let mut applied = Applied::default();
-        for event in &events {
-            counts.event(&event.event);
-            self.replica.apply(event, &mut applied);
-        }
-        if applied.archive != archive {
-            return Err("the archive rows of an append are not those of its events".to_owned());
-        }
-        for byte in &bytes {
-            self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        for row in archive {
-            match row {
-                ArchiveRow::Job(job) => {
-                    if self.ended.insert(job.job.id, job.end).is_some() {
-                        return Err(format!("job {} ends twice", job.job.id));
-                    }
-                }
-                ArchiveRow::Attempt(attempt) => {
-                    if !self.attempts.insert(attempt.attempt.id(self.replica.journal())) {
-                        return Err(format!("an attempt of {:?} ends twice", attempt.attempt.unit));
-                    }
-                }
+        match tail {
+            Tail::Lost => {}
+            Tail::Kept => {
+                self.append(batch, counts)?;
+            }
+            Tail::Torn => {
+                let mut bytes = record::encode_events(&batch.events);
+                bytes.truncate(1 + cut as usize % (bytes.len() - 1));
+                self.torn = Some(bytes);
             }
         }
-        let revision = self.replica.revision();
-        self.batches.push((revision, bytes));
-        Ok(revision)
-    }
-
-    /// The writer is gone. What it was writing got there whole, or not at all.
-    pub(crate) fn crash(&mut self, kept: bool, counts: &mut Counts) {
-        if kept && self.writing.is_some() {
-            // A violation here shows as one of the next append.
-            let _ = self.finish_append(counts);
-        }
-        self.writing = None;
-        self.partial.clear();
+        Ok(())
     }
 
     pub(crate) fn write_chunk(
         &mut self,
-        revision: Revision,
-        index: u32,
-        last: bool,
+        term: Term,
+        (revision, index, last): (Revision, u32, bool),
         objects: &[Object],
     ) -> Result<(), String> {
+        if term < self.term {
+            return Ok(());
+        }
         if revision > self.replica.revision() {
             return Err(format!("a snapshot of {revision}, durable is {}", self.replica.revision()));
         }
@@ -115,8 +178,28 @@ impl SimJournal {
         Ok(())
     }
 
-    /// Builds the state as a new writer would, and takes the next term.
-    pub(crate) fn recover(&mut self) -> Result<(State, Term), String> {
+    /// Builds the state as a new writer would.
+    pub(crate) fn recover(&mut self) -> Result<State, String> {
+        if let Some(torn) = self.torn.take()
+            && let Ok(events) = record::decode_events(&torn)
+        {
+            return Err(format!("a torn batch reads as {} whole events", events.len()));
+        }
+        let state = self.load()?;
+        if sorted(state.objects()) != sorted(self.replica.objects()) {
+            return Err("snapshot and tail differ from a full replay".to_owned());
+        }
+        Ok(state)
+    }
+
+    /// Takes the writer's turn.
+    pub(crate) fn claim(&mut self) -> Term {
+        self.partial.clear();
+        self.term = Term(self.term.0 + 1);
+        self.term
+    }
+
+    fn load(&self) -> Result<State, String> {
         let corrupt = |error: record::Corrupt| error.to_string();
         let (mut state, mut from) = (State::default(), Revision(0));
         if let Some((revision, chunks)) = &self.snapshot {
@@ -137,11 +220,24 @@ impl SimJournal {
                 }
             }
         }
-        if sorted(state.objects()) != sorted(self.replica.objects()) {
-            return Err("snapshot and tail differ from a full replay".to_owned());
+        Ok(state)
+    }
+
+    /// A copy as it was before the newest batches, at least one.
+    pub(crate) fn older(&self, missing_permille: u32) -> Result<Option<Self>, String> {
+        let missing = (self.batches.len() * missing_permille as usize / 1_000).max(1);
+        // Without its first batches there would be no journal at all.
+        let Some(kept) = self.batches.len().checked_sub(missing).filter(|kept| *kept > 4) else {
+            return Ok(None);
+        };
+        let mut copy = Self { batches: self.batches[..kept].to_vec(), ..Self::default() };
+        for (_, bytes) in &self.batches[..kept] {
+            copy.follow(&record::decode_events(bytes).map_err(|error| error.to_string())?)?;
         }
-        self.term = Term(self.term.0 + 1);
-        Ok((state, self.term))
+        copy.term = copy.replica.term();
+        let end = copy.replica.revision();
+        copy.snapshot = self.snapshot.clone().filter(|(revision, _)| *revision <= end);
+        Ok(Some(copy))
     }
 
     pub(crate) fn digest(&self) -> u64 {

@@ -14,6 +14,7 @@ use crate::model::limit::{DEVICE_MILLIS, ENTRIES_PER_MESSAGE_MAX};
 use crate::model::pool::{Capabilities, Device, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::spec::Taint;
+use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use crate::model::validate::quote;
 
@@ -98,7 +99,22 @@ pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
         },
         instance: InstanceId(u128::from_be_bytes(sixteen("hello.instance", &message.instance)?)),
         key: sixteen("hello.key", &message.key)?,
+        seen: message.seen.as_ref().map(|seen| stamp("hello.seen", seen)).transpose()?,
     })
+}
+
+fn stamp(path: &str, message: &v1::Stamp) -> Result<Stamp, Invalid> {
+    Ok(Stamp {
+        revision: Revision(message.revision),
+        journal: parse(&format!("{path}.journal"), &message.journal)?,
+        turn: message.turn,
+        proof: sixteen(&format!("{path}.proof"), &message.proof)?,
+    })
+}
+
+fn stamp_message(stamp: &Stamp) -> v1::Stamp {
+    let (journal, proof) = (stamp.journal.to_string(), stamp.proof.to_vec());
+    v1::Stamp { journal, turn: stamp.turn, revision: stamp.revision.0, proof }
 }
 
 fn part(field: &str, value: i32) -> Result<Part, Invalid> {
@@ -221,6 +237,7 @@ pub(crate) fn hello_message(hello: &Hello) -> v1::Hello {
         }),
         instance: hello.instance.0.to_be_bytes().to_vec(),
         key: hello.key.to_vec(),
+        seen: hello.seen.as_ref().map(stamp_message),
     }
 }
 
@@ -280,6 +297,7 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
             now_unix_ms: welcome.now.0,
             heartbeat_ms: welcome.heartbeat_ms,
             lease_ms: welcome.lease_ms,
+            stamp: welcome.stamp.as_ref().map(stamp_message),
         }),
         ToAgent::Refused { code, message } => v1::sync_response::Body::Refused(v1::Refused {
             code: code.code().to_owned(),
@@ -308,10 +326,11 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
         ToAgent::Acknowledged { attempts } => v1::sync_response::Body::Acknowledged(v1::Acknowledged {
             attempts: attempts.iter().map(ToString::to_string).collect(),
         }),
-        ToAgent::HeartbeatAnswer { term, sequence } => {
+        ToAgent::HeartbeatAnswer { term, sequence, stamp } => {
             v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer {
                 term: term.0,
                 sequence: *sequence,
+                stamp: stamp.as_ref().map(stamp_message),
             })
         }
     };
@@ -328,6 +347,7 @@ fn order_message(order: &Order) -> v1::Order {
     v1::Order {
         attempt: order.attempt.to_string(),
         revision: order.revision.0,
+        stamp: order.stamp.as_ref().map(stamp_message),
         spec_id: order.spec.0.to_vec(),
         job_name: order.job_name.clone(),
         queue: order.queue.clone(),
@@ -348,10 +368,11 @@ const STOPS: [(StopReason, &str); 7] = [
     (StopReason::Stray, "Stray"),
 ];
 
-const REFUSALS: [RefusedCode; 5] = [
+const REFUSALS: [RefusedCode; 6] = [
     RefusedCode::PoolClaimed,
     RefusedCode::InvalidPool,
     RefusedCode::Superseded,
+    RefusedCode::UnknownWork,
     RefusedCode::ProtocolError,
     RefusedCode::Unavailable,
 ];
@@ -373,6 +394,7 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             now: Timestamp(welcome.now_unix_ms),
             heartbeat_ms: welcome.heartbeat_ms.max(1),
             lease_ms: welcome.lease_ms,
+            stamp: welcome.stamp.as_ref().map(|given| stamp("welcome.stamp", given)).transpose()?,
         }),
         v1::sync_response::Body::Refused(refused) => {
             let code = REFUSALS.into_iter().find(|code| code.code() == refused.code);
@@ -410,7 +432,9 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             ToAgent::Acknowledged { attempts: attempts.collect::<Result<_, _>>()? }
         }
         v1::sync_response::Body::HeartbeatAnswer(answer) => {
-            ToAgent::HeartbeatAnswer { term: Term(answer.term), sequence: answer.sequence }
+            let given = answer.stamp.as_ref().map(|given| stamp("heartbeat_answer.stamp", given));
+            let (term, stamp) = (Term(answer.term), given.transpose()?);
+            ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, stamp }
         }
     })
 }
@@ -430,6 +454,7 @@ fn order(message: v1::Order) -> Result<Order, Invalid> {
     Ok(Order {
         attempt: parse("orders.attempt", &message.attempt)?,
         revision: Revision(message.revision),
+        stamp: message.stamp.as_ref().map(|given| stamp("orders.stamp", given)).transpose()?,
         spec: SpecId(sixteen("orders.spec_id", &message.spec_id)?),
         job_name: message.job_name,
         queue: message.queue,

@@ -389,6 +389,7 @@ pub(super) fn attempt(launch: &Launch, status: Status) -> Attempt {
     Attempt {
         attempt: launch.attempt.clone(),
         revision: launch.revision,
+        stamp: launch.stamp.clone(),
         start_by_unix_ms: launch.start_by_unix_ms,
         leased: launch.leased,
         status,

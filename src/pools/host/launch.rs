@@ -57,6 +57,7 @@ pub(super) fn launch_request(pool: &Pool<'_>, launch: &Launch) -> Result<protoco
     Ok(protocol::Launch {
         attempt: order.attempt.to_string(),
         revision: order.revision.0,
+        stamp: order.stamp.map_or_else(String::new, |stamp| stamp.to_string()),
         start_by_unix_ms: launch.start_by.0,
         leased: launch.leased,
         env,
@@ -156,6 +157,7 @@ mod tests {
         let order = Order {
             attempt,
             revision: Revision(1),
+            stamp: None,
             spec: Default::default(),
             job_name: "job".to_owned(),
             queue: "main".to_owned(),

@@ -170,6 +170,7 @@ fn seen(attempt: Attempt) -> Option<Seen> {
         attempt: attempt.attempt.parse().ok()?,
         ordered_revision: Revision(attempt.revision),
         start_by: Timestamp(attempt.start_by_unix_ms),
+        stamp: attempt.stamp.parse().ok(),
         status,
     })
 }

@@ -29,6 +29,9 @@ pub struct Launch {
     /// At most 40 characters out of `a-z`, `0-9` and `-`.
     pub attempt: String,
     pub revision: u64,
+    /// The order's stamp as text; empty if it had none.
+    #[serde(default)]
+    pub stamp: String,
     /// Wall clock. After it nothing is started.
     pub start_by_unix_ms: u64,
     /// Whether the tasks may only run while the lease lasts.
@@ -99,6 +102,8 @@ pub enum FromSupervisor {
 pub struct Attempt {
     pub attempt: String,
     pub revision: u64,
+    #[serde(default)]
+    pub stamp: String,
     pub start_by_unix_ms: u64,
     pub leased: bool,
     pub status: Status,

@@ -20,6 +20,7 @@ use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, Revision};
 use crate::model::pool::NodeSpec;
+use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use journal::{Journal, Line};
 
@@ -57,6 +58,7 @@ enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) revision: Revision,
+    pub(crate) stamp: Option<Stamp>,
     pub(crate) start_by: Timestamp,
     pub(crate) leased: bool,
     pub(crate) started_at: Timestamp,
@@ -110,6 +112,7 @@ impl PoolBackend for Simulated {
             attempt: *attempt,
             ordered_revision: task.revision,
             start_by: task.start_by,
+            stamp: task.stamp,
             status: task.status(now),
         };
         let attempts = tasks.iter().map(seen).collect();
@@ -226,6 +229,7 @@ impl Worker {
         let duration_ms = asked_ms.min(launch.spec.max_run_ms).saturating_mul(1_000) / self.speedup_millis;
         let task = Task {
             revision: launch.order.revision,
+            stamp: launch.order.stamp,
             start_by: launch.start_by,
             leased: launch.leased,
             started_at: now,

@@ -90,6 +90,7 @@ impl State {
                 assert!(*term > self.term, "term {term} follows {}", self.term);
                 self.term = *term;
             }
+            Event::KeyDrawn { key } => self.key = Some(*key),
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
                 self.regions.extend(regions.iter().map(|region| (region.code, region.clone())));

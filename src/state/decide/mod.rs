@@ -43,6 +43,8 @@ pub enum Reply {
     Nodes(Vec<NodeId>),
     /// The report concerns an attempt that is not live here.
     Stray,
+    /// The report concerns something else than the live attempt of this name.
+    Namesake,
 }
 
 impl Decision {
@@ -88,7 +90,7 @@ impl State {
 
     fn decide_command(&self, now: Timestamp, command: &Command) -> Result<Decision, Rejection> {
         match command {
-            Command::StartTerm { journal, term } => self.decide_term(*journal, *term),
+            Command::StartTerm { journal, key, term } => self.decide_term(*journal, *key, *term),
             Command::Submit { jobs } => self.decide_submit(jobs),
             Command::Cancel { jobs } => self.decide_cancel(jobs),
             Command::CreateQueue { spec } => self.decide_create_queue(spec),

@@ -6,13 +6,19 @@ use crate::model::id::{JournalId, QueueId, Revision, Term};
 use crate::model::limit::QUEUES_MAX;
 use crate::model::queue::{DEFAULT_QUEUE, QueueSpec, default_settings};
 use crate::model::region;
+use crate::model::stamp::JournalKey;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
 use crate::state::event::{Event, Settings};
 use crate::state::rejection::Rejection;
 
 impl State {
-    pub(super) fn decide_term(&self, journal: JournalId, term: Term) -> Result<Decision, Rejection> {
+    pub(super) fn decide_term(
+        &self,
+        journal: JournalId,
+        key: JournalKey,
+        term: Term,
+    ) -> Result<Decision, Rejection> {
         if term <= self.term {
             return Err(Rejection::StaleTerm(term.0));
         }
@@ -38,6 +44,9 @@ impl State {
             if !models.is_empty() {
                 events.push(Event::DeviceModelsAdded { models });
             }
+        }
+        if self.key.is_none() {
+            events.push(Event::KeyDrawn { key });
         }
         events.push(Event::TermStarted { term });
         Ok(Decision::done(events))

@@ -3,7 +3,7 @@
 use super::job::outcome_of_stop;
 use super::{Decision, Ending, Reply};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, Phase};
-use crate::model::id::{Epoch, PoolId, UnitId};
+use crate::model::id::{Epoch, PoolId, Revision, UnitId};
 use crate::model::limit::MESSAGE_LEN_MAX;
 use crate::model::text;
 use crate::model::time::Timestamp;
@@ -35,6 +35,12 @@ impl State {
             }
             return Ok(Decision { events: Vec::new(), reply: Reply::Stray });
         };
+        // While an older copy of the journal was in use, it gave this name to something else. An agent
+        // that adopted what it found says no revision.
+        let namesake = report.ordered_revision != attempt.ordered_revision;
+        if namesake && report.ordered_revision != Revision::default() {
+            return Ok(Decision { events: Vec::new(), reply: Reply::Namesake });
+        }
         Ok(Decision::done(self.report_events(now, attempt, &report.status)))
     }
 

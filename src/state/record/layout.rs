@@ -20,6 +20,7 @@ use crate::model::spec::{
     Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
     OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest, Toleration,
 };
+use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::state::Queue;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -44,7 +45,8 @@ record_newtype!(
     Timestamp,
     TokenKey,
     ShapeDigest,
-    ReservationId
+    ReservationId,
+    JournalKey
 );
 
 impl Record for JournalId {
@@ -247,6 +249,7 @@ record_enum!(Event {
     33 => LinkSet { link },
     34 => ReservationMade { reservation },
     35 => ReservationEnded { reservation },
+    36 => KeyDrawn { key },
 });
 
 record_struct!(Head {
@@ -265,7 +268,7 @@ record_enum!(Object {
     1 => Head(head), 2 => Queue(queue), 3 => Spec(id, spec), 4 => Job(job), 5 => Attempt(attempt), 6 => Pool(pool),
     7 => Node(pool, node), 8 => Token(key, entry), 9 => Pace(shape, micros),
     10 => Trouble(node, trouble), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
-    14 => Next { reservation },
+    14 => Next { reservation }, 15 => Key(key),
 });
 record_enum!(ArchiveRow { 1 => Job(job), 2 => Attempt(attempt) });
 record_struct!(FinishedJob { job, queue, spec, end, ended_at, revision });

@@ -1,0 +1,257 @@
+//! The journal's events, held against a second, simpler reading of what may follow what.
+//!
+//! It shares no code with `apply`: each job's units are listed one by one, and each event must be
+//! a legal next step of the one it speaks of.
+
+use std::collections::BTreeMap;
+
+use weir::model::attempt::{OutcomeKind, Phase};
+use weir::model::id::{AttemptId, Epoch, JobId, PoolId, Revision, SpecId, Term, UnitId};
+use weir::model::spec::OnUnitFailure;
+use weir::model::time::Timestamp;
+use weir::state::event::{Event, EventRecord, NextTry};
+use weir::state::job::{Closing, JobEnd};
+
+/// What is known from events alone.
+#[derive(Default)]
+pub(crate) struct History {
+    revision: Revision,
+    at: Timestamp,
+    term: Term,
+    epochs: BTreeMap<PoolId, Epoch>,
+    specs: BTreeMap<SpecId, Spec>,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+}
+
+#[derive(Clone, Copy)]
+struct Spec {
+    units: u32,
+    failures_max: u32,
+    failed_units_max: u32,
+}
+
+/// A job with each of its units.
+pub(crate) struct Job {
+    spec: Spec,
+    closing: Option<Closing>,
+    pub(crate) end: Option<JobEnd>,
+    pub(crate) units: Vec<Unit>,
+}
+
+/// A unit with what its attempts came to.
+#[derive(Clone, Default)]
+pub(crate) struct Unit {
+    state: UnitState,
+    attempts: u32,
+    failures: u32,
+    /// Numbers of the attempts that are said to have succeeded.
+    pub(crate) succeeded: Vec<u32>,
+    /// Where the last attempt was.
+    pub(crate) pool: Option<PoolId>,
+    /// Nobody knows how one of its attempts ended.
+    pub(crate) doubtful: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum UnitState {
+    #[default]
+    Waiting,
+    BackingOff,
+    Live(Phase),
+    Ended(OutcomeKind),
+}
+
+impl History {
+    /// Takes the next event.
+    pub(crate) fn take(&mut self, record: &EventRecord) -> Result<(), String> {
+        if record.revision.0 != self.revision.0 + 1 {
+            return Err(format!("revision {} follows {}", record.revision, self.revision));
+        }
+        if record.at < self.at {
+            return Err(format!("revision {}: time goes back from {}", record.revision, self.at));
+        }
+        (self.revision, self.at) = (record.revision, record.at);
+        self.step(&record.event).map_err(|what| format!("revision {}: {what}", record.revision))
+    }
+
+    /// An attempt of this number was ordered, whatever became of it.
+    pub(crate) fn was_ordered(&self, attempt: AttemptId) -> bool {
+        let unit = self.jobs.get(&attempt.job).and_then(|job| job.units.get(attempt.unit as usize));
+        unit.is_some_and(|unit| (1..=unit.attempts).contains(&attempt.number))
+    }
+
+    fn step(&mut self, event: &Event) -> Result<(), String> {
+        match event {
+            Event::TermStarted { term } => {
+                if *term <= self.term {
+                    return Err(format!("term {term} follows {}", self.term));
+                }
+                self.term = *term;
+            }
+            Event::SessionOpened { pool, epoch } => {
+                let before = self.epochs.insert(*pool, *epoch).unwrap_or_default();
+                if *epoch <= before {
+                    return Err(format!("epoch {epoch} of pool {pool} follows {before}"));
+                }
+            }
+            Event::SpecAdded { spec, body } => {
+                let failed_units_max = match body.on_unit_failure {
+                    OnUnitFailure::FailJob => 0,
+                    OnUnitFailure::Continue { max_failed } => max_failed,
+                };
+                let (units, failures_max) = (body.unit_count(), body.retry.max_attempts);
+                self.specs.insert(*spec, Spec { units, failures_max, failed_units_max });
+            }
+            Event::JobSubmitted { job, spec, .. } => self.submit(*job, *spec)?,
+            Event::JobClosing { job, why } => {
+                let job = self.open_job(*job)?;
+                if job.closing.replace(*why).is_some() {
+                    return Err("a closing job is closed again".to_owned());
+                }
+            }
+            Event::JobEnded { job, end } => self.end_job(*job, *end)?,
+            Event::AttemptOrdered { order } => {
+                let job = self.open_job(order.unit.job)?;
+                if job.closing.is_some() {
+                    return Err(format!("{:?} of a closing job is ordered", order.unit));
+                }
+                let unit = job.unit(order.unit)?;
+                unit.go(UnitState::Waiting, UnitState::Live(Phase::Ordered))?;
+                unit.attempts += 1;
+                unit.pool = Some(order.pool);
+                if order.number != unit.attempts {
+                    return Err(format!("attempt {} is ordered as {}", unit.attempts, order.number));
+                }
+            }
+            Event::AttemptStarting { unit } => {
+                self.unit(*unit)?.go(UnitState::Live(Phase::Ordered), UnitState::Live(Phase::Starting))?;
+            }
+            Event::AttemptRunning { unit, .. } => {
+                let unit = self.unit(*unit)?;
+                let from = match unit.state {
+                    UnitState::Live(Phase::Ordered) => UnitState::Live(Phase::Ordered),
+                    _ => UnitState::Live(Phase::Starting),
+                };
+                unit.go(from, UnitState::Live(Phase::Running))?;
+            }
+            Event::AttemptStopping { unit, .. } => {
+                let unit = self.unit(*unit)?;
+                match unit.state {
+                    UnitState::Live(Phase::Ordered | Phase::Starting | Phase::Running) => {
+                        unit.state = UnitState::Live(Phase::Stopping);
+                    }
+                    state => return Err(format!("a unit that is {state:?} is stopped")),
+                }
+            }
+            Event::AttemptEnded { unit, ended } => {
+                let job = self.open_job(unit.job)?;
+                let (failures_max, closing) = (job.spec.failures_max, job.closing.is_some());
+                job.unit(*unit)?.end_attempt(ended.outcome.kind, ended.next, failures_max, closing)?;
+            }
+            Event::UnitReleased { unit } => {
+                self.unit(*unit)?.go(UnitState::BackingOff, UnitState::Waiting)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, id: JobId, spec: SpecId) -> Result<(), String> {
+        if let Some((last, _)) = self.jobs.last_key_value()
+            && id <= *last
+        {
+            return Err(format!("job {id} follows {last}"));
+        }
+        let spec = *self.specs.get(&spec).ok_or(format!("job {id} has a spec that nobody added"))?;
+        let units = vec![Unit::default(); spec.units as usize];
+        self.jobs.insert(id, Job { spec, closing: None, end: None, units });
+        Ok(())
+    }
+
+    fn open_job(&mut self, id: JobId) -> Result<&mut Job, String> {
+        let job = self.jobs.get_mut(&id).ok_or(format!("job {id} is not known"))?;
+        if job.end.is_some() { Err(format!("job {id} has ended")) } else { Ok(job) }
+    }
+
+    fn unit(&mut self, id: UnitId) -> Result<&mut Unit, String> {
+        self.open_job(id.job)?.unit(id)
+    }
+
+    fn end_job(&mut self, id: JobId, end: JobEnd) -> Result<(), String> {
+        let job = self.open_job(id)?;
+        let count = |test: fn(&UnitState) -> bool| job.units.iter().filter(|unit| test(&unit.state)).count();
+        if count(|state| matches!(state, UnitState::Live(_))) > 0 {
+            return Err(format!("job {id} ends with live attempts"));
+        }
+        let lawful = match (end, job.closing) {
+            (JobEnd::Cancelled, Some(Closing::Cancelled)) | (JobEnd::Failed, Some(Closing::Failed)) => true,
+            (JobEnd::Succeeded, None) => {
+                let ended = count(|state| matches!(state, UnitState::Ended(_)));
+                let good = count(|state| matches!(state, UnitState::Ended(OutcomeKind::Succeeded)));
+                ended == job.units.len() && ended - good <= job.spec.failed_units_max as usize
+            }
+            _ => false,
+        };
+        if !lawful {
+            return Err(format!("job {id}, closing {:?}, ends {end:?}", job.closing));
+        }
+        job.end = Some(end);
+        Ok(())
+    }
+}
+
+impl Job {
+    /// It neither is closing nor has ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.closing.is_none() && self.end.is_none()
+    }
+
+    fn unit(&mut self, id: UnitId) -> Result<&mut Unit, String> {
+        self.units.get_mut(id.unit as usize).ok_or(format!("{id:?} is none of its job's units"))
+    }
+}
+
+impl Unit {
+    fn go(&mut self, from: UnitState, to: UnitState) -> Result<(), String> {
+        if self.state != from {
+            return Err(format!("a unit that is {:?} becomes {to:?}", self.state));
+        }
+        self.state = to;
+        Ok(())
+    }
+
+    fn end_attempt(
+        &mut self,
+        kind: OutcomeKind,
+        next: NextTry,
+        failures_max: u32,
+        closing: bool,
+    ) -> Result<(), String> {
+        if !matches!(self.state, UnitState::Live(_)) {
+            return Err(format!("an attempt ends of a unit that is {:?}", self.state));
+        }
+        if kind == OutcomeKind::Succeeded {
+            self.succeeded.push(self.attempts);
+        }
+        self.doubtful |= kind.is_unknown();
+        if closing && next != NextTry::Never {
+            return Err("a unit of a closing job is to be tried again".to_owned());
+        }
+        self.state = match next {
+            NextTry::Never => UnitState::Ended(kind),
+            NextTry::Now if kind.is_eviction() || kind == OutcomeKind::LeaseEnded => UnitState::Waiting,
+            NextTry::Now => return Err(format!("{kind:?} counts for nothing")),
+            NextTry::At(_) if kind == OutcomeKind::Succeeded => {
+                return Err("what has succeeded is tried again".to_owned());
+            }
+            NextTry::At(_) => {
+                self.failures += 1;
+                UnitState::BackingOff
+            }
+        };
+        if self.failures >= failures_max.max(1) {
+            return Err(format!("{} failures of at most {failures_max} tries", self.failures));
+        }
+        Ok(())
+    }
+}
