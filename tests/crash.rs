@@ -227,6 +227,31 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
 }
 
 #[test]
+fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
+    let name = "broker_whose_disk_fails_to_sync_ends_when_it_is_told_to";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    let Some(disk) = FaultyDisk::prepare(name, home.path()) else { return };
+    home.env = disk.env().to_vec();
+    let mut broker = home.start_broker("server");
+    disk.fail_syncs(true);
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let jobs = vec![submission(1, std::path::Path::new("/dev/null"))];
+    let request = v1::SubmitRequest { token: "sync".to_owned(), jobs };
+    let refused = runtime.block_on(async {
+        let client = Client::new(&home.address, Some(&token)).expect("a client");
+        client.jobs().submit(request).await.map(drop)
+    });
+    assert_eq!(refused.expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
+    until("the journal is opened in vain", Duration::from_secs(30), || home.log().contains("opened again"));
+    let pid = rustix::process::Pid::from_child(&broker.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    until("the broker has ended", Duration::from_secs(30), || {
+        broker.0.try_wait().is_ok_and(|ended| ended.is_some())
+    });
+}
+
+#[test]
 fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
     let mut home = Home::new();
     let _broker = home.start_broker("server");
