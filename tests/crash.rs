@@ -252,6 +252,27 @@ fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
 }
 
 #[test]
+fn second_agent_of_a_state_folder_is_refused_and_told_who_holds_it() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut first = home.start_agent(4);
+    let run = || home.run(&["run", "--pool", "local", "--", "true"]);
+    until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
+    let file = home.path().join("local.toml");
+    let (code, printed, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
+    let (folder, holder) = (home.path().join("local"), first.0.id());
+    let expected = format!(
+        "error: state folder {} is in use by another weir, process {holder}\nhint: each pool's agent needs a state folder of its own\n",
+        folder.display()
+    );
+    assert_eq!((code, printed.as_str(), said.as_str()), (4, "", expected.as_str()));
+    // A lock ends with its process: the next agent needs no cleaning up.
+    first.kill();
+    let _second = home.start_agent(4);
+    until("the next agent's pool runs commands", Duration::from_secs(30), || run().0 == 0);
+}
+
+#[test]
 fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
     let mut home = Home::new();
     let _broker = home.start_broker("server");
