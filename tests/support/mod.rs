@@ -68,15 +68,8 @@ impl Home {
 
     /// A `weir` command that touches nothing outside the folder.
     pub fn weir(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(WEIR);
-        command
-            .args(arguments)
-            .env("XDG_CONFIG_HOME", self.path().join("config"))
-            .env("XDG_STATE_HOME", self.path().join("state"))
-            .env("WEIR_SERVER", &self.address)
-            .env_remove("WEIR_TOKEN")
-            .envs(self.env.iter().cloned())
-            .stdin(Stdio::null());
+        let mut command = weir_in(self.path());
+        command.args(arguments).env("WEIR_SERVER", &self.address).envs(self.env.iter().cloned());
         command
     }
 
@@ -186,6 +179,18 @@ fn processes() -> impl Iterator<Item = rustix::process::Pid> {
     let entries = std::fs::read_dir("/proc").expect("processes").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(rustix::process::Pid::from_raw)
+}
+
+/// A `weir` command that keeps what it keeps in `folder`, and knows of no broker.
+pub fn weir_in(folder: &Path) -> Command {
+    let mut command = Command::new(WEIR);
+    command
+        .env("XDG_CONFIG_HOME", folder.join("config"))
+        .env("XDG_STATE_HOME", folder.join("state"))
+        .env_remove("WEIR_SERVER")
+        .env_remove("WEIR_TOKEN")
+        .stdin(Stdio::null());
+    command
 }
 
 /// Polls until a condition holds.

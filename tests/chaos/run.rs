@@ -1,0 +1,199 @@
+//! One world from its seed to its end: faults and clients at once, then healing, then the check.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use weir::api::client::Client;
+use weir::api::proto::v1;
+
+use crate::clients::{self, Access, Caller, Ledger, is_end};
+use crate::history::{History, Told, code};
+use crate::schedule::{self, Fault, Lane, Schedule, Seed, Turn};
+use crate::support::until;
+use crate::work::{self, LABEL};
+use crate::world::World;
+
+/// After everything has healed: until each request is acknowledged, and until each job has ended.
+const ACKNOWLEDGED_IN: Duration = Duration::from_secs(60);
+const ENDED_IN: Duration = Duration::from_secs(120);
+/// Until nothing of what ran is left, and until a watcher has heard of it.
+const GONE_IN: Duration = Duration::from_secs(20);
+const WATCHED_IN: Duration = Duration::from_secs(60);
+
+const TEST: &str = "acknowledged_jobs_end_and_nothing_runs_twice_though_everything_fails";
+
+/// Runs a world.
+///
+/// # Panics
+/// If anything was not as it must be; what is left of the world is named.
+pub fn run(seed: Seed) {
+    let begun = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let world = World::start(TEST, &runtime);
+    let (ledger, schedule) = (Arc::<Ledger>::default(), schedule::draw(seed));
+    let pieces = work::draw(seed, &world.history());
+    let submitted = pieces.len();
+    let (stop, stopped) = watch::channel(false);
+    let live = Arc::new(Mutex::new(BTreeSet::new()));
+    let access = world.access();
+    runtime.spawn(clients::watch_on(access.clone(), ledger.clone(), live.clone()));
+    let reading = runtime.spawn(clients::read_on(access.clone(), ledger.clone(), stopped));
+    let seen_through: Vec<_> = pieces
+        .into_iter()
+        .map(|piece| runtime.spawn(clients::see_through(piece, access.clone(), ledger.clone())))
+        .collect();
+    strike(&world, &schedule);
+    let healed = Instant::now();
+    for client in seen_through {
+        let left = ACKNOWLEDGED_IN.saturating_sub(healed.elapsed());
+        let outcome = runtime.block_on(async { tokio::time::timeout(left, client).await });
+        let heard = || ledger.complaints.lock().expect("no client panics").clone();
+        assert!(outcome.is_ok_and(|client| client.is_ok()), "a request got no answer: {:?}", heard());
+    }
+    let told = wait_for_ends(&runtime, &access, &ledger, healed);
+    let ended_ms = healed.elapsed().as_millis();
+    let _ = stop.send(true);
+    runtime.block_on(reading).expect("a reader");
+    let mut complaints = check(&world, &runtime, &schedule, &told, &live);
+    complaints.extend(ledger.complaints.lock().expect("no client panics").drain(..));
+    let summary = format!(
+        "{seed}: {submitted} jobs; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
+        count(schedule.iter().flat_map(|(_, turns)| turns).map(|turn| turn.fault.kind())),
+        count(told.iter().flat_map(|told| &told.attempts).map(code)),
+        begun.elapsed().as_secs()
+    );
+    println!("{summary}");
+    assert!(
+        complaints.is_empty(),
+        "{summary}\n{}\nin {}; {schedule:#?}",
+        complaints.join("\n"),
+        world.home.path().display()
+    );
+}
+
+/// How many there are of each.
+fn count<'a>(kinds: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    kinds.for_each(|kind| *counts.entry(kind).or_default() += 1);
+    counts
+}
+
+/// Carries out a schedule, all lanes at once, until the last fault is healed.
+fn strike(world: &World, schedule: &Schedule) {
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for (lane, turns) in schedule {
+            scope.spawn(move || turns.iter().for_each(|turn| take_turn(world, *lane, *turn, begun)));
+        }
+    });
+}
+
+fn take_turn(world: &World, lane: Lane, turn: Turn, begun: Instant) {
+    let wait_until = |at: Duration| {
+        while let Some(left) = at.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+            std::thread::park_timeout(left);
+        }
+    };
+    wait_until(turn.at);
+    world.strike(lane, turn.fault);
+    // Measured from when it struck: on a busy machine that may be late, and a lease waits for nobody.
+    wait_until(begun.elapsed() + turn.lasts);
+    world.heal(lane, turn.fault);
+}
+
+/// What the broker says of each acknowledged job once all have ended.
+fn wait_for_ends(
+    runtime: &tokio::runtime::Runtime,
+    access: &Access,
+    ledger: &Arc<Ledger>,
+    healed: Instant,
+) -> Vec<Told> {
+    runtime.block_on(async {
+        let mut caller = Caller::new(access, ledger);
+        let (mut told, jobs) = (Vec::new(), ledger.jobs.lock().expect("no client panics").clone());
+        for (id, acknowledged) in jobs {
+            loop {
+                let answer = caller.job(id).await;
+                let job = answer.job.expect("a job");
+                if is_end(job.phase()) {
+                    told.push(Told { acknowledged, job, attempts: answer.attempts });
+                    break;
+                }
+                let late = healed.elapsed() > ENDED_IN;
+                assert!(!late, "job {id} has not ended: {job:?} {:?}", answer.attempts);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        told
+    })
+}
+
+/// Everything that is not as it must be, now that all have ended.
+fn check(
+    world: &World,
+    runtime: &tokio::runtime::Runtime,
+    schedule: &Schedule,
+    told: &[Told],
+    live: &Mutex<BTreeSet<u64>>,
+) -> Vec<String> {
+    until("nothing is left of what ran", GONE_IN, || world.tasks().is_empty());
+    let watched = || live.lock().expect("no watcher panics").is_empty();
+    until("the watcher has seen every end", WATCHED_IN, watched);
+    let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64;
+    let text = std::fs::read_to_string(world.history()).expect("the history");
+    let kills = |turn: &Turn| matches!(turn.fault, Fault::KillSupervisor | Fault::KillMachine);
+    let supervisors_killed = schedule.iter().flat_map(|(_, turns)| turns).any(kills);
+    let history = History::read(&text, wall_ms - weir::clock::boot_ms());
+    let mut complaints = history.check(told, supervisors_killed);
+    // Once more after a power cut: what was told must have been durable.
+    let before = list(world, runtime, &mut complaints);
+    world.broker.kill();
+    world.broker.tend();
+    let after = list(world, runtime, &mut complaints);
+    if before != after {
+        complaints.push(format!("before the last kill {before:?}, after it {after:?}"));
+    }
+    let expected: BTreeMap<String, (u64, i32)> = told
+        .iter()
+        .map(|told| (told.acknowledged.piece.token.clone(), (told.job.id, told.job.phase)))
+        .collect();
+    if before != expected {
+        complaints.push(format!("the list says {before:?}, the jobs say {expected:?}"));
+    }
+    for keeper in world.agents.iter().chain([&world.broker]) {
+        let log = keeper.log();
+        let panics = log.lines().filter(|line| line.contains("panicked"));
+        complaints.extend(panics.map(|line| format!("{}: {line}", keeper.name)));
+    }
+    complaints
+}
+
+/// All jobs of the broker by their token; complains of a second one.
+fn list(
+    world: &World,
+    runtime: &tokio::runtime::Runtime,
+    complaints: &mut Vec<String>,
+) -> BTreeMap<String, (u64, i32)> {
+    let (ledger, mut jobs) = (Arc::<Ledger>::default(), BTreeMap::new());
+    let request = v1::ListJobsRequest { page_size: 1_000, with_ended: true, ..Default::default() };
+    let answer = runtime.block_on(async {
+        let mut caller = Caller::new(&world.access(), &ledger);
+        let list = |client: Client| {
+            let request = request.clone();
+            async move { client.jobs().list_jobs(request).await }
+        };
+        caller.insist("list jobs", list).await
+    });
+    assert!(answer.next_page_token.is_empty(), "more jobs than on one page");
+    for job in answer.jobs {
+        let token = job.spec.as_ref().and_then(|spec| spec.labels.get(LABEL)).cloned().unwrap_or_default();
+        if let Some((first, _)) = jobs.insert(token.clone(), (job.id, job.phase)) {
+            complaints.push(format!("token {token} made job {first} and job {}", job.id));
+        }
+    }
+    complaints.append(&mut ledger.complaints.lock().expect("no client panics"));
+    jobs
+}
