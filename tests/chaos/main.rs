@@ -12,6 +12,7 @@
 
 mod checker;
 mod clients;
+mod commands;
 mod history;
 mod keeper;
 mod run;

@@ -9,8 +9,9 @@ use weir::api::client::Client;
 use weir::api::proto::v1;
 
 use crate::clients::{self, Access, Caller, Ledger, is_end};
+use crate::commands;
 use crate::history::{History, Told, code};
-use crate::schedule::{self, Fault, Lane, Schedule, Seed, Turn};
+use crate::schedule::{self, Lane, Schedule, Seed, Turn};
 use crate::support::until;
 use crate::work::{self, LABEL};
 use crate::world::World;
@@ -45,7 +46,7 @@ pub fn run(seed: Seed) {
         .into_iter()
         .map(|piece| runtime.spawn(clients::see_through(piece, access.clone(), ledger.clone())))
         .collect();
-    strike(&world, &schedule);
+    let mut commands = strike(&world, &schedule, commands::draw(seed));
     let healed = Instant::now();
     for client in seen_through {
         let left = ACKNOWLEDGED_IN.saturating_sub(healed.elapsed());
@@ -55,12 +56,15 @@ pub fn run(seed: Seed) {
     }
     let told = wait_for_ends(&runtime, &access, &ledger, healed);
     let ended_ms = healed.elapsed().as_millis();
+    let wrong_commands = commands::check(&mut commands);
     let _ = stop.send(true);
     runtime.block_on(reading).expect("a reader");
     let mut complaints = check(&world, &runtime, &schedule, &told, &live);
+    complaints.extend(wrong_commands);
     complaints.extend(ledger.complaints.lock().expect("no client panics").drain(..));
     let summary = format!(
-        "{seed}: {submitted} jobs; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
+        "{seed}: {submitted} jobs, {} commands; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
+        commands.len(),
         count(schedule.iter().flat_map(|(_, turns)| turns).map(|turn| turn.fault.kind())),
         count(told.iter().flat_map(|told| &told.attempts).map(code)),
         begun.elapsed().as_secs()
@@ -81,26 +85,32 @@ fn count<'a>(kinds: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
     counts
 }
 
-/// Carries out a schedule, all lanes at once, until the last fault is healed.
-fn strike(world: &World, schedule: &Schedule) {
+/// Carries out a schedule, all lanes at once, until the last fault is healed. Meanwhile starts commands.
+fn strike(world: &World, schedule: &Schedule, pieces: Vec<commands::Piece>) -> Vec<commands::Running> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for (lane, turns) in schedule {
             scope.spawn(move || turns.iter().for_each(|turn| take_turn(world, *lane, *turn, begun)));
         }
-    });
+        let started = pieces.into_iter().map(|piece| {
+            wait_until(begun, piece.start_at);
+            commands::start(world, piece)
+        });
+        started.collect()
+    })
+}
+
+fn wait_until(begun: Instant, at: Duration) {
+    while let Some(left) = at.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
 }
 
 fn take_turn(world: &World, lane: Lane, turn: Turn, begun: Instant) {
-    let wait_until = |at: Duration| {
-        while let Some(left) = at.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
-            std::thread::park_timeout(left);
-        }
-    };
-    wait_until(turn.at);
+    wait_until(begun, turn.at);
     world.strike(lane, turn.fault);
     // Measured from when it struck: on a busy machine that may be late, and a lease waits for nobody.
-    wait_until(begun.elapsed() + turn.lasts);
+    wait_until(begun, begun.elapsed() + turn.lasts);
     world.heal(lane, turn.fault);
 }
 
@@ -144,8 +154,8 @@ fn check(
     until("the watcher has seen every end", WATCHED_IN, watched);
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64;
     let text = std::fs::read_to_string(world.history()).expect("the history");
-    let kills = |turn: &Turn| matches!(turn.fault, Fault::KillSupervisor | Fault::KillMachine);
-    let supervisors_killed = schedule.iter().flat_map(|(_, turns)| turns).any(kills);
+    let mut turns = schedule.iter().flat_map(|(_, turns)| turns);
+    let supervisors_killed = turns.any(|turn| turn.fault.kills_supervisor());
     let history = History::read(&text, wall_ms - weir::clock::boot_ms());
     let mut complaints = history.check(told, supervisors_killed);
     // Once more after a power cut: what was told must have been durable.
@@ -160,8 +170,10 @@ fn check(
         .iter()
         .map(|told| (told.acknowledged.piece.token.clone(), (told.job.id, told.job.phase)))
         .collect();
-    if before != expected {
-        complaints.push(format!("the list says {before:?}, the jobs say {expected:?}"));
+    let mut jobs = before;
+    jobs.retain(|token, _| !token.starts_with(commands::TOKEN_PREFIX));
+    if jobs != expected {
+        complaints.push(format!("the list says {jobs:?}, the jobs say {expected:?}"));
     }
     for keeper in world.agents.iter().chain([&world.broker]) {
         let log = keeper.log();

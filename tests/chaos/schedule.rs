@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::commands::STEADY_POOL;
 use crate::support::proxy::Weather;
 
 /// Pools of a world; each has its agent and its link.
@@ -133,6 +134,11 @@ pub const KINDS: [&str; 15] = [
 ];
 
 impl Fault {
+    /// Exit codes may be lost.
+    pub fn kills_supervisor(self) -> bool {
+        matches!(self, Self::KillSupervisor | Self::KillMachine)
+    }
+
     /// The kind's name, for counting.
     pub fn kind(self) -> &'static str {
         match self {
@@ -178,6 +184,11 @@ pub fn draw(seed: Seed) -> Schedule {
         Profile::Crash => drawing.crash(),
         Profile::All => drawing.all(),
     };
+    for (lane, turns) in &mut schedule {
+        if *lane == Lane::Agent(STEADY_POOL) {
+            turns.retain(|turn| !turn.fault.kills_supervisor());
+        }
+    }
     schedule.retain(|(_, turns)| !turns.is_empty());
     schedule
 }
