@@ -102,7 +102,7 @@ fn what_must_not_be_is_found() {
     finds(
         "after the end of its lease",
         lost,
-        &["START 2 1.00", "ALIVE 2 6.00", "START 1 7.00", "END 1 8.00 0"],
+        &["START 2 1.00", "ALIVE 2 6.50", "START 1 7.00", "END 1 8.00 0"],
     );
     let vanished = |told: &mut Told| told.attempts.push(attempt(2, "Vanished", ""));
     finds("Vanished", vanished, &both);

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::RngExt;
 
 use crate::schedule::{POOLS, Seed};
 use crate::support::{Process, until, weir_in};
@@ -36,13 +35,13 @@ pub struct Piece {
 
 /// Draws a world's commands, in the order in which they are started.
 pub fn draw(seed: Seed) -> Vec<Piece> {
-    let mut rng = StdRng::seed_from_u64(seed.number ^ 0x5eed_0003);
+    let mut rng = seed.rng("commands");
     let (mut pieces, mut at_ms) = (Vec::new(), rng.random_range(0..3_000));
     while at_ms + TAIL_MS < seed.seconds * 1_000 {
         pieces.push(Piece {
             start_at: Duration::from_millis(at_ms),
             token: format!("{TOKEN_PREFIX}{}", pieces.len()),
-            lines: rng.random_range(1..40),
+            lines: rng.random_range(1..24),
             code: if rng.random_bool(0.5) { 0 } else { rng.random_range(1..100) },
         });
         at_ms += rng.random_range(0..2 * EVERY_MS);

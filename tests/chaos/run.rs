@@ -1,7 +1,7 @@
 //! One world from its seed to its end: faults and clients at once, then healing, then the check.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -12,7 +12,6 @@ use crate::clients::{self, Access, Caller, Ledger, is_end};
 use crate::commands;
 use crate::history::{History, Told, code};
 use crate::schedule::{self, Lane, Schedule, Seed, Turn};
-use crate::support::until;
 use crate::work::{self, LABEL};
 use crate::world::World;
 
@@ -35,6 +34,7 @@ pub fn run(seed: Seed) {
     let runtime = runtime.expect("a runtime");
     let world = World::start(TEST, &runtime);
     let (ledger, schedule) = (Arc::<Ledger>::default(), schedule::draw(seed));
+    let _witness = Witness { seed, world: &world, schedule: &schedule, ledger: &ledger };
     let pieces = work::draw(seed, &world.history());
     let submitted = pieces.len();
     let (stop, stopped) = watch::channel(false);
@@ -51,8 +51,7 @@ pub fn run(seed: Seed) {
     for client in seen_through {
         let left = ACKNOWLEDGED_IN.saturating_sub(healed.elapsed());
         let outcome = runtime.block_on(async { tokio::time::timeout(left, client).await });
-        let heard = || ledger.complaints.lock().expect("no client panics").clone();
-        assert!(outcome.is_ok_and(|client| client.is_ok()), "a request got no answer: {:?}", heard());
+        assert!(outcome.is_ok_and(|client| client.is_ok()), "a request got no answer");
     }
     let told = wait_for_ends(&runtime, &access, &ledger, healed);
     let ended_ms = healed.elapsed().as_millis();
@@ -61,7 +60,7 @@ pub fn run(seed: Seed) {
     runtime.block_on(reading).expect("a reader");
     let mut complaints = check(&world, &runtime, &schedule, &told, &live);
     complaints.extend(wrong_commands);
-    complaints.extend(ledger.complaints.lock().expect("no client panics").drain(..));
+    complaints.extend(ledger.complaints.lock().expect("no client panics").clone());
     let summary = format!(
         "{seed}: {submitted} jobs, {} commands; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
         commands.len(),
@@ -69,13 +68,23 @@ pub fn run(seed: Seed) {
         count(told.iter().flat_map(|told| &told.attempts).map(code)),
         begun.elapsed().as_secs()
     );
-    println!("{summary}");
-    assert!(
-        complaints.is_empty(),
-        "{summary}\n{}\nin {}; {schedule:#?}",
-        complaints.join("\n"),
-        world.home.path().display()
-    );
+    println!("{summary}; the last was {}", last_of(&told));
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+/// The job that ended last, with its attempts' times in milliseconds before its end: what kept it?
+fn last_of(told: &[Told]) -> String {
+    let Some(last) = told.iter().max_by_key(|told| told.job.ended_unix_ms) else { return "none".to_owned() };
+    let end_ms = last.job.ended_unix_ms.unwrap_or(0);
+    let before = |at_ms: Option<u64>| at_ms.map_or(-1, |at_ms| end_ms.saturating_sub(at_ms).cast_signed());
+    let attempt = |attempt: &v1::Attempt| {
+        let (ordered, started) = (before(Some(attempt.ordered_unix_ms)), before(attempt.started_unix_ms));
+        let ended = before(attempt.ended_unix_ms);
+        format!("{} {} ordered {ordered} started {started} ended {ended}", attempt.pool, code(attempt))
+    };
+    let attempts: Vec<String> = last.attempts.iter().map(attempt).collect();
+    let submitted = before(Some(last.job.submitted_unix_ms));
+    format!("{}, submitted {submitted} ms before: {}", last.acknowledged.piece.token, attempts.join(", "))
 }
 
 /// How many there are of each.
@@ -141,6 +150,48 @@ fn wait_for_ends(
     })
 }
 
+/// Polls whether a condition comes to hold.
+fn holds_in(patience: Duration, condition: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !condition() {
+        if begun.elapsed() > patience {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    true
+}
+
+/// Tells, if the world fails, all that is known of it.
+struct Witness<'a> {
+    seed: Seed,
+    world: &'a World,
+    schedule: &'a Schedule,
+    ledger: &'a Ledger,
+}
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        eprintln!(
+            "world {} failed; what is left of it is in {}",
+            self.seed,
+            self.world.home.path().display()
+        );
+        for (lane, turns) in self.schedule {
+            let turn = |turn: &Turn| {
+                let (from, to) = (turn.at.as_millis(), (turn.at + turn.lasts).as_millis());
+                format!("  {from:>6} to {to:>6} ms: {:?}", turn.fault)
+            };
+            eprintln!("{lane:?}\n{}", turns.iter().map(turn).collect::<Vec<_>>().join("\n"));
+        }
+        let complaints = self.ledger.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        eprintln!("clients complain of {complaints:#?}");
+    }
+}
+
 /// Everything that is not as it must be, now that all have ended.
 fn check(
     world: &World,
@@ -149,15 +200,20 @@ fn check(
     told: &[Told],
     live: &Mutex<BTreeSet<u64>>,
 ) -> Vec<String> {
-    until("nothing is left of what ran", GONE_IN, || world.tasks().is_empty());
-    let watched = || live.lock().expect("no watcher panics").is_empty();
-    until("the watcher has seen every end", WATCHED_IN, watched);
+    let mut complaints = Vec::new();
+    if !holds_in(GONE_IN, || world.tasks().is_empty()) {
+        complaints.push(format!("processes of tasks that have ended: {:?}", world.tasks()));
+    }
+    let live = || live.lock().expect("no watcher panics").clone();
+    if !holds_in(WATCHED_IN, || live().is_empty()) {
+        complaints.push(format!("jobs whose ends a watcher did not see: {:?}", live()));
+    }
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64;
     let text = std::fs::read_to_string(world.history()).expect("the history");
     let mut turns = schedule.iter().flat_map(|(_, turns)| turns);
     let supervisors_killed = turns.any(|turn| turn.fault.kills_supervisor());
     let history = History::read(&text, wall_ms - weir::clock::boot_ms());
-    let mut complaints = history.check(told, supervisors_killed);
+    complaints.extend(history.check(told, supervisors_killed));
     // Once more after a power cut: what was told must have been durable.
     let before = list(world, runtime, &mut complaints);
     world.broker.kill();

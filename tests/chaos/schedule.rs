@@ -52,6 +52,18 @@ pub struct Seed {
     pub seconds: u64,
 }
 
+impl Seed {
+    /// A source of chance for one purpose; each profile has its own of the same number.
+    pub fn rng(&self, purpose: &str) -> StdRng {
+        let text = format!("{purpose} {self}");
+        // FNV-1a, so that no library's change of its hash gives old seeds a new meaning.
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        StdRng::seed_from_u64(hash)
+    }
+}
+
 impl fmt::Display for Seed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}-{}", self.profile.name(), self.number, self.seconds)
@@ -176,7 +188,7 @@ pub type Schedule = Vec<(Lane, Vec<Turn>)>;
 
 /// Draws a world's schedule.
 pub fn draw(seed: Seed) -> Schedule {
-    let mut rng = StdRng::seed_from_u64(seed.number ^ 0x5eed_0001);
+    let mut rng = seed.rng("schedule");
     let mut drawing = Drawing { rng: &mut rng, end_ms: seed.seconds * 1_000 };
     let mut schedule = match seed.profile {
         Profile::Silence => drawing.silence(),

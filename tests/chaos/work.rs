@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 use weir::api::proto::v1;
 
+use crate::commands::STEADY_POOL;
 use crate::schedule::Seed;
 
 /// Names the file that tasks write their history to.
@@ -17,6 +18,9 @@ pub const LABEL: &str = "chaos";
 /// before: whoever waits for the end of the world need not wait for them.
 const TAIL_MS: u64 = 5_000;
 const LONG_TAIL_MS: u64 = 18_000;
+
+/// Until then jobs come in a rush, and most run long: the first faults hit pools that are full.
+const RUSH_MS: u64 = 1_500;
 
 /// What a task does: it says that it starts, that it lives, four times a second, and that it ends. One line
 /// is one write to a file that is only appended to, so the file's order is that of the events.
@@ -43,7 +47,7 @@ exit "$code"
 "#;
 
 /// What a job must come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Expected {
     Succeeds,
     Fails,
@@ -85,36 +89,47 @@ impl Piece {
 
 /// Draws a world's jobs, in the order in which they are submitted.
 pub fn draw(seed: Seed, history: &Path) -> Vec<Piece> {
-    let mut rng = StdRng::seed_from_u64(seed.number ^ 0x5eed_0002);
+    let mut rng = seed.rng("work");
     let (mut pieces, mut at_ms) = (Vec::new(), 200);
     let end_ms = seed.seconds * 1_000;
     while at_ms + TAIL_MS < end_ms {
         let token = format!("{seed}-{}", pieces.len());
-        pieces.push(draw_one(&mut rng, token, at_ms, at_ms + LONG_TAIL_MS < end_ms, history));
-        // Some come in a rush.
-        at_ms += if rng.random_bool(0.3) { 50 } else { rng.random_range(200..1_500) };
+        let times = (at_ms, at_ms < RUSH_MS, at_ms + LONG_TAIL_MS < end_ms);
+        pieces.push(draw_one(&mut rng, token, times, history));
+        at_ms += match at_ms {
+            ..RUSH_MS => 80,
+            _ if rng.random_bool(0.3) => 50,
+            _ => rng.random_range(200..1_500),
+        };
     }
     pieces
 }
 
-fn draw_one(rng: &mut StdRng, token: String, submit_at_ms: u64, long: bool, history: &Path) -> Piece {
+/// Draws a job that is submitted at this time; in the rush it runs long, and it may if that ends in time.
+fn draw_one(
+    rng: &mut StdRng,
+    token: String,
+    (submit_at_ms, rush, long): (u64, bool, bool),
+    history: &Path,
+) -> Piece {
     let (mut quarters, mut failures, mut stubborn) = (rng.random_range(0..10), 0, false);
     let (mut count, mut gang) = (1, false);
     let code = rng.random_range(1..100);
     let mut requeues = rng.random_bool(0.5);
     let (mut expected, mut cancel_after_ms) = (Expected::Succeeds, None);
-    match rng.random_range(0..10) {
+    let kind = if rush && rng.random_bool(0.7) { 3..5 } else { 0..11 };
+    match rng.random_range(kind) {
         0..3 => {}
         // Long enough to lose their pool.
-        3 if long => (quarters, requeues) = (rng.random_range(20..60), true),
-        4 if long => (quarters, requeues, stubborn) = (rng.random_range(20..60), true, true),
+        3 if long => (quarters, requeues) = (rng.random_range(20..40), true),
+        4 if long => (quarters, requeues, stubborn) = (rng.random_range(20..40), true, true),
         3 | 4 => {}
         5 => count = rng.random_range(2..6),
         6 => (count, gang) = (rng.random_range(2..4), true),
         7 => failures = rng.random_range(1..3),
         8 => (failures, expected) = (1_000, Expected::Fails),
         _ => {
-            cancel_after_ms = Some(rng.random_range(0..6_000));
+            cancel_after_ms = Some(rng.random_range(0..4_000));
             expected = Expected::IsCancelled;
             quarters = rng.random_range(0..40);
         }
@@ -138,7 +153,16 @@ fn draw_one(rng: &mut StdRng, token: String, submit_at_ms: u64, long: bool, hist
     // What fails for good fails at the third attempt. Unknown outcomes come of killed supervisors.
     let max_attempts = Some(if expected == Expected::Fails { 3 } else { 50 });
     let on = [v1::RetryOn::Failed, v1::RetryOn::Unknown].map(i32::from).to_vec();
+    // Some may run in one pool or two only: they come back to a pool that was lost. It is not one whose
+    // machine is killed: such a node is held back, and a minute is too long to wait for it.
+    let pools = match rng.random_range(0..10) {
+        0..2 => vec![STEADY_POOL],
+        2..5 => vec![STEADY_POOL, rng.random_range(0..STEADY_POOL)],
+        _ => Vec::new(),
+    };
+    let pools = pools.into_iter().map(|pool| format!("pool-{pool}")).collect();
     let spec = v1::JobSpec {
+        constraints: Some(v1::Constraints { pools, ..Default::default() }),
         labels: [(LABEL.to_owned(), token.clone())].into(),
         groups: vec![group],
         retry: Some(v1::RetryPolicy { max_attempts, on, backoff_ms: 100, backoff_max_ms: 1_000 }),

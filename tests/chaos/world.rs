@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clients::Access;
+use crate::commands::STEADY_POOL;
 use crate::keeper::Keeper;
 use crate::schedule::{Fault, Lane, POOLS};
 use crate::support::disk::{FaultyDisk, Tmpfs};
@@ -92,10 +93,12 @@ impl World {
     }
 
     fn begin(&mut self) {
-        self.broker.tend();
         let token = self.home.data().join("token");
         // The agents read it when they start.
-        until("the broker has made its token", PATIENCE, || token.exists());
+        until("the broker has made its token", PATIENCE, || {
+            self.broker.tend();
+            token.exists()
+        });
         self.token = std::fs::read_to_string(token).expect("the token");
         let (tended, agents, broker) = (self.tended.clone(), self.agents.clone(), self.broker.clone());
         self.tender = Some(std::thread::spawn(move || {
@@ -258,9 +261,11 @@ fn state_folder(home: &Home, pool: usize) -> PathBuf {
 fn agent_file(home: &Home, pool: usize, broker: SocketAddr) -> PathBuf {
     let (token, state) = (home.data().join("token"), state_folder(home, pool));
     let region = REGIONS[pool];
+    // Small pools fill up, so that work is spread over all; the steady one must not be a bottleneck.
+    let cpus = if pool == STEADY_POOL { 12 } else { 4 };
     let text = format!(
         "name = \"pool-{pool}\"\nregion = \"{region}\"\nserver = \"http://{broker}\"\ntoken_file = {token:?}\n\
-         state = {state:?}\n[host]\ncpus = 8\nmemory_mib = 65536\n"
+         state = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n"
     );
     let file = home.path().join(format!("pool-{pool}.toml"));
     std::fs::write(&file, text).expect("the agent's file");
