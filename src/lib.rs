@@ -19,6 +19,8 @@ pub mod config;
 #[cfg(feature = "io")]
 pub mod journal;
 #[cfg(feature = "io")]
+pub mod lock;
+#[cfg(feature = "io")]
 pub mod pools;
 #[cfg(feature = "io")]
 pub mod runtime;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use support::disk::FailingSync;
-use support::{Home, Process, until};
+use support::disk::FaultyDisk;
+use support::{Home, Process, supervisor_of, until};
 use weir::api::client::Client;
 use weir::api::proto::v1;
 
@@ -195,7 +195,7 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
     let name = "broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_well";
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut home = Home::new();
-    let Some(disk) = FailingSync::prepare(name, home.path()) else { return };
+    let Some(disk) = FaultyDisk::prepare(name, home.path()) else { return };
     home.env = disk.env().to_vec();
     let mut broker = home.start_broker("server");
     let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
@@ -209,9 +209,9 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
         })
     };
     let first = submit(1).expect("the disk is well");
-    disk.set(true);
+    disk.fail_syncs(true);
     assert_eq!(submit(2).expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
-    disk.set(false);
+    disk.fail_syncs(false);
     let mut second = None;
     until("the broker has opened its journal again", Duration::from_secs(30), || {
         second = submit(2).ok();
@@ -226,16 +226,50 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
     drop(broker);
 }
 
-/// The supervisor of this home's host pool.
-fn supervisor(home: &Home) -> Option<rustix::process::Pid> {
-    let state = home.path().join("local").display().to_string();
-    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find_map(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).into_owned();
-        let ours = line.contains("\0supervise\0") && line.contains(&state);
-        ours.then(|| rustix::process::Pid::from_raw(pid)).flatten()
-    })
+#[test]
+fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
+    let name = "broker_whose_disk_fails_to_sync_ends_when_it_is_told_to";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    let Some(disk) = FaultyDisk::prepare(name, home.path()) else { return };
+    home.env = disk.env().to_vec();
+    let mut broker = home.start_broker("server");
+    disk.fail_syncs(true);
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let jobs = vec![submission(1, std::path::Path::new("/dev/null"))];
+    let request = v1::SubmitRequest { token: "sync".to_owned(), jobs };
+    let refused = runtime.block_on(async {
+        let client = Client::new(&home.address, Some(&token)).expect("a client");
+        client.jobs().submit(request).await.map(drop)
+    });
+    assert_eq!(refused.expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
+    until("the journal is opened in vain", Duration::from_secs(30), || home.log().contains("opened again"));
+    let pid = rustix::process::Pid::from_child(&broker.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    until("the broker has ended", Duration::from_secs(30), || {
+        broker.0.try_wait().is_ok_and(|ended| ended.is_some())
+    });
+}
+
+#[test]
+fn second_agent_of_a_state_folder_is_refused_and_told_who_holds_it() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut first = home.start_agent(4);
+    let run = || home.run(&["run", "--pool", "local", "--", "true"]);
+    until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
+    let file = home.path().join("local.toml");
+    let (code, printed, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
+    let (folder, holder) = (home.path().join("local"), first.0.id());
+    let expected = format!(
+        "error: state folder {} is in use by another weir, process {holder}\nhint: each pool's agent needs a state folder of its own\n",
+        folder.display()
+    );
+    assert_eq!((code, printed.as_str(), said.as_str()), (4, "", expected.as_str()));
+    // A lock ends with its process: the next agent needs no cleaning up.
+    first.kill();
+    let _second = home.start_agent(4);
+    until("the next agent's pool runs commands", Duration::from_secs(30), || run().0 == 0);
 }
 
 #[test]
@@ -245,10 +279,10 @@ fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
     let mut agent = home.start_agent(4);
     let run = || home.run(&["run", "--pool", "local", "--", "true"]);
     until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
-    let killed = supervisor(&home).expect("a supervisor");
+    let killed = supervisor_of(&home.path().join("local")).expect("a supervisor");
     rustix::process::kill_process(killed, rustix::process::Signal::KILL).expect("a signal");
     let (code, _, said) = run();
     assert_eq!(code, 0, "{said}; log: {}", home.log());
-    assert_ne!(supervisor(&home), Some(killed));
+    assert_ne!(supervisor_of(&home.path().join("local")), Some(killed));
     assert!(agent.0.try_wait().expect("a state").is_none(), "the agent has ended: {}", home.log());
 }

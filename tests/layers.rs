@@ -14,9 +14,10 @@ const TABLE: &[(&str, u32, &[&str])] = &[
     ("broker", 3, &["model", "state", "scheduler"]),
     ("agent", 3, &["model", "state", "scheduler"]),
     ("clock", 4, &["model"]),
+    ("lock", 4, &[]),
     ("config", 4, &["model", "state"]),
     ("telemetry", 4, &["model", "state"]),
-    ("journal", 4, &["model", "state"]),
+    ("journal", 5, &["model", "state", "lock"]),
     // A pool's backend executes the agent's effects, so it speaks of them, in real time.
     ("pools", 5, &["model", "state", "agent", "clock"]),
     (
@@ -49,6 +50,7 @@ const TABLE: &[(&str, u32, &[&str])] = &[
             "broker",
             "agent",
             "clock",
+            "lock",
             "config",
             "telemetry",
             "journal",

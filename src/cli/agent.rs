@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use tokio::task::JoinSet;
 
-use super::exit::INVALID;
+use super::exit::{CONFLICT, INVALID};
 use super::{Connect, Failure, start_logging, terminated};
 use crate::api::agent::Dialer;
 use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config::{self, AgentFile};
+use crate::lock::{self, Lock};
 use crate::model::device;
 use crate::model::exchange::Hello;
 use crate::model::id::InstanceId;
@@ -88,6 +89,7 @@ fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
 
 /// Runs one pool's agent until the process is to end.
 async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), Failure> {
+    let _lock = claim(&file.state)?;
     let region = RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))?;
     let pool = |backend: &str, capabilities| PoolSpec {
         name: file.name.clone(),
@@ -156,6 +158,23 @@ fn node_kind(kind: &config::NodeKind) -> NodeKind {
 /// What simulated pools pretend to do.
 pub(super) const SIMULATED: Capabilities =
     Capabilities { real: false, processes: true, containers: true, leases: true, secrets: true };
+
+/// Takes a pool's state folder for as long as the lock is held.
+///
+/// Two agents in one folder have one identity: the broker would take each for the other come back, and
+/// they would displace each other for ever.
+pub(super) fn claim(state: &std::path::Path) -> Result<Lock, Failure> {
+    let folder = state.display();
+    let failed = |error| Failure::new(1, format!("state folder {folder} can't be used: {error}"));
+    std::fs::create_dir_all(state).map_err(failed)?;
+    Lock::take(state).map_err(|error| match error {
+        lock::Error::InUse { holder } => {
+            let message = format!("state folder {folder} is in use by another weir, process {holder}");
+            Failure::new(CONFLICT, message).hint("each pool's agent needs a state folder of its own")
+        }
+        lock::Error::Io(error) => failed(error),
+    })
+}
 
 /// Who speaks for a pool: an identity that its state folder keeps.
 pub(super) fn hello(pool: PoolSpec, state: &std::path::Path) -> Result<Hello, Failure> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::agent::{SIMULATED, hello, serve, serve_host};
+use super::agent::{SIMULATED, claim, hello, serve, serve_host};
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::INVALID;
 use super::output::print;
@@ -170,6 +170,7 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
     };
     let spec = pool(province.name, region, "simulated", province.label, SIMULATED);
     let ran = async {
+        let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
         serve(hello, Simulated::new(settings, clock), client, clock, std::future::pending()).await
     };
@@ -191,6 +192,7 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
     };
     let spec = pool("local", region, "host", "host", host::CAPABILITIES);
     let ran = async {
+        let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
         serve_host(hello, settings, client, clock, std::future::pending()).await
     };

@@ -69,8 +69,11 @@ fn escape_lines(message: &str) -> String {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        // The connection's own errors have a cause; what the broker itself says has none.
-        let away = std::error::Error::source(&status).is_some();
+        // The connection's own errors have a cause; what the broker itself says has none. One that
+        // breaks under a call has other codes than one that can't be made.
+        let broken =
+            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+        let away = broken && std::error::Error::source(&status).is_some();
         let (code, hint) = match status.code() {
             Code::InvalidArgument | Code::OutOfRange => (INVALID, None),
             Code::NotFound => (NOT_FOUND, None),
@@ -81,7 +84,7 @@ impl From<Status> for Failure {
             }
             Code::ResourceExhausted => (QUOTA, None),
             Code::DeadlineExceeded => (TIMED_OUT, None),
-            Code::Unavailable if away => {
+            _ if away => {
                 (UNREACHABLE, Some("is the broker up? `weir dev` starts one; name another with --server"))
             }
             Code::Unavailable => (UNREACHABLE, None),
@@ -93,7 +96,7 @@ impl From<Status> for Failure {
             let separator = if index > 0 { "\n       " } else { "" };
             message.push_str(&format!("{separator}{}: {}", field.field, field.description));
         }
-        if status.code() == Code::Unavailable && away {
+        if away {
             message = format!("the broker can't be reached: {message}");
         }
         Self { code, message, hint: hint.map(str::to_owned) }
@@ -121,5 +124,25 @@ impl From<crate::config::FileError> for Failure {
 impl From<crate::journal::Error> for Failure {
     fn from(error: crate::journal::Error) -> Self {
         Self::new(1, crate::runtime::broker::causes(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Status};
+
+    use super::{Failure, UNREACHABLE};
+
+    #[test]
+    fn connection_that_breaks_under_a_call_is_told_as_one_that_can_t_be_made() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("the pipe broke")));
+        assert_eq!(broken.code(), Code::Unknown);
+        let failure = Failure::from(broken);
+        assert_eq!(failure.code, UNREACHABLE);
+        assert_eq!(failure.message, "the broker can't be reached: the pipe broke");
+        assert!(failure.hint.is_some());
+        // What the broker itself answers is its answer.
+        let failure = Failure::from(Status::unknown("who knows"));
+        assert_eq!((failure.code, failure.message.as_str(), failure.hint), (1, "who knows", None));
     }
 }

@@ -1,12 +1,11 @@
 //! The default journal: one SQLite file in WAL mode, synced in full on every commit.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::{Archive, Batch, Chunk, Error, Journal, Loaded};
+use crate::lock::{self, Lock};
 use crate::model::id::{JobId, Revision, Term};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -44,7 +43,7 @@ pub struct SqliteJournal {
     path: PathBuf,
     revision: Revision,
     /// Held while the journal is open: the lock goes with it.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl SqliteJournal {
@@ -83,24 +82,11 @@ impl SqliteJournal {
 }
 
 /// Takes the directory's lock, or tells who holds it.
-fn lock(directory: &Path) -> Result<File, Error> {
-    let failed = |source| Error::Directory { path: directory.to_owned(), source };
-    let path = directory.join("lock");
-    let mut file =
-        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            file.read_to_string(&mut holder).map_err(failed)?;
-            return Err(Error::InUse { path: directory.to_owned(), holder: holder.trim().to_owned() });
-        }
-        Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
-    }
-    file.set_len(0).map_err(failed)?;
-    file.rewind().map_err(failed)?;
-    write!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
+fn lock(directory: &Path) -> Result<Lock, Error> {
+    Lock::take(directory).map_err(|error| match error {
+        lock::Error::InUse { holder } => Error::InUse { path: directory.to_owned(), holder },
+        lock::Error::Io(source) => Error::Directory { path: directory.to_owned(), source },
+    })
 }
 
 fn meta(db: &Connection, key: &str) -> Result<u64, Error> {

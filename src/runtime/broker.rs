@@ -171,7 +171,9 @@ pub fn start(open: Open, clock: Clock) -> Result<(Handle, std::thread::JoinHandl
             }
             // A failed append: what became of it is unknown, so the state goes with it.
             while next.is_none() {
-                runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming));
+                if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming)) == Ended::Stopped {
+                    return;
+                }
                 let reopened = open().and_then(|mut journal| Ok((recover(&mut *journal)?, journal)));
                 match reopened {
                     Ok((recovered, journal)) => next = Some((journal, recovered)),
@@ -294,18 +296,22 @@ fn write_all(
     }
 }
 
-/// Answers that nothing can be done, until the time is over.
-async fn refuse_for(wait: Duration, incoming: &mut mpsc::Receiver<Message>) {
+/// Answers that nothing can be done, until the time is over or the broker is to stop.
+async fn refuse_for(wait: Duration, incoming: &mut mpsc::Receiver<Message>) -> Ended {
     let refuse = async {
         while let Some(message) = incoming.recv().await {
             match message {
                 Message::Request(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
                 Message::Query(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
-                Message::Open(..) | Message::FromAgent(..) | Message::Gone(_) | Message::Stop => {}
+                Message::Open(..) | Message::FromAgent(..) | Message::Gone(_) => {}
+                Message::Stop => return,
             }
         }
     };
-    let _ = tokio::time::timeout(wait, refuse).await;
+    match tokio::time::timeout(wait, refuse).await {
+        Ok(()) => Ended::Stopped,
+        Err(_) => Ended::Failed,
+    }
 }
 
 async fn serve(

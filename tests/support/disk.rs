@@ -1,57 +1,133 @@
-//! A disk that fails to sync on command, for processes that are started with it.
+//! Disks that fail on command: small ones, and ones that a process is made to believe in.
 
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Names the file whose presence makes syncs fail.
-const FLAG: &str = "WEIR_TEST_FAILING_SYNC";
+const FAILING_SYNC: &str = "WEIR_TEST_FAILING_SYNC";
+/// Names the file whose presence makes a disk read-only, and a folder on that disk.
+const READ_ONLY: &str = "WEIR_TEST_READ_ONLY";
+const DISK: &str = "WEIR_TEST_DISK";
 
-/// What makes a process's syncs fail, and the file whose presence does.
-pub struct FailingSync {
-    library: PathBuf,
-    flag: PathBuf,
+/// Says loudly that `test` can't be run here; that is an error where everything must be.
+fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: {why}");
+    let line = format!("SKIPPED: {test}: {why}\n");
+    // Past the test runner's capture: what was not tested must be seen.
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
 }
 
-impl FailingSync {
+/// What makes a process's syncs and writes fail, and the files whose presence does.
+pub struct FaultyDisk {
+    library: PathBuf,
+    failing_sync: PathBuf,
+    read_only: PathBuf,
+    disk: PathBuf,
+}
+
+impl FaultyDisk {
     /// Compiles the library into `folder`, or says loudly that `test` can't be run here.
     pub fn prepare(test: &str, folder: &Path) -> Option<Self> {
-        let (source, library) = (folder.join("failing_sync.c"), folder.join("failing_sync.so"));
-        std::fs::write(&source, include_str!("failing_sync.c")).expect("a source file");
+        let (source, library) = (folder.join("faulty_disk.c"), folder.join("faulty_disk.so"));
+        std::fs::write(&source, include_str!("faulty_disk.c")).expect("a source file");
         let mut compiler = Command::new("cc");
         compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
         let why = match compiler.output() {
             Ok(output) if output.status.success() => {
-                return Some(Self { library, flag: folder.join("sync-fails") });
+                let (failing_sync, read_only) = (folder.join("sync-fails"), folder.join("disk-is-read-only"));
+                return Some(Self { library, failing_sync, read_only, disk: folder.join("data") });
             }
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
         };
-        assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: no C compiler: {why}");
-        let line = format!("SKIPPED: {test}: no C compiler: {why}\n");
-        // Past the test runner's capture: what was not tested must be seen.
-        std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
+        skip(test, &format!("no C compiler: {why}"));
         None
     }
 
     /// What this process was started with.
     pub fn of_this_process() -> Self {
         let variable = |name| PathBuf::from(std::env::var_os(name).expect("a variable"));
-        Self { library: variable("LD_PRELOAD"), flag: variable(FLAG) }
+        Self {
+            library: variable("LD_PRELOAD"),
+            failing_sync: variable(FAILING_SYNC),
+            read_only: variable(READ_ONLY),
+            disk: variable(DISK),
+        }
     }
 
     /// What a process must have in its environment.
-    pub fn env(&self) -> [(&'static str, PathBuf); 2] {
-        [("LD_PRELOAD", self.library.clone()), (FLAG, self.flag.clone())]
+    pub fn env(&self) -> [(&'static str, PathBuf); 4] {
+        [
+            ("LD_PRELOAD", self.library.clone()),
+            (FAILING_SYNC, self.failing_sync.clone()),
+            (READ_ONLY, self.read_only.clone()),
+            (DISK, self.disk.clone()),
+        ]
     }
 
     /// From now on no sync succeeds, or all do again.
-    pub fn set(&self, fails: bool) {
-        if fails {
-            std::fs::write(&self.flag, "").expect("a flag");
-        } else {
-            std::fs::remove_file(&self.flag).expect("the flag");
+    pub fn fail_syncs(&self, fails: bool) {
+        flag(&self.failing_sync, fails);
+    }
+
+    /// From now on nothing can be written to the file system of `folder/data`, or all can again.
+    pub fn make_read_only(&self, is: bool) {
+        flag(&self.read_only, is);
+    }
+}
+
+fn flag(path: &Path, is: bool) {
+    if is {
+        std::fs::write(path, "").expect("a flag");
+    } else {
+        std::fs::remove_file(path).expect("the flag");
+    }
+}
+
+/// A small file system of its own, on a folder.
+pub struct Tmpfs {
+    path: PathBuf,
+}
+
+impl Tmpfs {
+    /// Mounts one, or says loudly that `test` can't be run here.
+    pub fn mount(test: &str, path: &Path, size: &str) -> Option<Self> {
+        let mounted = Self { path: path.to_owned() };
+        match mounted.mount_with(&format!("size={size}")) {
+            Ok(()) => Some(mounted),
+            Err(why) => {
+                skip(test, &format!("can't mount a tmpfs: {why}"));
+                None
+            }
         }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Mounts it with other options.
+    ///
+    /// # Errors
+    /// What `mount` says: while a file is open for writing, it can't be made read-only.
+    pub fn remount(&self, options: &str) -> Result<(), String> {
+        self.mount_with(&format!("remount,{options}"))
+    }
+
+    fn mount_with(&self, options: &str) -> Result<(), String> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "weir-test"]).arg(&self.path);
+        let output = mount.output().map_err(|error| error.to_string())?;
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Where nothing was mounted this fails, which is as well.
+        drop(Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status());
     }
 }

@@ -4,6 +4,8 @@
 
 pub mod disk;
 
+pub mod proxy;
+
 pub mod supervisor;
 
 use std::path::{Path, PathBuf};
@@ -66,15 +68,8 @@ impl Home {
 
     /// A `weir` command that touches nothing outside the folder.
     pub fn weir(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(WEIR);
-        command
-            .args(arguments)
-            .env("XDG_CONFIG_HOME", self.path().join("config"))
-            .env("XDG_STATE_HOME", self.path().join("state"))
-            .env("WEIR_SERVER", &self.address)
-            .env_remove("WEIR_TOKEN")
-            .envs(self.env.iter().cloned())
-            .stdin(Stdio::null());
+        let mut command = weir_in(self.path());
+        command.args(arguments).env("WEIR_SERVER", &self.address).envs(self.env.iter().cloned());
         command
     }
 
@@ -159,6 +154,43 @@ fn stop_supervisor(folder: &Path) {
     if let Ok(mut stream) = std::os::unix::net::UnixStream::connect(folder.join("supervisor.sock")) {
         let _ = stream.write_all(b"\"shutdown\"\n");
     }
+}
+
+/// The supervisor that keeps the tasks of the host pool with this state folder.
+pub fn supervisor_of(state: &Path) -> Option<rustix::process::Pid> {
+    let state = state.display().to_string();
+    processes().find(|pid| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("\0supervise\0") && line.contains(&state)
+    })
+}
+
+/// Living processes that have `NAME=value` in their environment.
+pub fn processes_with(variable: &str) -> Vec<rustix::process::Pid> {
+    let carries = |pid: &rustix::process::Pid| {
+        let text = std::fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap_or_default();
+        text.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    processes().filter(carries).collect()
+}
+
+fn processes() -> impl Iterator<Item = rustix::process::Pid> {
+    let entries = std::fs::read_dir("/proc").expect("processes").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(rustix::process::Pid::from_raw)
+}
+
+/// A `weir` command that keeps what it keeps in `folder`, and knows of no broker.
+pub fn weir_in(folder: &Path) -> Command {
+    let mut command = Command::new(WEIR);
+    command
+        .env("XDG_CONFIG_HOME", folder.join("config"))
+        .env("XDG_STATE_HOME", folder.join("state"))
+        .env_remove("WEIR_SERVER")
+        .env_remove("WEIR_TOKEN")
+        .stdin(Stdio::null());
+    command
 }
 
 /// Polls until a condition holds.

@@ -18,7 +18,7 @@ use crate::journal::{Batch, Error, Journal};
 use crate::model::id::{JobId, Revision, Term};
 use crate::state::State;
 use crate::state::command::Command;
-use disk::FailingSync;
+use disk::{FaultyDisk, Tmpfs};
 
 #[test]
 fn sqlite_reopened_is_as_it_was() {
@@ -67,51 +67,20 @@ fn sqlite_of_a_newer_weir_is_refused_and_left_alone() {
     assert!(matches!(error, Error::Newer { found: 1_000_000, .. }), "{error}");
 }
 
-/// A small file system of its own.
-struct Tmpfs(TempDir);
-
-impl Tmpfs {
-    /// Mounts one, or says loudly that the test can't be run here.
-    fn mount(test: &str, size: &str) -> Option<Self> {
-        let mounted = Self(TempDir::new().unwrap());
-        match mounted.remount(&format!("size={size}"), false) {
-            Ok(()) => Some(mounted),
-            Err(why) => {
-                assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: no tmpfs: {why}");
-                let line = format!("SKIPPED: {test}: can't mount a tmpfs: {why}\n");
-                // Past the test runner's capture: what was not tested must be seen.
-                std::io::stderr().write_all(line.as_bytes()).unwrap();
-                None
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn remount(&self, options: &str, again: bool) -> Result<(), String> {
-        let options = if again { format!("remount,{options}") } else { options.to_owned() };
-        let mut mount = Process::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &options, "weir-test"]).arg(self.path());
-        let output = mount.output().map_err(|error| error.to_string())?;
-        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into()) }
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // Where nothing was mounted this fails, which is as well.
-        drop(Process::new("umount").arg("-l").arg(self.path()).stderr(Stdio::null()).status());
-    }
+/// A small file system of its own, on a fresh folder.
+fn small_disk(test: &str, size: &str) -> Option<(Tmpfs, TempDir)> {
+    let folder = TempDir::new().unwrap();
+    Tmpfs::mount(test, folder.path(), size).map(|disk| (disk, folder))
 }
 
 #[test]
 fn sqlite_names_a_directory_that_it_may_not_write() {
-    let Some(disk) = Tmpfs::mount("sqlite_names_a_directory_that_it_may_not_write", "1m") else { return };
+    let Some((disk, _folder)) = small_disk("sqlite_names_a_directory_that_it_may_not_write", "1m") else {
+        return;
+    };
     let directory = disk.path().join("data");
     drop(SqliteJournal::open(&directory).unwrap());
-    disk.remount("ro", true).unwrap();
+    disk.remount("ro").unwrap();
     let Err(error) = SqliteJournal::open(&directory) else { panic!("a read-only disk is written") };
     assert!(matches!(error, Error::Directory { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("data directory {} can't be used", directory.display()));
@@ -122,7 +91,7 @@ fn sqlite_names_a_directory_that_it_may_not_write() {
 #[test]
 fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     let test = "sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged";
-    let Some(disk) = Tmpfs::mount(test, "1m") else { return };
+    let Some((disk, _folder)) = small_disk(test, "1m") else { return };
     let mut journal = SqliteJournal::open(disk.path()).unwrap();
     let mut writer = Writer::begin(&mut journal);
     let mut acknowledged = Vec::new();
@@ -145,7 +114,7 @@ fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     // The refused batch may or may not be there: that is what "unknown" means.
     assert!(recovered.revision() >= *durable, "{} of {durable}", recovered.revision());
     assert!(recovered.revision() > *durable || encoded(&recovered) == *state);
-    disk.remount("size=64m", true).unwrap();
+    disk.remount("size=64m").unwrap();
     let mut journal = SqliteJournal::open(disk.path()).unwrap();
     Writer::begin(&mut journal).submit().unwrap();
 }
@@ -160,7 +129,7 @@ fn sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged() {
     }
     let name = "sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged";
     let directory = TempDir::new().unwrap();
-    let Some(disk) = FailingSync::prepare(name, directory.path()) else { return };
+    let Some(disk) = FaultyDisk::prepare(name, directory.path()) else { return };
     let child = Process::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("journal::conformance::on_disk::{name}"), "--nocapture"])
         .env(FAILING_WRITER, directory.path())
@@ -171,7 +140,7 @@ fn sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged() {
 }
 
 fn write_while_syncs_fail(directory: &Path) {
-    let disk = FailingSync::of_this_process();
+    let disk = FaultyDisk::of_this_process();
     let data = directory.join("data");
     for _ in 0..5 {
         let mut journal = SqliteJournal::open(&data).unwrap();
@@ -180,11 +149,11 @@ fn write_while_syncs_fail(directory: &Path) {
             writer.submit().unwrap();
         }
         let (durable, state) = (writer.durable, writer.state());
-        disk.set(true);
+        disk.fail_syncs(true);
         let error = writer.submit().unwrap_err();
         assert!(matches!(error, Error::Io(_)), "{error:?}");
         drop(journal);
-        disk.set(false);
+        disk.fail_syncs(false);
         let recovered = recover(&mut SqliteJournal::open(&data).unwrap());
         // The refused batch may or may not be there: that is what "unknown" means.
         assert!(recovered.revision() >= durable, "{} of {durable}", recovered.revision());
