@@ -8,6 +8,7 @@ pub mod error;
 mod guard;
 mod job;
 mod logs;
+pub mod patience;
 mod pool;
 pub mod proto;
 mod queue;
