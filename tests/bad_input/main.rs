@@ -4,6 +4,7 @@
 mod agent;
 mod cli;
 mod fake;
+mod file;
 mod job;
 mod list;
 mod output;
@@ -13,4 +14,5 @@ mod raw;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+mod text;
 mod transport;
