@@ -2,6 +2,7 @@
 //! and whoever is honest notices nothing of it.
 
 mod agent;
+mod attack;
 mod cli;
 mod fake;
 mod file;
@@ -11,8 +12,12 @@ mod output;
 mod pool;
 mod queue;
 mod raw;
+mod share;
+mod shortage;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
 mod text;
 mod transport;
+mod vast;
+mod wire;
