@@ -6,12 +6,14 @@ mod attack;
 mod cli;
 mod fake;
 mod file;
+mod fuzz;
 mod job;
 mod list;
 mod output;
 mod pool;
 mod queue;
 mod raw;
+mod reconnect;
 mod share;
 mod shortage;
 #[path = "../support/mod.rs"]

@@ -63,6 +63,32 @@ pub async fn call_at(address: &str, token: &str, method: &str, message: Vec<u8>)
     client.unary(request, path, Bytes).await.map(tonic::Response::into_inner)
 }
 
+/// Calls a method, of whatever kind, with these messages; reads the first of its answers, if they come
+/// soon.
+pub async fn stream(
+    channel: &Channel,
+    token: &str,
+    method: &str,
+    messages: Vec<Vec<u8>>,
+) -> Result<(), Status> {
+    let soon = std::time::Duration::from_millis(20);
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut request = Request::new(tokio_stream::iter(messages));
+    let token = format!("Bearer {token}").parse().expect("a header");
+    request.metadata_mut().insert("authorization", token);
+    let path = http::uri::PathAndQuery::try_from(method).expect("a path");
+    let mut answers = client.streaming(request, path, Bytes).await?.into_inner();
+    for _ in 0..3 {
+        match tokio::time::timeout(soon, answers.message()).await {
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) | Err(_) => break,
+            Ok(Err(status)) => return Err(status),
+        }
+    }
+    Ok(())
+}
+
 /// A connection to the broker.
 pub async fn channel(broker: &Broker) -> Channel {
     channel_at(&broker.home.address).await
