@@ -5,6 +5,8 @@
 
 #[cfg(feature = "load")]
 pub mod load;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod seeds;
 pub mod sweep;
 pub mod world;

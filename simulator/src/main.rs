@@ -23,6 +23,9 @@ enum Command {
     Meta(simulator::seeds::Meta),
     /// Makes a failing seed's faults as few as they can be.
     Minimise(simulator::seeds::Minimise),
+    /// Shows that a sweep finds deliberate faults.
+    #[cfg(feature = "mutants")]
+    Mutants(simulator::mutants::Mutants),
     /// Plays a real trace against a running broker.
     #[cfg(feature = "load")]
     Load(simulator::load::Load),
@@ -34,6 +37,8 @@ fn main() -> std::process::ExitCode {
         Command::Replay(replay) => replay.run(),
         Command::Meta(meta) => meta.run(),
         Command::Minimise(minimise) => minimise.run(),
+        #[cfg(feature = "mutants")]
+        Command::Mutants(mutants) => mutants.run(),
         #[cfg(feature = "load")]
         Command::Load(load) => load.run(),
     };

@@ -14,6 +14,7 @@ use crate::model::exchange::{
     FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, ToAgent, Welcome,
 };
 use crate::model::id::{AttemptId, Revision, SpecId, Term};
+use crate::model::mutant::Mutant;
 use crate::model::pool::NodeSpec;
 use crate::model::spec::{JobSpec, OnPoolLost};
 use crate::model::stamp::Stamp;
@@ -85,8 +86,9 @@ pub struct Launch {
     pub leased: bool,
 }
 
-/// How long before the first and the longest wait between two tries to connect.
-const BACKOFF_MS: (u64, u64) = (200, 10_000);
+/// The first and the longest window within which the next try to connect falls, anywhere: a broker
+/// that is back must not be without its pools for long, nor meet a thousand agents at once.
+const BACKOFF_MS: (u64, u64) = (1_000, 5_000);
 /// Reports in one message.
 const REPORTS_MAX: usize = 256;
 /// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
@@ -279,11 +281,11 @@ impl Agent {
         }
         self.tries = self.tries.saturating_add(1);
         let (first, most) = BACKOFF_MS;
-        let backoff_ms = first.checked_shl(self.tries.min(16)).unwrap_or(most).min(most);
+        let window_ms = first.checked_shl(self.tries.saturating_sub(1).min(16)).unwrap_or(most).min(most);
         // Splitmix64: a thousand agents that lost one broker must not come back as one.
         self.jitter = self.jitter.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.jitter ^ (self.jitter >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let wait_ms = backoff_ms / 2 + (mixed >> 33) % (backoff_ms / 2 + 1);
+        let wait_ms = 1 + (mixed >> 33) % window_ms;
         self.link = Link::Down { retry_at: self.now.plus_ms(wait_ms) };
         self.reports.clear();
         // Orders that were not begun come again with the next full set, if they still stand.
@@ -375,7 +377,11 @@ impl Agent {
             }
         }
         let ours = self.attempts.keys().filter(|attempt| attempt.journal == welcome.journal);
-        let all: Vec<AttemptReport> = ours.filter_map(|attempt| self.report_of(*attempt)).collect();
+        let all = ours.filter_map(|attempt| self.report_of(*attempt));
+        let hidden = |report: &AttemptReport| {
+            Mutant::ForgetEnds.is_on() && matches!(report.status, AttemptStatus::Ended { .. })
+        };
+        let all: Vec<AttemptReport> = all.filter(|report| !hidden(report)).collect();
         let mut chunks = all.chunks(REPORTS_MAX).peekable();
         loop {
             let reports = chunks.next().map(<[AttemptReport]>::to_vec).unwrap_or_default();
@@ -419,6 +425,7 @@ impl Agent {
         {
             up.sent.pop_front();
             if number == sequence {
+                let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
                 let until = sent_at.plus_ms(up.welcome.lease_ms);
                 return self.extend_lease(until);
             }

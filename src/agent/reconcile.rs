@@ -6,6 +6,7 @@ use super::{Agent, Effect, Launch, Link, Local, LocalState, REPORTS_MAX, is_leas
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
 use crate::model::exchange::{FromAgent, Order, Part, Stop};
 use crate::model::id::{AttemptId, Revision, SpecId};
+use crate::model::mutant::Mutant;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
@@ -56,7 +57,8 @@ impl Agent {
         }
         let (attempt, revision) = (order.attempt, order.revision);
         let stamp = order.stamp;
-        let start_by = up.to_local(order.start_by);
+        let late_ms = if Mutant::LaunchLate.is_on() { 3_600_000 } else { 0 };
+        let start_by = up.to_local(order.start_by).plus_ms(late_ms);
         let Some(spec) = up.specs.get(&order.spec).cloned() else {
             // A message that both ends don't agree on: start over.
             return self.hang_up();
@@ -110,7 +112,8 @@ impl Agent {
         let Some(Local { state: LocalState::Waiting(launch), .. }) = self.attempts.get(&attempt) else {
             return;
         };
-        let Some(blocker) = self.blocker(launch.order.after) else {
+        let blocker = self.blocker(launch.order.after).filter(|_| !Mutant::OvertakeInLine.is_on());
+        let Some(blocker) = blocker else {
             let present = LocalState::Present(AttemptStatus::Starting);
             let launch = self.leave_line(attempt, present);
             return self.out.extend(launch.map(Effect::Launch));

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::client::Client;
 use super::proto::v1;
-use super::{convert, error};
+use super::{convert, error, intake};
 use crate::broker::{Answer, Query};
 use crate::model::exchange::{Arrival, FromAgent, Hello, Inbox, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
@@ -53,6 +53,7 @@ impl v1::agent_service_server::AgentService for Agents {
                             Some(Ok(frame)) => frame,
                             // A message that is too long, or is none: say so, if anyone listens.
                             Some(Err(status)) => {
+                                let status = intake::readable(&status).unwrap_or(status);
                                 let _ = sender.send(Err(status)).await;
                                 break;
                             }
@@ -88,7 +89,9 @@ impl v1::agent_service_server::AgentService for Agents {
         request: Request<Streaming<v1::ServeLogsRequest>>,
     ) -> Result<Response<Self::ServeLogsStream>, Status> {
         let mut incoming = request.into_inner();
-        let first = incoming.message().await?.and_then(|message| message.body);
+        let first = incoming.message().await;
+        let first = first.map_err(|status| intake::readable(&status).unwrap_or(status))?;
+        let first = first.and_then(|message| message.body);
         let Some(v1::serve_logs_request::Body::Hello(hello)) = first else {
             return Err(error::invalid(convert::invalid("hello", "the first message must be a hello")));
         };

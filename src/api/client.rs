@@ -5,16 +5,18 @@ use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
+use super::patience::Patient;
 use super::proto::v1;
 use crate::model::limit::MESSAGE_BYTES_MAX;
 
-/// A connection to a broker, made when it is first used and again when it broke.
+/// A connection to a broker, made when it is first used and again when it broke. Calls that the broker
+/// refuses for a while are repeated when it asks them to be.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    channel: Patient,
     token: Token,
 }
 
@@ -31,7 +33,7 @@ impl Interceptor for Token {
     }
 }
 
-type Service = InterceptedService<Channel, Token>;
+type Service = InterceptedService<Patient, Token>;
 
 /// Answers may be lists of full pages.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -40,9 +42,15 @@ impl Client {
     /// A client of the broker at `url`, such as `http://127.0.0.1:7411`.
     ///
     /// # Errors
-    /// If `url` is not one, or the token can't be in a header.
+    /// If `url` is not one of HTTP, or the token can't be in a header.
     pub fn new(url: &str, token: Option<&str>) -> anyhow::Result<Self> {
-        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let (scheme, address) = url.split_once("://").unwrap_or(("http", url));
+        // Going on in plain text where TLS is asked for would give the token away.
+        anyhow::ensure!(
+            scheme == "http",
+            "server {url:?}: {scheme:?} is not spoken yet, only http: write {address} or http://{address}"
+        );
+        let (address, url) = (address.trim_end_matches('/'), format!("http://{address}"));
         let endpoint =
             Endpoint::from_shared(url.clone()).map_err(|error| anyhow::anyhow!("server {url:?}: {error}"))?;
         let endpoint = endpoint
@@ -51,7 +59,7 @@ impl Client {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
         let token = token.map(|token| format!("Bearer {}", token.trim()).parse()).transpose()?;
-        Ok(Self { channel: endpoint.connect_lazy(), token: Token(token) })
+        Ok(Self { channel: Patient::new(endpoint.connect_lazy(), address), token: Token(token) })
     }
 
     /// JobService.

@@ -3,6 +3,7 @@
 //! A port that every local user can reach must not run out of files because some of them open it
 //! and sit. HTTP/2's own keep-alive ends clients that are gone, not those that only wait.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,15 +13,20 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
+use super::rate::Identity;
 use crate::model::limit::CONNECTIONS_MAX;
 
 /// Wait after the system refused to accept: it is short of files or memory, not for long.
 const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+
+/// Bytes that are read of one connection before the others have their turn. Frames are small: what a
+/// flood of them fits into more would hold up everybody for longer than they should notice.
+const TURN_BYTES: usize = 32 * 1024;
 
 /// Files that stay free for the journal and what else is not a connection.
 const OTHER_FILES: usize = 128;
@@ -33,18 +39,29 @@ pub(super) fn most() -> usize {
     CONNECTIONS_MAX.min(files.saturating_sub(OTHER_FILES)).max(1)
 }
 
-/// Set once a request with the token has come in on a connection.
+/// Who is at a connection's other end, and whether the token has been shown there.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Admission(Arc<AtomicBool>);
+pub(super) struct Admission(Arc<Standing>);
+
+#[derive(Debug, Default)]
+struct Standing {
+    granted: AtomicBool,
+    identity: Identity,
+}
 
 impl Admission {
     /// The client knows the token: its connection may stay.
     pub(super) fn grant(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.granted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whose share the connection's requests take from.
+    pub(super) fn identity(&self) -> Identity {
+        self.0.identity.clone()
     }
 
     fn is_granted(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.granted.load(Ordering::Relaxed)
     }
 }
 
@@ -52,14 +69,46 @@ impl Admission {
 pub(super) struct Connection {
     stream: TcpStream,
     admission: Admission,
-    /// Until when the token must have been shown; `None` once it has been.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// What ends it while the token has not been shown; `None` once it has been.
+    probation: Option<Probation>,
+    /// Bytes read since others had their turn.
+    turn_bytes: usize,
     _counted: OwnedSemaphorePermit,
 }
 
-/// Accepts connections, at most `most` at once; those without the token are closed after `patience`.
+/// The time until which the token must have been shown, and whether the place is needed before.
+struct Probation {
+    deadline: Pin<Box<Sleep>>,
+    dismissed: Option<oneshot::Receiver<()>>,
+}
+
+/// Connections without the token, oldest first: those whose places others may have.
+#[derive(Default)]
+struct Strangers(VecDeque<(Admission, oneshot::Sender<()>)>);
+
+impl Strangers {
+    fn add(&mut self, admission: Admission, dismiss: oneshot::Sender<()>, most: usize) {
+        if self.0.len() >= 2 * most {
+            self.0.retain(|(admission, dismiss)| !admission.is_granted() && !dismiss.is_closed());
+        }
+        self.0.push_back((admission, dismiss));
+    }
+
+    /// Ends the oldest, if there is one: whoever knows the token has shown it since.
+    fn dismiss_oldest(&mut self) {
+        while let Some((admission, dismiss)) = self.0.pop_front() {
+            if !admission.is_granted() && dismiss.send(()).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// Accepts connections, at most `most` at once; those without the token are closed after `patience`,
+/// or when their places are needed.
 ///
-/// Beyond that clients wait in the listener's backlog, which costs the broker nothing.
+/// Beyond that clients wait in the listener's backlog, which costs the broker nothing. Where the
+/// system has fewer files than that, those who are connected are served on.
 pub(super) fn accept(
     listener: TcpListener,
     most: usize,
@@ -68,25 +117,46 @@ pub(super) fn accept(
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let free = Arc::new(Semaphore::new(most));
     tokio::spawn(async move {
-        // The semaphore is never closed.
-        while let Ok(counted) = free.clone().acquire_owned().await {
+        let (mut strangers, mut refused) = (Strangers::default(), false);
+        loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
             };
             let stream = match stream {
                 Ok((stream, _)) => stream,
+                // The client's own doing.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection can't be accepted");
+                    // Once for each stretch: ten a second would bury what matters.
+                    if !std::mem::replace(&mut refused, true) {
+                        tracing::warn!(%error, "connections can't be accepted; trying on");
+                    }
+                    strangers.dismiss_oldest();
                     tokio::time::sleep(ACCEPT_WAIT).await;
                     continue;
                 }
             };
+            if std::mem::take(&mut refused) {
+                tracing::info!("connections are accepted again");
+            }
+            let counted = match free.clone().try_acquire_owned() {
+                Ok(counted) => counted,
+                Err(_) => {
+                    strangers.dismiss_oldest();
+                    // The semaphore is never closed.
+                    let Ok(counted) = free.clone().acquire_owned().await else { return };
+                    counted
+                }
+            };
             // Answers are small: waiting to fill a packet would cost each of them 40 ms.
             let _ = stream.set_nodelay(true);
-            let deadline = Some(Box::pin(tokio::time::sleep(patience)));
+            let (dismiss, dismissed) = oneshot::channel();
+            let deadline = Box::pin(tokio::time::sleep(patience));
             let admission = Admission::default();
-            let connection = Connection { stream, admission, deadline, _counted: counted };
+            strangers.add(admission.clone(), dismiss, most);
+            let probation = Some(Probation { deadline, dismissed: Some(dismissed) });
+            let connection = Connection { stream, admission, probation, turn_bytes: 0, _counted: counted };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -110,14 +180,32 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.admission.is_granted() {
-            self.deadline = None;
+            self.probation = None;
         }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the token was not shown")));
+        if let Some(Probation { deadline, dismissed }) = &mut self.probation {
+            if deadline.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the token was not shown")));
+            }
+            match dismissed.as_mut().map(|it| Pin::new(it).poll(context)) {
+                Some(Poll::Ready(Ok(()))) => {
+                    let why = "its place is needed, and the token was not shown";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
+                }
+                // Nobody is accepted any more.
+                Some(Poll::Ready(Err(_))) => *dismissed = None,
+                Some(Poll::Pending) | None => {}
+            }
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.turn_bytes >= TURN_BYTES {
+            self.turn_bytes = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        self.turn_bytes =
+            if outcome.is_ready() { self.turn_bytes + buffer.filled().len() - before } else { 0 };
+        outcome
     }
 }
 
@@ -210,11 +298,33 @@ mod tests {
         let mut incoming = Box::pin(accept(listener, 1, Duration::from_secs(60)));
         let _first = TcpStream::connect(address).await.expect("a connection");
         let held = incoming.next().await.expect("one").expect("accepted");
+        held.connect_info().grant();
         let _second = TcpStream::connect(address).await.expect("in the backlog");
         let mut next = Box::pin(incoming.next());
         tokio::task::yield_now().await;
         assert!(std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending())).await);
         drop(held);
         assert!(next.await.is_some_and(|accepted| accepted.is_ok()));
+    }
+
+    #[tokio::test]
+    async fn connection_without_the_token_gives_its_place_to_the_next() {
+        let (listener, address) = listener().await;
+        let mut incoming = Box::pin(accept(listener, 2, Duration::from_secs(60)));
+        let mut clients = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            clients.push(TcpStream::connect(address).await.expect("a connection"));
+            held.push(incoming.next().await.expect("one").expect("accepted"));
+        }
+        held[0].connect_info().grant();
+        clients.push(TcpStream::connect(address).await.expect("in the backlog"));
+        // The one that is known stays; of the strangers the oldest goes.
+        let error = held[1].read_u8().await.expect_err("it is dismissed");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        drop(held.pop());
+        incoming.next().await.expect("one").expect("accepted");
+        clients[0].write_u8(7).await.expect("sent");
+        assert_eq!(held[0].read_u8().await.expect("it stays"), 7);
     }
 }

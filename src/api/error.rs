@@ -1,5 +1,6 @@
 //! The one map from what goes wrong to gRPC codes and `google.rpc` details.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -38,6 +39,36 @@ pub fn call(error: CallError) -> Status {
     }
 }
 
+/// Codes that only the API says, with what each means and what helps, for the manual.
+pub const MANUAL: [(&str, &str, &str); 2] = [
+    ("Unreadable", "what was sent is no message of the method", "use the definitions in proto/weir/v1"),
+    (
+        "TooManyRequests",
+        "the client sends faster, or has more under way, than its share",
+        "wait as long as RetryInfo says, and some more by chance",
+    ),
+];
+
+/// What was sent is no message.
+pub(super) fn unreadable(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(MANUAL[0].0, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, header_text(message), details)
+}
+
+/// The client is above its share and may come again after `wait`.
+pub(super) fn too_many(message: &str, wait: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(MANUAL[1].0, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(wait));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// The message also goes out as a header: what a name smuggled in must not.
+fn header_text(message: &str) -> String {
+    let mut message = text::escape(message);
+    text::truncate(&mut message, MESSAGE_BYTES_MAX);
+    message
+}
+
 /// Something that does not exist.
 pub fn not_found(kind: &'static str, name: &str) -> Status {
     status(&Rejection::NotFound { kind, name: name.to_owned() })
@@ -68,14 +99,10 @@ pub fn status(rejection: &Rejection) -> Status {
         | Rejection::ReadOnly { .. } => Code::FailedPrecondition,
         Rejection::LimitReached { .. } => Code::ResourceExhausted,
     };
-    let mut details =
-        ErrorDetails::with_error_info(rejection.code(), DOMAIN, std::collections::HashMap::new());
+    let mut details = ErrorDetails::with_error_info(rejection.code(), DOMAIN, HashMap::new());
     let fields = within_header(rejection.violations());
     if !fields.is_empty() {
         details.set_bad_request(fields);
     }
-    // The message also goes out as a header: what a name smuggled in must not.
-    let mut message = text::escape(&rejection.to_string());
-    text::truncate(&mut message, MESSAGE_BYTES_MAX);
-    Status::with_error_details(code, message, details)
+    Status::with_error_details(code, header_text(&rejection.to_string()), details)
 }

@@ -1,22 +1,19 @@
 //! JobService.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 
 use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, parse_phase};
+use super::outlet::{Streamed, outlet};
+use super::page::{count, one_message, page_size, page_token};
 use super::proto::v1;
-use super::{error, mutation};
+use super::rate::{Gate, Identity};
+use super::{Mutation, error, mutate};
 use crate::broker::{Answer, JobFilter, JobRef, Query};
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::{
-    DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX,
-};
+use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::model::validate::quote;
@@ -28,18 +25,15 @@ use crate::state::rejection::Rejection;
 use crate::state::view::{AttemptView, JobView};
 
 /// The service.
+#[derive(Clone)]
 pub struct Jobs {
     pub broker: Handle,
+    pub(super) gate: Gate,
 }
 
 /// Wait for the broker to reopen its journal.
 pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// Messages of a stream that wait for a slow reader; it waits then, not the broker. With the size
-/// of one message this is what a reader that never reads costs: a mebibyte.
-const STREAM_MAX: usize = 4;
 /// Decisions on one submit whose dependencies end while it is under way.
 const SUBMIT_TRIES: u32 = 3;
 /// Phases in a filter: each of them once.
@@ -51,15 +45,23 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let mut tries = 0;
         let (reply, revision) = loop {
             let jobs = self.submissions(&message.jobs).await?;
-            let request = mutation(&message.token, "Submit", &fingerprint, Command::Submit { jobs })?;
+            let mutation = Mutation {
+                identity: &identity,
+                method: "Submit",
+                token: &message.token,
+                fingerprint: &fingerprint,
+                jobs: jobs.len(),
+                command: Command::Submit { jobs },
+            };
             tries += 1;
-            match self.broker.request(request).await {
+            match mutate(&self.broker, &self.gate, mutation).await? {
                 // A job may end between the look at it and the decision: the archive has it now.
                 Err(CallError::Rejected(Rejection::BadDependency { .. })) if tries < SUBMIT_TRIES => {}
                 outcome => break outcome.map_err(error::call)?,
@@ -130,21 +132,23 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::WatchJobsRequest>,
     ) -> Result<Response<Self::WatchJobsStream>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let only = match &message.job {
             Some(_) => Some(self.find("job", message.job.as_ref()).await?.id),
             None => None,
         };
-        let (sender, receiver) = mpsc::channel(STREAM_MAX);
-        let jobs = Self { broker: self.broker.clone() };
+        let (sender, stream) = outlet(&identity);
+        let jobs = self.clone();
         tokio::spawn(async move { jobs.watch(only, Revision(message.from_revision), sender).await });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(stream))
     }
 
     async fn cancel(
         &self,
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let mut jobs = Vec::new();
@@ -152,8 +156,16 @@ impl v1::job_service_server::JobService for Jobs {
             jobs.push(self.find(&format!("jobs[{index}]"), Some(at)).await?.id);
         }
         let fingerprint = v1::CancelRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let request = mutation(&message.token, "Cancel", &fingerprint, Command::Cancel { jobs })?;
-        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let mutation = Mutation {
+            identity: &identity,
+            method: "Cancel",
+            token: &message.token,
+            fingerprint: &fingerprint,
+            jobs: jobs.len(),
+            command: Command::Cancel { jobs },
+        };
+        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::CancelResponse { revision: revision.0 }))
     }
 
@@ -169,6 +181,7 @@ impl v1::job_service_server::JobService for Jobs {
     type LogsStream = Streamed<v1::LogsResponse>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let job = self.find("job", message.job.as_ref()).await?;
         if message.unit >= job.counts.total {
@@ -181,62 +194,15 @@ impl v1::job_service_server::JobService for Jobs {
             let description = format!("{} is not within 0 and {}", message.task, tasks.saturating_sub(1));
             return Err(error::invalid(convert::invalid("task", description)));
         }
-        let (sender, receiver) = mpsc::channel(STREAM_MAX);
-        let jobs = Self { broker: self.broker.clone() };
+        let (sender, stream) = outlet(&identity);
+        let jobs = self.clone();
         tokio::spawn(async move {
             if let Err(status) = jobs.stream_logs(&job, &message, &sender).await {
-                let _ = sender.send(Err(status)).await;
+                sender.fail(status).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(stream))
     }
-}
-
-/// The size of a page that is asked for.
-pub(super) fn page_size(asked: u32) -> Result<usize, Status> {
-    match asked as usize {
-        0 => Ok(PAGE_DEFAULT),
-        size if size <= PAGE_MAX => Ok(size),
-        size => Err(error::invalid(convert::invalid(
-            "page_size",
-            format!("{size} is not within 0 and {PAGE_MAX}"),
-        ))),
-    }
-}
-
-/// Where the page before ended.
-pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Status> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let unknown = || {
-        let description = format!("{} is not from a page before", quote(text));
-        error::invalid(convert::invalid("page_token", description))
-    };
-    text.parse().map(Some).map_err(|_| unknown())
-}
-
-/// Checks how many entries a list has.
-fn count(field: &str, what: &str, len: usize, min: usize, max: usize) -> Result<(), Status> {
-    if (min..=max).contains(&len) {
-        return Ok(());
-    }
-    let description = format!("{len} {what}, {min} to {max} are allowed");
-    Err(error::invalid(convert::invalid(field, description)))
-}
-
-/// As many of the jobs, at least one, as a message should carry.
-pub(super) fn one_message(jobs: impl Iterator<Item = v1::Job>, bytes_max: usize) -> Vec<v1::Job> {
-    let mut bytes = 0;
-    let mut fitting = Vec::new();
-    for job in jobs {
-        bytes += job.encoded_len();
-        if bytes > bytes_max && !fitting.is_empty() {
-            break;
-        }
-        fitting.push(job);
-    }
-    fitting
 }
 
 impl Jobs {

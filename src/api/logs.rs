@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::error;
 use super::job::Jobs;
+use super::outlet::Outlet;
 use super::proto::v1;
 use crate::broker::{Answer, Query};
 use crate::model::limit::{MESSAGE_LEN_MAX, PAGE_MAX};
@@ -57,7 +57,7 @@ impl Jobs {
         &self,
         job: &JobView,
         message: &v1::LogsRequest,
-        sender: &mpsc::Sender<Result<v1::LogsResponse, Status>>,
+        sender: &Outlet<v1::LogsResponse>,
     ) -> Result<(), Status> {
         let mut wait = FOLLOW_WAIT.0;
         let attempt = loop {
@@ -133,9 +133,8 @@ impl Jobs {
                     data: part.data,
                     attempt: attempt.id.to_string(),
                 };
-                if sender.send(Ok(message)).await.is_err() {
-                    return Ok(());
-                }
+                // Only now: an agent may take its time, which is no matter of this client's other streams.
+                sender.send(sender.room().await?, message).await?;
             }
             let all_done = streams.iter().all(|(.., done)| *done);
             if all_done || sender.is_closed() || (!moved && !message.follow) {

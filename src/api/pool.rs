@@ -1,17 +1,14 @@
 //! PoolService.
 
-use std::pin::Pin;
-
 use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::job::{page_size, page_token};
+use super::outlet::{Outlet, Streamed, outlet};
+use super::page::{page_size, page_token};
 use super::proto::v1;
+use super::rate::{Gate, Identity};
 use super::watch::first_seen;
-use super::{convert, error, mutation};
+use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, NodeView, PoolView, Query};
 use crate::model::change::Change;
 use crate::model::id::{AttemptId, NodeId, Revision};
@@ -22,8 +19,10 @@ use crate::runtime::watch::Missed;
 use crate::state::command::Command;
 
 /// The service.
+#[derive(Clone)]
 pub struct Pools {
     pub broker: Handle,
+    pub(super) gate: Gate,
 }
 
 #[tonic::async_trait]
@@ -45,18 +44,17 @@ impl v1::pool_service_server::PoolService for Pools {
         Ok(Response::new(v1::GetPoolResponse { pool: Some(convert::pool_message(&pool)) }))
     }
 
-    type WatchPoolsStream = Pin<Box<dyn Stream<Item = Result<v1::WatchPoolsResponse, Status>> + Send>>;
+    type WatchPoolsStream = Streamed<v1::WatchPoolsResponse>;
 
     async fn watch_pools(
         &self,
         request: Request<v1::WatchPoolsRequest>,
     ) -> Result<Response<Self::WatchPoolsStream>, Status> {
+        let (sender, stream) = outlet(&Identity::of(&request));
         let from = Revision(request.into_inner().from_revision);
-        // All pools may be in one message: a reader that is slow gets few of them ahead.
-        let (sender, receiver) = mpsc::channel(2);
-        let pools = Self { broker: self.broker.clone() };
+        let pools = self.clone();
         tokio::spawn(async move { pools.watch(from, sender).await });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(stream))
     }
 
     async fn list_nodes(
@@ -81,9 +79,10 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::CordonRequest>,
     ) -> Result<Response<v1::CordonResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
-        let revision =
-            self.set_cordoned("Cordon", &message.token, &message.pool, &message.node, true).await?;
+        let (pool, node) = (&message.pool, &message.node);
+        let revision = self.set_cordoned(&identity, "Cordon", &message.token, pool, node, true).await?;
         Ok(Response::new(v1::CordonResponse { revision: revision.0 }))
     }
 
@@ -91,13 +90,15 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::UncordonRequest>,
     ) -> Result<Response<v1::UncordonResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
-        let revision =
-            self.set_cordoned("Uncordon", &message.token, &message.pool, &message.node, false).await?;
+        let (pool, node) = (&message.pool, &message.node);
+        let revision = self.set_cordoned(&identity, "Uncordon", &message.token, pool, node, false).await?;
         Ok(Response::new(v1::UncordonResponse { revision: revision.0 }))
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let pool = self.find(&message.pool).await?.pool.id;
         let mode = match message.mode() {
@@ -110,8 +111,7 @@ impl v1::pool_service_server::PoolService for Pools {
         };
         let command = Command::DrainPool { pool, mode, deadline_ms: message.deadline_ms };
         let fingerprint = v1::DrainRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let request = mutation(&message.token, "Drain", &fingerprint, command)?;
-        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let revision = self.change(&identity, "Drain", &message.token, &fingerprint, command).await?;
         Ok(Response::new(v1::DrainResponse { revision: revision.0 }))
     }
 
@@ -119,11 +119,12 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::AbandonRequest>,
     ) -> Result<Response<v1::AbandonResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let attempt: AttemptId = convert::parse("attempt", &message.attempt).map_err(error::invalid)?;
         let command = Command::Abandon { attempt };
-        let request = mutation(&message.token, "Abandon", message.attempt.as_bytes(), command)?;
-        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let fingerprint = message.attempt.as_bytes();
+        let revision = self.change(&identity, "Abandon", &message.token, fingerprint, command).await?;
         Ok(Response::new(v1::AbandonResponse { revision: revision.0 }))
     }
 }
@@ -158,9 +159,23 @@ impl Pools {
         }
     }
 
+    async fn change(
+        &self,
+        identity: &Identity,
+        method: &'static str,
+        token: &str,
+        fingerprint: &[u8],
+        command: Command,
+    ) -> Result<Revision, Status> {
+        let mutation = Mutation { identity, method, token, fingerprint, jobs: 0, command };
+        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        Ok(decided.map_err(error::call)?.1)
+    }
+
     async fn set_cordoned(
         &self,
-        method: &str,
+        identity: &Identity,
+        method: &'static str,
         token: &str,
         pool: &str,
         node: &str,
@@ -172,14 +187,13 @@ impl Pools {
         } else {
             Command::CordonNode { pool: id, node: self.find_node(pool, node).await?, cordoned }
         };
-        let request = mutation(token, method, format!("{pool}/{node}").as_bytes(), command)?;
-        Ok(self.broker.request(request).await.map_err(error::call)?.1)
+        self.change(identity, method, token, format!("{pool}/{node}").as_bytes(), command).await
     }
 
-    async fn watch(&self, from: Revision, sender: mpsc::Sender<Result<v1::WatchPoolsResponse, Status>>) {
+    async fn watch(&self, from: Revision, sender: Outlet<v1::WatchPoolsResponse>) {
         let mut seen = match first_seen(&self.broker, from).await {
             Ok(seen) => seen,
-            Err(status) => return drop(sender.send(Err(status)).await),
+            Err(status) => return sender.fail(status).await,
         };
         loop {
             let watchers = self.broker.watchers();
@@ -190,9 +204,10 @@ impl Pools {
                 Missed::Unknown => None,
                 Missed::Changes(changes) => Some(changes),
             };
+            let Ok(room) = sender.room().await else { return };
             let (revision, pools) = match self.all().await {
                 Ok(all) => all,
-                Err(status) => return drop(sender.send(Err(status)).await),
+                Err(status) => return sender.fail(status).await,
             };
             let changed = |pool: &&PoolView| {
                 wanted.is_none_or(|changes| {
@@ -204,7 +219,7 @@ impl Pools {
             let relisted = wanted.is_none();
             if (relisted || !pools.is_empty())
                 && sender
-                    .send(Ok(v1::WatchPoolsResponse { pools, revision: revision.0, relisted }))
+                    .send(room, v1::WatchPoolsResponse { pools, revision: revision.0, relisted })
                     .await
                     .is_err()
             {

@@ -4,7 +4,8 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::proto::v1;
-use super::{convert, error, mutation};
+use super::rate::{Gate, Identity};
+use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, Query};
 use crate::model::id::Revision;
 use crate::runtime::broker::Handle;
@@ -13,6 +14,7 @@ use crate::state::command::Command;
 /// The service.
 pub struct Queues {
     pub broker: Handle,
+    pub(super) gate: Gate,
 }
 
 #[tonic::async_trait]
@@ -21,11 +23,20 @@ impl v1::queue_service_server::QueueService for Queues {
         &self,
         request: Request<v1::CreateQueueRequest>,
     ) -> Result<Response<v1::CreateQueueResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
         let fingerprint = v1::CreateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let request = mutation(&message.token, "CreateQueue", &fingerprint, Command::CreateQueue { spec })?;
-        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let mutation = Mutation {
+            identity: &identity,
+            method: "CreateQueue",
+            token: &message.token,
+            fingerprint: &fingerprint,
+            jobs: 0,
+            command: Command::CreateQueue { spec },
+        };
+        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::CreateQueueResponse { revision: revision.0 }))
     }
 
@@ -33,13 +44,21 @@ impl v1::queue_service_server::QueueService for Queues {
         &self,
         request: Request<v1::UpdateQueueRequest>,
     ) -> Result<Response<v1::UpdateQueueResponse>, Status> {
+        let identity = Identity::of(&request);
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
         let based_on = Revision(message.queue.as_ref().map_or(0, |queue| queue.revision));
         let fingerprint = v1::UpdateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let request =
-            mutation(&message.token, "UpdateQueue", &fingerprint, Command::UpdateQueue { spec, based_on })?;
-        let (_, revision) = self.broker.request(request).await.map_err(error::call)?;
+        let mutation = Mutation {
+            identity: &identity,
+            method: "UpdateQueue",
+            token: &message.token,
+            fingerprint: &fingerprint,
+            jobs: 0,
+            command: Command::UpdateQueue { spec, based_on },
+        };
+        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::UpdateQueueResponse { revision: revision.0 }))
     }
 

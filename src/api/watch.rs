@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::job::{Jobs, REOPEN_WAIT, one_message};
+use super::job::{Jobs, REOPEN_WAIT};
+use super::outlet::{Outlet, Room};
+use super::page::one_message;
 use super::proto::v1;
 use super::{convert, error};
 use crate::broker::{Answer, JobFilter, Query};
@@ -22,11 +23,11 @@ impl Jobs {
         &self,
         only: Option<JobId>,
         from: Revision,
-        sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
+        sender: Outlet<v1::WatchJobsResponse>,
     ) {
         let mut seen = match first_seen(&self.broker, from).await {
             Ok(seen) => seen,
-            Err(status) => return drop(sender.send(Err(status)).await),
+            Err(status) => return sender.fail(status).await,
         };
         loop {
             let watchers = self.broker.watchers();
@@ -42,10 +43,7 @@ impl Jobs {
             };
             match sent {
                 Ok(revision) => seen = revision,
-                Err(status) => {
-                    let _ = sender.send(Err(status)).await;
-                    return;
-                }
+                Err(status) => return sender.fail(status).await,
             }
             tokio::select! {
                 changed = news.changed() => if changed.is_err() {
@@ -61,10 +59,11 @@ impl Jobs {
     async fn send_list(
         &self,
         only: Option<JobId>,
-        sender: &mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
+        sender: &Outlet<v1::WatchJobsResponse>,
     ) -> Result<Revision, Status> {
         let (mut before, mut first) = (JobId(u64::MAX), None);
         loop {
+            let room = sender.room().await?;
             let (revision, jobs, next) = match only {
                 Some(id) => {
                     let (revision, _) = self.broker.query(Query::Status).await.map_err(error::call)?;
@@ -80,7 +79,7 @@ impl Jobs {
             };
             // Pages rest on later and later revisions: what changed since the first comes again.
             let revision = *first.get_or_insert(revision);
-            send_jobs(&jobs, next.is_none().then_some(revision), Revision(0), true, sender).await?;
+            send_jobs(&jobs, next.is_none().then_some(revision), Revision(0), true, room, sender).await?;
             match next {
                 Some(next) => before = next,
                 None => return Ok(revision),
@@ -94,7 +93,7 @@ impl Jobs {
         changes: BTreeSet<Change>,
         seen: Revision,
         through: Revision,
-        sender: &mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
+        sender: &Outlet<v1::WatchJobsResponse>,
     ) -> Result<Revision, Status> {
         let changed = changes.into_iter().filter_map(|change| match change {
             Change::Job(id) if only.is_none_or(|only| only == id) => Some(id),
@@ -102,9 +101,10 @@ impl Jobs {
         });
         let changed: Vec<JobId> = changed.collect();
         for (index, ids) in changed.chunks(PAGE_MAX).enumerate() {
+            let room = sender.room().await?;
             let jobs = self.find_all(ids).await?;
             let last = (index + 1) * PAGE_MAX >= changed.len();
-            send_jobs(&jobs, last.then_some(through), seen, false, sender).await?;
+            send_jobs(&jobs, last.then_some(through), seen, false, room, sender).await?;
         }
         Ok(through)
     }
@@ -117,7 +117,8 @@ async fn send_jobs(
     through: Option<Revision>,
     before: Revision,
     relisted: bool,
-    sender: &mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
+    mut room: Room,
+    sender: &Outlet<v1::WatchJobsResponse>,
 ) -> Result<(), Status> {
     let mut rest = jobs;
     loop {
@@ -125,10 +126,11 @@ async fn send_jobs(
         rest = &rest[messages.len()..];
         let revision = through.filter(|_| rest.is_empty()).unwrap_or(before);
         let message = v1::WatchJobsResponse { jobs: messages, revision: revision.0, relisted };
-        sender.send(Ok(message)).await.map_err(|_| Status::cancelled("the watcher is gone"))?;
+        sender.send(room, message).await?;
         if rest.is_empty() {
             return Ok(());
         }
+        room = sender.room().await?;
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Broker, Effect};
 use crate::model::change::Change;
 use crate::model::id::Revision;
+use crate::model::mutant::Mutant;
 use crate::state::apply::{Applied, ArchiveRow};
 use crate::state::event::{Event, EventRecord};
 use crate::state::job::Principal;
@@ -51,6 +52,9 @@ impl Broker {
     /// Holds an effect until the journal has been asked once more whose turn it is: for what rests
     /// on being the writer, not on an event of its own.
     pub(super) fn hold_unconfirmed(&mut self, effect: Effect) {
+        if Mutant::AnswerHeartbeatUnasked.is_on() {
+            return self.hold(effect);
+        }
         self.unconfirmed.push((self.state.revision(), effect));
     }
 
@@ -89,7 +93,8 @@ impl Broker {
 
     /// Lets out what has become durable.
     pub(super) fn release(&mut self) {
-        while self.held.front().is_some_and(|(revision, _)| *revision <= self.durable) {
+        let durable = |revision: &Revision| *revision <= self.durable || Mutant::AnswerBeforeDurable.is_on();
+        while self.held.front().is_some_and(|(revision, _)| durable(revision)) {
             self.out.extend(self.held.pop_front().map(|(_, effect)| effect));
         }
     }

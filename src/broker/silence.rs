@@ -3,6 +3,7 @@
 use super::Broker;
 use crate::model::exchange::RefusedCode;
 use crate::model::id::PoolId;
+use crate::model::mutant::Mutant;
 use crate::model::pool::Reach;
 use crate::model::time::Timestamp;
 use crate::state::command::Command;
@@ -46,7 +47,9 @@ impl Broker {
             self.silence.remove(&(at, pool));
             let silent_ms = self.heard.get(&pool).map_or(0, |heard| self.now.ms_since(*heard));
             let settings = self.state.settings();
-            let reach = if silent_ms >= settings.lost_ms {
+            let early = Mutant::LoseEarly.is_on();
+            let lost_ms = if early { settings.unreachable_ms } else { settings.lost_ms };
+            let reach = if silent_ms >= lost_ms {
                 Reach::Lost
             } else if silent_ms >= settings.unreachable_ms {
                 Reach::Unreachable

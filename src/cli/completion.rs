@@ -16,7 +16,7 @@ impl Completion {
     pub fn run(self) -> Result<u8, Failure> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "weir", &mut script);
-        super::output::print(&String::from_utf8_lossy(&script))?;
+        super::output::print_raw(&String::from_utf8_lossy(&script))?;
         Ok(0)
     }
 }

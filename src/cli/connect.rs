@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use super::Failure;
 use super::exit::INVALID;
 use crate::api::client::Client;
+use crate::api::patience::spread;
 use crate::api::proto::v1;
 use crate::config::ClientFile;
 use crate::model::queue::DEFAULT_QUEUE;
@@ -117,7 +118,8 @@ where
     loop {
         match call().await {
             Err(status) if is_transient(&status) && tokio::time::Instant::now() + wait < deadline => {
-                tokio::time::sleep(wait).await;
+                // A broker that comes back should not meet all who waited for it at once.
+                tokio::time::sleep(spread(wait)).await;
                 wait = (wait * 2).min(Duration::from_secs(1));
             }
             outcome => return outcome,

@@ -11,6 +11,7 @@ use super::{Failure, demo, start_logging, terminated};
 use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config;
+use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::host;
@@ -99,7 +100,8 @@ impl Dev {
         let api = tokio::spawn({
             let (broker, token, until) =
                 (listening.broker.clone(), listening.token.clone(), until(stopped.clone()));
-            async move { crate::api::serve(broker, listening.listener, &token, until).await }
+            let rate = MUTATIONS_PER_S_DEFAULT;
+            async move { crate::api::serve(broker, listening.listener, &token, rate, until).await }
         });
         for province in &PROVINCES {
             let (client, state) = (client.clone(), data.join("pools").join(province.name));

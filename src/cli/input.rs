@@ -6,6 +6,8 @@ use std::io::Read;
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+use serde_saphyr::Error as YamlError;
+use serde_saphyr::budget::BudgetBreach;
 
 use super::Failure;
 use super::exit::INVALID;
@@ -14,6 +16,13 @@ use crate::model::validate::quote;
 
 /// Bytes of a file: a thousand ordinary jobs are a tenth of this.
 const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Values in a file, texts and numbers and what they stand in: a thousand ordinary jobs have fifty
+/// thousand, and each takes many times the bytes that it has in the file.
+const VALUES_MAX: usize = 1_000_000;
+/// YAML documents in a file: as many as a submit may have jobs, and then some.
+const DOCUMENTS_MAX: usize = 1_024;
+/// Levels of lists and maps within each other: a job has ten.
+const DEPTH_MAX: usize = 64;
 /// Bytes of an error about a file: a value that is wrong may be as long as the file.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 /// Bytes of an unknown name up to which a hint is looked for: comparing takes their product.
@@ -76,12 +85,51 @@ pub(super) fn in_file(path: &str, message: impl fmt::Display) -> Failure {
 /// # Errors
 /// In words, with line and column.
 pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
+    COUNTED.set((0, 0));
     let trees: Result<Vec<Tree>, String> = match serde_json::from_str::<Tree>(text) {
         Ok(tree) => Ok(vec![tree]),
         Err(error) if looks_like_json(text) => Err(error.to_string()),
-        Err(_) => serde_saphyr::from_multiple(text).map_err(|error| first_line(&error.to_string())),
+        Err(_) => read_yaml(text),
     };
     trees.map(|trees| trees.into_iter().map(|tree| tree.0).collect()).map_err(short)
+}
+
+fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
+    COUNTED.set((0, 0));
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: DOCUMENTS_MAX,
+            max_nodes: VALUES_MAX,
+            max_events: 3 * VALUES_MAX,
+            max_depth: DEPTH_MAX,
+        },
+    };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| match error.without_snippet() {
+        YamlError::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
+            format!(
+                "holds more than {DOCUMENTS_MAX} YAML documents: write the jobs as one list, or several files"
+            )
+        }
+        YamlError::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
+            too_many()
+        }
+        YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => too_deep(),
+        _ => first_line(&error.to_string()),
+    })
+}
+
+fn too_many() -> String {
+    format!("holds more than {VALUES_MAX} values: write several files")
+}
+
+fn too_deep() -> String {
+    format!("lists and maps stand within each other more than {DEPTH_MAX} levels deep")
+}
+
+thread_local! {
+    /// Values of the file at hand, and the levels that are open: the parsers hand nothing through to
+    /// what they build.
+    static COUNTED: std::cell::Cell<(usize, usize)> = const { std::cell::Cell::new((0, 0)) };
 }
 
 /// The parser's word without its picture of the place, which repeats lines of the file.
@@ -147,7 +195,18 @@ struct Tree(Value);
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TreeVisitor).map(Self)
+        let (values, depth) = COUNTED.get();
+        // Scalars stand one level below what they are in.
+        if depth > DEPTH_MAX {
+            return Err(serde::de::Error::custom(too_deep()));
+        }
+        if values >= VALUES_MAX {
+            return Err(serde::de::Error::custom(too_many()));
+        }
+        COUNTED.set((values + 1, depth + 1));
+        let tree = deserializer.deserialize_any(TreeVisitor).map(Self);
+        COUNTED.set((COUNTED.get().0, depth));
+        tree
     }
 }
 

@@ -127,8 +127,15 @@ pub fn main() -> ExitCode {
 
 /// Prints what is wrong with the arguments, or the help that was asked for.
 fn refuse(error: &clap::Error) -> ExitCode {
-    // Where nobody reads it there is nobody to tell.
-    let _ = error.print();
+    let plain = error.render().to_string();
+    let honest = output::honest(&plain);
+    if plain == honest {
+        // Where nobody reads it there is nobody to tell.
+        let _ = error.print();
+    } else {
+        // An argument would show as what it isn't.
+        eprint!("{honest}");
+    }
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
@@ -168,10 +175,11 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
 fn start_logging(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let coloured = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(move || output::HonestLog { coloured })
+        .with_ansi(coloured)
         .with_target(false);
     // A second start, in one process, keeps the first.
     let _ = layer.try_init();

@@ -18,28 +18,93 @@ pub enum Format {
     Name,
 }
 
-/// Prints `value` as JSON or YAML.
+/// Prints `value` as JSON or YAML, as which it can be read again: what deceives is escaped.
 ///
 /// # Errors
 /// If it can't be written.
 pub fn print_value(format: Format, value: &impl Serialize) -> Result<(), Failure> {
     let text = match format {
-        Format::Yaml => serde_saphyr::to_string(value).map_err(anyhow::Error::from)?,
-        Format::Json | Format::Table | Format::Wide | Format::Name => {
-            serde_json::to_string_pretty(value).map_err(anyhow::Error::from)? + "\n"
-        }
+        Format::Yaml => yaml(value)?,
+        Format::Json | Format::Table | Format::Wide | Format::Name => json(value, json_escape)?,
     };
     print(&text)
 }
 
-/// Writes to standard output; a reader that has gone away is no failure.
+fn json(value: &impl Serialize, escape: fn(char) -> String) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)? + "\n";
+    // What is left of it can only stand in a text, where an escape says the same.
+    Ok(escaped(&text, escape))
+}
+
+/// YAML; as JSON, which is YAML too, where its plain texts would deceive.
+fn yaml(value: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_saphyr::to_string(value).map_err(anyhow::Error::from)?;
+    if text.chars().any(|c| c != '\n' && text::is_deceptive(c)) { json(value, yaml_escape) } else { Ok(text) }
+}
+
+fn json_escape(c: char) -> String {
+    c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+}
+
+fn yaml_escape(c: char) -> String {
+    format!("\\U{:08x}", u32::from(c))
+}
+
+/// The text's lines without what deceives.
+fn escaped(text: &str, escape: fn(char) -> String) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && text::is_deceptive(c) { out.push_str(&escape(c)) } else { out.push(c) }
+    }
+    out
+}
+
+/// The text's lines as they may be shown.
+pub fn honest(text: &str) -> String {
+    escaped(text, |c| c.escape_unicode().to_string())
+}
+
+/// Writes to standard output, whatever the text says as honest lines; a reader that has gone away is
+/// no failure.
 ///
 /// # Errors
 /// If it can't be written.
 pub fn print(text: &str) -> Result<(), Failure> {
+    print_raw(&honest(text))
+}
+
+/// Writes what is our own in every byte.
+///
+/// # Errors
+/// If it can't be written.
+pub fn print_raw(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         outcome => Ok(outcome?),
+    }
+}
+
+/// A log's lines on standard error, honest ones.
+#[derive(Clone, Copy, Debug)]
+pub struct HonestLog {
+    /// Colours are ours; the formatter sees to it that no value brings its own.
+    pub coloured: bool,
+}
+
+impl Write for HonestLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let mut out = String::with_capacity(text.len());
+        for c in text.chars() {
+            let ours = c == '\n' || (c == '\u{1b}' && self.coloured);
+            if !ours && text::is_deceptive(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+        }
+        std::io::stderr().write_all(out.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 
@@ -124,4 +189,23 @@ pub fn thousandths(amount: u64) -> String {
 /// Standard output is a terminal.
 pub fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_back_as_they_were_and_show_nothing_that_deceives() {
+        let text = "a\u{202e}b\u{0}\u{1b}[31m\u{7f}\u{9b}\u{200b}\u{e0001}\t\u{feff}: - é\n";
+        let value = serde_json::json!({ text: [text, "plain"] });
+        let shown = json(&value, json_escape).expect("JSON");
+        assert!(shown.chars().all(|c| c == '\n' || !text::is_deceptive(c)), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
+        let shown = yaml(&value).expect("YAML");
+        assert!(shown.chars().all(|c| c == '\n' || !text::is_deceptive(c)), "{shown}");
+        assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&shown).expect("YAML"), value);
+        let plain = serde_json::json!({ "name": "train", "args": ["two\nlines"] });
+        assert!(yaml(&plain).expect("YAML").contains("name: train"));
+    }
 }

@@ -1,5 +1,6 @@
 //! The manual of stable codes, made from the code itself.
 
+use crate::api::error;
 use crate::model::attempt::OutcomeKind;
 use crate::model::exchange::RefusedCode;
 use crate::model::reason::{JobReason, PoolReason};
@@ -18,7 +19,8 @@ pub fn manual() -> String {
     };
     text.push_str(&table("Why a pool does not take a job", PoolReason::manual()));
     text.push_str(&table("Why a job waits, apart from pools", JobReason::manual()));
-    text.push_str(&table("Why a request is refused", &Rejection::MANUAL));
+    let refused: Vec<_> = Rejection::MANUAL.into_iter().chain(error::MANUAL).collect();
+    text.push_str(&table("Why a request is refused", &refused));
     text.push_str("\n## How an attempt ends\n\n| code | means | tried again |\n|---|---|---|\n");
     for kind in OutcomeKind::ALL {
         let again = if kind.is_eviction() || kind == OutcomeKind::LeaseEnded {

@@ -356,7 +356,7 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
         }
         (Some(code), None) if failure.code == "Failed" => {
             if !failure.message.is_empty() {
-                eprintln!("weir: {}", failure.message);
+                eprintln!("weir: {}", crate::model::text::escape(&failure.message));
             }
             return Ok(u8::try_from(code).unwrap_or(RUN_FAILED));
         }

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::{self, ClientFile};
 use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
+use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
 use crate::runtime::broker::{self, Handle};
 
 /// Runs a broker.
@@ -27,6 +28,10 @@ pub struct Server {
     /// Loopback only; port 0 picks one.
     #[arg(long, default_value = ADDRESS_DEFAULT)]
     listen: String,
+    /// Mutations (submits, cancels and the like) that one client may send in a second.
+    #[arg(long, value_name = "N", default_value_t = MUTATIONS_PER_S_DEFAULT,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    mutations_per_second: u32,
 }
 
 /// A broker that listens.
@@ -85,7 +90,8 @@ impl Server {
         let listening = listen(&data, &self.listen, Clock::start()).await?;
         tracing::info!(address = %listening.address, data = %data.display(), "the broker listens");
         let stop = terminated();
-        let served = crate::api::serve(listening.broker.clone(), listening.listener, &listening.token, stop);
+        let (broker, rate) = (listening.broker.clone(), self.mutations_per_second);
+        let served = crate::api::serve(broker, listening.listener, &listening.token, rate, stop);
         // Open watches and sessions would hold up a graceful end: they are cut after a moment.
         tokio::select! {
             outcome = served => outcome.map_err(anyhow::Error::from)?,

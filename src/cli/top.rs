@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::output::{bytes, is_terminal, print, table, thousandths};
+use super::output::{bytes, is_terminal, print, print_raw, table, thousandths};
 use super::{Connect, Failure, get};
 use crate::api::proto::v1;
 
@@ -40,7 +40,7 @@ impl Top {
                 ]);
             }
             if !self.once && is_terminal() {
-                print("\x1b[H\x1b[2J")?;
+                print_raw("\x1b[H\x1b[2J")?;
             }
             print(&table(&rows))?;
             if self.once || !is_terminal() {

@@ -182,7 +182,8 @@ pub struct Placement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptReport {
     pub attempt: AttemptId,
-    /// The broker's revision that ordered it: above the broker's own means an old disk.
+    /// The broker's revision that ordered it; 0 if the agent found it without its order. Above the
+    /// broker's own it was ordered by another history of the journal.
     pub ordered_revision: Revision,
     pub status: AttemptStatus,
 }

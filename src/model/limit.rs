@@ -85,6 +85,32 @@ pub const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PAGE_DEFAULT: usize = 100;
 /// Bytes of one request: a full batch of ordinary jobs, far below what would hurt.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Mutations in a second from one client, unless the broker is told otherwise: far above what one that
+/// waits for its answers can send, so that it only bites who doesn't.
+pub const MUTATIONS_PER_S_DEFAULT: u32 = 20_000;
+/// Mutations of one client that wait for their turn: a client that has more under way is refused, and
+/// told to come again.
+pub const MUTATIONS_WAITING_MAX: usize = 256;
+/// What a mutation weighs besides its jobs: about as much as so many of them.
+pub const MUTATION_WEIGHT: usize = 8;
+/// Weight of the mutations that the broker has at once. Whoever comes next waits for these at the most
+/// and for one of each client that waits, too: a tenth of a second. It is four of the largest submits,
+/// or five hundred small ones, which is more than one write to the disk takes.
+pub const MUTATIONS_WEIGHT_MAX: usize = 4_096;
+/// Messages and entries of lists within one request: a hundred for each of a thousand jobs.
+pub const REQUEST_ENTRIES_MAX: usize = 100_000;
+/// Bytes in memory that each of those is taken to become: of the largest, with room to grow.
+pub const ENTRY_BYTES: usize = 512;
+/// Bytes that a request may become without counting against its client's share: as many as a client
+/// has streams can't hurt.
+pub const REQUEST_BYTES_FREE: usize = 64 * 1024;
+/// Bytes beyond those that the requests of one client may become at once: the largest, and some.
+pub const REQUEST_BYTES_HELD_MAX: usize = 64 * 1024 * 1024;
+/// Bytes beyond those that all requests may become at once.
+pub const REQUESTS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Messages of one client's watches and logs that wait to be read: with the size of one this is what a
+/// client costs that reads nothing, however many streams it opens.
+pub const STREAM_MESSAGES_MAX: usize = 32;
 /// Connections at once: one for each agent and each client. Fewer where the system lets the broker
 /// have fewer files.
 pub const CONNECTIONS_MAX: usize = 4_096;

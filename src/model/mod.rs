@@ -10,6 +10,7 @@ pub mod id;
 pub mod interval;
 pub mod limit;
 pub mod link;
+pub mod mutant;
 pub mod plan;
 pub mod pool;
 pub mod price;

@@ -26,6 +26,7 @@ use pool::{PoolIndex, Undo};
 use crate::model::attempt::Placement;
 use crate::model::change::Change;
 use crate::model::id::{JobId, NodeRef, PoolId, QueueId, UnitId};
+use crate::model::mutant::Mutant;
 use crate::model::plan::{Plan, Policy, Start};
 use crate::model::reason::Standing;
 use crate::model::resource::Resources;
@@ -395,7 +396,8 @@ impl Round {
         state.queue_path(queue).find_map(|queue| {
             let held = self.held.get(&queue.id).unwrap_or(&none);
             let sum = queue.usage.checked_add(held).and_then(|sum| sum.checked_add(more));
-            let over = sum.is_none_or(|sum| queue.spec.limit.first_excess(&sum).is_some());
+            let over = sum.is_none_or(|sum| queue.spec.limit.first_excess(&sum).is_some())
+                && !Mutant::IgnoreQueueLimit.is_on();
             over.then_some(queue.id)
         })
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::fit::{Bucket, Demand, NodeClass, Score, choose_devices, score};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, NodeRef, PoolId};
+use crate::model::mutant::Mutant;
 use crate::model::resource::Resources;
 use crate::state::State;
 use crate::state::pool::{Node, Pool};
@@ -214,7 +215,8 @@ impl PoolIndex {
 
     /// Gives back what was taken tentatively.
     pub(super) fn undo(&mut self, undo: Undo) {
-        for (id, entry) in undo.0.into_iter().rev() {
+        let forgotten = usize::from(Mutant::ForgetLastUndo.is_on());
+        for (id, entry) in undo.0.into_iter().skip(forgotten).rev() {
             self.put(id, entry);
         }
     }

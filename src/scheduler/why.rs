@@ -8,6 +8,7 @@ use super::pool::{PoolIndex, Undo};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::PoolId;
 use crate::model::limit::DEVICE_MILLIS;
+use crate::model::mutant::Mutant;
 use crate::model::pool::Reach;
 use crate::model::reason::{PoolReason, Standing};
 use crate::model::resource::{ResourceKind, Resources};
@@ -67,7 +68,8 @@ pub(super) fn explain(state: &State, indexes: &BTreeMap<PoolId, PoolIndex>, shap
         pool: pool.id,
         reason: pool_reason(state, indexes.get(&pool.id), pool, shape),
     };
-    let pools: Vec<PoolWhy> = state.pools().map(reason).collect();
+    let omitted = |pool: &&Pool| pool.cordoned && Mutant::OmitCordonedPools.is_on();
+    let pools: Vec<PoolWhy> = state.pools().filter(|pool| !omitted(pool)).map(reason).collect();
     let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
         Vec::new()
     } else {

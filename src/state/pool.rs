@@ -8,6 +8,7 @@ use crate::model::attempt::Placement;
 use crate::model::device::DeviceModelId;
 use crate::model::exchange::Hello;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, PoolId, Revision, UnitId};
+use crate::model::mutant::Mutant;
 use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
 use crate::model::resource::Resources;
 use crate::model::spec::TaskRequest;
@@ -210,6 +211,7 @@ impl Node {
     /// Free thousandths of device `index`.
     pub fn device_free(&self, index: usize) -> u32 {
         let committed = self.committed_devices.get(index).copied().unwrap_or_default();
+        let committed = if Mutant::ForgetHeldDevices.is_on() { 0 } else { committed };
         self.device_capacity(index).saturating_sub(committed)
     }
 

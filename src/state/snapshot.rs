@@ -19,6 +19,7 @@ use crate::model::id::{
     JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, SpecId, Term, UnitId,
 };
 use crate::model::link::Link;
+use crate::model::mutant::Mutant;
 use crate::model::price::Price;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
@@ -134,6 +135,9 @@ pub struct Snapshotter {
 impl Snapshotter {
     pub(super) fn touch(&mut self, state: &State, key: Key) {
         if self.cursor.is_some_and(|cursor| key <= cursor) || !self.done.insert(key) {
+            return;
+        }
+        if Mutant::DropTouchedAttempts.is_on() && matches!(key, Key::Attempt(_)) {
             return;
         }
         state.put_object(key, &mut self.pending);

@@ -91,7 +91,7 @@ fn observed(reports: Vec<v1::AttemptReport>) -> Call {
 }
 
 fn report(attempt: &str, status: Option<Reported>) -> v1::AttemptReport {
-    v1::AttemptReport { attempt: attempt.to_owned(), ordered_revision: 1, status }
+    v1::AttemptReport { attempt: attempt.to_owned(), ordered_revision: 0, status }
 }
 
 fn succeeded() -> Option<Reported> {
@@ -105,6 +105,14 @@ pub fn cases() -> Vec<Case> {
     all.extend(node_cases());
     all.extend(report_cases());
     all
+}
+
+/// A journal's id, as it is written.
+const JOURNAL: &str = "aaaaaaaaaa";
+
+/// A stamp with a proof of so many bytes.
+fn stamp(journal: &str, proof: usize) -> Option<v1::Stamp> {
+    Some(v1::Stamp { journal: journal.to_owned(), turn: 1, revision: u64::MAX, proof: vec![0; proof] })
 }
 
 fn hello_cases() -> Vec<Case> {
@@ -148,6 +156,10 @@ fn hello_cases() -> Vec<Case> {
         invalid(greeting(|h| h.pool = None), "hello.pool", "is missing"),
         invalid(greeting(|h| h.instance.clear()), "hello.instance", "0 bytes, 16 are needed"),
         invalid(greeting(|h| h.key = vec![0; 1 << 20]), "hello.key", "1048576 bytes, 16 are needed"),
+        invalid(greeting(|h| h.seen = stamp("x", 16)), "hello.seen.journal", "\"x\" is not a journal id"),
+        invalid(greeting(|h| h.seen = stamp(JOURNAL, 3)), "hello.seen.proof", "3 bytes, 16 are needed"),
+        invalid(serve(with(|h| h.seen = stamp("x", 16))), "hello.seen.journal", "is not a journal id"),
+        invalid(serve(with(|h| h.seen = stamp(JOURNAL, 0))), "hello.seen.proof", "0 bytes, 16 are needed"),
         invalid(declaration(|p| p.region = "CN-CX".to_owned()), "hello.pool.region", "CN-CX does not exist"),
         invalid(note("x".repeat(3 << 20)), "hello.pool.notes", "3145728 bytes, at most 1024"),
         invalid(note("a\u{202e}b".to_owned()), "hello.pool.notes", "contains control or invisible"),
@@ -362,6 +374,26 @@ async fn older_epoch_is_refused_before_its_reports_are_read() {
     let (code, message) = new.hear_refusal().await;
     assert_eq!((code.as_str(), message.as_str()), ("Superseded", "an older epoch"));
     client.jobs().submit(job::valid()).await.expect("the broker still writes");
+    broker.is_well(&client).await;
+}
+
+#[tokio::test]
+async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
+    let broker = Broker::start();
+    let client = broker.client();
+    let mut honest = Agent::ready(&client, "honest", 1).await;
+    let journal = honest.journal.clone();
+    // A stamp that this journal did not give proves nothing: its bearer is let in as if without.
+    let forged = v1::Hello { seen: stamp(&journal, 16), ..hello("liar", 2) };
+    let mut liar = Agent::greet(&client, forged).await;
+    let attempt = format!("{journal}-7-0-1");
+    let future = v1::AttemptReport { ordered_revision: u64::MAX, ..report(&attempt, succeeded()) };
+    liar.tell_attempts(vec![future], v1::Part::FullEnd).await;
+    let (code, message) = liar.hear_refusal().await;
+    assert_eq!(code, "UnknownWork");
+    assert_eq!(message, format!("attempt {attempt} was never ordered by this journal"));
+    client.jobs().submit(job::valid()).await.expect("the broker still writes");
+    honest.beat(1).await;
     broker.is_well(&client).await;
 }
 

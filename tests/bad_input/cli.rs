@@ -357,3 +357,33 @@ fn what_the_broker_refuses_has_the_exit_code_of_its_kind() {
     let (code, printed, said) = submit(&large.concat());
     assert_eq!((code, printed.lines().count()), (0, 100), "{said}");
 }
+
+#[test]
+fn addresses_that_can_t_be_spoken_to_are_named() {
+    let mut home = Home::new();
+    let rows: [(&str, i32, &str); 6] = [
+        ("https://127.0.0.1:7411", 8, "\"https\" is not spoken yet, only http: write 127.0.0.1:7411"),
+        ("https://weir.example", 8, "\"https\" is not spoken yet"),
+        ("unix:///run/weir.sock", 8, "\"unix\" is not spoken yet"),
+        ("127.0.0.1:9", 7, "the broker can't be reached: 127.0.0.1:9: "),
+        ("http://127.0.0.1:9/", 7, "the broker can't be reached: 127.0.0.1:9: "),
+        ("http://nowhere.invalid:7411", 7, "the broker can't be reached: nowhere.invalid:7411: "),
+    ];
+    for (address, code, says) in rows {
+        let (found, printed, said) = home.run(&["--server", address, "get", "pools"]);
+        assert_eq!((found, printed.as_str()), (code, ""), "{address}: {said}");
+        assert!(said.contains(says), "{address} lacks {says:?}: {said}");
+    }
+    // An agent is told so, too.
+    home.address = "https://127.0.0.1:7411".to_owned();
+    let file = home.path().join("agent.toml");
+    let token = home.path().join("token");
+    std::fs::write(&token, "0123").expect("a file");
+    let text = format!(
+        "name = \"p\"\nregion = \"CN-CQ\"\nserver = \"https://127.0.0.1:7411\"\ntoken_file = {token:?}\nstate = \"/nowhere\"\n[simulated]\nnodes = [{{count = 1, prefix = \"n\", cpus = 1, memory_gib = 1}}]\n"
+    );
+    std::fs::write(&file, text).expect("a file");
+    let (code, _, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("\"https\" is not spoken yet"), "{said}");
+}

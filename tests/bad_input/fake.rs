@@ -30,7 +30,13 @@ impl Broker {
 
     /// A broker of this command: `server` or `dev`.
     pub fn of(command: &str) -> Self {
+        Self::within(command, "")
+    }
+
+    /// The same, held to these limits, as the shell's `ulimit` takes them.
+    pub fn within(command: &str, limits: &'static str) -> Self {
         let mut home = Home::new();
+        home.limits = limits;
         let process = home.start_broker(command);
         let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
         Self { home, process, token }
@@ -43,9 +49,18 @@ impl Broker {
 
     /// What the process holds in memory.
     pub fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most that it ever held.
+    pub fn peak_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id()));
         let status = status.expect("the broker runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("its memory");
         line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("kibibytes") << 10
     }
 

@@ -1,13 +1,13 @@
 //! The table of bad values: what is sent, which field the error names, what it says. A walk over
 //! the protocol's own description keeps it complete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use weir::api::client::Client;
-use weir::api::proto::{DESCRIPTOR, v1};
+use weir::api::described::{BOOL, definitions};
+use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
 use crate::{agent, job, pool, queue};
@@ -166,55 +166,6 @@ async fn every_bad_value_is_refused_with_the_name_of_its_field() {
     assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
 }
 
-/// What of the protocol's description is needed here.
-mod described {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct FileSet {
-        #[prost(message, repeated, tag = "1")]
-        pub file: Vec<File>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct File {
-        #[prost(string, tag = "2")]
-        pub package: String,
-        #[prost(message, repeated, tag = "4")]
-        pub message_type: Vec<Type>,
-        #[prost(message, repeated, tag = "6")]
-        pub service: Vec<Service>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Type {
-        #[prost(string, tag = "1")]
-        pub name: String,
-        #[prost(message, repeated, tag = "2")]
-        pub field: Vec<Field>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Field {
-        #[prost(string, tag = "1")]
-        pub name: String,
-        /// 8 is bool, 11 is message.
-        #[prost(int32, tag = "5")]
-        pub kind: i32,
-        #[prost(string, tag = "6")]
-        pub type_name: String,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Service {
-        #[prost(message, repeated, tag = "2")]
-        pub method: Vec<Method>,
-    }
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Method {
-        #[prost(string, tag = "1")]
-        pub name: String,
-        #[prost(string, tag = "2")]
-        pub input_type: String,
-    }
-}
-
-const BOOL: i32 = 8;
-
 /// Fields of which any value is allowed, with the reason. A star stands for all below.
 const ANY_VALUE: &[(&str, &str)] = &[
     ("Submit jobs.spec.on_unit_failure.max_failed", "more than there are units means all"),
@@ -236,7 +187,11 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Sync inventory.nodes.devices.committed_millis", "the broker counts itself: not read"),
     ("Sync inventory.nodes.tasks", "the broker counts itself: not read"),
     ("Sync inventory.nodes.revision", "the broker counts itself: not read"),
-    ("Sync observed.reports.ordered_revision", "one above the journal's end means an old journal"),
+    ("Sync hello.seen.turn", "a stamp that this journal did not give proves nothing"),
+    ("Sync hello.seen.revision", "a stamp that this journal did not give proves nothing"),
+    ("ServeLogs hello.seen.turn", "the session tells it: not read"),
+    ("ServeLogs hello.seen.revision", "the session tells it: not read"),
+    ("Sync observed.reports.ordered_revision", "one above the journal's end: the pool is refused"),
     ("Sync observed.reports.running.started_unix_ms", "clocks differ: cut to the order and now"),
     ("Sync observed.reports.ended.started_unix_ms", "the same"),
     ("Sync observed.reports.ended.ended_unix_ms", "the same"),
@@ -252,20 +207,17 @@ const ANY_VALUE: &[(&str, &str)] = &[
 
 /// Fields of all requests as `METHOD path`, without those of two values only.
 fn request_fields() -> BTreeSet<String> {
-    let set = described::FileSet::decode(DESCRIPTOR).expect("the compiled definitions");
-    let files: Vec<&described::File> = set.file.iter().filter(|file| file.package == "weir.v1").collect();
-    let types: BTreeMap<String, &described::Type> = files
-        .iter()
-        .flat_map(|file| &file.message_type)
-        .map(|message| (format!(".weir.v1.{}", message.name), message))
-        .collect();
+    let read = definitions();
     let mut found = BTreeSet::new();
-    for method in files.iter().flat_map(|file| &file.service).flat_map(|service| &service.method) {
-        let mut open = vec![(method.input_type.clone(), format!("{} ", method.name))];
+    for (method, input) in &read.inputs {
+        let name = method.rsplit('/').next().unwrap_or_default();
+        let mut open = vec![(input.clone(), format!("{name} "))];
         while let Some((name, path)) = open.pop() {
-            for field in &types[&name].field {
+            for field in &read.types[&name].field {
                 let at = format!("{path}{}", field.name);
-                match types.get(&field.type_name) {
+                // A map's entries are no fields of ours.
+                let inner = read.types.get(&field.type_name);
+                match inner.filter(|_| !field.type_name.ends_with("Entry")) {
                     Some(_) => open.push((field.type_name.clone(), format!("{at}."))),
                     None if field.kind == BOOL => {}
                     // Maps are nested types, which are not in the table: one field, key and value.

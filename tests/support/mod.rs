@@ -40,6 +40,8 @@ pub struct Home {
     pub address: String,
     /// What its commands have in their environment besides.
     pub env: Vec<(&'static str, PathBuf)>,
+    /// What they are held to, as the shell's `ulimit` takes it; nothing, if empty.
+    pub limits: &'static str,
 }
 
 impl Default for Home {
@@ -53,7 +55,7 @@ impl Home {
     pub fn new() -> Self {
         // Short, because a socket's path is: 108 bytes at the most.
         let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
-        Self { folder, address: "127.0.0.1:0".to_owned(), env: Vec::new() }
+        Self { folder, address: "127.0.0.1:0".to_owned(), env: Vec::new(), limits: "" }
     }
 
     /// The folder's path.
@@ -69,6 +71,11 @@ impl Home {
     /// A `weir` command that touches nothing outside the folder.
     pub fn weir(&self, arguments: &[&str]) -> Command {
         let mut command = weir_in(self.path());
+        if !self.limits.is_empty() {
+            command = Command::new("sh");
+            command.args(["-c", &format!("ulimit {} && exec \"$0\" \"$@\"", self.limits), WEIR]);
+            surround(&mut command, self.path());
+        }
         command.args(arguments).env("WEIR_SERVER", &self.address).envs(self.env.iter().cloned());
         command
     }
@@ -86,11 +93,16 @@ impl Home {
 
     /// Starts a broker and waits until it listens.
     pub fn start_broker(&mut self, command: &str) -> Process {
+        self.start_broker_with(command, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_broker_with(&mut self, command: &str, more: &[&str]) -> Process {
         let endpoint = self.data().join("endpoint");
         let _ = std::fs::remove_file(&endpoint);
         let data = self.data();
         let arguments = [command, "--data", data.to_str().expect("a plain path"), "--listen", &self.address];
-        let process = self.start(&arguments);
+        let process = self.start(&[&arguments[..], more].concat());
         until("the broker listens", Duration::from_secs(60), || std::fs::read_to_string(&endpoint).is_ok());
         self.address = std::fs::read_to_string(&endpoint).expect("the endpoint");
         process
@@ -184,13 +196,18 @@ fn processes() -> impl Iterator<Item = rustix::process::Pid> {
 /// A `weir` command that keeps what it keeps in `folder`, and knows of no broker.
 pub fn weir_in(folder: &Path) -> Command {
     let mut command = Command::new(WEIR);
+    surround(&mut command, folder);
+    command
+}
+
+/// Keeps a command from what is outside the folder.
+fn surround(command: &mut Command, folder: &Path) {
     command
         .env("XDG_CONFIG_HOME", folder.join("config"))
         .env("XDG_STATE_HOME", folder.join("state"))
         .env_remove("WEIR_SERVER")
         .env_remove("WEIR_TOKEN")
         .stdin(Stdio::null());
-    command
 }
 
 /// Polls until a condition holds.

@@ -4,6 +4,7 @@ use rand::RngExt;
 use weir::broker::{Broker, CallId, Effect, Input, Query, SessionId};
 use weir::model::exchange::{FromAgent, RefusedCode, ToAgent};
 use weir::model::id::{Revision, Term};
+use weir::model::pool::Reach;
 use weir::model::time::Timestamp;
 use weir::state::command::Request;
 use weir::state::rejection::Rejection;
@@ -63,6 +64,9 @@ pub(crate) struct BrokerHost {
     pub(crate) checked_at: Revision,
 }
 
+/// How long a broker on an older copy must at least wait for the pools that it knows: the silence
+/// after which they count as unreachable, less what its clock may be fast.
+const FORK_AWAITS_MS: u64 = 14_000;
 /// From a failed append to the next try, as the shell has it.
 const REOPEN_MS: u64 = 500;
 
@@ -105,6 +109,12 @@ impl World {
         let random: u128 = self.turns.random();
         if self.fork.is_some() {
             self.fork_turns.insert((random >> 64) as u64, self.fork_from);
+            let there = |host: &&super::AgentHost| {
+                state.pool_named(&host.hello.pool.name).is_some_and(|pool| pool.reach < Reach::Lost)
+            };
+            let agents = self.agents.iter().enumerate().filter(|(_, host)| there(host));
+            self.fork_awaits = agents.map(|(index, _)| index).collect();
+            self.fork_awaits_until = self.now + FORK_AWAITS_MS;
         }
         let now = clock.at(self.now);
         let kept = &mut self.brokers[host];
@@ -188,7 +198,11 @@ impl World {
             BrokerEvent::Request { call, request } => {
                 self.broker_step(host, Input::Request { call, request })
             }
-            BrokerEvent::Query { call, query } => self.broker_step(host, Input::Query { call, query }),
+            BrokerEvent::Query { call, query } => {
+                let pools = kept.machine.as_ref().map_or(0, |broker| broker.state().pools().count());
+                self.client.pools_asked.insert(call, pools);
+                self.broker_step(host, Input::Query { call, query })
+            }
             BrokerEvent::Frame { session, number, message } => {
                 self.broker_frame(host, session, number, *message)
             }
@@ -256,7 +270,7 @@ impl World {
                     self.send_reply(call, result);
                 }
             }
-            Effect::Answer { answer, .. } => self.check_answer(host, &answer)?,
+            Effect::Answer { call, answer, .. } => self.check_answer(host, call, &answer)?,
             Effect::Direct { session, message } => {
                 self.check_direct(host, session, &message)?;
                 if let ToAgent::Refused { code: RefusedCode::PoolClaimed, .. } = &message {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use weir::agent::Launch;
-use weir::broker::{Answer, Broker, SessionId};
+use weir::broker::{Answer, Broker, CallId, SessionId};
 use weir::model::attempt::{AttemptStatus, Phase, StopReason};
 use weir::model::change::Change;
-use weir::model::exchange::{Stop, ToAgent};
+use weir::model::exchange::{FromAgent, Stop, ToAgent};
 use weir::model::id::{AttemptId, JobId, Revision};
 use weir::model::stamp::Stamp;
 use weir::scheduler::Scheduler;
@@ -67,18 +67,17 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn check_answer(&mut self, host: usize, answer: &Answer) -> Result<(), String> {
+    pub(crate) fn check_answer(&mut self, host: usize, call: CallId, answer: &Answer) -> Result<(), String> {
         let Answer::Why(Some(why)) = answer else { return Ok(()) };
-        let pools = self.brokers[host].machine.as_ref().map(|broker| broker.state().pools().count());
+        // Pools may be registered between the question and its answer, and are never removed.
+        let now = self.brokers[host].machine.as_ref().map_or(0, |broker| broker.state().pools().count());
+        let then = self.client.pools_asked.remove(&call).unwrap_or_default();
         for group in &why.groups {
             let seen: BTreeSet<_> = group.why.pools.iter().map(|pool| pool.pool).collect();
-            // Pools may be registered between an answer and its way out.
-            if seen.len() != group.why.pools.len() || pools.is_some_and(|pools| seen.len() > pools) {
-                return Err(format!(
-                    "why counts {} pools, {} of them once",
-                    group.why.pools.len(),
-                    seen.len()
-                ));
+            let counted = group.why.pools.len();
+            if seen.len() != counted || counted > now || counted < then {
+                let once = seen.len();
+                return Err(format!("why counts {counted} pools, {once} of them once, of {then} to {now}"));
             }
             for pool in &group.why.pools {
                 self.counts.reason(pool.reason.code());
@@ -166,6 +165,18 @@ impl World {
         launch.order.stamp.and_then(copied).is_some_and(|copied| launch.order.revision > *copied)
     }
 
+    /// An agent reports in an epoch that is not its pool's any more.
+    pub(crate) fn is_stale(&self, host: usize, agent: usize, message: &FromAgent) -> bool {
+        let state = self.brokers[host].machine.as_ref().map(Broker::state);
+        let pool = state.and_then(|state| state.pool_named(&self.agents[agent].hello.pool.name));
+        let epoch = match message {
+            FromAgent::Hello(_) => return false,
+            FromAgent::Inventory(inventory) => inventory.epoch,
+            FromAgent::Observed { epoch, .. } | FromAgent::Heartbeat { epoch, .. } => *epoch,
+        };
+        pool.is_some_and(|pool| pool.epoch != epoch)
+    }
+
     /// A broker on an older disk must see it by the first agent that runs what it doesn't know.
     pub(crate) fn check_hello(&mut self, host: usize, agent: usize) -> Result<(), String> {
         if !self.brokers[host].on_fork || self.is_liar(agent) {
@@ -207,9 +218,12 @@ impl World {
                     || object.of_fork
                     || self.is_liar(index)
                     || self.client.abandoned.contains(other);
-                // On an older disk a broker can't know what no agent has told it yet.
+                // On an older disk a broker can't know what no agent has told it yet, but must give
+                // them time to tell it.
                 let heard = self.fork_heard.get(&index);
                 let unheard = of_fork && heard.is_none_or(|heard| *heard >= launch.order.revision);
+                let unheard =
+                    unheard && !(self.fork_awaits.contains(&index) && self.now < self.fork_awaits_until);
                 if !allowed && !unheard {
                     return Err(format!("{attempt} starts while {other} of the same unit is alive"));
                 }

@@ -42,6 +42,8 @@ pub(crate) struct Client {
     pub(crate) abandoned: BTreeSet<AttemptId>,
     acts: u32,
     filled_up: bool,
+    /// How many pools there were when a question came in.
+    pub(crate) pools_asked: BTreeMap<CallId, usize>,
 }
 
 /// How long a client waits for an answer before it asks again.
@@ -61,6 +63,7 @@ impl Client {
             abandoned: BTreeSet::new(),
             acts,
             filled_up: false,
+            pools_asked: BTreeMap::new(),
         }
     }
 

@@ -180,6 +180,9 @@ pub struct World {
     fork_from: Revision,
     /// Agents that the broker on the older copy has heard, and from which of its revisions on.
     fork_heard: BTreeMap<usize, Revision>,
+    /// Agents that it must wait for, and until when at the least.
+    fork_awaits: BTreeSet<usize>,
+    fork_awaits_until: u64,
     /// Turns of brokers that ran on older copies, as their stamps name them, and where those copies
     /// ended.
     fork_turns: BTreeMap<u64, Revision>,
@@ -259,6 +262,8 @@ impl World {
             fork: None,
             fork_from: Revision(0),
             fork_heard: BTreeMap::new(),
+            fork_awaits: BTreeSet::new(),
+            fork_awaits_until: 0,
             fork_turns: BTreeMap::new(),
             fork_took: BTreeSet::new(),
             network: Network::new(seed, count),

@@ -212,7 +212,12 @@ impl World {
         match way.inbox.arrive(number) {
             Arrival::Take => {
                 let hello = matches!(message, FromAgent::Hello(_));
+                let stale = self.is_stale(host, agent, &message);
                 self.broker_step(host, Input::FromAgent { session, message })?;
+                let stands = self.network.links.get(&session).is_some_and(|link| !link.ways[TO_BROKER].over);
+                if stale && stands && self.brokers[host].machine.is_some() {
+                    return Err(format!("agent {agent} speaks in an older epoch and is not refused"));
+                }
                 if hello { self.check_hello(host, agent) } else { Ok(()) }
             }
             Arrival::Repeated => Ok(()),

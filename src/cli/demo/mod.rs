@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::connect::new_token;
-use super::output::{is_terminal, print, table};
+use super::output::{honest, is_terminal, print, print_raw, table};
 use super::{Failure, run, spec_file};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -133,9 +133,9 @@ async fn draw(
             share(held.device_millis, total.device_millis),
         ]);
     }
-    let text = format!("{head}\x1b[K\n{}", table(&rows));
+    let text = format!("{}\x1b[K\n{}", honest(&head), table(&rows));
     let up = if lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
-    print(&format!("{up}{text}"))?;
+    print_raw(&format!("{up}{text}"))?;
     Ok(text.lines().count())
 }
 

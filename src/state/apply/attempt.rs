@@ -4,6 +4,7 @@ use super::{Applied, ArchiveRow, FinishedAttempt};
 use crate::model::attempt::{OutcomeKind, Phase, StopReason};
 use crate::model::change::Change;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
+use crate::model::mutant::Mutant;
 use crate::model::pool::{DrainMode, Reach};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
@@ -234,6 +235,9 @@ impl State {
         self.settle_pool(pool);
         if was_running && let Some(job) = self.job_mut(unit.job) {
             job.groups[group].running -= 1;
+        }
+        if Mutant::HideStops.is_on() {
+            return;
         }
         self.note_job(unit.job, out);
     }

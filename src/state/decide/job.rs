@@ -9,6 +9,7 @@ use super::{Decision, Ending, Reply};
 use crate::model::attempt::{OutcomeKind, StopReason};
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
+use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::spec::{Dependency, JobSpec, OnUnitFailure, RetryOn};
 use crate::model::time::Timestamp;
@@ -221,8 +222,10 @@ impl State {
         if job.closing.is_some() {
             return NextTry::Never;
         }
-        let worth =
-            |on: RetryOn| spec.retry.on.contains(&on) && attempt.failures + 1 < spec.retry.max_attempts;
+        let worth = |on: RetryOn| {
+            spec.retry.on.contains(&on)
+                && (attempt.failures + 1 < spec.retry.max_attempts || Mutant::RetryFailuresFreely.is_on())
+        };
         let again = match kind {
             OutcomeKind::Succeeded | OutcomeKind::Cancelled => false,
             OutcomeKind::Preempted

@@ -15,6 +15,7 @@ use super::rejection::Rejection;
 use super::token::{TokenEntry, TokenReply};
 use crate::model::id::{Epoch, JobId, NodeId, PoolId, Revision, UnitId};
 use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::mutant::Mutant;
 use crate::model::time::Timestamp;
 
 pub use chore::CHORES_MAX;
@@ -77,7 +78,7 @@ impl State {
             return Err(Rejection::TokenExpired { made_at });
         }
         let mut decision = self.decide_command(now, &request.command)?;
-        if let Some(token) = &request.token {
+        if let Some(token) = request.token.as_ref().filter(|_| !Mutant::ForgetTokens.is_on()) {
             let reply = match decision.reply {
                 Reply::Submitted { first, count } => TokenReply::Jobs { first, count },
                 _ => TokenReply::Done,

@@ -5,6 +5,7 @@ use super::{Decision, Ending, Reply};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, Phase};
 use crate::model::id::{Epoch, PoolId, Revision, UnitId};
 use crate::model::limit::MESSAGE_LEN_MAX;
+use crate::model::mutant::Mutant;
 use crate::model::text;
 use crate::model::time::Timestamp;
 use crate::state::State;
@@ -21,7 +22,7 @@ impl State {
         report: &AttemptReport,
     ) -> Result<Decision, Rejection> {
         let pool = self.pool_or_reject(pool_id)?;
-        if epoch != pool.epoch {
+        if epoch != pool.epoch && !Mutant::TakeOldEpochs.is_on() {
             let (pool, current) = (pool.spec.name.clone(), pool.epoch);
             return Err(Rejection::StaleEpoch { pool, current, epoch });
         }
@@ -38,7 +39,7 @@ impl State {
         // While an older copy of the journal was in use, it gave this name to something else. An agent
         // that adopted what it found says no revision.
         let namesake = report.ordered_revision != attempt.ordered_revision;
-        if namesake && report.ordered_revision != Revision::default() {
+        if namesake && report.ordered_revision != Revision::default() && !Mutant::ObeyNamesakes.is_on() {
             return Ok(Decision { events: Vec::new(), reply: Reply::Namesake });
         }
         Ok(Decision::done(self.report_events(now, attempt, &report.status)))

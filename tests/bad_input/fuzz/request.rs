@@ -1,0 +1,153 @@
+//! Requests of every method of every service, found through the protocol's own description.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic::transport::Channel;
+use weir::api::described::{BOOL, BYTES, Field, MESSAGE, REPEATED, STRING, definitions};
+
+use super::{chance, mutate, number, repeat, seeds, varint};
+use crate::fake::{Agent, Broker, waiting_job};
+use crate::raw;
+
+/// Requests of one seed.
+const REQUESTS: usize = 60;
+/// Texts that name something, or nearly.
+const WORDS: [&str; 28] = [
+    "",
+    "a",
+    "default",
+    "default/x",
+    "waits",
+    "honest",
+    "fuzz",
+    "n1",
+    "CN-CQ",
+    "500000",
+    "CN-XX",
+    "true",
+    "T4",
+    "A100-80G",
+    "nvidia.com/gpu",
+    "/tmp",
+    "-1",
+    "0",
+    "1",
+    "18446744073709551615",
+    "Succeeded",
+    "Failed",
+    "*",
+    "\u{202e}",
+    "a\u{0}b",
+    "重庆",
+    "WEIR_JOB",
+    "PATH",
+];
+
+fn text(rng: &mut StdRng, journal: &str) -> Vec<u8> {
+    match rng.random_range(0..8) {
+        0 => format!(
+            "{journal}-{}-{}-{}",
+            rng.random_range(0..9),
+            rng.random_range(0..3),
+            rng.random_range(0..3)
+        )
+        .into_bytes(),
+        1 => vec![b'x'; rng.random_range(0..400)],
+        2 => (0..rng.random_range(0..8)).map(|_| rng.random()).collect(),
+        _ => WORDS[rng.random_range(0..WORDS.len())].as_bytes().to_vec(),
+    }
+}
+
+/// A field as bytes, with a value by chance.
+fn field(rng: &mut StdRng, field: &Field, journal: &str, depth: usize) -> Vec<u8> {
+    let number_of = u64::from(field.number.unsigned_abs());
+    let tagged = |wire: u64, content: Vec<u8>| [varint(number_of << 3 | wire), content].concat();
+    let with_length = |content: Vec<u8>| tagged(2, [varint(content.len() as u64), content].concat());
+    match field.kind {
+        MESSAGE => with_length(message(rng, &field.type_name, journal, depth + 1)),
+        STRING => with_length(text(rng, journal)),
+        BYTES => {
+            with_length(vec![rng.random(); if rng.random_ratio(2, 3) { 16 } else { rng.random_range(0..40) }])
+        }
+        BOOL => tagged(0, vec![rng.random_range(0..2)]),
+        // Doubles and what has a fixed width.
+        1 | 6 | 16 => tagged(1, number(rng).to_le_bytes().to_vec()),
+        2 | 7 | 15 => tagged(5, (number(rng) as u32).to_le_bytes().to_vec()),
+        _ => tagged(0, varint(number(rng))),
+    }
+}
+
+/// A message of this type, with some of its fields.
+fn message(rng: &mut StdRng, type_name: &str, journal: &str, depth: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Without its own fields a request is refused at once: nearly all of them are there.
+    let (some, of) = if depth == 0 { (9, 10) } else { (2, 3) };
+    for described in &definitions().types[type_name].field {
+        if rng.random_ratio(some, of) {
+            let times = if described.label == REPEATED { rng.random_range(1..3) } else { 1 };
+            for _ in 0..times {
+                bytes.extend(field(rng, described, journal, depth));
+            }
+        }
+    }
+    bytes
+}
+
+async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> Result<(), String> {
+    let mut rng = chance(seed);
+    let mut methods: Vec<(&String, &String)> = definitions().inputs.iter().collect();
+    methods.sort();
+    for turn in 0..REQUESTS {
+        let (method, input) = methods[(turn + seed as usize) % methods.len()];
+        let messages = (0..rng.random_range(1..4)).map(|_| {
+            let bytes = message(&mut rng, input, journal, 0);
+            if rng.random_ratio(1, 3) { mutate(&mut rng, &bytes) } else { bytes }
+        });
+        let messages: Vec<Vec<u8>> = messages.collect();
+        let Err(status) = raw::stream(channel, token, method, messages.clone()).await else { continue };
+        if matches!(status.code(), Code::Unknown | Code::Internal | Code::DataLoss | Code::Unimplemented) {
+            return Err(format!("{method} of {messages:?}: {status:?}"));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_by_chance_are_answered_with_proper_codes() {
+    assert!(definitions().inputs.len() >= 20, "{:?}", definitions().inputs);
+    let broker = Broker::start();
+    let client = broker.client();
+    let honest = Agent::ready(&client, "honest", 1).await;
+    waiting_job(&client, "waits").await;
+    let before = broker.resident_bytes();
+    let tried = Arc::new(AtomicU64::new(0));
+    let mut seeds = seeds();
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < 8 {
+            let Some(seed) = seeds.next() else { break };
+            let (channel, token, journal) =
+                (raw::channel(&broker).await, broker.token.clone(), honest.journal.clone());
+            let tried = tried.clone();
+            running.spawn(async move {
+                let outcome = one_seed(seed, &channel, &token, &journal).await;
+                tried.fetch_add(REQUESTS as u64, Ordering::Relaxed);
+                outcome.map_err(|error| format!("{error}\n{}", repeat(seed, "fuzz::request")))
+            });
+        }
+        match running.join_next().await {
+            Some(done) => done.expect("a seed ends").unwrap_or_else(|error| panic!("{error}")),
+            None => break,
+        }
+    }
+    broker.is_well(&client).await;
+    // It has read nothing for as long as that took, and was cut off if that was too much.
+    Agent::ready(&client, "honest", 1).await.check_heard(&client).await;
+    let grown = broker.resident_bytes().saturating_sub(before);
+    println!("{} requests, memory +{} MiB", tried.load(Ordering::Relaxed), grown >> 20);
+}
