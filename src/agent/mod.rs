@@ -377,11 +377,7 @@ impl Agent {
             }
         }
         let ours = self.attempts.keys().filter(|attempt| attempt.journal == welcome.journal);
-        let all = ours.filter_map(|attempt| self.report_of(*attempt));
-        let hidden = |report: &AttemptReport| {
-            Mutant::ForgetEnds.is_on() && matches!(report.status, AttemptStatus::Ended { .. })
-        };
-        let all: Vec<AttemptReport> = all.filter(|report| !hidden(report)).collect();
+        let all: Vec<AttemptReport> = ours.filter_map(|attempt| self.report_of(*attempt)).collect();
         let mut chunks = all.chunks(REPORTS_MAX).peekable();
         loop {
             let reports = chunks.next().map(<[AttemptReport]>::to_vec).unwrap_or_default();

@@ -57,8 +57,7 @@ impl Agent {
         }
         let (attempt, revision) = (order.attempt, order.revision);
         let stamp = order.stamp;
-        let late_ms = if Mutant::LaunchLate.is_on() { 3_600_000 } else { 0 };
-        let start_by = up.to_local(order.start_by).plus_ms(late_ms);
+        let start_by = up.to_local(order.start_by);
         let Some(spec) = up.specs.get(&order.spec).cloned() else {
             // A message that both ends don't agree on: start over.
             return self.hang_up();
@@ -193,7 +192,12 @@ impl Agent {
         }
         let unstarted = "stopped before it was started";
         match self.attempts.get(&stop.attempt).map(|local| &local.state) {
-            Some(LocalState::Present(_)) => self.out.push(Effect::Stop(stop)),
+            Some(LocalState::Present(_)) => {
+                self.out.push(Effect::Stop(stop));
+                if Mutant::EndStopsEarly.is_on() {
+                    self.note_moved(stop.attempt, self.ended(OutcomeKind::Cancelled, ""));
+                }
+            }
             Some(LocalState::Gone { .. }) => {
                 self.reports.insert(stop.attempt);
             }
@@ -272,6 +276,9 @@ impl Agent {
         let attempts: Vec<AttemptId> = std::mem::take(&mut self.reports).into_iter().collect();
         let ours = attempts.into_iter().filter(|attempt| attempt.journal == up.welcome.journal);
         let reports: Vec<AttemptReport> = ours.filter_map(|attempt| self.report_of(attempt)).collect();
+        if Mutant::ForgetUnacknowledged.is_on() {
+            reports.iter().for_each(|report| self.acknowledge(report.attempt));
+        }
         for reports in reports.chunks(REPORTS_MAX) {
             let (part, reports) = (Part::Delta, reports.to_vec());
             self.out.push(Effect::Send(FromAgent::Observed { epoch, part, reports }));

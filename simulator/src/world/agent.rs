@@ -1,6 +1,6 @@
 //! The agents' machines: starts, crashes, pauses, and what becomes of their effects.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -11,6 +11,7 @@ use weir::model::id::{InstanceId, Revision};
 use weir::model::pool::{Capabilities, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::model::time::Timestamp;
+use weir::state::event::Settings;
 
 use super::backend::{Backend, Step};
 use super::clock::Clock;
@@ -58,6 +59,10 @@ pub(crate) struct AgentHost {
     pub(crate) sent: VecDeque<FromAgent>,
     /// The backend gets what it is asked in the order it was asked: nothing before this.
     asked_at: u64,
+    /// When the hello and the heartbeats of this session were sent, by the agent's clock.
+    beats: BTreeMap<u64, Timestamp>,
+    /// The lease may last until then, as what has been answered was sent.
+    lease_max: Timestamp,
     /// How far brokers on the true journal have told it that it goes.
     pub(crate) told: Revision,
 }
@@ -98,6 +103,8 @@ impl AgentHost {
             crash: None,
             sent: VecDeque::new(),
             asked_at: 0,
+            beats: BTreeMap::new(),
+            lease_max: Timestamp(0),
             told: Revision(0),
         }
     }
@@ -197,6 +204,20 @@ impl World {
         self.agent_event(index, life, AgentEvent::Input(Box::new(input)))
     }
 
+    /// Notes from when on what the broker says may count.
+    pub(crate) fn note_answer(&mut self, index: usize, message: &ToAgent) {
+        let host = &mut self.agents[index];
+        let (beat, lease_ms) = match message {
+            // The hello counts as the first heartbeat.
+            ToAgent::Welcome(welcome) => (0, welcome.lease_ms),
+            ToAgent::HeartbeatAnswer { sequence, .. } => (*sequence, Settings::default().lease_ms),
+            _ => return,
+        };
+        if let Some(sent_at) = host.beats.get(&beat) {
+            host.lease_max = host.lease_max.max(sent_at.plus_ms(lease_ms));
+        }
+    }
+
     pub(crate) fn agent_step(&mut self, index: usize, input: Input) -> Result<(), String> {
         let host = &mut self.agents[index];
         let Some(machine) = host.machine.as_mut() else { return Ok(()) };
@@ -212,7 +233,7 @@ impl World {
                     self.crash_agent(index, down_ms);
                     return Ok(());
                 }
-                _ => self.agent_effect(index, effect),
+                _ => self.agent_effect(index, effect)?,
             }
         }
         if let Some((_, down_ms)) = crash {
@@ -221,7 +242,7 @@ impl World {
         Ok(())
     }
 
-    fn agent_effect(&mut self, index: usize, effect: Effect) {
+    fn agent_effect(&mut self, index: usize, effect: Effect) -> Result<(), String> {
         let life = self.agents[index].life;
         match effect {
             Effect::Connect => {
@@ -234,6 +255,13 @@ impl World {
                 }
             }
             Effect::Send(message) => {
+                let host = &mut self.agents[index];
+                let sent_at = host.clock.at(self.now);
+                match &message {
+                    FromAgent::Hello(_) => host.beats = [(0, sent_at)].into(),
+                    FromAgent::Heartbeat { sequence, .. } => drop(host.beats.insert(*sequence, sent_at)),
+                    FromAgent::Inventory(_) | FromAgent::Observed { .. } => {}
+                }
                 if self.is_liar(index) {
                     let sent = &mut self.agents[index].sent;
                     sent.push_back(message.clone());
@@ -250,6 +278,9 @@ impl World {
             Effect::Stop(stop) => self.ask_backend(index, stop.attempt, Step::Stop),
             Effect::Forget(attempt) => self.agents[index].backend.forget(attempt),
             Effect::RenewLease { until } => {
+                if until > self.agents[index].lease_max {
+                    return Err(format!("agent {index} keeps its lease longer than from when it sent"));
+                }
                 // The supervisor keeps the lease by its machine's boot clock.
                 let until = self.agents[index].clock.world_at(until);
                 self.agents[index].backend.renew(until);
@@ -257,6 +288,7 @@ impl World {
             }
             Effect::WakeAt(at) => self.wake_agent(index, at),
         }
+        Ok(())
     }
 
     fn ask_backend(&mut self, index: usize, attempt: weir::model::id::AttemptId, step: Step) {

@@ -284,7 +284,9 @@ impl World {
             self.check_room(index, &launch)?;
         }
         let backend = &mut self.agents[index].backend;
-        if !backend.created.insert((attempt, of_fork)) {
+        // An outcome that went down with an older copy of the journal is asked for again.
+        let taken = self.fork_took.contains(&attempt.unit_id());
+        if !backend.created.insert((attempt, of_fork)) && !taken {
             return Err(format!("attempt {attempt} is created twice"));
         }
         let status = AttemptStatus::Starting;

@@ -1,24 +1,23 @@
-//! The promises, checked as the world goes on and when it has come to rest.
+//! The promises, checked as the world goes on.
 
 use std::collections::BTreeSet;
 
 use weir::agent::Launch;
 use weir::broker::{Answer, Broker, CallId, SessionId};
-use weir::model::attempt::{AttemptStatus, Phase, StopReason};
+use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, Stop, ToAgent};
-use weir::model::id::{AttemptId, JobId, Revision};
+use weir::model::id::{AttemptId, Revision, UnitId};
 use weir::model::stamp::Stamp;
 use weir::scheduler::Scheduler;
 use weir::state::decide::Reply;
-use weir::state::job::JobEnd;
 use weir::state::rejection::Rejection;
 
 use super::World;
 use super::backend::{DEVICE_MILLIS, NODE_CPU_MILLIS};
 
 /// Costly checks run once in so many revisions.
-const SAMPLED_EVERY: u64 = 64;
+const SAMPLED_EVERY: u64 = 160;
 
 impl World {
     /// After every step of a broker. The costly checks run on a sample of revisions.
@@ -110,7 +109,7 @@ impl World {
                 // What users do on an older disk is theirs to do; the broker itself must not.
                 let wrong = stops
                     .iter()
-                    .filter(|stop| !on_fork || stop.reason == StopReason::Stray)
+                    .filter(|stop| !on_fork || (stop.reason == StopReason::Stray && self.fork_lives == 1))
                     .find(|stop| here(&stop.attempt).is_some_and(good));
                 // An older disk's work of the same name must end before the newer one's is there.
                 let objects = &self.agents[agent].backend.objects;
@@ -138,6 +137,9 @@ impl World {
                 Some(attempt) => Err(format!("the end of {attempt} is acknowledged but not durable")),
                 None => Ok(()),
             },
+            ToAgent::HeartbeatAnswer { sequence, .. } if self.network.is_unanswerable(session, *sequence) => {
+                Err(format!("a deposed writer keeps the leases of agent {agent}"))
+            }
             ToAgent::Refused { .. } | ToAgent::HeartbeatAnswer { .. } => Ok(()),
         }
     }
@@ -175,6 +177,41 @@ impl World {
             FromAgent::Observed { epoch, .. } | FromAgent::Heartbeat { epoch, .. } => *epoch,
         };
         pool.is_some_and(|pool| pool.epoch != epoch)
+    }
+
+    /// Live attempts that a report names, and which are not what it is about: with their revisions.
+    pub(crate) fn namesakes(&self, host: usize, message: &FromAgent) -> Vec<(UnitId, Revision)> {
+        let (FromAgent::Observed { reports, .. }, Some(broker)) = (message, &self.brokers[host].machine)
+        else {
+            return Vec::new();
+        };
+        let other = |report: &AttemptReport| {
+            let live = broker.state().attempt(report.attempt.unit_id())?;
+            let named = live.number == report.attempt.number && report.ordered_revision != Revision(0);
+            let other = named && live.ordered_revision != report.ordered_revision;
+            other.then_some((live.unit, live.revision))
+        };
+        // One that is named rightly as well may move on.
+        let right = |unit: &UnitId| {
+            reports
+                .iter()
+                .filter(|report| report.attempt.unit_id() == *unit)
+                .any(|report| other(report).is_none())
+        };
+        reports.iter().filter_map(other).filter(|(unit, _)| !right(unit)).collect()
+    }
+
+    pub(crate) fn check_namesakes(&self, host: usize, before: &[(UnitId, Revision)]) -> Result<(), String> {
+        let Some(broker) = &self.brokers[host].machine else { return Ok(()) };
+        for (unit, revision) in before {
+            let after = broker.state().attempt(*unit).map(|live| live.revision);
+            // In the same step it may be stopped for reasons of its own: then it is still there.
+            let stopped = broker.state().attempt(*unit).is_some_and(|live| live.phase == Phase::Stopping);
+            if after != Some(*revision) && !stopped {
+                return Err(format!("{unit:?} moves on by a report on another attempt of its name"));
+            }
+        }
+        Ok(())
     }
 
     /// A broker on an older disk must see it by the first agent that runs what it doesn't know.
@@ -222,8 +259,8 @@ impl World {
                 // them time to tell it.
                 let heard = self.fork_heard.get(&index);
                 let unheard = of_fork && heard.is_none_or(|heard| *heard >= launch.order.revision);
-                let unheard =
-                    unheard && !(self.fork_awaits.contains(&index) && self.now < self.fork_awaits_until);
+                let too_soon = self.fork_awaits.contains(&index) && self.now < self.fork_awaits_until;
+                let unheard = of_fork && ((unheard && !too_soon) || self.fork_lives > 1);
                 if !allowed && !unheard {
                     return Err(format!("{attempt} starts while {other} of the same unit is alive"));
                 }
@@ -264,135 +301,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// All that was acknowledged has ended, or can never run.
-    pub(crate) fn converged(&self) -> bool {
-        let Some(broker) = self.writer().and_then(|host| self.brokers[host].machine.as_ref()) else {
-            return false;
-        };
-        let state = broker.state();
-        let up = self.agents.iter().all(|host| host.machine.as_ref().is_some_and(|machine| machine.is_up()));
-        // One seed in sixteen goes on until every request token has expired.
-        let tokens_gone = !self.seed.is_multiple_of(16) || state.tokens().is_empty();
-        up && tokens_gone
-            && self.client.is_idle()
-            && state.attempts().next().is_none()
-            && self.agents.iter().all(|host| host.backend.live().next().is_none())
-            && broker.durable() == state.revision()
-            && broker.durable() == self.journal.replica.revision()
-            && state.jobs_from(JobId(0)).all(|job| self.never_fits(broker, job.id))
-    }
-
-    /// A job that waits only because no pool could ever take it, or waits for such a job.
-    fn never_fits(&self, broker: &Broker, id: JobId) -> bool {
-        let state = broker.state();
-        let Some(view) = state.job_view(id) else { return true };
-        let waits_for_stuck = view.spec.depends_on.iter().any(|edge| state.job(edge.job).is_some());
-        let waits = |group: &usize| state.job(id).is_some_and(|job| !job.groups[*group].waiting.is_empty());
-        waits_for_stuck
-            || (0..view.spec.unit_group_count()).filter(waits).all(|group| {
-                let shape = weir::model::shape::Shape::of(&view.spec, group);
-                !broker.scheduler().could_ever_fit(state, &shape)
-            })
-    }
-
-    pub(crate) fn check_end(&mut self) -> Result<(), String> {
-        let Some(host) = self.writer() else { return Err("no broker".to_owned()) };
-        let Some(broker) = &self.brokers[host].machine else { return Err("no broker".to_owned()) };
-        broker.state().check()?;
-        for job in &self.client.acknowledged {
-            let live = broker.state().job(*job).is_some();
-            let ended = self.journal.history.jobs.get(job).is_some_and(|job| job.end.is_some());
-            if live == ended {
-                let how = if live { "both alive and ended" } else { "lost" };
-                return Err(format!("job {job} was acknowledged and is {how}"));
-            }
-        }
-        self.check_runs()?;
-        self.journal.recover().map(drop)
-    }
-
-    /// Every unit of a job that succeeded ran to a good end, and once.
-    fn check_runs(&self) -> Result<(), String> {
-        let journal = self.journal.replica.journal();
-        for (job, kept) in
-            self.journal.history.jobs.iter().filter(|(_, job)| job.end == Some(JobEnd::Succeeded))
-        {
-            for (number, unit) in kept.units.iter().enumerate() {
-                let [attempt] = unit.succeeded[..] else {
-                    // A job may allow some of its units to fail.
-                    if unit.succeeded.is_empty() {
-                        continue;
-                    }
-                    return Err(format!(
-                        "unit {number} of job {job} succeeds {} times",
-                        unit.succeeded.len()
-                    ));
-                };
-                let unit_id = AttemptId { journal, job: *job, unit: number as u32, number: attempt };
-                let ran = |id: &AttemptId| id.unit_id() == unit_id.unit_id();
-                let honest = self.agents.iter().enumerate().filter(|(index, _)| !self.is_liar(*index));
-                let runs = honest.map(|(_, host)| host.backend.succeeded.iter().filter(|id| ran(id)).count());
-                let runs: usize = runs.sum();
-                let lost = self.fork_took.contains(&unit_id.unit_id());
-                if runs > 1 && !unit.doubtful && !lost {
-                    return Err(format!("unit {number} of job {job} ran {runs} times to a good end"));
-                }
-                let truly = self.agents.iter().any(|host| host.backend.succeeded.contains(&unit_id));
-                let lied = self.schedule.liar.is_some_and(|liar| {
-                    let pool = self.journal.replica.pool_named(&self.agents[liar].hello.pool.name);
-                    pool.is_some_and(|pool| Some(pool.id) == unit.pool)
-                });
-                if !truly && !lied {
-                    return Err(format!("{unit_id} is said to have succeeded and never ran to its end"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn leftovers(&self) -> String {
-        let Some(broker) = self.writer().and_then(|host| self.brokers[host].machine.as_ref()) else {
-            return "the broker is down".to_owned();
-        };
-        let state = broker.state();
-        let attempts: Vec<String> = state
-            .attempts()
-            .take(3)
-            .map(|attempt| format!("{} {:?} in {}", attempt.id(state.journal()), attempt.phase, attempt.pool))
-            .collect();
-        let jobs: Vec<String> = state
-            .jobs_from(JobId(0))
-            .filter(|job| !self.never_fits(broker, job.id))
-            .take(3)
-            .map(|job| {
-                let shape = state.class_of(job, 0).and_then(|class| state.shape(class.shape));
-                let why = shape.map(|shape| broker.scheduler().why(state, shape));
-                let reasons: Vec<String> =
-                    why.iter().flat_map(|why| &why.pools).map(|p| format!("{:?}", p.reason)).collect();
-                format!("job {} closing {:?} {:?}: {reasons:?}", job.id, job.closing, job.groups)
-            })
-            .collect();
-        let up = |host: &&super::AgentHost| host.machine.as_ref().is_some_and(|machine| machine.is_up());
-        let running: Vec<String> = self
-            .agents
-            .iter()
-            .flat_map(|host| host.backend.live())
-            .map(|(attempt, object)| {
-                format!("{attempt} {}", matches!(object.status, AttemptStatus::Starting))
-            })
-            .take(3)
-            .collect();
-        format!(
-            "{} of {} agents up, idle clients {}, durable {} of {}, read-only {:?}, attempts {attempts:?}, at backends {running:?}, jobs {jobs:?}",
-            self.agents.iter().filter(up).count(),
-            self.agents.len(),
-            self.client.is_idle(),
-            broker.durable(),
-            state.revision(),
-            broker.outdated(),
-        )
     }
 }
 

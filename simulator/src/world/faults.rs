@@ -8,11 +8,24 @@ use super::network::Weather;
 use super::schedule::{Fault, NodeChange};
 use super::{Event, World};
 
+/// Until a fault that finds nothing to strike is tried again.
+const AGAIN_MS: u64 = 700;
+
 impl World {
     /// Carries out a fault of the schedule.
     pub(crate) fn strike(&mut self, number: usize) -> Result<(), String> {
         let fault = self.schedule.faults[number].fault.clone();
         let writer = self.writer();
+        let down = match &fault {
+            Fault::CrashBroker { .. } => writer.is_none(),
+            Fault::CrashAgent { agent, .. } => self.agents[*agent].machine.is_none(),
+            _ => false,
+        };
+        if down && self.faulty() {
+            // Nothing is there to crash: it will be.
+            self.after(AGAIN_MS, Event::Fault(number));
+            return Ok(());
+        }
         match fault {
             Fault::CrashBroker { after_effects, tail, down_ms } => {
                 if let Some(host) = writer {

@@ -48,6 +48,8 @@ pub(crate) struct Unit {
     pub(crate) succeeded: Vec<u32>,
     /// Where the last attempt was.
     pub(crate) pool: Option<PoolId>,
+    /// Numbers of the attempts that their pool is said to have lost.
+    pub(crate) vanished: Vec<u32>,
     /// Nobody knows how one of its attempts ended.
     pub(crate) doubtful: bool,
 }
@@ -232,6 +234,9 @@ impl Unit {
         }
         if kind == OutcomeKind::Succeeded {
             self.succeeded.push(self.attempts);
+        }
+        if kind == OutcomeKind::Vanished {
+            self.vanished.push(self.attempts);
         }
         self.doubtful |= kind.is_unknown();
         if closing && next != NextTry::Never {

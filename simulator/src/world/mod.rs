@@ -2,7 +2,8 @@
 //! driven by one seed in virtual time. First with faults, then without: then it must converge.
 //!
 //! `schedule` says what goes wrong and when; `broker`, `agent`, `backend`, `network`, `journal`
-//! and `client` are the world's parts; `checks`, `history` and `watch` hold it to its promises.
+//! and `client` are the world's parts; `checks`, `history`, `watch` and `end` hold it to its
+//! promises.
 
 mod agent;
 mod backend;
@@ -11,6 +12,7 @@ mod checks;
 mod client;
 mod clock;
 mod counts;
+mod end;
 mod faults;
 mod history;
 mod journal;
@@ -139,8 +141,8 @@ pub(crate) enum Event {
     },
 }
 
-/// An event with its place in time.
-struct Due(u64, u64, Event);
+/// An event with its place in time; boxed, since a heap moves what it holds.
+struct Due(u64, u64, Box<Event>);
 
 impl PartialEq for Due {
     fn eq(&self, other: &Self) -> bool {
@@ -183,6 +185,8 @@ pub struct World {
     /// Agents that it must wait for, and until when at the least.
     fork_awaits: BTreeSet<usize>,
     fork_awaits_until: u64,
+    /// Brokers that have run on it. What an earlier one wrote, the next takes for its own.
+    fork_lives: u32,
     /// Turns of brokers that ran on older copies, as their stamps name them, and where those copies
     /// ended.
     fork_turns: BTreeMap<u64, Revision>,
@@ -264,6 +268,7 @@ impl World {
             fork_heard: BTreeMap::new(),
             fork_awaits: BTreeSet::new(),
             fork_awaits_until: 0,
+            fork_lives: 0,
             fork_turns: BTreeMap::new(),
             fork_took: BTreeSet::new(),
             network: Network::new(seed, count),
@@ -296,7 +301,7 @@ impl World {
 
     pub(crate) fn at(&mut self, time: u64, event: Event) {
         self.order += 1;
-        self.queue.push(Reverse(Due(time.max(self.now), self.order, event)));
+        self.queue.push(Reverse(Due(time.max(self.now), self.order, Box::new(event))));
     }
 
     fn play(&mut self) -> Result<(), String> {
@@ -314,7 +319,7 @@ impl World {
                 return Err(format!("not converged: {}", self.leftovers()));
             }
             self.now = time;
-            self.handle(event)?;
+            self.handle(*event)?;
             if self.inputs > INPUTS_MAX {
                 return Err(format!("the machines never rest: {}", self.leftovers()));
             }

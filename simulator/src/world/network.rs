@@ -3,7 +3,7 @@
 //! A connection delivers in order, as TCP does, unless the weather is bad; what a cut holds back
 //! comes when it is over, if the connection lives that long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -22,6 +22,8 @@ pub(crate) struct Network {
     links: BTreeMap<SessionId, Link>,
     cuts: Vec<(usize, Cut, u64)>,
     weather: Vec<Weather>,
+    /// Heartbeats that came in at a writer that had been deposed by then.
+    unanswerable: BTreeSet<(SessionId, u64)>,
 }
 
 /// What a link does to frames, until a time.
@@ -61,7 +63,14 @@ impl Network {
     pub(crate) fn new(seed: u64, agents: usize) -> Self {
         let weather = vec![Weather::default(); agents];
         let rng = split(seed, Purpose::Network);
-        Self { rng, next: 0, links: BTreeMap::new(), cuts: Vec::new(), weather }
+        Self {
+            rng,
+            weather,
+            next: 0,
+            links: BTreeMap::new(),
+            cuts: Vec::new(),
+            unanswerable: BTreeSet::new(),
+        }
     }
 
     /// A number that no connection has.
@@ -95,6 +104,11 @@ impl Network {
             *cut_agent == agent && hits && *until > now
         });
         cuts.map(|(_, _, until)| *until).max()
+    }
+
+    /// No answer to this heartbeat may keep a lease.
+    pub(crate) fn is_unanswerable(&self, session: SessionId, sequence: u64) -> bool {
+        self.unanswerable.contains(&(session, sequence))
     }
 
     /// The agent at the other end of a session.
@@ -213,7 +227,15 @@ impl World {
             Arrival::Take => {
                 let hello = matches!(message, FromAgent::Hello(_));
                 let stale = self.is_stale(host, agent, &message);
+                let broker = self.brokers[host].machine.as_ref().filter(|_| !self.brokers[host].on_fork);
+                if let FromAgent::Heartbeat { sequence, .. } = &message
+                    && broker.is_some_and(|broker| broker.term() < self.journal.term)
+                {
+                    self.network.unanswerable.insert((session, *sequence));
+                }
+                let namesakes = self.namesakes(host, &message);
                 self.broker_step(host, Input::FromAgent { session, message })?;
+                self.check_namesakes(host, &namesakes)?;
                 let stands = self.network.links.get(&session).is_some_and(|link| !link.ways[TO_BROKER].over);
                 if stale && stands && self.brokers[host].machine.is_some() {
                     return Err(format!("agent {agent} speaks in an older epoch and is not refused"));
@@ -249,6 +271,7 @@ impl World {
             Arrival::Take => {
                 let host = link.host;
                 self.note_told(agent, host, &message);
+                self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
             }
             Arrival::Repeated => Ok(()),

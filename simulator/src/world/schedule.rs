@@ -7,7 +7,7 @@ use super::clock::DRIFT_PPM_MAX;
 use super::{Purpose, split};
 
 /// When faults end, in virtual milliseconds.
-pub(crate) const FAULTS_MS: u64 = 240_000;
+pub(crate) const FAULTS_MS: u64 = 150_000;
 
 /// A fault with its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,7 +157,7 @@ pub struct Schedule {
 }
 
 /// Clients' acts of one seed.
-const ACTS: u32 = 160;
+const ACTS: u32 = 120;
 
 impl Schedule {
     /// The schedule of a seed with so many agents.
@@ -218,21 +218,21 @@ impl Draw {
         [Tail::Kept, Tail::Lost, Tail::Torn][self.rng.random_range(0..3)]
     }
 
-    /// Of every agent twice and of the broker three times, far enough apart that it is up again.
+    /// Of every agent twice and of the broker twice or more, far enough apart that it is up again.
     fn crashes(&mut self) {
         for agent in 0..self.agents {
             for _ in 0..2 {
-                let (after_effects, down_ms) = (self.rng.random_range(0..6), self.ms(10, 50_000));
+                let (after_effects, down_ms) = (self.rng.random_range(0..6), self.ms(10, 40_000));
                 let fault = Fault::CrashAgent { agent, after_effects, down_ms };
                 self.at(5_000, FAULTS_MS - 20_000, fault);
             }
         }
-        for from in [2_000, 80_000, 160_000] {
+        for from in [2_000, 70_000] {
             let (after_effects, tail) = (self.rng.random_range(0..8), self.tail());
-            let down_ms = self.ms(10, 45_000);
+            let down_ms = self.ms(10, 35_000);
             self.at(from, from + 30_000, Fault::CrashBroker { after_effects, tail, down_ms });
         }
-        for _ in 0..self.rng.random_range(0..3) {
+        for _ in 0..self.rng.random_range(0..4) {
             let (after_effects, tail) = (self.rng.random_range(0..8), self.tail());
             let down_ms = self.ms(10, 3_000);
             self.anywhere(Fault::CrashBroker { after_effects, tail, down_ms });
@@ -246,7 +246,7 @@ impl Draw {
         for _ in 0..self.rng.random_range(1..4) {
             // Now and then the first one stands still while the second takes over.
             if self.rng.random_bool(0.4) {
-                let (at_ms, ms) = (self.ms(10_000, FAULTS_MS - 40_000), self.ms(2_000, 50_000));
+                let (at_ms, ms) = (self.ms(10_000, FAULTS_MS - 30_000), self.ms(2_000, 50_000));
                 self.faults.push(Planned { at_ms, fault: Fault::PauseBroker { ms } });
                 let at_ms = at_ms + self.ms(1, ms);
                 self.faults.push(Planned { at_ms, fault: Fault::Takeover });
@@ -266,8 +266,8 @@ impl Draw {
     }
 
     fn older_disk(&mut self) {
-        let (missing_permille, ms) = (self.rng.random_range(1..700), self.ms(5_000, 60_000));
-        self.at(60_000, FAULTS_MS - 70_000, Fault::OlderDisk { missing_permille, ms });
+        let (missing_permille, ms) = (self.rng.random_range(1..700), self.ms(5_000, 50_000));
+        self.at(30_000, FAULTS_MS - 50_000, Fault::OlderDisk { missing_permille, ms });
     }
 
     fn pauses(&mut self) {
@@ -312,7 +312,7 @@ impl Draw {
     }
 
     fn nodes(&mut self) {
-        for _ in 0..self.agents * 4 {
+        for _ in 0..self.agents * 3 {
             let agent = self.agent();
             let change = [
                 NodeChange::Remove,
@@ -327,7 +327,7 @@ impl Draw {
     }
 
     fn lies(&mut self, agent: usize) {
-        for _ in 0..self.rng.random_range(5..40) {
+        for _ in 0..self.rng.random_range(5..30) {
             let lie = [Lie::Capacity, Lie::OthersAttempts, Lie::Success, Lie::OldReports, Lie::Inventions];
             let lie = lie[self.rng.random_range(0..5)];
             self.anywhere(Fault::Lie { agent, lie });

@@ -27,7 +27,9 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     group.count = if rng.random_bool(0.3) { rng.random_range(2..6) } else { 1 };
     group.gang = group.count > 1 && rng.random_bool(0.4);
     let exit_code = [0, 0, 0, 0, 0, 1, 137][rng.random_range(0..7)];
-    group.simulate = Some(Simulate { duration_ms: rng.random_range(1..25_000), exit_code });
+    // Some run for longer than it takes for a pool to be given up.
+    let longest_ms = if rng.random_bool(0.1) { 90_000 } else { 20_000 };
+    group.simulate = Some(Simulate { duration_ms: rng.random_range(1..longest_ms), exit_code });
     if rng.random_bool(0.1) {
         let mut second = group.clone();
         second.name = "second".to_owned();
