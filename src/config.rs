@@ -278,12 +278,20 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Reads a secret of `N` random bytes in hexadecimal, making it at the first call.
 ///
 /// # Errors
-/// If the file can't be read or written.
+/// If the file can't be read or written, or holds something else.
 pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
-    if let Ok(text) = std::fs::read_to_string(path)
-        && let Some(bytes) = from_hex(text.trim())
-    {
-        return Ok(bytes);
+    match std::fs::read_to_string(path) {
+        // Made, and not written before a crash: nobody has seen it.
+        Ok(text) if text.is_empty() => {}
+        Ok(text) => {
+            return from_hex(text.trim()).ok_or_else(|| {
+                let what = format!("{} does not hold {} hexadecimal digits", path.display(), 2 * N);
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // A new one in its place would be another identity: whoever knows the old one is locked out.
+        Err(error) => return Err(error),
     }
     let mut bytes = [0; N];
     rand::Rng::fill_bytes(&mut rand::rng(), &mut bytes);

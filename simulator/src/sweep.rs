@@ -50,6 +50,8 @@ impl Sweep {
     pub fn run(&self) -> anyhow::Result<()> {
         let bar = ProgressBar::new(self.seeds);
         bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left")?);
+        // Before the tree moves on.
+        let commit = commit();
         let (started, cpu) = (Instant::now(), cpu_seconds());
         let until = self.minutes.map(|minutes| started + std::time::Duration::from_secs(60 * minutes));
         let go_on = || {
@@ -60,7 +62,7 @@ impl Sweep {
             .map_err(|failure| anyhow::anyhow!(failure_line(&failure, "")))?;
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
-        print_totals(&totals, self.from, seconds, cpu_seconds() - cpu);
+        print_totals(&totals, self.from, &commit, seconds, cpu_seconds() - cpu);
         let unreached = totals.counts.unreached();
         let complete = unreached.is_empty() || totals.seeds < COMPLETE_FROM;
         anyhow::ensure!(complete, "never reached: {}", unreached.join(", "));
@@ -68,11 +70,10 @@ impl Sweep {
     }
 }
 
-fn print_totals(totals: &Totals, from: u64, seconds: f64, cpu: f64) {
+fn print_totals(totals: &Totals, from: u64, commit: &str, seconds: f64, cpu: f64) {
     println!(
-        "{} seeds from {from} on without a violation in {seconds:.0} s, {cpu:.0} s of CPU, commit {}",
-        totals.seeds,
-        commit()
+        "{} seeds from {from} on without a violation in {seconds:.0} s, {cpu:.0} s of CPU, commit {commit}",
+        totals.seeds
     );
     println!(
         "a second: {:.1} seeds; a CPU second: {:.1} seeds, {:.0} inputs, {:.2} virtual hours",
