@@ -331,9 +331,9 @@ impl Agent {
             ToAgent::Acknowledged { attempts } => {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
             }
-            ToAgent::HeartbeatAnswer { sequence, stamp, .. } => {
+            ToAgent::HeartbeatAnswer { sequence, now, stamp, .. } => {
                 self.note_stamp(stamp);
-                self.renew(sequence);
+                self.renew(sequence, now);
             }
         }
     }
@@ -352,7 +352,7 @@ impl Agent {
         self.tries = 0;
         // The broker has heard the hello: it counts as the first heartbeat.
         self.extend_lease(sent_at.plus_ms(welcome.lease_ms));
-        let skew_ms = i64::try_from(self.now.0).unwrap_or(0) - i64::try_from(welcome.now.0).unwrap_or(0);
+        let skew_ms = skew_ms(sent_at, welcome.now);
         self.link = Link::Up(Box::new(Up {
             welcome,
             skew_ms,
@@ -415,12 +415,14 @@ impl Agent {
     }
 
     /// The lease counts from when the answered heartbeat was sent.
-    fn renew(&mut self, sequence: u64) {
+    fn renew(&mut self, sequence: u64, heard_at: Timestamp) {
         let Link::Up(up) = &mut self.link else { return };
         while let Some((number, sent_at)) = up.sent.front().copied().filter(|(number, _)| *number <= sequence)
         {
             up.sent.pop_front();
             if number == sequence {
+                // Clocks drift apart: in a day by minutes.
+                up.skew_ms = skew_ms(sent_at, heard_at);
                 let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
                 let until = sent_at.plus_ms(up.welcome.lease_ms);
                 return self.extend_lease(until);
@@ -458,6 +460,12 @@ impl Agent {
         let expire = self.expiring.first().map_or(Timestamp::NEVER, |(at, _)| at.plus_ms(1));
         link.min(forget).min(expire).min(self.silent_at()).max(self.now)
     }
+}
+
+/// How far this agent's clock is ahead of the broker's, as a message says that was sent and heard
+/// at these times: less the way there, so that what must not start late rather starts not at all.
+fn skew_ms(sent_at: Timestamp, heard_at: Timestamp) -> i64 {
+    i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(heard_at.0).unwrap_or(0)
 }
 
 /// It was ordered with a lease.

@@ -62,7 +62,7 @@ impl Broker {
                         // The answer keeps the pool's leases: a deposed writer that doesn't know it
                         // must not keep alive what its successor will take for ended.
                         let (term, stamp) = (self.term, self.stamp(self.durable));
-                        let message = ToAgent::HeartbeatAnswer { term, sequence, stamp };
+                        let message = ToAgent::HeartbeatAnswer { term, sequence, now: self.now, stamp };
                         self.hold_unconfirmed(Effect::Direct { session: id, message });
                     }
                     FromAgent::Heartbeat { .. } => self.refuse(id, RefusedCode::Superseded, "an older epoch"),

@@ -94,6 +94,8 @@ pub enum ToAgent {
     HeartbeatAnswer {
         term: Term,
         sequence: u64,
+        /// The broker's clock when the heartbeat came in.
+        now: Timestamp,
         stamp: Option<Stamp>,
     },
 }

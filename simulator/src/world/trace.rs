@@ -8,7 +8,7 @@ use super::broker::BrokerEvent;
 use super::{Event, World};
 
 /// Characters of a message before the rest is left out.
-const LINE_MAX: usize = 300;
+const LINE_MAX: usize = 1_200;
 
 pub(crate) fn event(world: &World, event: &Event) {
     let line = match event {

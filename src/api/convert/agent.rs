@@ -326,10 +326,11 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
         ToAgent::Acknowledged { attempts } => v1::sync_response::Body::Acknowledged(v1::Acknowledged {
             attempts: attempts.iter().map(ToString::to_string).collect(),
         }),
-        ToAgent::HeartbeatAnswer { term, sequence, stamp } => {
+        ToAgent::HeartbeatAnswer { term, sequence, now, stamp } => {
             v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer {
                 term: term.0,
                 sequence: *sequence,
+                now_unix_ms: now.0,
                 stamp: stamp.as_ref().map(stamp_message),
             })
         }
@@ -434,7 +435,8 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
         v1::sync_response::Body::HeartbeatAnswer(answer) => {
             let given = answer.stamp.as_ref().map(|given| stamp("heartbeat_answer.stamp", given));
             let (term, stamp) = (Term(answer.term), given.transpose()?);
-            ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, stamp }
+            let now = Timestamp(answer.now_unix_ms);
+            ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, now, stamp }
         }
     })
 }
