@@ -251,6 +251,62 @@ fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
     });
 }
 
+/// Copies the files of a journal from one folder to another, over what is there.
+fn copy_journal(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
+        let _ = std::fs::remove_file(to.join(file));
+        if from.join(file).exists() {
+            std::fs::copy(from.join(file), to.join(file)).expect("a copy");
+        }
+    }
+}
+
+#[test]
+fn broker_on_an_older_copy_of_its_journal_turns_read_only_and_harms_no_work() {
+    let mut home = Home::new();
+    let mut broker = home.start_broker("server");
+    let _agent = home.start_agent(4);
+    let ran = home.path().join("ran");
+    let script =
+        format!("echo $WEIR_ATTEMPT_ID >> {}; sleep 8; echo ended >> {}", ran.display(), ran.display());
+    let written = |text: &str| std::fs::read_to_string(&ran).unwrap_or_default().matches(text).count();
+    let submit = |home: &Home, name: &str| {
+        let spec = format!("name: {name}\ngroups:\n- cpus: 1\n  command: [sh, -c, {script:?}]\n");
+        let file = home.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, spec).expect("a job's file");
+        home.run(&["submit", "-f", file.to_str().expect("a plain path")])
+    };
+    let (code, _, said) = submit(&home, "before");
+    assert_eq!(code, 0, "{said}");
+    until("the first job runs", Duration::from_secs(30), || written("-0-1") == 1);
+    broker.kill();
+    let (older, newer) = (home.path().join("older"), home.path().join("newer"));
+    copy_journal(&home.data(), &older);
+    broker = home.start_broker("server");
+    assert_eq!(submit(&home, "after").0, 0);
+    until("the second job runs", Duration::from_secs(30), || written("-0-1") == 2);
+    broker.kill();
+    copy_journal(&home.data(), &newer);
+
+    copy_journal(&older, &home.data());
+    broker = home.start_broker("server");
+    until("the broker sees that its journal is old", Duration::from_secs(30), || {
+        let (code, _, said) = submit(&home, "refused");
+        code != 0 && said.contains("read-only")
+    });
+    until("what runs has ended by itself", Duration::from_secs(30), || written("ended") == 2);
+    broker.kill();
+
+    copy_journal(&newer, &home.data());
+    let _broker = home.start_broker("server");
+    for name in ["before", "after"] {
+        let (code, _, said) = home.run(&["wait", "--timeout", "30s", name]);
+        assert_eq!(code, 0, "{name}: {said}; log: {}", home.log());
+    }
+    assert_eq!((written("-0-1"), written("ended")), (2, 2), "each ran once, to its end");
+}
+
 #[test]
 fn second_agent_of_a_state_folder_is_refused_and_told_who_holds_it() {
     let mut home = Home::new();

@@ -161,10 +161,13 @@ impl World {
         }
     }
 
-    /// A broker on an older copy of the journal ordered it.
+    /// A broker on an older copy of the journal ordered it, or what has ended since by the true one.
     pub(crate) fn is_of_fork(&self, launch: &Launch) -> bool {
+        let order = &launch.order;
         let copied = |stamp: Stamp| self.fork_turns.get(&stamp.turn);
-        launch.order.stamp.and_then(copied).is_some_and(|copied| launch.order.revision > *copied)
+        let live = self.journal.replica.attempt(order.attempt.unit_id());
+        let live = live.is_some_and(|live| live.number == order.attempt.number);
+        order.stamp.and_then(copied).is_some_and(|copied| order.revision > *copied || !live)
     }
 
     /// An agent reports in an epoch that is not its pool's any more.
