@@ -80,7 +80,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);
     let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
-    tokio::spawn(weir::runtime::agent::run(hello, backend, dialer, clock, std::future::pending()));
+    tokio::spawn(weir::runtime::agent::run(hello, backend, dialer, clock, |_| {}, std::future::pending()));
 }
 
 fn job(prefix: &str, devices: u32, cpu_millis: u64, duration_ms: u64) -> v1::Submission {

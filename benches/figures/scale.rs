@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use weir::api::client::Client;
 use weir::api::proto::v1;
+use weir::broker::Random;
 use weir::broker::{Broker, CallId, Effect, Input};
 use weir::model::id::{Revision, Term};
 use weir::model::spec::minimal;
@@ -90,7 +91,8 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let now = 1_700_000_000_000;
-        let mut broker = Broker::new(State::default(), Term(1), 7, Timestamp(now));
+        let mut broker =
+            Broker::new(State::default(), Term(1), Random { turn: 7, journal: 7, key: 7 }, Timestamp(now));
         broker.step(Timestamp(now), Input::Wake);
         let mut machine = Self {
             broker,

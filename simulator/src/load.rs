@@ -126,7 +126,14 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
         let settings = Settings { pool: name.clone(), nodes, state: None, speedup_millis: 1_000 };
         let backend = Simulated::new(settings, clock);
         let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
-        tokio::spawn(weir::runtime::agent::run(hello, backend, dialer, clock, std::future::pending()));
+        tokio::spawn(weir::runtime::agent::run(
+            hello,
+            backend,
+            dialer,
+            clock,
+            |_| {},
+            std::future::pending(),
+        ));
         names.push(name);
     }
     let deadline = Instant::now() + Duration::from_secs(30);

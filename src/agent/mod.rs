@@ -13,7 +13,7 @@ use crate::model::attempt::{AttemptReport, AttemptStatus};
 use crate::model::exchange::{
     FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, ToAgent, Welcome,
 };
-use crate::model::id::{AttemptId, Revision, SpecId, Term};
+use crate::model::id::{AttemptId, JournalId, Revision, SpecId, Term};
 use crate::model::mutant::Mutant;
 use crate::model::pool::NodeSpec;
 use crate::model::spec::{JobSpec, OnPoolLost};
@@ -71,6 +71,8 @@ pub enum Effect {
     RenewLease {
         until: Timestamp,
     },
+    /// Keep this for the next life: it goes into that one's hello.
+    Remember(Stamp),
     /// Step again no later than this.
     WakeAt(Timestamp),
 }
@@ -113,6 +115,10 @@ pub struct Agent {
     expiring: BTreeSet<(Timestamp, AttemptId)>,
     /// Ended attempts whose outcome is durable at the broker, by when they may be forgotten.
     forgettable: BTreeSet<(Timestamp, AttemptId)>,
+    /// Orders that wait for the end of something else of their name, with their revisions.
+    namesakes: BTreeMap<AttemptId, Revision>,
+    /// Whose term it is: terms of two journals are not to be compared.
+    journal: JournalId,
     term: Term,
     lease_until: Timestamp,
     tries: u32,
@@ -191,6 +197,8 @@ impl Agent {
             followers: BTreeMap::new(),
             expiring: BTreeSet::new(),
             forgettable: BTreeSet::new(),
+            namesakes: BTreeMap::new(),
+            journal: JournalId::default(),
             term: Term(0),
             lease_until: Timestamp(0),
             tries: 0,
@@ -292,6 +300,7 @@ impl Agent {
         self.attempts.retain(|_, local| !matches!(local.state, LocalState::Waiting(_)));
         self.followers.clear();
         self.expiring.clear();
+        self.namesakes.clear();
     }
 
     fn hang_up(&mut self) {
@@ -332,7 +341,7 @@ impl Agent {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
             }
             ToAgent::HeartbeatAnswer { sequence, now, stamp, .. } => {
-                self.note_stamp(stamp);
+                self.remember(stamp);
                 self.renew(sequence, now);
             }
         }
@@ -344,11 +353,13 @@ impl Agent {
         // A deposed broker has nothing newer than what its successor has told. A journal that was put
         // back after an older copy of it had been in use has, whatever that copy's terms were.
         let newer = |stamp: &Stamp| self.hello.seen.is_some_and(|seen| seen.revision < stamp.revision);
-        if welcome.term < self.term && !welcome.stamp.as_ref().is_some_and(newer) {
+        let deposed = welcome.journal == self.journal && welcome.term < self.term;
+        if deposed && !welcome.stamp.as_ref().is_some_and(newer) {
             return self.hang_up();
         }
+        self.journal = welcome.journal;
         self.term = welcome.term;
-        self.note_stamp(welcome.stamp);
+        self.remember(welcome.stamp);
         self.tries = 0;
         // The broker has heard the hello: it counts as the first heartbeat.
         self.extend_lease(sent_at.plus_ms(welcome.lease_ms));
@@ -405,12 +416,25 @@ impl Agent {
         self.out.push(Effect::Send(message));
     }
 
-    /// Keeps the newest stamp: it shows a broker on an older disk that there was more.
-    fn note_stamp(&mut self, stamp: Option<Stamp>) {
-        let Some(stamp) = stamp else { return };
-        let newer = |seen: Stamp| seen.journal != stamp.journal || seen.revision <= stamp.revision;
-        if self.hello.seen.is_none_or(newer) {
+    /// Keeps the newest stamp: it shows a broker on an older disk that there was more. Tells whether
+    /// it is a new one.
+    fn note_stamp(&mut self, stamp: Option<Stamp>) -> bool {
+        let Some(stamp) = stamp else { return false };
+        // What is left of another journal's work must not displace the present one's.
+        let present = |seen: Stamp| seen.journal != stamp.journal && stamp.journal == self.journal;
+        let newer = |seen: Stamp| seen.journal == stamp.journal && seen.revision < stamp.revision;
+        let newer = |seen: Stamp| present(seen) || newer(seen);
+        let is_new = self.hello.seen.is_none_or(newer);
+        if is_new {
             self.hello.seen = Some(stamp);
+        }
+        is_new
+    }
+
+    /// The same, also for the agent's next life. Stamps of orders are kept with their attempts.
+    fn remember(&mut self, stamp: Option<Stamp>) {
+        if self.note_stamp(stamp) {
+            self.out.extend(stamp.map(Effect::Remember));
         }
     }
 
@@ -421,8 +445,10 @@ impl Agent {
         {
             up.sent.pop_front();
             if number == sequence {
-                // Clocks drift apart: in a day by minutes.
-                up.skew_ms = skew_ms(sent_at, heard_at);
+                // Clocks drift apart: in a day by seconds. An older broker doesn't say.
+                if heard_at != Timestamp::default() {
+                    up.skew_ms = skew_ms(sent_at, heard_at);
+                }
                 let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
                 let until = sent_at.plus_ms(up.welcome.lease_ms);
                 return self.extend_lease(until);

@@ -94,16 +94,22 @@ impl Agent {
     /// An older copy of the journal was in use for a while, and gave the same name to something
     /// else, which is still here. That one ends; the new one can't be created beside it.
     fn refuse_namesake(&mut self, order: &Order) {
-        let Link::Up(up) = &self.link else { return };
-        let status = self.ended(OutcomeKind::NotStarted, "something else of this name is in its place");
-        let report = AttemptReport { attempt: order.attempt, ordered_revision: order.revision, status };
-        let (epoch, part) = (up.welcome.epoch, Part::Delta);
-        self.out.push(Effect::Send(FromAgent::Observed { epoch, part, reports: vec![report] }));
         let present = self.attempts.get(&order.attempt);
         if present.is_some_and(|local| matches!(local.state, LocalState::Present(_))) {
+            self.namesakes.insert(order.attempt, order.revision);
             let (attempt, reason) = (order.attempt, StopReason::Stray);
-            self.out.push(Effect::Stop(Stop { attempt, reason, grace_ms: 0 }));
+            return self.out.push(Effect::Stop(Stop { attempt, reason, grace_ms: 0 }));
         }
+        self.report_namesake(order.attempt, order.revision);
+    }
+
+    /// Says that an order can't be carried out, since something else of its name has been here.
+    fn report_namesake(&mut self, attempt: AttemptId, ordered_revision: Revision) {
+        let Link::Up(up) = &self.link else { return };
+        let status = self.ended(OutcomeKind::NotStarted, "something else of this name is in its place");
+        let report = AttemptReport { attempt, ordered_revision, status };
+        let (epoch, part) = (up.welcome.epoch, Part::Delta);
+        self.out.push(Effect::Send(FromAgent::Observed { epoch, part, reports: vec![report] }));
     }
 
     /// Launches a waiting attempt unless one that is to go first is still there.
@@ -238,6 +244,9 @@ impl Agent {
         };
         self.reports.insert(attempt);
         if ended {
+            if let Some(revision) = self.namesakes.remove(&attempt) {
+                self.report_namesake(attempt, revision);
+            }
             self.move_up(attempt);
         }
     }

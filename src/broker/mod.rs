@@ -108,6 +108,17 @@ pub enum Effect {
     WakeAt(Timestamp),
 }
 
+/// Random bits that a broker begins its turn with; each part is drawn by itself.
+#[derive(Clone, Copy)]
+pub struct Random {
+    /// Names the turn. Shown.
+    pub turn: u64,
+    /// Names a journal that is new. Shown.
+    pub journal: u64,
+    /// The key of a journal without one. Secret.
+    pub key: u128,
+}
+
 /// The broker's machine: the state, its scheduler, and the sessions of its agents.
 pub struct Broker {
     state: State,
@@ -150,11 +161,10 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Takes over a recovered state as the writer of `term`. `random` must be new each time: it names
-    /// the turn, and a journal that is new.
+    /// Takes over a recovered state as the writer of `term`, with secret random bits of its own.
     ///
     /// The first effects come from the first step.
-    pub fn new(state: State, term: Term, random: u128, now: Timestamp) -> Self {
+    pub fn new(state: State, term: Term, random: Random, now: Timestamp) -> Self {
         let scheduler = Scheduler::rebuild(&state);
         let durable = state.revision();
         let mut broker = Self {
@@ -162,7 +172,7 @@ impl Broker {
             behind_ms: if Mutant::StandStill.is_on() { 0 } else { state.now().ms_since(now) },
             scheduler,
             term,
-            turn: (random >> 64) as u64,
+            turn: random.turn,
             recovered: durable,
             awaited: BTreeSet::new(),
             awaited_until: Timestamp::NEVER,
@@ -186,8 +196,8 @@ impl Broker {
             out: Vec::new(),
             state,
         };
-        let (journal, key) = (JournalId::from_random(random as u64), JournalKey::from_random(random));
-        let start = Command::StartTerm { journal, key, term };
+        let (journal, turn) = (JournalId::from_random(random.journal), random.turn);
+        let start = Command::StartTerm { journal, key: JournalKey::from_random(random.key), turn, term };
         let started = broker.command(Principal::System, start);
         assert!(started.is_ok(), "term {term} can't be started: {started:?}");
         broker.restart_silence();
@@ -229,6 +239,7 @@ impl Broker {
         if gap > self.state.settings().heartbeat_ms {
             // We were away, not they: their silence proves nothing.
             self.restart_silence();
+            self.awaited_until = self.awaited_until.plus_ms(gap);
         }
         self.take(input);
         let mut more = false;
@@ -237,7 +248,9 @@ impl Broker {
             more |= self.do_chores();
             more |= self.schedule();
         }
-        more |= self.sync_sessions();
+        if self.outdated.is_none() {
+            more |= self.sync_sessions();
+        }
         self.write_next_chunk();
         self.append_next();
         self.release();
@@ -249,7 +262,11 @@ impl Broker {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Request { call, request } => {
+            Input::Request { call, mut request } => {
+                if let Some(token) = &mut request.token {
+                    // Made by the clock of the day, which the journal's time may be ahead of.
+                    token.made_at = token.made_at.map(|at| at.plus_ms(self.behind_ms));
+                }
                 let result = self.request(&request);
                 let refused = result.is_err();
                 let reply = Effect::Reply { call, result };

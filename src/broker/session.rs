@@ -7,7 +7,7 @@ use crate::model::attempt::{AttemptReport, AttemptStatus, Phase, StopReason};
 use crate::model::exchange::{
     FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, TaskOrder, ToAgent, Welcome,
 };
-use crate::model::id::{Epoch, NodeId, PoolId, SpecId, UnitId};
+use crate::model::id::{Epoch, NodeId, PoolId, Revision, SpecId, UnitId};
 use crate::model::limit::{CHUNK_BYTES_MAX, STOPS_PER_MESSAGE_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::pool::Reach;
@@ -73,8 +73,9 @@ impl Broker {
     }
 
     fn greet(&mut self, id: SessionId, hello: &Hello) {
-        if let Some(stamp) = hello.seen.filter(|stamp| self.is_missing(stamp)) {
-            self.outdated = Some(self.outdated.unwrap_or_default().max(stamp.revision));
+        let bound = self.state.pool_named(&hello.pool.name).is_none_or(|pool| pool.is_bound_to(hello));
+        if let Some(stamp) = hello.seen.filter(|stamp| bound && self.is_missing(stamp)) {
+            self.turn_read_only(stamp.revision);
         }
         let name: std::sync::Arc<str> = hello.pool.name.as_str().into();
         let principal = Principal::Agent(name);
@@ -124,6 +125,11 @@ impl Broker {
     /// Forgets a session. Its pool falls silent from the last message on.
     pub(super) fn end_session(&mut self, id: SessionId) {
         self.syncing.remove(&id);
+        // While the journal stalls, agents come and go: what they are not there to hear is dropped.
+        let other = |(_, effect): &(Revision, Effect)| !matches!(effect, Effect::Direct { session, .. } if *session == id);
+        self.held.retain(other);
+        self.unconfirmed.retain(other);
+        self.confirming.retain(other);
         if let Some(session) = self.sessions.remove(&id)
             && self.speakers.get(&session.pool) == Some(&id)
         {
@@ -169,12 +175,12 @@ impl Broker {
         if stale && !Mutant::TakeOldEpochs.is_on() {
             return self.refuse(id, RefusedCode::Superseded, "an older epoch");
         }
-        let (mut stops, mut acknowledged) = (Vec::new(), Vec::new());
+        let (mut stops, mut acknowledged, mut unknown) = (Vec::new(), Vec::new(), None);
         for report in reports {
             let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
-            if self.is_unknown_work(&report) {
-                let message = format!("attempt {attempt} was never ordered by this journal");
-                return self.refuse(id, RefusedCode::UnknownWork, &message);
+            if !ended && self.is_unknown_work(&report) {
+                unknown = Some(attempt);
+                continue;
             }
             match self.command(principal.clone(), Command::ReportAttempt { pool, epoch, report }) {
                 Ok(Reply::Namesake) => {}
@@ -193,6 +199,13 @@ impl Broker {
         if !acknowledged.is_empty() {
             let message = ToAgent::Acknowledged { attempts: acknowledged };
             self.hold(Effect::Direct { session: id, message });
+        }
+        if let Some(attempt) = unknown {
+            // Until that has ended, the pool gets nothing new, and what it runs is left alone.
+            let reach = Reach::Suspect;
+            let _ = self.command(principal.clone(), Command::ChangeReach { pool, reach });
+            let message = format!("attempt {attempt} was never ordered by this journal");
+            return self.refuse(id, RefusedCode::UnknownWork, &message);
         }
         if part == Part::FullEnd {
             if let Some(session) = self.sessions.get_mut(&id) {

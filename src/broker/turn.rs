@@ -1,7 +1,8 @@
 //! The beginning of a writer's turn: is the journal the newest, and who is still to be heard?
 
-use super::Broker;
+use super::{Broker, Effect};
 use crate::model::attempt::AttemptReport;
+use crate::model::exchange::ToAgent;
 use crate::model::id::Revision;
 use crate::model::mutant::Mutant;
 use crate::model::pool::Reach;
@@ -14,15 +15,29 @@ impl Broker {
         self.state.key().map(|key| key.stamp(self.state.journal(), self.turn, revision))
     }
 
-    /// The stamp was given for a part of the journal that was not there when this turn began: the
-    /// disk is an old one.
+    /// The stamp was given for a part of the journal that this one lacks: the disk is an old one.
+    ///
+    /// A turn that this journal knows must have ended here where the next one began. One that it
+    /// doesn't know was written to another copy: to a newer one, if that was longer than this one was
+    /// when it was opened.
     pub(super) fn is_missing(&self, stamp: &Stamp) -> bool {
-        let ours = |stamp: &Stamp| stamp.journal == self.state.journal();
-        ours(stamp)
+        let beyond = match self.state.turn_end(stamp.turn) {
+            Some(end) => end.is_some_and(|end| stamp.revision >= end),
+            None => stamp.revision > self.recovered,
+        };
+        beyond
+            && stamp.journal == self.state.journal()
             && !Mutant::TrustOldDisk.is_on()
-            && stamp.turn != self.turn
-            && stamp.revision > self.recovered
             && self.state.key().is_some_and(|key| key.verifies(stamp))
+    }
+
+    /// The disk is an old one: what is decided, but not said, stays unsaid.
+    pub(super) fn turn_read_only(&mut self, seen: Revision) {
+        self.outdated = Some(self.outdated.unwrap_or_default().max(seen));
+        self.held.retain(|(_, effect)| {
+            let Effect::Direct { message, .. } = effect else { return true };
+            !matches!(message, ToAgent::Orders { .. } | ToAgent::Stops { .. })
+        });
     }
 
     /// An attempt of this journal's that it never ordered. Either the journal is an older copy, and

@@ -1,7 +1,7 @@
 //! `weir agent`: one pool, or many in one process.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use tokio::task::JoinSet;
@@ -19,6 +19,7 @@ use crate::model::id::InstanceId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::pool::{Capabilities, Device, PoolSpec};
 use crate::model::region::RegionCode;
+use crate::model::stamp::Stamp;
 use crate::pools::host::{self, Host};
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
 use crate::pools::{Error, PoolBackend};
@@ -112,7 +113,7 @@ async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), 
                 log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
             };
             let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
-            serve_host(hello, settings, client, clock, terminated()).await?;
+            serve_host(hello, &file.state, settings, client, clock, terminated()).await?;
         }
         (None, Some(section)) => {
             let settings = simulated::Settings {
@@ -122,7 +123,7 @@ async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), 
                 speedup_millis: (section.speedup * 1_000.0) as u64,
             };
             let hello = hello(pool("simulated", SIMULATED), &file.state)?;
-            serve(hello, Simulated::new(settings, clock), client, clock, terminated()).await?;
+            serve(hello, &file.state, Simulated::new(settings, clock), client, clock, terminated()).await?;
         }
         (None, None) => return Err(Failure::new(INVALID, "name one backend: [host] or [simulated]")),
     }
@@ -163,7 +164,7 @@ pub(super) const SIMULATED: Capabilities =
 ///
 /// Two agents in one folder have one identity: the broker would take each for the other come back, and
 /// they would displace each other for ever.
-pub(super) fn claim(state: &std::path::Path) -> Result<Lock, Failure> {
+pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     let folder = state.display();
     let failed = |error| Failure::new(1, format!("state folder {folder} can't be used: {error}"));
     std::fs::create_dir_all(state).map_err(failed)?;
@@ -177,32 +178,48 @@ pub(super) fn claim(state: &std::path::Path) -> Result<Lock, Failure> {
 }
 
 /// Who speaks for a pool: an identity that its state folder keeps.
-pub(super) fn hello(pool: PoolSpec, state: &std::path::Path) -> Result<Hello, Failure> {
+pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
     Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, seen: None })
 }
 
+/// The newest stamp that an earlier life of the agent was given, in its state folder.
+const STAMP: &str = "stamp";
+
 /// Runs a pool's agent until `stop` ends.
 pub(super) async fn serve(
     hello: Hello,
+    state: &Path,
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    run_agent(hello, backend, client, clock, stop).await.map_err(down)
+    run_agent(hello, state, backend, client, clock, stop).await.map_err(down)
 }
 
 async fn run_agent(
     hello: Hello,
+    state: &Path,
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
-    crate::runtime::agent::run(hello, backend, dialer, clock, stop).await
+    let file = state.join(STAMP);
+    // Without it, or with one that can't be read, a broker on an older journal is told a little less.
+    let seen = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let mut failed = false;
+    let remember = move |stamp: Stamp| {
+        if let Err(error) = config::write_private(&file, stamp.to_string().as_bytes())
+            && !std::mem::replace(&mut failed, true)
+        {
+            tracing::warn!(file = %file.display(), %error, "the broker's newest stamp can't be kept");
+        }
+    };
+    crate::runtime::agent::run(Hello { seen, ..hello }, backend, dialer, clock, remember, stop).await
 }
 
 fn down(error: Error) -> Failure {
@@ -213,6 +230,7 @@ fn down(error: Error) -> Failure {
 /// adopts what still runs.
 pub(super) async fn serve_host(
     hello: Hello,
+    state: &Path,
     settings: host::Settings,
     client: Client,
     clock: Clock,
@@ -221,7 +239,7 @@ pub(super) async fn serve_host(
     tokio::pin!(stop);
     loop {
         let backend = Host::new(settings.clone(), clock);
-        match run_agent(hello.clone(), backend, client.clone(), clock, &mut stop).await {
+        match run_agent(hello.clone(), state, backend, client.clone(), clock, &mut stop).await {
             Ok(()) => return Ok(()),
             Err(Error::Gone { pool }) => {
                 tracing::warn!(pool, "the pool's supervisor is gone: the next one takes over what runs");

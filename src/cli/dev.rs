@@ -174,7 +174,8 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
     let ran = async {
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
-        serve(hello, Simulated::new(settings, clock), client, clock, std::future::pending()).await
+        let backend = Simulated::new(settings, clock);
+        serve(hello, &state, backend, client, clock, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
         tracing::error!(pool = province.name, error = failure.message, "the pool is down");
@@ -196,7 +197,7 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
     let ran = async {
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
-        serve_host(hello, settings, client, clock, std::future::pending()).await
+        serve_host(hello, &state, settings, client, clock, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
         tracing::error!(pool = "local", error = failure.message, "the pool is down");

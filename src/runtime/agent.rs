@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use crate::agent::{Agent, Effect, Input};
 use crate::clock::Clock;
 use crate::model::exchange::{FromAgent, Hello, ToAgent};
+use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
 
@@ -27,7 +28,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two warnings that the broker can't be reached.
 const WARN_AGAIN: Duration = Duration::from_secs(60);
 
-/// Runs an agent until `stop` ends. What its backend runs lives on.
+/// Runs an agent until `stop` ends. What its backend runs lives on; `remember` keeps the newest stamp
+/// for the hello of the next life.
 ///
 /// # Errors
 /// What kept the backend from being opened.
@@ -36,6 +38,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     mut backend: B,
     dial: D,
     clock: Clock,
+    remember: impl FnMut(Stamp) + Send,
     stop: impl Future<Output = ()>,
 ) -> Result<(), crate::pools::Error> {
     let (events, mut moved) = mpsc::unbounded_channel();
@@ -44,7 +47,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     hello.pool.notes = opened.notes;
     let pool = hello.pool.name.clone();
     let mut machine = Agent::new(hello, clock.now());
-    let mut shell = Shell { connection: None, wake_at: clock.now(), dial_wanted: false, clock };
+    let mut shell = Shell { connection: None, wake_at: clock.now(), dial_wanted: false, clock, remember };
     let first = Input::Opened { nodes: opened.nodes, attempts: opened.attempts };
     shell.execute(machine.step(clock.now(), first), &mut backend);
     tokio::pin!(stop);
@@ -119,14 +122,15 @@ fn log_message(pool: &str, message: &ToAgent) {
     }
 }
 
-struct Shell {
+struct Shell<R> {
     connection: Option<Connection>,
     wake_at: Timestamp,
     dial_wanted: bool,
     clock: Clock,
+    remember: R,
 }
 
-impl Shell {
+impl<R: FnMut(Stamp)> Shell<R> {
     /// The broker's next message; never, while there is no connection.
     async fn receive(&mut self) -> Option<ToAgent> {
         match &mut self.connection {
@@ -155,6 +159,7 @@ impl Shell {
                 Effect::Stop(stop) => backend.stop(stop),
                 Effect::Forget(attempt) => backend.forget(attempt),
                 Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
+                Effect::Remember(stamp) => (self.remember)(stamp),
                 Effect::WakeAt(at) => self.wake_at = at,
             }
         }

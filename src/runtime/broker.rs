@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::logs::LogRouter;
 use super::watch::Watchers;
-use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, SessionId};
+use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, Random, SessionId};
 use crate::clock::Clock;
 use crate::journal::{Archive, Batch, Chunk, Error, Journal, Loaded};
 use crate::model::exchange::{FromAgent, ToAgent};
@@ -164,7 +164,8 @@ pub fn start(open: Open, clock: Clock) -> Result<(Handle, std::thread::JoinHandl
         let Ok(runtime) = runtime else { return };
         let mut next = Some((journal, recovered));
         while let Some((journal, (state, term))) = next.take() {
-            let broker = Broker::new(state, term, rand::random(), clock.now());
+            let random = Random { turn: rand::random(), journal: rand::random(), key: rand::random() };
+            let broker = Broker::new(state, term, random, clock.now());
             let ended = runtime.block_on(serve(broker, journal, &mut incoming, &shared, clock));
             if ended == Ended::Stopped {
                 return;

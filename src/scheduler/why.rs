@@ -108,6 +108,10 @@ fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Sh
     PoolReason::Fits
 }
 
+/// Nodes of a pool and tasks of a gang up to which a placement is tried out to explain one: it takes
+/// a few milliseconds. Beyond that each kind of task is looked at by itself.
+const TRIED_MAX: u64 = 1_024;
+
 /// What tasks of several kinds lack that have to be placed together.
 struct Lack {
     kind: ResourceKind,
@@ -118,7 +122,8 @@ struct Lack {
 
 /// Tries to place a unit of unlike tasks: each kind may fit by itself, and all not beside each other.
 fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Option<Lack> {
-    if shape.tasks.len() < 2 {
+    let work = (pool.nodes.len() as u64).max(u64::from(shape.task_count()));
+    if shape.tasks.len() < 2 || work > TRIED_MAX {
         return None;
     }
     let mut index = PoolIndex::sketch(pool, empty);

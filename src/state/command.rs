@@ -34,6 +34,8 @@ pub enum Command {
         journal: JournalId,
         /// For a journal that has no key yet.
         key: JournalKey,
+        /// A random number that no other turn has.
+        turn: u64,
         term: Term,
     },
     Submit {

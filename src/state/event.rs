@@ -69,11 +69,12 @@ pub enum Event {
     ReservationMade { reservation: Reservation },
     ReservationEnded { reservation: ReservationId },
     KeyDrawn { key: JournalKey },
+    TurnBegan { turn: u64 },
 }
 
 impl Event {
     /// Names of every kind, in the order of [`Event::kind`].
-    pub const KINDS: [&'static str; 36] = [
+    pub const KINDS: [&'static str; 37] = [
         "JournalCreated",
         "TermStarted",
         "SettingsChanged",
@@ -110,6 +111,7 @@ impl Event {
         "ReservationMade",
         "ReservationEnded",
         "KeyDrawn",
+        "TurnBegan",
     ];
 
     /// The kind's place in [`Event::KINDS`].
@@ -151,6 +153,7 @@ impl Event {
             Self::ReservationMade { .. } => 33,
             Self::ReservationEnded { .. } => 34,
             Self::KeyDrawn { .. } => 35,
+            Self::TurnBegan { .. } => 36,
         }
     }
 }

@@ -50,6 +50,7 @@ impl Fixture {
         fixture.must(Command::StartTerm {
             journal: JournalId::from_random(42),
             key: JournalKey::from_random(42),
+            turn: term.0,
             term,
         });
         fixture

@@ -175,6 +175,7 @@ impl State {
         Self {
             journal: self.journal,
             key: self.key,
+            turns: self.turns.clone(),
             term: self.term,
             revision: self.revision,
             now: self.now,

@@ -24,7 +24,7 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -55,6 +55,8 @@ use crate::model::time::Timestamp;
 pub struct State {
     journal: JournalId,
     key: Option<JournalKey>,
+    /// The latest turns with the revisions that began them.
+    turns: VecDeque<(u64, Revision)>,
     term: Term,
     revision: Revision,
     now: Timestamp,
@@ -144,6 +146,13 @@ impl State {
     /// What the journal's stamps are made with. Every writer draws one for a journal without.
     pub fn key(&self) -> Option<&JournalKey> {
         self.key.as_ref()
+    }
+
+    /// How far the turn of this number came in this journal, if it is one of the latest: to `None`
+    /// while it lasts.
+    pub fn turn_end(&self, turn: u64) -> Option<Option<Revision>> {
+        let at = self.turns.iter().position(|(other, _)| *other == turn)?;
+        Some(self.turns.get(at + 1).map(|(_, begun)| *begun))
     }
 
     /// The current writer's turn.

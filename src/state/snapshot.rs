@@ -102,6 +102,10 @@ pub enum Object {
         reservation: u64,
     },
     Key(JournalKey),
+    Turn {
+        turn: u64,
+        begun: Revision,
+    },
 }
 
 /// What there is only one of.
@@ -162,6 +166,7 @@ impl State {
         let mut pending = vec![Object::Head(Box::new(head))];
         pending.push(Object::Next { reservation: self.next_reservation });
         pending.extend(self.key.map(Object::Key));
+        pending.extend(self.turns.iter().map(|(turn, begun)| Object::Turn { turn: *turn, begun: *begun }));
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -245,6 +250,7 @@ impl State {
                 }
                 Object::Next { reservation } => state.next_reservation = reservation,
                 Object::Key(key) => state.key = Some(key),
+                Object::Turn { turn, begun } => state.turns.push_back((turn, begun)),
             }
         }
         for (pool, node) in nodes {

@@ -116,7 +116,7 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
         agents.spawn(async move {
             let dial = Dialer { client, hello: hello.clone(), logs: Arc::new(NoLogs) };
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let _ = weir::runtime::agent::run(hello, Idle, dial, Clock::start(), stop).await;
+            let _ = weir::runtime::agent::run(hello, Idle, dial, Clock::start(), |_| {}, stop).await;
         });
     }
     let client = broker.client();

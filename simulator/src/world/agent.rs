@@ -63,7 +63,7 @@ pub(crate) struct AgentHost {
     beats: BTreeMap<u64, Timestamp>,
     /// The lease may last until then, as what has been answered was sent.
     lease_max: Timestamp,
-    /// How far brokers on the true journal have told it that it goes.
+    /// How far brokers on the true journal have told it that it goes, as it remembers.
     pub(crate) told: Revision,
 }
 
@@ -133,7 +133,6 @@ impl World {
             return;
         }
         host.life += 1;
-        host.told = Revision(0);
         host.paused = false;
         host.backlog.clear();
         self.crashes[1] += 1;
@@ -285,6 +284,13 @@ impl World {
                 let until = self.agents[index].clock.world_at(until);
                 self.agents[index].backend.renew(until);
                 self.at(until + 1, Event::LeaseCheck { agent: index });
+            }
+            Effect::Remember(stamp) => {
+                let host = &mut self.agents[index];
+                host.hello.seen = Some(stamp);
+                if !self.fork_turns.contains_key(&stamp.turn) {
+                    host.told = host.told.max(stamp.revision);
+                }
             }
             Effect::WakeAt(at) => self.wake_agent(index, at),
         }

@@ -1,7 +1,7 @@
 //! The brokers' machines: starts, crashes, pauses, and what becomes of their effects.
 
 use rand::RngExt;
-use weir::broker::{Broker, CallId, Effect, Input, Query, SessionId};
+use weir::broker::{Broker, CallId, Effect, Input, Query, Random, SessionId};
 use weir::model::exchange::{FromAgent, RefusedCode, ToAgent};
 use weir::model::id::{Revision, Term};
 use weir::model::pool::Reach;
@@ -61,6 +61,9 @@ pub(crate) struct BrokerHost {
     pub(crate) on_fork: bool,
     /// Where the journal ended when it took over.
     pub(crate) recovered: Revision,
+    /// Its turn, and the revision by which that had begun.
+    turn: u64,
+    begun: Revision,
     pub(crate) checked_at: Revision,
 }
 
@@ -106,9 +109,10 @@ impl World {
         let term: Term = disk.claim();
         state.check().map_err(|what| format!("recovered state: {what}"))?;
         let recovered = state.revision();
-        let random: u128 = self.turns.random();
+        let (turn, journal, key) = (self.turns.random(), self.turns.random(), self.turns.random());
+        let random = Random { turn, journal, key };
         if self.fork.is_some() {
-            self.fork_turns.insert((random >> 64) as u64, self.fork_from);
+            self.fork_turns.insert(turn, self.fork_from);
             let there = |host: &&super::AgentHost| {
                 state.pool_named(&host.hello.pool.name).is_some_and(|pool| pool.reach < Reach::Lost)
             };
@@ -122,6 +126,7 @@ impl World {
         kept.life += 1;
         kept.machine = Some(Broker::new(state, term, random, now));
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));
+        (kept.turn, kept.begun) = (turn, kept.machine.as_ref().map_or(recovered, |m| m.state().revision()));
         (kept.wake, kept.paused, kept.crash, kept.fail_append) = (0, false, None, None);
         if !kept.on_fork {
             self.watch.relist(&self.journal.replica);
@@ -279,6 +284,7 @@ impl World {
             Effect::Answer { call, answer, .. } => self.check_answer(host, call, &answer)?,
             Effect::Direct { session, message } => {
                 self.check_direct(host, session, &message)?;
+                self.note_taken(host, &message);
                 if let ToAgent::Refused { code: RefusedCode::PoolClaimed, .. } = &message {
                     self.counts.rejection(&Rejection::PoolClaimed { pool: String::new() });
                 }
@@ -344,6 +350,9 @@ impl World {
         let Some(older) = self.journal.older(missing_permille)? else { return Ok(()) };
         self.kill_broker(host, Tail::Lost)?;
         self.fork_from = older.replica.revision();
+        // Of the writer whose last batches are missing, if it began before the copy ends.
+        let begun = self.brokers[host].begun;
+        self.fork_turn = if begun <= self.fork_from { self.brokers[host].turn } else { 0 };
         self.fork = Some(older);
         self.fork_lives = 0;
         self.fork_heard.clear();

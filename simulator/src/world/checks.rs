@@ -144,20 +144,10 @@ impl World {
         }
     }
 
-    /// An agent learns of orders: what it knows, a broker on an older disk must not overlook.
-    pub(crate) fn note_told(&mut self, agent: usize, host: usize, message: &ToAgent) {
-        let on_fork = self.brokers[host].on_fork;
-        let stamp = match message {
-            ToAgent::Welcome(welcome) => welcome.stamp,
-            ToAgent::HeartbeatAnswer { stamp, .. } => *stamp,
-            _ => None,
-        };
-        if let (true, ToAgent::Acknowledged { attempts }) = (on_fork, message) {
+    /// A broker on an older disk takes outcomes, and the agent forgets them.
+    pub(crate) fn note_taken(&mut self, host: usize, message: &ToAgent) {
+        if let (true, ToAgent::Acknowledged { attempts }) = (self.brokers[host].on_fork, message) {
             self.fork_took.extend(attempts.iter().map(|attempt| attempt.unit_id()));
-        }
-        if let Some(stamp) = stamp.filter(|_| !on_fork) {
-            let told = &mut self.agents[agent].told;
-            *told = stamp.revision.max(*told);
         }
     }
 
@@ -229,6 +219,14 @@ impl World {
             self.counts.older_disks_noticed += 1;
             return Ok(());
         }
+        // The turn in which the copy was taken went on elsewhere: that is seen whoever opens the copy.
+        let stamp = self.agents[agent].hello.seen;
+        let went_on = |stamp: Stamp| {
+            stamp.turn == self.fork_turn && stamp.revision > self.fork_from && self.fork_turn != 0
+        };
+        if stamp.is_some_and(went_on) {
+            return Err(format!("agent {agent} was told more in the turn that the copy is of, unnoticed"));
+        }
         let recovered = self.brokers[host].recovered;
         let known = self.agents[agent].backend.objects.values().filter(|object| !object.of_fork);
         let known = known.map(|object| object.launch.order.revision);
@@ -257,7 +255,8 @@ impl World {
                     || launch.spec.may_overlap
                     || object.of_fork
                     || self.is_liar(index)
-                    || self.client.abandoned.contains(other);
+                    || self.client.abandoned.contains(other)
+                    || self.client.abandoned.contains(&attempt);
                 // On an older disk a broker can't know what no agent has told it yet, but must give
                 // them time to tell it.
                 let heard = self.fork_heard.get(&index);

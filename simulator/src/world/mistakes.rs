@@ -71,6 +71,7 @@ impl World {
                 let command = Command::StartTerm {
                     journal: JournalId::from_random(7),
                     key: JournalKey::from_random(7),
+                    turn: 7,
                     term: Term(0),
                 };
                 self.send_only(Request { principal, token: None, command });

@@ -180,6 +180,8 @@ pub struct World {
     fork: Option<SimJournal>,
     /// Where the older copy ended when it was taken.
     fork_from: Revision,
+    /// The turn that was the last in the copy, if it went on after that.
+    fork_turn: u64,
     /// Agents that the broker on the older copy has heard, and from which of its revisions on.
     fork_heard: BTreeMap<usize, Revision>,
     /// Agents that it must wait for, and until when at the least.
@@ -265,6 +267,7 @@ impl World {
             journal: SimJournal::default(),
             fork: None,
             fork_from: Revision(0),
+            fork_turn: 0,
             fork_heard: BTreeMap::new(),
             fork_awaits: BTreeSet::new(),
             fork_awaits_until: 0,

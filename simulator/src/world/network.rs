@@ -269,8 +269,6 @@ impl World {
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
         match link.ways[TO_AGENT].inbox.arrive(number) {
             Arrival::Take => {
-                let host = link.host;
-                self.note_told(agent, host, &message);
                 self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
             }

@@ -157,7 +157,7 @@ pub struct Schedule {
 }
 
 /// Clients' acts of one seed.
-const ACTS: u32 = 120;
+const ACTS: u32 = 140;
 
 impl Schedule {
     /// The schedule of a seed with so many agents.

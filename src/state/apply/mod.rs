@@ -64,6 +64,10 @@ pub struct FinishedAttempt {
     pub revision: Revision,
 }
 
+/// Turns that are remembered: an agent that has been away for more restarts than that has a stamp
+/// that says nothing any more.
+const TURNS_MAX: usize = 256;
+
 impl State {
     /// Folds one event.
     ///
@@ -91,6 +95,12 @@ impl State {
                 self.term = *term;
             }
             Event::KeyDrawn { key } => self.key = Some(*key),
+            Event::TurnBegan { turn } => {
+                if self.turns.len() >= TURNS_MAX {
+                    self.turns.pop_front();
+                }
+                self.turns.push_back((*turn, self.revision));
+            }
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
                 self.regions.extend(regions.iter().map(|region| (region.code, region.clone())));

@@ -91,7 +91,7 @@ impl State {
 
     fn decide_command(&self, now: Timestamp, command: &Command) -> Result<Decision, Rejection> {
         match command {
-            Command::StartTerm { journal, key, term } => self.decide_term(*journal, *key, *term),
+            Command::StartTerm { journal, key, turn, term } => self.decide_term(*journal, *key, *turn, *term),
             Command::Submit { jobs } => self.decide_submit(jobs),
             Command::Cancel { jobs } => self.decide_cancel(jobs),
             Command::CreateQueue { spec } => self.decide_create_queue(spec),

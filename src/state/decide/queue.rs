@@ -17,6 +17,7 @@ impl State {
         &self,
         journal: JournalId,
         key: JournalKey,
+        turn: u64,
         term: Term,
     ) -> Result<Decision, Rejection> {
         if term <= self.term {
@@ -27,12 +28,15 @@ impl State {
             let spec = default_settings(DEFAULT_QUEUE);
             events = vec![
                 Event::JournalCreated { journal },
+                Event::TurnBegan { turn },
                 Event::SettingsChanged { settings: Settings::default() },
                 Event::RegionsAdded { regions: region::built_in().collect() },
                 Event::DeviceModelsAdded { models: device::built_in().collect() },
                 Event::QueueCreated { queue: QueueId(1), spec },
             ];
         } else {
+            // First of all: the turn before ends with the event before this one.
+            events.push(Event::TurnBegan { turn });
             // A newer Weir may know more regions and models than the one that made the journal.
             let known = |region: &region::Region| self.regions.contains_key(&region.code);
             let regions: Vec<_> = region::built_in().filter(|region| !known(region)).collect();

@@ -250,6 +250,7 @@ record_enum!(Event {
     34 => ReservationMade { reservation },
     35 => ReservationEnded { reservation },
     36 => KeyDrawn { key },
+    37 => TurnBegan { turn },
 });
 
 record_struct!(Head {
@@ -268,7 +269,7 @@ record_enum!(Object {
     1 => Head(head), 2 => Queue(queue), 3 => Spec(id, spec), 4 => Job(job), 5 => Attempt(attempt), 6 => Pool(pool),
     7 => Node(pool, node), 8 => Token(key, entry), 9 => Pace(shape, micros),
     10 => Trouble(node, trouble), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
-    14 => Next { reservation }, 15 => Key(key),
+    14 => Next { reservation }, 15 => Key(key), 16 => Turn { turn, begun },
 });
 record_enum!(ArchiveRow { 1 => Job(job), 2 => Attempt(attempt) });
 record_struct!(FinishedJob { job, queue, spec, end, ended_at, revision });
