@@ -420,11 +420,14 @@ impl Agent {
     /// it is a new one.
     fn note_stamp(&mut self, stamp: Option<Stamp>) -> bool {
         let Some(stamp) = stamp else { return false };
-        // What is left of another journal's work must not displace the present one's.
-        let present = |seen: Stamp| seen.journal != stamp.journal && stamp.journal == self.journal;
-        let newer = |seen: Stamp| seen.journal == stamp.journal && seen.revision < stamp.revision;
-        let newer = |seen: Stamp| present(seen) || newer(seen);
-        let is_new = self.hello.seen.is_none_or(newer);
+        let is_new = self.hello.seen.is_none_or(|seen| {
+            if seen.journal == stamp.journal {
+                seen.revision < stamp.revision
+            } else {
+                // What is left of another journal's work must not displace the present one's.
+                stamp.journal == self.journal
+            }
+        });
         if is_new {
             self.hello.seen = Some(stamp);
         }

@@ -126,7 +126,8 @@ impl Broker {
     pub(super) fn end_session(&mut self, id: SessionId) {
         self.syncing.remove(&id);
         // While the journal stalls, agents come and go: what they are not there to hear is dropped.
-        let other = |(_, effect): &(Revision, Effect)| !matches!(effect, Effect::Direct { session, .. } if *session == id);
+        let to_it = |effect: &Effect| matches!(effect, Effect::Direct { session, .. } if *session == id);
+        let other = |(_, effect): &(Revision, Effect)| !to_it(effect);
         self.held.retain(other);
         self.unconfirmed.retain(other);
         self.confirming.retain(other);
@@ -178,8 +179,9 @@ impl Broker {
         let (mut stops, mut acknowledged, mut unknown) = (Vec::new(), Vec::new(), None);
         for report in reports {
             let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
-            if !ended && self.is_unknown_work(&report) {
-                unknown = Some(attempt);
+            if self.is_unknown_work(&report) {
+                // An outcome is for the journal that ordered it: until then it stays with the agent.
+                unknown = unknown.or((!ended).then_some(attempt));
                 continue;
             }
             match self.command(principal.clone(), Command::ReportAttempt { pool, epoch, report }) {

@@ -387,7 +387,8 @@ async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
     let forged = v1::Hello { seen: stamp(&journal, 16), ..hello("liar", 2) };
     let mut liar = Agent::greet(&client, forged).await;
     let attempt = format!("{journal}-7-0-1");
-    let future = v1::AttemptReport { ordered_revision: u64::MAX, ..report(&attempt, succeeded()) };
+    let running = Some(Reported::Running(v1::Running::default()));
+    let future = v1::AttemptReport { ordered_revision: u64::MAX, ..report(&attempt, running) };
     liar.tell_attempts(vec![future], v1::Part::FullEnd).await;
     let (code, message) = liar.hear_refusal().await;
     assert_eq!(code, "UnknownWork");
