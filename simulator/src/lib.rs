@@ -3,6 +3,18 @@
 //! `world` is the simulation; `sweep` runs many seeds, `seeds` looks at single ones; `load` plays
 //! real traces against a running broker.
 
+/// Prints a line. Whoever reads may stop at any time, as `head` does: that ends the command, and is no
+/// fault.
+macro_rules! say {
+    ($($text:tt)*) => {
+        if std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)))
+            .is_err()
+        {
+            std::process::exit(0);
+        }
+    };
+}
+
 #[cfg(feature = "load")]
 pub mod load;
 #[cfg(feature = "mutants")]

@@ -29,7 +29,7 @@ impl Mutants {
         // Panics are findings here, and not to be told about one by one.
         std::panic::set_hook(Box::new(|_| {}));
         let mut missed = Vec::new();
-        println!("| fault | seeds | found as |\n|---|---|---|");
+        say!("| fault | seeds | found as |\n|---|---|---|");
         for (mutant, meaning) in Mutant::ALL {
             let name = format!("{mutant:?}");
             if self.only.as_ref().is_some_and(|only| *only != name) {
@@ -41,10 +41,10 @@ impl Mutants {
             match found {
                 Some(violation) => {
                     let what: String = violation.what.chars().take(90).collect();
-                    println!("| `{name}`: {meaning} | {} | {what} |", violation.seed + 1);
+                    say!("| `{name}`: {meaning} | {} | {what} |", violation.seed + 1);
                 }
                 None => {
-                    println!("| `{name}`: {meaning} | not in {} | |", self.seeds);
+                    say!("| `{name}`: {meaning} | not in {} | |", self.seeds);
                     missed.push(name);
                 }
             }

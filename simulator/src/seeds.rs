@@ -57,11 +57,11 @@ impl Replay {
         }
         schedule.acts = self.acts.unwrap_or(schedule.acts);
         for (number, planned) in schedule.faults.iter().enumerate().filter(|_| self.trace) {
-            println!("{:>9} planned {number}: {:?}", planned.at_ms, planned.fault);
+            say!("{:>9} planned {number}: {:?}", planned.at_ms, planned.fault);
         }
         let report = World::run_with(self.seed, self.trace, schedule)
             .map_err(|violation| anyhow::anyhow!(self.failure(&violation)))?;
-        println!(
+        say!(
             "seed {} holds: {} inputs, {} jobs, {}+{} crashes, {} virtual s, journal {:016x}",
             report.seed,
             report.inputs,
@@ -109,7 +109,7 @@ impl Meta {
                 bail!("seed {seed} is not deterministic: {:?} and {:?}", short(&first), short(&second));
             }
         }
-        println!("{} seeds, each twice: journals are equal byte for byte", self.seeds);
+        say!("{} seeds, each twice: journals are equal byte for byte", self.seeds);
         Ok(())
     }
 }
@@ -124,16 +124,16 @@ impl Minimise {
         let Some(first) = failing(self.seed, &whole) else {
             bail!("seed {} breaks no promise: there is nothing to make smaller", self.seed);
         };
-        println!("{} faults, {} acts: {}", whole.faults.len(), whole.acts, first.what);
+        say!("{} faults, {} acts: {}", whole.faults.len(), whole.acts, first.what);
         let (kept, acts) = smallest(self.seed, &whole, &kind(&first));
         let schedule = Schedule { acts, ..whole.only(&kept) };
         let Some(violation) = failing(self.seed, &schedule) else { bail!("the seed fails by chance alone") };
         for (number, planned) in kept.iter().zip(&schedule.faults) {
-            println!("{:>9} {number}: {:?}", planned.at_ms, planned.fault);
+            say!("{:>9} {number}: {:?}", planned.at_ms, planned.fault);
         }
         let list: Vec<String> = kept.iter().map(ToString::to_string).collect();
         let options = format!(" --faults {:?} --acts {acts}", list.join(","));
-        println!("{} faults, {acts} acts: {}", kept.len(), failure_line(&violation, &options));
+        say!("{} faults, {acts} acts: {}", kept.len(), failure_line(&violation, &options));
         Ok(())
     }
 }

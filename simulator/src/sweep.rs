@@ -71,18 +71,18 @@ impl Sweep {
 }
 
 fn print_totals(totals: &Totals, from: u64, commit: &str, seconds: f64, cpu: f64) {
-    println!(
+    say!(
         "{} seeds from {from} on without a violation in {seconds:.0} s, {cpu:.0} s of CPU, commit {commit}",
         totals.seeds
     );
-    println!(
+    say!(
         "a second: {:.1} seeds; a CPU second: {:.1} seeds, {:.0} inputs, {:.2} virtual hours",
         totals.seeds as f64 / seconds,
         totals.seeds as f64 / cpu,
         totals.inputs as f64 / cpu,
         totals.virtual_ms as f64 / 3_600_000.0 / cpu,
     );
-    println!(
+    say!(
         "{} inputs, {} virtual hours, {} jobs, {}+{} crashes of brokers and agents; a seed has at least {} inputs and {}+{} crashes",
         totals.inputs,
         totals.virtual_ms / 3_600_000,
@@ -95,7 +95,7 @@ fn print_totals(totals: &Totals, from: u64, commit: &str, seconds: f64, cpu: f64
     );
     for (title, kinds) in totals.counts.kinds() {
         let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        println!("{title}: {}", kinds.join(", "));
+        say!("{title}: {}", kinds.join(", "));
     }
 }
 

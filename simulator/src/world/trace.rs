@@ -44,13 +44,13 @@ pub(crate) fn event(world: &World, event: &Event) {
         Event::Act | Event::LeaseCheck { .. } | Event::DiskDone { .. } => return,
         other => format!("{other:?}"),
     };
-    println!("{:>9} {}", world.now, short(line));
+    say!("{:>9} {}", world.now, short(line));
 }
 
 pub(crate) fn broker_effects(host: usize, effects: &[broker::Effect]) {
     for effect in effects {
         if !matches!(effect, broker::Effect::WakeAt(_)) {
-            println!("          broker {host} -> {}", short(format!("{effect:?}")));
+            say!("          broker {host} -> {}", short(format!("{effect:?}")));
         }
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn broker_effects(host: usize, effects: &[broker::Effect]) {
 pub(crate) fn agent_effects(agent: usize, effects: &[agent::Effect]) {
     for effect in effects {
         if !matches!(effect, agent::Effect::WakeAt(_)) {
-            println!("          agent {agent} -> {}", short(format!("{effect:?}")));
+            say!("          agent {agent} -> {}", short(format!("{effect:?}")));
         }
     }
 }
