@@ -61,6 +61,8 @@ pub(crate) struct BrokerHost {
     pub(crate) on_fork: bool,
     /// Where the journal ended when it took over.
     pub(crate) recovered: Revision,
+    /// When it first told the time, in the world's time, and what it told.
+    first_told: Option<(u64, Timestamp)>,
     /// Its turn, and the revision by which that had begun.
     turn: u64,
     begun: Revision,
@@ -70,6 +72,8 @@ pub(crate) struct BrokerHost {
 /// How long a broker on an older copy must at least wait for the pools that it knows: the silence
 /// after which they count as unreachable, less what its clock may be fast.
 const FORK_AWAITS_MS: u64 = 14_000;
+/// How long an answer may be on its way: through a slow disk, and a broker that stands still.
+const TOLD_LATE_MS: u64 = 60_000;
 /// From a failed append to the next try, as the shell has it.
 const REOPEN_MS: u64 = 500;
 
@@ -128,6 +132,7 @@ impl World {
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));
         (kept.turn, kept.begun) = (turn, kept.machine.as_ref().map_or(recovered, |m| m.state().revision()));
         (kept.wake, kept.paused, kept.crash, kept.fail_append) = (0, false, None, None);
+        kept.first_told = None;
         if !kept.on_fork {
             self.watch.relist(&self.journal.replica);
         }
@@ -285,6 +290,9 @@ impl World {
             Effect::Direct { session, message } => {
                 self.check_direct(host, session, &message)?;
                 self.note_taken(host, &message);
+                if let ToAgent::HeartbeatAnswer { now, .. } = &message {
+                    self.check_time(host, *now)?;
+                }
                 if let ToAgent::Refused { code: RefusedCode::PoolClaimed, .. } = &message {
                     self.counts.rejection(&Rejection::PoolClaimed { pool: String::new() });
                 }
@@ -297,6 +305,16 @@ impl World {
                 }
             }
             Effect::WakeAt(at) => self.wake_broker(host, at),
+        }
+        Ok(())
+    }
+
+    /// A broker's time goes on with the world's, but for drift and what an answer was held.
+    fn check_time(&mut self, host: usize, now: Timestamp) -> Result<(), String> {
+        let (since, first) = *self.brokers[host].first_told.get_or_insert((self.now, now));
+        let (passed, told) = (self.now - since, now.ms_since(first));
+        if told + TOLD_LATE_MS < passed - passed / 50 {
+            return Err(format!("broker {host} says that {told} ms have passed, {passed} have"));
         }
         Ok(())
     }
