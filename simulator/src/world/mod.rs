@@ -62,6 +62,8 @@ pub struct Report {
 
 /// How long the healed world may take to end every job.
 const HEAL_MS: u64 = 3_600_000;
+/// Inputs that every seed has at least: a calm one goes on until then.
+const INPUTS_MIN: u64 = 1_000;
 /// Inputs of one seed before something is going in circles: seeds have some ten thousand.
 const INPUTS_MAX: u64 = 500_000;
 /// Agents, each with a pool of its own: at least, and one more than at most.
@@ -326,7 +328,7 @@ impl World {
             if self.inputs > INPUTS_MAX {
                 return Err(format!("the machines never rest: {}", self.leftovers()));
             }
-            if !self.faulty() && self.converged() {
+            if !self.faulty() && self.inputs >= INPUTS_MIN && self.converged() {
                 return self.check_end();
             }
         }
