@@ -174,8 +174,11 @@ fn deposed_writer_cannot_append_nor_write_chunks() {
         let newer = writer.journal.claim().unwrap();
         assert!(newer > writer.term);
         let before = writer.state();
-        writer.world.submit(submission("", "", minimal()));
         let deposed = |error: &Error| matches!(error, Error::Deposed { term, current } if (*term, *current) == (Term(1), newer));
+        // Nor is it told that its turn still lasts, which is what an append without events asks.
+        let error = writer.flush().unwrap_err();
+        assert!(deposed(&error), "{error}");
+        writer.world.submit(submission("", "", minimal()));
         let error = writer.flush().unwrap_err();
         assert!(deposed(&error), "{error}");
         let error = writer.journal.write_chunk(writer.term, &chunks[0]).unwrap_err();

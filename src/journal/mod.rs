@@ -53,7 +53,7 @@ pub trait Journal: Send {
     /// [`Error::Io`] or [`Error::Corrupt`].
     fn load(&mut self, visit: &mut dyn FnMut(Loaded)) -> Result<(), Error>;
 
-    /// Makes a batch durable, whole or not at all.
+    /// Makes a batch durable, whole or not at all. One without events only asks whether the turn lasts.
     ///
     /// # Errors
     /// - [`Error::Deposed`] if a higher term was claimed.
