@@ -9,6 +9,8 @@ mod query;
 mod session;
 mod silence;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use query::{Answer, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView};
@@ -20,6 +22,7 @@ use session::Session;
 use crate::model::change::Change;
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
+use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::mutant::Mutant;
 use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
@@ -131,6 +134,9 @@ pub struct Broker {
     /// Pools to be heard before anything new is started, at the latest by `awaited_until`.
     awaited: BTreeSet<PoolId>,
     awaited_until: Timestamp,
+    /// No request token is forgotten before. The clock may show a much later time after a start or a
+    /// sleep, while the clients that repeat their requests have waited only seconds.
+    tokens_kept: Timestamp,
     now: Timestamp,
     /// How far the clock that we are given is behind the journal's time. Time goes on from where the
     /// journal ends: waiting for the clock to catch up would hold up everything that is due.
@@ -176,6 +182,7 @@ impl Broker {
             recovered: durable,
             awaited: BTreeSet::new(),
             awaited_until: Timestamp::NEVER,
+            tokens_kept: now.max(state.now()).plus_ms(TOKEN_RETENTION_MS),
             sessions: BTreeMap::new(),
             speakers: BTreeMap::new(),
             heard: BTreeMap::new(),
@@ -240,6 +247,7 @@ impl Broker {
             // We were away, not they: their silence proves nothing.
             self.restart_silence();
             self.awaited_until = self.awaited_until.plus_ms(gap);
+            self.tokens_kept = self.tokens_kept.max(self.now.plus_ms(TOKEN_RETENTION_MS));
         }
         self.take(input);
         let mut more = false;
@@ -307,11 +315,11 @@ impl Broker {
 
     /// Does what is due; tells whether more is.
     fn do_chores(&mut self) -> bool {
-        let timer_due = self.state.next_timer().is_some_and(|at| at <= self.now);
+        let timer_due = self.next_timer() <= self.now;
         if !timer_due && !self.state.has_backlog() && !self.state.has_lost() {
             return false;
         }
-        let chores = self.state.chores(self.now, self.brake());
+        let chores = self.state.chores(self.now, self.brake(), self.tokens_kept);
         let more = chores.len() >= crate::state::decide::CHORES_MAX;
         for chore in chores {
             // One chore may make another void, such as the end of a job's last attempt.
@@ -348,13 +356,19 @@ impl Broker {
         self.scheduler.has_work()
     }
 
+    /// When the next timer or request token falls due.
+    fn next_timer(&self) -> Timestamp {
+        let token = self.state.next_token().map(|at| at.max(self.tokens_kept));
+        self.state.next_timer().into_iter().chain(token).min().unwrap_or(Timestamp::NEVER)
+    }
+
     fn next_wake(&self) -> Timestamp {
         if self.outdated.is_some() {
             // Nothing that falls due is done any more.
             return Timestamp::NEVER;
         }
         let settings = self.state.settings();
-        let timer = self.state.next_timer().unwrap_or(Timestamp::NEVER);
+        let timer = self.next_timer();
         let silence = self.silence.first().map_or(Timestamp::NEVER, |(at, _)| *at);
         // While a pool may fall silent we must not sleep long enough to doubt our own clock.
         let attentive = if self.silence.is_empty() && !self.state.has_lost() {

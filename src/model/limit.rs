@@ -66,7 +66,8 @@ pub const GRACE_MS_MAX: u64 = 3_600 * 1_000;
 pub const DEPENDENCIES_MAX: usize = 64;
 /// Bytes of a request token.
 pub const TOKEN_LEN_MAX: usize = 128;
-/// How long a request token is remembered, in milliseconds: clients repeat within seconds.
+/// How long a request token is remembered at the least, in milliseconds: clients repeat within seconds.
+/// A broker that starts, or wakes, remembers all that it has for as long again.
 pub const TOKEN_RETENTION_MS: u64 = 15 * 60 * 1_000;
 /// Priorities lie within plus and minus this.
 pub const PRIORITY_MAX: i32 = 1_000_000;

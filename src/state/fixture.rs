@@ -155,7 +155,7 @@ impl Fixture {
     pub(crate) fn pass(&mut self, ms: u64) {
         self.now = self.now.plus_ms(ms);
         for _ in 0..1_000 {
-            let chores = self.state.chores(self.now, false);
+            let chores = self.state.chores(self.now, false, Timestamp(0));
             if chores.is_empty() {
                 return;
             }

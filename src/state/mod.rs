@@ -40,6 +40,7 @@ use crate::model::device::{DeviceModel, DeviceModelId};
 use crate::model::id::{
     AttemptId, JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
 };
+use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::link::Link;
 use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
@@ -442,11 +443,14 @@ impl State {
         self.unit_group(unit)
     }
 
-    /// When the next timer or token falls due.
+    /// When the next timer falls due.
     pub fn next_timer(&self) -> Option<Timestamp> {
-        let timer = self.derived.timers.first().map(|(at, _)| *at);
-        let token = self.tokens.oldest().map(|(at, _)| at.plus_ms(crate::model::limit::TOKEN_RETENTION_MS));
-        [timer, token].into_iter().flatten().min()
+        self.derived.timers.first().map(|(at, _)| *at)
+    }
+
+    /// When the oldest request token may be forgotten.
+    pub fn next_token(&self) -> Option<Timestamp> {
+        self.tokens.oldest().map(|(at, _)| at.plus_ms(TOKEN_RETENTION_MS))
     }
 }
 

@@ -19,11 +19,11 @@ pub const CHORES_MAX: usize = 256;
 
 impl State {
     /// The next chores that are due at `now`, at most [`CHORES_MAX`]. `brake` holds back the ends
-    /// of leases: too many pools are silent at once to be their fault.
-    pub fn chores(&self, now: Timestamp, brake: bool) -> Vec<Chore> {
+    /// of leases: too many pools are silent at once to be their fault. Until `tokens_kept` no request
+    /// token is forgotten.
+    pub fn chores(&self, now: Timestamp, brake: bool, tokens_kept: Timestamp) -> Vec<Chore> {
         let mut chores = Vec::new();
-        let expired = self.tokens.oldest().is_some_and(|(at, _)| at.plus_ms(TOKEN_RETENTION_MS) <= now);
-        if expired {
+        if self.next_token().is_some_and(|at| at.max(tokens_kept) <= now) {
             chores.push(Chore::ExpireTokens { count: 1_024 });
         }
         for timer in self.due_timers(now).take(CHORES_MAX) {
