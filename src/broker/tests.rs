@@ -48,10 +48,10 @@ fn token_outlives_a_restart_and_a_sleep_by_its_full_time() {
         replies(broker, now, Input::Request { call: CallId(1), request: submit() })
     };
     replies(&mut broker, now, Input::Wake);
-    assert_eq!(ask(&mut broker, now), [first.clone()], "after a restart");
+    assert_eq!(ask(&mut broker, now), std::slice::from_ref(&first), "after a restart");
     now = now.plus_ms(HOUR_MS);
     replies(&mut broker, now, Input::Wake);
-    assert_eq!(ask(&mut broker, now), [first.clone()], "after a sleep");
+    assert_eq!(ask(&mut broker, now), std::slice::from_ref(&first), "after a sleep");
     for _ in 0..TOKEN_RETENTION_MS / 1_000 {
         now = now.plus_ms(1_000);
         replies(&mut broker, now, Input::Wake);

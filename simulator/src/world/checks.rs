@@ -8,6 +8,7 @@ use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, Stop, ToAgent};
 use weir::model::id::{AttemptId, Revision, UnitId};
+use weir::model::pool::Reach;
 use weir::model::stamp::Stamp;
 use weir::scheduler::Scheduler;
 use weir::state::decide::Reply;
@@ -182,7 +183,9 @@ impl World {
             let live = broker.state().attempt(report.attempt.unit_id())?;
             let named = live.number == report.attempt.number && report.ordered_revision != Revision(0);
             let other = named && live.ordered_revision != report.ordered_revision;
-            other.then_some((live.unit, live.revision))
+            // Its lease may end in the same step, as soon as the pool that speaks is heard.
+            let silent = broker.state().pool(live.pool).is_some_and(|pool| pool.reach > Reach::Suspect);
+            (other && !silent).then_some((live.unit, live.revision))
         };
         // One that is named rightly as well may move on.
         let right = |unit: &UnitId| {
