@@ -6,7 +6,7 @@ use weir::agent::Launch;
 use weir::broker::{Answer, Broker, CallId, SessionId};
 use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
-use weir::model::exchange::{FromAgent, Stop, ToAgent};
+use weir::model::exchange::{FromAgent, ToAgent};
 use weir::model::id::{AttemptId, Revision, UnitId};
 use weir::model::pool::Reach;
 use weir::model::stamp::Stamp;
@@ -104,6 +104,9 @@ impl World {
             live.filter(|live| pool.is_some_and(|pool| pool.id == live.pool))
         };
         let on_fork = self.brokers[host].on_fork;
+        // What an older disk ordered, and its agent remembers, may have a namesake here by now.
+        let objects = &self.agents[agent].backend.objects;
+        let of_fork = |attempt: &AttemptId| objects.get(attempt).is_some_and(|object| object.of_fork);
         match message {
             ToAgent::Stops { stops, .. } => {
                 let good = |live: &weir::state::live::Attempt| live.phase != Phase::Stopping;
@@ -113,10 +116,8 @@ impl World {
                     .filter(|stop| !on_fork || (stop.reason == StopReason::Stray && self.fork_lives == 1))
                     .find(|stop| here(&stop.attempt).is_some_and(good));
                 // An older disk's work of the same name must end before the newer one's is there.
-                let objects = &self.agents[agent].backend.objects;
-                let of_fork = |stop: &Stop| objects.get(&stop.attempt).is_some_and(|object| object.of_fork);
                 match wrong {
-                    Some(stop) if !self.is_liar(agent) && !of_fork(stop) => {
+                    Some(stop) if !self.is_liar(agent) && !of_fork(&stop.attempt) => {
                         Err(format!("agent {agent} is told to stop {}, which is to run", stop.attempt))
                     }
                     _ => Ok(()),
@@ -135,8 +136,10 @@ impl World {
                 }
             }
             ToAgent::Acknowledged { attempts } => match attempts.iter().find(|id| here(id).is_some()) {
-                Some(attempt) => Err(format!("the end of {attempt} is acknowledged but not durable")),
-                None => Ok(()),
+                Some(attempt) if !self.is_liar(agent) && !of_fork(attempt) => {
+                    Err(format!("the end of {attempt} is acknowledged but not durable"))
+                }
+                _ => Ok(()),
             },
             ToAgent::HeartbeatAnswer { sequence, .. } if self.network.is_unanswerable(session, *sequence) => {
                 Err(format!("a deposed writer keeps the leases of agent {agent}"))
