@@ -1,7 +1,7 @@
 //! Weir's own machines in virtual time, with faults, and checkers that watch them.
 //!
 //! `world` is the simulation; `sweep` runs many seeds, `seeds` looks at single ones; `load` plays
-//! real traces against a running broker.
+//! real traces against a running broker, `pack` fills a cluster with one, by the broker's engine alone.
 
 /// Prints a line. Whoever reads may stop at any time, as `head` does: that ends the command, and is no
 /// fault.
@@ -19,6 +19,8 @@ macro_rules! say {
 pub mod load;
 #[cfg(feature = "mutants")]
 pub mod mutants;
+mod openb;
+pub mod pack;
 pub mod seeds;
 pub mod sweep;
 pub mod world;

@@ -4,13 +4,10 @@
 //! time asked for is the given share of what the cluster has while tasks arrive: played at its own
 //! pace the trace never fills the cluster.
 
-mod trace;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use weir::api::agent::Dialer;
 use weir::api::client::Client;
@@ -24,7 +21,7 @@ use weir::model::region::RegionCode;
 use weir::pools::PoolBackend;
 use weir::pools::simulated::{Settings, Simulated};
 
-use trace::Task;
+use crate::openb::{self, Task};
 
 /// Plays a trace against a running broker.
 #[derive(clap::Args)]
@@ -75,9 +72,9 @@ impl Load {
     }
 
     async fn play(self) -> anyhow::Result<()> {
-        let nodes = trace::read_nodes(&self.nodes).with_context(|| self.nodes.display().to_string())?;
-        let once = trace::read_tasks(&self.pods).with_context(|| self.pods.display().to_string())?;
-        let tasks = trace::repeat(&once, self.passes, self.cut);
+        let nodes = openb::read_nodes(&self.nodes)?;
+        let once = openb::read_tasks(&self.pods)?;
+        let tasks = openb::repeat(&once, self.passes, self.cut);
         let gpus: f64 = nodes.iter().map(|node| node.devices.len() as f64).sum();
         let longest = tasks.iter().map(|task| task.duration_s).max().unwrap_or(1).max(1);
         let speedup = self.speedup.unwrap_or(longest as f64 / LONGEST.as_secs_f64()).max(1.0);

@@ -30,6 +30,8 @@ enum Command {
     /// Shows that a sweep finds deliberate faults.
     #[cfg(feature = "mutants")]
     Mutants(simulator::mutants::Mutants),
+    /// Fills a cluster with a trace's tasks and tells how much was allocated.
+    Pack(simulator::pack::Pack),
     /// Plays a real trace against a running broker.
     #[cfg(feature = "load")]
     Load(simulator::load::Load),
@@ -43,6 +45,7 @@ fn main() -> std::process::ExitCode {
         Command::Minimise(minimise) => minimise.run(),
         #[cfg(feature = "mutants")]
         Command::Mutants(mutants) => mutants.run(),
+        Command::Pack(pack) => pack.run(),
         #[cfg(feature = "load")]
         Command::Load(load) => load.run(),
     };

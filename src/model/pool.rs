@@ -19,7 +19,7 @@ pub struct PoolSpec {
 }
 
 /// What a pool can do with a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities {
     /// Its tasks truly run.
     pub real: bool,

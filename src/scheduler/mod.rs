@@ -7,6 +7,7 @@
 mod fit;
 mod full;
 mod line;
+pub mod packing;
 mod pool;
 #[cfg(test)]
 mod tests;

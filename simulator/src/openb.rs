@@ -9,22 +9,23 @@ use weir::model::resource::Resources;
 
 /// One task of the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Task {
-    pub(super) name: String,
-    pub(super) cpu_millis: u64,
-    pub(super) memory_bytes: u64,
-    pub(super) gpu_count: u32,
+pub(crate) struct Task {
+    pub(crate) name: String,
+    pub(crate) cpu_millis: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) gpu_count: u32,
     /// Of one GPU, where there is one.
-    pub(super) gpu_millis: u32,
+    pub(crate) gpu_millis: u32,
     /// Allowed models; empty means any.
-    pub(super) models: Vec<String>,
-    pub(super) created_s: u64,
-    pub(super) duration_s: u64,
+    pub(crate) models: Vec<String>,
+    pub(crate) created_s: u64,
+    pub(crate) duration_s: u64,
 }
 
+#[cfg(feature = "load")]
 impl Task {
     /// GPUs asked for.
-    pub(super) fn gpus(&self) -> f64 {
+    pub(crate) fn gpus(&self) -> f64 {
         f64::from(self.gpu_count) * f64::from(self.gpu_millis) / f64::from(DEVICE_MILLIS)
     }
 }
@@ -35,11 +36,16 @@ fn rows<T>(
     columns: &[&str],
     read: impl Fn(&[&str]) -> anyhow::Result<T>,
 ) -> anyhow::Result<Vec<T>> {
-    let text = std::fs::read_to_string(path)?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
     let mut lines = text.lines();
     let heading: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+    // A column that may be missing is marked; its cells are empty then.
     let place = |name: &&str| {
-        heading.iter().position(|column| column == name).with_context(|| format!("no column {name}"))
+        let (name, may_be_missing) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
+        match heading.iter().position(|column| *column == name) {
+            None if !may_be_missing => anyhow::bail!("{} has no column {name}", path.display()),
+            place => Ok(place.unwrap_or(usize::MAX)),
+        }
     };
     let places = columns.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
     let mut all = Vec::new();
@@ -47,13 +53,13 @@ fn rows<T>(
         let cells: Vec<&str> = line.split(',').collect();
         let cells: Vec<&str> =
             places.iter().map(|place| cells.get(*place).copied().unwrap_or_default()).collect();
-        all.push(read(&cells).with_context(|| format!("line {}", number + 2))?);
+        all.push(read(&cells).with_context(|| format!("{}, line {}", path.display(), number + 2))?);
     }
     Ok(all)
 }
 
 /// Reads nodes.
-pub(super) fn read_nodes(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
+pub(crate) fn read_nodes(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     rows(path, &["sn", "cpu_milli", "memory_mib", "gpu", "model"], |cells| {
         let gpus: u16 = cells[3].parse().context("gpu")?;
         let device = |slot: u16| Device {
@@ -80,20 +86,23 @@ pub(super) fn read_nodes(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
 }
 
 /// Reads tasks. One that was never scheduled runs from its creation.
-pub(super) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
+pub(crate) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
     let columns = [
         "name",
         "cpu_milli",
         "memory_mib",
         "num_gpu",
         "gpu_milli",
-        "gpu_spec",
-        "creation_time",
-        "deletion_time",
-        "scheduled_time",
+        "gpu_spec?",
+        "creation_time?",
+        "deletion_time?",
+        "scheduled_time?",
     ];
     rows(path, &columns, |cells| {
-        let second = |text: &str| text.parse::<f64>().map(|value| value as u64);
+        let second = |text: &str| match text {
+            "" => Ok(0),
+            text => text.parse::<f64>().map(|value| value as u64),
+        };
         let created_s = second(cells[6]).context("creation_time")?;
         let from =
             if cells[8].is_empty() { created_s } else { second(cells[8]).context("scheduled_time")? };
@@ -112,7 +121,8 @@ pub(super) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
 }
 
 /// The tasks `passes` times, one pass after the other, none longer than `cut_s` unless that is 0.
-pub(super) fn repeat(tasks: &[Task], passes: u32, cut_s: u64) -> Vec<Task> {
+#[cfg(feature = "load")]
+pub(crate) fn repeat(tasks: &[Task], passes: u32, cut_s: u64) -> Vec<Task> {
     let span_s = tasks.iter().map(|task| task.created_s).max().unwrap_or(0) + 1;
     let pass = |pass: u32| {
         tasks.iter().map(move |task| Task {

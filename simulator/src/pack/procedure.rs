@@ -1,0 +1,275 @@
+//! Plays arrivals onto a cluster by a policy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::bail;
+use weir::model::device::{DeviceAmount, DeviceModelId};
+use weir::model::id::{NodeId, NodeRef, PoolId};
+use weir::model::limit::DEVICE_MILLIS;
+use weir::model::pool::NodeSpec;
+use weir::model::resource::Resources;
+use weir::model::shape::Needs;
+use weir::model::spec::Constraints;
+use weir::scheduler::packing::demand::{Demand, DeviceDemand, NodeClass};
+use weir::scheduler::packing::fgd::Fgd;
+use weir::scheduler::packing::mix::Mix;
+use weir::scheduler::packing::overflow::{Overflow, overflow_of};
+use weir::scheduler::packing::policy::Scorer;
+use weir::scheduler::packing::random::Random;
+use weir::scheduler::packing::{DemandId, Device, Node, Packer, Undo};
+
+use super::PolicyName;
+use super::window::{self, Passed};
+use crate::openb::Task;
+
+/// Nodes and tasks, as a packer takes them.
+pub(crate) struct Cluster {
+    pub(crate) node_names: Vec<String>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tasks: Vec<Task>,
+    /// Each different demand once.
+    pub(crate) demands: Vec<Arc<Demand>>,
+    /// Of each task, its place among the demands.
+    pub(crate) demand_of: Vec<usize>,
+    /// GPU thousandths of all nodes.
+    pub(crate) capacity_millis: u64,
+}
+
+/// How a run is played.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) policy: PolicyName,
+    pub(crate) policy_seed: u64,
+    pub(crate) window: usize,
+}
+
+/// A task that was placed.
+pub(crate) struct Placed {
+    /// Its place in the order of arrival.
+    pub(crate) arrival: usize,
+    pub(crate) node: usize,
+    pub(crate) devices: Vec<u16>,
+}
+
+/// What came of a run.
+pub(crate) struct Outcome {
+    /// In the order in which they were placed.
+    pub(crate) placed: Vec<Placed>,
+    pub(crate) allocated_percent: f64,
+    pub(crate) passed_over_max: usize,
+    /// For all decisions, and what was learned on the way.
+    pub(crate) seconds: f64,
+}
+
+impl Cluster {
+    pub(crate) fn new(nodes: Vec<NodeSpec>, tasks: Vec<Task>, scale: u32) -> anyhow::Result<Self> {
+        if nodes.is_empty() || tasks.is_empty() {
+            bail!(
+                "there are {} nodes and {} tasks: at least one of each is needed",
+                nodes.len(),
+                tasks.len()
+            );
+        }
+        let names: BTreeSet<&String> =
+            nodes.iter().flat_map(|node| &node.devices).map(|d| &d.model).collect();
+        let models: BTreeMap<String, DeviceModelId> = names
+            .into_iter()
+            .enumerate()
+            .map(|(at, name)| (name.clone(), DeviceModelId(at as u16)))
+            .collect();
+        let class = Arc::new(NodeClass::default());
+        let (mut node_names, mut all) = (Vec::new(), Vec::new());
+        for copy in 0..scale {
+            for node in &nodes {
+                let suffix = if copy == 0 { String::new() } else { format!("-x{copy}") };
+                node_names.push(format!("{}{suffix}", node.name));
+                let device = |device: &weir::model::pool::Device| Device {
+                    model: models[&device.model],
+                    topology_group: device.topology_group,
+                };
+                all.push(Node {
+                    class: class.clone(),
+                    free: node.allocatable.clone(),
+                    devices: node.devices.iter().map(device).collect(),
+                    device_free: vec![DEVICE_MILLIS; node.devices.len()],
+                });
+            }
+        }
+        let copies = (0..scale).flat_map(|copy| {
+            tasks.iter().map(move |task| {
+                let suffix = if copy == 0 { String::new() } else { format!("-x{copy}") };
+                Task { name: format!("{}{suffix}", task.name), ..task.clone() }
+            })
+        });
+        let tasks: Vec<Task> = copies.collect();
+        let (mut demands, mut places, mut demand_of) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for task in &tasks {
+            let demand = Arc::new(demand(task, &models)?);
+            let place = *places.entry(demand.clone()).or_insert_with(|| {
+                demands.push(demand);
+                demands.len() - 1
+            });
+            demand_of.push(place);
+        }
+        let capacity_millis: u64 =
+            all.iter().flat_map(|node| &node.device_free).map(|free| u64::from(*free)).sum();
+        if capacity_millis == 0 {
+            bail!("the nodes have no GPUs: what is measured is the share of them that is allocated");
+        }
+        Ok(Self { node_names, nodes: all, tasks, demands, demand_of, capacity_millis })
+    }
+
+    /// Tasks by their place in the list, in the order in which they arrive: all of the list, and
+    /// more drawn from it.
+    pub(crate) fn arrivals(&self, seed: u64, inflate: f64) -> Vec<usize> {
+        let mut random = Random::new(seed);
+        let gpus = |at: usize| self.demands[self.demand_of[at]].device_millis();
+        let mut arrivals: Vec<usize> = (0..self.tasks.len()).collect();
+        let mut asked: u64 = arrivals.iter().map(|at| gpus(*at)).sum();
+        let limit = (self.capacity_millis as f64 * inflate) as u64;
+        // A list that asks for no GPU never reaches the limit.
+        let draws = if asked > 0 { usize::MAX } else { 0 };
+        for _ in 0..draws {
+            let drawn = random.below(self.tasks.len() as u64) as usize;
+            if asked + gpus(drawn) > limit {
+                break;
+            }
+            asked += gpus(drawn);
+            arrivals.push(drawn);
+        }
+        for last in (1..arrivals.len()).rev() {
+            arrivals.swap(last, random.below(last as u64 + 1) as usize);
+        }
+        arrivals
+    }
+
+    /// The names of arrivals: those that were drawn again get a suffix.
+    pub(crate) fn names(&self, arrivals: &[usize]) -> Vec<String> {
+        let mut seen = vec![0u32; self.tasks.len()];
+        let name = |at: &usize| {
+            let name = &self.tasks[*at].name;
+            let times = seen[*at];
+            seen[*at] += 1;
+            if times == 0 { name.clone() } else { format!("{name}-tuned-{times}") }
+        };
+        arrivals.iter().map(name).collect()
+    }
+
+    /// The list's own mix.
+    fn mix(&self) -> Vec<(Arc<Demand>, u64)> {
+        let mut counts = vec![0; self.demands.len()];
+        self.demand_of.iter().for_each(|at| counts[*at] += 1);
+        self.demands.iter().cloned().zip(counts).collect()
+    }
+}
+
+fn demand(task: &Task, models: &BTreeMap<String, DeviceModelId>) -> anyhow::Result<Demand> {
+    let amount = match (task.gpu_count, task.gpu_millis) {
+        (0, _) => None,
+        (1, millis) if millis > 0 && millis < DEVICE_MILLIS => Some(DeviceAmount::Fraction(millis)),
+        (count, DEVICE_MILLIS) => Some(DeviceAmount::Whole(count)),
+        (count, millis) => bail!(
+            "task {} asks for {count} GPUs of {millis} thousandths: must be one of 1 to 999, or whole ones",
+            task.name
+        ),
+    };
+    let mut allowed: Vec<DeviceModelId> =
+        task.models.iter().filter_map(|name| models.get(name).copied()).collect();
+    allowed.sort_unstable();
+    allowed.dedup();
+    let models = (!task.models.is_empty()).then_some(allowed);
+    Ok(Demand {
+        resources: Resources {
+            cpu_millis: task.cpu_millis,
+            memory_bytes: task.memory_bytes,
+            ..Resources::default()
+        },
+        devices: amount.map(|amount| DeviceDemand { models, amount }),
+        constraints: Constraints::default(),
+        needs: Needs::default(),
+    })
+}
+
+/// A policy on a cluster, with what it learns.
+pub(crate) struct Player<'a> {
+    cluster: &'a Cluster,
+    pub(crate) packer: Packer,
+    pub(crate) ids: Vec<DemandId>,
+    mix: Option<Mix>,
+    policy_seed: u64,
+}
+
+impl<'a> Player<'a> {
+    pub(crate) fn new(cluster: &'a Cluster, policy: PolicyName, policy_seed: u64) -> Self {
+        let mut largest = Resources::default();
+        for node in &cluster.nodes {
+            largest.cpu_millis = largest.cpu_millis.max(node.free.cpu_millis);
+            largest.memory_bytes = largest.memory_bytes.max(node.free.memory_bytes);
+            let devices = node.device_free.iter().map(|free| u64::from(*free)).sum();
+            largest.device_millis = largest.device_millis.max(devices);
+        }
+        let scorer = match policy {
+            PolicyName::Random => Scorer::Random { seed: policy_seed },
+            PolicyName::BestFit => Scorer::BestFit,
+            PolicyName::DotProduct => Scorer::DotProduct { largest },
+            PolicyName::Fgd => {
+                Scorer::Fgd(Fgd::new(cluster.mix().iter().map(|(demand, count)| (&**demand, *count))))
+            }
+            PolicyName::Overflow | PolicyName::Default => Scorer::Overflow(Overflow::none()),
+        };
+        let learns = matches!(policy, PolicyName::Overflow | PolicyName::Default);
+        let mut packer = Packer::new(scorer);
+        for (at, node) in cluster.nodes.iter().enumerate() {
+            packer.set(node_ref(at), node.clone());
+        }
+        let ids = cluster.demands.iter().map(|demand| packer.demand(demand, None)).collect();
+        Self { cluster, packer, ids, mix: learns.then(Mix::default), policy_seed }
+    }
+
+    /// A task arrives: learns from it, if the policy does.
+    pub(crate) fn arrive(&mut self, demand: usize) {
+        let Some(mix) = &mut self.mix else { return };
+        if mix.arrive(&self.cluster.demands[demand]) {
+            let overflow = overflow_of(&self.cluster.nodes, &mix.weights(), self.policy_seed);
+            let overflow = overflow.iter().map(|(demand, count)| (&**demand, *count));
+            self.packer.set_scorer(Scorer::Overflow(Overflow::new(overflow, self.policy_seed)));
+        }
+    }
+
+    /// Places a task of a demand, if one fits.
+    pub(crate) fn place(&mut self, demand: usize, arrival: usize) -> Option<Placed> {
+        let id = self.packer.demand(&self.cluster.demands[demand], Some(self.ids[demand]));
+        self.ids[demand] = id;
+        let place = self.packer.place_of(id, None, &mut Undo::default())?;
+        let devices = place.devices.iter().map(|share| share.index).collect();
+        Some(Placed { arrival, node: place.node.node.0 as usize, devices })
+    }
+}
+
+fn node_ref(at: usize) -> NodeRef {
+    NodeRef { pool: PoolId(1), node: NodeId(at as u32) }
+}
+
+/// Plays arrivals by a policy.
+pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outcome {
+    let mut player = Player::new(cluster, rules.policy, rules.policy_seed);
+    let started = Instant::now();
+    let placed = if rules.window > 1 {
+        window::play(&mut player, cluster, arrivals, rules.window)
+    } else {
+        let mut placed = Vec::new();
+        for (arrival, task) in arrivals.iter().enumerate() {
+            let demand = cluster.demand_of[*task];
+            player.arrive(demand);
+            placed.extend(player.place(demand, arrival));
+        }
+        placed
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    let used = cluster.capacity_millis - player.packer.device_free();
+    let passed_over_max = Passed::most(placed.iter().map(|placed| placed.arrival), arrivals.len());
+    let allocated_percent = used as f64 * 100.0 / cluster.capacity_millis as f64;
+    Outcome { placed, allocated_percent, passed_over_max, seconds }
+}

@@ -1,0 +1,76 @@
+//! What tasks ask for, and which pools and nodes would have them at all.
+
+use crate::model::device::{DeviceAmount, DeviceModelId};
+use crate::model::pool::Capabilities;
+use crate::model::region::RegionCode;
+use crate::model::resource::Resources;
+use crate::model::shape::Needs;
+use crate::model::spec::{Constraints, Labels, Taint};
+
+/// What one task asks of a node. Tasks of one demand are alike to the packer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Demand {
+    /// Without devices.
+    pub resources: Resources,
+    pub devices: Option<DeviceDemand>,
+    pub constraints: Constraints,
+    pub needs: Needs,
+}
+
+/// The devices that a task asks for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceDemand {
+    /// Allowed models, sorted; `None` allows any.
+    pub models: Option<Vec<DeviceModelId>>,
+    pub amount: DeviceAmount,
+}
+
+impl DeviceDemand {
+    /// A device of this model would do.
+    pub fn allows(&self, model: DeviceModelId) -> bool {
+        self.models.as_ref().is_none_or(|models| models.binary_search(&model).is_ok())
+    }
+}
+
+impl Demand {
+    /// Device thousandths asked for.
+    pub fn device_millis(&self) -> u64 {
+        self.devices.as_ref().map_or(0, |devices| devices.amount.millis())
+    }
+
+    /// A device of this model would do; none would if no device is asked for.
+    pub fn allows(&self, model: DeviceModelId) -> bool {
+        self.devices.as_ref().is_some_and(|devices| devices.allows(model))
+    }
+
+    /// Nodes of this class may take the task, if its pool's name may.
+    pub fn admits(&self, class: &NodeClass) -> bool {
+        let Constraints { regions_allowed, regions_denied, node_labels, real_only, .. } = &self.constraints;
+        let able = class.capabilities;
+        !regions_denied.contains(&class.region)
+            && (regions_allowed.is_empty() || regions_allowed.contains(&class.region))
+            && (!real_only || able.real)
+            && (!self.needs.processes || able.processes)
+            && (!self.needs.containers || able.containers)
+            && (!self.needs.leases || able.leases)
+            && (!self.needs.secrets || able.secrets)
+            && node_labels.iter().all(|(key, value)| class.labels.get(key) == Some(value))
+            && self.tolerates(class)
+    }
+
+    /// The task tolerates every taint of the class.
+    pub fn tolerates(&self, class: &NodeClass) -> bool {
+        let tolerated =
+            |taint: &Taint| self.constraints.tolerations.iter().any(|toleration| toleration.tolerates(taint));
+        class.taints.iter().all(tolerated)
+    }
+}
+
+/// What of a node and its pool never changes as work comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeClass {
+    pub region: RegionCode,
+    pub capabilities: Capabilities,
+    pub labels: Labels,
+    pub taints: Vec<Taint>,
+}

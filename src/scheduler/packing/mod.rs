@@ -1,0 +1,443 @@
+//! Packing: which node a task goes to, so that most work fits.
+//!
+//! Nodes that are alike (class, free capacity, what is free of each device) form a *bucket*. Each
+//! demand keeps a ranking of the buckets it fits, and reads what has changed since it was last asked:
+//! a placement touches two buckets, whatever the size of the cluster. What a policy makes of a bucket
+//! is found out once and kept.
+//!
+//! The choice is that of the node with the least score, and of those with equal scores the lowest: it
+//! depends on the nodes as they are and on the policy, on nothing else. So an index that was kept
+//! chooses as a rebuilt one does, and what was kept or forgotten changes no result.
+//!
+//! `bucket` says what fits and what would be left, `policy` how well, `ranking` and `buckets` are
+//! the index. [`overflow`] is Weir's own policy, [`fgd`] the best one published.
+
+mod bucket;
+mod buckets;
+pub mod demand;
+pub mod fgd;
+pub mod mix;
+pub mod overflow;
+pub mod policy;
+pub mod random;
+mod ranking;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use bucket::{Bucket, DeviceChoice, DeviceRoom};
+use buckets::{BucketId, Buckets, Slot};
+use demand::{Demand, NodeClass};
+use policy::{Score, Scorer};
+use random::Random;
+use ranking::{Filter, Log, Ranking};
+
+use crate::model::device::{DeviceAmount, DeviceModelId, DeviceShare};
+use crate::model::id::{NodeId, NodeRef, PoolId};
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::resource::Resources;
+
+/// Demands that are ranked at a time; the longest unused gives way.
+const RANKINGS_MAX: usize = 1_024;
+/// Arrivals remembered for rankings that are asked rarely, at the least: those that have missed some
+/// look at all buckets instead.
+const LOG_LEN_MIN: usize = 4_096;
+
+/// A node that takes work.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub class: Arc<NodeClass>,
+    /// Free capacity, without devices.
+    pub free: Resources,
+    pub devices: Arc<[Device]>,
+    /// Free thousandths of each device.
+    pub device_free: Vec<u32>,
+}
+
+/// What never changes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Device {
+    pub model: DeviceModelId,
+    /// Devices of one group are close to each other.
+    pub topology_group: u16,
+}
+
+/// A demand's number with a packer. It may come to mean another one when the demand has long not been
+/// asked for: [`Packer::demand`] sees to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DemandId {
+    at: u32,
+    generation: u32,
+}
+
+/// Where a task goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub node: NodeRef,
+    pub devices: Vec<DeviceShare>,
+    pub score: Score,
+}
+
+/// What a placement changed, to be put back in reverse.
+#[derive(Debug, Default)]
+pub struct Undo(Vec<(NodeRef, Resources, Vec<u32>, BucketId)>);
+
+/// Nodes, and where on them tasks would go.
+#[derive(Debug)]
+pub struct Packer {
+    scorer: Scorer,
+    nodes: FxHashMap<NodeRef, Kept>,
+    /// Pools with nodes here, by name, for demands that name pools.
+    pools: BTreeMap<String, PoolId>,
+    buckets: Buckets,
+    log: Log,
+    ids: FxHashMap<Arc<Demand>, u32>,
+    rankings: Vec<Ranked>,
+    random: Random,
+    clock: u64,
+    /// Buckets looked at since it was last asked.
+    work: u32,
+}
+
+#[derive(Debug)]
+struct Kept {
+    node: Node,
+    bucket: BucketId,
+}
+
+#[derive(Debug)]
+struct Ranked {
+    ranking: Ranking,
+    generation: u32,
+    used_at: u64,
+}
+
+impl Packer {
+    /// A packer without nodes.
+    pub fn new(scorer: Scorer) -> Self {
+        let seed = if let Scorer::Random { seed } = scorer { seed } else { 0 };
+        Self {
+            scorer,
+            nodes: FxHashMap::default(),
+            pools: BTreeMap::new(),
+            buckets: Buckets::default(),
+            log: Log::default(),
+            ids: FxHashMap::default(),
+            rankings: Vec::new(),
+            random: Random::new(seed),
+            clock: 0,
+            work: 0,
+        }
+    }
+
+    /// Goes on by another policy, or by what the policy has learned since.
+    pub fn set_scorer(&mut self, scorer: Scorer) {
+        self.scorer = scorer;
+        self.buckets.forget_values();
+        self.rankings.iter_mut().for_each(|ranked| ranked.ranking.clear());
+    }
+
+    /// Tells a pool's name.
+    pub fn set_pool(&mut self, id: PoolId, name: &str) {
+        self.pools.insert(name.to_owned(), id);
+    }
+
+    /// Takes a node as it is; tells whether something may fit it now that didn't before.
+    pub fn set(&mut self, at: NodeRef, node: Node) -> bool {
+        let bucket = bucket_of(&node);
+        let old = self.nodes.get(&at).map(|kept| self.buckets.slot(kept.bucket).bucket.clone());
+        if old.as_deref() == Some(&bucket) {
+            // What is free may have changed places among devices that are alike.
+            if let Some(kept) = self.nodes.get_mut(&at) {
+                kept.node = node;
+            }
+            return false;
+        }
+        let gained = old.is_none_or(|old| gains(&old, &bucket));
+        let id = self.intern(bucket);
+        if let Some(kept) = self.nodes.insert(at, Kept { node, bucket: id }) {
+            self.buckets.remove(kept.bucket, at);
+        }
+        self.arrive(id, at);
+        gained
+    }
+
+    /// Takes a node out.
+    pub fn remove(&mut self, at: NodeRef) {
+        if let Some(kept) = self.nodes.remove(&at) {
+            self.buckets.remove(kept.bucket, at);
+        }
+    }
+
+    /// A node that takes work.
+    pub fn node(&self, at: NodeRef) -> Option<&Node> {
+        self.nodes.get(&at).map(|kept| &kept.node)
+    }
+
+    /// All nodes, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, &Node)> {
+        self.nodes.iter().map(|(at, kept)| (*at, &kept.node))
+    }
+
+    /// Free device thousandths of all nodes.
+    pub fn device_free(&self) -> u64 {
+        let live = self.buckets.live().iter().map(|id| self.buckets.slot(*id));
+        live.map(|slot| slot.bucket.device_free() * slot.nodes.len() as u64).sum()
+    }
+
+    /// Buckets looked at since this was last asked.
+    pub fn take_work(&mut self) -> u32 {
+        std::mem::take(&mut self.work)
+    }
+
+    /// The number of a demand; `last` is what it was before, if anything.
+    pub fn demand(&mut self, demand: &Arc<Demand>, last: Option<DemandId>) -> DemandId {
+        let is_it = |id: &DemandId| self.rankings[id.at as usize].generation == id.generation;
+        if let Some(id) = last.filter(is_it) {
+            return id;
+        }
+        let at = match self.ids.get(demand) {
+            Some(at) => *at,
+            None => self.new_ranking(demand),
+        };
+        DemandId { at, generation: self.rankings[at as usize].generation }
+    }
+
+    fn new_ranking(&mut self, demand: &Arc<Demand>) -> u32 {
+        let ranking = Ranking::new(demand.clone());
+        let at = if self.rankings.len() < RANKINGS_MAX {
+            self.rankings.push(Ranked { ranking, generation: 0, used_at: self.clock });
+            self.rankings.len() - 1
+        } else {
+            let oldest = self.rankings.iter().enumerate().min_by_key(|(_, ranked)| ranked.used_at);
+            let at = oldest.map_or(0, |(at, _)| at);
+            let ranked = &mut self.rankings[at];
+            self.ids.remove(&ranked.ranking.demand);
+            ranked.ranking = ranking;
+            ranked.generation += 1;
+            ranked.used_at = self.clock;
+            at
+        };
+        self.ids.insert(demand.clone(), at as u32);
+        at as u32
+    }
+
+    /// The node that a task would go to.
+    pub fn best(&mut self, demand: &Arc<Demand>) -> Option<(Score, NodeRef)> {
+        let id = self.demand(demand, None);
+        self.best_of(id, None)
+    }
+
+    /// The node that a task would go to, not counting `avoid`.
+    pub fn best_of(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
+        self.clock += 1;
+        if let Scorer::Random { .. } = self.scorer {
+            return self.any(id, avoid);
+        }
+        let Self { rankings, buckets, scorer, log, pools, .. } = self;
+        let ranked = &mut rankings[id.at as usize];
+        ranked.used_at = self.clock;
+        let demand = ranked.ranking.demand.clone();
+        let filter = Named::new(&demand, pools);
+        self.work += 1 + ranked.ranking.refresh(buckets, scorer, log, &filter);
+        let best = match avoid {
+            None => ranked.ranking.best(buckets, &filter),
+            Some(avoid) => ranked.ranking.best_but(avoid, buckets, &filter),
+        };
+        self.evict();
+        best.map(|(score, node, _)| (score, node))
+    }
+
+    /// Any node that fits, each as likely.
+    fn any(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
+        let demand = self.rankings[id.at as usize].ranking.demand.clone();
+        let filter = Named::new(&demand, &self.pools);
+        let mut fitting = Vec::new();
+        for id in self.buckets.live() {
+            let slot = self.buckets.slot(*id);
+            if slot.bucket.fits(&demand) {
+                let nodes = slot.nodes.iter().filter(|node| filter.allows(**node) && Some(**node) != avoid);
+                fitting.extend(nodes.copied());
+            }
+        }
+        // The buckets stand in no order.
+        fitting.sort_unstable();
+        let chosen = self.random.below(fitting.len() as u64);
+        fitting.get(chosen as usize).map(|node| (Score::default(), *node))
+    }
+
+    /// Places a task where it fits best.
+    pub fn place(&mut self, demand: &Arc<Demand>) -> Option<Place> {
+        let id = self.demand(demand, None);
+        self.place_of(id, None, &mut Undo::default())
+    }
+
+    /// Places a task where it fits best but on `avoid`, noting how to take it back.
+    pub fn place_of(&mut self, id: DemandId, avoid: Option<NodeRef>, undo: &mut Undo) -> Option<Place> {
+        let (score, node) = self.best_of(id, avoid)?;
+        let devices = self.take(id, node, undo)?;
+        Some(Place { node, devices, score })
+    }
+
+    /// Takes from a node what a task asks for, on the devices that suit the policy best; `None` if it
+    /// doesn't fit.
+    pub fn take(&mut self, id: DemandId, at: NodeRef, undo: &mut Undo) -> Option<Vec<DeviceShare>> {
+        let kept = self.nodes.get(&at)?;
+        let old = kept.bucket;
+        let ranking = &self.rankings[id.at as usize].ranking;
+        let demand = ranking.demand.clone();
+        let known = ranking.fit(old).map(|fit| (fit.choice, fit.next));
+        let (choice, next) = match known {
+            Some(known) => known,
+            None => {
+                let (_, choice, next) = self.scorer.fit(&demand, old, &mut self.buckets)?;
+                (choice, next)
+            }
+        };
+        let next = match next.filter(|next| self.buckets.is_known(*next)) {
+            Some(next) => next.id,
+            None => {
+                let after = self.buckets.slot(old).bucket.after(&demand, choice);
+                let next = self.intern(after);
+                let known = self.buckets.known(next);
+                if let Some(fit) = self.rankings[id.at as usize].ranking.fit_mut(old) {
+                    fit.next = Some(known);
+                }
+                next
+            }
+        };
+        let kept = self.nodes.get_mut(&at)?;
+        let shares = shares_of(&demand, choice, &kept.node)?;
+        undo.0.push((at, kept.node.free.clone(), kept.node.device_free.clone(), old));
+        for share in &shares {
+            kept.node.device_free[usize::from(share.index)] -= share.millis;
+        }
+        kept.node.free = kept.node.free.checked_sub(&demand.resources)?;
+        kept.bucket = next;
+        self.buckets.remove(old, at);
+        self.arrive(next, at);
+        Some(shares)
+    }
+
+    /// Takes back what was placed tentatively.
+    pub fn undo(&mut self, undo: Undo) {
+        for (at, free, device_free, old) in undo.0.into_iter().rev() {
+            let Some(kept) = self.nodes.get_mut(&at) else { continue };
+            kept.node.free = free;
+            kept.node.device_free = device_free;
+            let bucket = bucket_of(&kept.node);
+            let came = kept.bucket;
+            // It may have been forgotten meanwhile.
+            let id = if *self.buckets.slot(old).bucket == bucket { old } else { self.buckets.intern(bucket) };
+            if let Some(kept) = self.nodes.get_mut(&at) {
+                kept.bucket = id;
+            }
+            self.buckets.remove(came, at);
+            self.arrive(id, at);
+        }
+    }
+
+    /// A task of this demand fits on the node as it is.
+    pub fn fits(&self, demand: &Demand, at: NodeRef) -> bool {
+        self.nodes.get(&at).is_some_and(|kept| self.buckets.slot(kept.bucket).bucket.fits(demand))
+    }
+
+    fn intern(&mut self, bucket: Bucket) -> BucketId {
+        self.buckets.intern(bucket)
+    }
+
+    fn arrive(&mut self, id: BucketId, at: NodeRef) {
+        self.buckets.put(id, at);
+        self.log.push((id, at), self.buckets.live().len().max(LOG_LEN_MIN));
+    }
+
+    /// Forgets buckets that have long been empty, if there are too many.
+    fn evict(&mut self) {
+        while let Some(id) = self.buckets.evict() {
+            self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(id));
+        }
+    }
+}
+
+/// The pools that a demand names, if it names any.
+struct Named(Option<Vec<PoolId>>);
+
+impl Named {
+    fn new(demand: &Demand, pools: &BTreeMap<String, PoolId>) -> Self {
+        let names = &demand.constraints.pools;
+        let ids = || names.iter().filter_map(|name| pools.get(name).copied()).collect();
+        Self((!names.is_empty()).then(ids))
+    }
+}
+
+impl Filter for Named {
+    fn first(&self, slot: &Slot) -> Option<NodeRef> {
+        let Some(pools) = &self.0 else { return slot.nodes.first().copied() };
+        let of_pool = |pool: &PoolId| {
+            let all =
+                NodeRef { pool: *pool, node: NodeId(0) }..=NodeRef { pool: *pool, node: NodeId(u32::MAX) };
+            slot.nodes.range(all).next().copied()
+        };
+        pools.iter().filter_map(of_pool).min()
+    }
+
+    fn allows(&self, node: NodeRef) -> bool {
+        self.0.as_ref().is_none_or(|pools| pools.contains(&node.pool))
+    }
+}
+
+fn bucket_of(node: &Node) -> Bucket {
+    let rooms = node.devices.iter().zip(&node.device_free);
+    let mut devices: Box<[DeviceRoom]> =
+        rooms.map(|(device, free)| DeviceRoom { model: device.model, free: *free }).collect();
+    devices.sort_unstable();
+    Bucket { class: node.class.clone(), free: node.free.clone(), devices }
+}
+
+/// Something that did not fit `old` may fit `new`.
+fn gains(old: &Bucket, new: &Bucket) -> bool {
+    // Both are sorted by model, then by what is free: pairwise no more means no more for anybody.
+    let mut pairs = old.devices.iter().zip(&new.devices);
+    !new.free.fits(&old.free)
+        || old.class != new.class
+        || old.devices.len() != new.devices.len()
+        || pairs.any(|(old, new)| old.model != new.model || new.free > old.free)
+}
+
+/// The very devices that a choice stands for.
+///
+/// Of alike devices it is the first; whole devices come from one topology group where one has enough,
+/// and from the one that is just large enough.
+fn shares_of(demand: &Demand, choice: DeviceChoice, node: &Node) -> Option<Vec<DeviceShare>> {
+    let amount = demand.devices.as_ref().map(|devices| devices.amount);
+    let model = |at: usize| node.devices[at].model;
+    match (choice, amount) {
+        (DeviceChoice::None, None) => Some(Vec::new()),
+        (DeviceChoice::Share(room), Some(DeviceAmount::Fraction(millis))) => {
+            let alike = |at: &usize| model(*at) == room.model && node.device_free[*at] == room.free;
+            let at = (0..node.devices.len()).find(alike)?;
+            Some(vec![DeviceShare { index: at as u16, millis }])
+        }
+        (DeviceChoice::Whole(wanted), Some(DeviceAmount::Whole(count))) => {
+            let count = count as usize;
+            let is_untouched = |at: &usize| model(*at) == wanted && node.device_free[*at] == DEVICE_MILLIS;
+            let untouched: Vec<usize> = (0..node.devices.len()).filter(is_untouched).collect();
+            let group = |at: usize| node.devices[at].topology_group;
+            let size = |at: usize| untouched.iter().filter(|other| group(**other) == group(at)).count();
+            let mut order: Vec<_> =
+                untouched.iter().map(|at| (size(*at) < count, size(*at), group(*at), *at)).collect();
+            order.sort_unstable();
+            let chosen: Vec<_> = order
+                .into_iter()
+                .take(count)
+                .map(|(_, _, _, at)| DeviceShare { index: at as u16, millis: DEVICE_MILLIS })
+                .collect();
+            (chosen.len() == count).then_some(chosen)
+        }
+        _ => None,
+    }
+}

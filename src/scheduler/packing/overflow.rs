@@ -1,0 +1,360 @@
+//! Weir's own policy: place a task where it strands the least for those who would be turned away.
+//!
+//! Once a cluster is full, a little more room is worth what it lets in of the tasks that don't fit
+//! any more: the *overflow*. So a node's value is found by giving it, as it is, a stream of overflow:
+//! each task that fits goes to the fullest device that it fits on, until so many in a row don't fit
+//! that the rest isn't worth waiting for. What is free after that is stranded; the cost of a placement
+//! is by how much it raises that, on average over some streams. Small tasks, which always find a place
+//! somewhere, hardly occur in the overflow: so nobody counts on them to fill what others leave.
+//!
+//! What overflows is found out by playing the mix that is expected, by best fit, on a sample of
+//! nodes when empty: in [`overflow_of`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::bucket::{Bucket, DeviceRoom};
+use super::demand::{Demand, DeviceDemand};
+use super::random::Random;
+use super::{Node, Packer, policy::Scorer};
+use crate::model::device::DeviceAmount;
+use crate::model::id::NodeRef;
+use crate::model::limit::DEVICE_MILLIS;
+
+/// Streams that a node is filled with. Eight or more do equally well; fewer depend on luck.
+const STREAMS: usize = 16;
+/// Tasks in one stream: more than any node takes with those that it turns away in between.
+const STREAM_LEN: usize = 1_024;
+/// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
+/// isn't worth keeping room for.
+const MISSES_MAX: usize = 64;
+/// Kinds of tasks in the streams, by what they ask for in all. One word of bits holds them.
+const KINDS_MAX: usize = 64;
+/// Nodes in the sample that the mix is played on: rare kinds of nodes may be missing, kinds that
+/// matter are not.
+const SAMPLE_MAX: usize = 192;
+/// Device thousandths asked for, in percent of the sample's: enough to see who is turned away.
+const OFFERED_PERCENT: u64 = 130;
+/// Tasks played, at the most: a mix may ask for hardly any devices.
+const DRAWS_MAX: u32 = 65_536;
+
+/// Streams of overflow.
+#[derive(Debug)]
+pub struct Overflow {
+    kinds: Vec<Demand>,
+    /// Which kinds a node with so much free has enough of.
+    cpu_millis: Enough,
+    memory_bytes: Enough,
+    storage_bytes: Enough,
+    /// By the most that is free of one device.
+    share_millis: Enough,
+    /// By untouched devices of one model.
+    whole_count: Enough,
+    streams: Vec<Stream>,
+}
+
+/// Kinds by index, and for every few of them which there are.
+#[derive(Debug)]
+struct Stream {
+    kinds: Vec<u8>,
+    blocks: Vec<u64>,
+}
+
+/// Kinds of one block of a stream.
+const BLOCK_LEN: usize = 8;
+
+impl Overflow {
+    /// Nothing is known: every placement costs the same.
+    pub fn none() -> Self {
+        Self::new([], 0)
+    }
+
+    /// Draws streams from an overflow, as often as its weights say.
+    pub fn new<'a>(overflow: impl IntoIterator<Item = (&'a Demand, u64)>, seed: u64) -> Self {
+        let mut kinds: Vec<(&Demand, u64)> = overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
+        kinds.sort_by_key(|(demand, weight)| {
+            (std::cmp::Reverse(weight.saturating_mul(demand.device_millis() + 1)), *demand)
+        });
+        kinds.truncate(KINDS_MAX);
+        let draw = Draw::new(kinds.iter().map(|(_, weight)| *weight));
+        let mut random = Random::new(seed);
+        let streams = if draw.total == 0 { 0 } else { STREAMS };
+        let stream = |_| {
+            let kinds: Vec<u8> = (0..STREAM_LEN).map(|_| draw.next(&mut random) as u8).collect();
+            let block = |block: &[u8]| block.iter().fold(0, |bits, kind| bits | 1u64 << kind);
+            Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
+        };
+        let streams = (0..streams).map(stream).collect();
+        let kinds: Vec<Demand> = kinds.into_iter().map(|(demand, _)| demand.clone()).collect();
+        let amount = |demand: &Demand| demand.devices.as_ref().map(|devices| devices.amount);
+        let share = |demand: &Demand| match amount(demand) {
+            Some(DeviceAmount::Fraction(millis)) => u64::from(millis),
+            _ => 0,
+        };
+        let whole = |demand: &Demand| match amount(demand) {
+            Some(DeviceAmount::Whole(count)) => u64::from(count),
+            _ => 0,
+        };
+        Self {
+            cpu_millis: Enough::new(&kinds, |demand| demand.resources.cpu_millis),
+            memory_bytes: Enough::new(&kinds, |demand| demand.resources.memory_bytes),
+            storage_bytes: Enough::new(&kinds, |demand| demand.resources.storage_bytes),
+            share_millis: Enough::new(&kinds, share),
+            whole_count: Enough::new(&kinds, whole),
+            kinds,
+            streams,
+        }
+    }
+
+    /// Device thousandths of a node that would finally be stranded, or millicores where it has no
+    /// devices, summed over the streams.
+    pub(super) fn stranded(&self, bucket: &Bucket) -> i64 {
+        // A node without devices is worth its CPU.
+        let counts_devices = !bucket.devices.is_empty();
+        let free = if counts_devices { bucket.device_free() } else { bucket.free.cpu_millis };
+        let empty = Room::of(bucket);
+        let mut fitting = if free == 0 { 0 } else { self.enough(&empty) };
+        if fitting != 0 {
+            fitting &= self.admitted(bucket);
+        }
+        if fitting == 0 {
+            return i64::try_from(free * self.streams.len() as u64).unwrap_or(i64::MAX);
+        }
+        let mut room = empty.clone();
+        let left = |stream: &Stream| {
+            room.clone_from(&empty);
+            self.fill(stream, fitting, &mut room);
+            if counts_devices { room.device_free() } else { room.cpu_millis }
+        };
+        let sum: u64 = self.streams.iter().map(left).sum();
+        i64::try_from(sum).unwrap_or(i64::MAX)
+    }
+
+    /// Fills a node with a stream.
+    fn fill(&self, stream: &Stream, mut fitting: u64, room: &mut Room) {
+        let (mut at, mut last) = (0, 0);
+        while fitting != 0 && at < stream.kinds.len() && at - last < MISSES_MAX {
+            if at.is_multiple_of(BLOCK_LEN) && stream.blocks[at / BLOCK_LEN] & fitting == 0 {
+                at += BLOCK_LEN;
+                continue;
+            }
+            let kind = stream.kinds[at];
+            at += 1;
+            if fitting & (1 << kind) != 0 {
+                last = at;
+                room.take(&self.kinds[usize::from(kind)]);
+                fitting &= self.enough(room);
+            }
+        }
+    }
+
+    /// The kinds that a node has enough of everything for.
+    fn enough(&self, room: &Room) -> u64 {
+        let fitting = self.cpu_millis.of(room.cpu_millis)
+            & self.memory_bytes.of(room.memory_bytes)
+            & self.storage_bytes.of(room.storage_bytes);
+        if fitting == 0 {
+            return 0;
+        }
+        if room.alike {
+            let most = room.devices.last().map_or(0, |room| room.free);
+            let untouched = room.devices.iter().rev().take_while(|room| room.free == DEVICE_MILLIS).count();
+            return fitting & self.share_millis.of(u64::from(most)) & self.whole_count.of(untouched as u64);
+        }
+        let has_devices = |kind: u32| {
+            self.kinds[kind as usize].devices.as_ref().is_none_or(|asked| room.device_at(asked).is_some())
+        };
+        bits(fitting).filter(|kind| has_devices(*kind)).fold(0, |kept, kind| kept | 1 << kind)
+    }
+
+    /// The kinds that may use nodes of this class with devices of this model.
+    fn admitted(&self, bucket: &Bucket) -> u64 {
+        let model = bucket.devices.first().map(|room| room.model);
+        let admits = |demand: &Demand| {
+            demand.admits(&bucket.class)
+                && demand.devices.as_ref().is_none_or(|asked| {
+                    // Where models differ, each device is looked at by itself.
+                    bucket.devices.last().map(|room| room.model) != model
+                        || model.is_some_and(|model| asked.allows(model))
+                })
+        };
+        let kinds = self.kinds.iter().enumerate().filter(|(_, demand)| admits(demand));
+        kinds.fold(0, |bits, (kind, _)| bits | 1 << kind)
+    }
+}
+
+fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let at = word.trailing_zeros();
+        (word != 0).then(|| {
+            word &= word - 1;
+            at
+        })
+    })
+}
+
+/// Tells which kinds an amount is enough for.
+#[derive(Debug)]
+struct Enough {
+    /// What kinds need, ascending; with those that need no more than this.
+    steps: Vec<(u64, u64)>,
+}
+
+impl Enough {
+    fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
+        let mut needs: Vec<(u64, u64)> =
+            kinds.iter().enumerate().map(|(kind, demand)| (need(demand), 1 << kind)).collect();
+        needs.sort_unstable();
+        let mut bits = 0;
+        for step in &mut needs {
+            bits |= step.1;
+            step.1 = bits;
+        }
+        Self { steps: needs }
+    }
+
+    fn of(&self, amount: u64) -> u64 {
+        let enough = self.steps.partition_point(|(need, _)| *need <= amount);
+        enough.checked_sub(1).map_or(0, |last| self.steps[last].1)
+    }
+}
+
+/// A node's free capacity while it is being filled. Kinds beyond CPU, memory and scratch space are
+/// left out: who lacks those only seems to fit, and that is seen when it is placed.
+struct Room {
+    cpu_millis: u64,
+    memory_bytes: u64,
+    storage_bytes: u64,
+    /// By model; of one model, the fullest first.
+    devices: Vec<DeviceRoom>,
+    /// All are of one model, so that every kind let in may have any.
+    alike: bool,
+}
+
+impl Clone for Room {
+    fn clone(&self) -> Self {
+        Self { devices: self.devices.clone(), ..*self }
+    }
+
+    fn clone_from(&mut self, other: &Self) {
+        let mut devices = std::mem::take(&mut self.devices);
+        devices.clone_from(&other.devices);
+        *self = Self { devices, ..*other };
+    }
+}
+
+impl Room {
+    fn of(bucket: &Bucket) -> Self {
+        let models = (bucket.devices.first(), bucket.devices.last());
+        Self {
+            cpu_millis: bucket.free.cpu_millis,
+            memory_bytes: bucket.free.memory_bytes,
+            storage_bytes: bucket.free.storage_bytes,
+            devices: bucket.devices.iter().filter(|room| room.free > 0).copied().collect(),
+            alike: models.0.map(|room| room.model) == models.1.map(|room| room.model),
+        }
+    }
+
+    /// The device that a task would take, or the first of several: the fullest that will do.
+    fn device_at(&self, asked: &DeviceDemand) -> Option<usize> {
+        let fits =
+            |room: &DeviceRoom, least: u32| room.free >= least && (self.alike || asked.allows(room.model));
+        match asked.amount {
+            DeviceAmount::Fraction(millis) if self.alike => {
+                self.devices.iter().position(|room| room.free >= millis)
+            }
+            DeviceAmount::Fraction(millis) => {
+                let fitting = self.devices.iter().enumerate().filter(|(_, room)| fits(room, millis));
+                fitting.min_by_key(|(_, room)| room.free).map(|(at, _)| at)
+            }
+            DeviceAmount::Whole(count) => {
+                // Untouched ones of a model stand together, behind those that are in use.
+                let last = count as usize - 1;
+                (0..self.devices.len().saturating_sub(last)).find(|at| {
+                    fits(&self.devices[*at], DEVICE_MILLIS) && self.devices[at + last] == self.devices[*at]
+                })
+            }
+        }
+    }
+
+    fn device_free(&self) -> u64 {
+        self.devices.iter().map(|room| u64::from(room.free)).sum()
+    }
+
+    /// Takes what a task asks for, which must fit.
+    fn take(&mut self, demand: &Demand) {
+        self.cpu_millis -= demand.resources.cpu_millis;
+        self.memory_bytes -= demand.resources.memory_bytes;
+        self.storage_bytes -= demand.resources.storage_bytes;
+        let Some(asked) = &demand.devices else { return };
+        let Some(mut at) = self.device_at(asked) else { return };
+        match asked.amount {
+            DeviceAmount::Fraction(millis) => {
+                self.devices[at].free -= millis;
+                while at > 0 && self.devices[at - 1] > self.devices[at] {
+                    self.devices.swap(at - 1, at);
+                    at -= 1;
+                }
+            }
+            DeviceAmount::Whole(count) => {
+                self.devices.drain(at..at + count as usize);
+            }
+        }
+    }
+}
+
+/// Draws indexes as often as their weights say.
+struct Draw {
+    /// Sums of weights up to and with each.
+    ends: Vec<u64>,
+    total: u64,
+}
+
+impl Draw {
+    fn new(weights: impl Iterator<Item = u64>) -> Self {
+        let mut total = 0u64;
+        let sum = |weight: u64| {
+            total = total.saturating_add(weight);
+            total
+        };
+        Self { ends: weights.map(sum).collect(), total }
+    }
+
+    fn next(&self, random: &mut Random) -> usize {
+        let point = random.below(self.total);
+        self.ends.partition_point(|end| *end <= point)
+    }
+}
+
+/// Plays a mix of demands on a sample of empty nodes, by best fit, and returns what was turned away
+/// once its kind had to be: each demand with the number of its tasks.
+pub fn overflow_of(nodes: &[Node], mix: &[(Arc<Demand>, u64)], seed: u64) -> Vec<(Arc<Demand>, u64)> {
+    let step = nodes.len().div_ceil(SAMPLE_MAX).max(1);
+    let mut packer = Packer::new(Scorer::BestFit);
+    for (index, node) in nodes.iter().step_by(step).enumerate() {
+        let at = NodeRef { pool: Default::default(), node: crate::model::id::NodeId(index as u32) };
+        packer.set(at, node.clone());
+    }
+    // Where there are no devices, CPU is what overflows.
+    let capacity = packer.device_free();
+    let of_cpu = capacity == 0;
+    let cpu = || packer.nodes().map(|(_, node)| node.free.cpu_millis).sum();
+    let offered = if of_cpu { cpu() } else { capacity } / 100 * OFFERED_PERCENT;
+    let draw = Draw::new(mix.iter().map(|(_, weight)| *weight));
+    if draw.total == 0 {
+        return Vec::new();
+    }
+    let mut random = Random::new(seed);
+    let mut overflow = BTreeMap::<usize, u64>::new();
+    let (mut asked, mut draws) = (0, 0);
+    while asked < offered && draws < DRAWS_MAX {
+        draws += 1;
+        let kind = draw.next(&mut random);
+        let demand = &mix[kind].0;
+        asked += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
+        if overflow.contains_key(&kind) || packer.place(demand).is_none() {
+            *overflow.entry(kind).or_default() += 1;
+        }
+    }
+    overflow.into_iter().map(|(kind, count)| (mix[kind].0.clone(), count)).collect()
+}

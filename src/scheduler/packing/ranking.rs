@@ -1,0 +1,279 @@
+//! One demand's ranking of the buckets that it fits, brought up to date when it is asked.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use super::bucket::DeviceChoice;
+use super::buckets::{BucketId, Buckets, Known};
+use super::demand::Demand;
+use super::policy::{Score, Scorer};
+use crate::model::id::NodeRef;
+
+/// Marks a bucket that has not been looked at.
+const UNKNOWN: u32 = u32::MAX;
+/// Marks a bucket that the demand does not fit.
+const UNFIT: u32 = u32::MAX - 1;
+
+/// How a demand fits a bucket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fit {
+    pub(super) score: Score,
+    pub(super) choice: DeviceChoice,
+    /// What a node of the bucket would be after it.
+    pub(super) next: Option<Known>,
+    /// The node under which the bucket is in the heap.
+    key: Option<NodeRef>,
+}
+
+/// A heap's entry: the best score first, and of one score the lowest node. So the choice depends on
+/// nothing but the nodes themselves.
+type Entry = Reverse<(Score, NodeRef, BucketId)>;
+
+#[derive(Debug)]
+pub(super) struct Ranking {
+    pub(super) demand: Arc<Demand>,
+    /// Per bucket: where its fit is.
+    at: Vec<u32>,
+    fits: Vec<Fit>,
+    unused: Vec<u32>,
+    heap: BinaryHeap<Entry>,
+    /// How far it has read the log, as the log counts; 0 if nothing has been read.
+    cursor: u64,
+}
+
+/// A node has come into a bucket.
+pub(super) type Arrival = (BucketId, NodeRef);
+
+/// The latest arrivals.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    entries: std::collections::VecDeque<Arrival>,
+    /// The number of the next entry.
+    end: u64,
+}
+
+impl Log {
+    pub(super) fn push(&mut self, arrival: Arrival, len_max: usize) {
+        self.entries.push_back(arrival);
+        self.end += 1;
+        while self.entries.len() > len_max {
+            self.entries.pop_front();
+        }
+    }
+
+    /// Arrivals from `cursor` on, if there are no more than `most` and none is lost.
+    fn since(&self, cursor: u64, most: usize) -> Option<impl Iterator<Item = &Arrival>> {
+        let count = self.end.checked_sub(cursor)? as usize;
+        (count <= most && count <= self.entries.len())
+            .then(|| self.entries.range(self.entries.len() - count..))
+    }
+}
+
+/// Which nodes a demand may use, besides what their class says.
+pub(super) trait Filter {
+    /// The lowest node that may be used, of those in a bucket.
+    fn first(&self, slot: &super::buckets::Slot) -> Option<NodeRef>;
+    fn allows(&self, node: NodeRef) -> bool;
+}
+
+impl Ranking {
+    pub(super) fn new(demand: Arc<Demand>) -> Self {
+        Self {
+            demand,
+            at: Vec::new(),
+            fits: Vec::new(),
+            unused: Vec::new(),
+            heap: BinaryHeap::new(),
+            cursor: 0,
+        }
+    }
+
+    /// Forgets all that was found out.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.demand.clone());
+    }
+
+    /// A bucket's number is to mean another one.
+    pub(super) fn forget(&mut self, id: BucketId) {
+        if let Some(at) = self.at.get_mut(id.0 as usize) {
+            let old = std::mem::replace(at, UNKNOWN);
+            if old < UNFIT {
+                self.fits[old as usize].key = None;
+                self.unused.push(old);
+            }
+        }
+    }
+
+    /// Takes in what has changed since it was last asked; tells how much work that was.
+    pub(super) fn refresh(
+        &mut self,
+        buckets: &mut Buckets,
+        scorer: &Scorer,
+        log: &Log,
+        filter: &impl Filter,
+    ) -> u32 {
+        let most = buckets.live().len();
+        let fresh = self.cursor == 0;
+        let mut work = 0;
+        match log.since(self.cursor, most).filter(|_| !fresh) {
+            Some(arrivals) => {
+                for (id, node) in arrivals {
+                    work += 1;
+                    if self.may_lower(*id, *node)
+                        && filter.allows(*node)
+                        && buckets.slot(*id).nodes.contains(node)
+                    {
+                        self.offer(*id, *node, buckets, scorer);
+                    }
+                }
+            }
+            None => {
+                self.heap.clear();
+                self.fits.iter_mut().for_each(|fit| fit.key = None);
+                for at in 0..most {
+                    work += 1;
+                    let id = buckets.live()[at];
+                    if self.at.get(id.0 as usize) != Some(&UNFIT)
+                        && let Some(node) = filter.first(buckets.slot(id))
+                    {
+                        self.offer(id, node, buckets, scorer);
+                    }
+                }
+            }
+        }
+        self.cursor = log.end;
+        if self.heap.len() > 2 * most + 1_024 {
+            self.compact(buckets);
+        }
+        work
+    }
+
+    /// An arrival of this node may make the bucket's key a lower one, as far as is known.
+    fn may_lower(&self, id: BucketId, node: NodeRef) -> bool {
+        match self.at.get(id.0 as usize).copied().unwrap_or(UNKNOWN) {
+            UNFIT => false,
+            UNKNOWN => true,
+            at => self.fits[at as usize].key.is_none_or(|key| node < key),
+        }
+    }
+
+    fn offer(&mut self, id: BucketId, node: NodeRef, buckets: &mut Buckets, scorer: &Scorer) {
+        let at = self.look(id, buckets, scorer);
+        if at >= UNFIT {
+            return;
+        }
+        let fit = &mut self.fits[at as usize];
+        if fit.key.is_none_or(|key| node < key) {
+            fit.key = Some(node);
+            self.heap.push(Reverse((fit.score, node, id)));
+        }
+    }
+
+    /// Where the fit of a bucket is, found out if need be.
+    fn look(&mut self, id: BucketId, buckets: &mut Buckets, scorer: &Scorer) -> u32 {
+        let index = id.0 as usize;
+        if self.at.len() <= index {
+            self.at.resize(buckets.len().max(index + 1), UNKNOWN);
+        }
+        if self.at[index] != UNKNOWN {
+            return self.at[index];
+        }
+        let found = scorer.fit(&self.demand, id, buckets);
+        let at = match found {
+            None => UNFIT,
+            Some((score, choice, next)) => {
+                let fit = Fit { score, choice, next, key: None };
+                match self.unused.pop() {
+                    Some(at) => {
+                        self.fits[at as usize] = fit;
+                        at
+                    }
+                    None => {
+                        self.fits.push(fit);
+                        self.fits.len() as u32 - 1
+                    }
+                }
+            }
+        };
+        // Finding out may have numbered buckets.
+        self.at[index] = at;
+        at
+    }
+
+    /// The fit of a bucket that has been looked at.
+    pub(super) fn fit(&self, id: BucketId) -> Option<&Fit> {
+        let at = self.at.get(id.0 as usize).copied().filter(|at| *at < UNFIT)?;
+        self.fits.get(at as usize)
+    }
+
+    pub(super) fn fit_mut(&mut self, id: BucketId) -> Option<&mut Fit> {
+        let at = self.at.get(id.0 as usize).copied().filter(|at| *at < UNFIT)?;
+        self.fits.get_mut(at as usize)
+    }
+
+    /// The best node, once refreshed.
+    pub(super) fn best(
+        &mut self,
+        buckets: &Buckets,
+        filter: &impl Filter,
+    ) -> Option<(Score, NodeRef, BucketId)> {
+        while let Some(Reverse((score, node, id))) = self.heap.peek().copied() {
+            let slot = buckets.slot(id);
+            let is_its_key = self.fit(id).is_some_and(|fit| fit.key == Some(node) && fit.score == score);
+            if is_its_key && slot.nodes.contains(&node) {
+                return Some((score, node, id));
+            }
+            self.heap.pop();
+            if is_its_key {
+                // It has left: the bucket goes on under its next node.
+                let next = filter.first(slot);
+                if let Some(fit) = self.fit_mut(id) {
+                    fit.key = next;
+                }
+                self.heap.extend(next.map(|next| Reverse((score, next, id))));
+            }
+        }
+        None
+    }
+
+    /// The best node but one.
+    pub(super) fn best_but(
+        &mut self,
+        avoid: NodeRef,
+        buckets: &Buckets,
+        filter: &impl Filter,
+    ) -> Option<(Score, NodeRef, BucketId)> {
+        let best = self.best(buckets, filter)?;
+        if best.1 != avoid {
+            return Some(best);
+        }
+        let (score, _, id) = best;
+        let nodes = &buckets.slot(id).nodes;
+        let beside = nodes.iter().find(|node| **node != avoid && filter.allows(**node));
+        let beside = beside.map(|node| (score, *node, id));
+        // A bucket may be there twice under one node.
+        while self.heap.peek() == Some(&Reverse(best)) {
+            self.heap.pop();
+        }
+        let other = self.best(buckets, filter);
+        self.heap.push(Reverse(best));
+        beside.into_iter().chain(other).min()
+    }
+
+    /// Drops what is no longer true.
+    fn compact(&mut self, buckets: &Buckets) {
+        let entries = std::mem::take(&mut self.heap).into_vec();
+        let mut kept = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Reverse((score, node, id)) = entry;
+            let live = !buckets.slot(id).nodes.is_empty();
+            match self.fit_mut(id) {
+                Some(fit) if fit.key == Some(node) && fit.score == score && live => kept.push(entry),
+                Some(fit) if fit.key == Some(node) => fit.key = None,
+                _ => {}
+            }
+        }
+        self.heap = kept.into();
+    }
+}

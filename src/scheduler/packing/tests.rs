@@ -1,0 +1,223 @@
+//! The rules of the index, held against looking at every node.
+
+use super::fgd::Fgd;
+use super::overflow::{Overflow, overflow_of};
+use super::*;
+use crate::model::shape::Needs;
+use crate::model::spec::Constraints;
+use demand::DeviceDemand;
+
+const DEMANDS: usize = 24;
+
+fn demands(random: &mut Random) -> Vec<Arc<Demand>> {
+    let model = |random: &mut Random| DeviceModelId(random.below(3) as u16);
+    let demand = |random: &mut Random| {
+        let amount = match random.below(4) {
+            0 => None,
+            1 => Some(DeviceAmount::Whole(1 + random.below(4) as u32)),
+            _ => Some(DeviceAmount::Fraction(50 + 90 * random.below(10) as u32)),
+        };
+        let models = (random.below(4) == 0).then(|| vec![model(random)]);
+        let pools = if random.below(6) == 0 { vec![format!("p{}", random.below(3))] } else { Vec::new() };
+        Arc::new(Demand {
+            resources: Resources { cpu_millis: 500 * (1 + random.below(12)), ..Resources::default() },
+            devices: amount.map(|amount| DeviceDemand { models, amount }),
+            constraints: Constraints { pools, ..Constraints::default() },
+            needs: Needs::default(),
+        })
+    };
+    (0..DEMANDS).map(|_| demand(random)).collect()
+}
+
+fn node(random: &mut Random) -> Node {
+    let mixed = random.below(8) == 0;
+    let count = [0, 1, 2, 4, 8][random.below(5) as usize];
+    let model = random.below(3) as u16;
+    let device =
+        |at: u16| Device { model: DeviceModelId(if mixed { at % 3 } else { model }), topology_group: at / 2 };
+    let cpu_millis = 8_000 * (1 + random.below(3));
+    Node {
+        class: Arc::new(NodeClass::default()),
+        free: Resources { cpu_millis, ..Resources::default() },
+        devices: (0..count).map(device).collect(),
+        device_free: vec![DEVICE_MILLIS; usize::from(count)],
+    }
+}
+
+type Make = fn(&[Arc<Demand>]) -> Scorer;
+
+fn scorers() -> [Make; 4] {
+    [
+        |_| Scorer::BestFit,
+        |_| Scorer::DotProduct {
+            largest: Resources {
+                cpu_millis: 24_000,
+                memory_bytes: 1,
+                device_millis: 8_000,
+                ..Resources::default()
+            },
+        },
+        |demands| Scorer::Fgd(Fgd::new(demands.iter().map(|demand| (&**demand, 3)))),
+        |demands| Scorer::Overflow(Overflow::new(demands.iter().map(|demand| (&**demand, 3)), 7)),
+    ]
+}
+
+/// A packer with three pools of nodes, and a generator.
+fn world(seed: u64, scorer: Scorer) -> (Packer, Random) {
+    let mut random = Random::new(seed);
+    let mut packer = Packer::new(scorer);
+    for pool in 0..3 {
+        packer.set_pool(PoolId(pool), &format!("p{pool}"));
+        for at in 0..8 {
+            packer.set(NodeRef { pool: PoolId(pool), node: NodeId(at) }, node(&mut random));
+        }
+    }
+    (packer, random)
+}
+
+/// The same nodes in a packer that has seen nothing else.
+fn rebuilt(packer: &Packer, scorer: Scorer) -> Packer {
+    let mut fresh = Packer::new(scorer);
+    for (name, id) in &packer.pools {
+        fresh.set_pool(*id, name);
+    }
+    let mut nodes: Vec<_> = packer.nodes().map(|(at, node)| (at, node.clone())).collect();
+    nodes.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    nodes.into_iter().for_each(|(at, node)| {
+        fresh.set(at, node);
+    });
+    fresh
+}
+
+#[test]
+fn kept_index_chooses_as_a_rebuilt_one() {
+    for seed in 0..10 {
+        let demands = demands(&mut Random::new(seed));
+        for make in scorers() {
+            let (mut packer, mut random) = world(seed, make(&demands));
+            for _ in 0..120 {
+                let demand = &demands[random.below(DEMANDS as u64) as usize];
+                let at =
+                    NodeRef { pool: PoolId(random.below(3) as u32), node: NodeId(random.below(10) as u32) };
+                match random.below(8) {
+                    0 => packer.remove(at),
+                    1 => {
+                        packer.set(at, node(&mut random));
+                    }
+                    2 => {
+                        let mut undo = Undo::default();
+                        let id = packer.demand(demand, None);
+                        (0..3).for_each(|_| drop(packer.place_of(id, None, &mut undo)));
+                        packer.undo(undo);
+                    }
+                    _ => drop(packer.place(demand)),
+                }
+                let mut fresh = rebuilt(&packer, make(&demands));
+                for demand in &demands {
+                    assert_eq!(packer.best(demand), fresh.best(demand), "seed {seed}: {demand:?}");
+                }
+                let (kept, new) = (packer.demand(demand, None), fresh.demand(demand, None));
+                let avoid = packer.best(demand).map(|(_, node)| node);
+                assert_eq!(packer.best_of(kept, avoid), fresh.best_of(new, avoid), "seed {seed}: {demand:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn choice_is_the_least_score_of_all_nodes_and_then_the_lowest() {
+    for seed in 0..60 {
+        let demands = demands(&mut Random::new(seed));
+        let (mut packer, mut random) = world(seed, Scorer::BestFit);
+        for _ in 0..60 {
+            let demand = &demands[random.below(DEMANDS as u64) as usize];
+            let score = |(at, node): (NodeRef, &Node)| {
+                let named = Named::new(demand, &packer.pools).allows(at);
+                let mut buckets = Buckets::default();
+                let id = buckets.intern(bucket_of(node));
+                let (score, ..) = Scorer::BestFit.fit(demand, id, &mut buckets).filter(|_| named)?;
+                Some((score, at))
+            };
+            let expected = packer.nodes().filter_map(score).min();
+            assert_eq!(packer.best(demand), expected, "seed {seed}: {demand:?}");
+            drop(packer.place(demand));
+        }
+    }
+}
+
+#[test]
+fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
+    for seed in 0..60 {
+        let demands = demands(&mut Random::new(seed));
+        let (mut packer, mut random) = world(seed, Scorer::BestFit);
+        for _ in 0..60 {
+            let demand = &demands[random.below(DEMANDS as u64) as usize];
+            let id = packer.demand(demand, None);
+            let before: BTreeMap<NodeRef, String> =
+                packer.nodes().map(|(at, node)| (at, format!("{node:?}"))).collect();
+            let free = packer.device_free();
+            let mut undo = Undo::default();
+            let Some(place) = packer.place_of(id, None, &mut undo) else { continue };
+            let shared: u64 = place.devices.iter().map(|share| u64::from(share.millis)).sum();
+            assert_eq!(shared, demand.device_millis());
+            assert_eq!(packer.device_free(), free - shared);
+            let models = place
+                .devices
+                .iter()
+                .map(|share| packer.node(place.node).unwrap().devices[usize::from(share.index)].model);
+            let models: std::collections::BTreeSet<_> = models.collect();
+            assert!(models.len() <= 1 && models.iter().all(|model| demand.allows(*model)));
+            if random.below(2) == 0 {
+                packer.undo(undo);
+                let after: BTreeMap<NodeRef, String> =
+                    packer.nodes().map(|(at, node)| (at, format!("{node:?}"))).collect();
+                assert_eq!(after, before);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_forgotten_changes_no_choice() {
+    let demands = demands(&mut Random::new(5));
+    let make = |demands: &[Arc<Demand>]| {
+        Scorer::Overflow(Overflow::new(demands.iter().map(|demand| (&**demand, 3)), 7))
+    };
+    let (mut kept, mut random) = world(5, make(&demands));
+    let (mut forgetful, _) = world(5, make(&demands));
+    forgetful.buckets.set_empty_max(4);
+    for _ in 0..400 {
+        let demand = &demands[random.below(DEMANDS as u64) as usize];
+        assert_eq!(kept.place(demand), forgetful.place(demand));
+        if random.below(3) == 0 {
+            let at = NodeRef { pool: PoolId(random.below(3) as u32), node: NodeId(random.below(8) as u32) };
+            let fresh = node(&mut random);
+            kept.set(at, fresh.clone());
+            forgetful.set(at, fresh);
+        }
+    }
+    assert!(forgetful.buckets.len() < 200, "{}", forgetful.buckets.len());
+}
+
+#[test]
+fn what_overflows_is_what_finds_no_room() {
+    let task = |millis: u32| {
+        Arc::new(Demand {
+            resources: Resources { cpu_millis: 100, ..Resources::default() },
+            devices: Some(DeviceDemand { models: None, amount: DeviceAmount::Fraction(millis) }),
+            constraints: Constraints::default(),
+            needs: Needs::default(),
+        })
+    };
+    let device = Device { model: DeviceModelId(0), topology_group: 0 };
+    let node = Node {
+        class: Arc::new(NodeClass::default()),
+        free: Resources { cpu_millis: 64_000, ..Resources::default() },
+        devices: [device; 8].into(),
+        device_free: vec![DEVICE_MILLIS; 8],
+    };
+    let mix = [(task(900), 9), (task(100), 1)];
+    let overflow = overflow_of(&vec![node; 20], &mix, 1);
+    assert_eq!(overflow.len(), 1, "{overflow:?}");
+    assert_eq!(overflow[0].0, mix[0].0);
+}
