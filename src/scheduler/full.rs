@@ -104,7 +104,9 @@ impl Scheduler {
     fn most(&self, gain: Gain) -> Need {
         match gain {
             Gain::Pool(_) => (u64::MAX, u64::MAX),
-            Gain::Node(at) => self.pools.get(&at.pool).map_or((0, 0), |pool| pool.most_free(at.node)),
+            Gain::Node(at) => self.packer.node(at).map_or((0, 0), |node| {
+                (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
+            }),
         }
     }
 
@@ -116,8 +118,6 @@ impl Scheduler {
         }
         let demands = index.demands.clone();
         let Gain::Node(at) = gain else { return true };
-        self.pools
-            .get(&pool)
-            .is_some_and(|pool| demands.iter().any(|(demand, _)| pool.fits_node(demand, at.node)))
+        demands.iter().any(|(demand, _)| self.packer.fits(demand, at))
     }
 }

@@ -1,14 +1,14 @@
 //! The scheduler: a function of the state to a plan.
 //!
 //! `plan` takes waiting classes by priority, then submission, and places their units by packing.
-//! Its indexes are kept by folding the changes that `apply` emits; `fit` says what fits where and
-//! how well, `pool` keeps alike nodes together, `why` explains. See `README.md` beside this file.
+//! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
+//! `nodes` tells it of the state's nodes, `full` keeps who waits for capacity, `line` who waits behind
+//! a running one, and `why` explains.
 
-mod fit;
 mod full;
 mod line;
+mod nodes;
 pub mod packing;
-mod pool;
 #[cfg(test)]
 mod tests;
 mod why;
@@ -20,9 +20,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use fit::Demand;
+use rustc_hash::FxHashSet;
+
 use full::{Full, Gain};
-use pool::{PoolIndex, Undo};
+use packing::demand::{Demand, NodeClass};
+use packing::policy::Scorer;
+use packing::{DemandId, Packer, Place, Undo};
 
 use crate::model::attempt::Placement;
 use crate::model::change::Change;
@@ -52,9 +55,11 @@ impl Default for Budget {
 }
 
 /// Kept indexes over the state.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scheduler {
-    pools: BTreeMap<PoolId, PoolIndex>,
+    packer: Packer,
+    pools: nodes::Pools,
+    node_classes: FxHashSet<Arc<NodeClass>>,
     shapes: BTreeMap<ShapeId, ShapeIndex>,
     /// Classes that may have a place, in the order they are to be tried.
     runnable: BTreeSet<RunKey>,
@@ -81,6 +86,8 @@ struct ShapeIndex {
     shape: Arc<Shape>,
     /// One per entry of `shape.tasks`.
     demands: Vec<(Arc<Demand>, u32)>,
+    /// Their numbers with the packer.
+    ids: Vec<Option<DemandId>>,
 }
 
 /// Shapes kept without waiting units before they are dropped.
@@ -89,12 +96,18 @@ const IDLE_SHAPES_MAX: usize = 4_096;
 impl Scheduler {
     /// Builds the indexes of a state anew.
     pub fn rebuild(state: &State) -> Self {
-        let mut scheduler = Self::default();
+        let mut scheduler = Self {
+            packer: Packer::new(Scorer::BestFit),
+            pools: nodes::Pools::new(),
+            node_classes: FxHashSet::default(),
+            shapes: BTreeMap::new(),
+            runnable: BTreeSet::new(),
+            classes: BTreeMap::new(),
+            full: Full::default(),
+            limited: BTreeMap::new(),
+        };
         for pool in state.pools() {
             scheduler.fold(state, &[Change::Pool(pool.id)]);
-            for node in pool.nodes.keys() {
-                scheduler.fold(state, &[Change::Node(NodeRef { pool: pool.id, node: *node })]);
-            }
         }
         let classes: Vec<Change> = state.classes().keys().map(|class| Change::Class(*class)).collect();
         scheduler.fold(state, &classes);
@@ -107,8 +120,7 @@ impl Scheduler {
             match change {
                 Change::Pool(id) => self.fold_pool(state, *id),
                 Change::Node(at) => {
-                    let index = self.pools.entry(at.pool).or_default();
-                    if index.set_node(state, *at) {
+                    if self.set_node(state, *at) {
                         self.full.gain(Gain::Node(*at));
                     }
                 }
@@ -132,29 +144,13 @@ impl Scheduler {
 
     /// Both indexes hold the same nodes with the same free capacity.
     pub fn same_nodes(&self, other: &Self) -> bool {
-        let nodes = |scheduler: &Self| -> Vec<_> {
-            let pools = scheduler.pools.iter();
-            pools
-                .map(|(id, pool)| {
-                    (*id, pool.open, pool.nodes().map(|(node, b)| (node, b.clone())).collect::<Vec<_>>())
-                })
-                .collect()
-        };
-        nodes(self) == nodes(other)
+        let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.packer.buckets_of_nodes().collect() };
+        self.pools == other.pools && nodes(self) == nodes(other)
     }
 
     /// There is something to plan.
     pub fn has_work(&self) -> bool {
         !self.runnable.is_empty() || self.full.has_offers()
-    }
-
-    fn fold_pool(&mut self, state: &State, id: PoolId) {
-        let open = state.pool(id).is_some_and(|pool| pool.is_open());
-        let index = self.pools.entry(id).or_default();
-        if open && !index.open {
-            self.full.gain(Gain::Pool(id));
-        }
-        self.pools.entry(id).or_default().open = open;
     }
 
     fn fold_class(&mut self, state: &State, class: ClassKey) {
@@ -207,11 +203,11 @@ impl Scheduler {
             Entry::Occupied(kept) => Some(kept.into_mut()),
             Entry::Vacant(place) => {
                 let shape = state.shape(id)?.clone();
-                let demand = |(request, count): &(_, u32)| {
-                    (Arc::new(Demand::new(state, request, &shape.constraints)), *count)
-                };
-                let demands = shape.tasks.iter().map(demand).collect();
-                Some(place.insert(ShapeIndex { shape, demands }))
+                let demand =
+                    |(request, count): &(_, u32)| (Arc::new(Demand::new(state, request, &shape)), *count);
+                let demands: Vec<_> = shape.tasks.iter().map(demand).collect();
+                let ids = vec![None; demands.len()];
+                Some(place.insert(ShapeIndex { shape, demands, ids }))
             }
         }
     }
@@ -303,66 +299,79 @@ impl Scheduler {
         avoid: Option<NodeRef>,
         round: &mut Round,
     ) -> Option<(PoolId, Vec<Placement>)> {
-        let index = self.shape_index(state, shape)?;
-        let (shape, demands) = (index.shape.clone(), index.demands.clone());
-        let (first, _) = demands.first()?;
-        let mut ranked = Vec::new();
-        for (id, pool) in self.pools.iter_mut().filter(|(_, pool)| pool.open) {
-            if why::exclusion(state, *id, &shape).is_some() {
-                continue;
-            }
-            let avoid = avoid.filter(|at| at.pool == *id).map(|at| at.node);
-            let (best, work) = pool.best(first, avoid);
-            round.work += work;
-            ranked.extend(best.map(|score| (score, *id)));
-        }
-        ranked.sort_unstable();
+        let demands = self.demands_of(state, shape)?;
         let tasks = state
             .job(unit.job)
             .and_then(|job| state.spec(job.spec))
             .map(|entry| entry.spec.tasks_of_unit(unit.unit))?;
-        for (_, id) in ranked {
-            let avoid = avoid.filter(|at| at.pool == id).map(|at| at.node);
-            let Some(pool) = self.pools.get_mut(&id) else { continue };
-            let mut undo = Undo::default();
-            let placements = place_tasks(state, id, pool, &demands, &tasks, avoid, &mut undo, round);
-            if placements.is_some() {
-                return placements.map(|placements| (id, placements));
+        let placed = match demands[..] {
+            [(id, 1)] => self
+                .packer
+                .place_of(id, avoid, &mut Undo::default())
+                .map(|place| (place.node.pool, vec![place])),
+            _ => self.place_gang(state, shape, &demands, avoid),
+        };
+        round.work += self.packer.take_work();
+        let (pool, places) = placed?;
+        let placement = |((group, task), place): (&(u16, u32), Place)| Placement {
+            group: *group,
+            task: *task,
+            node: place.node.node,
+            devices: place.devices,
+        };
+        Some((pool, tasks.iter().zip(places).map(placement).collect()))
+    }
+
+    /// A shape's demands with the packer's numbers.
+    fn demands_of(&mut self, state: &State, shape: ShapeId) -> Option<Vec<(DemandId, u32)>> {
+        self.shape_index(state, shape)?;
+        let (packer, index) = (&mut self.packer, self.shapes.get_mut(&shape)?);
+        let demands = index.demands.iter().zip(&mut index.ids);
+        let id = |((demand, count), id): (&(Arc<Demand>, u32), &mut Option<DemandId>)| {
+            let known = packer.demand(demand, *id);
+            *id = Some(known);
+            (known, *count)
+        };
+        Some(demands.map(id).collect())
+    }
+
+    /// Finds a pool for a unit of several tasks: the one whose nodes suit the first of them best, of
+    /// those that take all.
+    fn place_gang(
+        &mut self,
+        state: &State,
+        shape: ShapeId,
+        demands: &[(DemandId, u32)],
+        avoid: Option<NodeRef>,
+    ) -> Option<(PoolId, Vec<Place>)> {
+        let (first, _) = *demands.first()?;
+        let shape = self.shapes.get(&shape)?.shape.clone();
+        let total = shape.total();
+        let open: Vec<PoolId> =
+            self.pools.iter().filter(|(_, pool)| pool.is_open()).map(|(id, _)| *id).collect();
+        let mut ranked = Vec::new();
+        for id in open {
+            if why::exclusion(state, id, &shape).is_none() && self.packer.may_hold(id, &total) {
+                let best = self.packer.best_in(id, first, avoid);
+                ranked.extend(best.map(|(score, node)| (score, node, id)));
             }
-            pool.undo(undo);
         }
-        None
+        ranked.sort_unstable();
+        ranked.into_iter().find_map(|(_, _, id)| {
+            let (places, _) = self.packer.place_in(id, demands, avoid)?;
+            Some((id, places))
+        })
     }
 
     /// Explains, for one unit group's shape, every pool's part exactly once.
     pub fn why(&self, state: &State, shape: &Shape) -> Why {
-        why::explain(state, &self.pools, shape)
+        why::explain(state, &self.packer, shape)
     }
 
     /// Some pool could take a unit of this shape one day.
     pub fn could_ever_fit(&self, state: &State, shape: &Shape) -> bool {
         self.why(state, shape).pools.iter().any(|pool| pool.reason.standing() != Standing::Never)
     }
-}
-
-fn place_tasks(
-    state: &State,
-    id: PoolId,
-    pool: &mut PoolIndex,
-    demands: &[(Arc<Demand>, u32)],
-    tasks: &[(u16, u32)],
-    avoid: Option<crate::model::id::NodeId>,
-    undo: &mut Undo,
-    round: &mut Round,
-) -> Option<Vec<Placement>> {
-    let mut placements = Vec::with_capacity(tasks.len());
-    let per_task = demands.iter().flat_map(|(demand, count)| std::iter::repeat_n(demand, *count as usize));
-    for (demand, (group, task)) in per_task.zip(tasks) {
-        round.work += 4;
-        let (node, devices) = pool.take(state, id, demand, avoid, undo)?;
-        placements.push(Placement { group: *group, task: *task, node, devices });
-    }
-    Some(placements)
 }
 
 /// The next waiting unit of a class after the one given, in submission order.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::fit::{Demand, NodeClass};
-use super::pool::{PoolIndex, Undo};
+use super::nodes::{class_of, sketch};
+use super::packing::Packer;
+use super::packing::demand::Demand;
 use crate::model::device::{DeviceAmount, DeviceModelId};
-use crate::model::id::PoolId;
+use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
 use crate::model::pool::Reach;
@@ -63,27 +64,24 @@ pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<Pool
 }
 
 /// Explains every pool.
-pub(super) fn explain(state: &State, indexes: &BTreeMap<PoolId, PoolIndex>, shape: &Shape) -> Why {
-    let reason = |pool: &Pool| PoolWhy {
-        pool: pool.id,
-        reason: pool_reason(state, indexes.get(&pool.id), pool, shape),
-    };
+pub(super) fn explain(state: &State, packer: &Packer, shape: &Shape) -> Why {
+    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packer, pool, shape) };
     let omitted = |pool: &&Pool| pool.cordoned && Mutant::OmitCordonedPools.is_on();
     let pools: Vec<PoolWhy> = state.pools().filter(|pool| !omitted(pool)).map(reason).collect();
     let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
         Vec::new()
     } else {
-        would_help(state, indexes, shape, &pools)
+        would_help(state, packer, shape, &pools)
     };
     Why { pools, would_help }
 }
 
-fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Shape) -> PoolReason {
+fn pool_reason(state: &State, packer: &Packer, pool: &Pool, shape: &Shape) -> PoolReason {
     if let Some(reason) = exclusion(state, pool.id, shape) {
         return reason;
     }
     for (request, count) in &shape.tasks {
-        let demand = Demand::new(state, request, &shape.constraints);
+        let demand = Demand::new(state, request, shape);
         let models = request.devices.as_ref().map(|devices| devices.models.clone()).unwrap_or_default();
         if let Some(reason) = never(pool, &demand, models, *count, shape) {
             return reason;
@@ -97,8 +95,8 @@ fn pool_reason(state: &State, index: Option<&PoolIndex>, pool: &Pool, shape: &Sh
         return reason;
     }
     for (request, count) in &shape.tasks {
-        let demand = Demand::new(state, request, &shape.constraints);
-        if let Some(reason) = full(index, pool, &demand, *count) {
+        let demand = Demand::new(state, request, shape);
+        if let Some(reason) = full(packer, pool, &demand, *count) {
             return reason;
         }
     }
@@ -126,12 +124,12 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
     if shape.tasks.len() < 2 || work > TRIED_MAX {
         return None;
     }
-    let mut index = PoolIndex::sketch(pool, empty);
-    let (mut undo, mut found) = (Undo::default(), Resources::default());
+    let mut packer = sketch(pool, empty);
+    let mut found = Resources::default();
     for (request, count) in &shape.tasks {
-        let demand = Arc::new(Demand::new(state, request, &shape.constraints));
+        let demand = Arc::new(Demand::new(state, request, shape));
         for _ in 0..*count {
-            if index.take(state, pool.id, &demand, None, &mut undo).is_none() {
+            if packer.place(&demand).is_none() {
                 let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
                 let (needed, found) = (shape.total().get(&kind), found.get(&kind));
                 return Some(Lack { kind, needed, found });
@@ -142,24 +140,21 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
     None
 }
 
-fn class_of(node: &Node) -> NodeClass {
-    NodeClass { labels: node.spec.labels.clone(), taints: node.spec.taints.clone() }
-}
-
 /// Why the pool could not take it even if it were empty and open.
 fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &Shape) -> Option<PoolReason> {
     let all: Vec<&Node> = pool.nodes.values().filter(|node| !node.gone).collect();
     if all.is_empty() {
         return Some(PoolReason::NoNodes);
     }
-    let has_label =
-        |node: &&&Node| demand.node_labels.iter().all(|(k, v)| node.spec.labels.get(k) == Some(v));
+    let has_label = |node: &&&Node| {
+        demand.constraints.node_labels.iter().all(|(k, v)| node.spec.labels.get(k) == Some(v))
+    };
     let labelled: Vec<&Node> = all.iter().filter(has_label).copied().collect();
     if labelled.is_empty() {
         return Some(PoolReason::NodeLabelMissing { nodes: all.len() as u64 });
     }
     let tolerated: Vec<&Node> =
-        labelled.iter().filter(|node| demand.tolerates(&class_of(node))).copied().collect();
+        labelled.iter().filter(|node| demand.tolerates(&class_of(pool, node))).copied().collect();
     if tolerated.is_empty() {
         return Some(PoolReason::TaintNotTolerated { nodes: labelled.len() as u64 });
     }
@@ -220,10 +215,10 @@ fn closed(pool: &Pool) -> Option<PoolReason> {
 }
 
 /// Why the pool has no place now.
-fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
+fn full(packer: &Packer, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
     let suits = |node: &&Node| {
         !node.gone
-            && demand.admits(&class_of(node))
+            && demand.admits(&class_of(pool, node))
             && (demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model)))
     };
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
@@ -240,7 +235,8 @@ fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> 
         });
     }
     let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
-    let fits = open.iter().filter(|node| index.is_some_and(|index| index.fits_node(demand, node.id))).count();
+    let fits =
+        open.iter().filter(|node| packer.fits(demand, NodeRef { pool: pool.id, node: node.id })).count();
     if fits > 0 && count == 1 {
         return None;
     }
@@ -273,7 +269,7 @@ fn full(index: Option<&PoolIndex>, pool: &Pool, demand: &Demand, count: u32) -> 
 }
 
 fn needed_by(demand: &Demand) -> Resources {
-    let device_millis = demand.devices.as_ref().map_or(0, |(_, amount)| amount.millis());
+    let device_millis = demand.device_millis();
     Resources { device_millis, ..demand.resources.clone() }
 }
 
@@ -282,9 +278,9 @@ fn room_of(node: &Node, demand: &Demand, empty: bool) -> Resources {
     let base = if empty { node.spec.allocatable.clone() } else { node.free() };
     let device = |index: usize| {
         let millis = device_room(node, index, empty);
-        match &demand.devices {
-            Some((_, DeviceAmount::Whole(_))) if millis == DEVICE_MILLIS => u64::from(millis),
-            Some((_, DeviceAmount::Fraction(least))) if millis >= *least => u64::from(millis),
+        match demand.devices.as_ref().map(|devices| devices.amount) {
+            Some(DeviceAmount::Whole(_)) if millis == DEVICE_MILLIS => u64::from(millis),
+            Some(DeviceAmount::Fraction(least)) if millis >= least => u64::from(millis),
             _ => 0,
         }
     };
@@ -298,7 +294,7 @@ fn places_on(node: &Node, demand: &Demand, empty: bool) -> u64 {
     let room = if empty { node.spec.allocatable.clone() } else { node.free() };
     let others =
         demand.resources.iter().map(|(kind, amount)| room.get(&kind) / amount).min().unwrap_or(u64::MAX);
-    let Some((_, amount)) = &demand.devices else { return others };
+    let Some(amount) = demand.devices.as_ref().map(|devices| devices.amount) else { return others };
     let mut per_model: BTreeMap<DeviceModelId, u64> = BTreeMap::new();
     for (index, model) in node.models.iter().enumerate().filter(|(_, model)| demand.allows(**model)) {
         let free = device_room(node, index, empty);
@@ -308,7 +304,7 @@ fn places_on(node: &Node, demand: &Demand, empty: bool) -> u64 {
         };
     }
     let devices: u64 = match amount {
-        DeviceAmount::Whole(count) => per_model.values().map(|untouched| untouched / u64::from(*count)).sum(),
+        DeviceAmount::Whole(count) => per_model.values().map(|untouched| untouched / u64::from(count)).sum(),
         DeviceAmount::Fraction(_) => per_model.values().sum(),
     };
     others.min(devices)
@@ -334,12 +330,7 @@ fn larger(left: &Resources, right: &Resources) -> Resources {
 }
 
 /// Single changes to the job after which some pool would take it now.
-fn would_help(
-    state: &State,
-    indexes: &BTreeMap<PoolId, PoolIndex>,
-    shape: &Shape,
-    pools: &[PoolWhy],
-) -> Vec<String> {
+fn would_help(state: &State, packer: &Packer, shape: &Shape, pools: &[PoolWhy]) -> Vec<String> {
     let mut help = Vec::new();
     let mut relaxed = shape.clone();
     relaxed.constraints.regions_allowed.clear();
@@ -349,7 +340,7 @@ fn would_help(
         else {
             continue;
         };
-        if pool_reason(state, indexes.get(&why.pool), pool, &relaxed) == PoolReason::Fits {
+        if pool_reason(state, packer, pool, &relaxed) == PoolReason::Fits {
             help.push(format!("region {region} ({} has room)", pool.spec.name));
         }
     }

@@ -4,8 +4,9 @@ use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::pool::Capabilities;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
-use crate::model::shape::Needs;
-use crate::model::spec::{Constraints, Labels, Taint};
+use crate::model::shape::{Needs, Shape};
+use crate::model::spec::{Constraints, Labels, Taint, TaskRequest};
+use crate::state::State;
 
 /// What one task asks of a node. Tasks of one demand are alike to the packer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +34,18 @@ impl DeviceDemand {
 }
 
 impl Demand {
+    /// What a task of a shape asks for, in a broker's catalogue numbers.
+    pub fn new(state: &State, request: &TaskRequest, shape: &Shape) -> Self {
+        let devices = request.devices.as_ref().map(|asked| {
+            let mut models: Vec<_> = asked.models.iter().filter_map(|name| state.model_named(name)).collect();
+            models.sort_unstable();
+            let models = (!asked.models.is_empty()).then_some(models);
+            DeviceDemand { models, amount: asked.amount }
+        });
+        let (constraints, needs) = (shape.constraints.clone(), shape.needs);
+        Self { resources: request.resources.clone(), devices, constraints, needs }
+    }
+
     /// Device thousandths asked for.
     pub fn device_millis(&self) -> u64 {
         self.devices.as_ref().map_or(0, |devices| devices.amount.millis())

@@ -12,7 +12,7 @@
 //! `bucket` says what fits and what would be left, `policy` how well, `ranking` and `buckets` are
 //! the index. [`overflow`] is Weir's own policy, [`fgd`] the best one published.
 
-mod bucket;
+pub mod bucket;
 mod buckets;
 pub mod demand;
 pub mod fgd;
@@ -24,7 +24,8 @@ mod ranking;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -39,6 +40,7 @@ use ranking::{Filter, Log, Ranking};
 use crate::model::device::{DeviceAmount, DeviceModelId, DeviceShare};
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
+use crate::model::mutant::Mutant;
 use crate::model::resource::Resources;
 
 /// Demands that are ranked at a time; the longest unused gives way.
@@ -93,6 +95,8 @@ pub struct Packer {
     nodes: FxHashMap<NodeRef, Kept>,
     /// Pools with nodes here, by name, for demands that name pools.
     pools: BTreeMap<String, PoolId>,
+    /// The buckets of each pool's nodes, with how many are in them.
+    parts: FxHashMap<PoolId, FxHashMap<BucketId, u32>>,
     buckets: Buckets,
     log: Log,
     ids: FxHashMap<Arc<Demand>, u32>,
@@ -124,6 +128,7 @@ impl Packer {
             scorer,
             nodes: FxHashMap::default(),
             pools: BTreeMap::new(),
+            parts: FxHashMap::default(),
             buckets: Buckets::default(),
             log: Log::default(),
             ids: FxHashMap::default(),
@@ -160,7 +165,7 @@ impl Packer {
         let gained = old.is_none_or(|old| gains(&old, &bucket));
         let id = self.intern(bucket);
         if let Some(kept) = self.nodes.insert(at, Kept { node, bucket: id }) {
-            self.buckets.remove(kept.bucket, at);
+            self.leave(kept.bucket, at);
         }
         self.arrive(id, at);
         gained
@@ -169,7 +174,7 @@ impl Packer {
     /// Takes a node out.
     pub fn remove(&mut self, at: NodeRef) {
         if let Some(kept) = self.nodes.remove(&at) {
-            self.buckets.remove(kept.bucket, at);
+            self.leave(kept.bucket, at);
         }
     }
 
@@ -181,6 +186,23 @@ impl Packer {
     /// All nodes, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, &Node)> {
         self.nodes.iter().map(|(at, kept)| (*at, &kept.node))
+    }
+
+    /// Each node with its bucket, in no order.
+    pub fn buckets_of_nodes(&self) -> impl Iterator<Item = (NodeRef, Arc<Bucket>)> {
+        self.nodes.iter().map(|(at, kept)| (*at, self.buckets.slot(kept.bucket).bucket.clone()))
+    }
+
+    /// The nodes of a pool have so much free together: what asks for more needs no closer look.
+    pub fn may_hold(&self, pool: PoolId, total: &Resources) -> bool {
+        let Some(part) = self.parts.get(&pool) else { return false };
+        let (mut cpu, mut devices) = (0u64, 0u64);
+        for (id, count) in part {
+            let bucket = &self.buckets.slot(*id).bucket;
+            cpu = cpu.saturating_add(bucket.free.cpu_millis.saturating_mul(u64::from(*count)));
+            devices = devices.saturating_add(bucket.device_free().saturating_mul(u64::from(*count)));
+        }
+        total.cpu_millis <= cpu && total.device_millis <= devices
     }
 
     /// Free device thousandths of all nodes.
@@ -318,14 +340,95 @@ impl Packer {
         }
         kept.node.free = kept.node.free.checked_sub(&demand.resources)?;
         kept.bucket = next;
-        self.buckets.remove(old, at);
+        self.leave(old, at);
         self.arrive(next, at);
         Some(shares)
     }
 
+    /// The node of a pool that a task would go to, not counting `avoid`.
+    pub fn best_in(
+        &mut self,
+        pool: PoolId,
+        id: DemandId,
+        avoid: Option<NodeRef>,
+    ) -> Option<(Score, NodeRef)> {
+        let ids: Vec<BucketId> = self.parts.get(&pool)?.keys().copied().collect();
+        self.work += ids.len() as u32;
+        ids.into_iter()
+            .filter_map(|bucket| self.offer_of(pool, id, bucket, avoid))
+            .min()
+            .map(|(score, node, _)| (score, node))
+    }
+
+    /// Places tasks side by side in one pool, all or none: so many of each demand, in this order.
+    pub fn place_in(
+        &mut self,
+        pool: PoolId,
+        tasks: &[(DemandId, u32)],
+        avoid: Option<NodeRef>,
+    ) -> Option<(Vec<Place>, Undo)> {
+        let (mut places, mut undo) = (Vec::new(), Undo::default());
+        for (id, count) in tasks {
+            if self.place_alike(pool, *id, *count, avoid, &mut places, &mut undo).is_none() {
+                self.undo(undo);
+                return None;
+            }
+        }
+        Some((places, undo))
+    }
+
+    fn place_alike(
+        &mut self,
+        pool: PoolId,
+        id: DemandId,
+        count: u32,
+        avoid: Option<NodeRef>,
+        places: &mut Vec<Place>,
+        undo: &mut Undo,
+    ) -> Option<()> {
+        let ids: Vec<BucketId> = self.parts.get(&pool)?.keys().copied().collect();
+        self.work += ids.len() as u32;
+        let offers = ids.into_iter().filter_map(|bucket| self.offer_of(pool, id, bucket, avoid));
+        let mut offers: BinaryHeap<_> = offers.map(Reverse).collect();
+        for _ in 0..count {
+            let Reverse((score, node, bucket)) = offers.pop()?;
+            self.work += 4;
+            places.push(Place { node, devices: self.take(id, node, undo)?, score });
+            let next = self.nodes.get(&node)?.bucket;
+            let changed =
+                [bucket, next].into_iter().filter_map(|bucket| self.offer_of(pool, id, bucket, avoid));
+            let changed: Vec<_> = changed.map(Reverse).collect();
+            // A bucket that was there already gets a second entry: only the first that comes up holds.
+            offers.extend(changed);
+            while let Some(Reverse((_, node, bucket))) = offers.peek()
+                && self.nodes.get(node).is_none_or(|kept| kept.bucket != *bucket)
+            {
+                offers.pop();
+            }
+        }
+        Some(())
+    }
+
+    /// What a bucket offers to a demand in one pool: its lowest node there.
+    fn offer_of(
+        &mut self,
+        pool: PoolId,
+        id: DemandId,
+        bucket: BucketId,
+        avoid: Option<NodeRef>,
+    ) -> Option<(Score, NodeRef, BucketId)> {
+        let Self { rankings, buckets, scorer, .. } = self;
+        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, scorer)?;
+        let all = NodeRef { pool, node: NodeId(0) }..=NodeRef { pool, node: NodeId(u32::MAX) };
+        let mut nodes = buckets.slot(bucket).nodes.range(all);
+        let node = *nodes.find(|node| Some(**node) != avoid)?;
+        Some((score, node, bucket))
+    }
+
     /// Takes back what was placed tentatively.
     pub fn undo(&mut self, undo: Undo) {
-        for (at, free, device_free, old) in undo.0.into_iter().rev() {
+        let forgotten = usize::from(Mutant::ForgetLastUndo.is_on());
+        for (at, free, device_free, old) in undo.0.into_iter().skip(forgotten).rev() {
             let Some(kept) = self.nodes.get_mut(&at) else { continue };
             kept.node.free = free;
             kept.node.device_free = device_free;
@@ -336,7 +439,7 @@ impl Packer {
             if let Some(kept) = self.nodes.get_mut(&at) {
                 kept.bucket = id;
             }
-            self.buckets.remove(came, at);
+            self.leave(came, at);
             self.arrive(id, at);
         }
     }
@@ -350,8 +453,21 @@ impl Packer {
         self.buckets.intern(bucket)
     }
 
+    fn leave(&mut self, id: BucketId, at: NodeRef) {
+        self.buckets.remove(id, at);
+        if let Some(part) = self.parts.get_mut(&at.pool)
+            && let Some(count) = part.get_mut(&id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                part.remove(&id);
+            }
+        }
+    }
+
     fn arrive(&mut self, id: BucketId, at: NodeRef) {
         self.buckets.put(id, at);
+        *self.parts.entry(at.pool).or_default().entry(id).or_default() += 1;
         self.log.push((id, at), self.buckets.live().len().max(LOG_LEN_MIN));
     }
 

@@ -201,6 +201,12 @@ impl Ranking {
         at
     }
 
+    /// How well the demand fits a bucket, found out if need be.
+    pub(super) fn score_of(&mut self, id: BucketId, buckets: &mut Buckets, scorer: &Scorer) -> Option<Score> {
+        let at = self.look(id, buckets, scorer);
+        self.fits.get(at as usize).map(|fit| fit.score)
+    }
+
     /// The fit of a bucket that has been looked at.
     pub(super) fn fit(&self, id: BucketId) -> Option<&Fit> {
         let at = self.at.get(id.0 as usize).copied().filter(|at| *at < UNFIT)?;

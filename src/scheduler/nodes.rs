@@ -1,0 +1,134 @@
+//! The nodes of open pools, as the packer takes them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Scheduler;
+use super::full::Gain;
+use super::packing::demand::NodeClass;
+use super::packing::{Device, Node, Packer};
+use crate::model::id::{NodeRef, PoolId};
+use crate::model::pool::Capabilities;
+use crate::model::region::RegionCode;
+use crate::state::State;
+use crate::state::pool::{Node as StateNode, Pool};
+
+/// What of a pool decides about all of its nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PoolTraits {
+    open: bool,
+    region: RegionCode,
+    capabilities: Capabilities,
+}
+
+impl PoolTraits {
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
+}
+
+/// Pools as last seen.
+pub(super) type Pools = BTreeMap<PoolId, PoolTraits>;
+
+impl Scheduler {
+    /// Takes a pool as the state has it: only an open one has nodes to pack.
+    pub(super) fn fold_pool(&mut self, state: &State, id: PoolId) {
+        let Some(pool) = state.pool(id) else { return };
+        let spec = &pool.spec;
+        let traits =
+            PoolTraits { open: pool.is_open(), region: spec.region, capabilities: spec.capabilities };
+        let old = self.pools.insert(id, traits.clone());
+        if old.as_ref() == Some(&traits) {
+            return;
+        }
+        self.packer.set_pool(id, &pool.spec.name);
+        for node in pool.nodes.values() {
+            let at = NodeRef { pool: id, node: node.id };
+            self.set_node(state, at);
+        }
+        if traits.open && old.is_none_or(|old| !old.open) {
+            self.full.gain(Gain::Pool(id));
+        }
+    }
+
+    /// Takes a node as the state has it; tells whether something may fit it now that didn't before.
+    pub(super) fn set_node(&mut self, state: &State, at: NodeRef) -> bool {
+        let open = state.pool(at.pool).filter(|pool| pool.is_open());
+        let node = state.node(at).filter(|node| node.is_open());
+        let (Some(pool), Some(node)) = (open, node) else {
+            self.packer.remove(at);
+            return false;
+        };
+        let kept = self.packer.node(at).map(|kept| (kept.class.clone(), kept.devices.clone()));
+        let class = kept.as_ref().map(|(class, _)| class).filter(|class| is_class(class, pool, node));
+        let class = class.cloned().unwrap_or_else(|| self.class(pool, node));
+        let same = |devices: &&Arc<[Device]>| devices.iter().copied().eq(devices_of(node));
+        let devices = kept.as_ref().map(|(_, devices)| devices).filter(same).cloned();
+        let device_free = (0..node.spec.devices.len()).map(|index| node.device_free(index)).collect();
+        let devices = devices.unwrap_or_else(|| devices_of(node).collect());
+        self.packer.set(at, Node { class, free: node.free(), devices, device_free })
+    }
+
+    fn class(&mut self, pool: &Pool, node: &StateNode) -> Arc<NodeClass> {
+        let class = class_of(pool, node);
+        if let Some(kept) = self.node_classes.get(&class) {
+            return kept.clone();
+        }
+        // Labels that change all the time must not fill the memory.
+        if self.node_classes.len() >= CLASSES_MAX {
+            self.node_classes.clear();
+        }
+        let class = Arc::new(class);
+        self.node_classes.insert(class.clone());
+        class
+    }
+}
+
+/// Node classes remembered, so that alike ones are one: more than any cluster has.
+const CLASSES_MAX: usize = 65_536;
+
+/// A node's class.
+pub(super) fn class_of(pool: &Pool, node: &StateNode) -> NodeClass {
+    NodeClass {
+        region: pool.spec.region,
+        capabilities: pool.spec.capabilities,
+        labels: node.spec.labels.clone(),
+        taints: node.spec.taints.clone(),
+    }
+}
+
+fn is_class(class: &NodeClass, pool: &Pool, node: &StateNode) -> bool {
+    class.region == pool.spec.region
+        && class.capabilities == pool.spec.capabilities
+        && class.labels == node.spec.labels
+        && class.taints == node.spec.taints
+}
+
+fn devices_of(node: &StateNode) -> impl Iterator<Item = Device> + '_ {
+    let models = node.models.iter();
+    models
+        .zip(&node.spec.devices)
+        .map(|(model, device)| Device { model: *model, topology_group: device.topology_group })
+}
+
+/// A packer of one pool's nodes as they would be if all were `empty` and took work, or of those that do
+/// as they are: to try placements that are never made.
+pub(super) fn sketch(pool: &Pool, empty: bool) -> Packer {
+    let mut packer = Packer::new(super::packing::policy::Scorer::BestFit);
+    packer.set_pool(pool.id, &pool.spec.name);
+    for node in pool.nodes.values().filter(|node| if empty { !node.gone } else { node.is_open() }) {
+        let device = |at: usize| match (empty, node.spec.devices[at].healthy) {
+            (false, _) => node.device_free(at),
+            (true, true) => node.spec.devices[at].millis,
+            (true, false) => 0,
+        };
+        let sketched = Node {
+            class: Arc::new(class_of(pool, node)),
+            free: if empty { node.spec.allocatable.clone() } else { node.free() },
+            devices: devices_of(node).collect(),
+            device_free: (0..node.spec.devices.len()).map(device).collect(),
+        };
+        packer.set(NodeRef { pool: pool.id, node: node.id }, sketched);
+    }
+    packer
+}
