@@ -20,6 +20,9 @@ impl Broker {
             let mut applied = Applied::default();
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
+            if let Event::JobSubmitted { job, .. } = &record.event {
+                self.scheduler.arrive(&self.state, *job);
+            }
             self.route(&record);
             self.note(revision, applied);
             self.pending.push(record);
@@ -39,7 +42,7 @@ impl Broker {
                 Change::Job(_) | Change::Pool(_) | Change::Queue(_) | Change::Node(_) => {
                     self.pending_changes.push((revision, change));
                 }
-                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) => {}
+                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) | Change::Lesson => {}
             }
         }
     }

@@ -16,6 +16,7 @@ mod turn;
 pub use query::{Answer, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use session::Session;
 
@@ -332,6 +333,10 @@ impl Broker {
     fn schedule(&mut self) -> bool {
         if !self.scheduler.has_work() || self.is_awaiting() {
             return false;
+        }
+        if let Some(lesson) = self.scheduler.lesson(&self.state) {
+            let _ = self.command(Principal::System, Command::Learn { lesson: Arc::new(lesson) });
+            return true;
         }
         let mut plan = self.scheduler.plan(&self.state, self.budget);
         let starts = std::mem::take(&mut plan.starts);

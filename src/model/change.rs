@@ -18,6 +18,8 @@ pub enum Change {
     UsageFell(QueueId),
     /// A class gained or lost waiting units.
     Class(ClassKey),
+    /// What is expected to come.
+    Lesson,
     /// A line of this class may take one more: units may wait behind running ones of their kind.
     Line(ClassKey),
 }

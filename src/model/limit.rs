@@ -66,6 +66,8 @@ pub const GRACE_MS_MAX: u64 = 3_600 * 1_000;
 pub const DEPENDENCIES_MAX: usize = 64;
 /// Bytes of a request token.
 pub const TOKEN_LEN_MAX: usize = 128;
+/// Kinds of tasks in one lesson: what matters of any mix.
+pub const LESSON_KINDS_MAX: usize = 256;
 /// How long a request token is remembered at the least, in milliseconds: clients repeat within seconds.
 /// A broker that starts, or wakes, remembers all that it has for as long again.
 pub const TOKEN_RETENTION_MS: u64 = 15 * 60 * 1_000;

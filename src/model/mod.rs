@@ -4,6 +4,7 @@
 
 pub mod attempt;
 pub mod change;
+pub mod demand;
 pub mod device;
 pub mod exchange;
 pub mod id;

@@ -29,18 +29,19 @@ pub struct Start {
 /// The placement policy and its version: the same version gives the same plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Least free capacity left, devices first.
-    BestFit,
+    /// Least stranded for what overflows, as far as that is known; before that, least free capacity
+    /// left.
+    Overflow,
 }
 
 impl Policy {
     /// Raised with every change that could alter a plan.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
 
     /// The policy's name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::BestFit => "best-fit",
+            Self::Overflow => "overflow",
         }
     }
 }

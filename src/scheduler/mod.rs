@@ -22,8 +22,10 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
+use crate::model::demand::{Demand, Lesson, NodeClass};
 use full::{Full, Gain};
-use packing::demand::{Demand, NodeClass};
+use packing::mix::Mix;
+use packing::overflow::Overflow;
 use packing::policy::Scorer;
 use packing::{DemandId, Packer, Place, Undo};
 
@@ -60,6 +62,7 @@ pub struct Scheduler {
     packer: Packer,
     pools: nodes::Pools,
     node_classes: FxHashSet<Arc<NodeClass>>,
+    mix: Mix,
     shapes: BTreeMap<ShapeId, ShapeIndex>,
     /// Classes that may have a place, in the order they are to be tried.
     runnable: BTreeSet<RunKey>,
@@ -93,11 +96,20 @@ struct ShapeIndex {
 /// Shapes kept without waiting units before they are dropped.
 const IDLE_SHAPES_MAX: usize = 4_096;
 
+/// Seed of what the policy draws: nothing depends on which it is, and plans must not differ.
+const SEED: u64 = 0;
+
+fn scorer(lesson: &Lesson) -> Scorer {
+    // Until something is known of what comes.
+    if lesson.kinds.is_empty() { Scorer::BestFit } else { Scorer::Overflow(Overflow::of(lesson, SEED)) }
+}
+
 impl Scheduler {
     /// Builds the indexes of a state anew.
     pub fn rebuild(state: &State) -> Self {
         let mut scheduler = Self {
-            packer: Packer::new(Scorer::BestFit),
+            packer: Packer::new(scorer(state.lesson())),
+            mix: Mix::resume(state.lesson()),
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
             shapes: BTreeMap::new(),
@@ -137,6 +149,7 @@ impl Scheduler {
                         self.fold_class(state, *class);
                     }
                 }
+                Change::Lesson => self.packer.set_scorer(scorer(state.lesson())),
                 Change::Job(_) => {}
             }
         }
@@ -146,6 +159,29 @@ impl Scheduler {
     pub fn same_nodes(&self, other: &Self) -> bool {
         let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.packer.buckets_of_nodes().collect() };
         self.pools == other.pools && nodes(self) == nodes(other)
+    }
+
+    /// Counts a job that has just come.
+    pub fn arrive(&mut self, state: &State, id: JobId) {
+        let Some(job) = state.job(id) else { return };
+        let Some(entry) = state.spec(job.spec) else { return };
+        for (shape, progress) in entry.shapes.iter().zip(&job.groups) {
+            let Some(index) = self.shape_index(state, *shape) else { continue };
+            let demands = index.demands.clone();
+            let units = u64::from(progress.waiting.len());
+            for (demand, count) in demands {
+                self.mix.arrive(&demand, u64::from(count).saturating_mul(units));
+            }
+        }
+    }
+
+    /// What is to be learned from the tasks that have come, if enough have since the last time.
+    pub fn lesson(&mut self, state: &State) -> Option<Lesson> {
+        if !self.mix.is_lesson_due() {
+            return None;
+        }
+        let empty: Vec<_> = nodes::sample(state).collect();
+        Some(self.mix.learn(empty.iter(), SEED))
     }
 
     /// There is something to plan.
@@ -203,8 +239,9 @@ impl Scheduler {
             Entry::Occupied(kept) => Some(kept.into_mut()),
             Entry::Vacant(place) => {
                 let shape = state.shape(id)?.clone();
-                let demand =
-                    |(request, count): &(_, u32)| (Arc::new(Demand::new(state, request, &shape)), *count);
+                let demand = |(request, count): &(_, u32)| {
+                    (Arc::new(nodes::demand_of(state, request, &shape)), *count)
+                };
                 let demands: Vec<_> = shape.tasks.iter().map(demand).collect();
                 let ids = vec![None; demands.len()];
                 Some(place.insert(ShapeIndex { shape, demands, ids }))
@@ -223,7 +260,7 @@ impl Scheduler {
         }
         Plan {
             based_on: state.revision(),
-            policy: Policy::BestFit,
+            policy: Policy::Overflow,
             budget: budget.starts,
             cursor: round.classes,
             starts: round.starts,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use super::full::Gain;
-use super::packing::demand::NodeClass;
 use super::packing::{Device, Node, Packer};
+use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::pool::Capabilities;
 use crate::model::region::RegionCode;
+use crate::model::shape::Shape;
+use crate::model::spec::TaskRequest;
 use crate::state::State;
 use crate::state::pool::{Node as StateNode, Pool};
 
@@ -84,6 +86,18 @@ impl Scheduler {
     }
 }
 
+/// What a task of a shape asks for, in the catalogue's numbers.
+pub(super) fn demand_of(state: &State, request: &TaskRequest, shape: &Shape) -> Demand {
+    let devices = request.devices.as_ref().map(|asked| {
+        let mut models: Vec<_> = asked.models.iter().filter_map(|name| state.model_named(name)).collect();
+        models.sort_unstable();
+        let models = (!asked.models.is_empty()).then_some(models);
+        DeviceDemand { models, amount: asked.amount }
+    });
+    let (constraints, needs) = (shape.constraints.clone(), shape.needs);
+    Demand { resources: request.resources.clone(), devices, constraints, needs }
+}
+
 /// Node classes remembered, so that alike ones are one: more than any cluster has.
 const CLASSES_MAX: usize = 65_536;
 
@@ -110,6 +124,28 @@ fn devices_of(node: &StateNode) -> impl Iterator<Item = Device> + '_ {
         .zip(&node.spec.devices)
         .map(|(model, device)| Device { model: *model, topology_group: device.topology_group })
 }
+
+/// Nodes of open pools as they would be if they were empty, some of each pool.
+pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
+    let pools = || state.pools().filter(|pool| pool.is_open());
+    let nodes: usize = pools().map(|pool| pool.nodes.len()).sum();
+    let step = (nodes / SAMPLE_MAX).max(1);
+    let all = pools().flat_map(|pool| pool.nodes.values().map(move |node| (pool, node)));
+    all.filter(|(_, node)| node.is_open()).step_by(step).map(|(pool, node)| Node {
+        class: Arc::new(class_of(pool, node)),
+        free: node.spec.allocatable.clone(),
+        devices: devices_of(node).collect(),
+        device_free: node
+            .spec
+            .devices
+            .iter()
+            .map(|device| device.millis * u32::from(device.healthy))
+            .collect(),
+    })
+}
+
+/// Nodes looked at to learn from: a few times as many as the policy plays on.
+const SAMPLE_MAX: usize = 1_024;
 
 /// A packer of one pool's nodes as they would be if all were `empty` and took work, or of those that do
 /// as they are: to try placements that are never made.

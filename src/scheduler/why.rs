@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, sketch};
+use super::nodes::{class_of, demand_of, sketch};
 use super::packing::Packer;
-use super::packing::demand::Demand;
+use crate::model::demand::Demand;
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
@@ -81,7 +81,7 @@ fn pool_reason(state: &State, packer: &Packer, pool: &Pool, shape: &Shape) -> Po
         return reason;
     }
     for (request, count) in &shape.tasks {
-        let demand = Demand::new(state, request, shape);
+        let demand = demand_of(state, request, shape);
         let models = request.devices.as_ref().map(|devices| devices.models.clone()).unwrap_or_default();
         if let Some(reason) = never(pool, &demand, models, *count, shape) {
             return reason;
@@ -95,7 +95,7 @@ fn pool_reason(state: &State, packer: &Packer, pool: &Pool, shape: &Shape) -> Po
         return reason;
     }
     for (request, count) in &shape.tasks {
-        let demand = Demand::new(state, request, shape);
+        let demand = demand_of(state, request, shape);
         if let Some(reason) = full(packer, pool, &demand, *count) {
             return reason;
         }
@@ -127,7 +127,7 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
     let mut packer = sketch(pool, empty);
     let mut found = Resources::default();
     for (request, count) in &shape.tasks {
-        let demand = Arc::new(Demand::new(state, request, shape));
+        let demand = Arc::new(demand_of(state, request, shape));
         for _ in 0..*count {
             if packer.place(&demand).is_none() {
                 let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };

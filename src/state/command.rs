@@ -1,8 +1,11 @@
 //! Commands: what someone wants to happen. `decide` turns each into events or a rejection.
 
+use std::sync::Arc;
+
 use super::job::{Closing, Principal};
 use super::token::RequestToken;
 use crate::model::attempt::AttemptReport;
+use crate::model::demand::Lesson;
 use crate::model::exchange::{Hello, Inventory};
 use crate::model::id::{
     AttemptId, Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
@@ -115,6 +118,10 @@ pub enum Command {
     /// One decision of a plan, re-checked here.
     Start {
         start: Start,
+    },
+    /// Takes in what the scheduler has learned.
+    Learn {
+        lesson: Arc<Lesson>,
     },
     Chore(Chore),
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::job::{Closing, JobEnd, Principal};
 use super::token::{TokenEntry, TokenKey};
 use crate::model::attempt::{Outcome, Placement, StopReason};
+use crate::model::demand::Lesson;
 use crate::model::device::DeviceModel;
 use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision, SpecId, Term,
@@ -70,11 +71,12 @@ pub enum Event {
     ReservationEnded { reservation: ReservationId },
     KeyDrawn { key: JournalKey },
     TurnBegan { turn: u64 },
+    LessonLearned { lesson: Arc<Lesson> },
 }
 
 impl Event {
     /// Names of every kind, in the order of [`Event::kind`].
-    pub const KINDS: [&'static str; 37] = [
+    pub const KINDS: [&'static str; 38] = [
         "JournalCreated",
         "TermStarted",
         "SettingsChanged",
@@ -112,6 +114,7 @@ impl Event {
         "ReservationEnded",
         "KeyDrawn",
         "TurnBegan",
+        "LessonLearned",
     ];
 
     /// The kind's place in [`Event::KINDS`].
@@ -154,6 +157,7 @@ impl Event {
             Self::ReservationEnded { .. } => 34,
             Self::KeyDrawn { .. } => 35,
             Self::TurnBegan { .. } => 36,
+            Self::LessonLearned { .. } => 37,
         }
     }
 }

@@ -176,6 +176,7 @@ impl State {
             journal: self.journal,
             key: self.key,
             turns: self.turns.clone(),
+            lesson: self.lesson.clone(),
             term: self.term,
             revision: self.revision,
             now: self.now,

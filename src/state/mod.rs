@@ -36,6 +36,7 @@ use pool::{Node, Pool};
 use snapshot::{Key, Snapshotter};
 use token::Tokens;
 
+use crate::model::demand::Lesson;
 use crate::model::device::{DeviceModel, DeviceModelId};
 use crate::model::id::{
     AttemptId, JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
@@ -58,6 +59,8 @@ pub struct State {
     key: Option<JournalKey>,
     /// The latest turns with the revisions that began them.
     turns: VecDeque<(u64, Revision)>,
+    /// The latest, empty at first.
+    lesson: Arc<Lesson>,
     term: Term,
     revision: Revision,
     now: Timestamp,
@@ -441,6 +444,11 @@ impl State {
     /// The unit group that a unit of a live job belongs to; 0 if the job is not live.
     pub fn group_of(&self, unit: UnitId) -> usize {
         self.unit_group(unit)
+    }
+
+    /// What has been learned of the tasks that come.
+    pub fn lesson(&self) -> &Lesson {
+        &self.lesson
     }
 
     /// When the next timer falls due.

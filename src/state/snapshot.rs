@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use super::class::ShapeDigest;
 use super::job::Job;
@@ -14,6 +15,7 @@ use super::live::Attempt;
 use super::pool::{Node, Pool, Trouble};
 use super::token::{TokenEntry, TokenKey};
 use super::{Queue, State};
+use crate::model::demand::Lesson;
 use crate::model::device::DeviceModel;
 use crate::model::id::{
     JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, SpecId, Term, UnitId,
@@ -106,6 +108,7 @@ pub enum Object {
         turn: u64,
         begun: Revision,
     },
+    Lesson(Arc<Lesson>),
 }
 
 /// What there is only one of.
@@ -167,6 +170,7 @@ impl State {
         pending.push(Object::Next { reservation: self.next_reservation });
         pending.extend(self.key.map(Object::Key));
         pending.extend(self.turns.iter().map(|(turn, begun)| Object::Turn { turn: *turn, begun: *begun }));
+        pending.push(Object::Lesson(self.lesson.clone()));
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -251,6 +255,7 @@ impl State {
                 Object::Next { reservation } => state.next_reservation = reservation,
                 Object::Key(key) => state.key = Some(key),
                 Object::Turn { turn, begun } => state.turns.push_back((turn, begun)),
+                Object::Lesson(lesson) => state.lesson = lesson,
             }
         }
         for (pool, node) in nodes {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
+use weir::model::demand::{Demand, DeviceDemand, NodeClass};
 use weir::model::device::{DeviceAmount, DeviceModelId};
 use weir::model::id::{NodeId, NodeRef, PoolId};
 use weir::model::limit::DEVICE_MILLIS;
@@ -12,10 +13,9 @@ use weir::model::pool::NodeSpec;
 use weir::model::resource::Resources;
 use weir::model::shape::Needs;
 use weir::model::spec::Constraints;
-use weir::scheduler::packing::demand::{Demand, DeviceDemand, NodeClass};
 use weir::scheduler::packing::fgd::Fgd;
 use weir::scheduler::packing::mix::Mix;
-use weir::scheduler::packing::overflow::{Overflow, overflow_of};
+use weir::scheduler::packing::overflow::Overflow;
 use weir::scheduler::packing::policy::Scorer;
 use weir::scheduler::packing::random::Random;
 use weir::scheduler::packing::{DemandId, Device, Node, Packer, Undo};
@@ -217,7 +217,8 @@ impl<'a> Player<'a> {
             PolicyName::Fgd => {
                 Scorer::Fgd(Fgd::new(cluster.mix().iter().map(|(demand, count)| (&**demand, *count))))
             }
-            PolicyName::Overflow | PolicyName::Default => Scorer::Overflow(Overflow::none()),
+            // Until something is known of what comes.
+            PolicyName::Overflow | PolicyName::Default => Scorer::BestFit,
         };
         let learns = matches!(policy, PolicyName::Overflow | PolicyName::Default);
         let mut packer = Packer::new(scorer);
@@ -231,10 +232,10 @@ impl<'a> Player<'a> {
     /// A task arrives: learns from it, if the policy does.
     pub(crate) fn arrive(&mut self, demand: usize) {
         let Some(mix) = &mut self.mix else { return };
-        if mix.arrive(&self.cluster.demands[demand]) {
-            let overflow = overflow_of(&self.cluster.nodes, &mix.weights(), self.policy_seed);
-            let overflow = overflow.iter().map(|(demand, count)| (&**demand, *count));
-            self.packer.set_scorer(Scorer::Overflow(Overflow::new(overflow, self.policy_seed)));
+        mix.arrive(&self.cluster.demands[demand], 1);
+        if mix.is_lesson_due() {
+            let lesson = mix.learn(self.cluster.nodes.iter(), self.policy_seed);
+            self.packer.set_scorer(Scorer::Overflow(Overflow::of(&lesson, self.policy_seed)));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::demand::{Demand, DeviceDemand, NodeClass};
+use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::resource::Resources;

@@ -7,7 +7,7 @@
 //! points from 0 to 100; and of the nodes with equal points the first is taken.
 
 use super::bucket::Bucket;
-use super::demand::Demand;
+use crate::model::demand::Demand;
 use crate::model::device::DeviceAmount;
 use crate::model::limit::DEVICE_MILLIS;
 

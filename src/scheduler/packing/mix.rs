@@ -1,9 +1,13 @@
 //! The mix of demands that is expected, learned from what arrives.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::demand::Demand;
+use super::Node;
+use super::overflow::overflow_of;
+use crate::model::demand::{Demand, Expected, Lesson};
+use crate::model::limit::LESSON_KINDS_MAX;
 
 /// Arrivals after which the weight of all before is halved: the mix of some thousand tasks is known
 /// well, and a shift is followed within as many.
@@ -25,31 +29,56 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Counts an arrival; tells whether enough has arrived since the last time to learn from it: after
-    /// a hundred, then whenever there are three times as many, in the end as often as weights are halved.
-    pub fn arrive(&mut self, demand: &Arc<Demand>) -> bool {
-        self.arrivals += 1;
+    /// Goes on from what was learned.
+    pub fn resume(lesson: &Lesson) -> Self {
+        let kinds = lesson.kinds.iter().filter(|kind| kind.weight > 0);
+        let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
+        Self { weights, arrivals: lesson.arrivals, lesson_at: next_lesson(lesson.arrivals) }
+    }
+
+    /// Counts tasks that have come.
+    pub fn arrive(&mut self, demand: &Arc<Demand>, count: u64) {
+        let halvings = (self.arrivals + count) / HALVED_EVERY - self.arrivals / HALVED_EVERY;
+        self.arrivals += count;
         let known = self.weights.len();
+        let weight = WEIGHT * count.min(HALVED_EVERY);
         match self.weights.get_mut(demand) {
-            Some(weight) => *weight += WEIGHT,
+            Some(sum) => *sum = sum.saturating_add(weight),
             None if known < KINDS_MAX => {
-                self.weights.insert(demand.clone(), WEIGHT);
+                self.weights.insert(demand.clone(), weight);
             }
             None => {}
         }
-        if self.arrivals.is_multiple_of(HALVED_EVERY) {
-            self.weights.values_mut().for_each(|weight| *weight /= 2);
+        if halvings > 0 {
+            self.weights.values_mut().for_each(|weight| *weight >>= halvings.min(63));
             self.weights.retain(|_, weight| *weight > 0);
         }
-        let due = self.arrivals >= self.lesson_at.max(FIRST);
-        if due {
-            self.lesson_at = self.arrivals + (2 * self.arrivals).min(HALVED_EVERY);
-        }
-        due
     }
 
-    /// What has arrived, with its weight.
-    pub fn weights(&self) -> Vec<(Arc<Demand>, u64)> {
-        self.weights.iter().map(|(demand, weight)| (demand.clone(), *weight)).collect()
+    /// Enough has come since the last time to learn from it: after a hundred tasks, then whenever
+    /// there are three times as many, in the end as often as weights are halved.
+    pub fn is_lesson_due(&self) -> bool {
+        self.arrivals >= self.lesson_at.max(FIRST)
     }
+
+    /// Learns what overflows from nodes like these, when empty.
+    pub fn learn<'a>(&mut self, nodes: impl ExactSizeIterator<Item = &'a Node>, seed: u64) -> Lesson {
+        self.lesson_at = next_lesson(self.arrivals);
+        let mut kinds: Vec<_> = self.weights.iter().collect();
+        kinds.sort_by_key(|(demand, weight)| {
+            (Reverse(weight.saturating_mul(demand.device_millis() + 1)), (*demand).clone())
+        });
+        kinds.truncate(LESSON_KINDS_MAX);
+        let mix: Vec<_> = kinds.into_iter().map(|(demand, weight)| (demand.clone(), *weight)).collect();
+        let overflow = overflow_of(nodes, &mix, seed);
+        let expected = |(demand, weight): (Arc<Demand>, u64)| {
+            let overflow = overflow.get(&demand).copied().unwrap_or_default();
+            Expected { demand, weight, overflow }
+        };
+        Lesson { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() }
+    }
+}
+
+fn next_lesson(arrivals: u64) -> u64 {
+    arrivals + (2 * arrivals).min(HALVED_EVERY)
 }

@@ -14,7 +14,6 @@
 
 pub mod bucket;
 mod buckets;
-pub mod demand;
 pub mod fgd;
 pub mod mix;
 pub mod overflow;
@@ -30,9 +29,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use crate::model::demand::{Demand, NodeClass};
 use bucket::{Bucket, DeviceChoice, DeviceRoom};
 use buckets::{BucketId, Buckets, Slot};
-use demand::{Demand, NodeClass};
 use policy::{Score, Scorer};
 use random::Random;
 use ranking::{Filter, Log, Ranking};

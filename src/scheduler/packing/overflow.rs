@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::bucket::{Bucket, DeviceRoom};
-use super::demand::{Demand, DeviceDemand};
 use super::random::Random;
 use super::{Node, Packer, policy::Scorer};
+use crate::model::demand::{Demand, DeviceDemand, Lesson};
 use crate::model::device::DeviceAmount;
-use crate::model::id::NodeRef;
+use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
 /// Streams that a node is filled with. Eight or more do equally well; fewer depend on luck.
@@ -67,6 +67,11 @@ impl Overflow {
     /// Nothing is known: every placement costs the same.
     pub fn none() -> Self {
         Self::new([], 0)
+    }
+
+    /// What a lesson tells to expect.
+    pub fn of(lesson: &Lesson, seed: u64) -> Self {
+        Self::new(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.overflow)), seed)
     }
 
     /// Draws streams from an overflow, as often as its weights say.
@@ -326,14 +331,17 @@ impl Draw {
     }
 }
 
-/// Plays a mix of demands on a sample of empty nodes, by best fit, and returns what was turned away
-/// once its kind had to be: each demand with the number of its tasks.
-pub fn overflow_of(nodes: &[Node], mix: &[(Arc<Demand>, u64)], seed: u64) -> Vec<(Arc<Demand>, u64)> {
+/// Plays a mix of demands on a sample of nodes, when empty, by best fit; returns how many tasks of
+/// each demand were turned away.
+pub fn overflow_of<'a>(
+    nodes: impl ExactSizeIterator<Item = &'a Node>,
+    mix: &[(Arc<Demand>, u64)],
+    seed: u64,
+) -> BTreeMap<Arc<Demand>, u64> {
     let step = nodes.len().div_ceil(SAMPLE_MAX).max(1);
     let mut packer = Packer::new(Scorer::BestFit);
-    for (index, node) in nodes.iter().step_by(step).enumerate() {
-        let at = NodeRef { pool: Default::default(), node: crate::model::id::NodeId(index as u32) };
-        packer.set(at, node.clone());
+    for (index, node) in nodes.step_by(step).enumerate() {
+        packer.set(NodeRef { pool: PoolId(0), node: NodeId(index as u32) }, node.clone());
     }
     // Where there are no devices, CPU is what overflows.
     let capacity = packer.device_free();
@@ -341,20 +349,20 @@ pub fn overflow_of(nodes: &[Node], mix: &[(Arc<Demand>, u64)], seed: u64) -> Vec
     let cpu = || packer.nodes().map(|(_, node)| node.free.cpu_millis).sum();
     let offered = if of_cpu { cpu() } else { capacity } / 100 * OFFERED_PERCENT;
     let draw = Draw::new(mix.iter().map(|(_, weight)| *weight));
+    let mut overflow = BTreeMap::new();
     if draw.total == 0 {
-        return Vec::new();
+        return overflow;
     }
     let mut random = Random::new(seed);
-    let mut overflow = BTreeMap::<usize, u64>::new();
     let (mut asked, mut draws) = (0, 0);
     while asked < offered && draws < DRAWS_MAX {
         draws += 1;
-        let kind = draw.next(&mut random);
-        let demand = &mix[kind].0;
+        let demand = &mix[draw.next(&mut random)].0;
         asked += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
-        if overflow.contains_key(&kind) || packer.place(demand).is_none() {
-            *overflow.entry(kind).or_default() += 1;
+        // Nothing departs: who found no room once never will.
+        if overflow.contains_key(demand) || packer.place(demand).is_none() {
+            *overflow.entry(demand.clone()).or_default() += 1;
         }
     }
-    overflow.into_iter().map(|(kind, count)| (mix[kind].0.clone(), count)).collect()
+    overflow
 }

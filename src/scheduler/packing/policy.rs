@@ -2,9 +2,9 @@
 
 use super::bucket::{Bucket, DeviceChoice};
 use super::buckets::{BucketId, Buckets, Known};
-use super::demand::Demand;
 use super::fgd::Fgd;
 use super::overflow::Overflow;
+use crate::model::demand::Demand;
 use crate::model::device::DeviceAmount;
 use crate::model::resource::Resources;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::bucket::DeviceChoice;
 use super::buckets::{BucketId, Buckets, Known};
-use super::demand::Demand;
 use super::policy::{Score, Scorer};
+use crate::model::demand::Demand;
 use crate::model::id::NodeRef;
 
 /// Marks a bucket that has not been looked at.

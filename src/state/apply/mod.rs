@@ -101,6 +101,10 @@ impl State {
                 }
                 self.turns.push_back((*turn, self.revision));
             }
+            Event::LessonLearned { lesson } => {
+                self.lesson = lesson.clone();
+                out.changes.push(Change::Lesson);
+            }
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
                 self.regions.extend(regions.iter().map(|region| (region.code, region.clone())));

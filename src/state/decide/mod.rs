@@ -14,7 +14,7 @@ use super::event::Event;
 use super::rejection::Rejection;
 use super::token::{TokenEntry, TokenReply};
 use crate::model::id::{Epoch, JobId, NodeId, PoolId, Revision, UnitId};
-use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::limit::{LESSON_KINDS_MAX, TOKEN_RETENTION_MS};
 use crate::model::mutant::Mutant;
 use crate::model::time::Timestamp;
 
@@ -92,6 +92,12 @@ impl State {
     fn decide_command(&self, now: Timestamp, command: &Command) -> Result<Decision, Rejection> {
         match command {
             Command::StartTerm { journal, key, turn, term } => self.decide_term(*journal, *key, *turn, *term),
+            Command::Learn { lesson } if lesson.kinds.len() > LESSON_KINDS_MAX => {
+                Err(Rejection::LimitReached { what: "kinds of tasks in a lesson", max: LESSON_KINDS_MAX })
+            }
+            Command::Learn { lesson } => {
+                Ok(Decision::done(vec![Event::LessonLearned { lesson: lesson.clone() }]))
+            }
             Command::Submit { jobs } => self.decide_submit(jobs),
             Command::Cancel { jobs } => self.decide_cancel(jobs),
             Command::CreateQueue { spec } => self.decide_create_queue(spec),

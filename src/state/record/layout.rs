@@ -2,7 +2,8 @@
 
 use super::codec::{Corrupt, Input, Record, record_enum, record_newtype, record_struct};
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
-use crate::model::device::{DeviceAmount, DeviceModel, DeviceShare};
+use crate::model::demand::{Demand, DeviceDemand, Expected, Lesson};
+use crate::model::device::{DeviceAmount, DeviceModel, DeviceModelId, DeviceShare};
 use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId,
     Term, UnitId,
@@ -46,7 +47,8 @@ record_newtype!(
     TokenKey,
     ShapeDigest,
     ReservationId,
-    JournalKey
+    JournalKey,
+    DeviceModelId
 );
 
 impl Record for JournalId {
@@ -165,6 +167,10 @@ record_enum!(OutcomeKind {
     8 => Drained, 9 => NodeLost, 10 => Vanished, 11 => LeaseEnded, 12 => Abandoned,
     13 => NotStarted,
 });
+record_struct!(DeviceDemand { models, amount });
+record_struct!(Demand { resources, devices, constraints, needs });
+record_struct!(Expected { demand, weight, overflow });
+record_struct!(Lesson { arrivals, kinds });
 record_struct!(Outcome { kind, exit_code, signal, message });
 record_struct!(Placement { group, task, node, devices });
 
@@ -251,6 +257,7 @@ record_enum!(Event {
     35 => ReservationEnded { reservation },
     36 => KeyDrawn { key },
     37 => TurnBegan { turn },
+    38 => LessonLearned { lesson },
 });
 
 record_struct!(Head {
@@ -270,6 +277,7 @@ record_enum!(Object {
     7 => Node(pool, node), 8 => Token(key, entry), 9 => Pace(shape, micros),
     10 => Trouble(node, trouble), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
     14 => Next { reservation }, 15 => Key(key), 16 => Turn { turn, begun },
+    17 => Lesson(lesson),
 });
 record_enum!(ArchiveRow { 1 => Job(job), 2 => Attempt(attempt) });
 record_struct!(FinishedJob { job, queue, spec, end, ended_at, revision });

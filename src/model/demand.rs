@@ -1,12 +1,11 @@
-//! What tasks ask for, and which pools and nodes would have them at all.
+//! What tasks ask for, which pools and nodes would have them at all, and what is expected to come.
 
-use crate::model::device::{DeviceAmount, DeviceModelId};
-use crate::model::pool::Capabilities;
-use crate::model::region::RegionCode;
-use crate::model::resource::Resources;
-use crate::model::shape::{Needs, Shape};
-use crate::model::spec::{Constraints, Labels, Taint, TaskRequest};
-use crate::state::State;
+use super::device::{DeviceAmount, DeviceModelId};
+use super::pool::Capabilities;
+use super::region::RegionCode;
+use super::resource::Resources;
+use super::shape::Needs;
+use super::spec::{Constraints, Labels, Taint};
 
 /// What one task asks of a node. Tasks of one demand are alike to the packer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,18 +33,6 @@ impl DeviceDemand {
 }
 
 impl Demand {
-    /// What a task of a shape asks for, in a broker's catalogue numbers.
-    pub fn new(state: &State, request: &TaskRequest, shape: &Shape) -> Self {
-        let devices = request.devices.as_ref().map(|asked| {
-            let mut models: Vec<_> = asked.models.iter().filter_map(|name| state.model_named(name)).collect();
-            models.sort_unstable();
-            let models = (!asked.models.is_empty()).then_some(models);
-            DeviceDemand { models, amount: asked.amount }
-        });
-        let (constraints, needs) = (shape.constraints.clone(), shape.needs);
-        Self { resources: request.resources.clone(), devices, constraints, needs }
-    }
-
     /// Device thousandths asked for.
     pub fn device_millis(&self) -> u64 {
         self.devices.as_ref().map_or(0, |devices| devices.amount.millis())
@@ -86,4 +73,23 @@ pub struct NodeClass {
     pub capabilities: Capabilities,
     pub labels: Labels,
     pub taints: Vec<Taint>,
+}
+
+/// What has been learned of the tasks that come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lesson {
+    /// Tasks that had come by then.
+    pub arrivals: u64,
+    /// By demand.
+    pub kinds: Vec<Expected>,
+}
+
+/// A kind of task that comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    pub demand: std::sync::Arc<Demand>,
+    /// How often, next to the others.
+    pub weight: u64,
+    /// How often it finds no room once the cluster is full, next to the others.
+    pub overflow: u64,
 }
