@@ -146,6 +146,8 @@ pub struct Broker {
     speakers: BTreeMap<PoolId, SessionId>,
     heard: BTreeMap<PoolId, Timestamp>,
     silence: BTreeSet<(Timestamp, PoolId)>,
+    /// No lease has surely ended before, whatever the state says of its pool.
+    leases_kept: Timestamp,
     /// Sessions whose full set of orders isn't all sent.
     syncing: BTreeSet<SessionId>,
     pending: Vec<EventRecord>,
@@ -188,6 +190,7 @@ impl Broker {
             speakers: BTreeMap::new(),
             heard: BTreeMap::new(),
             silence: BTreeSet::new(),
+            leases_kept: Timestamp::NEVER,
             syncing: BTreeSet::new(),
             pending: Vec::new(),
             pending_archive: Vec::new(),

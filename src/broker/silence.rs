@@ -19,6 +19,7 @@ impl Broker {
         let pools: Vec<PoolId> = self.state.pools().map(|pool| pool.id).collect();
         self.silence.clear();
         self.heard.clear();
+        self.leases_kept = self.now.plus_ms(self.state.settings().lost_ms);
         for pool in pools {
             self.note_heard(pool);
         }
@@ -73,8 +74,13 @@ impl Broker {
         }
     }
 
-    /// Too many pools are silent at once.
+    /// No lease is ended: too many pools are silent at once, or we have not listened for long enough
+    /// ourselves. A pool that was lost before our turn may have been served since, by a broker on an
+    /// older copy of the journal.
     pub(super) fn brake(&self) -> bool {
+        if self.now < self.leases_kept {
+            return true;
+        }
         let pools = self.state.pools();
         let (silent, all) = pools
             .fold((0, 0), |(silent, all), pool| (silent + usize::from(pool.reach != Reach::Ready), all + 1));
