@@ -3,7 +3,7 @@
 //! `plan` takes waiting classes by priority, then submission, and places their units by packing.
 //! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
 //! `nodes` tells it of the state's nodes, `full` keeps who waits for capacity, `line` who waits behind
-//! a running one, and `why` explains.
+//! a running one, `window` chooses who goes next, and `why` explains.
 
 mod full;
 mod line;
@@ -12,8 +12,10 @@ pub mod packing;
 #[cfg(test)]
 mod tests;
 mod why;
+mod window;
 
 pub use why::{PoolWhy, Why};
+pub use window::{PASSES_AGE_MS_MAX, PASSES_MAX};
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
@@ -255,7 +257,7 @@ impl Scheduler {
         let mut round = Round::default();
         round.work += self.wake(state) as u32 / 16;
         while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
-            let Some((_, _, class)) = self.runnable.first().copied() else { break };
+            let Some(class) = self.choose(state, &mut round.work) else { break };
             self.step(state, class, &mut round);
         }
         Plan {

@@ -1,10 +1,13 @@
 //! The rules of planning, each by its smallest example; and kept indexes against rebuilt ones.
 
+use std::sync::Arc;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Budget, Scheduler};
+use super::{Budget, PASSES_AGE_MS_MAX, PASSES_MAX, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
+use crate::model::demand::{Expected, Lesson};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
 use crate::model::plan::Plan;
@@ -337,4 +340,62 @@ fn long_tasks_do_not_line_up() {
     let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
     world.report(unit(job, 0), AttemptStatus::Ended { started_at, ended_at: world.now, outcome });
     assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
+}
+
+/// What overflows asks for whole devices: to start an untouched one for a share strands much.
+fn whole_devices_overflow() -> Command {
+    let demand = |amount| {
+        let shape = shape(&with_devices(amount));
+        let world = Fixture::new();
+        Arc::new(super::nodes::demand_of(&world.state, &shape.tasks[0].0, &shape))
+    };
+    let expected = |amount, overflow| Expected { demand: demand(amount), weight: 1, overflow };
+    let kinds = vec![expected(DeviceAmount::Whole(1), 9), expected(DeviceAmount::Fraction(500), 1)];
+    Command::Learn { lesson: Arc::new(Lesson { arrivals: 100, kinds }) }
+}
+
+/// The job that is started first of one that asks for a share and, `later`, one that asks for a device.
+fn first_started(later: impl FnOnce(&mut Fixture)) -> JobId {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2)]);
+    world.must(whole_devices_overflow());
+    world.submit_spec(with_devices(DeviceAmount::Fraction(300)));
+    later(&mut world);
+    world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let plan = scheduler.plan(&world.state, Budget { starts: 1, work: 1_000_000 });
+    plan.starts[0].unit.job
+}
+
+#[test]
+fn job_whose_place_strands_less_goes_before_one_that_was_there_earlier() {
+    assert_eq!(first_started(|_| {}), JobId(2));
+}
+
+#[test]
+fn job_is_passed_over_by_none_that_comes_much_later() {
+    assert_eq!(first_started(|world| world.pass(PASSES_AGE_MS_MAX + 1)), JobId(1));
+    let many = |world: &mut Fixture| {
+        let mut filler = with_devices(DeviceAmount::Whole(8));
+        filler.priority = -1;
+        (0..PASSES_MAX).for_each(|_| drop(world.submit_spec(filler.clone())));
+    };
+    assert_eq!(first_started(many), JobId(1));
+}
+
+#[test]
+fn lesson_is_due_after_a_hundred_tasks_and_names_what_finds_no_room() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2), node_spec("n2", 8, 2)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    for _ in 0..100 {
+        assert_eq!(scheduler.lesson(&world.state), None);
+        let job = world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+        scheduler.arrive(&world.state, job);
+    }
+    let lesson = scheduler.lesson(&world.state).unwrap();
+    assert_eq!((lesson.arrivals, lesson.kinds.len()), (100, 1));
+    assert!(lesson.kinds[0].overflow > 0);
+    world.must(Command::Learn { lesson: Arc::new(lesson) });
+    assert_eq!(Scheduler::rebuild(&world.state).lesson(&world.state), None);
 }

@@ -145,6 +145,11 @@ impl Packer {
         self.rankings.iter_mut().for_each(|ranked| ranked.ranking.clear());
     }
 
+    /// Costs of different demands can be compared: they are the same kind of loss.
+    pub fn compares_costs(&self) -> bool {
+        matches!(self.scorer, Scorer::Overflow(_))
+    }
+
     /// Tells a pool's name.
     pub fn set_pool(&mut self, id: PoolId, name: &str) {
         self.pools.insert(name.to_owned(), id);
