@@ -16,8 +16,8 @@ const HALVED_EVERY: u64 = 8_192;
 const WEIGHT: u64 = 1 << 16;
 /// Kinds of demands that are counted; the lightest give way when the weights are halved.
 const KINDS_MAX: usize = 4_096;
-/// The first arrivals that are enough to begin with.
-const FIRST: u64 = 100;
+/// The first arrivals that are enough to begin with: even a rough idea beats none.
+const FIRST: u64 = 16;
 
 /// Weights of demands.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,7 @@ impl Mix {
         }
     }
 
-    /// Enough has come since the last time to learn from it: after a hundred tasks, then whenever
+    /// Enough has come since the last time to learn from it: after a few tasks, then whenever
     /// there are three times as many, in the end as often as weights are halved.
     pub fn is_lesson_due(&self) -> bool {
         self.arrivals >= self.lesson_at.max(FIRST)
