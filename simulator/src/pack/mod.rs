@@ -53,6 +53,9 @@ pub struct Pack {
     /// So many copies of each node and task.
     #[arg(long, default_value_t = 1)]
     scale: u32,
+    /// Plays each run a second time, with what is known of it by then, and measures that.
+    #[arg(long)]
+    warm: bool,
     /// Writes the tasks in the order in which they arrived, of one seed.
     #[arg(long)]
     workload: Option<PathBuf>,
@@ -122,7 +125,7 @@ impl Pack {
         for policy_seed in self.policy_seed..self.policy_seed + self.policy_seeds {
             for seed in self.seed..self.seed + self.seeds {
                 let arrivals = cluster.arrivals(seed, self.inflate);
-                let rules = Rules { policy: self.policy, policy_seed, window: self.window };
+                let rules = Rules { policy: self.policy, policy_seed, window: self.window, warm: self.warm };
                 let outcome = procedure::play(&cluster, &arrivals, rules);
                 self.write_files(&cluster, &arrivals, &outcome)?;
                 runs.push(Run {

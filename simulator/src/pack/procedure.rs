@@ -43,6 +43,8 @@ pub(crate) struct Rules {
     pub(crate) policy: PolicyName,
     pub(crate) policy_seed: u64,
     pub(crate) window: usize,
+    /// The second of two plays is measured.
+    pub(crate) warm: bool,
 }
 
 /// A task that was placed.
@@ -229,6 +231,27 @@ impl<'a> Player<'a> {
         Self { cluster, packer, ids, mix: learns.then(Mix::default), policy_seed }
     }
 
+    fn play(&mut self, arrivals: &[usize], window: usize) -> Vec<Placed> {
+        if window > 1 {
+            return window::play(self, self.cluster, arrivals, window);
+        }
+        let mut placed = Vec::new();
+        for (arrival, task) in arrivals.iter().enumerate() {
+            let demand = self.cluster.demand_of[*task];
+            self.arrive(demand);
+            placed.extend(self.place(demand, arrival));
+        }
+        placed
+    }
+
+    /// Empties the cluster. What the policy has learned stays, and is all that it learns.
+    fn empty(&mut self) {
+        for (at, node) in self.cluster.nodes.iter().enumerate() {
+            self.packer.set(node_ref(at), node.clone());
+        }
+        self.mix = None;
+    }
+
     /// A task arrives: learns from it, if the policy does.
     pub(crate) fn arrive(&mut self, demand: usize) {
         let Some(mix) = &mut self.mix else { return };
@@ -256,18 +279,12 @@ fn node_ref(at: usize) -> NodeRef {
 /// Plays arrivals by a policy.
 pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outcome {
     let mut player = Player::new(cluster, rules.policy, rules.policy_seed);
+    if rules.warm {
+        player.play(arrivals, rules.window);
+        player.empty();
+    }
     let started = Instant::now();
-    let placed = if rules.window > 1 {
-        window::play(&mut player, cluster, arrivals, rules.window)
-    } else {
-        let mut placed = Vec::new();
-        for (arrival, task) in arrivals.iter().enumerate() {
-            let demand = cluster.demand_of[*task];
-            player.arrive(demand);
-            placed.extend(player.place(demand, arrival));
-        }
-        placed
-    };
+    let placed = player.play(arrivals, rules.window);
     let seconds = started.elapsed().as_secs_f64();
     let used = cluster.capacity_millis - player.packer.device_free();
     let passed_over_max = Passed::most(placed.iter().map(|placed| placed.arrival), arrivals.len());

@@ -56,7 +56,7 @@ impl Mix {
     }
 
     /// Enough has come since the last time to learn from it: after a few tasks, then whenever
-    /// there are three times as many, in the end as often as weights are halved.
+    /// there are twice as many, in the end as often as weights are halved.
     pub fn is_lesson_due(&self) -> bool {
         self.arrivals >= self.lesson_at.max(FIRST)
     }
@@ -80,5 +80,5 @@ impl Mix {
 }
 
 fn next_lesson(arrivals: u64) -> u64 {
-    arrivals + (2 * arrivals).min(HALVED_EVERY)
+    arrivals + arrivals.min(HALVED_EVERY)
 }
