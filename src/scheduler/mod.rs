@@ -24,8 +24,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use crate::model::demand::{Demand, Lesson, NodeClass};
+use crate::model::demand::{Demand, Lesson};
 use full::{Full, Gain};
+use packing::bucket::ClassRef;
 use packing::mix::Mix;
 use packing::overflow::Overflow;
 use packing::policy::Scorer;
@@ -63,7 +64,7 @@ impl Default for Budget {
 pub struct Scheduler {
     packer: Packer,
     pools: nodes::Pools,
-    node_classes: FxHashSet<Arc<NodeClass>>,
+    node_classes: FxHashSet<ClassRef>,
     mix: Mix,
     shapes: BTreeMap<ShapeId, ShapeIndex>,
     /// Classes that may have a place, in the order they are to be tried.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use super::full::Gain;
+use super::packing::bucket::ClassRef;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::id::{NodeRef, PoolId};
@@ -71,8 +72,8 @@ impl Scheduler {
         self.packer.set(at, Node { class, free: node.free(), devices, device_free })
     }
 
-    fn class(&mut self, pool: &Pool, node: &StateNode) -> Arc<NodeClass> {
-        let class = class_of(pool, node);
+    fn class(&mut self, pool: &Pool, node: &StateNode) -> ClassRef {
+        let class = ClassRef::new(class_of(pool, node));
         if let Some(kept) = self.node_classes.get(&class) {
             return kept.clone();
         }
@@ -80,7 +81,6 @@ impl Scheduler {
         if self.node_classes.len() >= CLASSES_MAX {
             self.node_classes.clear();
         }
-        let class = Arc::new(class);
         self.node_classes.insert(class.clone());
         class
     }
@@ -132,7 +132,7 @@ pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
     let step = (nodes / SAMPLE_MAX).max(1);
     let all = pools().flat_map(|pool| pool.nodes.values().map(move |node| (pool, node)));
     all.filter(|(_, node)| node.is_open()).step_by(step).map(|(pool, node)| Node {
-        class: Arc::new(class_of(pool, node)),
+        class: ClassRef::new(class_of(pool, node)),
         free: node.spec.allocatable.clone(),
         devices: devices_of(node).collect(),
         device_free: node
@@ -159,7 +159,7 @@ pub(super) fn sketch(pool: &Pool, empty: bool) -> Packer {
             (true, false) => 0,
         };
         let sketched = Node {
-            class: Arc::new(class_of(pool, node)),
+            class: ClassRef::new(class_of(pool, node)),
             free: if empty { node.spec.allocatable.clone() } else { node.free() },
             devices: devices_of(node).collect(),
             device_free: (0..node.spec.devices.len()).map(device).collect(),

@@ -53,7 +53,7 @@ pub struct Pack {
     /// So many copies of each node and task.
     #[arg(long, default_value_t = 1)]
     scale: u32,
-    /// Plays each run a second time, with what is known of it by then, and measures that.
+    /// Measures each run when it has been played before, with all that is known of it by then.
     #[arg(long)]
     warm: bool,
     /// Writes the tasks in the order in which they arrived, of one seed.

@@ -13,6 +13,7 @@ use weir::model::pool::NodeSpec;
 use weir::model::resource::Resources;
 use weir::model::shape::Needs;
 use weir::model::spec::Constraints;
+use weir::scheduler::packing::bucket::ClassRef;
 use weir::scheduler::packing::fgd::Fgd;
 use weir::scheduler::packing::mix::Mix;
 use weir::scheduler::packing::overflow::Overflow;
@@ -43,7 +44,7 @@ pub(crate) struct Rules {
     pub(crate) policy: PolicyName,
     pub(crate) policy_seed: u64,
     pub(crate) window: usize,
-    /// The second of two plays is measured.
+    /// What is measured has been played before.
     pub(crate) warm: bool,
 }
 
@@ -81,7 +82,7 @@ impl Cluster {
             .enumerate()
             .map(|(at, name)| (name.clone(), DeviceModelId(at as u16)))
             .collect();
-        let class = Arc::new(NodeClass::default());
+        let class = ClassRef::new(NodeClass::default());
         let (mut node_names, mut all) = (Vec::new(), Vec::new());
         for copy in 0..scale {
             for node in &nodes {
@@ -279,7 +280,8 @@ fn node_ref(at: usize) -> NodeRef {
 /// Plays arrivals by a policy.
 pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outcome {
     let mut player = Player::new(cluster, rules.policy, rules.policy_seed);
-    if rules.warm {
+    // Once to learn, and once with what is learned.
+    for _ in 0..if rules.warm { 2 } else { 0 } {
         player.play(arrivals, rules.window);
         player.empty();
     }

@@ -1,20 +1,61 @@
 //! Buckets: nodes that are alike to every task, and what they would be after one more.
 
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::ops::Deref;
 use std::sync::Arc;
+
+use rustc_hash::FxBuildHasher;
 
 use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::resource::Resources;
 
+/// A node class that is quick to tell from others.
+#[derive(Clone, Debug)]
+pub struct ClassRef {
+    class: Arc<NodeClass>,
+    /// Of the class.
+    hash: u64,
+}
+
+impl ClassRef {
+    pub fn new(class: NodeClass) -> Self {
+        let hash = FxBuildHasher.hash_one(&class);
+        Self { class: Arc::new(class), hash }
+    }
+}
+
+impl Deref for ClassRef {
+    type Target = NodeClass;
+
+    fn deref(&self) -> &NodeClass {
+        &self.class
+    }
+}
+
+impl PartialEq for ClassRef {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.class, &other.class) || (self.hash == other.hash && self.class == other.class)
+    }
+}
+
+impl Eq for ClassRef {}
+
+impl Hash for ClassRef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
 /// A node's free capacity, as far as it matters to tasks: which device is which doesn't.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bucket {
-    pub class: Arc<NodeClass>,
+    pub class: ClassRef,
     /// Without devices.
     pub free: Resources,
     /// Free thousandths of each device, by model; of one model, the fullest device first.
-    pub devices: Box<[DeviceRoom]>,
+    pub devices: Vec<DeviceRoom>,
 }
 
 /// What is free of one device.
@@ -61,29 +102,91 @@ impl Bucket {
 
     /// What the node would be after such a task, which must fit, on the devices of this choice.
     pub fn after(&self, demand: &Demand, choice: DeviceChoice) -> Self {
-        let mut devices = self.devices.clone();
+        let mut after = self.clone();
+        after.take(demand, choice);
+        after
+    }
+
+    /// Becomes what another bucket's node would be after such a task.
+    pub(super) fn become_after(&mut self, other: &Self, demand: &Demand, choice: DeviceChoice) {
+        self.class = other.class.clone();
+        self.free = other.free.clone();
+        self.devices.clone_from(&other.devices);
+        self.take(demand, choice);
+    }
+
+    fn take(&mut self, demand: &Demand, choice: DeviceChoice) {
         let amount = demand.devices.as_ref().map(|devices| devices.amount);
         match (choice, amount) {
             (DeviceChoice::Share(room), Some(DeviceAmount::Fraction(millis))) => {
                 // The first of its kind stays the first when it has less.
-                if let Some(mut at) = devices.iter().position(|other| *other == room) {
-                    devices[at].free -= millis;
-                    while at > 0 && devices[at - 1] > devices[at] {
-                        devices.swap(at - 1, at);
+                if let Some(mut at) = self.devices.iter().position(|other| *other == room) {
+                    self.devices[at].free -= millis;
+                    while at > 0 && self.devices[at - 1] > self.devices[at] {
+                        self.devices.swap(at - 1, at);
                         at -= 1;
                     }
                 }
             }
             (DeviceChoice::Whole(model), Some(DeviceAmount::Whole(count))) => {
                 let untouched =
-                    devices.iter_mut().filter(|room| room.model == model && room.free == DEVICE_MILLIS);
+                    self.devices.iter_mut().filter(|room| room.model == model && room.free == DEVICE_MILLIS);
                 untouched.take(count as usize).for_each(|room| room.free = 0);
-                devices.sort_unstable();
+                self.devices.sort_unstable();
             }
             _ => {}
         }
-        let free = self.free.checked_sub(&demand.resources).unwrap_or_default();
-        Self { class: self.class.clone(), free, devices }
+        self.free = self.free.checked_sub(&demand.resources).unwrap_or_default();
+    }
+
+    /// Tells it from any other, as far as 128 bits can.
+    pub(super) fn fingerprint(&self) -> u128 {
+        let mut print = Fingerprint(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
+        self.hash(&mut print);
+        print.whole()
+    }
+}
+
+/// Two independent mixes of 64 bits.
+struct Fingerprint(u64, u64);
+
+impl Fingerprint {
+    fn whole(&self) -> u128 {
+        u128::from(self.0) << 64 | u128::from(self.1)
+    }
+}
+
+impl Hasher for Fingerprint {
+    fn write_u64(&mut self, word: u64) {
+        // The rounds of MurmurHash3's and SplitMix64's finalizers.
+        self.0 = (self.0 ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        self.0 ^= self.0 >> 33;
+        self.1 = (self.1.rotate_left(23) ^ word).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.1 ^= self.1 >> 31;
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u16(&mut self, word: u16) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_u8(&mut self, word: u8) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u8(*byte));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

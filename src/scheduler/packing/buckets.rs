@@ -30,8 +30,6 @@ pub(super) struct Known {
 pub(super) struct Slot {
     pub(super) bucket: Arc<Bucket>,
     pub(super) nodes: BTreeSet<NodeRef>,
-    /// What the policy makes of it, once asked.
-    pub(super) value: Option<i64>,
     generation: u32,
     /// Its place among those with nodes.
     live_at: u32,
@@ -80,14 +78,12 @@ impl Buckets {
             Some(id) => {
                 let slot = &mut self.slots[id.0 as usize];
                 slot.bucket = bucket.clone();
-                slot.value = None;
                 id
             }
             None => {
                 let slot = Slot {
                     bucket: bucket.clone(),
                     nodes: BTreeSet::new(),
-                    value: None,
                     generation: 0,
                     live_at: 0,
                     queued: 0,
@@ -155,11 +151,6 @@ impl Buckets {
     fn queue(&mut self, id: BucketId) {
         self.slot_mut(id).queued += 1;
         self.empty.push_back(id);
-    }
-
-    /// Forgets what all buckets are worth.
-    pub(super) fn forget_values(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.value = None);
     }
 
     /// Forgets the bucket that has been empty for longest, if there are too many, and tells which.

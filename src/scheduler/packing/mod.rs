@@ -22,6 +22,7 @@ pub mod random;
 mod ranking;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -29,12 +30,13 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::model::demand::{Demand, NodeClass};
-use bucket::{Bucket, DeviceChoice, DeviceRoom};
+use crate::model::demand::Demand;
+use bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
 use buckets::{BucketId, Buckets, Slot};
 use policy::{Score, Scorer};
 use random::Random;
-use ranking::{Filter, Log, Ranking};
+use ranking::{Filter, Log, Mind, Ranking};
+use values::Values;
 
 use crate::model::device::{DeviceAmount, DeviceModelId, DeviceShare};
 use crate::model::id::{NodeId, NodeRef, PoolId};
@@ -51,7 +53,7 @@ const LOG_LEN_MIN: usize = 4_096;
 /// A node that takes work.
 #[derive(Clone, Debug)]
 pub struct Node {
-    pub class: Arc<NodeClass>,
+    pub class: ClassRef,
     /// Free capacity, without devices.
     pub free: Resources,
     pub devices: Arc<[Device]>,
@@ -97,6 +99,7 @@ pub struct Packer {
     /// The buckets of each pool's nodes, with how many are in them.
     parts: FxHashMap<PoolId, FxHashMap<BucketId, u32>>,
     buckets: Buckets,
+    values: Values,
     log: Log,
     ids: FxHashMap<Arc<Demand>, u32>,
     rankings: Vec<Ranked>,
@@ -129,6 +132,7 @@ impl Packer {
             pools: BTreeMap::new(),
             parts: FxHashMap::default(),
             buckets: Buckets::default(),
+            values: Values::default(),
             log: Log::default(),
             ids: FxHashMap::default(),
             rankings: Vec::new(),
@@ -141,7 +145,7 @@ impl Packer {
     /// Goes on by another policy, or by what the policy has learned since.
     pub fn set_scorer(&mut self, scorer: Scorer) {
         self.scorer = scorer;
-        self.buckets.forget_values();
+        self.values.clear();
         self.rankings.iter_mut().for_each(|ranked| ranked.ranking.clear());
     }
 
@@ -264,12 +268,13 @@ impl Packer {
         if let Scorer::Random { .. } = self.scorer {
             return self.any(id, avoid);
         }
-        let Self { rankings, buckets, scorer, log, pools, .. } = self;
+        let Self { rankings, buckets, scorer, values, log, pools, .. } = self;
+        let mut mind = Mind { scorer, values };
         let ranked = &mut rankings[id.at as usize];
         ranked.used_at = self.clock;
         let demand = ranked.ranking.demand.clone();
         let filter = Named::new(&demand, pools);
-        self.work += 1 + ranked.ranking.refresh(buckets, scorer, log, &filter);
+        self.work += 1 + ranked.ranking.refresh(buckets, &mut mind, log, &filter);
         let best = match avoid {
             None => ranked.ranking.best(buckets, &filter),
             Some(avoid) => ranked.ranking.best_but(avoid, buckets, &filter),
@@ -320,8 +325,8 @@ impl Packer {
         let (choice, next) = match known {
             Some(known) => known,
             None => {
-                let (_, choice, next) = self.scorer.fit(&demand, old, &mut self.buckets)?;
-                (choice, next)
+                let bucket = &self.buckets.slot(old).bucket;
+                (self.scorer.fit(&demand, bucket, &mut self.values)?.1, None)
             }
         };
         let next = match next.filter(|next| self.buckets.is_known(*next)) {
@@ -421,8 +426,9 @@ impl Packer {
         bucket: BucketId,
         avoid: Option<NodeRef>,
     ) -> Option<(Score, NodeRef, BucketId)> {
-        let Self { rankings, buckets, scorer, .. } = self;
-        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, scorer)?;
+        let Self { rankings, buckets, scorer, values, .. } = self;
+        let mut mind = Mind { scorer, values };
+        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, &mut mind)?;
         let all = NodeRef { pool, node: NodeId(0) }..=NodeRef { pool, node: NodeId(u32::MAX) };
         let mut nodes = buckets.slot(bucket).nodes.range(all);
         let node = *nodes.find(|node| Some(**node) != avoid)?;
@@ -512,7 +518,7 @@ impl Filter for Named {
 
 fn bucket_of(node: &Node) -> Bucket {
     let rooms = node.devices.iter().zip(&node.device_free);
-    let mut devices: Box<[DeviceRoom]> =
+    let mut devices: Vec<DeviceRoom> =
         rooms.map(|(device, free)| DeviceRoom { model: device.model, free: *free }).collect();
     devices.sort_unstable();
     Bucket { class: node.class.clone(), free: node.free.clone(), devices }

@@ -201,26 +201,44 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
 /// Tells which kinds an amount is enough for.
 #[derive(Debug)]
 struct Enough {
-    /// What kinds need, ascending; with those that need no more than this.
-    steps: Vec<(u64, u64)>,
+    /// What kinds need, ascending.
+    needs: Vec<u64>,
+    /// Which kinds need no more than the first so many of those.
+    bits: Vec<u64>,
+    /// By the upper bits of an amount: how many needs lie below all such amounts.
+    below: Vec<u8>,
+    /// Lower bits of an amount that `below` leaves out.
+    shift: u32,
 }
+
+/// Steps of `below`, about.
+const STEPS: u64 = 1_024;
 
 impl Enough {
     fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
         let mut needs: Vec<(u64, u64)> =
             kinds.iter().enumerate().map(|(kind, demand)| (need(demand), 1 << kind)).collect();
         needs.sort_unstable();
-        let mut bits = 0;
-        for step in &mut needs {
-            bits |= step.1;
-            step.1 = bits;
-        }
-        Self { steps: needs }
+        let mut bits = vec![0];
+        bits.extend(needs.iter().scan(0, |sum, (_, bit)| {
+            *sum |= bit;
+            Some(*sum)
+        }));
+        let needs: Vec<u64> = needs.into_iter().map(|(need, _)| need).collect();
+        let most = needs.last().copied().unwrap_or_default();
+        let shift = (most / STEPS).checked_ilog2().map_or(0, |log| log + 1);
+        let below = |step: u64| needs.partition_point(|need| *need < step << shift) as u8;
+        let below = (0..=(most >> shift) + 1).map(below).collect();
+        Self { needs, bits, below, shift }
     }
 
     fn of(&self, amount: u64) -> u64 {
-        let enough = self.steps.partition_point(|(need, _)| *need <= amount);
-        enough.checked_sub(1).map_or(0, |last| self.steps[last].1)
+        let step = (amount >> self.shift).min(self.below.len() as u64 - 1);
+        let mut count = usize::from(self.below[step as usize]);
+        while self.needs.get(count).is_some_and(|need| *need <= amount) {
+            count += 1;
+        }
+        self.bits[count]
     }
 }
 
@@ -365,4 +383,37 @@ pub fn overflow_of<'a>(
         }
     }
     overflow
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::resource::Resources;
+    use crate::model::shape::Needs;
+    use crate::model::spec::Constraints;
+
+    #[test]
+    fn amount_is_enough_for_those_that_need_no_more() {
+        for most in [1u64, 7, 1_000, 96_000, 1 << 40] {
+            let mut random = Random::new(most);
+            let needs: Vec<u64> = (0..KINDS_MAX).map(|_| random.below(most + 1)).collect();
+            let kinds: Vec<Demand> = needs.iter().map(|need| asking(*need)).collect();
+            let enough = Enough::new(&kinds, |demand| demand.resources.cpu_millis);
+            for amount in (0..2_000).map(|_| random.below(most * 2)).chain([0, most, u64::MAX]) {
+                let expected = needs.iter().enumerate().filter(|(_, need)| **need <= amount);
+                let expected = expected.fold(0, |bits, (kind, _)| bits | 1 << kind);
+                assert_eq!(enough.of(amount), expected, "{amount} of {most}");
+            }
+        }
+        assert_eq!(Enough::new(&[], |_| 0).of(7), 0);
+    }
+
+    fn asking(cpu_millis: u64) -> Demand {
+        Demand {
+            resources: Resources { cpu_millis, ..Resources::default() },
+            devices: None,
+            constraints: Constraints::default(),
+            needs: Needs::default(),
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! The policies: how well a task fits a node, by name.
 
 use super::bucket::{Bucket, DeviceChoice};
-use super::buckets::{BucketId, Buckets, Known};
 use super::fgd::Fgd;
 use super::overflow::Overflow;
+use super::values::Values;
 use crate::model::demand::Demand;
 use crate::model::device::DeviceAmount;
 use crate::model::resource::Resources;
@@ -41,41 +41,37 @@ impl Scorer {
         matches!(self, Self::Fgd(_) | Self::Overflow(_))
     }
 
-    /// The best way to put a task on a node of a bucket, and what the node would be then; `None` if it
-    /// doesn't fit.
+    /// The best way to put a task on a node of a bucket; `None` if it doesn't fit.
     pub(super) fn fit(
         &self,
         demand: &Demand,
-        id: BucketId,
-        buckets: &mut Buckets,
-    ) -> Option<(Score, DeviceChoice, Option<Known>)> {
-        let bucket = buckets.slot(id).bucket.clone();
-        let mut best: Option<(Score, DeviceChoice, Option<Known>)> = None;
-        let mut before = None;
+        bucket: &Bucket,
+        values: &mut Values,
+    ) -> Option<(Score, DeviceChoice)> {
+        let mut best: Option<(Score, DeviceChoice)> = None;
+        let (mut before, mut after) = (None, None);
         for choice in bucket.choices(demand) {
-            let found = if self.is_valuing() {
-                let before = *before.get_or_insert_with(|| self.value(id, buckets));
-                let next = buckets.intern(bucket.after(demand, choice));
-                let after = self.value(next, buckets);
-                let score = self.compare(before, after, &bucket);
-                (score, choice, Some(buckets.known(next)))
+            let score = if self.is_valuing() {
+                let before = *before.get_or_insert_with(|| values.get(bucket, |bucket| self.value(bucket)));
+                let after = after.get_or_insert_with(|| bucket.clone());
+                after.become_after(bucket, demand, choice);
+                self.compare(before, values.get(after, |bucket| self.value(bucket)), bucket)
             } else {
-                (self.score(demand, &bucket, choice), choice, None)
+                self.score(demand, bucket, choice)
             };
-            if best.as_ref().is_none_or(|best| found.0 < best.0) {
-                best = Some(found);
+            if best.is_none_or(|(least, _)| score < least) {
+                best = Some((score, choice));
             }
         }
         best
     }
 
-    fn value(&self, id: BucketId, buckets: &mut Buckets) -> i64 {
-        let slot = buckets.slot_mut(id);
-        *slot.value.get_or_insert_with(|| match self {
-            Self::Fgd(fgd) => fgd.fragmentation(&slot.bucket),
-            Self::Overflow(overflow) => overflow.stranded(&slot.bucket),
+    fn value(&self, bucket: &Bucket) -> i64 {
+        match self {
+            Self::Fgd(fgd) => fgd.fragmentation(bucket),
+            Self::Overflow(overflow) => overflow.stranded(bucket),
             Self::Random { .. } | Self::BestFit | Self::DotProduct { .. } => 0,
-        })
+        }
     }
 
     fn compare(&self, before: i64, after: i64, bucket: &Bucket) -> Score {

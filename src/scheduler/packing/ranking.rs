@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::bucket::DeviceChoice;
 use super::buckets::{BucketId, Buckets, Known};
 use super::policy::{Score, Scorer};
+use super::values::Values;
 use crate::model::demand::Demand;
 use crate::model::id::NodeRef;
 
@@ -70,6 +71,12 @@ impl Log {
     }
 }
 
+/// What to judge by.
+pub(super) struct Mind<'a> {
+    pub(super) scorer: &'a Scorer,
+    pub(super) values: &'a mut Values,
+}
+
 /// Which nodes a demand may use, besides what their class says.
 pub(super) trait Filter {
     /// The lowest node that may be used, of those in a bucket.
@@ -108,8 +115,8 @@ impl Ranking {
     /// Takes in what has changed since it was last asked; tells how much work that was.
     pub(super) fn refresh(
         &mut self,
-        buckets: &mut Buckets,
-        scorer: &Scorer,
+        buckets: &Buckets,
+        mind: &mut Mind<'_>,
         log: &Log,
         filter: &impl Filter,
     ) -> u32 {
@@ -124,7 +131,7 @@ impl Ranking {
                         && filter.allows(*node)
                         && buckets.slot(*id).nodes.contains(node)
                     {
-                        self.offer(*id, *node, buckets, scorer);
+                        self.offer(*id, *node, buckets, mind);
                     }
                 }
             }
@@ -137,7 +144,7 @@ impl Ranking {
                     if self.at.get(id.0 as usize) != Some(&UNFIT)
                         && let Some(node) = filter.first(buckets.slot(id))
                     {
-                        self.offer(id, node, buckets, scorer);
+                        self.offer(id, node, buckets, mind);
                     }
                 }
             }
@@ -158,8 +165,8 @@ impl Ranking {
         }
     }
 
-    fn offer(&mut self, id: BucketId, node: NodeRef, buckets: &mut Buckets, scorer: &Scorer) {
-        let at = self.look(id, buckets, scorer);
+    fn offer(&mut self, id: BucketId, node: NodeRef, buckets: &Buckets, mind: &mut Mind<'_>) {
+        let at = self.look(id, buckets, mind);
         if at >= UNFIT {
             return;
         }
@@ -171,7 +178,7 @@ impl Ranking {
     }
 
     /// Where the fit of a bucket is, found out if need be.
-    fn look(&mut self, id: BucketId, buckets: &mut Buckets, scorer: &Scorer) -> u32 {
+    fn look(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> u32 {
         let index = id.0 as usize;
         if self.at.len() <= index {
             self.at.resize(buckets.len().max(index + 1), UNKNOWN);
@@ -179,11 +186,11 @@ impl Ranking {
         if self.at[index] != UNKNOWN {
             return self.at[index];
         }
-        let found = scorer.fit(&self.demand, id, buckets);
+        let found = mind.scorer.fit(&self.demand, &buckets.slot(id).bucket, mind.values);
         let at = match found {
             None => UNFIT,
-            Some((score, choice, next)) => {
-                let fit = Fit { score, choice, next, key: None };
+            Some((score, choice)) => {
+                let fit = Fit { score, choice, next: None, key: None };
                 match self.unused.pop() {
                     Some(at) => {
                         self.fits[at as usize] = fit;
@@ -196,14 +203,13 @@ impl Ranking {
                 }
             }
         };
-        // Finding out may have numbered buckets.
         self.at[index] = at;
         at
     }
 
     /// How well the demand fits a bucket, found out if need be.
-    pub(super) fn score_of(&mut self, id: BucketId, buckets: &mut Buckets, scorer: &Scorer) -> Option<Score> {
-        let at = self.look(id, buckets, scorer);
+    pub(super) fn score_of(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<Score> {
+        let at = self.look(id, buckets, mind);
         self.fits.get(at as usize).map(|fit| fit.score)
     }
 

@@ -37,7 +37,7 @@ fn node(random: &mut Random) -> Node {
         |at: u16| Device { model: DeviceModelId(if mixed { at % 3 } else { model }), topology_group: at / 2 };
     let cpu_millis = 8_000 * (1 + random.below(3));
     Node {
-        class: Arc::new(NodeClass::default()),
+        class: ClassRef::new(Default::default()),
         free: Resources { cpu_millis, ..Resources::default() },
         devices: (0..count).map(device).collect(),
         device_free: vec![DEVICE_MILLIS; usize::from(count)],
@@ -133,9 +133,9 @@ fn choice_is_the_least_score_of_all_nodes_and_then_the_lowest() {
             let demand = &demands[random.below(DEMANDS as u64) as usize];
             let score = |(at, node): (NodeRef, &Node)| {
                 let named = Named::new(demand, &packer.pools).allows(at);
-                let mut buckets = Buckets::default();
-                let id = buckets.intern(bucket_of(node));
-                let (score, ..) = Scorer::BestFit.fit(demand, id, &mut buckets).filter(|_| named)?;
+                let (score, _) = Scorer::BestFit
+                    .fit(demand, &bucket_of(node), &mut Values::default())
+                    .filter(|_| named)?;
                 Some((score, at))
             };
             let expected = packer.nodes().filter_map(score).min();
@@ -211,7 +211,7 @@ fn what_overflows_is_what_finds_no_room() {
     };
     let device = Device { model: DeviceModelId(0), topology_group: 0 };
     let node = Node {
-        class: Arc::new(NodeClass::default()),
+        class: ClassRef::new(Default::default()),
         free: Resources { cpu_millis: 64_000, ..Resources::default() },
         devices: [device; 8].into(),
         device_free: vec![DEVICE_MILLIS; 8],
