@@ -21,8 +21,8 @@ use crate::model::device::DeviceAmount;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
-/// Streams that a node is filled with. Eight or more do equally well; fewer depend on luck.
-const STREAMS: usize = 16;
+/// Streams that a node is filled with: with more, placements get no better; with fewer, luck matters.
+const STREAMS: usize = 12;
 /// Tasks in one stream: more than any node takes with those that it turns away in between.
 const STREAM_LEN: usize = 1_024;
 /// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
@@ -201,7 +201,7 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
 /// Tells which kinds an amount is enough for.
 #[derive(Debug)]
 struct Enough {
-    /// What kinds need, ascending.
+    /// What kinds need, ascending, each amount once.
     needs: Vec<u64>,
     /// Which kinds need no more than the first so many of those.
     bits: Vec<u64>,
@@ -216,15 +216,16 @@ const STEPS: u64 = 1_024;
 
 impl Enough {
     fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
-        let mut needs: Vec<(u64, u64)> =
-            kinds.iter().enumerate().map(|(kind, demand)| (need(demand), 1 << kind)).collect();
-        needs.sort_unstable();
+        let mut by_need = BTreeMap::<u64, u64>::new();
+        for (kind, demand) in kinds.iter().enumerate() {
+            *by_need.entry(need(demand)).or_default() |= 1 << kind;
+        }
         let mut bits = vec![0];
-        bits.extend(needs.iter().scan(0, |sum, (_, bit)| {
-            *sum |= bit;
+        bits.extend(by_need.values().scan(0, |sum, kinds| {
+            *sum |= kinds;
             Some(*sum)
         }));
-        let needs: Vec<u64> = needs.into_iter().map(|(need, _)| need).collect();
+        let needs: Vec<u64> = by_need.into_keys().collect();
         let most = needs.last().copied().unwrap_or_default();
         let shift = (most / STEPS).checked_ilog2().map_or(0, |log| log + 1);
         let below = |step: u64| needs.partition_point(|need| *need < step << shift) as u8;
