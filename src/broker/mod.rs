@@ -21,10 +21,12 @@ use std::sync::Arc;
 use session::Session;
 
 use crate::model::change::Change;
+use crate::model::demand::Lesson;
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::mutant::Mutant;
+use crate::model::plan::Policy;
 use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::scheduler::{Budget, Scheduler};
@@ -130,6 +132,7 @@ pub struct Broker {
     term: Term,
     /// A random number of this turn, for stamps.
     turn: u64,
+    policy: Policy,
     /// Where the journal ended when this turn began.
     recovered: Revision,
     /// Pools to be heard before anything new is started, at the latest by `awaited_until`.
@@ -182,6 +185,7 @@ impl Broker {
             scheduler,
             term,
             turn: random.turn,
+            policy: Policy::BestFit,
             recovered: durable,
             awaited: BTreeSet::new(),
             awaited_until: Timestamp::NEVER,
@@ -214,6 +218,11 @@ impl Broker {
         broker.restart_silence();
         broker.await_pools();
         broker
+    }
+
+    /// Plans by this policy from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
     }
 
     /// The state as it is, durable or not.
@@ -337,7 +346,7 @@ impl Broker {
         if !self.scheduler.has_work() || self.is_awaiting() {
             return false;
         }
-        if let Some(lesson) = self.scheduler.lesson(&self.state) {
+        if let Some(lesson) = self.next_lesson() {
             let _ = self.command(Principal::System, Command::Learn { lesson: Arc::new(lesson) });
             return true;
         }
@@ -362,6 +371,14 @@ impl Broker {
             }
         }
         self.scheduler.has_work()
+    }
+
+    /// What is to be learned, or forgotten where nothing is to be: plans go by the journal's lesson.
+    fn next_lesson(&mut self) -> Option<Lesson> {
+        match self.policy {
+            Policy::Overflow => self.scheduler.lesson(&self.state),
+            Policy::BestFit => (!self.state.lesson().kinds.is_empty()).then(Lesson::default),
+        }
     }
 
     /// When the next timer or request token falls due.

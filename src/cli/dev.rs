@@ -12,6 +12,7 @@ use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
+use crate::model::plan::Policy;
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::host;
@@ -87,7 +88,7 @@ impl Dev {
         let data = self.data.clone().unwrap_or_else(|| config::state_directory().join("dev"));
         let region = RegionCode::parse(&self.region)
             .map_err(|error| Failure::new(INVALID, format!("--region: {error}")))?;
-        let listening = listen(&data, &self.listen, clock).await?;
+        let listening = listen(&data, &self.listen, clock, Policy::BestFit).await?;
         let data = std::fs::canonicalize(&data)?;
         let address = listening.address;
         print(&card(&address.to_string(), &data.display().to_string()))?;

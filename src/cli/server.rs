@@ -14,12 +14,13 @@ use crate::config::{self, ClientFile};
 use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
+use crate::model::plan::Policy;
 use crate::runtime::broker::{self, Handle};
 
 /// Runs a broker.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir server --data /var/lib/weir\n\nSIGTERM ends it; agents and their tasks live on."
+    after_help = "Example:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy overflow\n\nSIGTERM ends it; agents and their tasks live on."
 )]
 pub struct Server {
     /// Where the journal lives.
@@ -32,6 +33,26 @@ pub struct Server {
     #[arg(long, value_name = "N", default_value_t = MUTATIONS_PER_S_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     mutations_per_second: u32,
+    /// How places are chosen. `overflow` packs more into a cluster that is filled and seldom emptied;
+    /// where large jobs must find whole nodes again and again, `best-fit` keeps them free.
+    #[arg(long, value_enum, default_value_t = PolicyName::BestFit)]
+    policy: PolicyName,
+}
+
+/// A policy's name.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum PolicyName {
+    BestFit,
+    Overflow,
+}
+
+impl From<PolicyName> for Policy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::BestFit => Self::BestFit,
+            PolicyName::Overflow => Self::Overflow,
+        }
+    }
 }
 
 /// A broker that listens.
@@ -44,7 +65,12 @@ pub(super) struct Listening {
 }
 
 /// Opens the data directory and the port, and leaves a context for clients.
-pub(super) async fn listen(data: &Path, listen: &str, clock: Clock) -> Result<Listening, Failure> {
+pub(super) async fn listen(
+    data: &Path,
+    listen: &str,
+    clock: Clock,
+    policy: Policy,
+) -> Result<Listening, Failure> {
     let address = resolve(listen).await?;
     // The port first: one that is taken must not touch the journal.
     let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -58,7 +84,7 @@ pub(super) async fn listen(data: &Path, listen: &str, clock: Clock) -> Result<Li
     }
     let directory = data.to_owned();
     let open = move || SqliteJournal::open(&directory).map(|journal| Box::new(journal) as Box<dyn Journal>);
-    let (broker, thread) = broker::start(Box::new(open), clock)?;
+    let (broker, thread) = broker::start(Box::new(open), clock, policy)?;
     let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
     config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
     let absolute = std::fs::canonicalize(data)?;
@@ -87,7 +113,7 @@ impl Server {
     pub async fn run(self) -> Result<u8, Failure> {
         start_logging("info");
         let data = self.data.unwrap_or_else(|| config::state_directory().join("server"));
-        let listening = listen(&data, &self.listen, Clock::start()).await?;
+        let listening = listen(&data, &self.listen, Clock::start(), self.policy.into()).await?;
         tracing::info!(address = %listening.address, data = %data.display(), "the broker listens");
         let stop = terminated();
         let (broker, rate) = (listening.broker.clone(), self.mutations_per_second);

@@ -29,8 +29,10 @@ pub struct Start {
 /// The placement policy and its version: the same version gives the same plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Least stranded for what overflows, as far as that is known; before that, least free capacity
-    /// left.
+    /// Least free capacity left, devices first; jobs in the order of their submission.
+    BestFit,
+    /// Least stranded for what overflows, once enough is known of what comes: both where a task goes
+    /// and which of those that wait goes next.
     Overflow,
 }
 
@@ -41,6 +43,7 @@ impl Policy {
     /// The policy's name.
     pub fn name(self) -> &'static str {
         match self {
+            Self::BestFit => "best-fit",
             Self::Overflow => "overflow",
         }
     }

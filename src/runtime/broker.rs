@@ -14,6 +14,7 @@ use crate::clock::Clock;
 use crate::journal::{Archive, Batch, Chunk, Error, Journal, Loaded};
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::{Revision, Term};
+use crate::model::plan::Policy;
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::apply::Applied;
@@ -147,7 +148,11 @@ pub type Open = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
 ///
 /// # Errors
 /// What kept the journal from being opened or read.
-pub fn start(open: Open, clock: Clock) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
+pub fn start(
+    open: Open,
+    clock: Clock,
+    policy: Policy,
+) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
     let mut journal = open()?;
     let recovered = recover(&mut *journal)?;
     let watchers = Arc::new(Watchers::new(recovered.0.revision()));
@@ -165,7 +170,8 @@ pub fn start(open: Open, clock: Clock) -> Result<(Handle, std::thread::JoinHandl
         let mut next = Some((journal, recovered));
         while let Some((journal, (state, term))) = next.take() {
             let random = Random { turn: rand::random(), journal: rand::random(), key: rand::random() };
-            let broker = Broker::new(state, term, random, clock.now());
+            let mut broker = Broker::new(state, term, random, clock.now());
+            broker.set_policy(policy);
             let ended = runtime.block_on(serve(broker, journal, &mut incoming, &shared, clock));
             if ended == Ended::Stopped {
                 return;

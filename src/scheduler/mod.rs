@@ -263,7 +263,7 @@ impl Scheduler {
         }
         Plan {
             based_on: state.revision(),
-            policy: Policy::Overflow,
+            policy: if self.packer.compares_costs() { Policy::Overflow } else { Policy::BestFit },
             budget: budget.starts,
             cursor: round.classes,
             starts: round.starts,

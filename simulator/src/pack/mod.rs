@@ -5,6 +5,7 @@
 //! is the share of all GPU thousandths that is allocated in the end. As in Weng et al., Beware of
 //! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by.
 
+mod departures;
 mod procedure;
 mod window;
 
@@ -21,7 +22,7 @@ use procedure::{Cluster, Outcome, Rules};
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy default --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy default --workload ARRIVED.csv --placements PLACED.csv"
+    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv"
 )]
 pub struct Pack {
     /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
@@ -30,7 +31,7 @@ pub struct Pack {
     /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
     #[arg(long)]
     pods: PathBuf,
-    #[arg(long, value_enum, default_value_t = PolicyName::Default)]
+    #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
     /// Arrivals ask for so many times the GPUs that there are.
     #[arg(long, default_value_t = 1.3)]
@@ -53,6 +54,15 @@ pub struct Pack {
     /// So many copies of each node and task.
     #[arg(long, default_value_t = 1)]
     scale: u32,
+    /// Lets tasks come over time, asking for this share of all GPU time, and end.
+    #[arg(long)]
+    offered_load: Option<f64>,
+    /// Plays the list so often where tasks end: the cluster must fill before anything is measured.
+    #[arg(long, default_value_t = 10)]
+    passes: u32,
+    /// Longer tasks are cut to so many seconds where they end; 0 cuts none.
+    #[arg(long, default_value_t = 14_400)]
+    cut: u64,
     /// Measures each run when it has been played before, with all that is known of it by then.
     #[arg(long)]
     warm: bool,
@@ -79,7 +89,7 @@ pub(crate) enum PolicyName {
     Fgd,
     /// The least stranded for what overflows, learned from what arrives.
     Overflow,
-    /// What a broker uses: overflow.
+    /// What a broker uses unless it is told otherwise: best-fit.
     Default,
 }
 
@@ -121,6 +131,9 @@ impl Pack {
     pub fn run(self) -> anyhow::Result<()> {
         self.check()?;
         let cluster = self.cluster()?;
+        if let Some(offered) = self.offered_load {
+            return self.run_departures(&cluster, offered);
+        }
         let mut runs = Vec::new();
         for policy_seed in self.policy_seed..self.policy_seed + self.policy_seeds {
             for seed in self.seed..self.seed + self.seeds {
@@ -157,6 +170,35 @@ impl Pack {
         Ok(())
     }
 
+    fn run_departures(&self, cluster: &Cluster, offered: f64) -> anyhow::Result<()> {
+        if cluster.tasks.iter().all(|task| task.duration_s == 0) {
+            bail!("{}: the tasks have no times, so they can't end", self.pods.display());
+        }
+        say!("SEED  ALLOCATED  GPUS   TASKS  WAITED-MEDIAN-S  WAITED-P95-S  WAITED-MEAN-S");
+        for seed in self.seed..self.seed + self.seeds {
+            let mut arrivals = Vec::new();
+            for pass in 0..u64::from(self.passes) {
+                arrivals.extend(cluster.arrivals(seed * u64::from(self.passes) + pass, 0.01));
+            }
+            let player = procedure::Player::new(cluster, self.policy, self.policy_seed);
+            let load = departures::Load { offered, window: self.window };
+            let seen = departures::play(player, cluster, &arrivals, load);
+            for (gpus, waits) in &seen.waits {
+                let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
+                let mean = waits.iter().sum::<f64>() / waits.len() as f64;
+                let gpus = if *gpus == 0 { "<1".to_owned() } else { gpus.to_string() };
+                say!(
+                    "{seed:<4}  {:>8.2}%  {gpus:<5}  {:<5}  {:>15.0}  {:>12.0}  {mean:>13.0}",
+                    seen.allocated_percent,
+                    waits.len(),
+                    at(0.5),
+                    at(0.95)
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         if !(self.inflate.is_finite() && (0.01..=100.0).contains(&self.inflate)) {
             bail!("--inflate is {}, must be 0.01 to 100", self.inflate);
@@ -166,9 +208,13 @@ impl Pack {
             ("--seeds", self.seeds),
             ("--policy-seeds", self.policy_seeds),
             ("--scale", u64::from(self.scale)),
+            ("--passes", u64::from(self.passes)),
         ];
         if let Some((name, _)) = at_least_1.iter().find(|(_, value)| *value == 0) {
             bail!("{name} is 0, must be at least 1");
+        }
+        if let Some(offered) = self.offered_load.filter(|load| !(0.01..=100.0).contains(load)) {
+            bail!("--offered-load is {offered}, must be 0.01 to 100");
         }
         let one_run = self.seeds == 1 && self.policy_seeds == 1;
         if !one_run && (self.workload.is_some() || self.placements.is_some()) {
@@ -179,7 +225,10 @@ impl Pack {
 
     fn cluster(&self) -> anyhow::Result<Cluster> {
         let nodes = openb::read_nodes(&self.nodes)?;
-        let tasks = openb::read_tasks(&self.pods)?;
+        let mut tasks = openb::read_tasks(&self.pods)?;
+        if self.cut > 0 {
+            tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(self.cut));
+        }
         Cluster::new(nodes, tasks, self.scale)
     }
 

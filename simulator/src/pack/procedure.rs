@@ -19,7 +19,7 @@ use weir::scheduler::packing::mix::Mix;
 use weir::scheduler::packing::overflow::Overflow;
 use weir::scheduler::packing::policy::Scorer;
 use weir::scheduler::packing::random::Random;
-use weir::scheduler::packing::{DemandId, Device, Node, Packer, Undo};
+use weir::scheduler::packing::{DemandId, Device, Node, Packer, Place, Undo};
 
 use super::PolicyName;
 use super::window::{self, Passed};
@@ -220,10 +220,10 @@ impl<'a> Player<'a> {
             PolicyName::Fgd => {
                 Scorer::Fgd(Fgd::new(cluster.mix().iter().map(|(demand, count)| (&**demand, *count))))
             }
-            // Until something is known of what comes.
+            // Until something is known of what comes, overflow goes by best fit.
             PolicyName::Overflow | PolicyName::Default => Scorer::BestFit,
         };
-        let learns = matches!(policy, PolicyName::Overflow | PolicyName::Default);
+        let learns = policy == PolicyName::Overflow;
         let mut packer = Packer::new(scorer);
         for (at, node) in cluster.nodes.iter().enumerate() {
             packer.set(node_ref(at), node.clone());
@@ -263,11 +263,22 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Places a task of a demand, if one fits.
-    pub(crate) fn place(&mut self, demand: usize, arrival: usize) -> Option<Placed> {
+    /// A demand's number with the packer.
+    pub(crate) fn id(&mut self, demand: usize) -> DemandId {
         let id = self.packer.demand(&self.cluster.demands[demand], Some(self.ids[demand]));
         self.ids[demand] = id;
-        let place = self.packer.place_of(id, None, &mut Undo::default())?;
+        id
+    }
+
+    /// Places a task of a demand, if one fits.
+    pub(crate) fn place_whole(&mut self, demand: usize) -> Option<Place> {
+        let id = self.id(demand);
+        self.packer.place_of(id, None, &mut Undo::default())
+    }
+
+    /// Places a task of a demand, if one fits.
+    pub(crate) fn place(&mut self, demand: usize, arrival: usize) -> Option<Placed> {
+        let place = self.place_whole(demand)?;
         let devices = place.devices.iter().map(|share| share.index).collect();
         Some(Placed { arrival, node: place.node.node.0 as usize, devices })
     }

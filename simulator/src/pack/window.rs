@@ -25,7 +25,7 @@ pub(super) fn play(player: &mut Player, cluster: &Cluster, arrivals: &[usize], w
             }
             next += 1;
         }
-        let Some(demand) = choose(player, cluster, &mut waiting, &mut refused, window) else {
+        let Some(demand) = choose(player, &mut waiting, &mut refused, window) else {
             count = 0;
             if next >= arrivals.len() {
                 return placed;
@@ -43,7 +43,6 @@ pub(super) fn play(player: &mut Player, cluster: &Cluster, arrivals: &[usize], w
 /// of all may be passed over by. Those that don't fit are dropped.
 fn choose(
     player: &mut Player,
-    cluster: &Cluster,
     waiting: &mut BTreeMap<usize, VecDeque<usize>>,
     refused: &mut [bool],
     window: usize,
@@ -51,8 +50,7 @@ fn choose(
     let mut fitting = Vec::new();
     waiting.retain(|demand, tasks| {
         let Some(first) = tasks.front() else { return false };
-        let id = player.packer.demand(&cluster.demands[*demand], Some(player.ids[*demand]));
-        player.ids[*demand] = id;
+        let id = player.id(*demand);
         match player.packer.best_of(id, None) {
             Some((score, _)) => fitting.push((score.cost, *first, *demand)),
             None => refused[*demand] = true,

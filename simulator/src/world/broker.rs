@@ -4,6 +4,7 @@ use rand::RngExt;
 use weir::broker::{Broker, CallId, Effect, Input, Query, Random, SessionId};
 use weir::model::exchange::{FromAgent, RefusedCode, ToAgent};
 use weir::model::id::{Revision, Term};
+use weir::model::plan::Policy;
 use weir::model::pool::Reach;
 use weir::model::time::Timestamp;
 use weir::state::command::Request;
@@ -128,7 +129,10 @@ impl World {
         let now = clock.at(self.now);
         let kept = &mut self.brokers[host];
         kept.life += 1;
-        kept.machine = Some(Broker::new(state, term, random, now));
+        let mut machine = Broker::new(state, term, random, now);
+        // The two policies take turns, so that what one has learned the other forgets.
+        machine.set_policy(if turn.is_multiple_of(4) { Policy::BestFit } else { Policy::Overflow });
+        kept.machine = Some(machine);
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));
         (kept.turn, kept.begun) = (turn, kept.machine.as_ref().map_or(recovered, |m| m.state().revision()));
         (kept.wake, kept.paused, kept.crash, kept.fail_append) = (0, false, None, None);
