@@ -173,7 +173,8 @@ mod tests {
         std::fs::write(&folder, "sn,cpu_milli,memory_mib,gpu,model\nn,1,1,two,T4\n").unwrap();
         let bad = format!("{:#}", read_nodes(&folder).unwrap_err());
         std::fs::remove_file(&folder).unwrap();
-        assert_eq!(missing, "no column model");
-        assert!(bad.starts_with("line 2: gpu"), "{bad}");
+        let file = folder.display();
+        assert_eq!(missing, format!("{file} has no column model"));
+        assert!(bad.starts_with(&format!("{file}, line 2: gpu")), "{bad}");
     }
 }
