@@ -28,8 +28,13 @@ const STREAM_LEN: usize = 1_024;
 /// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
 /// isn't worth keeping room for.
 const MISSES_MAX: usize = 64;
-/// Kinds of tasks in the streams, by what they ask for in all. One word of bits holds them.
-const KINDS_MAX: usize = 64;
+/// Kinds of tasks in the streams, by what they ask for in all; one set of bits holds them. With half as
+/// many, a mix with many constraints lost a point under an unlucky seed.
+const KINDS_MAX: usize = 128;
+
+/// A set of kinds.
+type Kinds = u128;
+
 /// Nodes in the sample that the mix is played on: rare kinds of nodes may be missing, kinds that
 /// matter are not.
 const SAMPLE_MAX: usize = 192;
@@ -57,7 +62,7 @@ pub struct Overflow {
 #[derive(Debug)]
 struct Stream {
     kinds: Vec<u8>,
-    blocks: Vec<u64>,
+    blocks: Vec<Kinds>,
 }
 
 /// Kinds of one block of a stream.
@@ -86,7 +91,7 @@ impl Overflow {
         let streams = if draw.total == 0 { 0 } else { STREAMS };
         let stream = |_| {
             let kinds: Vec<u8> = (0..STREAM_LEN).map(|_| draw.next(&mut random) as u8).collect();
-            let block = |block: &[u8]| block.iter().fold(0, |bits, kind| bits | 1u64 << kind);
+            let block = |block: &[u8]| block.iter().fold(0, |bits: Kinds, kind| bits | 1 << kind);
             Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
         };
         let streams = (0..streams).map(stream).collect();
@@ -136,7 +141,7 @@ impl Overflow {
     }
 
     /// Fills a node with a stream.
-    fn fill(&self, stream: &Stream, mut fitting: u64, room: &mut Room) {
+    fn fill(&self, stream: &Stream, mut fitting: Kinds, room: &mut Room) {
         let (mut at, mut last) = (0, 0);
         while fitting != 0 && at < stream.kinds.len() && at - last < MISSES_MAX {
             if at.is_multiple_of(BLOCK_LEN) && stream.blocks[at / BLOCK_LEN] & fitting == 0 {
@@ -154,7 +159,7 @@ impl Overflow {
     }
 
     /// The kinds that a node has enough of everything for.
-    fn enough(&self, room: &Room) -> u64 {
+    fn enough(&self, room: &Room) -> Kinds {
         let fitting = self.cpu_millis.of(room.cpu_millis)
             & self.memory_bytes.of(room.memory_bytes)
             & self.storage_bytes.of(room.storage_bytes);
@@ -173,7 +178,7 @@ impl Overflow {
     }
 
     /// The kinds that may use nodes of this class with devices of this model.
-    fn admitted(&self, bucket: &Bucket) -> u64 {
+    fn admitted(&self, bucket: &Bucket) -> Kinds {
         let model = bucket.devices.first().map(|room| room.model);
         let admits = |demand: &Demand| {
             demand.admits(&bucket.class)
@@ -188,7 +193,7 @@ impl Overflow {
     }
 }
 
-fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+fn bits(mut word: Kinds) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let at = word.trailing_zeros();
         (word != 0).then(|| {
@@ -204,7 +209,7 @@ struct Enough {
     /// What kinds need, ascending, each amount once.
     needs: Vec<u64>,
     /// Which kinds need no more than the first so many of those.
-    bits: Vec<u64>,
+    bits: Vec<Kinds>,
     /// By the upper bits of an amount: how many needs lie below all such amounts.
     below: Vec<u8>,
     /// Lower bits of an amount that `below` leaves out.
@@ -216,7 +221,7 @@ const STEPS: u64 = 1_024;
 
 impl Enough {
     fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
-        let mut by_need = BTreeMap::<u64, u64>::new();
+        let mut by_need = BTreeMap::<u64, Kinds>::new();
         for (kind, demand) in kinds.iter().enumerate() {
             *by_need.entry(need(demand)).or_default() |= 1 << kind;
         }
@@ -233,7 +238,7 @@ impl Enough {
         Self { needs, bits, below, shift }
     }
 
-    fn of(&self, amount: u64) -> u64 {
+    fn of(&self, amount: u64) -> Kinds {
         let step = (amount >> self.shift).min(self.below.len() as u64 - 1);
         let mut count = usize::from(self.below[step as usize]);
         while self.needs.get(count).is_some_and(|need| *need <= amount) {
