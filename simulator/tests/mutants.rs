@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Seeds within which each must be found: several times what the slowest took when it was added.
-const SEEDS: &str = "4000";
+const SEEDS: &str = "10000";
 
 #[test]
 fn sweep_finds_every_deliberate_fault() {
