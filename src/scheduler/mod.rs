@@ -397,10 +397,9 @@ impl Scheduler {
             }
         }
         ranked.sort_unstable();
-        ranked.into_iter().find_map(|(_, _, id)| {
-            let (places, _) = self.packer.place_in(id, demands, avoid)?;
-            Some((id, places))
-        })
+        ranked
+            .into_iter()
+            .find_map(|(_, _, id)| self.packer.place_in(id, demands, avoid).map(|places| (id, places)))
     }
 
     /// Explains, for one unit group's shape, every pool's part exactly once.

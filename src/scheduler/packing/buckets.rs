@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::bucket::Bucket;
-use crate::model::id::NodeRef;
+use crate::model::id::{NodeId, NodeRef, PoolId};
 
 /// Empty buckets remembered, at the most. A cluster of a thousand nodes comes by as many in a busy
 /// hour; with all that is known about them they take a few hundred bytes each.
@@ -35,6 +35,14 @@ pub(super) struct Slot {
     live_at: u32,
     /// Times it was put into the queue of empty ones and not taken out.
     queued: u32,
+}
+
+impl Slot {
+    /// The nodes of one pool, the lowest first.
+    pub(super) fn nodes_in(&self, pool: PoolId) -> impl Iterator<Item = NodeRef> {
+        let all = NodeRef { pool, node: NodeId(0) }..=NodeRef { pool, node: NodeId(u32::MAX) };
+        self.nodes.range(all).copied()
+    }
 }
 
 #[derive(Debug)]
@@ -101,7 +109,7 @@ impl Buckets {
         &self.slots[id.0 as usize]
     }
 
-    pub(super) fn slot_mut(&mut self, id: BucketId) -> &mut Slot {
+    fn slot_mut(&mut self, id: BucketId) -> &mut Slot {
         &mut self.slots[id.0 as usize]
     }
 

@@ -30,16 +30,16 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::model::demand::Demand;
 use bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
-use buckets::{BucketId, Buckets, Slot};
+use buckets::{BucketId, Buckets};
 use policy::{Score, Scorer};
 use random::Random;
-use ranking::{Filter, Log, Mind, Ranking};
+use ranking::{Log, Mind, Named, Ranking};
 use values::Values;
 
+use crate::model::demand::Demand;
 use crate::model::device::{DeviceAmount, DeviceModelId, DeviceShare};
-use crate::model::id::{NodeId, NodeRef, PoolId};
+use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
 use crate::model::resource::Resources;
@@ -85,9 +85,9 @@ pub struct Place {
     pub score: Score,
 }
 
-/// What a placement changed, to be put back in reverse.
+/// What was free of nodes before placements, to be put back in reverse.
 #[derive(Debug, Default)]
-pub struct Undo(Vec<(NodeRef, Resources, Vec<u32>, BucketId)>);
+pub struct Undo(Vec<(NodeRef, Resources, Vec<u32>)>);
 
 /// Nodes, and where on them tasks would go.
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl Packer {
             return false;
         }
         let gained = old.is_none_or(|old| gains(&old, &bucket));
-        let id = self.intern(bucket);
+        let id = self.buckets.intern(bucket);
         if let Some(kept) = self.nodes.insert(at, Kept { node, bucket: id }) {
             self.leave(kept.bucket, at);
         }
@@ -224,23 +224,27 @@ impl Packer {
         std::mem::take(&mut self.work)
     }
 
-    /// The number of a demand; `last` is what it was before, if anything.
+    /// The number of a demand; `last` is what it was before, if anything. It holds until so many other
+    /// demands have been asked for as are ranked at a time.
     pub fn demand(&mut self, demand: &Arc<Demand>, last: Option<DemandId>) -> DemandId {
         let is_it = |id: &DemandId| self.rankings[id.at as usize].generation == id.generation;
-        if let Some(id) = last.filter(is_it) {
-            return id;
-        }
-        let at = match self.ids.get(demand) {
-            Some(at) => *at,
-            None => self.new_ranking(demand),
+        let at = match last.filter(is_it) {
+            Some(id) => id.at,
+            None => match self.ids.get(demand) {
+                Some(at) => *at,
+                None => self.new_ranking(demand),
+            },
         };
-        DemandId { at, generation: self.rankings[at as usize].generation }
+        self.clock += 1;
+        let ranked = &mut self.rankings[at as usize];
+        ranked.used_at = self.clock;
+        DemandId { at, generation: ranked.generation }
     }
 
     fn new_ranking(&mut self, demand: &Arc<Demand>) -> u32 {
         let ranking = Ranking::new(demand.clone());
         let at = if self.rankings.len() < RANKINGS_MAX {
-            self.rankings.push(Ranked { ranking, generation: 0, used_at: self.clock });
+            self.rankings.push(Ranked { ranking, generation: 0, used_at: 0 });
             self.rankings.len() - 1
         } else {
             let oldest = self.rankings.iter().enumerate().min_by_key(|(_, ranked)| ranked.used_at);
@@ -249,7 +253,6 @@ impl Packer {
             self.ids.remove(&ranked.ranking.demand);
             ranked.ranking = ranking;
             ranked.generation += 1;
-            ranked.used_at = self.clock;
             at
         };
         self.ids.insert(demand.clone(), at as u32);
@@ -264,20 +267,17 @@ impl Packer {
 
     /// The node that a task would go to, not counting `avoid`.
     pub fn best_of(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
-        self.clock += 1;
         if let Scorer::Random { .. } = self.scorer {
             return self.any(id, avoid);
         }
         let Self { rankings, buckets, scorer, values, log, pools, .. } = self;
         let mut mind = Mind { scorer, values };
-        let ranked = &mut rankings[id.at as usize];
-        ranked.used_at = self.clock;
-        let demand = ranked.ranking.demand.clone();
-        let filter = Named::new(&demand, pools);
-        self.work += 1 + ranked.ranking.refresh(buckets, &mut mind, log, &filter);
+        let ranking = &mut rankings[id.at as usize].ranking;
+        let named = Named::new(&ranking.demand, pools);
+        self.work += 1 + ranking.refresh(buckets, &mut mind, log, &named);
         let best = match avoid {
-            None => ranked.ranking.best(buckets, &filter),
-            Some(avoid) => ranked.ranking.best_but(avoid, buckets, &filter),
+            None => ranking.best(buckets, &named),
+            Some(avoid) => ranking.best_but(avoid, buckets, &named),
         };
         self.evict();
         best.map(|(score, node, _)| (score, node))
@@ -286,12 +286,12 @@ impl Packer {
     /// Any node that fits, each as likely.
     fn any(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
         let demand = self.rankings[id.at as usize].ranking.demand.clone();
-        let filter = Named::new(&demand, &self.pools);
+        let named = Named::new(&demand, &self.pools);
         let mut fitting = Vec::new();
         for id in self.buckets.live() {
             let slot = self.buckets.slot(*id);
             if slot.bucket.fits(&demand) {
-                let nodes = slot.nodes.iter().filter(|node| filter.allows(**node) && Some(**node) != avoid);
+                let nodes = slot.nodes.iter().filter(|node| named.allows(**node) && Some(**node) != avoid);
                 fitting.extend(nodes.copied());
             }
         }
@@ -333,7 +333,7 @@ impl Packer {
             Some(next) => next.id,
             None => {
                 let after = self.buckets.slot(old).bucket.after(&demand, choice);
-                let next = self.intern(after);
+                let next = self.buckets.intern(after);
                 let known = self.buckets.known(next);
                 if let Some(fit) = self.rankings[id.at as usize].ranking.fit_mut(old) {
                     fit.next = Some(known);
@@ -343,11 +343,11 @@ impl Packer {
         };
         let kept = self.nodes.get_mut(&at)?;
         let shares = shares_of(&demand, choice, &kept.node)?;
-        undo.0.push((at, kept.node.free.clone(), kept.node.device_free.clone(), old));
+        let free = kept.node.free.checked_sub(&demand.resources)?;
+        undo.0.push((at, std::mem::replace(&mut kept.node.free, free), kept.node.device_free.clone()));
         for share in &shares {
             kept.node.device_free[usize::from(share.index)] -= share.millis;
         }
-        kept.node.free = kept.node.free.checked_sub(&demand.resources)?;
         kept.bucket = next;
         self.leave(old, at);
         self.arrive(next, at);
@@ -375,7 +375,7 @@ impl Packer {
         pool: PoolId,
         tasks: &[(DemandId, u32)],
         avoid: Option<NodeRef>,
-    ) -> Option<(Vec<Place>, Undo)> {
+    ) -> Option<Vec<Place>> {
         let (mut places, mut undo) = (Vec::new(), Undo::default());
         for (id, count) in tasks {
             if self.place_alike(pool, *id, *count, avoid, &mut places, &mut undo).is_none() {
@@ -383,7 +383,7 @@ impl Packer {
                 return None;
             }
         }
-        Some((places, undo))
+        Some(places)
     }
 
     fn place_alike(
@@ -429,38 +429,24 @@ impl Packer {
         let Self { rankings, buckets, scorer, values, .. } = self;
         let mut mind = Mind { scorer, values };
         let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, &mut mind)?;
-        let all = NodeRef { pool, node: NodeId(0) }..=NodeRef { pool, node: NodeId(u32::MAX) };
-        let mut nodes = buckets.slot(bucket).nodes.range(all);
-        let node = *nodes.find(|node| Some(**node) != avoid)?;
+        let node = buckets.slot(bucket).nodes_in(pool).find(|node| Some(*node) != avoid)?;
         Some((score, node, bucket))
     }
 
     /// Takes back what was placed tentatively.
     pub fn undo(&mut self, undo: Undo) {
         let forgotten = usize::from(Mutant::ForgetLastUndo.is_on());
-        for (at, free, device_free, old) in undo.0.into_iter().skip(forgotten).rev() {
-            let Some(kept) = self.nodes.get_mut(&at) else { continue };
-            kept.node.free = free;
-            kept.node.device_free = device_free;
-            let bucket = bucket_of(&kept.node);
-            let came = kept.bucket;
-            // It may have been forgotten meanwhile.
-            let id = if *self.buckets.slot(old).bucket == bucket { old } else { self.buckets.intern(bucket) };
-            if let Some(kept) = self.nodes.get_mut(&at) {
-                kept.bucket = id;
+        for (at, free, device_free) in undo.0.into_iter().skip(forgotten).rev() {
+            if let Some(kept) = self.nodes.get(&at) {
+                let (class, devices) = (kept.node.class.clone(), kept.node.devices.clone());
+                self.set(at, Node { class, free, devices, device_free });
             }
-            self.leave(came, at);
-            self.arrive(id, at);
         }
     }
 
     /// A task of this demand fits on the node as it is.
     pub fn fits(&self, demand: &Demand, at: NodeRef) -> bool {
         self.nodes.get(&at).is_some_and(|kept| self.buckets.slot(kept.bucket).bucket.fits(demand))
-    }
-
-    fn intern(&mut self, bucket: Bucket) -> BucketId {
-        self.buckets.intern(bucket)
     }
 
     fn leave(&mut self, id: BucketId, at: NodeRef) {
@@ -486,33 +472,6 @@ impl Packer {
         while let Some(id) = self.buckets.evict() {
             self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(id));
         }
-    }
-}
-
-/// The pools that a demand names, if it names any.
-struct Named(Option<Vec<PoolId>>);
-
-impl Named {
-    fn new(demand: &Demand, pools: &BTreeMap<String, PoolId>) -> Self {
-        let names = &demand.constraints.pools;
-        let ids = || names.iter().filter_map(|name| pools.get(name).copied()).collect();
-        Self((!names.is_empty()).then(ids))
-    }
-}
-
-impl Filter for Named {
-    fn first(&self, slot: &Slot) -> Option<NodeRef> {
-        let Some(pools) = &self.0 else { return slot.nodes.first().copied() };
-        let of_pool = |pool: &PoolId| {
-            let all =
-                NodeRef { pool: *pool, node: NodeId(0) }..=NodeRef { pool: *pool, node: NodeId(u32::MAX) };
-            slot.nodes.range(all).next().copied()
-        };
-        pools.iter().filter_map(of_pool).min()
-    }
-
-    fn allows(&self, node: NodeRef) -> bool {
-        self.0.as_ref().is_none_or(|pools| pools.contains(&node.pool))
     }
 }
 

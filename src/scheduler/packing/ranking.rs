@@ -1,15 +1,15 @@
 //! One demand's ranking of the buckets that it fits, brought up to date when it is asked.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use super::bucket::DeviceChoice;
-use super::buckets::{BucketId, Buckets, Known};
+use super::buckets::{BucketId, Buckets, Known, Slot};
 use super::policy::{Score, Scorer};
 use super::values::Values;
 use crate::model::demand::Demand;
-use crate::model::id::NodeRef;
+use crate::model::id::{NodeRef, PoolId};
 
 /// Marks a bucket that has not been looked at.
 const UNKNOWN: u32 = u32::MAX;
@@ -77,11 +77,25 @@ pub(super) struct Mind<'a> {
     pub(super) values: &'a mut Values,
 }
 
-/// Which nodes a demand may use, besides what their class says.
-pub(super) trait Filter {
-    /// The lowest node that may be used, of those in a bucket.
-    fn first(&self, slot: &super::buckets::Slot) -> Option<NodeRef>;
-    fn allows(&self, node: NodeRef) -> bool;
+/// The pools that a demand names, if it names any.
+pub(super) struct Named(Option<Vec<PoolId>>);
+
+impl Named {
+    pub(super) fn new(demand: &Demand, pools: &BTreeMap<String, PoolId>) -> Self {
+        let names = &demand.constraints.pools;
+        let ids = || names.iter().filter_map(|name| pools.get(name).copied()).collect();
+        Self((!names.is_empty()).then(ids))
+    }
+
+    /// The lowest node of a bucket that may be used.
+    fn first(&self, slot: &Slot) -> Option<NodeRef> {
+        let Some(pools) = &self.0 else { return slot.nodes.first().copied() };
+        pools.iter().filter_map(|pool| slot.nodes_in(*pool).next()).min()
+    }
+
+    pub(super) fn allows(&self, node: NodeRef) -> bool {
+        self.0.as_ref().is_none_or(|pools| pools.contains(&node.pool))
+    }
 }
 
 impl Ranking {
@@ -118,7 +132,7 @@ impl Ranking {
         buckets: &Buckets,
         mind: &mut Mind<'_>,
         log: &Log,
-        filter: &impl Filter,
+        named: &Named,
     ) -> u32 {
         let most = buckets.live().len();
         let fresh = self.cursor == 0;
@@ -128,7 +142,7 @@ impl Ranking {
                 for (id, node) in arrivals {
                     work += 1;
                     if self.may_lower(*id, *node)
-                        && filter.allows(*node)
+                        && named.allows(*node)
                         && buckets.slot(*id).nodes.contains(node)
                     {
                         self.offer(*id, *node, buckets, mind);
@@ -142,7 +156,7 @@ impl Ranking {
                     work += 1;
                     let id = buckets.live()[at];
                     if self.at.get(id.0 as usize) != Some(&UNFIT)
-                        && let Some(node) = filter.first(buckets.slot(id))
+                        && let Some(node) = named.first(buckets.slot(id))
                     {
                         self.offer(id, node, buckets, mind);
                     }
@@ -225,11 +239,7 @@ impl Ranking {
     }
 
     /// The best node, once refreshed.
-    pub(super) fn best(
-        &mut self,
-        buckets: &Buckets,
-        filter: &impl Filter,
-    ) -> Option<(Score, NodeRef, BucketId)> {
+    pub(super) fn best(&mut self, buckets: &Buckets, named: &Named) -> Option<(Score, NodeRef, BucketId)> {
         while let Some(Reverse((score, node, id))) = self.heap.peek().copied() {
             let slot = buckets.slot(id);
             let is_its_key = self.fit(id).is_some_and(|fit| fit.key == Some(node) && fit.score == score);
@@ -239,7 +249,7 @@ impl Ranking {
             self.heap.pop();
             if is_its_key {
                 // It has left: the bucket goes on under its next node.
-                let next = filter.first(slot);
+                let next = named.first(slot);
                 if let Some(fit) = self.fit_mut(id) {
                     fit.key = next;
                 }
@@ -254,21 +264,21 @@ impl Ranking {
         &mut self,
         avoid: NodeRef,
         buckets: &Buckets,
-        filter: &impl Filter,
+        named: &Named,
     ) -> Option<(Score, NodeRef, BucketId)> {
-        let best = self.best(buckets, filter)?;
+        let best = self.best(buckets, named)?;
         if best.1 != avoid {
             return Some(best);
         }
         let (score, _, id) = best;
         let nodes = &buckets.slot(id).nodes;
-        let beside = nodes.iter().find(|node| **node != avoid && filter.allows(**node));
+        let beside = nodes.iter().find(|node| **node != avoid && named.allows(**node));
         let beside = beside.map(|node| (score, *node, id));
         // A bucket may be there twice under one node.
         while self.heap.peek() == Some(&Reverse(best)) {
             self.heap.pop();
         }
-        let other = self.best(buckets, filter);
+        let other = self.best(buckets, named);
         self.heap.push(Reverse(best));
         beside.into_iter().chain(other).min()
     }

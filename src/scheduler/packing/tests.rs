@@ -4,6 +4,7 @@ use super::fgd::Fgd;
 use super::overflow::{Overflow, overflow_of};
 use super::*;
 use crate::model::demand::DeviceDemand;
+use crate::model::id::NodeId;
 use crate::model::shape::Needs;
 use crate::model::spec::Constraints;
 
@@ -145,6 +146,36 @@ fn choice_is_the_least_score_of_all_nodes_and_then_the_lowest() {
     }
 }
 
+fn nodes_of(packer: &Packer) -> BTreeMap<NodeRef, String> {
+    packer.nodes().map(|(at, node)| (at, format!("{node:?}"))).collect()
+}
+
+#[test]
+fn demands_that_are_placed_together_keep_their_numbers() {
+    let (mut packer, _) = world(1, Scorer::BestFit);
+    let demand = |cpu_millis: u64| {
+        Arc::new(Demand {
+            resources: Resources { cpu_millis, ..Resources::default() },
+            devices: None,
+            constraints: Constraints::default(),
+            needs: Needs::default(),
+        })
+    };
+    // The first is the one that has gone unused for longest when a number is needed for the last.
+    let first = packer.demand(&demand(1), None);
+    for cpu_millis in 2..=RANKINGS_MAX as u64 {
+        packer.demand(&demand(cpu_millis), None);
+    }
+    let tasks = [
+        (packer.demand(&demand(1), Some(first)), 1),
+        (packer.demand(&demand(RANKINGS_MAX as u64 + 1), None), 1),
+    ];
+    let free = |packer: &Packer| packer.nodes().map(|(_, node)| node.free.cpu_millis).sum::<u64>();
+    let before = free(&packer);
+    assert_eq!(packer.place_in(PoolId(0), &tasks, None).unwrap().len(), 2);
+    assert_eq!(before - free(&packer), 1 + RANKINGS_MAX as u64 + 1);
+}
+
 #[test]
 fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
     for seed in 0..60 {
@@ -153,8 +184,7 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
         for _ in 0..60 {
             let demand = &demands[random.below(DEMANDS as u64) as usize];
             let id = packer.demand(demand, None);
-            let before: BTreeMap<NodeRef, String> =
-                packer.nodes().map(|(at, node)| (at, format!("{node:?}"))).collect();
+            let before = nodes_of(&packer);
             let free = packer.device_free();
             let mut undo = Undo::default();
             let Some(place) = packer.place_of(id, None, &mut undo) else { continue };
@@ -169,9 +199,7 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
             assert!(models.len() <= 1 && models.iter().all(|model| demand.allows(*model)));
             if random.below(2) == 0 {
                 packer.undo(undo);
-                let after: BTreeMap<NodeRef, String> =
-                    packer.nodes().map(|(at, node)| (at, format!("{node:?}"))).collect();
-                assert_eq!(after, before);
+                assert_eq!(nodes_of(&packer), before);
             }
         }
     }
