@@ -4,6 +4,7 @@ use super::{Broker, Effect};
 use crate::model::change::Change;
 use crate::model::id::Revision;
 use crate::model::mutant::Mutant;
+use crate::model::plan::Policy;
 use crate::state::apply::{Applied, ArchiveRow};
 use crate::state::event::{Event, EventRecord};
 use crate::state::job::Principal;
@@ -20,7 +21,9 @@ impl Broker {
             let mut applied = Applied::default();
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
-            if let Event::JobSubmitted { job, .. } = &record.event {
+            if self.policy == Policy::Overflow
+                && let Event::JobSubmitted { job, .. } = &record.event
+            {
                 self.scheduler.arrive(&self.state, *job);
             }
             self.route(&record);

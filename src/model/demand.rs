@@ -1,7 +1,10 @@
 //! What tasks ask for, which pools and nodes would have them at all, and what is expected to come.
 
+use std::sync::Arc;
+
 use super::device::{DeviceAmount, DeviceModelId};
 use super::pool::Capabilities;
+use super::reason::PoolReason;
 use super::region::RegionCode;
 use super::resource::Resources;
 use super::shape::Needs;
@@ -45,16 +48,8 @@ impl Demand {
 
     /// Nodes of this class may take the task, if its pool's name may.
     pub fn admits(&self, class: &NodeClass) -> bool {
-        let Constraints { regions_allowed, regions_denied, node_labels, real_only, .. } = &self.constraints;
-        let able = class.capabilities;
-        !regions_denied.contains(&class.region)
-            && (regions_allowed.is_empty() || regions_allowed.contains(&class.region))
-            && (!real_only || able.real)
-            && (!self.needs.processes || able.processes)
-            && (!self.needs.containers || able.containers)
-            && (!self.needs.leases || able.leases)
-            && (!self.needs.secrets || able.secrets)
-            && node_labels.iter().all(|(key, value)| class.labels.get(key) == Some(value))
+        exclusion(&self.constraints, self.needs, None, class.region, class.capabilities).is_none()
+            && self.constraints.node_labels.iter().all(|(key, value)| class.labels.get(key) == Some(value))
             && self.tolerates(class)
     }
 
@@ -64,6 +59,41 @@ impl Demand {
             |taint: &Taint| self.constraints.tolerations.iter().any(|toleration| toleration.tolerates(taint));
         class.taints.iter().all(tolerated)
     }
+}
+
+/// Why a pool as such can't take a task, whatever its nodes hold. Without a `name` any would do.
+pub fn exclusion(
+    constraints: &Constraints,
+    needs: Needs,
+    name: Option<&str>,
+    region: RegionCode,
+    able: Capabilities,
+) -> Option<PoolReason> {
+    let allowed = &constraints.regions_allowed;
+    if constraints.regions_denied.contains(&region) || !(allowed.is_empty() || allowed.contains(&region)) {
+        return Some(PoolReason::RegionNotAllowed { region });
+    }
+    let is_named =
+        |name: &str| constraints.pools.is_empty() || constraints.pools.iter().any(|pool| pool == name);
+    if name.is_some_and(|name| !is_named(name)) {
+        return Some(PoolReason::PoolNotAllowed);
+    }
+    if constraints.real_only && !able.real {
+        return Some(PoolReason::PoolSimulated);
+    }
+    if needs.processes && !able.processes {
+        return Some(PoolReason::RunUnsupported { needs: "processes" });
+    }
+    if needs.containers && !able.containers {
+        return Some(PoolReason::RunUnsupported { needs: "containers" });
+    }
+    if needs.leases && !able.leases {
+        return Some(PoolReason::LeaseUnsupported);
+    }
+    if needs.secrets && !able.secrets {
+        return Some(PoolReason::SecretsUnsupported);
+    }
+    None
 }
 
 /// What of a node and its pool never changes as work comes and goes.
@@ -87,7 +117,7 @@ pub struct Lesson {
 /// A kind of task that comes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    pub demand: std::sync::Arc<Demand>,
+    pub demand: Arc<Demand>,
     /// How often, next to the others.
     pub weight: u64,
     /// How often it finds no room once the cluster is full, next to the others.

@@ -15,7 +15,6 @@ mod why;
 mod window;
 
 pub use why::{PoolWhy, Why};
-pub use window::{PASSES_AGE_MS_MAX, PASSES_MAX};
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
@@ -387,8 +386,7 @@ impl Scheduler {
         let (first, _) = *demands.first()?;
         let shape = self.shapes.get(&shape)?.shape.clone();
         let total = shape.total();
-        let open: Vec<PoolId> =
-            self.pools.iter().filter(|(_, pool)| pool.is_open()).map(|(id, _)| *id).collect();
+        let open: Vec<PoolId> = self.pools.iter().filter(|(_, pool)| pool.open).map(|(id, _)| *id).collect();
         let mut ranked = Vec::new();
         for id in open {
             if why::exclusion(state, id, &shape).is_none() && self.packer.may_hold(id, &total) {

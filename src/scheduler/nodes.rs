@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::full::Gain;
 use super::packing::bucket::ClassRef;
+use super::packing::overflow::SAMPLE_MAX;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::id::{NodeRef, PoolId};
@@ -19,15 +20,9 @@ use crate::state::pool::{Node as StateNode, Pool};
 /// What of a pool decides about all of its nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PoolTraits {
-    open: bool,
+    pub(super) open: bool,
     region: RegionCode,
     capabilities: Capabilities,
-}
-
-impl PoolTraits {
-    pub(super) fn is_open(&self) -> bool {
-        self.open
-    }
 }
 
 /// Pools as last seen.
@@ -125,11 +120,11 @@ fn devices_of(node: &StateNode) -> impl Iterator<Item = Device> + '_ {
         .map(|(model, device)| Device { model: *model, topology_group: device.topology_group })
 }
 
-/// Nodes of open pools as they would be if they were empty, some of each pool.
+/// Nodes of open pools as they would be if they were empty: as many as are learned from, spread over all.
 pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
     let pools = || state.pools().filter(|pool| pool.is_open());
     let nodes: usize = pools().map(|pool| pool.nodes.len()).sum();
-    let step = (nodes / SAMPLE_MAX).max(1);
+    let step = nodes.div_ceil(SAMPLE_MAX).max(1);
     let all = pools().flat_map(|pool| pool.nodes.values().map(move |node| (pool, node)));
     all.filter(|(_, node)| node.is_open()).step_by(step).map(|(pool, node)| Node {
         class: ClassRef::new(class_of(pool, node)),
@@ -143,9 +138,6 @@ pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
             .collect(),
     })
 }
-
-/// Nodes looked at to learn from: a few times as many as the policy plays on.
-const SAMPLE_MAX: usize = 1_024;
 
 /// A packer of one pool's nodes as they would be if all were `empty` and took work, or of those that do
 /// as they are: to try placements that are never made.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Budget, PASSES_AGE_MS_MAX, PASSES_MAX, Scheduler};
+use super::{Budget, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::demand::{Expected, Lesson};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
+use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX};
 use crate::model::plan::Plan;
 use crate::model::pool::{DrainMode, Reach};
 use crate::model::queue::default_settings;

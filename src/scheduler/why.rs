@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::nodes::{class_of, demand_of, sketch};
 use super::packing::Packer;
-use crate::model::demand::Demand;
+use crate::model::demand::{self, Demand};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
@@ -36,31 +36,8 @@ pub struct PoolWhy {
 /// Why a pool as such can't take a shape, whatever its nodes hold: cheap, and asked often.
 pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<PoolReason> {
     let pool = state.pool(id)?;
-    let (constraints, capabilities) = (&shape.constraints, pool.spec.capabilities);
-    let region = pool.spec.region;
-    let allowed = &constraints.regions_allowed;
-    if constraints.regions_denied.contains(&region) || !(allowed.is_empty() || allowed.contains(&region)) {
-        return Some(PoolReason::RegionNotAllowed { region });
-    }
-    if !constraints.pools.is_empty() && !constraints.pools.contains(&pool.spec.name) {
-        return Some(PoolReason::PoolNotAllowed);
-    }
-    if constraints.real_only && !capabilities.real {
-        return Some(PoolReason::PoolSimulated);
-    }
-    if shape.needs.processes && !capabilities.processes {
-        return Some(PoolReason::RunUnsupported { needs: "processes" });
-    }
-    if shape.needs.containers && !capabilities.containers {
-        return Some(PoolReason::RunUnsupported { needs: "containers" });
-    }
-    if shape.needs.leases && !capabilities.leases {
-        return Some(PoolReason::LeaseUnsupported);
-    }
-    if shape.needs.secrets && !capabilities.secrets {
-        return Some(PoolReason::SecretsUnsupported);
-    }
-    None
+    let spec = &pool.spec;
+    demand::exclusion(&shape.constraints, shape.needs, Some(&spec.name), spec.region, spec.capabilities)
 }
 
 /// Explains every pool.

@@ -5,18 +5,12 @@
 //! passed over by jobs of its own priority, submitted not much later, and no more than so many of them.
 
 use super::packing::policy::Score;
-use super::{ClassState, RunKey, Scheduler};
+use super::{DemandId, RunKey, Scheduler};
 use crate::model::id::JobId;
+use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, PASSING_UNITS_MAX};
 use crate::model::shape::ClassKey;
 use crate::state::State;
 
-/// A job is passed over by none that comes more than so many jobs after it. Trials on the openb trace
-/// lost most of what choosing gains with an eighth of that.
-pub const PASSES_MAX: u64 = 8_000;
-/// A job is passed over by none that was submitted more than this later, in milliseconds.
-pub const PASSES_AGE_MS_MAX: u64 = 10 * 60 * 1_000;
-/// A job of more units passes nobody over: its units would be as many passes.
-const UNITS_MAX: u32 = 1_000;
 /// Classes compared for one choice: some ten microseconds.
 const CLASSES_MAX: usize = 128;
 
@@ -31,7 +25,7 @@ impl Scheduler {
         let near: Vec<RunKey> = near.copied().collect();
         let mut best: Option<(Score, RunKey)> = None;
         for key in near {
-            if key != front && units_of(state, key.1.0) > UNITS_MAX {
+            if key != front && units_of(state, key.1.0) > PASSING_UNITS_MAX {
                 continue;
             }
             let Some(id) = self.packer_id(state, key.2) else { continue };
@@ -45,14 +39,11 @@ impl Scheduler {
             }
         }
         *work += self.packer.take_work();
-        debug_assert!(
-            best.is_none_or(|(_, key)| self.classes.get(&key.2) == Some(&ClassState::Runnable(key)))
-        );
         best.map(|(_, (_, _, class))| class)
     }
 
     /// The packer's number for a class of single tasks: gangs have no one place to compare.
-    fn packer_id(&mut self, state: &State, class: ClassKey) -> Option<super::DemandId> {
+    fn packer_id(&mut self, state: &State, class: ClassKey) -> Option<DemandId> {
         self.shape_index(state, class.shape)?;
         let (packer, index) = (&mut self.packer, self.shapes.get_mut(&class.shape)?);
         let ([(demand, 1)], [id]) = (&index.demands[..], &mut index.ids[..]) else { return None };

@@ -1,7 +1,7 @@
 //! What a policy makes of buckets, remembered.
 //!
 //! Most of them are only looked at: what a node would be if a task went there. They are known by
-//! fingerprint, some ten bytes each instead of some hundred.
+//! fingerprint, which takes a tenth of what the bucket itself does.
 
 use rustc_hash::FxHashMap;
 
