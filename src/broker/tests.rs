@@ -1,8 +1,13 @@
-//! What a broker does over a gap that its clock shows.
+//! What a broker does in a turn that has just begun.
 
 use super::*;
-use crate::model::spec::minimal;
-use crate::state::fixture::{Fixture, submission};
+use crate::model::attempt::AttemptStatus;
+use crate::model::demand::{Demand, Expected};
+use crate::model::pool::Reach;
+use crate::model::resource::Resources;
+use crate::model::shape::Needs;
+use crate::model::spec::{JobSpec, OnPoolLost, minimal};
+use crate::state::fixture::{Fixture, node_spec, submission, unit};
 use crate::state::token::RequestToken;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -58,4 +63,55 @@ fn token_outlives_a_restart_and_a_sleep_by_its_full_time() {
     }
     let late = ask(&mut broker, now);
     assert!(matches!(late[..], [Err(Rejection::AlreadyExists { .. })]), "{late:?}");
+}
+
+/// Steps every second until the time has come.
+fn pass(broker: &mut Broker, now: &mut Timestamp, until: Timestamp) {
+    while *now < until {
+        *now = now.plus_ms(1_000).min(until);
+        replies(broker, *now, Input::Wake);
+    }
+}
+
+#[test]
+fn new_turn_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let job = world.submit_spec(JobSpec { on_pool_lost: OnPoolLost::Requeue, ..minimal() });
+    world.must_start(unit(job, 0), pool);
+    world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
+    world.must(Command::ChangeReach { pool, reach: Reach::Lost });
+    let lost_ms = world.state.settings().lost_ms;
+    let began = world.now.plus_ms(HOUR_MS);
+    let mut broker = restart(world.state, began);
+    let mut now = began;
+    pass(&mut broker, &mut now, began.plus_ms(lost_ms - 1));
+    assert!(broker.state().attempt(unit(job, 0)).is_some(), "its lease was ended early");
+    pass(&mut broker, &mut now, began.plus_ms(lost_ms + 1_000));
+    assert!(broker.state().attempt(unit(job, 0)).is_none(), "its lease was never ended");
+}
+
+/// Kinds of tasks in the lesson that the journal has a minute into a turn of this policy, with one before.
+fn kinds_kept(policy: Policy) -> usize {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let demand = Arc::new(Demand {
+        resources: Resources::default(),
+        devices: None,
+        constraints: minimal().constraints,
+        needs: Needs::default(),
+    });
+    let kinds = vec![Expected { demand, weight: 1, overflow: 1 }];
+    world.must(Command::Learn { lesson: Arc::new(Lesson { arrivals: 16, kinds }) });
+    let mut now = world.now;
+    let mut broker = restart(world.state, now);
+    broker.set_policy(policy);
+    replies(&mut broker, now, Input::Request { call: CallId(1), request: submit() });
+    pass(&mut broker, &mut now, world.now.plus_ms(60_000));
+    broker.state().lesson().kinds.len()
+}
+
+#[test]
+fn lesson_is_kept_by_the_policy_that_learns_and_forgotten_by_the_other() {
+    assert_eq!((kinds_kept(Policy::Overflow), kinds_kept(Policy::BestFit)), (1, 0));
 }
