@@ -4,11 +4,12 @@
 //! time asked for is the given share of what the cluster has while they come.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 
 use weir::scheduler::packing::Place;
 
 use super::procedure::{Cluster, Player};
+use super::window::Waiting;
 
 /// The share of all arrivals that fills the cluster before anything is measured.
 const WARM_UP: f64 = 0.3;
@@ -37,8 +38,7 @@ struct Running {
 struct Play<'a> {
     player: Player<'a>,
     cluster: &'a Cluster,
-    /// Per demand, the arrivals that wait, with when they came.
-    waiting: BTreeMap<usize, VecDeque<usize>>,
+    waiting: Waiting,
     /// In milliseconds.
     ends: BinaryHeap<Reverse<(u64, usize)>>,
     running: BTreeMap<usize, Running>,
@@ -59,7 +59,7 @@ pub(super) fn play(player: Player<'_>, cluster: &Cluster, arrivals: &[usize], lo
     let mut play = Play {
         player,
         cluster,
-        waiting: BTreeMap::new(),
+        waiting: Waiting::default(),
         ends: BinaryHeap::new(),
         running: BTreeMap::new(),
         window: load.window,
@@ -80,7 +80,7 @@ pub(super) fn play(player: Player<'_>, cluster: &Cluster, arrivals: &[usize], lo
         while next < arrivals.len() && at(next) <= now {
             let demand = cluster.demand_of[arrivals[next]];
             play.player.arrive(demand);
-            play.waiting.entry(demand).or_default().push_back(next);
+            play.waiting.push(demand, next);
             next += 1;
         }
         while let Some((demand, arrival)) = play.place() {
@@ -116,27 +116,18 @@ impl Play<'_> {
 
     /// Places one of the waiting tasks, if any fits.
     fn place(&mut self) -> Option<(usize, usize)> {
-        let mut firsts: Vec<(usize, usize)> =
-            self.waiting.iter().filter_map(|(demand, tasks)| Some((*tasks.front()?, *demand))).collect();
-        firsts.sort_unstable();
-        let mut best: Option<(i64, usize, usize)> = None;
-        for (first, demand) in firsts {
-            let id = self.player.id(demand);
-            let Some((score, _)) = self.player.packer.best_of(id, None) else { continue };
-            // One by one, the oldest that fits goes.
-            let cost = if self.window > 1 { score.cost } else { 0 };
-            if best.is_none_or(|(least, oldest, _)| {
-                cost < least && first < oldest.saturating_add(8 * self.window)
-            }) {
-                best = Some((cost, best.map_or(first, |(_, oldest, _)| oldest), demand));
-            }
-            if self.window <= 1 {
-                break;
-            }
-        }
-        let (_, _, demand) = best?;
-        let arrival = self.waiting.get_mut(&demand)?.pop_front()?;
-        let place = self.player.place_whole(demand)?;
+        // One by one, the oldest that fits goes; otherwise the best of the window, and of all if none
+        // of those fits: smaller ones don't wait for a place that nobody before them can use.
+        let demand = match self.window {
+            1 => self.waiting.oldest_that_fits(&mut self.player),
+            window => self
+                .waiting
+                .choose(&mut self.player, window)
+                .0
+                .or_else(|| self.waiting.oldest_that_fits(&mut self.player)),
+        }?;
+        let arrival = self.waiting.pop(demand)?;
+        let place = self.player.find_place(demand)?;
         self.running.insert(arrival, Running { demand, place });
         Some((demand, arrival))
     }

@@ -22,7 +22,7 @@ use procedure::{Cluster, Outcome, Rules};
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv"
+    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy fgd --offered-load 1.2"
 )]
 pub struct Pack {
     /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
@@ -54,14 +54,15 @@ pub struct Pack {
     /// So many copies of each node and task.
     #[arg(long, default_value_t = 1)]
     scale: u32,
-    /// Lets tasks come over time, asking for this share of all GPU time, and end.
-    #[arg(long)]
+    /// Lets tasks come over time, asking for this share of all GPU time, and end. Prints how long they
+    /// waited, by how many GPUs they asked for.
+    #[arg(long, conflicts_with_all = ["inflate", "policy_seeds", "warm", "workload", "placements", "output"])]
     offered_load: Option<f64>,
     /// Plays the list so often where tasks end: the cluster must fill before anything is measured.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, requires = "offered_load")]
     passes: u32,
     /// Longer tasks are cut to so many seconds where they end; 0 cuts none.
-    #[arg(long, default_value_t = 14_400)]
+    #[arg(long, default_value_t = 14_400, requires = "offered_load")]
     cut: u64,
     /// Measures each run when it has been played before, with all that is known of it by then.
     #[arg(long)]
@@ -178,7 +179,7 @@ impl Pack {
         for seed in self.seed..self.seed + self.seeds {
             let mut arrivals = Vec::new();
             for pass in 0..u64::from(self.passes) {
-                arrivals.extend(cluster.arrivals(seed * u64::from(self.passes) + pass, 0.01));
+                arrivals.extend(cluster.shuffled(seed * u64::from(self.passes) + pass));
             }
             let player = procedure::Player::new(cluster, self.policy, self.policy_seed);
             let load = departures::Load { offered, window: self.window };
@@ -226,7 +227,7 @@ impl Pack {
     fn cluster(&self) -> anyhow::Result<Cluster> {
         let nodes = openb::read_nodes(&self.nodes)?;
         let mut tasks = openb::read_tasks(&self.pods)?;
-        if self.cut > 0 {
+        if self.offered_load.is_some() && self.cut > 0 {
             tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(self.cut));
         }
         Cluster::new(nodes, tasks, self.scale)

@@ -22,7 +22,7 @@ use weir::scheduler::packing::random::Random;
 use weir::scheduler::packing::{DemandId, Device, Node, Packer, Place, Undo};
 
 use super::PolicyName;
-use super::window::{self, Passed};
+use super::window;
 use crate::openb::Task;
 
 /// Nodes and tasks, as a packer takes them.
@@ -142,9 +142,14 @@ impl Cluster {
             asked += gpus(drawn);
             arrivals.push(drawn);
         }
-        for last in (1..arrivals.len()).rev() {
-            arrivals.swap(last, random.below(last as u64 + 1) as usize);
-        }
+        shuffle(&mut arrivals, &mut random);
+        arrivals
+    }
+
+    /// All tasks of the list once, in random order.
+    pub(crate) fn shuffled(&self, seed: u64) -> Vec<usize> {
+        let mut arrivals = (0..self.tasks.len()).collect::<Vec<_>>();
+        shuffle(&mut arrivals, &mut Random::new(seed));
         arrivals
     }
 
@@ -165,6 +170,13 @@ impl Cluster {
         let mut counts = vec![0; self.demands.len()];
         self.demand_of.iter().for_each(|at| counts[*at] += 1);
         self.demands.iter().cloned().zip(counts).collect()
+    }
+}
+
+/// Fisher and Yates's shuffle.
+fn shuffle(tasks: &mut [usize], random: &mut Random) {
+    for last in (1..tasks.len()).rev() {
+        tasks.swap(last, random.below(last as u64 + 1) as usize);
     }
 }
 
@@ -199,7 +211,7 @@ fn demand(task: &Task, models: &BTreeMap<String, DeviceModelId>) -> anyhow::Resu
 pub(crate) struct Player<'a> {
     cluster: &'a Cluster,
     pub(crate) packer: Packer,
-    pub(crate) ids: Vec<DemandId>,
+    ids: Vec<DemandId>,
     mix: Option<Mix>,
     policy_seed: u64,
 }
@@ -271,14 +283,14 @@ impl<'a> Player<'a> {
     }
 
     /// Places a task of a demand, if one fits.
-    pub(crate) fn place_whole(&mut self, demand: usize) -> Option<Place> {
+    pub(crate) fn find_place(&mut self, demand: usize) -> Option<Place> {
         let id = self.id(demand);
         self.packer.place_of(id, None, &mut Undo::default())
     }
 
     /// Places a task of a demand, if one fits.
     pub(crate) fn place(&mut self, demand: usize, arrival: usize) -> Option<Placed> {
-        let place = self.place_whole(demand)?;
+        let place = self.find_place(demand)?;
         let devices = place.devices.iter().map(|share| share.index).collect();
         Some(Placed { arrival, node: place.node.node.0 as usize, devices })
     }
@@ -300,7 +312,7 @@ pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outco
     let placed = player.play(arrivals, rules.window);
     let seconds = started.elapsed().as_secs_f64();
     let used = cluster.capacity_millis - player.packer.device_free();
-    let passed_over_max = Passed::most(placed.iter().map(|placed| placed.arrival), arrivals.len());
+    let passed_over_max = window::passed_over_max(placed.iter().map(|placed| placed.arrival), arrivals.len());
     let allocated_percent = used as f64 * 100.0 / cluster.capacity_millis as f64;
     Outcome { placed, allocated_percent, passed_over_max, seconds }
 }
