@@ -37,7 +37,12 @@ impl Broker {
     pub fn within(command: &str, limits: &'static str) -> Self {
         let mut home = Home::new();
         home.limits = limits;
-        let process = home.start_broker(command);
+        Self::at(home, command, &[])
+    }
+
+    /// The same, in a home that was prepared for it and with further arguments.
+    pub fn at(mut home: Home, command: &str, arguments: &[&str]) -> Self {
+        let process = home.start_broker_with(command, arguments);
         let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
         Self { home, process, token }
     }

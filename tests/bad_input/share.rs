@@ -11,6 +11,8 @@ use weir::api::proto::v1;
 use weir::api::proto::v1::job_service_client::JobServiceClient;
 
 use crate::fake::{Broker, waiting_job};
+use crate::support::Home;
+use crate::support::disk::FaultyDisk;
 use crate::{job, raw};
 
 /// Requests that the flooding client has under way at once.
@@ -29,23 +31,50 @@ fn batch(jobs: usize) -> v1::SubmitRequest {
     request
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flood_of_submits_fills_only_its_own_share() {
-    let broker = Broker::start();
-    let (stop, taken, refused) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let channel = raw::channel(&broker).await;
+/// What a flood came to, and what it was to another client beside it.
+struct Flooded {
+    /// How long the flood's own submits took, those that were taken.
+    own: Vec<Duration>,
+    refused: u64,
+    /// How long another client's took.
+    others: Vec<Duration>,
+}
+
+impl Flooded {
+    fn say(&self) {
+        println!(
+            "beside {} submits of {BATCH} jobs taken (p50 {:?}) and {} refused: {} submits, p50 {:?}, p99 {:?}",
+            self.own.len(),
+            percentile(&self.own, 50),
+            self.refused,
+            self.others.len(),
+            percentile(&self.others, 50),
+            percentile(&self.others, 99)
+        );
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() * percent).div_ceil(100) - 1]
+}
+
+/// One client sends more than it waits for, another one job after the other, for so long.
+async fn flood(broker: &Broker, lasts: Duration) -> Flooded {
+    let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let channel = raw::channel(broker).await;
     let mut flood = JoinSet::new();
     for _ in 0..IN_FLIGHT {
         let mut jobs = JobServiceClient::new(channel.clone());
         let token = format!("Bearer {}", broker.token);
-        let (stop, taken, refused) = (stop.clone(), taken.clone(), refused.clone());
+        let (stop, refused) = (stop.clone(), refused.clone());
         flood.spawn(async move {
+            let mut took = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let mut request = Request::new(batch(BATCH));
                 request.metadata_mut().insert("authorization", token.parse().expect("a header"));
+                let asked = Instant::now();
                 match jobs.submit(request).await {
-                    Ok(_) => drop(taken.fetch_add(1, Ordering::Relaxed)),
+                    Ok(_) => took.push(asked.elapsed()),
                     Err(status) => {
                         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
                         let wait = retry_delay(&status).expect("when to come again");
@@ -55,29 +84,50 @@ async fn flood_of_submits_fills_only_its_own_share() {
                     }
                 }
             }
+            took
         });
     }
     let client = broker.client();
-    let (started, mut took) = (Instant::now(), Vec::new());
-    while started.elapsed() < Duration::from_millis(1_500) {
+    let (started, mut others) = (Instant::now(), Vec::new());
+    while started.elapsed() < lasts {
         let asked = Instant::now();
         client.jobs().submit(batch(1)).await.expect("another client's job is taken");
-        took.push(asked.elapsed());
+        others.push(asked.elapsed());
     }
     stop.store(true, Ordering::Relaxed);
-    flood.join_all().await;
-    took.sort_unstable();
-    let p99 = took[(took.len() * 99).div_ceil(100) - 1];
-    let (taken, refused) = (taken.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
-    println!(
-        "beside {taken} submits of {BATCH} jobs taken and {refused} refused: {} submits, p50 {:?}, p99 {p99:?}",
-        took.len(),
-        took[took.len() / 2]
-    );
+    let mut own: Vec<Duration> = flood.join_all().await.into_iter().flatten().collect();
+    own.sort_unstable();
+    others.sort_unstable();
+    let flooded = Flooded { own, refused: refused.load(Ordering::Relaxed), others };
+    flooded.say();
+    flooded
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_submits_holds_up_nobody() {
+    let broker = Broker::start();
+    let flooded = flood(&broker, Duration::from_millis(1_500)).await;
+    assert!(!flooded.own.is_empty(), "the flood has its share too");
+    let p99 = percentile(&flooded.others, 99);
     assert!(p99 < SUBMITTED_WITHIN, "another client's submits took up to {p99:?}");
-    assert!(taken > 0, "the flood has its share too");
-    assert!(refused > 0, "{IN_FLIGHT} requests at once are above any share");
-    broker.is_well(&client).await;
+    broker.is_well(&broker.client()).await;
+}
+
+/// The disk is what gives in, so that the flood fills the broker however fast its client is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_that_fills_its_share_is_refused_and_waits_longer_than_others() {
+    let mut home = Home::new();
+    let test = "flood_that_fills_its_share_is_refused_and_waits_longer_than_others";
+    let Some(disk) = FaultyDisk::prepare(test, home.path()) else { return };
+    home.env = disk.env().to_vec();
+    let broker = Broker::at(home, "server", &[]);
+    disk.slow_syncs(true);
+    let flooded = flood(&broker, Duration::from_secs(4)).await;
+    disk.slow_syncs(false);
+    assert!(flooded.refused > 0, "{IN_FLIGHT} requests at once are above any share");
+    let (own, others) = (percentile(&flooded.own, 50), percentile(&flooded.others, 50));
+    assert!(others < own, "others wait {others:?}, the flood itself {own:?}");
+    broker.is_well(&broker.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,10 +153,7 @@ async fn many_clients_that_wait_for_their_answers_are_never_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_above_its_rate_is_told_so_and_ours_wait_as_they_are_told() {
-    let mut home = crate::support::Home::new();
-    let process = home.start_broker_with("server", &["--mutations-per-second", "20"]);
-    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
-    let broker = Broker { home, process, token };
+    let broker = Broker::at(Home::new(), "server", &["--mutations-per-second", "20"]);
     let mut jobs = JobServiceClient::new(raw::channel(&broker).await);
     let (mut taken, mut refused) = (0, 0);
     for _ in 0..60 {

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 /// Names the file whose presence makes syncs fail.
 const FAILING_SYNC: &str = "WEIR_TEST_FAILING_SYNC";
+/// Names the file whose presence makes syncs take long.
+const SLOW_SYNC: &str = "WEIR_TEST_SLOW_SYNC";
 /// Names the file whose presence makes a disk read-only, and a folder on that disk.
 const READ_ONLY: &str = "WEIR_TEST_READ_ONLY";
 const DISK: &str = "WEIR_TEST_DISK";
@@ -23,6 +25,7 @@ fn skip(test: &str, why: &str) {
 pub struct FaultyDisk {
     library: PathBuf,
     failing_sync: PathBuf,
+    slow_sync: PathBuf,
     read_only: PathBuf,
     disk: PathBuf,
 }
@@ -36,8 +39,13 @@ impl FaultyDisk {
         compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
         let why = match compiler.output() {
             Ok(output) if output.status.success() => {
-                let (failing_sync, read_only) = (folder.join("sync-fails"), folder.join("disk-is-read-only"));
-                return Some(Self { library, failing_sync, read_only, disk: folder.join("data") });
+                return Some(Self {
+                    library,
+                    failing_sync: folder.join("sync-fails"),
+                    slow_sync: folder.join("sync-is-slow"),
+                    read_only: folder.join("disk-is-read-only"),
+                    disk: folder.join("data"),
+                });
             }
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
             Err(error) => error.to_string(),
@@ -52,16 +60,18 @@ impl FaultyDisk {
         Self {
             library: variable("LD_PRELOAD"),
             failing_sync: variable(FAILING_SYNC),
+            slow_sync: variable(SLOW_SYNC),
             read_only: variable(READ_ONLY),
             disk: variable(DISK),
         }
     }
 
     /// What a process must have in its environment.
-    pub fn env(&self) -> [(&'static str, PathBuf); 4] {
+    pub fn env(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("LD_PRELOAD", self.library.clone()),
             (FAILING_SYNC, self.failing_sync.clone()),
+            (SLOW_SYNC, self.slow_sync.clone()),
             (READ_ONLY, self.read_only.clone()),
             (DISK, self.disk.clone()),
         ]
@@ -70,6 +80,11 @@ impl FaultyDisk {
     /// From now on no sync succeeds, or all do again.
     pub fn fail_syncs(&self, fails: bool) {
         flag(&self.failing_sync, fails);
+    }
+
+    /// From now on each sync takes a fifth of a second, or what it takes again.
+    pub fn slow_syncs(&self, slow: bool) {
+        flag(&self.slow_sync, slow);
     }
 
     /// From now on nothing can be written to the file system of `folder/data`, or all can again.

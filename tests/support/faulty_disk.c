@@ -1,6 +1,7 @@
 /* A dying disk, on command. Loaded before libc by LD_PRELOAD.
  *
- * While the file named by WEIR_TEST_FAILING_SYNC exists, every sync fails. While the one named by
+ * While the file named by WEIR_TEST_FAILING_SYNC exists, every sync fails; while the one named by
+ * WEIR_TEST_SLOW_SYNC exists, each takes a fifth of a second. While the one named by
  * WEIR_TEST_READ_ONLY exists, whatever would change the file system of the folder WEIR_TEST_DISK
  * fails, as after the kernel took it for broken: also through files that were open before. */
 #define _GNU_SOURCE
@@ -24,6 +25,7 @@ static int sync_or_fail(const char *name, int fd) {
         errno = EIO;
         return -1;
     }
+    if (is_set("WEIR_TEST_SLOW_SYNC")) usleep(200000);
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     return real(fd);
 }
