@@ -163,7 +163,8 @@ impl World {
         self.client.next_token += 1;
         let principal = Principal::Anonymous;
         let text = format!("token-{}", self.client.next_token);
-        let token = Some(RequestToken::new(&principal, "", &text, format!("{command:?}").as_bytes()));
+        // No two commands share a token, so its text stands for the request.
+        let token = Some(RequestToken::new(&principal, "", &text, text.as_bytes()));
         self.send(Request { principal, token, command });
     }
 
