@@ -5,6 +5,7 @@
 //! is the share of all GPU thousandths that is allocated in the end. As in Weng et al., Beware of
 //! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by.
 
+mod bound;
 mod departures;
 mod procedure;
 mod window;
@@ -17,6 +18,7 @@ use clap::{Parser, ValueEnum};
 use serde::Serialize;
 
 use crate::openb;
+use bound::Bounds;
 use procedure::{Cluster, Outcome, Rules};
 
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
@@ -67,6 +69,9 @@ pub struct Pack {
     /// Measures each run when it has been played before, with all that is known of it by then.
     #[arg(long)]
     warm: bool,
+    /// Also computes how much any scheduler could allocate, and how much any could that places one by one.
+    #[arg(long, conflicts_with = "offered_load")]
+    bound: bool,
     /// Writes the tasks in the order in which they arrived, of one seed.
     #[arg(long)]
     workload: Option<PathBuf>,
@@ -111,6 +116,8 @@ struct Run {
     decisions_per_s: f64,
     /// The most tasks that came later and were placed earlier than one.
     passed_over_max: usize,
+    #[serde(flatten)]
+    bounds: Option<Bounds>,
 }
 
 #[derive(Serialize)]
@@ -122,6 +129,9 @@ struct Report {
     mean: f64,
     /// The least mean over all seeds of one policy seed.
     worst_policy_seed: f64,
+    /// The means over the seeds.
+    #[serde(flatten)]
+    bounds: Option<Bounds>,
 }
 
 impl Pack {
@@ -135,9 +145,13 @@ impl Pack {
         if let Some(offered) = self.offered_load {
             return self.run_departures(&cluster, offered);
         }
+        let bounds_of = |seed| bound::of(&cluster, &cluster.arrivals(seed, self.inflate));
+        let seeds = self.seed..self.seed + self.seeds;
+        let bounds: Vec<Bounds> =
+            if self.bound { seeds.clone().map(bounds_of).collect::<Result<_, _>>()? } else { Vec::new() };
         let mut runs = Vec::new();
         for policy_seed in self.policy_seed..self.policy_seed + self.policy_seeds {
-            for seed in self.seed..self.seed + self.seeds {
+            for (at, seed) in seeds.clone().enumerate() {
                 let arrivals = cluster.arrivals(seed, self.inflate);
                 let rules = Rules { policy: self.policy, policy_seed, window: self.window, warm: self.warm };
                 let outcome = procedure::play(&cluster, &arrivals, rules);
@@ -150,6 +164,7 @@ impl Pack {
                     placed: outcome.placed.len(),
                     decisions_per_s: arrivals.len() as f64 / outcome.seconds,
                     passed_over_max: outcome.passed_over_max,
+                    bounds: bounds.get(at).copied(),
                 });
             }
         }
@@ -163,7 +178,14 @@ impl Pack {
         let policy_seeds = self.policy_seed..self.policy_seed + self.policy_seeds;
         let worst_policy_seed = policy_seeds.map(of_policy_seed).fold(f64::INFINITY, f64::min);
         let policy = self.policy.to_possible_value().map_or(String::new(), |name| name.get_name().to_owned());
-        let report = Report { policy, window: self.window, runs, mean, worst_policy_seed };
+        let report = Report {
+            policy,
+            window: self.window,
+            runs,
+            mean,
+            worst_policy_seed,
+            bounds: Bounds::mean(&bounds),
+        };
         match self.output {
             Output::Json => say!("{}", serde_json::to_string_pretty(&report)?),
             Output::Table => print_table(&report),
@@ -293,4 +315,11 @@ fn print_table(report: &Report) {
         report.mean,
         report.worst_policy_seed
     );
+    if let Some(bounds) = report.bounds {
+        say!(
+            "no scheduler can allocate more than {:.2} %; none that places one by one, on average, more than {:.2} %",
+            bounds.any_order_percent,
+            bounds.one_by_one_percent
+        );
+    }
 }

@@ -1,0 +1,478 @@
+//! How much of a cluster any scheduler could fill with a workload: upper bounds by linear programming.
+//!
+//! Were all nodes of a kind one large node, what is the most that could be allocated? Unknown are how
+//! many tasks of each demand run on each kind, and by which *pattern* of fractions how many devices of
+//! each kind are shared. Pooling leaves more room than there is, so the answer bounds what any scheduler
+//! can do, even one that knows all tasks beforehand.
+//!
+//! Who places one by one, never turns away what fits and never moves anything can do less: a demand
+//! that asks for no more than another in any dimension is turned away no sooner, so of those in random
+//! order at least as large a share is expected to be placed. Rows that say so give the second bound, on
+//! the mean over orders; a single order may exceed it a little.
+//!
+//! What is solved is the dual: prices of tasks, processors, memory and devices, the cheapest at which
+//! nothing placed would pay. There are too many patterns to list them, so only those that would pay at
+//! the last prices are added (column generation; Gilmore and Gomory, A Linear Programming Approach to the
+//! Cutting-Stock Problem, Operations Research 9, 1961). By weak duality *any* prices at which nothing pays
+//! give a bound, so rounding in the solver is mended by raising some.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use microlp::{ComparisonOp, OptimizationDirection, Problem, SolveOutcome, Variable};
+use serde::Serialize;
+use weir::model::demand::Demand;
+use weir::model::device::{DeviceAmount, DeviceModelId};
+use weir::model::limit::DEVICE_MILLIS;
+
+use super::procedure::Cluster;
+
+/// The bound is found when less than this, in devices of one kind, is left to gain by other patterns.
+const GAIN_MIN: f64 = 1e-6;
+
+/// Upper bounds on what can be allocated, in percent of all device thousandths.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Bounds {
+    /// For any scheduler, even one that knows all tasks beforehand.
+    pub(super) any_order_percent: f64,
+    /// For one that places each as it comes and turns nothing away that fits, in the mean over orders.
+    pub(super) one_by_one_percent: f64,
+}
+
+impl Bounds {
+    /// The mean of several workloads' bounds.
+    pub(super) fn mean(of: &[Self]) -> Option<Self> {
+        let mean = |bound: fn(&Self) -> f64| of.iter().map(bound).sum::<f64>() / of.len() as f64;
+        (!of.is_empty()).then(|| Self {
+            any_order_percent: mean(|bounds| bounds.any_order_percent),
+            one_by_one_percent: mean(|bounds| bounds.one_by_one_percent),
+        })
+    }
+}
+
+/// The bounds for these arrivals on a cluster.
+///
+/// # Errors
+/// If the solver fails.
+pub(super) fn of(cluster: &Cluster, arrivals: &[usize]) -> anyhow::Result<Bounds> {
+    let mut program = Program::new(cluster, arrivals);
+    let any_order_percent = program.bound()?;
+    program.dominances = program.find_dominances();
+    Ok(Bounds { any_order_percent, one_by_one_percent: program.bound()? })
+}
+
+/// Nodes that are alike.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    cpu_millis: u64,
+    memory_bytes: u64,
+    /// Of all its devices.
+    model: Option<DeviceModelId>,
+    devices: usize,
+}
+
+/// Devices that are shared alike: how many tasks of each fraction are on one.
+struct Pattern {
+    kind: usize,
+    counts: BTreeMap<u32, u32>,
+}
+
+struct Program<'a> {
+    demands: Vec<&'a Demand>,
+    /// Arrivals of each demand.
+    supply: Vec<f64>,
+    /// With how many nodes there are of each.
+    kinds: Vec<(Kind, f64)>,
+    /// Of all nodes.
+    devices: f64,
+    /// Which demand may run on which kind.
+    pairs: Vec<(usize, usize)>,
+    patterns: Vec<Pattern>,
+    /// Of each kind, the fractions that may share its devices.
+    fractions: Vec<(usize, u32)>,
+    /// Demands of which the first asks for no more than the second in any dimension.
+    dominances: Vec<(usize, usize)>,
+}
+
+/// The rows of the program, in their order.
+#[derive(Clone, Copy)]
+enum Row {
+    Supply(usize),
+    Cpu(usize),
+    Memory(usize),
+    Devices(usize),
+    /// By its place among the fractions.
+    Shared(usize),
+    /// By its place among the dominances.
+    Dominance(usize),
+}
+
+impl<'a> Program<'a> {
+    fn new(cluster: &'a Cluster, arrivals: &[usize]) -> Self {
+        let mut counts = vec![0u32; cluster.demands.len()];
+        arrivals.iter().for_each(|task| counts[cluster.demand_of[*task]] += 1);
+        let asked = counts.iter().zip(&cluster.demands).filter(|(count, _)| **count > 0);
+        let (supply, demands): (Vec<f64>, Vec<&Demand>) =
+            asked.map(|(count, demand)| (f64::from(*count), &**demand)).unzip();
+        let mut kinds = BTreeMap::<Kind, u32>::new();
+        for node in &cluster.nodes {
+            let kind = Kind {
+                cpu_millis: node.free.cpu_millis,
+                memory_bytes: node.free.memory_bytes,
+                model: node.devices.first().map(|device| device.model),
+                devices: node.devices.len(),
+            };
+            *kinds.entry(kind).or_default() += 1;
+        }
+        let kinds: Vec<(Kind, f64)> =
+            kinds.into_iter().map(|(kind, count)| (kind, f64::from(count))).collect();
+        let each = (0..demands.len()).flat_map(|demand| (0..kinds.len()).map(move |kind| (demand, kind)));
+        let pairs: Vec<(usize, usize)> =
+            each.filter(|(demand, kind)| kinds[*kind].0.takes(demands[*demand])).collect();
+        let mut fractions: Vec<(usize, u32)> =
+            pairs.iter().filter_map(|(demand, kind)| Some((*kind, fraction(demands[*demand])?))).collect();
+        fractions.sort_unstable();
+        fractions.dedup();
+        let alike = |(kind, millis): &(usize, u32)| Pattern {
+            kind: *kind,
+            counts: BTreeMap::from([(*millis, DEVICE_MILLIS / millis)]),
+        };
+        let patterns = fractions.iter().map(alike).collect();
+        let devices = cluster.capacity_millis as f64 / f64::from(DEVICE_MILLIS);
+        Self { demands, supply, kinds, devices, pairs, patterns, fractions, dominances: Vec::new() }
+    }
+
+    /// The pairs of demands of which the first asks for no more than the second, without those that follow
+    /// from others.
+    fn find_dominances(&self) -> Vec<(usize, usize)> {
+        let all = 0..self.demands.len();
+        let below =
+            |less: usize, more: usize| less != more && asks_no_more(self.demands[less], self.demands[more]);
+        let mut pairs = Vec::new();
+        for less in all.clone() {
+            for more in all.clone().filter(|more| below(less, *more)) {
+                if !all.clone().any(|between| below(less, between) && below(between, more)) {
+                    pairs.push((less, more));
+                }
+            }
+        }
+        pairs
+    }
+
+    /// The bound, in percent.
+    fn bound(&mut self) -> anyhow::Result<f64> {
+        let mut problem = Problem::new(OptimizationDirection::Minimize);
+        let prices: Vec<Variable> =
+            self.rows().map(|row| problem.add_var(self.limit(row), (0.0, f64::INFINITY))).collect();
+        let sum = |column: Vec<(usize, f64)>| -> Vec<(Variable, f64)> {
+            column.into_iter().map(|(row, take)| (prices[row], take)).collect()
+        };
+        for (demand, kind) in &self.pairs {
+            let column = sum(self.task_column(*demand, *kind));
+            problem.add_constraint(column, ComparisonOp::Ge, devices(self.demands[*demand]));
+        }
+        for pattern in &self.patterns {
+            problem.add_constraint(sum(self.pattern_column(pattern)), ComparisonOp::Ge, 0.0);
+        }
+        let mut outcome = problem.solve()?;
+        loop {
+            let SolveOutcome::Solution(solution) = outcome else {
+                bail!("the linear program was not solved")
+            };
+            let mut values: Vec<f64> = prices.iter().map(|price| solution.var_value(*price)).collect();
+            let paying = self.mend(&mut values);
+            if paying.is_empty() {
+                let bound: f64 = self.rows().zip(&values).map(|(row, price)| self.limit(row) * price).sum();
+                return Ok(bound * 100.0 / self.devices);
+            }
+            outcome = SolveOutcome::Solution(solution);
+            for pattern in paying {
+                let SolveOutcome::Solution(solution) = outcome else {
+                    bail!("the linear program was not solved")
+                };
+                outcome =
+                    solution.add_constraint(sum(self.pattern_column(&pattern)), ComparisonOp::Ge, 0.0)?;
+                self.patterns.push(pattern);
+            }
+        }
+    }
+
+    /// Raises prices until nothing pays. Returns the patterns that would have paid at the prices as they
+    /// were.
+    fn mend(&self, prices: &mut [f64]) -> Vec<Pattern> {
+        prices.iter_mut().for_each(|price| *price = price.max(0.0));
+        let mut paying = Vec::new();
+        for kind in 0..self.kinds.len() {
+            let (worth, counts) = self.best_pattern(kind, prices);
+            let price = &mut prices[self.place(Row::Devices(kind))];
+            if worth > *price + GAIN_MIN {
+                paying.push(Pattern { kind, counts });
+            }
+            *price = price.max(worth);
+        }
+        for (demand, kind) in &self.pairs {
+            let column = self.task_column(*demand, *kind);
+            let price: f64 = column.iter().map(|(row, take)| prices[*row] * take).sum();
+            prices[self.place(Row::Supply(*demand))] += (devices(self.demands[*demand]) - price).max(0.0);
+        }
+        paying
+    }
+
+    /// Which fractions on one device are worth most: an unbounded knapsack.
+    fn best_pattern(&self, kind: usize, prices: &[f64]) -> (f64, BTreeMap<u32, u32>) {
+        let items: Vec<(usize, f64)> = self
+            .fractions
+            .iter()
+            .enumerate()
+            .filter(|(_, (of, _))| *of == kind)
+            .map(|(at, (_, millis))| (*millis as usize, prices[self.place(Row::Shared(at))]))
+            .collect();
+        let mut worth = vec![(0.0, None); DEVICE_MILLIS as usize + 1];
+        for room in 1..worth.len() {
+            worth[room] = (worth[room - 1].0, None);
+            for (millis, price) in items.iter().filter(|(millis, _)| *millis <= room) {
+                let with = worth[room - millis].0 + price;
+                if with > worth[room].0 {
+                    worth[room] = (with, Some(*millis));
+                }
+            }
+        }
+        let (mut counts, mut room) = (BTreeMap::new(), DEVICE_MILLIS as usize);
+        while room > 0 {
+            match worth[room].1 {
+                Some(millis) => {
+                    *counts.entry(millis as u32).or_default() += 1;
+                    room -= millis;
+                }
+                None => room -= 1,
+            }
+        }
+        (worth[DEVICE_MILLIS as usize].0, counts)
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Row> {
+        let kinds = self.kinds.len();
+        (0..self.demands.len())
+            .map(Row::Supply)
+            .chain((0..kinds).map(Row::Cpu))
+            .chain((0..kinds).map(Row::Memory))
+            .chain((0..kinds).map(Row::Devices))
+            .chain((0..self.fractions.len()).map(Row::Shared))
+            .chain((0..self.dominances.len()).map(Row::Dominance))
+    }
+
+    fn place(&self, row: Row) -> usize {
+        let (demands, kinds) = (self.demands.len(), self.kinds.len());
+        match row {
+            Row::Supply(at) => at,
+            Row::Cpu(at) => demands + at,
+            Row::Memory(at) => demands + kinds + at,
+            Row::Devices(at) => demands + 2 * kinds + at,
+            Row::Shared(at) => demands + 3 * kinds + at,
+            Row::Dominance(at) => demands + 3 * kinds + self.fractions.len() + at,
+        }
+    }
+
+    /// What a row's columns may come to. Processors and memory are counted in nodes.
+    fn limit(&self, row: Row) -> f64 {
+        match row {
+            Row::Supply(at) => self.supply[at],
+            Row::Cpu(at) | Row::Memory(at) => self.kinds[at].1,
+            Row::Devices(at) => self.kinds[at].1 * self.kinds[at].0.devices as f64,
+            Row::Shared(_) | Row::Dominance(_) => 0.0,
+        }
+    }
+
+    /// What a task of a demand takes on a kind of node, by row.
+    fn task_column(&self, demand: usize, kind: usize) -> Vec<(usize, f64)> {
+        let (asked, node) = (self.demands[demand], &self.kinds[kind].0);
+        let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+        let mut column = vec![
+            (self.place(Row::Supply(demand)), 1.0),
+            (self.place(Row::Cpu(kind)), share(asked.resources.cpu_millis, node.cpu_millis)),
+            (self.place(Row::Memory(kind)), share(asked.resources.memory_bytes, node.memory_bytes)),
+        ];
+        match (fraction(asked), &asked.devices) {
+            (Some(millis), _) => {
+                let at = self.fractions.binary_search(&(kind, millis));
+                column.extend(at.map(|at| (self.place(Row::Shared(at)), 1.0)));
+            }
+            (None, Some(_)) => column.push((self.place(Row::Devices(kind)), devices(asked))),
+            (None, None) => {}
+        }
+        for (at, (less, more)) in self.dominances.iter().enumerate() {
+            // The share of those that ask for more is at most that of those that ask for less. Times the
+            // smaller supply, so that no number is far from one.
+            let share = self.supply[*less].min(self.supply[*more]) / self.supply[demand];
+            if demand == *more {
+                column.push((self.place(Row::Dominance(at)), share));
+            } else if demand == *less {
+                column.push((self.place(Row::Dominance(at)), -share));
+            }
+        }
+        column
+    }
+
+    fn pattern_column(&self, pattern: &Pattern) -> Vec<(usize, f64)> {
+        let shared = |(millis, count): (&u32, &u32)| {
+            let at = self.fractions.binary_search(&(pattern.kind, *millis)).ok()?;
+            Some((self.place(Row::Shared(at)), -f64::from(*count)))
+        };
+        let devices = (self.place(Row::Devices(pattern.kind)), 1.0);
+        std::iter::once(devices).chain(pattern.counts.iter().filter_map(shared)).collect()
+    }
+}
+
+impl Kind {
+    /// An empty node of the kind takes such a task.
+    fn takes(&self, demand: &Demand) -> bool {
+        let devices = demand.device_millis().div_ceil(u64::from(DEVICE_MILLIS)) as usize;
+        demand.resources.cpu_millis <= self.cpu_millis
+            && demand.resources.memory_bytes <= self.memory_bytes
+            && devices <= self.devices
+            && (devices == 0 || self.model.is_some_and(|model| demand.allows(model)))
+    }
+}
+
+/// Devices asked for.
+fn devices(demand: &Demand) -> f64 {
+    demand.device_millis() as f64 / f64::from(DEVICE_MILLIS)
+}
+
+/// Thousandths of the one device that is shared with others.
+fn fraction(demand: &Demand) -> Option<u32> {
+    match demand.devices.as_ref()?.amount {
+        DeviceAmount::Fraction(millis) => Some(millis),
+        _ => None,
+    }
+}
+
+/// Wherever a task of `more` fits, one of `less` does.
+fn asks_no_more(less: &Demand, more: &Demand) -> bool {
+    let models = match (&less.devices, &more.devices) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(less), Some(more)) => match (&less.models, &more.models) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(_), Some(names)) => names.iter().all(|model| less.allows(*model)),
+        },
+    };
+    models
+        && less.resources.cpu_millis <= more.resources.cpu_millis
+        && less.resources.memory_bytes <= more.resources.memory_bytes
+        && less.device_millis() <= more.device_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use weir::model::pool::{Device, NodeSpec};
+    use weir::model::resource::Resources;
+    use weir::scheduler::packing::random::Random;
+
+    use super::*;
+    use crate::openb::Task;
+    use crate::pack::PolicyName;
+    use crate::pack::procedure::{Rules, play};
+
+    const GIB: u64 = 1 << 30;
+
+    fn node(name: usize, model: &str, devices: u16) -> NodeSpec {
+        let device = |_| Device {
+            model: model.to_owned(),
+            memory_bytes: 0,
+            healthy: true,
+            millis: DEVICE_MILLIS,
+            topology_group: 0,
+            profiles: Vec::new(),
+        };
+        NodeSpec {
+            name: format!("n{name}"),
+            labels: Default::default(),
+            taints: Vec::new(),
+            cordoned: false,
+            allocatable: Resources { cpu_millis: 64_000, memory_bytes: 256 * GIB, ..Resources::default() },
+            devices: (0..devices).map(device).collect(),
+        }
+    }
+
+    fn task(cpu_millis: u64, gpu_count: u32, gpu_millis: u32, models: &[&str]) -> Task {
+        Task {
+            name: "t".to_owned(),
+            cpu_millis,
+            memory_bytes: GIB,
+            gpu_count,
+            gpu_millis,
+            models: models.iter().map(|model| (*model).to_owned()).collect(),
+            created_s: 0,
+            duration_s: 1,
+        }
+    }
+
+    fn bounds(nodes: Vec<NodeSpec>, tasks: Vec<Task>) -> (f64, f64) {
+        let arrivals: Vec<usize> = (0..tasks.len()).collect();
+        let bounds = of(&Cluster::new(nodes, tasks, 1).unwrap(), &arrivals).unwrap();
+        (bounds.any_order_percent, bounds.one_by_one_percent)
+    }
+
+    fn near((any, one): (f64, f64), (any_known, one_known): (f64, f64)) {
+        assert!((any - any_known).abs() < 1e-3 && (one - one_known).abs() < 1e-3, "{any} {one}");
+    }
+
+    #[test]
+    fn bounds_are_those_that_can_be_told_by_hand() {
+        // One 600 on each device, whatever else is tried.
+        near(bounds(vec![node(0, "A", 2)], vec![task(1, 1, 600, &[]); 5]), (60.0, 60.0));
+        // A pattern of two sizes: 700 and 300 fill a device.
+        let pair = [task(1, 1, 700, &[]), task(1, 1, 300, &[])];
+        near(bounds(vec![node(0, "A", 2)], [pair.clone(), pair].concat()), (100.0, 100.0));
+        // Devices of the other model stay idle.
+        let nodes = vec![node(0, "A", 1), node(1, "B", 3)];
+        near(bounds(nodes, vec![task(1, 1, 1_000, &["A"]); 9]), (25.0, 25.0));
+        // 64 processors are enough for one device of two.
+        near(bounds(vec![node(0, "A", 2)], vec![task(64_000, 1, 1_000, &[]); 2]), (50.0, 50.0));
+        // Eight ask for a whole device, eight for 900 of one: who may choose takes the whole ones. In
+        // random order at least as many of the small are taken, on average four of each.
+        let both = [vec![task(1, 1, 1_000, &[]); 8], vec![task(1, 1, 900, &[]); 8]].concat();
+        near(bounds(vec![node(0, "A", 8)], both), (100.0, 95.0));
+        // A demand that no node takes is nobody's.
+        near(bounds(vec![node(0, "A", 2)], vec![task(1, 8, 1_000, &[]); 2]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn no_policy_exceeds_the_bounds() {
+        let mut random = Random::new(7);
+        for _ in 0..20 {
+            let models = ["A", "B"];
+            let nodes: Vec<NodeSpec> = (0..12)
+                .map(|at| node(at, models[random.below(2) as usize], [1, 2, 4, 8][random.below(4) as usize]))
+                .collect();
+            let mut draw = || {
+                let allowed = if random.below(4) == 0 { &models[..1] } else { &[] };
+                let cpu = 1_000 * (1 + random.below(12));
+                match random.below(4) {
+                    0 => task(cpu, 0, 0, &[]),
+                    1 => task(cpu, 1 << random.below(4), 1_000, allowed),
+                    _ => task(cpu, 1, 50 * (1 + random.below(19)) as u32, allowed),
+                }
+            };
+            let kinds: Vec<Task> = (0..12).map(|_| draw()).collect();
+            let tasks: Vec<Task> = (0..120).map(|at| kinds[at % kinds.len()].clone()).collect();
+            let cluster = Cluster::new(nodes, tasks, 1).unwrap();
+            let order = cluster.shuffled(0);
+            let bounds = of(&cluster, &order).unwrap();
+            assert!(bounds.one_by_one_percent <= bounds.any_order_percent + 1e-6, "{bounds:?}");
+            for policy in [PolicyName::BestFit, PolicyName::Overflow] {
+                let allocated = |seed, window| {
+                    let rules = Rules { policy, policy_seed: 0, window, warm: false };
+                    play(&cluster, &cluster.shuffled(seed), rules).allocated_percent
+                };
+                let choosing = allocated(0, 100);
+                assert!(choosing <= bounds.any_order_percent + 1e-6, "{choosing} {bounds:?}");
+                let mean = (0..200).map(|seed| allocated(seed, 1)).sum::<f64>() / 200.0;
+                // Of 200 orders, whose allocations differ by some percent.
+                assert!(mean <= bounds.one_by_one_percent + 0.5, "{mean} {bounds:?}");
+            }
+        }
+    }
+}
