@@ -40,8 +40,14 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::GetPoolRequest>,
     ) -> Result<Response<v1::GetPoolResponse>, Status> {
-        let pool = self.find(&request.into_inner().name).await?;
-        Ok(Response::new(v1::GetPoolResponse { pool: Some(convert::pool_message(&pool)) }))
+        let name = request.into_inner().name;
+        let (_, answer) = self.broker.query(Query::PoolInFull(name.clone())).await.map_err(error::call)?;
+        let Answer::PoolInFull(Some(in_full)) = answer else { return Err(error::not_found("pool", &name)) };
+        let (pool, blocks) = *in_full;
+        Ok(Response::new(v1::GetPoolResponse {
+            pool: Some(convert::pool_message(&pool)),
+            free_blocks: blocks.into_iter().map(convert::free_block_message).collect(),
+        }))
     }
 
     type WatchPoolsStream = Streamed<v1::WatchPoolsResponse>;

@@ -13,7 +13,9 @@ mod snapshot;
 mod tests;
 mod turn;
 
-pub use query::{Answer, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView};
+pub use query::{
+    Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView,
+};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

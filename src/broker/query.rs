@@ -7,7 +7,8 @@ use crate::model::id::{JobId, JournalId, NodeId, PoolId, QueueId, Revision, Term
 use crate::model::limit::PAGE_MAX;
 use crate::model::reason::JobReason;
 use crate::model::shape::Shape;
-use crate::scheduler::Why;
+pub use crate::scheduler::capacity::FreeBlock;
+use crate::scheduler::{Why, capacity};
 use crate::state::Queue;
 use crate::state::pool::{Node, Pool};
 use crate::state::view::{AttemptView, JobPhase, JobView};
@@ -60,6 +61,8 @@ pub enum Query {
     },
     Why(JobRef),
     Pool(String),
+    /// The same, with its free capacity by block.
+    PoolInFull(String),
     Pools,
     Nodes {
         pool: String,
@@ -88,6 +91,7 @@ pub enum Answer {
     Attempts(Vec<AttemptView>),
     Why(Option<Box<JobWhy>>),
     Pool(Option<Box<PoolView>>),
+    PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
     Pools(Vec<PoolView>),
     Nodes {
         nodes: Vec<NodeView>,
@@ -136,6 +140,8 @@ pub struct PoolView {
 pub struct NodeView {
     pub id: NodeId,
     pub node: Node,
+    /// Thousandths of its free devices that nobody who waits can use; `None` if nobody waits for such.
+    pub stranded_millis: Option<u64>,
 }
 
 /// A queue as readers see it.
@@ -174,6 +180,10 @@ impl Broker {
             Query::Why(at) => Answer::Why(self.find_job(&at).and_then(|job| self.why(job)).map(Box::new)),
             Query::Pool(name) => {
                 Answer::Pool(self.state.pool_named(&name).map(|pool| Box::new(self.pool_view(pool))))
+            }
+            Query::PoolInFull(name) => {
+                let in_full = |pool: &Pool| Box::new((self.pool_view(pool), capacity::free_blocks(pool)));
+                Answer::PoolInFull(self.state.pool_named(&name).map(in_full))
             }
             Query::Pools => Answer::Pools(self.state.pools().map(|pool| self.pool_view(pool)).collect()),
             Query::Nodes { pool, after, limit } => self.list_nodes(&pool, after, limit),
@@ -215,13 +225,14 @@ impl Broker {
         let Some(pool) = self.state.pool_named(pool) else {
             return Answer::Nodes { nodes: Vec::new(), next: None };
         };
+        let waiting = capacity::Waiting::for_pool(&self.state, pool);
+        let view = |(id, node): (&NodeId, &Node)| NodeView {
+            id: *id,
+            node: node.clone(),
+            stranded_millis: waiting.stranded_millis(pool, node),
+        };
         let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        let mut nodes: Vec<NodeView> = pool
-            .nodes
-            .range(range)
-            .take(limit + 1)
-            .map(|(id, node)| NodeView { id: *id, node: node.clone() })
-            .collect();
+        let mut nodes: Vec<NodeView> = pool.nodes.range(range).take(limit + 1).map(view).collect();
         let more = nodes.len() > limit;
         nodes.truncate(limit);
         Answer::Nodes { next: nodes.last().map(|node| node.id).filter(|_| more), nodes }

@@ -35,7 +35,7 @@ impl Describe {
             }
             "pool" | "pools" | "po" => {
                 let response = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
-                print(&pool_text(&response.pool.unwrap_or_default()))?;
+                print(&pool_text(&response.pool.unwrap_or_default(), &response.free_blocks))?;
             }
             other => {
                 return Err(Failure::new(
@@ -120,7 +120,7 @@ fn outcome_text(outcome: &v1::Outcome) -> String {
     text
 }
 
-fn pool_text(pool: &v1::Pool) -> String {
+fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {
     let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
     let mut out = String::new();
     line(&mut out, "pool", &pool.name);
@@ -143,6 +143,9 @@ fn pool_text(pool: &v1::Pool) -> String {
         "devices",
         &format!("{} of {} held", thousandths(held.device_millis), thousandths(total.device_millis)),
     );
+    for block in free_blocks {
+        line(&mut out, "free", &block_text(block));
+    }
     line(&mut out, "attempts", &pool.attempts.to_string());
     for (key, value) in &pool.labels {
         line(&mut out, "label", &format!("{key}={value}"));
@@ -151,6 +154,13 @@ fn pool_text(pool: &v1::Pool) -> String {
         line(&mut out, "note", note);
     }
     out
+}
+
+/// `8 devices on one node: 12 nodes (A100-80G)`.
+fn block_text(block: &v1::FreeBlock) -> String {
+    let count = |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let (devices, nodes) = (count(block.devices, "device"), count(block.nodes, "node"));
+    format!("{devices} on one node: {nodes} ({})", block.model)
 }
 
 /// `4 tasks in a gang, each 8 CPUs, 64Gi, 2 devices A100-80G`: what it asks for, and no zeros.

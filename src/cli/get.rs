@@ -221,7 +221,8 @@ impl Get {
         nodes.truncate(self.limit);
         match self.output {
             Format::Table | Format::Wide => {
-                let heading = ["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "MODEL", "TASKS"];
+                let heading =
+                    ["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "STRANDED", "MODEL", "TASKS"];
                 let mut rows = vec![heading.map(str::to_owned).to_vec()];
                 rows.extend(nodes.iter().map(node_row));
                 print(&table(&rows))?;
@@ -355,6 +356,7 @@ fn node_row(node: &v1::Node) -> Vec<String> {
         format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
         format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
         format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
+        node.stranded_millis.map_or_else(|| "-".to_owned(), thousandths),
         node.devices.first().map(|device| device.model.clone()).unwrap_or_default(),
         node.tasks.to_string(),
     ]

@@ -2,9 +2,10 @@
 //!
 //! `plan` takes waiting classes by priority, then submission, and places their units by packing.
 //! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
-//! `nodes` tells it of the state's nodes, `full` keeps who waits for capacity, `line` who waits behind
+//! `nodes` tells it of the state's nodes, `capacity` says what is free, `full` keeps who waits for capacity, `line` who waits behind
 //! a running one, `window` chooses who goes next, and `why` explains.
 
+pub mod capacity;
 mod full;
 mod line;
 mod nodes;

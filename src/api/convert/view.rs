@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Invalid, invalid, resources};
 use crate::api::proto::v1;
-use crate::broker::{JobWhy, NodeView, PoolView, QueueView};
+use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView};
 use crate::model::attempt::{Outcome, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::pool::{Device, DrainMode, Reach};
@@ -180,6 +180,11 @@ pub fn pool_message(view: &PoolView) -> v1::Pool {
     }
 }
 
+/// Writes a block of free devices.
+pub fn free_block_message(block: FreeBlock) -> v1::FreeBlock {
+    v1::FreeBlock { model: block.model, devices: block.devices, nodes: block.nodes }
+}
+
 /// Writes a node of a pool.
 pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
     let node = &view.node;
@@ -206,6 +211,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
         tasks: node.tasks,
         revision: node.revision.0,
         held_until_unix_ms: node.trouble.held_until.map(|until| until.0),
+        stranded_millis: view.stranded_millis,
     }
 }
 

@@ -1,0 +1,164 @@
+//! What is free, as people ask for it: in blocks of whole devices on one node, and how much of it nobody
+//! who waits can use.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use super::nodes::{class_of, demand_of};
+use crate::model::demand::{Demand, DeviceDemand, exclusion};
+use crate::model::device::DeviceAmount;
+use crate::model::limit::DEVICE_MILLIS;
+use crate::state::State;
+use crate::state::pool::{Node, Pool};
+
+/// Kinds of waiting tasks that are looked at per node, so that a page of nodes is a short step: more
+/// than there are in most clusters.
+const KINDS_MAX: usize = 128;
+
+/// Nodes on which as many whole devices are free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreeBlock {
+    pub model: String,
+    /// Free at once on each of the nodes; at least one.
+    pub devices: u32,
+    pub nodes: u32,
+}
+
+/// The free whole devices of a pool's open nodes, the largest blocks of each model first.
+pub fn free_blocks(pool: &Pool) -> Vec<FreeBlock> {
+    let mut blocks = BTreeMap::<(&str, Reverse<u32>), u32>::new();
+    for node in pool.nodes.values().filter(|node| node.is_open()) {
+        let mut free = BTreeMap::<&str, u32>::new();
+        for (index, device) in node.spec.devices.iter().enumerate() {
+            if node.device_free(index) == DEVICE_MILLIS {
+                *free.entry(&device.model).or_default() += 1;
+            }
+        }
+        for (model, devices) in free {
+            *blocks.entry((model, Reverse(devices))).or_default() += 1;
+        }
+    }
+    blocks
+        .into_iter()
+        .map(|((model, Reverse(devices)), nodes)| FreeBlock { model: model.to_owned(), devices, nodes })
+        .collect()
+}
+
+/// The tasks that wait and may run in a pool, each kind once: those that ask for devices.
+pub struct Waiting {
+    demands: Vec<(Demand, DeviceDemand)>,
+}
+
+impl Waiting {
+    /// Of the first kinds of waiting tasks that may use the pool at all.
+    pub fn for_pool(state: &State, pool: &Pool) -> Self {
+        let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
+        let mut demands = Vec::new();
+        for class in state.classes().keys() {
+            let Some(shape) = state.shape(class.shape) else { continue };
+            if exclusion(&shape.constraints, shape.needs, name, spec.region, spec.capabilities).is_some() {
+                continue;
+            }
+            for (request, _) in &shape.tasks {
+                let demand = demand_of(state, request, shape);
+                let Some(devices) = demand.devices.clone() else { continue };
+                demands.push((demand, devices));
+            }
+            if demands.len() >= KINDS_MAX {
+                break;
+            }
+        }
+        Self { demands }
+    }
+
+    /// Thousandths of a node's free devices that none of these tasks could use, as the node is; `None`
+    /// if there are no such tasks, or the node takes no work.
+    pub fn stranded_millis(&self, pool: &Pool, node: &Node) -> Option<u64> {
+        if self.demands.is_empty() || !pool.is_open() || !node.is_open() {
+            return None;
+        }
+        let free: Vec<u32> = (0..node.models.len()).map(|index| node.device_free(index)).collect();
+        let mut useful = vec![false; free.len()];
+        let (class, resources) = (class_of(pool, node), node.free());
+        for (demand, asked) in &self.demands {
+            if !demand.resources.fits(&resources) || !demand.admits(&class) {
+                continue;
+            }
+            let least = match asked.amount {
+                DeviceAmount::Fraction(millis) => millis,
+                DeviceAmount::Whole(_) => DEVICE_MILLIS,
+            };
+            let fits = |index: &usize| free[*index] >= least && asked.allows(node.models[*index]);
+            let fitting: Vec<usize> = (0..free.len()).filter(fits).collect();
+            let needed = match asked.amount {
+                DeviceAmount::Fraction(_) => 1,
+                DeviceAmount::Whole(count) => count as usize,
+            };
+            if fitting.len() >= needed {
+                fitting.into_iter().for_each(|index| useful[index] = true);
+            }
+        }
+        let stranded = free.iter().zip(&useful).filter(|(_, useful)| !**useful);
+        Some(stranded.map(|(free, _)| u64::from(*free)).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::NodeId;
+    use crate::scheduler::{Budget, Scheduler};
+    use crate::state::command::Command;
+    use crate::state::fixture::{Fixture, node_spec, with_devices};
+
+    /// Starts all that fits.
+    fn start_all(world: &mut Fixture) {
+        let plan = Scheduler::rebuild(&world.state).plan(&world.state, Budget::default());
+        for start in plan.starts {
+            world.must(Command::Start { start });
+        }
+    }
+
+    #[test]
+    fn free_devices_are_counted_by_the_block_they_form() {
+        let mut world = Fixture::new();
+        let nodes = vec![
+            node_spec("n1", 64, 8),
+            node_spec("n2", 64, 8),
+            node_spec("n3", 64, 8),
+            node_spec("n4", 64, 0),
+        ];
+        let pool = world.pool("p", "CN-CQ", nodes);
+        world.must(Command::CordonNode { pool, node: NodeId(3), cordoned: true });
+        for amount in [DeviceAmount::Whole(3), DeviceAmount::Fraction(200)] {
+            world.submit_spec(with_devices(amount));
+        }
+        start_all(&mut world);
+        let pool = world.state.pool(pool).unwrap();
+        let found: Vec<(u32, u32)> =
+            free_blocks(pool).iter().map(|block| (block.devices, block.nodes)).collect();
+        // Three and a part of one are taken of one node; the second is whole, the third closed.
+        assert_eq!(found, [(8, 1), (4, 1)]);
+    }
+
+    #[test]
+    fn what_no_waiting_task_can_use_is_stranded() {
+        let mut world = Fixture::new();
+        let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 2)]);
+        let stranded = |world: &Fixture| {
+            let pool = world.state.pool(pool).unwrap();
+            Waiting::for_pool(&world.state, pool).stranded_millis(pool, &pool.nodes[&NodeId(1)])
+        };
+        assert_eq!(stranded(&world), None, "nobody waits");
+        world.submit_spec(with_devices(DeviceAmount::Fraction(700)));
+        start_all(&mut world);
+        world.submit_spec(with_devices(DeviceAmount::Whole(2)));
+        assert_eq!(stranded(&world), Some(1_300), "two whole ones are asked for");
+        world.submit_spec(with_devices(DeviceAmount::Fraction(400)));
+        assert_eq!(stranded(&world), Some(300), "of the other device 400 would do");
+        world.submit_spec(with_devices(DeviceAmount::Fraction(300)));
+        assert_eq!(stranded(&world), Some(0));
+        world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: true });
+        assert_eq!(stranded(&world), None, "it takes no work");
+    }
+}
