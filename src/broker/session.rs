@@ -259,7 +259,13 @@ impl Broker {
     }
 
     /// Goes on with the full sets of orders; tells whether more is to be sent.
+    ///
+    /// While pools are still to be heard none is sent: of what an older copy has ordered, and its agent
+    /// not launched yet, a newer one may have started the next attempt elsewhere.
     pub(super) fn sync_sessions(&mut self) -> bool {
+        if self.is_awaiting() {
+            return false;
+        }
         let ids: Vec<SessionId> = self.syncing.iter().copied().collect();
         for id in ids {
             let Some(session) = self.sessions.get(&id) else { continue };

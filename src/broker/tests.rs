@@ -3,6 +3,8 @@
 use super::*;
 use crate::model::attempt::AttemptStatus;
 use crate::model::demand::{Demand, Expected};
+use crate::model::exchange::{Hello, Inventory, Part};
+use crate::model::id::{Epoch, InstanceId};
 use crate::model::pool::Reach;
 use crate::model::resource::Resources;
 use crate::model::shape::Needs;
@@ -21,7 +23,15 @@ fn submit() -> Request {
 
 /// Steps, with a disk that is always done at once; returns what was answered.
 fn replies(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Result<Reply, Rejection>> {
-    let mut replies = Vec::new();
+    let effects = effects(broker, now, input).into_iter();
+    effects
+        .filter_map(|effect| if let Effect::Reply { result, .. } = effect { Some(result) } else { None })
+        .collect()
+}
+
+/// The same; returns all that is to be done besides.
+fn effects(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Effect> {
+    let mut all = Vec::new();
     let mut inputs = VecDeque::from([input]);
     while let Some(input) = inputs.pop_front() {
         for effect in broker.step(now, input) {
@@ -30,12 +40,11 @@ fn replies(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Result<Repl
                     let through = events.last().map_or(after, |event| event.revision);
                     inputs.push_back(Input::Appended { through });
                 }
-                Effect::Reply { result, .. } => replies.push(result),
-                _ => {}
+                other => all.push(other),
             }
         }
     }
-    replies
+    all
 }
 
 fn restart(state: State, now: Timestamp) -> Broker {
@@ -89,6 +98,47 @@ fn new_turn_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
     assert!(broker.state().attempt(unit(job, 0)).is_some(), "its lease was ended early");
     pass(&mut broker, &mut now, began.plus_ms(lost_ms + 1_000));
     assert!(broker.state().attempt(unit(job, 0)).is_none(), "its lease was never ended");
+}
+
+#[test]
+fn new_turn_orders_nothing_again_before_the_other_pools_are_heard() {
+    let mut world = Fixture::new();
+    let (pool, _) = (
+        world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]),
+        world.pool("q", "CN-CQ", vec![node_spec("n1", 8, 0)]),
+    );
+    let job = world.submit_spec(minimal());
+    world.must_start(unit(job, 0), pool);
+    let spec = world.state.pool(pool).unwrap().spec.clone();
+    let unreachable_ms = world.state.settings().unreachable_ms;
+    let mut now = world.now.plus_ms(HOUR_MS);
+    let mut broker = restart(world.state, now);
+    let session = SessionId(1);
+    let mut ordered = |now, message| {
+        let effects = effects(&mut broker, now, Input::FromAgent { session, message });
+        let orders = |effect: &Effect| match effect {
+            Effect::Direct { message: ToAgent::Orders { orders, .. }, .. } => orders.len(),
+            _ => 0,
+        };
+        effects.iter().map(orders).sum::<usize>()
+    };
+    let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], seen: None };
+    assert_eq!(ordered(now, FromAgent::Hello(hello)), 0);
+    let epoch = Epoch(2);
+    let nodes = vec![node_spec("n1", 8, 0)];
+    let inventory = Inventory { epoch, part: Part::FullEnd, nodes, removed: Vec::new() };
+    assert_eq!(ordered(now, FromAgent::Inventory(inventory)), 0);
+    assert_eq!(ordered(now, FromAgent::Observed { epoch, part: Part::FullEnd, reports: Vec::new() }), 0);
+    // The other pool is never heard.
+    let mut sent_after_ms = 0;
+    for sequence in 0..60 {
+        now = now.plus_ms(1_000);
+        if ordered(now, FromAgent::Heartbeat { epoch, sequence }) == 1 {
+            sent_after_ms = now.ms_since(world.now.plus_ms(HOUR_MS));
+            break;
+        }
+    }
+    assert_eq!(sent_after_ms, unreachable_ms);
 }
 
 /// Kinds of tasks in the lesson that the journal has a minute into a turn of this policy, with one before.

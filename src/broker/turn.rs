@@ -52,7 +52,8 @@ impl Broker {
     }
 
     /// Begins to wait for the pools that were there in the turn before: until they have told what
-    /// they run, a journal that is an older copy would start the same work once more.
+    /// they run, a journal that is an older copy would start the same work once more, or have an agent
+    /// start it that was away when it was ordered.
     pub(super) fn await_pools(&mut self) {
         let there = self.state.pools().filter(|pool| pool.reach < Reach::Lost);
         self.awaited = there.map(|pool| pool.id).collect();
