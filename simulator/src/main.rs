@@ -32,6 +32,8 @@ enum Command {
     Mutants(simulator::mutants::Mutants),
     /// Fills a cluster with a trace's tasks and tells how much was allocated.
     Pack(simulator::pack::Pack),
+    /// Compares policies: a table, and a report with curves.
+    Compare(simulator::pack::Compare),
     /// Plays a real trace against a running broker.
     #[cfg(feature = "load")]
     Load(simulator::load::Load),
@@ -46,6 +48,7 @@ fn main() -> std::process::ExitCode {
         #[cfg(feature = "mutants")]
         Command::Mutants(mutants) => mutants.run(),
         Command::Pack(pack) => pack.run(),
+        Command::Compare(compare) => compare.run(),
         #[cfg(feature = "load")]
         Command::Load(load) => load.run(),
     };

@@ -28,7 +28,20 @@ pub(super) struct Seen {
     pub(super) allocated_percent: f64,
     /// By GPUs asked for: waiting times in seconds, ascending.
     pub(super) waits: BTreeMap<u32, Vec<f64>>,
+    /// What was seen on the way, warm-up and all, at even distances in time while tasks came.
+    pub(super) samples: Vec<Sample>,
 }
+
+/// What was seen at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    pub(super) hours: f64,
+    pub(super) waiting: usize,
+    pub(super) allocated_percent: f64,
+}
+
+/// Samples of a run, at the most.
+const SAMPLES: u64 = 300;
 
 struct Running {
     demand: usize,
@@ -55,7 +68,7 @@ pub(super) fn play(player: Player<'_>, cluster: &Cluster, arrivals: &[usize], lo
     let at = |arrival: usize| (span_s * 1_000.0 * arrival as f64 / arrivals.len() as f64) as u64;
     let from_ms = (span_s * 1_000.0 * WARM_UP) as u64;
     let (mut held, mut used, mut last_ms) = (0u64, 0f64, 0u64);
-    let mut seen = Seen { allocated_percent: 0.0, waits: BTreeMap::new() };
+    let mut seen = Seen { allocated_percent: 0.0, waits: BTreeMap::new(), samples: Vec::new() };
     let mut play = Play {
         player,
         cluster,
@@ -92,6 +105,14 @@ pub(super) fn play(player: Player<'_>, cluster: &Cluster, arrivals: &[usize], lo
                 let gpus = if task.gpu_millis < 1_000 { 0 } else { task.gpu_count };
                 seen.waits.entry(gpus).or_default().push(waited);
             }
+        }
+        let due = until_ms * seen.samples.len() as u64 / SAMPLES;
+        if now >= due && now <= until_ms {
+            seen.samples.push(Sample {
+                hours: now as f64 / 3_600_000.0,
+                waiting: play.waiting.len(),
+                allocated_percent: held as f64 * 100.0 / cluster.capacity_millis as f64,
+            });
         }
     }
     seen.waits.values_mut().for_each(|waits| waits.sort_by(f64::total_cmp));

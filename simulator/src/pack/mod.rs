@@ -3,11 +3,15 @@
 //! The task list, with tasks drawn again from it until they ask for 130 % of all GPUs, arrives in
 //! random order on the empty cluster; what fits is placed and never moved; nothing departs. The figure
 //! is the share of all GPU thousandths that is allocated in the end. As in Weng et al., Beware of
-//! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by.
+//! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by;
+//! `departures` lets tasks end, `bound` says what no scheduler can exceed, `compare` sets policies side
+//! by side.
 
 mod bound;
+mod compare;
 mod departures;
 mod procedure;
+mod report;
 mod window;
 
 use std::io::Write;
@@ -19,6 +23,7 @@ use serde::Serialize;
 
 use crate::openb;
 use bound::Bounds;
+pub use compare::Compare;
 use procedure::{Cluster, Outcome, Rules};
 
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
@@ -61,7 +66,7 @@ pub struct Pack {
     #[arg(long, conflicts_with_all = ["inflate", "policy_seeds", "warm", "workload", "placements", "output"])]
     offered_load: Option<f64>,
     /// Plays the list so often where tasks end: the cluster must fill before anything is measured.
-    #[arg(long, default_value_t = 10, requires = "offered_load")]
+    #[arg(long, default_value_t = 60, requires = "offered_load")]
     passes: u32,
     /// Longer tasks are cut to so many seconds where they end; 0 cuts none.
     #[arg(long, default_value_t = 14_400, requires = "offered_load")]
@@ -177,9 +182,8 @@ impl Pack {
         let mean = mean_of(&runs.iter().collect::<Vec<_>>());
         let policy_seeds = self.policy_seed..self.policy_seed + self.policy_seeds;
         let worst_policy_seed = policy_seeds.map(of_policy_seed).fold(f64::INFINITY, f64::min);
-        let policy = self.policy.to_possible_value().map_or(String::new(), |name| name.get_name().to_owned());
         let report = Report {
-            policy,
+            policy: self.policy.to_string(),
             window: self.window,
             runs,
             mean,
@@ -197,25 +201,22 @@ impl Pack {
         if cluster.tasks.iter().all(|task| task.duration_s == 0) {
             bail!("{}: the tasks have no times, so they can't end", self.pods.display());
         }
-        say!("SEED  ALLOCATED  GPUS   TASKS  WAITED-MEDIAN-S  WAITED-P95-S  WAITED-MEAN-S");
+        say!("SEED  ALLOCATED  GPUS   TASKS   WAITED-MEDIAN-S  WAITED-P95-S  WAITED-MEAN-S");
         for seed in self.seed..self.seed + self.seeds {
-            let mut arrivals = Vec::new();
-            for pass in 0..u64::from(self.passes) {
-                arrivals.extend(cluster.shuffled(seed * u64::from(self.passes) + pass));
-            }
+            let arrivals = of_passes(cluster, seed, self.passes);
             let player = procedure::Player::new(cluster, self.policy, self.policy_seed);
             let load = departures::Load { offered, window: self.window };
             let seen = departures::play(player, cluster, &arrivals, load);
             for (gpus, waits) in &seen.waits {
-                let at = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
-                let mean = waits.iter().sum::<f64>() / waits.len() as f64;
-                let gpus = if *gpus == 0 { "<1".to_owned() } else { gpus.to_string() };
+                let of = Waits::of(waits);
                 say!(
-                    "{seed:<4}  {:>8.2}%  {gpus:<5}  {:<5}  {:>15.0}  {:>12.0}  {mean:>13.0}",
+                    "{seed:<4}  {:>8.2}%  {:<5}  {:<6}  {:>15.0}  {:>12.0}  {:>13.0}",
                     seen.allocated_percent,
+                    gpus_asked(*gpus),
                     waits.len(),
-                    at(0.5),
-                    at(0.95)
+                    of.median_s,
+                    of.p95_s,
+                    of.mean_s
                 );
             }
         }
@@ -223,9 +224,7 @@ impl Pack {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        if !(self.inflate.is_finite() && (0.01..=100.0).contains(&self.inflate)) {
-            bail!("--inflate is {}, must be 0.01 to 100", self.inflate);
-        }
+        check_inflate(self.inflate)?;
         let at_least_1 = [
             ("--window", self.window as u64),
             ("--seeds", self.seeds),
@@ -236,9 +235,7 @@ impl Pack {
         if let Some((name, _)) = at_least_1.iter().find(|(_, value)| *value == 0) {
             bail!("{name} is 0, must be at least 1");
         }
-        if let Some(offered) = self.offered_load.filter(|load| !(0.01..=100.0).contains(load)) {
-            bail!("--offered-load is {offered}, must be 0.01 to 100");
-        }
+        self.offered_load.map_or(Ok(()), check_offered)?;
         let one_run = self.seeds == 1 && self.policy_seeds == 1;
         if !one_run && (self.workload.is_some() || self.placements.is_some()) {
             bail!("--workload and --placements are of one run: leave out --seeds and --policy-seeds");
@@ -248,11 +245,7 @@ impl Pack {
 
     fn cluster(&self) -> anyhow::Result<Cluster> {
         let nodes = openb::read_nodes(&self.nodes)?;
-        let mut tasks = openb::read_tasks(&self.pods)?;
-        if self.offered_load.is_some() && self.cut > 0 {
-            tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(self.cut));
-        }
-        Cluster::new(nodes, tasks, self.scale)
+        Cluster::new(nodes, cut(openb::read_tasks(&self.pods)?, self.cut), self.scale)
     }
 
     fn write_files(&self, cluster: &Cluster, arrivals: &[usize], outcome: &Outcome) -> anyhow::Result<()> {
@@ -283,6 +276,62 @@ impl Pack {
         }
         Ok(())
     }
+}
+
+impl std::fmt::Display for PolicyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Every policy has a name: none is hidden.
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
+    }
+}
+
+/// What is told of waiting times.
+struct Waits {
+    median_s: f64,
+    p95_s: f64,
+    mean_s: f64,
+}
+
+impl Waits {
+    /// Of waiting times in seconds, ascending, at least one.
+    fn of(sorted: &[f64]) -> Self {
+        let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
+        let mean_s = sorted.iter().sum::<f64>() / sorted.len() as f64;
+        Self { median_s: at(0.5), p95_s: at(0.95), mean_s }
+    }
+}
+
+/// How a number of GPUs asked for is written: less than one is 0.
+fn gpus_asked(gpus: u32) -> String {
+    if gpus == 0 { "<1".to_owned() } else { gpus.to_string() }
+}
+
+/// The whole list so many times, each time in another order.
+fn of_passes(cluster: &Cluster, seed: u64, passes: u32) -> Vec<usize> {
+    let passes = u64::from(passes);
+    (0..passes).flat_map(|pass| cluster.shuffled(seed * passes + pass)).collect()
+}
+
+/// Tasks that run no longer than so many seconds; 0 cuts none.
+fn cut(mut tasks: Vec<openb::Task>, cut_s: u64) -> Vec<openb::Task> {
+    if cut_s > 0 {
+        tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(cut_s));
+    }
+    tasks
+}
+
+fn check_inflate(inflate: f64) -> anyhow::Result<()> {
+    if !(0.01..=100.0).contains(&inflate) {
+        bail!("--inflate is {inflate}, must be 0.01 to 100");
+    }
+    Ok(())
+}
+
+fn check_offered(load: f64) -> anyhow::Result<()> {
+    if !(0.01..=100.0).contains(&load) {
+        bail!("--offered-load is {load}, must be 0.01 to 100");
+    }
+    Ok(())
 }
 
 fn write_lines(path: &Path, lines: &[String]) -> anyhow::Result<()> {

@@ -166,7 +166,7 @@ impl Cluster {
     }
 
     /// The list's own mix.
-    fn mix(&self) -> Vec<(Arc<Demand>, u64)> {
+    pub(crate) fn mix(&self) -> Vec<(Arc<Demand>, u64)> {
         let mut counts = vec![0; self.demands.len()];
         self.demand_of.iter().for_each(|at| counts[*at] += 1);
         self.demands.iter().cloned().zip(counts).collect()
@@ -244,15 +244,16 @@ impl<'a> Player<'a> {
         Self { cluster, packer, ids, mix: learns.then(Mix::default), policy_seed }
     }
 
-    fn play(&mut self, arrivals: &[usize], window: usize) -> Vec<Placed> {
+    fn play(&mut self, arrivals: &[usize], window: usize, observe: Observe) -> Vec<Placed> {
         if window > 1 {
-            return window::play(self, self.cluster, arrivals, window);
+            return window::play(self, self.cluster, arrivals, window, observe);
         }
         let mut placed = Vec::new();
         for (arrival, task) in arrivals.iter().enumerate() {
             let demand = self.cluster.demand_of[*task];
             self.arrive(demand);
             placed.extend(self.place(demand, arrival));
+            observe(arrival + 1, &self.packer);
         }
         placed
     }
@@ -300,16 +301,24 @@ fn node_ref(at: usize) -> NodeRef {
     NodeRef { pool: PoolId(1), node: NodeId(at as u32) }
 }
 
+/// Sees how many have arrived, and what is left when those that could be placed are.
+pub(crate) type Observe<'a> = &'a mut dyn FnMut(usize, &Packer);
+
 /// Plays arrivals by a policy.
 pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outcome {
+    observed(cluster, arrivals, rules, &mut |_, _| {})
+}
+
+/// The same, for somebody who looks on.
+pub(crate) fn observed(cluster: &Cluster, arrivals: &[usize], rules: Rules, observe: Observe) -> Outcome {
     let mut player = Player::new(cluster, rules.policy, rules.policy_seed);
     // Once to learn, and once with what is learned.
     for _ in 0..if rules.warm { 2 } else { 0 } {
-        player.play(arrivals, rules.window);
+        player.play(arrivals, rules.window, &mut |_, _| {});
         player.empty();
     }
     let started = Instant::now();
-    let placed = player.play(arrivals, rules.window);
+    let placed = player.play(arrivals, rules.window, observe);
     let seconds = started.elapsed().as_secs_f64();
     let used = cluster.capacity_millis - player.packer.device_free();
     let passed_over_max = window::passed_over_max(placed.iter().map(|placed| placed.arrival), arrivals.len());

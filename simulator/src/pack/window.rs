@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::procedure::{Cluster, Placed, Player};
+use super::procedure::{Cluster, Observe, Placed, Player};
 
 /// A task is passed over by no more of those that came later than so many times the window: with an
 /// eighth of that, most of what choosing gains is lost.
@@ -16,6 +16,10 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     pub(super) fn push(&mut self, demand: usize, arrival: usize) {
         self.by_demand.entry(demand).or_default().push_back(arrival);
         self.all.insert(arrival);
@@ -66,7 +70,13 @@ impl Waiting {
 }
 
 /// Plays arrivals with so many waiting at a time.
-pub(super) fn play(player: &mut Player, cluster: &Cluster, arrivals: &[usize], window: usize) -> Vec<Placed> {
+pub(super) fn play(
+    player: &mut Player,
+    cluster: &Cluster,
+    arrivals: &[usize],
+    window: usize,
+    observe: Observe,
+) -> Vec<Placed> {
     let mut placed = Vec::new();
     let mut waiting = Waiting::default();
     let mut refused = vec![false; cluster.demands.len()];
@@ -91,6 +101,7 @@ pub(super) fn play(player: &mut Player, cluster: &Cluster, arrivals: &[usize], w
         {
             placed.extend(player.place(demand, arrival));
         }
+        observe(next, &player.packer);
     }
     placed
 }

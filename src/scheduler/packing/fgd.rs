@@ -57,6 +57,11 @@ impl Fgd {
         Self { typical, total: total.max(1) }
     }
 
+    /// A node's fragmentation, in device thousandths.
+    pub fn fragmented_millis(&self, bucket: &Bucket) -> u64 {
+        self.fragmentation(bucket).unsigned_abs() / self.total
+    }
+
     /// A node's fragmentation, in device thousandths times the total of the mix.
     pub(super) fn fragmentation(&self, bucket: &Bucket) -> i64 {
         let free = bucket.device_free();
