@@ -4,7 +4,6 @@
 //! the line the one is taken whose best place strands the least. Nobody starves by that: a job is only
 //! passed over by jobs of its own priority, submitted not much later, and no more than so many of them.
 
-use super::packing::policy::Score;
 use super::{DemandId, RunKey, Scheduler};
 use crate::model::id::JobId;
 use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, PASSING_UNITS_MAX};
@@ -23,19 +22,20 @@ impl Scheduler {
         }
         let near = self.runnable.iter().take(CLASSES_MAX).take_while(|key| may_pass(state, key, &front));
         let near: Vec<RunKey> = near.copied().collect();
-        let mut best: Option<(Score, RunKey)> = None;
+        let mut best: Option<(i64, RunKey)> = None;
         for key in near {
             if key != front && units_of(state, key.1.0) > PASSING_UNITS_MAX {
                 continue;
             }
             let Some(id) = self.packer_id(state, key.2) else { continue };
-            let Some((score, _)) = self.packer.best_of(id, None) else {
+            let Some((score, node)) = self.packer.best_of(id, None) else {
                 // It is put aside, and no more compared.
-                best = Some((Score::default(), key));
+                best = Some((0, key));
                 break;
             };
-            if best.is_none_or(|(least, _)| score.cost < least.cost) {
-                best = Some((score, key));
+            let strands = self.packer.strands(id, node, score);
+            if best.is_none_or(|(least, _)| strands < least) {
+                best = Some((strands, key));
             }
         }
         *work += self.packer.take_work();

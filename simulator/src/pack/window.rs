@@ -58,7 +58,9 @@ impl Waiting {
             let Some(first) = tasks.front().copied().filter(|first| *first <= last) else { continue };
             let id = player.id(*demand);
             match player.packer.best_of(id, None) {
-                Some((score, _)) => fitting.push((score.cost, first, *demand)),
+                Some((score, node)) => {
+                    fitting.push((player.packer.strands(id, node, score), first, *demand));
+                }
                 None => unfit.push(*demand),
             }
         }

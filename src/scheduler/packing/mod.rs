@@ -283,6 +283,20 @@ impl Packer {
         best.map(|(score, node, _)| (score, node))
     }
 
+    /// What a task strands by itself where it would go, by a policy whose costs can be compared, with the
+    /// node's score: that it breaks up a node decides where it goes, not whether it goes before others.
+    pub fn strands(&self, id: DemandId, at: NodeRef, score: Score) -> i64 {
+        let Scorer::Overflow(overflow) = &self.scorer else { return score.cost };
+        let ranking = &self.rankings[id.at as usize].ranking;
+        let Some((kept, fit)) = self.nodes.get(&at).and_then(|kept| Some((kept, ranking.fit(kept.bucket)?)))
+        else {
+            return score.cost;
+        };
+        let bucket = &self.buckets.slot(kept.bucket).bucket;
+        let after = bucket.after(&ranking.demand, fit.choice);
+        score.cost - (overflow.wide_room(bucket) - overflow.wide_room(&after))
+    }
+
     /// Any node that fits, each as likely.
     fn any(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
         let demand = self.rankings[id.at as usize].ranking.demand.clone();

@@ -69,7 +69,7 @@ impl Scorer {
     fn value(&self, bucket: &Bucket) -> i64 {
         match self {
             Self::Fgd(fgd) => fgd.fragmentation(bucket),
-            Self::Overflow(overflow) => overflow.stranded(bucket),
+            Self::Overflow(overflow) => overflow.value(bucket),
             Self::Random { .. } | Self::BestFit | Self::DotProduct { .. } => 0,
         }
     }

@@ -3,7 +3,7 @@
 use super::fgd::Fgd;
 use super::overflow::{Overflow, overflow_of};
 use super::*;
-use crate::model::demand::DeviceDemand;
+use crate::model::demand::{DeviceDemand, Expected, Lesson};
 use crate::model::id::NodeId;
 use crate::model::shape::Needs;
 use crate::model::spec::Constraints;
@@ -45,6 +45,12 @@ fn node(random: &mut Random) -> Node {
     }
 }
 
+/// All of them come as often, and are turned away as often.
+fn lesson(demands: &[Arc<Demand>]) -> Lesson {
+    let kind = |demand: &Arc<Demand>| Expected { demand: demand.clone(), weight: 3, overflow: 3 };
+    Lesson { arrivals: 0, kinds: demands.iter().map(kind).collect() }
+}
+
 type Make = fn(&[Arc<Demand>]) -> Scorer;
 
 fn scorers() -> [Make; 4] {
@@ -59,7 +65,7 @@ fn scorers() -> [Make; 4] {
             },
         },
         |demands| Scorer::Fgd(Fgd::new(demands.iter().map(|demand| (&**demand, 3)))),
-        |demands| Scorer::Overflow(Overflow::new(demands.iter().map(|demand| (&**demand, 3)), 7)),
+        |demands| Scorer::Overflow(Overflow::of(&lesson(demands), 7)),
     ]
 }
 
@@ -208,9 +214,7 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
 #[test]
 fn what_is_forgotten_changes_no_choice() {
     let demands = demands(&mut Random::new(5));
-    let make = |demands: &[Arc<Demand>]| {
-        Scorer::Overflow(Overflow::new(demands.iter().map(|demand| (&**demand, 3)), 7))
-    };
+    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&lesson(demands), 7));
     let (mut kept, mut random) = world(5, make(&demands));
     let (mut forgetful, _) = world(5, make(&demands));
     forgetful.buckets.set_empty_max(4);
@@ -247,4 +251,64 @@ fn what_overflows_is_what_finds_no_room() {
     let mix = [(task(900), 9), (task(100), 1)];
     let overflow = overflow_of(vec![node; 20].iter(), &mix, 1);
     assert_eq!(overflow.keys().collect::<Vec<_>>(), [&mix[0].0]);
+}
+
+/// Nodes of eight devices, with work on some, and the kinds of tasks that are expected.
+fn halls(largest: u32) -> (Packer, Arc<Demand>) {
+    let demand = |count: u32| {
+        Arc::new(Demand {
+            resources: Resources { cpu_millis: 1_000 * u64::from(count), ..Resources::default() },
+            devices: Some(DeviceDemand { models: None, amount: DeviceAmount::Whole(count) }),
+            constraints: Constraints::default(),
+            needs: Needs::default(),
+        })
+    };
+    let one = demand(1);
+    let mut packer = Packer::new(Scorer::Overflow(Overflow::of(&lesson(&[one.clone(), demand(largest)]), 7)));
+    for (at, free) in [8, 5, 8, 3].into_iter().enumerate() {
+        let node = Node {
+            class: ClassRef::new(Default::default()),
+            free: Resources { cpu_millis: 8_000, ..Resources::default() },
+            devices: (0..8).map(|_| Device { model: DeviceModelId(0), topology_group: 0 }).collect(),
+            device_free: (0..8).map(|index| if index < free { DEVICE_MILLIS } else { 0 }).collect(),
+        };
+        packer.set(NodeRef { pool: PoolId(0), node: NodeId(at as u32) }, node);
+    }
+    (packer, one)
+}
+
+#[test]
+fn small_tasks_leave_whole_what_larger_ones_need_whole() {
+    // Nothing is ever stranded, since single ones come, too. Of blocks of four, one is broken up: the first.
+    for (largest, kept) in [(8, [8, 0, 8, 0]), (4, [4, 4, 8, 0])] {
+        let (mut packer, one) = halls(largest);
+        for _ in 0..8 {
+            packer.place(&one).unwrap();
+        }
+        let whole = |(at, node): (NodeRef, &Node)| {
+            (at, node.device_free.iter().filter(|free| **free == DEVICE_MILLIS).count())
+        };
+        let free: Vec<usize> = packer.nodes().map(whole).collect::<BTreeMap<_, _>>().into_values().collect();
+        assert_eq!(free, kept, "largest {largest}");
+    }
+    // The node of five has a block of four, the one of three none.
+    let (mut packer, one) = halls(4);
+    let first: Vec<NodeId> = (0..4).map(|_| packer.place(&one).unwrap().node.node).collect();
+    assert_eq!(first, [1, 3, 3, 3].map(NodeId));
+}
+
+#[test]
+fn what_is_broken_up_decides_where_a_task_goes_but_not_whether_it_goes_first() {
+    let (mut packer, one) = halls(8);
+    let id = packer.demand(&one, None);
+    let whole = NodeRef { pool: PoolId(0), node: NodeId(0) };
+    let broken = NodeRef { pool: PoolId(0), node: NodeId(1) };
+    let (best, node) = packer.best_of(id, None).unwrap();
+    assert_eq!(node, broken);
+    assert_eq!(packer.strands(id, node, best), best.cost, "there was no block to break");
+    (1..4).for_each(|at| packer.remove(NodeRef { pool: PoolId(0), node: NodeId(at) }));
+    let (score, node) = packer.best_of(id, None).unwrap();
+    assert_eq!(node, whole);
+    assert!(score.cost > best.cost, "a block is worth something");
+    assert!(packer.strands(id, node, score) < score.cost);
 }
