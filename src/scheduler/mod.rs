@@ -178,13 +178,14 @@ impl Scheduler {
         }
     }
 
-    /// What is to be learned from the tasks that have come, if enough have since the last time.
+    /// What is to be learned from the tasks that have come, if enough have since the last time and it is
+    /// news.
     pub fn lesson(&mut self, state: &State) -> Option<Lesson> {
         if !self.mix.is_lesson_due() {
             return None;
         }
         let empty: Vec<_> = nodes::sample(state).collect();
-        Some(self.mix.learn(empty.iter(), SEED))
+        self.mix.learn(empty.iter(), SEED, state.lesson())
     }
 
     /// There is something to plan.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use weir::model::demand::{Demand, DeviceDemand, NodeClass};
+use weir::model::demand::{Demand, DeviceDemand, Lesson, NodeClass};
 use weir::model::device::{DeviceAmount, DeviceModelId};
 use weir::model::id::{NodeId, NodeRef, PoolId};
 use weir::model::limit::DEVICE_MILLIS;
@@ -213,6 +213,8 @@ pub(crate) struct Player<'a> {
     pub(crate) packer: Packer,
     ids: Vec<DemandId>,
     mix: Option<Mix>,
+    /// What was learned last.
+    lesson: Lesson,
     policy_seed: u64,
 }
 
@@ -241,7 +243,7 @@ impl<'a> Player<'a> {
             packer.set(node_ref(at), node.clone());
         }
         let ids = cluster.demands.iter().map(|demand| packer.demand(demand, None)).collect();
-        Self { cluster, packer, ids, mix: learns.then(Mix::default), policy_seed }
+        Self { cluster, packer, ids, mix: learns.then(Mix::default), lesson: Lesson::default(), policy_seed }
     }
 
     fn play(&mut self, arrivals: &[usize], window: usize, observe: Observe) -> Vec<Placed> {
@@ -270,9 +272,11 @@ impl<'a> Player<'a> {
     pub(crate) fn arrive(&mut self, demand: usize) {
         let Some(mix) = &mut self.mix else { return };
         mix.arrive(&self.cluster.demands[demand], 1);
-        if mix.is_lesson_due() {
-            let lesson = mix.learn(self.cluster.nodes.iter(), self.policy_seed);
+        if mix.is_lesson_due()
+            && let Some(lesson) = mix.learn(self.cluster.nodes.iter(), self.policy_seed, &self.lesson)
+        {
             self.packer.set_scorer(Scorer::Overflow(Overflow::of(&lesson, self.policy_seed)));
+            self.lesson = lesson;
         }
     }
 

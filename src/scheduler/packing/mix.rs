@@ -19,6 +19,12 @@ const KINDS_MAX: usize = 4_096;
 /// The first arrivals that are enough to begin with: even a rough idea beats none.
 const FIRST: u64 = 16;
 
+/// A mix of which more than one in so many tasks is another one is news: by chance alone, one in forty
+/// is.
+const MIX_NEWS: u128 = 32;
+/// The same of the overflow, which is a small part of what is played: one in six by chance.
+const OVERFLOW_NEWS: u128 = 4;
+
 /// Weights of demands.
 #[derive(Clone, Debug, Default)]
 pub struct Mix {
@@ -61,8 +67,14 @@ impl Mix {
         self.arrivals >= self.lesson_at.max(FIRST)
     }
 
-    /// Learns what overflows from nodes like these, when empty.
-    pub fn learn<'a>(&mut self, nodes: impl ExactSizeIterator<Item = &'a Node>, seed: u64) -> Lesson {
+    /// Learns what overflows from nodes like these, when empty; `None` if that is hardly more than is
+    /// known since the `last` time. All values of nodes rest on a lesson, and must be found anew.
+    pub fn learn<'a>(
+        &mut self,
+        nodes: impl ExactSizeIterator<Item = &'a Node>,
+        seed: u64,
+        last: &Lesson,
+    ) -> Option<Lesson> {
         self.lesson_at = next_lesson(self.arrivals);
         let mut kinds: Vec<_> = self.weights.iter().collect();
         kinds.sort_by_key(|(demand, weight)| {
@@ -75,10 +87,93 @@ impl Mix {
             let overflow = overflow.get(&demand).copied().unwrap_or_default();
             Expected { demand, weight, overflow }
         };
-        Lesson { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() }
+        let lesson = Lesson { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
+        let is_news = differs(last, &lesson, |kind| kind.weight, MIX_NEWS)
+            || differs(last, &lesson, |kind| kind.overflow, OVERFLOW_NEWS);
+        is_news.then_some(lesson)
     }
+}
+
+/// More than one in so many tasks would have to be another for the one distribution to become the other.
+fn differs(old: &Lesson, new: &Lesson, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
+    let sum = |lesson: &Lesson| lesson.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
+    let (of_old, of_new) = (sum(old), sum(new));
+    if of_old == 0 || of_new == 0 {
+        return of_old != of_new;
+    }
+    let mut both = BTreeMap::<&Demand, (u128, u128)>::new();
+    old.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
+    new.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
+    // Each task that is another is missing from one kind and surplus in another.
+    let moved = both
+        .values()
+        .map(|(old, new)| old.saturating_mul(of_new).abs_diff(new.saturating_mul(of_old)))
+        .fold(0u128, u128::saturating_add);
+    (moved / 2).saturating_mul(one_in) > of_old.saturating_mul(of_new)
 }
 
 fn next_lesson(arrivals: u64) -> u64 {
     arrivals + arrivals.min(HALVED_EVERY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Device;
+    use super::super::bucket::ClassRef;
+    use super::super::random::Random;
+    use super::*;
+    use crate::model::demand::DeviceDemand;
+    use crate::model::device::{DeviceAmount, DeviceModelId};
+    use crate::model::limit::DEVICE_MILLIS;
+    use crate::model::resource::Resources;
+    use crate::model::shape::Needs;
+    use crate::model::spec::Constraints;
+
+    fn demand(amount: DeviceAmount) -> Arc<Demand> {
+        Arc::new(Demand {
+            resources: Resources { cpu_millis: 1_000, ..Resources::default() },
+            devices: Some(DeviceDemand { models: None, amount }),
+            constraints: Constraints::default(),
+            needs: Needs::default(),
+        })
+    }
+
+    fn nodes(devices: u16) -> Vec<Node> {
+        let device = |_| Device { model: DeviceModelId(0), topology_group: 0 };
+        let node = Node {
+            class: ClassRef::new(Default::default()),
+            free: Resources { cpu_millis: 64_000, ..Resources::default() },
+            devices: (0..devices).map(device).collect(),
+            device_free: vec![DEVICE_MILLIS; usize::from(devices)],
+        };
+        vec![node; 64]
+    }
+
+    /// Tasks in random order, each of the demands as likely.
+    fn arrive(mix: &mut Mix, demands: &[Arc<Demand>], random: &mut Random, count: u32) {
+        (0..count).for_each(|_| mix.arrive(&demands[random.below(demands.len() as u64) as usize], 1));
+    }
+
+    #[test]
+    fn only_what_is_news_is_learned() {
+        let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
+        let usual: Vec<_> = [1, 2, 4, 8].map(|count| demand(DeviceAmount::Whole(count))).into();
+        arrive(&mut mix, &usual, &mut random, 16_384);
+        let first = mix.learn(nodes.iter(), 0, &Lesson::default()).expect("something of nothing is news");
+        for _ in 0..8 {
+            arrive(&mut mix, &usual, &mut random, 8_192);
+            assert!(mix.is_lesson_due());
+            assert_eq!(mix.learn(nodes.iter(), 0, &first), None, "the same mix");
+            assert!(!mix.is_lesson_due(), "it was looked at");
+        }
+        // On smaller nodes others find no room.
+        let smaller = self::nodes(2);
+        let second = mix.learn(smaller.iter(), 0, &first).expect("another cluster is news");
+        assert_eq!(mix.learn(smaller.iter(), 0, &second), None);
+        // One in eight is a fraction from now on.
+        let mut changed = [&usual[..], &usual[..]].concat();
+        changed[0] = demand(DeviceAmount::Fraction(300));
+        arrive(&mut mix, &changed, &mut random, 8_192);
+        assert!(mix.learn(smaller.iter(), 0, &second).is_some(), "another mix is news");
+    }
 }
