@@ -184,6 +184,7 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Sync inventory.nodes.committed.*", "the broker counts itself: not read"),
     ("Sync inventory.nodes.total.device_millis", "the devices say it: not read"),
     ("Sync inventory.nodes.held_until_unix_ms", "the broker decides it itself: not read"),
+    ("Sync inventory.nodes.stranded_millis", "the broker finds it itself: not read"),
     ("Sync inventory.nodes.devices.committed_millis", "the broker counts itself: not read"),
     ("Sync inventory.nodes.tasks", "the broker counts itself: not read"),
     ("Sync inventory.nodes.revision", "the broker counts itself: not read"),
