@@ -11,8 +11,7 @@ use super::bound::{self, Bounds};
 use super::departures::{self, Load, Seen};
 use super::procedure::{self, Cluster, Player, Rules};
 use super::report::{Chart, Report, Series, Table};
-use super::{PolicyName, Waits, check_inflate, check_offered, cut, gpus_asked, of_passes};
-use crate::openb;
+use super::{Files, PolicyName, Waits, check_inflate, check_offered, gpus_asked, of_passes};
 
 /// Compares policies on a task list: prints a table and writes a report for the browser.
 #[derive(Parser)]
@@ -20,12 +19,8 @@ use crate::openb;
     after_help = "Examples:\n  simulator compare --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv\n  simulator compare --nodes NODES.csv --pods PODS.csv --policies best-fit,fgd,overflow --window 1000 --html packing.html"
 )]
 pub struct Compare {
-    /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
-    #[arg(long)]
-    nodes: PathBuf,
-    /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
-    #[arg(long)]
-    pods: PathBuf,
+    #[command(flatten)]
+    files: Files,
     /// Policies, with commas between them.
     #[arg(
         long,
@@ -88,8 +83,7 @@ impl Compare {
         {
             bail!("{name} is 0, must be at least 1");
         }
-        let cluster =
-            Cluster::new(openb::read_nodes(&self.nodes)?, cut(openb::read_tasks(&self.pods)?, self.cut), 1)?;
+        let cluster = self.files.cluster(self.cut, 1)?;
         let arrivals = cluster.arrivals(self.seed, self.inflate);
         let bounds = bound::of(&cluster, &arrivals)?;
         let compared: Vec<Compared> =
@@ -99,7 +93,7 @@ impl Compare {
             say!("{}", table.text());
         }
         let report = Report {
-            title: format!("{} on {}", names(&self.policies), file_name(&self.pods)),
+            title: format!("{} on {}", names(&self.policies), file_name(&self.files.pods)),
             about: format!(
                 "{} nodes with {} GPUs; window {}, seed {}, policy seed {}",
                 cluster.nodes.len(),
@@ -138,6 +132,7 @@ impl Compare {
         };
         let rules = Rules { policy, policy_seed: self.policy_seed, window: self.window, warm: false };
         let outcome = procedure::observed(cluster, arrivals, rules, &mut observe);
+        // Once more without an onlooker, whose work would be counted.
         let timed = procedure::play(cluster, arrivals, rules);
         let departures = cluster.tasks.iter().any(|task| task.duration_s > 0).then(|| {
             let arrivals = of_passes(cluster, self.seed, self.passes);

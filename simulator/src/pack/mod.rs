@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 
 use crate::openb;
@@ -32,12 +32,8 @@ use procedure::{Cluster, Outcome, Rules};
     after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy fgd --offered-load 1.2"
 )]
 pub struct Pack {
-    /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
-    #[arg(long)]
-    nodes: PathBuf,
-    /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
-    #[arg(long)]
-    pods: PathBuf,
+    #[command(flatten)]
+    files: Files,
     #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
     /// Arrivals ask for so many times the GPUs that there are.
@@ -85,6 +81,28 @@ pub struct Pack {
     placements: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+/// The files of a trace.
+#[derive(Args)]
+struct Files {
+    /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
+    #[arg(long)]
+    nodes: PathBuf,
+    /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
+    #[arg(long)]
+    pods: PathBuf,
+}
+
+impl Files {
+    /// So many copies of the nodes and tasks, which run no longer than `cut_s` seconds unless that is 0.
+    fn cluster(&self, cut_s: u64, scale: u32) -> anyhow::Result<Cluster> {
+        let mut tasks = openb::read_tasks(&self.pods)?;
+        if cut_s > 0 {
+            tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(cut_s));
+        }
+        Cluster::new(openb::read_nodes(&self.nodes)?, tasks, scale)
+    }
 }
 
 /// A policy's name.
@@ -146,7 +164,7 @@ impl Pack {
     /// If a file can't be read or written, or an argument is out of range.
     pub fn run(self) -> anyhow::Result<()> {
         self.check()?;
-        let cluster = self.cluster()?;
+        let cluster = self.files.cluster(self.cut, self.scale)?;
         if let Some(offered) = self.offered_load {
             return self.run_departures(&cluster, offered);
         }
@@ -199,7 +217,7 @@ impl Pack {
 
     fn run_departures(&self, cluster: &Cluster, offered: f64) -> anyhow::Result<()> {
         if cluster.tasks.iter().all(|task| task.duration_s == 0) {
-            bail!("{}: the tasks have no times, so they can't end", self.pods.display());
+            bail!("{}: the tasks have no times, so they can't end", self.files.pods.display());
         }
         say!("SEED  ALLOCATED  GPUS   TASKS   WAITED-MEDIAN-S  WAITED-P95-S  WAITED-MEAN-S");
         for seed in self.seed..self.seed + self.seeds {
@@ -241,11 +259,6 @@ impl Pack {
             bail!("--workload and --placements are of one run: leave out --seeds and --policy-seeds");
         }
         Ok(())
-    }
-
-    fn cluster(&self) -> anyhow::Result<Cluster> {
-        let nodes = openb::read_nodes(&self.nodes)?;
-        Cluster::new(nodes, cut(openb::read_tasks(&self.pods)?, self.cut), self.scale)
     }
 
     fn write_files(&self, cluster: &Cluster, arrivals: &[usize], outcome: &Outcome) -> anyhow::Result<()> {
@@ -310,14 +323,6 @@ fn gpus_asked(gpus: u32) -> String {
 fn of_passes(cluster: &Cluster, seed: u64, passes: u32) -> Vec<usize> {
     let passes = u64::from(passes);
     (0..passes).flat_map(|pass| cluster.shuffled(seed * passes + pass)).collect()
-}
-
-/// Tasks that run no longer than so many seconds; 0 cuts none.
-fn cut(mut tasks: Vec<openb::Task>, cut_s: u64) -> Vec<openb::Task> {
-    if cut_s > 0 {
-        tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(cut_s));
-    }
-    tasks
 }
 
 fn check_inflate(inflate: f64) -> anyhow::Result<()> {
