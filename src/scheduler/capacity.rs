@@ -2,18 +2,20 @@
 //! who waits can use.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::nodes::{class_of, demand_of};
-use crate::model::demand::{Demand, DeviceDemand, exclusion};
-use crate::model::device::DeviceAmount;
+use super::packing::bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
+use crate::model::demand::{Demand, exclusion};
+use crate::model::device::DeviceModelId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::state::State;
 use crate::state::pool::{Node, Pool};
 
-/// Kinds of waiting tasks that are looked at per node, so that a page of nodes is a short step: more
-/// than there are in most clusters.
+/// Kinds of waiting tasks that are looked at per node, and waiting classes among which they are looked
+/// for, so that a page of nodes is a short step: more than there are in most clusters.
 const KINDS_MAX: usize = 128;
+const CLASSES_MAX: usize = 4_096;
 
 /// Nodes on which as many whole devices are free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,26 +46,23 @@ pub fn free_blocks(pool: &Pool) -> Vec<FreeBlock> {
         .collect()
 }
 
-/// The tasks that wait and may run in a pool, each kind once: those that ask for devices.
+/// The kinds of tasks that wait for devices and may run in a pool.
 pub struct Waiting {
-    demands: Vec<(Demand, DeviceDemand)>,
+    demands: Vec<Demand>,
 }
 
 impl Waiting {
-    /// Of the first kinds of waiting tasks that may use the pool at all.
+    /// Of the first kinds of waiting tasks, those that may use the pool at all.
     pub fn for_pool(state: &State, pool: &Pool) -> Self {
         let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
-        let mut demands = Vec::new();
-        for class in state.classes().keys() {
-            let Some(shape) = state.shape(class.shape) else { continue };
+        let (mut demands, mut seen) = (Vec::new(), BTreeSet::new());
+        for class in state.classes().keys().take(CLASSES_MAX) {
+            let Some(shape) = state.shape(class.shape).filter(|_| seen.insert(class.shape)) else { continue };
             if exclusion(&shape.constraints, shape.needs, name, spec.region, spec.capabilities).is_some() {
                 continue;
             }
-            for (request, _) in &shape.tasks {
-                let demand = demand_of(state, request, shape);
-                let Some(devices) = demand.devices.clone() else { continue };
-                demands.push((demand, devices));
-            }
+            let asked = shape.tasks.iter().map(|(request, _)| demand_of(state, request, shape));
+            demands.extend(asked.filter(|demand| demand.devices.is_some()));
             if demands.len() >= KINDS_MAX {
                 break;
             }
@@ -77,35 +76,30 @@ impl Waiting {
         if self.demands.is_empty() || !pool.is_open() || !node.is_open() {
             return None;
         }
-        let free: Vec<u32> = (0..node.models.len()).map(|index| node.device_free(index)).collect();
-        let mut useful = vec![false; free.len()];
-        let (class, resources) = (class_of(pool, node), node.free());
-        for (demand, asked) in &self.demands {
-            if !demand.resources.fits(&resources) || !demand.admits(&class) {
-                continue;
-            }
-            let least = match asked.amount {
-                DeviceAmount::Fraction(millis) => millis,
-                DeviceAmount::Whole(_) => DEVICE_MILLIS,
-            };
-            let fits = |index: &usize| free[*index] >= least && asked.allows(node.models[*index]);
-            let fitting: Vec<usize> = (0..free.len()).filter(fits).collect();
-            let needed = match asked.amount {
-                DeviceAmount::Fraction(_) => 1,
-                DeviceAmount::Whole(count) => count as usize,
-            };
-            if fitting.len() >= needed {
-                fitting.into_iter().for_each(|index| useful[index] = true);
+        let room = |(index, model): (usize, &DeviceModelId)| DeviceRoom {
+            model: *model,
+            free: node.device_free(index),
+        };
+        let mut devices: Vec<DeviceRoom> = node.models.iter().enumerate().map(room).collect();
+        devices.sort_unstable();
+        let bucket = Bucket { class: ClassRef::new(class_of(pool, node)), free: node.free(), devices };
+        let mut useful = BTreeSet::new();
+        for choice in self.demands.iter().flat_map(|demand| bucket.choices(demand)) {
+            match choice {
+                DeviceChoice::None => {}
+                DeviceChoice::Share(room) => drop(useful.insert(room)),
+                DeviceChoice::Whole(model) => drop(useful.insert(DeviceRoom { model, free: DEVICE_MILLIS })),
             }
         }
-        let stranded = free.iter().zip(&useful).filter(|(_, useful)| !**useful);
-        Some(stranded.map(|(free, _)| u64::from(*free)).sum())
+        let stranded = bucket.devices.iter().filter(|room| !useful.contains(room));
+        Some(stranded.map(|room| u64::from(room.free)).sum())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::device::DeviceAmount;
     use crate::model::id::NodeId;
     use crate::scheduler::{Budget, Scheduler};
     use crate::state::command::Command;

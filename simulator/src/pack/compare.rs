@@ -1,5 +1,6 @@
 //! Policies side by side: a table, and a report with curves.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -84,6 +85,9 @@ impl Compare {
             bail!("{name} is 0, must be at least 1");
         }
         let cluster = self.files.cluster(self.cut, 1)?;
+        // Before all the work, not after it.
+        let unwritable = || format!("can't write {}", self.html.display());
+        let mut file = std::fs::File::create(&self.html).with_context(unwritable)?;
         let arrivals = cluster.arrivals(self.seed, self.inflate);
         let bounds = bound::of(&cluster, &arrivals)?;
         let compared: Vec<Compared> =
@@ -105,8 +109,7 @@ impl Compare {
             tables,
             charts: self.charts(&compared),
         };
-        std::fs::write(&self.html, report.html()?)
-            .with_context(|| format!("can't write {}", self.html.display()))?;
+        file.write_all(report.html()?.as_bytes()).with_context(unwritable)?;
         say!("curves: {}", self.html.display());
         Ok(())
     }

@@ -19,10 +19,10 @@ const KINDS_MAX: usize = 4_096;
 /// The first arrivals that are enough to begin with: even a rough idea beats none.
 const FIRST: u64 = 16;
 
-/// A mix of which more than one in so many tasks is another one is news: by chance alone, one in forty
-/// is.
+/// A mix of which more than one in so many tasks is another one is news: by chance alone, one in forty or
+/// so is (openb).
 const MIX_NEWS: u128 = 32;
-/// The same of the overflow, which is a small part of what is played: one in six by chance.
+/// The same of the overflow, which is a small part of what is played: one in five to eight by chance.
 const OVERFLOW_NEWS: u128 = 4;
 
 /// Weights of demands.

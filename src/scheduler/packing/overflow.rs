@@ -38,8 +38,8 @@ const MISSES_MAX: usize = 64;
 const KINDS_MAX: usize = 128;
 
 /// Room for one device's worth of tasks that ask for several counts as much as so many thousandths
-/// of a device that are not stranded. With a quarter of that, tasks of whole nodes waited a third
-/// longer where tasks come and go; with twice as much, a tenth of a point more was stranded (openb).
+/// of a device that are not stranded. With a quarter of that, tasks of whole nodes waited two
+/// fifths longer where tasks come and go; with twice as much, a tenth of a point more was stranded (openb).
 const WIDE_MILLIS: u64 = DEVICE_MILLIS as u64 / 64;
 /// Kinds of tasks of several devices that room is kept for: the most frequent.
 const WIDE_MAX: usize = 32;
