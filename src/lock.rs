@@ -3,6 +3,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A child that its parent has forked and that isn't the other program yet holds what its parent
+/// held, even where that has ended: so long a lock is tried for.
+const TRY_FOR: Duration = Duration::from_millis(500);
 
 /// A directory that no other process takes as long as this lives.
 #[derive(Debug)]
@@ -23,6 +28,7 @@ pub enum Error {
 
 impl Lock {
     /// Takes the lock of a directory that exists, and leaves this process's pid in its file `lock`.
+    /// Blocks for up to half a second if another holds it.
     ///
     /// # Errors
     /// - [`Error::InUse`] if another process holds it, or another part of this one.
@@ -31,7 +37,7 @@ impl Lock {
         let path = directory.join("lock");
         let mut options = OpenOptions::new();
         let mut file = options.create(true).truncate(false).read(true).write(true).open(path)?;
-        match file.try_lock() {
+        match try_lock(&file) {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -46,5 +52,17 @@ impl Lock {
         file.rewind()?;
         write!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
+    }
+}
+
+fn try_lock(file: &File) -> Result<(), std::fs::TryLockError> {
+    let until = Instant::now() + TRY_FOR;
+    loop {
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            tried => return tried,
+        }
     }
 }

@@ -86,21 +86,14 @@ impl Line {
 }
 
 impl Journal {
-    /// Opens the file in `state` and reads what is in it; a torn last line is dropped.
+    /// Opens the file in `state` and reads what is in it; a torn last line is dropped. Whoever opens
+    /// it holds the folder's [`Lock`](crate::lock::Lock), or one above it.
     pub(super) fn open(state: Option<&Path>) -> std::io::Result<(Self, BTreeMap<AttemptId, Task>)> {
         let mut tasks = BTreeMap::new();
         let Some(state) = state else { return Ok((Self { file: None, stale: 0 }, tasks)) };
         std::fs::create_dir_all(state)?;
         let path = state.join("attempts.jsonl");
         let file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let text = format!("{} is in use by another agent", state.display());
-                return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, text));
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(error),
-        }
         for line in BufReader::new(&file).lines() {
             let Some((attempt, task)) = serde_json::from_str::<Line>(&line?).ok().and_then(Line::read) else {
                 continue;
@@ -156,8 +149,7 @@ impl Journal {
                 text.push('\n');
             }
         }
-        // In place, so that the lock stays: a crash between the two steps loses only what a
-        // simulation pretends.
+        // In place: a crash between the two steps loses only what a simulation pretends.
         let rewritten = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         if let Err(error) = rewritten {
             tracing::error!(path = %path.display(), %error, "a simulated pool can't remember what it runs");
