@@ -29,7 +29,59 @@ pub struct AgentFile {
     pub labels: BTreeMap<String, String>,
     /// This machine.
     pub host: Option<HostSection>,
+    pub kubernetes: Option<KubernetesSection>,
     pub simulated: Option<SimulatedSection>,
+}
+
+/// A pool that is a Kubernetes cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesSection {
+    /// Absent means `$KUBECONFIG`, `~/.kube/config`, or what a pod of the cluster is given.
+    pub kubeconfig: Option<PathBuf>,
+    /// Absent means the file's current one.
+    pub context: Option<String>,
+    /// Where the pods are, and the pool's lock.
+    #[serde(default = "weir")]
+    pub namespace: String,
+    /// Namespaces of their own, by queue; those below it are in it, too.
+    #[serde(default)]
+    pub queues: BTreeMap<String, String>,
+    /// A label selector; absent means all nodes.
+    #[serde(default)]
+    pub nodes: String,
+    /// How pods come to their nodes.
+    #[serde(default)]
+    pub binding: Binding,
+    /// Who binds them where a scheduler does.
+    #[serde(default = "default_scheduler")]
+    pub scheduler: String,
+    /// The image in which jobs run that are commands; absent refuses them.
+    pub process_image: Option<String>,
+    /// The pods' service account; absent means the namespace's default one.
+    pub service_account: Option<String>,
+    /// Secrets by which images are pulled.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<String>,
+    /// How long a pod may fail to start, for want of its image or a place.
+    #[serde(default = "two_minutes")]
+    pub start_patience_seconds: u64,
+    /// Device models by the cluster's resource: `"nvidia.com/gpu" = "A100-80G"`.
+    #[serde(default)]
+    pub devices: BTreeMap<String, String>,
+    /// Output kept per task; absent means 64.
+    pub log_max_mib: Option<u64>,
+}
+
+/// How pods come to their nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Binding {
+    /// They are created with their node's name.
+    #[default]
+    Direct,
+    /// The cluster's scheduler binds them, to the one node that they may run on.
+    Scheduler,
 }
 
 /// A pool that is the agent's own machine.
@@ -92,8 +144,23 @@ const CPUS_MAX: u64 = NODE_CPU_MILLIS_MAX / 1_000;
 /// Faster than this a day passes in less than a tenth of a second.
 const SPEEDUP_MAX: f64 = 1_000_000.0;
 
+/// A pod that has not started in a day never will.
+const PATIENCE_SECONDS_MAX: u64 = 86_400;
+
 fn one() -> f64 {
     1.0
+}
+
+fn weir() -> String {
+    "weir".to_owned()
+}
+
+fn default_scheduler() -> String {
+    "default-scheduler".to_owned()
+}
+
+fn two_minutes() -> u64 {
+    120
 }
 
 /// A file of settings that can't be used.
@@ -118,10 +185,11 @@ impl AgentFile {
             return Err(failed(format!("name: {} {rule}", quote(&file.name))));
         }
         RegionCode::parse(&file.region).map_err(|error| failed(format!("region: {error}")))?;
-        match (&file.host, &file.simulated) {
-            (Some(host), None) => host.check().map(|()| file).map_err(failed),
-            (None, Some(simulated)) => simulated.check().map(|()| file).map_err(failed),
-            _ => Err(failed("name exactly one backend: [host] or [simulated]".to_owned())),
+        match (&file.host, &file.kubernetes, &file.simulated) {
+            (Some(host), None, None) => host.check().map(|()| file).map_err(failed),
+            (None, Some(kubernetes), None) => kubernetes.check().map(|()| file).map_err(failed),
+            (None, None, Some(simulated)) => simulated.check().map(|()| file).map_err(failed),
+            _ => Err(failed("name exactly one backend: [host], [kubernetes] or [simulated]".to_owned())),
         }
     }
 }
@@ -162,6 +230,35 @@ impl HostSection {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl KubernetesSection {
+    fn check(&self) -> Result<(), String> {
+        let named = |field: &str, name: &str| {
+            let rule = "is not 1 to 63 lower-case letters, digits and inner hyphens";
+            if text::is_name(name) {
+                Ok(())
+            } else {
+                Err(format!("kubernetes.{field}: {} {rule}", quote(name)))
+            }
+        };
+        named("namespace", &self.namespace)?;
+        for (queue, namespace) in &self.queues {
+            named(&format!("queues.{queue}"), namespace)?;
+        }
+        self.image_pull_secrets.iter().try_for_each(|name| named("image_pull_secrets", name))?;
+        self.service_account.iter().try_for_each(|name| named("service_account", name))?;
+        if self.process_image.as_ref().is_some_and(String::is_empty) {
+            return Err("kubernetes.process_image: is empty; leave it out to refuse commands".to_owned());
+        }
+        for (resource, model) in &self.devices {
+            if model.is_empty() || !text::is_label(model) {
+                return Err(format!("kubernetes.devices.{resource}: {} is not a model's name", quote(model)));
+            }
+        }
+        within("kubernetes.start_patience_seconds", self.start_patience_seconds, PATIENCE_SECONDS_MAX)?;
+        self.log_max_mib.map_or(Ok(()), |mib| within("kubernetes.log_max_mib", mib, BYTES_MAX >> 20))
     }
 }
 

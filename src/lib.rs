@@ -25,3 +25,5 @@ pub mod pools;
 #[cfg(feature = "io")]
 pub mod runtime;
 pub mod scheduler;
+#[cfg(feature = "io")]
+pub mod telemetry;

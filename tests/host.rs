@@ -27,6 +27,7 @@ fn ended(kind: &str, exit_code: Option<i64>, signal: Option<i64>, message: &str)
 /// Reads output as the agent does.
 fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
     let settings = Settings {
+        program: support::WEIR.into(),
         pool: "local".to_owned(),
         region: RegionCode::default(),
         state: supervisor.scratch().to_owned(),

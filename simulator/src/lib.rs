@@ -1,7 +1,8 @@
 //! Weir's own machines in virtual time, with faults, and checkers that watch them.
 //!
-//! `world` is the simulation; `sweep` runs many seeds, `seeds` looks at single ones; `load` plays
-//! real traces against a running broker, `pack` fills a cluster with one, by the broker's engine alone.
+//! `world` is the simulation; `sweep` runs many seeds, `seeds` looks at single ones. Of real traces, which
+//! `traces` reads, `load` plays one against a running broker, `replay` through the whole kernel in virtual
+//! time, and `pack` fills a cluster with one, by the broker's engine alone.
 
 /// Prints a line. Whoever reads may stop at any time, as `head` does: that ends the command, and is no
 /// fault.
@@ -19,8 +20,11 @@ macro_rules! say {
 pub mod load;
 #[cfg(feature = "mutants")]
 pub mod mutants;
-mod openb;
 pub mod pack;
+pub mod replay;
+mod report;
 pub mod seeds;
 pub mod sweep;
+mod timeline;
+mod traces;
 pub mod world;

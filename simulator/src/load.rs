@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,8 +21,9 @@ use weir::model::pool::{Capabilities, NodeSpec, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::pools::PoolBackend;
 use weir::pools::simulated::{Settings, Simulated};
+use weir::telemetry::PoolVitals;
 
-use crate::openb::{self, Task};
+use crate::traces::openb::{self, Task};
 
 /// Plays a trace against a running broker.
 #[derive(clap::Args)]
@@ -129,6 +131,7 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             dialer,
             clock,
             |_| {},
+            Arc::new(PoolVitals::new(&name)),
             std::future::pending(),
         ));
         names.push(name);

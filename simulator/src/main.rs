@@ -21,8 +21,8 @@ struct Cli {
 enum Command {
     /// Runs seeds of the deterministic simulation, each with faults and then without.
     Sweep(simulator::sweep::Sweep),
-    /// Runs one seed, with everything that happens printed if you like.
-    Replay(simulator::seeds::Replay),
+    /// Plays a seed of the simulation again, or a real trace through the whole kernel.
+    Replay(simulator::replay::Replay),
     /// Runs each seed twice: the journals must be equal byte for byte.
     Meta(simulator::seeds::Meta),
     /// Makes a failing seed's faults as few as they can be.
@@ -57,4 +57,12 @@ fn main() -> std::process::ExitCode {
         return std::process::ExitCode::FAILURE;
     }
     std::process::ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn arguments_are_well_formed() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -1,25 +1,18 @@
-//! Commands on single seeds: replay one, run some twice, make a failing one smaller.
+//! Single seeds: one played again, some run twice, a failing one made smaller.
 
 use anyhow::bail;
 
 use crate::sweep::failure_line;
 use crate::world::{Schedule, Violation, World};
 
-/// Runs one seed.
+/// What of a seed is left out.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  simulator replay 4711 --trace | less
-  simulator replay 4711 --faults 3,17,20 --acts 60")]
-pub struct Replay {
-    seed: u64,
-    /// Print what comes in and what each machine makes of it.
-    #[arg(long)]
-    trace: bool,
-    /// Only the faults of these numbers; all by default, none if empty.
-    #[arg(long, value_name = "LIST")]
+pub(crate) struct SeedOptions {
+    /// Of a seed, only the faults of these numbers; all by default, none if empty.
+    #[arg(long, value_name = "LIST", requires = "seed")]
     faults: Option<String>,
-    /// So many acts of clients.
-    #[arg(long)]
+    /// Of a seed, so many acts of clients.
+    #[arg(long, requires = "seed")]
     acts: Option<u32>,
 }
 
@@ -44,41 +37,36 @@ pub struct Minimise {
     seed: u64,
 }
 
-impl Replay {
-    /// Runs the seed and prints what it met.
-    ///
-    /// # Errors
-    /// The promise that was broken, or faults that the seed doesn't have.
-    pub fn run(&self) -> anyhow::Result<()> {
-        let mut schedule = World::schedule_of(self.seed);
-        let all = schedule.faults.len();
-        if let Some(list) = &self.faults {
-            schedule = schedule.only(&numbers(list, all)?);
-        }
-        schedule.acts = self.acts.unwrap_or(schedule.acts);
-        for (number, planned) in schedule.faults.iter().enumerate().filter(|_| self.trace) {
-            say!("{:>9} planned {number}: {:?}", planned.at_ms, planned.fault);
-        }
-        let report = World::run_with(self.seed, self.trace, schedule)
-            .map_err(|violation| anyhow::anyhow!(self.failure(&violation)))?;
-        say!(
-            "seed {} holds: {} inputs, {} jobs, {}+{} crashes, {} virtual s, journal {:016x}",
-            report.seed,
-            report.inputs,
-            report.jobs,
-            report.broker_crashes,
-            report.agent_crashes,
-            report.virtual_ms / 1_000,
-            report.digest,
-        );
-        Ok(())
+/// Runs a seed and prints what it met; with `trace` also what comes in and what each machine makes of it.
+///
+/// # Errors
+/// The promise that was broken, or faults that the seed doesn't have.
+pub(crate) fn replay(seed: u64, trace: bool, options: &SeedOptions) -> anyhow::Result<()> {
+    let mut schedule = World::schedule_of(seed);
+    let all = schedule.faults.len();
+    if let Some(list) = &options.faults {
+        schedule = schedule.only(&numbers(list, all)?);
     }
-
-    fn failure(&self, violation: &Violation) -> String {
-        let faults = self.faults.as_ref().map_or_else(String::new, |list| format!(" --faults {list:?}"));
-        let acts = self.acts.map_or_else(String::new, |acts| format!(" --acts {acts}"));
-        failure_line(violation, &format!("{faults}{acts}"))
+    schedule.acts = options.acts.unwrap_or(schedule.acts);
+    for (number, planned) in schedule.faults.iter().enumerate().filter(|_| trace) {
+        say!("{:>9} planned {number}: {:?}", planned.at_ms, planned.fault);
     }
+    let report = World::run_with(seed, trace, schedule).map_err(|violation| {
+        let faults = options.faults.as_ref().map_or_else(String::new, |list| format!(" --faults {list:?}"));
+        let acts = options.acts.map_or_else(String::new, |acts| format!(" --acts {acts}"));
+        anyhow::anyhow!(failure_line(&violation, &format!("{faults}{acts}")))
+    })?;
+    say!(
+        "seed {} holds: {} inputs, {} jobs, {}+{} crashes, {} virtual s, journal {:016x}",
+        report.seed,
+        report.inputs,
+        report.jobs,
+        report.broker_crashes,
+        report.agent_crashes,
+        report.virtual_ms / 1_000,
+        report.digest,
+    );
+    Ok(())
 }
 
 /// Reads numbers of faults, each below `all`.

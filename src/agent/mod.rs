@@ -235,6 +235,11 @@ impl Agent {
         matches!(self.link, Link::Up(_))
     }
 
+    /// How many nodes the pool has.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
     fn open(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<Seen>) {
         self.opened = true;
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();

@@ -1,6 +1,6 @@
 //! Output of tasks, asked for piece by piece from the agent that has it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::Status;
 
@@ -22,6 +22,8 @@ const FOLLOW_WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::f
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Wait for an agent that is away while its output is read.
 const AGENT_WAIT: Duration = Duration::from_millis(500);
+/// How long after an attempt's end a backend may still find more of its output.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 impl Jobs {
     /// The attempt whose output is asked for, once there is one.
@@ -72,12 +74,14 @@ impl Jobs {
             wait = (wait * 2).min(FOLLOW_WAIT.1);
         };
         wait = FOLLOW_WAIT.0;
+        let mut ended_at = None;
         let mut streams = [
             (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, None, false),
             (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, None, false),
         ];
         loop {
             let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
+            let since_end = ended.then(|| ended_at.get_or_insert_with(Instant::now).elapsed());
             let mut moved = false;
             for (stream, shown, offset, until, done) in &mut streams {
                 if *done {
@@ -121,7 +125,9 @@ impl Jobs {
                 // Without `follow` the output is what there was at first sight: a task that prints
                 // without end would never let its reader go.
                 let until = if message.follow { part.end } else { *until.get_or_insert(part.end) };
-                *done = (ended || !message.follow) && part.error.is_empty() && read_to >= until;
+                // A backend may learn of a task's last words after its end.
+                let whole = part.complete || since_end.is_some_and(|since| since > LAST_WORDS);
+                *done = (!message.follow || ended && whole) && part.error.is_empty() && read_to >= until;
                 if part.data.is_empty() {
                     continue;
                 }

@@ -20,6 +20,7 @@ mod rate;
 mod walk;
 mod watch;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -70,7 +71,11 @@ pub async fn serve(
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);
-    let pools = pool::Pools { broker: broker.clone(), gate: gate.clone() };
+    let pools = pool::Pools {
+        broker: broker.clone(),
+        gate: gate.clone(),
+        planning: Arc::new(tokio::sync::Semaphore::new(1)),
+    };
     let pools = v1::pool_service_server::PoolServiceServer::new(pools)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(ANSWER_BYTES_MAX);

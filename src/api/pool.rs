@@ -1,6 +1,9 @@
 //! PoolService.
 
+use std::sync::Arc;
+
 use prost::Message;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::outlet::{Outlet, Streamed, outlet};
@@ -9,10 +12,10 @@ use super::proto::v1;
 use super::rate::{Gate, Identity};
 use super::watch::first_seen;
 use super::{Mutation, convert, error, mutate};
-use crate::broker::{Answer, NodeView, PoolView, Query};
+use crate::broker::{Answer, NodeView, PoolView, Query, defrag};
 use crate::model::change::Change;
 use crate::model::id::{AttemptId, NodeId, Revision};
-use crate::model::limit::PAGE_MAX;
+use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
 use crate::model::pool::DrainMode;
 use crate::runtime::broker::Handle;
 use crate::runtime::watch::Missed;
@@ -23,7 +26,12 @@ use crate::state::command::Command;
 pub struct Pools {
     pub broker: Handle,
     pub(super) gate: Gate,
+    /// One plan at a time: each keeps a core busy.
+    pub(super) planning: Arc<Semaphore>,
 }
+
+/// Sets of tasks compared for one plan: about a second.
+const PLAN_LOOKS_MAX: u64 = 30_000_000;
 
 #[tonic::async_trait]
 impl v1::pool_service_server::PoolService for Pools {
@@ -121,6 +129,24 @@ impl v1::pool_service_server::PoolService for Pools {
         Ok(Response::new(v1::DrainResponse { revision: revision.0 }))
     }
 
+    async fn plan_defrag(
+        &self,
+        request: Request<v1::PlanDefragRequest>,
+    ) -> Result<Response<v1::PlanDefragResponse>, Status> {
+        let message = request.into_inner();
+        let (pool, moves, movable) = self.defrag_request(message).await?;
+        let permit = Arc::clone(&self.planning).acquire_owned().await;
+        let permit = permit.map_err(|_| Status::unavailable("the broker is about to end"))?;
+        let (revision, found) = self.clutter(pool, movable).await?;
+        let limits = defrag::Limits { moves, free_millis: 0, looks: PLAN_LOOKS_MAX };
+        let planned = tokio::task::spawn_blocking(move || {
+            let plan = found.clutter.plan(limits);
+            drop(permit);
+            convert::defrag_message(&found, &plan, revision)
+        });
+        Ok(Response::new(planned.await.map_err(|_| Status::internal("the plan failed"))?))
+    }
+
     async fn abandon(
         &self,
         request: Request<v1::AbandonRequest>,
@@ -147,6 +173,62 @@ impl Pools {
         match answer {
             Answer::Pool(Some(pool)) => Ok(*pool),
             _ => Err(error::not_found("pool", name)),
+        }
+    }
+
+    /// What a plan is to be made for.
+    async fn defrag_request(
+        &self,
+        message: v1::PlanDefragRequest,
+    ) -> Result<(String, usize, defrag::Movable), Status> {
+        let moves = match message.moves_max {
+            0 => DEFRAG_MOVES_DEFAULT,
+            moves if moves <= DEFRAG_MOVES_MAX => moves,
+            moves => {
+                let description = format!("{moves} is not within 0 and {DEFRAG_MOVES_MAX}");
+                return Err(error::invalid(convert::invalid("moves_max", description)));
+            }
+        };
+        for (field, labels) in
+            [("preemptible", &message.preemptible), ("checkpointed", &message.checkpointed)]
+        {
+            if labels.len() > LABELS_MAX {
+                let description = format!("{} labels, at most {LABELS_MAX}", labels.len());
+                return Err(error::invalid(convert::invalid(field, description)));
+            }
+        }
+        let found = self.find(&message.pool).await?;
+        if found.nodes > DEFRAG_NODES_MAX {
+            let description = format!(
+                "{} has {} nodes; plans are made for at most {DEFRAG_NODES_MAX}",
+                message.pool, found.nodes
+            );
+            return Err(Status::failed_precondition(description));
+        }
+        let movable =
+            defrag::Movable { preemptible: message.preemptible, checkpointed: message.checkpointed };
+        Ok((found.pool.spec.name, moves as usize, movable))
+    }
+
+    /// What a plan for a pool is made from, with the revision at which its nodes were found.
+    async fn clutter(
+        &self,
+        pool: String,
+        movable: defrag::Movable,
+    ) -> Result<(Revision, defrag::Found), Status> {
+        let (revision, answer) =
+            self.broker.query(Query::Clutter(pool.clone())).await.map_err(error::call)?;
+        let Answer::Clutter(Some(mut found)) = answer else { return Err(error::not_found("pool", &pool)) };
+        let mut page = defrag::Page { after: None, until: revision };
+        loop {
+            let query = Query::Movable { pool: pool.clone(), movable: movable.clone(), page };
+            let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
+            let Answer::Movable(Some(tasks)) = answer else { return Err(error::not_found("pool", &pool)) };
+            page.after = tasks.next;
+            found.add(tasks);
+            if page.after.is_none() {
+                return Ok((revision, *found));
+            }
         }
     }
 

@@ -4,7 +4,6 @@ use super::{Broker, Effect};
 use crate::model::change::Change;
 use crate::model::id::Revision;
 use crate::model::mutant::Mutant;
-use crate::model::plan::Policy;
 use crate::state::apply::{Applied, ArchiveRow};
 use crate::state::event::{Event, EventRecord};
 use crate::state::job::Principal;
@@ -21,7 +20,7 @@ impl Broker {
             let mut applied = Applied::default();
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
-            if self.policy == Policy::Overflow
+            if self.policy.learns()
                 && let Event::JobSubmitted { job, .. } = &record.event
             {
                 self.scheduler.arrive(&self.state, *job);

@@ -14,7 +14,7 @@ mod tests;
 mod turn;
 
 pub use query::{
-    Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView,
+    Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView, defrag,
 };
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -225,6 +225,7 @@ impl Broker {
     /// Plans by this policy from now on.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
+        self.scheduler.set_policy(&self.state, policy);
     }
 
     /// The state as it is, durable or not.
@@ -378,7 +379,7 @@ impl Broker {
     /// What is to be learned, or forgotten where nothing is to be: plans go by the journal's lesson.
     fn next_lesson(&mut self) -> Option<Lesson> {
         match self.policy {
-            Policy::Overflow => self.scheduler.lesson(&self.state),
+            Policy::Fgd | Policy::Overflow => self.scheduler.lesson(&self.state),
             Policy::BestFit => (!self.state.lesson().kinds.is_empty()).then(Lesson::default),
         }
     }

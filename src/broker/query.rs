@@ -8,6 +8,8 @@ use crate::model::limit::PAGE_MAX;
 use crate::model::reason::JobReason;
 use crate::model::shape::Shape;
 pub use crate::scheduler::capacity::FreeBlock;
+pub use crate::scheduler::defrag;
+use crate::scheduler::defrag::{Found, Movable, Page, Tasks};
 use crate::scheduler::{Why, capacity};
 use crate::state::Queue;
 use crate::state::pool::{Node, Pool};
@@ -63,6 +65,15 @@ pub enum Query {
     Pool(String),
     /// The same, with its free capacity by block.
     PoolInFull(String),
+    /// What a plan to defragment the pool is made from, but for what runs there: the plan itself would
+    /// take too long for a step.
+    Clutter(String),
+    /// What runs there and may be moved, in pages.
+    Movable {
+        pool: String,
+        movable: Movable,
+        page: Page,
+    },
     Pools,
     Nodes {
         pool: String,
@@ -92,6 +103,8 @@ pub enum Answer {
     Why(Option<Box<JobWhy>>),
     Pool(Option<Box<PoolView>>),
     PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
+    Clutter(Option<Box<Found>>),
+    Movable(Option<Tasks>),
     Pools(Vec<PoolView>),
     Nodes {
         nodes: Vec<NodeView>,
@@ -184,6 +197,14 @@ impl Broker {
             Query::PoolInFull(name) => {
                 let in_full = |pool: &Pool| Box::new((self.pool_view(pool), capacity::free_blocks(pool)));
                 Answer::PoolInFull(self.state.pool_named(&name).map(in_full))
+            }
+            Query::Clutter(name) => {
+                let found = |pool: &Pool| Box::new(self.scheduler.clutter(&self.state, pool));
+                Answer::Clutter(self.state.pool_named(&name).map(found))
+            }
+            Query::Movable { pool, movable, page } => {
+                let tasks = |pool: &Pool| defrag::movable_tasks(&self.state, pool, &movable, page, self.now);
+                Answer::Movable(self.state.pool_named(&pool).map(tasks))
             }
             Query::Pools => Answer::Pools(self.state.pools().map(|pool| self.pool_view(pool)).collect()),
             Query::Nodes { pool, after, limit } => self.list_nodes(&pool, after, limit),

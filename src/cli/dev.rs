@@ -1,6 +1,7 @@
 //! `weir dev`: a broker, this machine's pool and five simulated provinces, in one process.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::agent::{SIMULATED, claim, hello, serve, serve_host};
 use super::connect::ADDRESS_DEFAULT;
@@ -17,6 +18,7 @@ use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+use crate::telemetry::PoolVitals;
 
 /// Runs everything in one process.
 #[derive(clap::Args)]
@@ -176,7 +178,8 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
         let backend = Simulated::new(settings, clock);
-        serve(hello, &state, backend, client, clock, std::future::pending()).await
+        let vitals = Arc::new(PoolVitals::new(province.name));
+        serve(hello, &state, backend, client, clock, &vitals, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
         tracing::error!(pool = province.name, error = failure.message, "the pool is down");
@@ -184,7 +187,12 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
 }
 
 async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return tracing::error!(%error, "this machine's pool can't be started"),
+    };
     let settings = host::Settings {
+        program,
         pool: "local".to_owned(),
         region,
         state: state.clone(),
@@ -198,7 +206,8 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
     let ran = async {
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
-        serve_host(hello, &state, settings, client, clock, std::future::pending()).await
+        let vitals = Arc::new(PoolVitals::new("local"));
+        serve_host(hello, &state, settings, client, clock, &vitals, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
         tracing::error!(pool = "local", error = failure.message, "the pool is down");

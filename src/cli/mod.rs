@@ -16,6 +16,7 @@ mod get;
 mod input;
 mod logs;
 mod output;
+mod plan;
 mod quantity;
 mod reasons;
 mod run;
@@ -70,6 +71,8 @@ enum Command {
     Describe(describe::Describe),
     /// Explains why a job waits.
     Why(why::Why),
+    /// Plans what an admin might do, such as moving tasks so that others fit.
+    Plan(plan::Plan),
     /// Prints a job's output.
     Logs(logs::Logs),
     /// Waits until jobs have ended.
@@ -156,6 +159,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Get(command) => command.run(&connect).await,
         Command::Describe(command) => command.run(&connect).await,
         Command::Why(command) => command.run(&connect).await,
+        Command::Plan(command) => command.run(&connect).await,
         Command::Logs(command) => command.run(&connect).await,
         Command::Wait(command) => command.run(&connect).await,
         Command::Cancel(command) => command.run(&connect).await,

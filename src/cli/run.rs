@@ -358,7 +358,8 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
             if !failure.message.is_empty() {
                 eprintln!("weir: {}", crate::model::text::escape(&failure.message));
             }
-            return Ok(u8::try_from(code).unwrap_or(RUN_FAILED));
+            // What failed did not succeed, whatever its code.
+            return Ok(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(RUN_FAILED));
         }
         _ if job.phase() == v1::JobPhase::Cancelled => 130,
         _ => RUN_FAILED,

@@ -43,6 +43,7 @@ pub struct Server {
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum PolicyName {
     BestFit,
+    Fgd,
     Overflow,
 }
 
@@ -50,6 +51,7 @@ impl From<PolicyName> for Policy {
     fn from(name: PolicyName) -> Self {
         match name {
             PolicyName::BestFit => Self::BestFit,
+            PolicyName::Fgd => Self::Fgd,
             PolicyName::Overflow => Self::Overflow,
         }
     }

@@ -67,6 +67,8 @@ struct GroupFile {
     #[serde(default)]
     workdir: String,
     image: Option<String>,
+    /// Kubernetes' own description of a pod.
+    pod: Option<serde_json::Map<String, serde_json::Value>>,
     simulate: Option<SimulateFile>,
 }
 
@@ -299,7 +301,17 @@ fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
     });
     let program =
         v1::Program { command: file.command, args: file.args, env: env.collect(), workdir: file.workdir };
+    let plain = !program.command.is_empty() || !program.args.is_empty() || !program.workdir.is_empty();
     let run = match file.image {
+        image if file.pod.is_some() && (image.is_some() || plain || !program.env.is_empty()) => {
+            return Err(
+                "pod: says itself what runs: leave out image, command, args, env and workdir".to_owned()
+            );
+        }
+        _ if file.pod.is_some() => {
+            let spec_json = serde_json::to_string(&file.pod).map_err(|error| format!("pod: {error}"))?;
+            v1::task_group::Run::Pod(v1::KubernetesPod { spec_json })
+        }
         Some(image) => v1::task_group::Run::Container(v1::Container { image, program: Some(program) }),
         None => v1::task_group::Run::Process(program),
     };

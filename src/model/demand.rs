@@ -87,6 +87,9 @@ pub fn exclusion(
     if needs.containers && !able.containers {
         return Some(PoolReason::RunUnsupported { needs: "containers" });
     }
+    if needs.pods && !able.pods {
+        return Some(PoolReason::RunUnsupported { needs: "pods of Kubernetes' own" });
+    }
     if needs.leases && !able.leases {
         return Some(PoolReason::LeaseUnsupported);
     }

@@ -20,6 +20,8 @@ pub const LABELS_MAX: usize = 64;
 pub const LABEL_LEN_MAX: usize = 253;
 /// Entries of a command, its arguments, or its environment.
 pub const ARGS_MAX: usize = 4_096;
+/// Bytes of a native description of a pod.
+pub const POD_SPEC_LEN_MAX: usize = 65_536;
 /// Bytes of one argument or environment value: what Linux takes (`MAX_ARG_STRLEN`).
 pub const ARG_LEN_MAX: usize = 131_071;
 /// Bytes of one job spec as a record: keeps a full order within one message.
@@ -42,6 +44,12 @@ pub const NODE_STORAGE_BYTES_MAX: u64 = 16 * BYTES_MAX;
 pub const DEVICES_PER_NODE_MAX: usize = 256;
 /// Nodes in one pool.
 pub const NODES_PER_POOL_MAX: usize = 100_000;
+/// Nodes of a pool for which it is planned how to defragment it: its state is read in one step.
+pub const DEFRAG_NODES_MAX: u32 = 10_000;
+/// Moves in one plan to defragment a pool: more than anyone carries out before the pool is another.
+pub const DEFRAG_MOVES_MAX: u32 = 10_000;
+/// Moves in one such plan when the caller names no number.
+pub const DEFRAG_MOVES_DEFAULT: u32 = 100;
 /// Pools of one broker.
 pub const POOLS_MAX: usize = 10_000;
 /// Attempts of one unit before it fails whatever the job asks.

@@ -31,6 +31,9 @@ pub struct Start {
 pub enum Policy {
     /// Least free capacity left, devices first; jobs in the order of their submission.
     BestFit,
+    /// Least fragmentation added for what is expected to come, once enough is known of that; jobs in the
+    /// order of their submission. The best policy published, to compare with.
+    Fgd,
     /// Least stranded for what overflows, once enough is known of what comes: both where a task goes
     /// and which of those that wait goes next.
     Overflow,
@@ -40,10 +43,16 @@ impl Policy {
     /// Raised with every change that could alter a plan.
     pub const VERSION: u32 = 3;
 
+    /// It goes by what has been learned of the tasks that come.
+    pub fn learns(self) -> bool {
+        matches!(self, Self::Fgd | Self::Overflow)
+    }
+
     /// The policy's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::BestFit => "best-fit",
+            Self::Fgd => "fgd",
             Self::Overflow => "overflow",
         }
     }

@@ -25,6 +25,8 @@ pub struct Capabilities {
     pub real: bool,
     pub processes: bool,
     pub containers: bool,
+    /// It takes Kubernetes' own descriptions of pods.
+    pub pods: bool,
     /// Something that outlives the agent stops attempts whose lease ended.
     pub leases: bool,
     /// It can resolve secrets that environment values refer to.

@@ -115,7 +115,7 @@ impl PoolReason {
             ),
             (
                 "RunUnsupported",
-                "the pool can't run this kind of task (process or container)",
+                "the pool can't run this kind of task (process, container or pod)",
                 "use the other kind",
             ),
             (

@@ -31,6 +31,7 @@ pub struct Shape {
 pub struct Needs {
     pub processes: bool,
     pub containers: bool,
+    pub pods: bool,
     pub leases: bool,
     pub secrets: bool,
 }
@@ -47,6 +48,7 @@ impl Shape {
             match &group.run {
                 Run::Process(_) => needs.processes = true,
                 Run::Container { .. } => needs.containers = true,
+                Run::Pod { .. } => needs.pods = true,
             }
             let secret = |var: &super::spec::EnvVar| matches!(var.value, EnvValue::Secret { .. });
             needs.secrets |= group.run.program().env.iter().any(secret);

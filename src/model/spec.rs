@@ -82,13 +82,21 @@ pub enum Run {
     Process(Program),
     /// A container, for pools that run images.
     Container { image: String, program: Program },
+    /// Kubernetes' own description of a pod, in JSON, for pools that are clusters. What Weir must own of
+    /// it, such as its node and its resources, is Weir's.
+    Pod { spec: String },
 }
 
+/// What a native description says in its own words.
+static UNKNOWN: Program =
+    Program { command: Vec::new(), args: Vec::new(), env: Vec::new(), workdir: String::new() };
+
 impl Run {
-    /// The command and its surroundings.
+    /// The command and its surroundings; empty where a native description has its own.
     pub fn program(&self) -> &Program {
         match self {
             Self::Process(program) | Self::Container { program, .. } => program,
+            Self::Pod { .. } => &UNKNOWN,
         }
     }
 }

@@ -215,6 +215,13 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
         Run::Container { program: inside, .. } => {
             program(&format!("{path}.container.program"), inside, false, out);
         }
+        Run::Pod { spec } => {
+            let field = format!("{path}.pod.spec_json");
+            out.free_text(&field, spec, at_most::POD_SPEC_LEN_MAX);
+            if spec.is_empty() {
+                out.push(field, "empty: a PodSpec in JSON is needed");
+            }
+        }
     }
     if let Some(simulate) = group.simulate {
         out.range(&format!("{path}.simulate.duration_ms"), simulate.duration_ms, 0, at_most::DURATION_MS_MAX);

@@ -1,7 +1,10 @@
 //! Backends: what runs attempts. Each keeps its own memory of them, and outlives its agent or
 //! adopts after a restart.
 
+pub mod check;
 pub mod host;
+pub mod kubernetes;
+mod retention;
 pub mod simulated;
 
 use std::future::Future;
@@ -12,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::agent::{Launch, Seen};
 use crate::model::attempt::AttemptStatus;
 use crate::model::exchange::Stop;
-use crate::model::id::AttemptId;
+use crate::model::id::{AttemptId, JournalId};
 use crate::model::pool::NodeSpec;
 use crate::model::time::Timestamp;
 
@@ -61,6 +64,10 @@ pub trait PoolBackend: Send {
         &mut self,
         events: mpsc::UnboundedSender<Event>,
     ) -> impl Future<Output = Result<Opened, Error>> + Send;
+
+    /// A broker has let the pool in, and this is its journal: what runs for other journals is load like
+    /// anybody's.
+    fn serves(&mut self, _journal: JournalId) {}
 
     /// Creates an attempt unless it is there; never after its start-by time.
     fn launch(&mut self, launch: Launch);

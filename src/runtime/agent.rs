@@ -1,15 +1,18 @@
 //! The agent's loop: its machine between a backend and a connection to the broker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::agent::{Agent, Effect, Input};
 use crate::clock::Clock;
+use crate::model::attempt::AttemptStatus;
 use crate::model::exchange::{FromAgent, Hello, ToAgent};
 use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
+use crate::telemetry::PoolVitals;
 
 /// Both ends of a connection to the broker. When either channel ends, the connection is gone.
 pub struct Connection {
@@ -29,7 +32,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Runs an agent until `stop` ends. What its backend runs lives on; `remember` keeps the newest stamp
-/// for the hello of the next life.
+/// for the hello of the next life, and `vitals` show how it is doing.
 ///
 /// # Errors
 /// What kept the backend from being opened.
@@ -39,20 +42,37 @@ pub async fn run<B: PoolBackend, D: Dial>(
     dial: D,
     clock: Clock,
     remember: impl FnMut(Stamp) + Send,
+    vitals: Arc<PoolVitals>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), crate::pools::Error> {
     let (events, mut moved) = mpsc::unbounded_channel();
-    let opened = backend.open(events).await?;
+    vitals.set_opened(false);
+    vitals.set_connected(false);
+    tokio::pin!(stop);
+    // A backend may be long in coming: who wants to end the agent need not wait for it.
+    let opened = tokio::select! {
+        opened = backend.open(events) => opened?,
+        () = &mut stop => return Ok(()),
+    };
+    vitals.set_opened(true);
     let mut hello = hello;
     hello.pool.notes = opened.notes;
     let pool = hello.pool.name.clone();
     let mut machine = Agent::new(hello, clock.now());
-    let mut shell = Shell { connection: None, wake_at: clock.now(), dial_wanted: false, clock, remember };
+    let mut shell = Shell {
+        connection: None,
+        wake_at: clock.now(),
+        dial_wanted: false,
+        clock,
+        remember,
+        vitals: vitals.clone(),
+    };
     let first = Input::Opened { nodes: opened.nodes, attempts: opened.attempts };
     shell.execute(machine.step(clock.now(), first), &mut backend);
-    tokio::pin!(stop);
     let mut warned_at = None;
     loop {
+        vitals.set_connected(machine.is_up());
+        vitals.set_nodes(machine.node_count());
         if std::mem::take(&mut shell.dial_wanted) {
             let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
             let input = match dialled {
@@ -75,13 +95,21 @@ pub async fn run<B: PoolBackend, D: Dial>(
         let input = tokio::select! {
             () = &mut stop => return Ok(()),
             event = moved.recv() => match event {
-                Some(Event::Moved { attempt, status }) => Input::Moved { attempt, status },
+                Some(Event::Moved { attempt, status }) => {
+                    if let AttemptStatus::Ended { outcome, .. } = &status {
+                        vitals.count_end(outcome.kind);
+                    }
+                    Input::Moved { attempt, status }
+                }
                 Some(Event::NodesChanged { nodes, removed }) => Input::NodesChanged { nodes, removed },
                 Some(Event::Gone) | None => return Err(crate::pools::Error::Gone { pool }),
             },
             message = shell.receive() => match message {
                 Some(message) => {
                     log_message(&pool, &message);
+                    if let ToAgent::Welcome(welcome) = &message {
+                        backend.serves(welcome.journal);
+                    }
                     Input::FromBroker(message)
                 }
                 None => {
@@ -128,6 +156,7 @@ struct Shell<R> {
     dial_wanted: bool,
     clock: Clock,
     remember: R,
+    vitals: Arc<PoolVitals>,
 }
 
 impl<R: FnMut(Stamp)> Shell<R> {
@@ -155,8 +184,14 @@ impl<R: FnMut(Stamp)> Shell<R> {
                         back = Some(Input::Disconnected);
                     }
                 }
-                Effect::Launch(launch) => backend.launch(*launch),
-                Effect::Stop(stop) => backend.stop(stop),
+                Effect::Launch(launch) => {
+                    self.vitals.count_launch();
+                    backend.launch(*launch);
+                }
+                Effect::Stop(stop) => {
+                    self.vitals.count_stop();
+                    backend.stop(stop);
+                }
                 Effect::Forget(attempt) => backend.forget(attempt),
                 Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
                 Effect::Remember(stamp) => (self.remember)(stamp),

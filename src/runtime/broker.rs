@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -29,6 +29,9 @@ const INPUTS_MAX: usize = 8_192;
 const TO_AGENT_MAX: usize = 4_096;
 /// Wait before the journal is opened again after it failed.
 const REOPEN_WAIT: Duration = Duration::from_millis(500);
+
+/// A step beyond this is told of in the log, where that is asked for.
+const LONG_STEP: Duration = Duration::from_millis(20);
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -453,8 +456,14 @@ impl Shell {
     }
 
     fn step(&mut self, input: Input) {
+        let (began, input_kind) = (Instant::now(), kind_of(&input));
         for effect in self.broker.step(self.clock.now(), input) {
             self.execute(effect);
+        }
+        let took = began.elapsed();
+        if took > LONG_STEP {
+            let took_ms = took.as_millis() as u64;
+            tracing::debug!(took_ms, input = input_kind, "all else waited for a long step");
         }
     }
 
@@ -497,6 +506,19 @@ impl Shell {
             }
             Effect::WakeAt(at) => self.wake_at = at,
         }
+    }
+}
+
+/// An input's kind, for the log.
+fn kind_of(input: &Input) -> &'static str {
+    match input {
+        Input::Request { .. } => "request",
+        Input::Query { .. } => "query",
+        Input::FromAgent { .. } => "from agent",
+        Input::AgentGone { .. } => "agent gone",
+        Input::Appended { .. } => "appended",
+        Input::ChunkWritten => "chunk written",
+        Input::Wake => "wake",
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! `plan` takes waiting classes by priority, then submission, and places their units by packing.
 //! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
-//! `nodes` tells it of the state's nodes, `capacity` says what is free, `full` keeps who waits for capacity, `line` who waits behind
-//! a running one, `window` chooses who goes next, and `why` explains.
+//! `nodes` tells it of the state's nodes, `capacity` says what is free, `full` keeps who waits for capacity,
+//! `line` who waits behind a running one, `window` chooses who goes next, `why` explains, and `defrag` plans
+//! what could be moved.
 
 pub mod capacity;
+pub mod defrag;
 mod full;
 mod line;
 mod nodes;
@@ -26,7 +28,8 @@ use rustc_hash::FxHashSet;
 
 use crate::model::demand::{Demand, Lesson};
 use full::{Full, Gain};
-use packing::bucket::ClassRef;
+use packing::bucket::{Bucket, ClassRef};
+use packing::fgd::Fgd;
 use packing::mix::Mix;
 use packing::overflow::Overflow;
 use packing::policy::Scorer;
@@ -62,6 +65,7 @@ impl Default for Budget {
 /// Kept indexes over the state.
 #[derive(Debug)]
 pub struct Scheduler {
+    policy: Policy,
     packer: Packer,
     pools: nodes::Pools,
     node_classes: FxHashSet<ClassRef>,
@@ -102,16 +106,23 @@ const IDLE_SHAPES_MAX: usize = 4_096;
 /// Seed of what the policy draws: nothing depends on which it is, and plans must not differ.
 const SEED: u64 = 0;
 
-fn scorer(lesson: &Lesson) -> Scorer {
-    // Until something is known of what comes.
-    if lesson.kinds.is_empty() { Scorer::BestFit } else { Scorer::Overflow(Overflow::of(lesson, SEED)) }
+fn scorer(policy: Policy, lesson: &Lesson) -> Scorer {
+    match policy {
+        // Until something is known of what comes.
+        _ if lesson.kinds.is_empty() => Scorer::BestFit,
+        Policy::Fgd => Scorer::Fgd(Fgd::new(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
+        // Of best fit, until what an earlier policy has learned is forgotten.
+        Policy::Overflow | Policy::BestFit => Scorer::Overflow(Overflow::of(lesson, SEED)),
+    }
 }
 
 impl Scheduler {
-    /// Builds the indexes of a state anew.
+    /// Builds the indexes of a state anew, to plan by best fit until told otherwise.
     pub fn rebuild(state: &State) -> Self {
+        let policy = Policy::BestFit;
         let mut scheduler = Self {
-            packer: Packer::new(scorer(state.lesson())),
+            policy,
+            packer: Packer::new(scorer(policy, state.lesson())),
             mix: Mix::resume(state.lesson()),
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
@@ -152,7 +163,7 @@ impl Scheduler {
                         self.fold_class(state, *class);
                     }
                 }
-                Change::Lesson => self.packer.set_scorer(scorer(state.lesson())),
+                Change::Lesson => self.packer.set_scorer(scorer(self.policy, state.lesson())),
                 Change::Job(_) => {}
             }
         }
@@ -162,6 +173,17 @@ impl Scheduler {
     pub fn same_nodes(&self, other: &Self) -> bool {
         let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.packer.buckets_of_nodes().collect() };
         self.pools == other.pools && nodes(self) == nodes(other)
+    }
+
+    /// Plans by another policy from now on.
+    pub fn set_policy(&mut self, state: &State, policy: Policy) {
+        self.policy = policy;
+        self.packer.set_scorer(scorer(policy, state.lesson()));
+    }
+
+    /// The nodes that take work, each with all that packing knows of it, in no order.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, Arc<Bucket>)> {
+        self.packer.buckets_of_nodes()
     }
 
     /// Counts a job that has just come.
@@ -264,10 +286,19 @@ impl Scheduler {
         }
         Plan {
             based_on: state.revision(),
-            policy: if self.packer.compares_costs() { Policy::Overflow } else { Policy::BestFit },
+            policy: self.planned_by(),
             budget: budget.starts,
             cursor: round.classes,
             starts: round.starts,
+        }
+    }
+
+    /// The policy whose rules hold: another one's while there is nothing learned, or too much.
+    fn planned_by(&self) -> Policy {
+        match self.packer.scorer() {
+            Scorer::Overflow(_) => Policy::Overflow,
+            Scorer::Fgd(_) => Policy::Fgd,
+            Scorer::Random { .. } | Scorer::BestFit | Scorer::DotProduct { .. } => Policy::BestFit,
         }
     }
 

@@ -81,8 +81,14 @@ impl Fixture {
 
     /// A ready pool with these nodes, numbered from 1.
     pub(crate) fn pool(&mut self, name: &str, region: &str, nodes: Vec<NodeSpec>) -> PoolId {
-        let capabilities =
-            Capabilities { real: true, processes: true, containers: true, leases: true, secrets: true };
+        let capabilities = Capabilities {
+            real: true,
+            processes: true,
+            containers: true,
+            pods: false,
+            leases: true,
+            secrets: true,
+        };
         let spec = PoolSpec {
             name: name.to_owned(),
             region: RegionCode::parse(region).unwrap(),

@@ -266,7 +266,7 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
     let rows: Vec<(String, &str)> = vec![
         ("name = ".to_owned(), "line 1, column"),
         ("name = \"p\"\nnam = 1\n".to_owned(), "unknown field `nam`"),
-        (head.to_owned(), "name exactly one backend: [host] or [simulated]"),
+        (head.to_owned(), "name exactly one backend: [host], [kubernetes] or [simulated]"),
         (format!("{head}[host]\n[simulated]\nnodes = []\n"), "name exactly one backend"),
         (head.replace("\"p\"", "\"P\\u202e\"") + "[host]\n", "name: \"P\\u{202e}\" is not 1 to 63"),
         (head.replace("CN-CQ", "Mars") + "[host]\n", "region: \"Mars\" is not a region"),
@@ -276,6 +276,19 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
             format!("{head}[host]\nmemory_mib = 9223372036854775807\n"),
             "host.memory_mib: 9223372036854775807 is not",
         ),
+        (format!("{head}[kubernetes]\nnamespace = \"A\"\n"), "kubernetes.namespace: \"A\" is not 1 to 63"),
+        (format!("{head}[kubernetes]\nqueues = {{a = \"b c\"}}\n"), "kubernetes.queues.a: \"b c\" is not"),
+        (format!("{head}[kubernetes]\nbinding = \"magic\"\n"), "unknown variant `magic`"),
+        (format!("{head}[kubernetes]\nprocess_image = \"\"\n"), "kubernetes.process_image: is empty"),
+        (
+            format!("{head}[kubernetes]\ndevices = {{\"x/y\" = \"\"}}\n"),
+            "kubernetes.devices.x/y: \"\" is not",
+        ),
+        (
+            format!("{head}[kubernetes]\nstart_patience_seconds = 0\n"),
+            "kubernetes.start_patience_seconds: 0 is not within 1 and 86400",
+        ),
+        (format!("{head}[kubernetes]\nkubconfig = \"k\"\n"), "unknown field `kubconfig`"),
         (format!("{head}[simulated]\nnodes = []\n"), "simulated.nodes: 0 is not within 1 and 100000"),
         (format!("{head}[simulated]\n{one}\nspeedup = 0.0\n"), "simulated.speedup: 0 is not above 0"),
         (format!("{head}[simulated]\n{one}\nspeedup = nan\n"), "simulated.speedup: NaN is not above 0"),

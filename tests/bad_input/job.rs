@@ -61,6 +61,11 @@ fn container(image: &str, change: impl FnOnce(&mut v1::Program)) -> Call {
     group(|group| group.run = Some(Run::Container(v1::Container { image, program: Some(program) })))
 }
 
+fn pod(spec_json: &str) -> Call {
+    let spec_json = spec_json.to_owned();
+    group(|group| group.run = Some(Run::Pod(v1::KubernetesPod { spec_json })))
+}
+
 fn env(name: &str, source: Option<Source>) -> v1::EnvVar {
     v1::EnvVar { name: name.to_owned(), source }
 }
@@ -196,7 +201,7 @@ fn group_cases() -> Vec<Case> {
         invalid(gang, &at("count"), "4097 is not within 1 and 4096"),
         invalid(overflow, "jobs[0].spec.groups", "add up to more than 2^64-1"),
         invalid(nothing, &at("resources"), "nothing is asked for"),
-        invalid(group(|g| g.run = None), GROUP, "name what to run: process or container"),
+        invalid(group(|g| g.run = None), GROUP, "name what to run: process, container or pod"),
         invalid(cpu(1_000_001), &at("resources.cpu_millis"), "1000001 is not within 0 and 1000000"),
         // What a negative number becomes on the wire.
         invalid(cpu(u64::MAX), &at("resources.cpu_millis"), "18446744073709551615 is not within"),
@@ -220,6 +225,10 @@ fn group_cases() -> Vec<Case> {
             "\"A100-80\" is not known, did you mean \"A100-80G\"?",
         ),
         invalid(devices(&many_models, Some(Amount::Count(1))), &at("resources.devices.models"), "65 entries"),
+        invalid(pod(""), &at("pod.spec_json"), "empty: a PodSpec in JSON is needed"),
+        invalid(pod("[1]"), &at("pod.spec_json"), "not a JSON object"),
+        invalid(pod("{\"a\": "), &at("pod.spec_json"), "not a JSON object"),
+        invalid(pod(&"p".repeat(65_537)), &at("pod.spec_json"), "65537 bytes, at most 65536"),
         invalid(container("", |_| {}), &at("container.image"), "\"\" is not an image reference"),
         invalid(container("a b", |_| {}), &at("container.image"), "\"a b\" is not an image reference"),
         invalid(container(&"i".repeat(254), |_| {}), &at("container.image"), "254 bytes, at most 253"),

@@ -26,12 +26,25 @@ pub fn cases() -> Vec<Case> {
     let nodes = |pool: &str, page_size: u32, page_token: &str| {
         Call::ListNodes(v1::ListNodesRequest { pool: text(pool), page_size, page_token: text(page_token) })
     };
+    let defrag = |pool: &str, labels: usize, moves_max: u32| {
+        let labels = || (0..labels).map(|at| (at.to_string(), String::new())).collect();
+        let request = v1::PlanDefragRequest { pool: text(pool), moves_max, ..Default::default() };
+        [
+            Call::PlanDefrag(v1::PlanDefragRequest { preemptible: labels(), ..request.clone() }),
+            Call::PlanDefrag(v1::PlanDefragRequest { checkpointed: labels(), ..request }),
+        ]
+    };
+    let [preemptible, checkpointed] = defrag("honest", 65, 0);
+    let [moves, _] = defrag("honest", 0, 10_001);
     let long = "t".repeat(129);
     let mut all = vec![
         invalid(nodes("honest", 1_001, ""), "page_size", "1001 is not within 0 and 1000"),
         invalid(nodes("honest", 0, "\u{202e}1"), "page_token", "\"\\u{202e}1\" is not from a page before"),
         invalid(nodes("honest", 0, "4294967296"), "page_token", "is not from a page before"),
         refused(nodes("nope", 0, ""), "pool", Code::NotFound, "pool \"nope\" does not exist"),
+        invalid(preemptible, "preemptible", "65 labels, at most 64"),
+        invalid(checkpointed, "checkpointed", "65 labels, at most 64"),
+        invalid(moves, "moves_max", "10001 is not within 0 and 10000"),
         invalid(cordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
         invalid(uncordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
         refused(cordon("", "honest", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
@@ -55,6 +68,8 @@ pub fn cases() -> Vec<Case> {
     for name in ["nope", "", "\u{202e}", &"n".repeat(1 << 20)] {
         let get = Call::GetPool(v1::GetPoolRequest { name: text(name) });
         all.push(refused(get, "name", Code::NotFound, "does not exist"));
+        let [plan, _] = defrag(name, 0, 0);
+        all.push(refused(plan, "pool", Code::NotFound, "does not exist"));
         all.push(refused(cordon("", name, ""), "pool", Code::NotFound, "does not exist"));
         all.push(refused(uncordon("", name, ""), "pool", Code::NotFound, "does not exist"));
         all.push(refused(drain("", name, 1, 0), "pool", Code::NotFound, "does not exist"));

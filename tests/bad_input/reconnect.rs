@@ -19,6 +19,7 @@ use weir::model::region::RegionCode;
 use weir::model::resource::Resources;
 use weir::model::time::Timestamp;
 use weir::pools::{Error, Event, LogPart, Opened, PoolBackend, ReadLogs, Stream};
+use weir::telemetry::PoolVitals;
 
 use crate::fake::{Broker, waiting_job};
 
@@ -71,8 +72,14 @@ impl ReadLogs for NoLogs {
 /// Installations differ in their random instance; this one's is as good as random.
 fn hello(number: usize) -> Hello {
     let mixed = (number as u128 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-    let capabilities =
-        Capabilities { real: true, processes: true, containers: false, leases: false, secrets: false };
+    let capabilities = Capabilities {
+        real: true,
+        processes: true,
+        containers: false,
+        pods: false,
+        leases: false,
+        secrets: false,
+    };
     let pool = PoolSpec {
         name: format!("pool-{number}"),
         region: RegionCode::parse("CN-CQ").expect("a region"),
@@ -116,7 +123,9 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
         agents.spawn(async move {
             let dial = Dialer { client, hello: hello.clone(), logs: Arc::new(NoLogs) };
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let _ = weir::runtime::agent::run(hello, Idle, dial, Clock::start(), |_| {}, stop).await;
+            let vitals = Arc::new(PoolVitals::new("idle"));
+            let clock = Clock::start();
+            let _ = weir::runtime::agent::run(hello, Idle, dial, clock, |_| {}, vitals, stop).await;
         });
     }
     let client = broker.client();

@@ -29,6 +29,7 @@ pub enum Call {
     Cordon(v1::CordonRequest),
     Uncordon(v1::UncordonRequest),
     Drain(v1::DrainRequest),
+    PlanDefrag(v1::PlanDefragRequest),
     Abandon(v1::AbandonRequest),
     ServeLogs(v1::ServeLogsRequest),
     /// A frame of a session; the first, unless it is no hello.
@@ -68,6 +69,7 @@ impl Call {
             Self::CreateQueue(_) => "CreateQueue",
             Self::UpdateQueue(_) => "UpdateQueue",
             Self::GetPool(_) => "GetPool",
+            Self::PlanDefrag(_) => "PlanDefrag",
             Self::ListNodes(_) => "ListNodes",
             Self::Cordon(_) => "Cordon",
             Self::Uncordon(_) => "Uncordon",
@@ -96,6 +98,7 @@ impl Call {
             Self::CreateQueue(request) => queues.create_queue(request).await.map(drop),
             Self::UpdateQueue(request) => queues.update_queue(request).await.map(drop),
             Self::GetPool(request) => pools.get_pool(request).await.map(drop),
+            Self::PlanDefrag(request) => pools.plan_defrag(request).await.map(drop),
             Self::ListNodes(request) => pools.list_nodes(request).await.map(drop),
             Self::Cordon(request) => pools.cordon(request).await.map(drop),
             Self::Uncordon(request) => pools.uncordon(request).await.map(drop),

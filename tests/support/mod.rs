@@ -4,6 +4,8 @@
 
 pub mod disk;
 
+pub mod kubernetes;
+
 pub mod proxy;
 
 pub mod supervisor;

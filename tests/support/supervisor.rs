@@ -69,7 +69,8 @@ impl Supervisor {
         let enter = "echo 0 > \"$0\"/cgroup.procs && exec \"$@\"";
         let mut command = Command::new("sh");
         command.args(["-c", enter]).arg(group).args([WEIR, "supervise", "--state"]).arg(&state);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a supervisor");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file(&state));
+        let child = command.spawn().expect("a supervisor");
         Self::greeted(folder, &[], child)
     }
 
@@ -138,8 +139,11 @@ impl Supervisor {
 
     fn line(&mut self) -> Value {
         let mut line = String::new();
-        self.lines.read_line(&mut line).expect("the supervisor speaks in time");
-        assert!(!line.is_empty(), "the supervisor hung up: {}", self.log());
+        let read = self.lines.read_line(&mut line);
+        if !matches!(read, Ok(1..)) {
+            let status = self.child.try_wait();
+            panic!("the supervisor does not speak: {read:?}; it ended: {status:?}; {}", self.log());
+        }
         serde_json::from_str(&line).expect("JSON")
     }
 
@@ -231,9 +235,10 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        self.send(&json!("list"));
+        // It may be gone, where a test failed: what failed must be seen.
         for name in self.known() {
-            self.stop(&name, 0);
+            let stop = json!({ "stop": { "attempt": name, "grace_ms": 0 } });
+            let _ = self.lines.get_mut().write_all(format!("{stop}\n").as_bytes());
         }
         // It leaves when nothing runs any more. A test that failed half-way must not wait for ever.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -284,11 +289,15 @@ impl Task {
 }
 
 fn spawn(state: &Path, arguments: &[String]) -> Child {
-    let log = state.with_file_name("log");
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
     let mut command = Command::new(WEIR);
     command.arg("supervise").arg("--state").arg(state).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("a supervisor")
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file(state));
+    command.spawn().expect("a supervisor")
+}
+
+fn log_file(state: &Path) -> std::fs::File {
+    let log = state.with_file_name("log");
+    std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file")
 }
 
 fn connect(state: &Path) -> BufReader<UnixStream> {

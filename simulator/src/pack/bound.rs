@@ -371,9 +371,10 @@ mod tests {
     use weir::scheduler::packing::random::Random;
 
     use super::*;
-    use crate::openb::Task;
     use crate::pack::PolicyName;
+    use crate::pack::defrag;
     use crate::pack::procedure::{Rules, play};
+    use crate::traces::openb::Task;
 
     const GIB: u64 = 1 << 30;
 
@@ -467,6 +468,12 @@ mod tests {
                     let rules = Rules { policy, policy_seed: 0, window, warm: false };
                     play(&cluster, &cluster.shuffled(seed), rules).allocated_percent
                 };
+                // Nor does any plan of moves.
+                let rules = Rules { policy, policy_seed: 0, window: 1, warm: false };
+                let filled = play(&cluster, &order, rules);
+                let moved = defrag::plan(&cluster, &order, &filled, 100.0);
+                assert!(moved.allocated_percent >= filled.allocated_percent, "{moved:?}");
+                assert!(moved.allocated_percent <= bounds.any_order_percent + 1e-6, "{moved:?} {bounds:?}");
                 let choosing = allocated(0, 100);
                 assert!(choosing <= bounds.any_order_percent + 1e-6, "{choosing} {bounds:?}");
                 let mean = (0..200).map(|seed| allocated(seed, 1)).sum::<f64>() / 200.0;

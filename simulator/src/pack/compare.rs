@@ -11,8 +11,8 @@ use weir::scheduler::packing::fgd::Fgd;
 use super::bound::{self, Bounds};
 use super::departures::{self, Load, Seen};
 use super::procedure::{self, Cluster, Player, Rules};
-use super::report::{Chart, Report, Series, Table};
-use super::{Files, PolicyName, Waits, check_inflate, check_offered, gpus_asked, of_passes};
+use super::{Files, PolicyName, check_inflate, check_offered, gpus_asked, of_passes};
+use crate::report::{Chart, Quantiles, Report, Series, Table};
 
 /// Compares policies on a task list: prints a table and writes a report for the browser.
 #[derive(Parser)]
@@ -189,8 +189,8 @@ impl Compare {
                 let mut row = vec![name.clone(), format!("{:.2}", seen.allocated_percent)];
                 row.extend(sizes.iter().map(|gpus| {
                     seen.waits.get(gpus).map_or(String::new(), |waits| {
-                        let waits = Waits::of(waits);
-                        format!("{:.0} / {:.0}", waits.median_s, waits.p95_s)
+                        let waits = Quantiles::of(waits.iter().copied());
+                        format!("{:.0} / {:.0}", waits.median, waits.p95)
                     })
                 }));
                 gone.row(row);

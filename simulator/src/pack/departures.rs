@@ -26,7 +26,7 @@ pub(super) struct Load {
 pub(super) struct Seen {
     /// Of all GPU time while tasks came.
     pub(super) allocated_percent: f64,
-    /// By GPUs asked for: waiting times in seconds, ascending.
+    /// By GPUs asked for: waiting times in seconds.
     pub(super) waits: BTreeMap<u32, Vec<f64>>,
     /// What was seen on the way, warm-up and all, at even distances in time while tasks came.
     pub(super) samples: Vec<Sample>,
@@ -115,7 +115,6 @@ pub(super) fn play(player: Player<'_>, cluster: &Cluster, arrivals: &[usize], lo
             });
         }
     }
-    seen.waits.values_mut().for_each(|waits| waits.sort_by(f64::total_cmp));
     seen.allocated_percent = used * 100.0 / (cluster.capacity_millis as f64 * (until_ms - from_ms) as f64);
     seen
 }

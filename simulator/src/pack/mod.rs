@@ -9,9 +9,10 @@
 
 mod bound;
 mod compare;
+mod defrag;
 mod departures;
 mod procedure;
-mod report;
+mod resample;
 mod window;
 
 use std::io::Write;
@@ -21,15 +22,18 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 
-use crate::openb;
+use crate::report::Quantiles;
+use crate::traces::openb;
 use bound::Bounds;
 pub use compare::Compare;
+use defrag::Defragmented;
 use procedure::{Cluster, Outcome, Rules};
+use resample::Weights;
 
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy fgd --offered-load 1.2"
+    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy fgd --offered-load 1.2\n  simulator pack --nodes NODES.csv --pods PODS.csv --resample multi=8,part=0.5 --bound"
 )]
 pub struct Pack {
     #[command(flatten)]
@@ -73,6 +77,10 @@ pub struct Pack {
     /// Also computes how much any scheduler could allocate, and how much any could that places one by one.
     #[arg(long, conflicts_with = "offered_load")]
     bound: bool,
+    /// Then plans which placed tasks to move to let in those that found no room, until so many percent of
+    /// the GPUs are allocated. Every task may be moved, once; the fewer moves the better.
+    #[arg(long, value_name = "PERCENT", conflicts_with = "offered_load")]
+    defrag: Option<f64>,
     /// Writes the tasks in the order in which they arrived, of one seed.
     #[arg(long)]
     workload: Option<PathBuf>,
@@ -92,12 +100,21 @@ struct Files {
     /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
     #[arg(long)]
     pods: PathBuf,
+    /// Draws the task list anew, with tasks of these classes so many times as often: cpu, part, one, multi.
+    #[arg(long, value_name = "CLASS=FACTOR,…")]
+    resample: Option<Weights>,
+    /// Seed of that draw.
+    #[arg(long, default_value_t = 0, requires = "resample")]
+    resample_seed: u64,
 }
 
 impl Files {
     /// So many copies of the nodes and tasks, which run no longer than `cut_s` seconds unless that is 0.
     fn cluster(&self, cut_s: u64, scale: u32) -> anyhow::Result<Cluster> {
         let mut tasks = openb::read_tasks(&self.pods)?;
+        if let Some(weights) = self.resample {
+            tasks = resample::resample(&tasks, weights, self.resample_seed)?;
+        }
         if cut_s > 0 {
             tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(cut_s));
         }
@@ -141,6 +158,8 @@ struct Run {
     passed_over_max: usize,
     #[serde(flatten)]
     bounds: Option<Bounds>,
+    #[serde(flatten)]
+    defragmented: Option<Defragmented>,
 }
 
 #[derive(Serialize)]
@@ -188,6 +207,7 @@ impl Pack {
                     decisions_per_s: arrivals.len() as f64 / outcome.seconds,
                     passed_over_max: outcome.passed_over_max,
                     bounds: bounds.get(at).copied(),
+                    defragmented: self.defrag.map(|until| defrag::plan(&cluster, &arrivals, &outcome, until)),
                 });
             }
         }
@@ -226,15 +246,15 @@ impl Pack {
             let load = departures::Load { offered, window: self.window };
             let seen = departures::play(player, cluster, &arrivals, load);
             for (gpus, waits) in &seen.waits {
-                let of = Waits::of(waits);
+                let of = Quantiles::of(waits.iter().copied());
                 say!(
                     "{seed:<4}  {:>8.2}%  {:<5}  {:<6}  {:>15.0}  {:>12.0}  {:>13.0}",
                     seen.allocated_percent,
                     gpus_asked(*gpus),
                     waits.len(),
-                    of.median_s,
-                    of.p95_s,
-                    of.mean_s
+                    of.median,
+                    of.p95,
+                    of.mean
                 );
             }
         }
@@ -254,6 +274,9 @@ impl Pack {
             bail!("{name} is 0, must be at least 1");
         }
         self.offered_load.map_or(Ok(()), check_offered)?;
+        if let Some(until) = self.defrag.filter(|until| !(0.0..=100.0).contains(until)) {
+            bail!("--defrag is {until}, must be 0 to 100");
+        }
         let one_run = self.seeds == 1 && self.policy_seeds == 1;
         if !one_run && (self.workload.is_some() || self.placements.is_some()) {
             bail!("--workload and --placements are of one run: leave out --seeds and --policy-seeds");
@@ -298,22 +321,6 @@ impl std::fmt::Display for PolicyName {
     }
 }
 
-/// What is told of waiting times.
-struct Waits {
-    median_s: f64,
-    p95_s: f64,
-    mean_s: f64,
-}
-
-impl Waits {
-    /// Of waiting times in seconds, ascending, at least one.
-    fn of(sorted: &[f64]) -> Self {
-        let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
-        let mean_s = sorted.iter().sum::<f64>() / sorted.len() as f64;
-        Self { median_s: at(0.5), p95_s: at(0.95), mean_s }
-    }
-}
-
 /// How a number of GPUs asked for is written: less than one is 0.
 fn gpus_asked(gpus: u32) -> String {
     if gpus == 0 { "<1".to_owned() } else { gpus.to_string() }
@@ -332,7 +339,7 @@ fn check_inflate(inflate: f64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_offered(load: f64) -> anyhow::Result<()> {
+pub(crate) fn check_offered(load: f64) -> anyhow::Result<()> {
     if !(0.01..=100.0).contains(&load) {
         bail!("--offered-load is {load}, must be 0.01 to 100");
     }
@@ -369,6 +376,19 @@ fn print_table(report: &Report) {
         report.mean,
         report.worst_policy_seed
     );
+    for run in &report.runs {
+        let Some(plan) = run.defragmented else { continue };
+        say!(
+            "seed {}, policy seed {}: {} moves, {} of them back to the queue, let {} tasks in: {:.2} % allocated then (planned in {:.1} s)",
+            run.seed,
+            run.policy_seed,
+            plan.moves,
+            plan.requeued,
+            plan.let_in,
+            plan.allocated_percent,
+            plan.seconds
+        );
+    }
     if let Some(bounds) = report.bounds {
         say!(
             "no scheduler can allocate more than {:.2} %; none that places one by one, on average, more than {:.2} %",

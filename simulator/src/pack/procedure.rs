@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use weir::model::demand::{Demand, DeviceDemand, Lesson, NodeClass};
-use weir::model::device::{DeviceAmount, DeviceModelId};
+use weir::model::device::DeviceModelId;
 use weir::model::id::{NodeId, NodeRef, PoolId};
 use weir::model::limit::DEVICE_MILLIS;
 use weir::model::pool::NodeSpec;
@@ -23,7 +23,8 @@ use weir::scheduler::packing::{DemandId, Device, Node, Packer, Place, Undo};
 
 use super::PolicyName;
 use super::window;
-use crate::openb::Task;
+use crate::traces::openb::Task;
+use crate::traces::shuffle;
 
 /// Nodes and tasks, as a packer takes them.
 pub(crate) struct Cluster {
@@ -173,23 +174,8 @@ impl Cluster {
     }
 }
 
-/// Fisher and Yates's shuffle.
-fn shuffle(tasks: &mut [usize], random: &mut Random) {
-    for last in (1..tasks.len()).rev() {
-        tasks.swap(last, random.below(last as u64 + 1) as usize);
-    }
-}
-
 fn demand(task: &Task, models: &BTreeMap<String, DeviceModelId>) -> anyhow::Result<Demand> {
-    let amount = match (task.gpu_count, task.gpu_millis) {
-        (0, _) => None,
-        (1, millis) if millis > 0 && millis < DEVICE_MILLIS => Some(DeviceAmount::Fraction(millis)),
-        (count, DEVICE_MILLIS) => Some(DeviceAmount::Whole(count)),
-        (count, millis) => bail!(
-            "task {} asks for {count} GPUs of {millis} thousandths: must be one of 1 to 999, or whole ones",
-            task.name
-        ),
-    };
+    let amount = task.devices()?;
     let mut allowed: Vec<DeviceModelId> =
         task.models.iter().filter_map(|name| models.get(name).copied()).collect();
     allowed.sort_unstable();

@@ -135,9 +135,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::openb;
     use crate::pack::PolicyName;
     use crate::pack::procedure::{Rules, play};
+    use crate::traces::openb;
 
     #[test]
     fn a_task_is_passed_over_by_each_later_one_that_is_placed_before_it() {

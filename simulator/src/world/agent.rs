@@ -77,6 +77,7 @@ impl AgentHost {
             real: index == 0,
             processes: true,
             containers: index % 2 == 1,
+            pods: false,
             leases: index != 3,
             secrets: index == 2,
         };

@@ -146,9 +146,8 @@ impl World {
     /// The process is gone, with its connections and what it was writing.
     pub(crate) fn kill_broker(&mut self, host: usize, tail: Tail) -> Result<(), String> {
         let kept = &mut self.brokers[host];
-        if kept.machine.take().is_none() {
-            return Ok(());
-        }
+        let Some(machine) = kept.machine.take() else { return Ok(()) };
+        let term = machine.term();
         kept.life += 1;
         kept.paused = false;
         kept.backlog.clear();
@@ -156,7 +155,7 @@ impl World {
         self.crashes[0] += u32::from(kept.crash.take().is_some());
         let (writing, cut) = (kept.writing.take(), self.disk.random());
         let mut counts = std::mem::take(&mut self.counts);
-        let lost = self.disk_of(host).lose_writer(writing, tail, cut, &mut counts);
+        let lost = self.disk_of(host).lose_writer(term, writing, tail, cut, &mut counts);
         self.counts = counts;
         lost?;
         self.drop_links_of_broker(host);
@@ -293,7 +292,7 @@ impl World {
             Effect::Answer { call, answer, .. } => self.check_answer(host, call, &answer)?,
             Effect::Direct { session, message } => {
                 self.check_direct(host, session, &message)?;
-                self.note_taken(host, &message);
+                self.note_fork(host, session, &message);
                 if let ToAgent::HeartbeatAnswer { now, .. } = &message {
                     self.check_time(host, *now)?;
                 }

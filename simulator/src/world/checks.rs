@@ -107,6 +107,11 @@ impl World {
         // What an older disk ordered, and its agent remembers, may have a namesake here by now.
         let objects = &self.agents[agent].backend.objects;
         let of_fork = |attempt: &AttemptId| objects.get(attempt).is_some_and(|object| object.of_fork);
+        // It was ordered by a broker on an older disk, too late to be started: what has just been ordered
+        // by the same name is another.
+        let never_was = |attempt: &AttemptId| {
+            !objects.contains_key(attempt) && self.fork_ordered.contains(&(agent, *attempt))
+        };
         match message {
             ToAgent::Stops { stops, .. } => {
                 let good = |live: &weir::state::live::Attempt| live.phase != Phase::Stopping;
@@ -136,7 +141,7 @@ impl World {
                 }
             }
             ToAgent::Acknowledged { attempts } => match attempts.iter().find(|id| here(id).is_some()) {
-                Some(attempt) if !self.is_liar(agent) && !of_fork(attempt) => {
+                Some(attempt) if !self.is_liar(agent) && !of_fork(attempt) && !never_was(attempt) => {
                     Err(format!("the end of {attempt} is acknowledged but not durable"))
                 }
                 _ => Ok(()),
@@ -148,10 +153,19 @@ impl World {
         }
     }
 
-    /// A broker on an older disk takes outcomes, and the agent forgets them.
-    pub(crate) fn note_taken(&mut self, host: usize, message: &ToAgent) {
-        if let (true, ToAgent::Acknowledged { attempts }) = (self.brokers[host].on_fork, message) {
-            self.fork_took.extend(attempts.iter().map(|attempt| attempt.unit_id()));
+    /// Notes what a broker on an older disk orders, and which outcomes it takes, which their agents forget.
+    pub(crate) fn note_fork(&mut self, host: usize, session: SessionId, message: &ToAgent) {
+        if !self.brokers[host].on_fork {
+            return;
+        }
+        match (message, self.network.agent_of(session)) {
+            (ToAgent::Acknowledged { attempts }, _) => {
+                self.fork_took.extend(attempts.iter().map(|attempt| attempt.unit_id()));
+            }
+            (ToAgent::Orders { orders, .. }, Some(agent)) => {
+                self.fork_ordered.extend(orders.iter().map(|order| (agent, order.attempt)));
+            }
+            _ => {}
         }
     }
 

@@ -131,16 +131,21 @@ impl SimJournal {
         Ok(())
     }
 
-    /// The writer is gone with a batch under way: `cut` says how much of a torn one is there.
+    /// A writer is gone with a batch under way: `cut` says how much of a torn one is there. A deposed
+    /// one leaves nothing, and takes nothing of its successor's along.
     pub(crate) fn lose_writer(
         &mut self,
+        term: Term,
         writing: Option<Writing>,
         tail: Tail,
         cut: u64,
         counts: &mut Counts,
     ) -> Result<(), String> {
+        if term < self.term {
+            return Ok(());
+        }
         self.partial.clear();
-        let Some(batch) = writing.filter(|batch| batch.term == self.term && !batch.events.is_empty()) else {
+        let Some(batch) = writing.filter(|batch| !batch.events.is_empty()) else {
             return Ok(());
         };
         match tail {
@@ -171,6 +176,9 @@ impl SimJournal {
         }
         if index == 0 {
             self.partial.clear();
+        }
+        if self.partial.len() != index as usize {
+            return Err(format!("chunk {index} of a snapshot of which {} are written", self.partial.len()));
         }
         self.partial.push(record::encode_objects(objects));
         if last {

@@ -24,8 +24,7 @@ mod specs;
 mod trace;
 mod watch;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -41,6 +40,8 @@ use clock::DRIFT_PPM_MAX;
 use journal::SimJournal;
 use network::Network;
 use watch::Watch;
+
+use crate::timeline::Timeline;
 
 pub use counts::Counts;
 use schedule::FAULTS_MS;
@@ -143,29 +144,6 @@ pub(crate) enum Event {
     },
 }
 
-/// An event with its place in time; boxed, since a heap moves what it holds.
-struct Due(u64, u64, Box<Event>);
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-
-impl Eq for Due {}
-
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
-}
-
 /// The simulation.
 pub struct World {
     seed: u64,
@@ -173,8 +151,7 @@ pub struct World {
     schedule: Schedule,
     /// Milliseconds since the world began.
     now: u64,
-    order: u64,
-    queue: BinaryHeap<Reverse<Due>>,
+    queue: Timeline<Event>,
     brokers: Vec<BrokerHost>,
     agents: Vec<AgentHost>,
     journal: SimJournal,
@@ -194,6 +171,8 @@ pub struct World {
     /// Turns of brokers that ran on older copies, as their stamps name them, and where those copies
     /// ended.
     fork_turns: BTreeMap<u64, Revision>,
+    /// What a broker on an older copy ordered, of which agent.
+    fork_ordered: BTreeSet<(usize, AttemptId)>,
     /// Units whose outcome a broker on an older copy took, and which is lost with that copy.
     fork_took: BTreeSet<UnitId>,
     network: Network,
@@ -262,8 +241,7 @@ impl World {
             seed,
             trace,
             now: 0,
-            order: 0,
-            queue: BinaryHeap::new(),
+            queue: Timeline::default(),
             brokers: (0..2).map(|_| BrokerHost::default()).collect(),
             agents,
             journal: SimJournal::default(),
@@ -275,6 +253,7 @@ impl World {
             fork_awaits_until: 0,
             fork_lives: 0,
             fork_turns: BTreeMap::new(),
+            fork_ordered: BTreeSet::new(),
             fork_took: BTreeSet::new(),
             network: Network::new(seed, count),
             client: Client::new(seed, schedule.acts),
@@ -305,8 +284,7 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, time: u64, event: Event) {
-        self.order += 1;
-        self.queue.push(Reverse(Due(time.max(self.now), self.order, Box::new(event))));
+        self.queue.put(time.max(self.now), event);
     }
 
     fn play(&mut self) -> Result<(), String> {
@@ -319,12 +297,12 @@ impl World {
         }
         self.at(FAULTS_MS, Event::Heal);
         self.at(100, Event::Act);
-        while let Some(Reverse(Due(time, _, event))) = self.queue.pop() {
+        while let Some((time, event)) = self.queue.next() {
             if time > FAULTS_MS + HEAL_MS {
                 return Err(format!("not converged: {}", self.leftovers()));
             }
             self.now = time;
-            self.handle(*event)?;
+            self.handle(event)?;
             if self.inputs > INPUTS_MAX {
                 return Err(format!("the machines never rest: {}", self.leftovers()));
             }

@@ -4,6 +4,7 @@ use super::{Invalid, invalid, other};
 use crate::api::proto::v1;
 use crate::model::device::DeviceAmount;
 use crate::model::id::JobId;
+use crate::model::limit::POD_SPEC_LEN_MAX;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{
@@ -103,7 +104,17 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
             let program = read_program(&format!("{path}.container.program"), program)?;
             Run::Container { image: container.image.clone(), program }
         }
-        None => return Err(invalid(path, "name what to run: process or container")),
+        Some(v1::task_group::Run::Pod(pod)) => {
+            let field = format!("{path}.pod.spec_json");
+            match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&pod.spec_json) {
+                // Nothing, or too much of it, is said by the model's own check.
+                _ if pod.spec_json.is_empty() || pod.spec_json.len() > POD_SPEC_LEN_MAX => {}
+                Ok(_) => {}
+                Err(error) => return Err(invalid(&field, format!("not a JSON object: {error}"))),
+            }
+            Run::Pod { spec: pod.spec_json.clone() }
+        }
+        None => return Err(invalid(path, "name what to run: process, container or pod")),
     };
     let simulate = group.simulate.as_ref().map(|simulate| {
         let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
@@ -268,6 +279,7 @@ fn group_message(group: &TaskGroup) -> v1::TaskGroup {
             image: image.clone(),
             program: Some(program_message(program)),
         }),
+        Run::Pod { spec } => v1::task_group::Run::Pod(v1::KubernetesPod { spec_json: spec.clone() }),
     };
     v1::TaskGroup {
         name: group.name.clone(),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Invalid, invalid, resources};
 use crate::api::proto::v1;
-use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView};
+use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
 use crate::model::attempt::{Outcome, Phase};
 use crate::model::device::DeviceShare;
+use crate::model::id::{NodeId, Revision};
 use crate::model::pool::{Device, DrainMode, Reach};
 use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Standing;
@@ -36,6 +37,48 @@ pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
         exit_code: outcome.exit_code,
         signal: outcome.signal,
         message: outcome.message.clone(),
+    }
+}
+
+/// Writes a plan for a pool whose clutter was found at a revision.
+pub fn defrag_message(
+    found: &defrag::Found,
+    plan: &defrag::Plan,
+    revision: Revision,
+) -> v1::PlanDefragResponse {
+    let node = |id: &NodeId| found.nodes.get(id).cloned().unwrap_or_default();
+    let moved = |one: &defrag::Move| {
+        let (moving, running) = (&found.running[one.running], &found.clutter.running[one.running]);
+        v1::DefragMove {
+            attempt: moving.attempt.to_string(),
+            job_name: moving.job.name.clone(),
+            job_id: moving.job.id.0,
+            queue: moving.job.queue.clone(),
+            from_node: node(&running.node),
+            to_node: one.to.as_ref().map(|(to, _)| node(to)).unwrap_or_default(),
+            device_millis: running.demand.device_millis(),
+            lost_ms: moving.lost_ms,
+        }
+    };
+    let mut let_in = vec![0; found.waiting.len()];
+    let mut step = |step: &defrag::Step| {
+        let job = found.job_let_in(step.waiting, let_in[step.waiting]);
+        let_in[step.waiting] += 1;
+        v1::DefragStep {
+            job_name: job.map(|job| job.name.clone()).unwrap_or_default(),
+            job_id: job.map_or(0, |job| job.id.0),
+            queue: job.map(|job| job.queue.clone()).unwrap_or_default(),
+            device_millis: found.clutter.waiting[step.waiting].demand.device_millis(),
+            node: node(&step.node),
+            moves: step.moves.iter().map(moved).collect(),
+        }
+    };
+    v1::PlanDefragResponse {
+        steps: plan.steps.iter().map(&mut step).collect(),
+        cut: plan.is_cut,
+        movable: found.running.len() as u32,
+        waiting: found.clutter.waiting.iter().map(|waiting| u64::from(waiting.count)).sum(),
+        revision: revision.0,
     }
 }
 

@@ -45,11 +45,21 @@ pub(super) struct Groups {
 pub(super) struct Group(PathBuf);
 
 impl Groups {
-    /// Makes the pool's group below `parent`, or below this process's own group.
+    /// Tells whether the kernel would enforce limits of `controller`, or why not, and changes nothing.
     ///
     /// # Errors
-    /// In words for an operator, if there is no such group that processes can be put into.
-    pub(super) fn open(parent: Option<&Path>, state: &Path) -> Result<Self, String> {
+    /// In words for an operator.
+    pub(super) fn would_enforce(parent: Option<&Path>, state: &Path, controller: &str) -> Result<(), String> {
+        let (mount, base) = Self::base(parent, state)?;
+        if !offers(&base, controller) {
+            return Err(why_not(&mount, &base, controller, &io::Error::from(io::ErrorKind::NotFound)));
+        }
+        rustix::fs::access(&base, rustix::fs::Access::WRITE_OK)
+            .map_err(|error| format!("control group {}: {error}", base.display()))
+    }
+
+    /// Where control groups are mounted, and the one below which the pool's is.
+    fn base(parent: Option<&Path>, state: &Path) -> Result<(Mount, PathBuf), String> {
         let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let mount =
             Mount::find(&read("/proc/self/mountinfo")?).ok_or("no control groups (v2) are mounted")?;
@@ -61,6 +71,16 @@ impl Groups {
                 None => mount.base_of(&read("/proc/self/cgroup")?, &name)?,
             },
         };
+        Ok((mount, base))
+    }
+
+    /// Makes the pool's group below `parent`, or below this process's own group.
+    ///
+    /// # Errors
+    /// In words for an operator, if there is no such group that processes can be put into.
+    pub(super) fn open(parent: Option<&Path>, state: &Path) -> Result<Self, String> {
+        let name = name_of(state);
+        let (mount, base) = Self::base(parent, state)?;
         let failed = |error: io::Error| format!("control group {}: {error}", base.display());
         fs::create_dir_all(&base).map_err(failed)?;
         let home = base.join(&name);

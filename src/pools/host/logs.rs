@@ -1,18 +1,13 @@
-//! Output of tasks: where it is, how it is read, when it goes.
+//! Output of tasks: where it is, and how it is read.
 
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use super::{output, store};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream};
 
-/// How long output is kept after its attempt was forgotten.
-const RETENTION: Duration = Duration::from_secs(24 * 3_600);
-/// Attempts whose output is kept at the most: the oldest go first.
-const KEPT_MAX: usize = 50_000;
 /// Tries of a read that the output's supervisor keeps disturbing: each time it moves files or drops
 /// the very bytes that were read. Then the reader comes again.
 const TRIES_MAX: usize = 16;
@@ -83,22 +78,4 @@ fn read_once(
         None => before.is_none(),
     };
     Ok((spared && directory.is_dir()).then_some(LogPart { offset: from, data, end, complete }))
-}
-
-/// Removes output past its retention.
-pub(super) fn collect(logs: &Path) {
-    let Ok(entries) = std::fs::read_dir(logs) else { return };
-    let mut kept: Vec<(SystemTime, PathBuf)> = Vec::new();
-    for entry in entries.flatten() {
-        let Ok(modified) = entry.metadata().and_then(|found| found.modified()) else { continue };
-        kept.push((modified, entry.path()));
-    }
-    kept.sort();
-    let over = kept.len().saturating_sub(KEPT_MAX);
-    let old = |at: &SystemTime| at.elapsed().is_ok_and(|age| age > RETENTION);
-    for (_, path) in
-        kept.iter().enumerate().filter(|(index, (at, _))| *index < over || old(at)).map(|(_, kept)| kept)
-    {
-        let _ = std::fs::remove_dir_all(path);
-    }
 }

@@ -10,6 +10,7 @@
 
 mod attempt;
 mod cgroup;
+pub mod check;
 mod client;
 mod connection;
 pub mod enter;
@@ -46,8 +47,14 @@ use launch::{Pool, launch_request};
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
 
 /// What this backend can do with a job.
-pub const CAPABILITIES: Capabilities =
-    Capabilities { real: true, processes: true, containers: false, leases: true, secrets: false };
+pub const CAPABILITIES: Capabilities = Capabilities {
+    real: true,
+    processes: true,
+    containers: false,
+    pods: false,
+    leases: true,
+    secrets: false,
+};
 
 /// Output kept per attempt, all streams of all tasks together, unless the pool's file says else.
 pub const LOG_MAX_BYTES: u64 = 64 << 20;
@@ -55,6 +62,8 @@ pub const LOG_MAX_BYTES: u64 = 64 << 20;
 /// The pool's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// This program, as which supervisors are started.
+    pub program: PathBuf,
     pub pool: String,
     pub region: RegionCode,
     pub state: PathBuf,
@@ -90,26 +99,6 @@ impl Host {
         self.settings.state.join("supervisor")
     }
 
-    fn node(&self) -> NodeSpec {
-        let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-        let memory = memory_total_bytes();
-        let allocatable = Resources {
-            cpu_millis: self.settings.cpus.unwrap_or(cpus) * 1_000,
-            memory_bytes: self.settings.memory_bytes.unwrap_or(memory - memory / 8),
-            ..Resources::default()
-        };
-        let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-        let name = if crate::model::text::is_host_name(&name) { name } else { "localhost".to_owned() };
-        NodeSpec {
-            name,
-            labels: Default::default(),
-            taints: Vec::new(),
-            cordoned: false,
-            allocatable,
-            devices: self.settings.devices.clone(),
-        }
-    }
-
     fn send(&self, request: ToSupervisor) {
         // The connection's task ends only with the backend's events, and those end the agent.
         let _ = self.requests.send(request);
@@ -128,6 +117,27 @@ impl Host {
     fn notes(&self) -> Vec<String> {
         let note = "a part of a device is counted, not enforced: the task sees the whole device";
         if self.settings.devices.is_empty() { Vec::new() } else { vec![note.to_owned()] }
+    }
+}
+
+/// This machine, as far as the pool may use it.
+fn node(settings: &Settings) -> NodeSpec {
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let memory = memory_total_bytes();
+    let allocatable = Resources {
+        cpu_millis: settings.cpus.unwrap_or(cpus) * 1_000,
+        memory_bytes: settings.memory_bytes.unwrap_or(memory - memory / 8),
+        ..Resources::default()
+    };
+    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    let name = if crate::model::text::is_host_name(&name) { name } else { "localhost".to_owned() };
+    NodeSpec {
+        name,
+        labels: Default::default(),
+        taints: Vec::new(),
+        cordoned: false,
+        allocatable,
+        devices: settings.devices.clone(),
     }
 }
 
@@ -178,8 +188,8 @@ fn seen(attempt: Attempt) -> Option<Seen> {
 impl PoolBackend for Host {
     async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
         let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
-        let program = std::env::current_exe().map_err(failed)?;
-        let (folder, parent) = (self.folder(), self.settings.cgroup_parent.clone());
+        let (program, folder) = (self.settings.program.clone(), self.folder());
+        let parent = self.settings.cgroup_parent.clone();
         let connect = move || client::connect(&folder, &program, parent.as_deref());
         let stream =
             tokio::task::spawn_blocking(connect).await.map_err(std::io::Error::other).and_then(|s| s);
@@ -189,7 +199,8 @@ impl PoolBackend for Host {
         });
         let (read, mut write) = stream.map_err(failed)?.into_split();
         let mut lines = BufReader::new(read).lines();
-        let mut opened = Opened { nodes: vec![self.node()], notes: self.notes(), ..Opened::default() };
+        let mut opened =
+            Opened { nodes: vec![node(&self.settings)], notes: self.notes(), ..Opened::default() };
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {

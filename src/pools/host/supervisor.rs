@@ -17,13 +17,13 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use super::attempt::{KeptAttempt, Now, attempt};
 use super::cgroup::Groups;
 use super::connection::Connection;
-use super::logs::collect;
 use super::memory;
 use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::Exit;
+use crate::pools::retention::collect;
 
 /// How often memory, and output that grows slowly, are looked at.
 const WATCH: Duration = Duration::from_millis(200);
@@ -200,7 +200,8 @@ impl Supervisor {
             return;
         }
         let logs = store::logs_dir(&self.state);
-        let started = std::thread::Builder::new().name("logs".to_owned()).spawn(move || collect(&logs));
+        let started =
+            std::thread::Builder::new().name("logs".to_owned()).spawn(move || collect(&logs, |_| false));
         // Without a thread the next turn tries again.
         self.collector = started.ok();
     }

@@ -149,6 +149,11 @@ impl Packer {
         self.rankings.iter_mut().for_each(|ranked| ranked.ranking.clear());
     }
 
+    /// The policy.
+    pub fn scorer(&self) -> &Scorer {
+        &self.scorer
+    }
+
     /// Costs of different demands can be compared: they are the same kind of loss.
     pub fn compares_costs(&self) -> bool {
         matches!(self.scorer, Scorer::Overflow(_))

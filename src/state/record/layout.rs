@@ -107,7 +107,52 @@ record_enum!(DeviceAmount { 1 => Whole(count), 2 => Fraction(millis) });
 record_struct!(DeviceShare { index, millis });
 record_struct!(DeviceRequest { models, amount });
 record_struct!(TaskRequest { resources, devices });
-record_struct!(Needs { processes, containers, leases, secrets });
+
+impl Record for Needs {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { processes, containers, pods, leases, secrets } = self;
+        processes.put(out);
+        put_images(*containers, *pods, out);
+        leases.put(out);
+        secrets.put(out);
+    }
+
+    fn get(input: &mut Input<'_>) -> Result<Self, Corrupt> {
+        let processes = bool::get(input)?;
+        let (containers, pods) = get_images(input)?;
+        Ok(Self { processes, containers, pods, leases: bool::get(input)?, secrets: bool::get(input)? })
+    }
+}
+
+impl Record for Capabilities {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { real, processes, containers, pods, leases, secrets } = self;
+        real.put(out);
+        processes.put(out);
+        put_images(*containers, *pods, out);
+        leases.put(out);
+        secrets.put(out);
+    }
+
+    fn get(input: &mut Input<'_>) -> Result<Self, Corrupt> {
+        let (real, processes) = (bool::get(input)?, bool::get(input)?);
+        let (containers, pods) = get_images(input)?;
+        Ok(Self { real, processes, containers, pods, leases: bool::get(input)?, secrets: bool::get(input)? })
+    }
+}
+
+/// Containers and pods in one byte: where there was only one of them, older journals hold it so.
+fn put_images(containers: bool, pods: bool, out: &mut Vec<u8>) {
+    out.push(u8::from(containers) | u8::from(pods) << 1);
+}
+
+fn get_images(input: &mut Input<'_>) -> Result<(bool, bool), Corrupt> {
+    match u8::get(input)? {
+        bits @ 0..=3 => Ok((bits & 1 > 0, bits & 2 > 0)),
+        other => Err(input.corrupt("containers and pods", u64::from(other))),
+    }
+}
+
 record_struct!(Shape { tasks, constraints, needs });
 
 record_struct!(JobSpec {
@@ -127,7 +172,7 @@ record_struct!(JobSpec {
     required_features,
 });
 record_struct!(TaskGroup { name, count, gang, request, run, simulate });
-record_enum!(Run { 1 => Process(program), 2 => Container { image, program } });
+record_enum!(Run { 1 => Process(program), 2 => Container { image, program }, 3 => Pod { spec } });
 record_struct!(Program { command, args, env, workdir });
 record_struct!(EnvVar { name, value });
 record_enum!(EnvValue { 1 => Plain(value), 2 => Secret { name, key } });
@@ -143,7 +188,6 @@ record_struct!(Dependency { job, condition });
 record_enum!(DependencyCondition { 1 => Any, 2 => Succeeded, 3 => Failed });
 
 record_struct!(PoolSpec { name, region, backend, labels, capabilities, notes });
-record_struct!(Capabilities { real, processes, containers, leases, secrets });
 record_enum!(Reach { 1 => Ready, 2 => Suspect, 3 => Unreachable, 4 => Lost });
 record_struct!(Drain { mode, deadline });
 record_enum!(DrainMode { 1 => Wait, 2 => Evict });

@@ -1,8 +1,13 @@
 //! `weir agent`: one pool, or many in one process.
 
+mod check;
+mod health;
+mod pool;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
@@ -13,26 +18,39 @@ use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config::{self, AgentFile};
 use crate::lock::{self, Lock};
-use crate::model::device;
 use crate::model::exchange::Hello;
 use crate::model::id::InstanceId;
-use crate::model::limit::DEVICE_MILLIS;
-use crate::model::pool::{Capabilities, Device, PoolSpec};
-use crate::model::region::RegionCode;
+use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::stamp::Stamp;
 use crate::pools::host::{self, Host};
-use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+use crate::pools::kubernetes::Kubernetes;
+use crate::pools::simulated::Simulated;
 use crate::pools::{Error, PoolBackend};
+use crate::telemetry::PoolVitals;
+use pool::Backend;
 
 /// Runs the agents of one pool or more.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir agent pool.toml\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back.\nSeveral files are so many pools in one process: weir agent pools/*.toml"
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  weir agent pool.toml\n  weir agent check pool.toml   what it needs, and whether it works\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back.\nSeveral files are so many pools in one process: weir agent pools/*.toml"
 )]
 pub struct AgentCommand {
     /// Each pool's TOML file.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Serve /healthz, /readyz and /metrics there, such as 127.0.0.1:9411.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Says for each thing that a pool's agent needs whether it works, or exactly why not.
+    Check(check::Check),
 }
 
 /// Keeps a host pool's tasks.
@@ -56,6 +74,9 @@ impl Supervise {
 
 impl AgentCommand {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        if let Some(Command::Check(check)) = self.command {
+            return check.run(connect).await;
+        }
         start_logging("info");
         // All of them are read before any of them runs.
         let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
@@ -64,10 +85,16 @@ impl AgentCommand {
             let message = format!("pool {:?} is described by two of the files", twice.name);
             return Err(Failure::new(INVALID, message));
         }
-        let (mut pools, clock) = (JoinSet::new(), Clock::start());
+        let (mut pools, mut all, clock) = (JoinSet::new(), Vec::new(), Clock::start());
         for file in files {
             let client = client(connect, &file)?;
-            pools.spawn(async move { run_pool(&file, client, clock).await });
+            let vitals = Arc::new(PoolVitals::new(&file.name));
+            all.push(vitals.clone());
+            pools.spawn(async move { run_pool(&file, client, clock, &vitals).await });
+        }
+        if let Some(address) = &self.listen {
+            let address = health::serve(address, all).await?;
+            tracing::info!(%address, "health and metrics are served");
         }
         // One that can't go on ends the process: whoever started it starts it anew, and nothing
         // that runs is lost.
@@ -89,76 +116,33 @@ fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
 }
 
 /// Runs one pool's agent until the process is to end.
-async fn run_pool(file: &AgentFile, client: Client, clock: Clock) -> Result<(), Failure> {
+async fn run_pool(
+    file: &AgentFile,
+    client: Client,
+    clock: Clock,
+    vitals: &Arc<PoolVitals>,
+) -> Result<(), Failure> {
     let _lock = claim(&file.state)?;
-    let region = RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))?;
-    let pool = |backend: &str, capabilities| PoolSpec {
-        name: file.name.clone(),
-        region,
-        backend: backend.to_owned(),
-        labels: file.labels.clone(),
-        capabilities,
-        notes: Vec::new(),
-    };
-    match (&file.host, &file.simulated) {
-        (Some(section), _) => {
-            let settings = host::Settings {
-                pool: file.name.clone(),
-                region,
-                state: file.state.clone(),
-                cpus: section.cpus,
-                memory_bytes: section.memory_mib.map(|mib| mib << 20),
-                devices: section.devices.iter().flat_map(devices).collect(),
-                cgroup_parent: section.cgroup_parent.clone(),
-                log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
-            };
-            let hello = hello(pool("host", host::CAPABILITIES), &file.state)?;
-            serve_host(hello, &file.state, settings, client, clock, terminated()).await?;
+    let backend = pool::backend(file)?;
+    let hello = hello(pool::spec(file, &backend)?, &file.state)?;
+    match backend {
+        Backend::Host(settings) => {
+            serve_host(hello, &file.state, settings, client, clock, vitals, terminated()).await
         }
-        (None, Some(section)) => {
-            let settings = simulated::Settings {
-                pool: file.name.clone(),
-                nodes: fleet(&section.nodes.iter().map(node_kind).collect::<Vec<_>>()),
-                state: Some(file.state.clone()),
-                speedup_millis: (section.speedup * 1_000.0) as u64,
-            };
-            let hello = hello(pool("simulated", SIMULATED), &file.state)?;
-            serve(hello, &file.state, Simulated::new(settings, clock), client, clock, terminated()).await?;
+        Backend::Kubernetes(settings) => {
+            let open = || Kubernetes::new((*settings).clone(), clock);
+            serve_again(hello, &file.state, open, client, clock, vitals, terminated()).await
         }
-        (None, None) => return Err(Failure::new(INVALID, "name one backend: [host] or [simulated]")),
-    }
-    Ok(())
-}
-
-/// The devices that one entry declares.
-fn devices(entry: &config::Devices) -> Vec<Device> {
-    let known = device::built_in().find(|known| known.name == entry.model);
-    let of_model = known.map_or(0, |known| known.memory_bytes);
-    let device = Device {
-        model: entry.model.clone(),
-        memory_bytes: entry.memory_gib.map_or(of_model, |gib| gib << 30),
-        healthy: true,
-        millis: DEVICE_MILLIS,
-        topology_group: 0,
-        profiles: Vec::new(),
-    };
-    vec![device; usize::from(entry.count)]
-}
-
-fn node_kind(kind: &config::NodeKind) -> NodeKind {
-    NodeKind {
-        count: kind.count,
-        prefix: kind.prefix.clone(),
-        cpus: kind.cpus,
-        memory_gib: kind.memory_gib,
-        device: kind.device.clone(),
-        devices: kind.devices,
+        Backend::Simulated(settings) => {
+            serve(hello, &file.state, Simulated::new(settings, clock), client, clock, vitals, terminated())
+                .await
+        }
     }
 }
 
 /// What simulated pools pretend to do.
 pub(super) const SIMULATED: Capabilities =
-    Capabilities { real: false, processes: true, containers: true, leases: true, secrets: true };
+    Capabilities { real: false, processes: true, containers: true, pods: true, leases: true, secrets: true };
 
 /// Takes a pool's state folder for as long as the lock is held.
 ///
@@ -194,9 +178,10 @@ pub(super) async fn serve(
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
+    vitals: &Arc<PoolVitals>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    run_agent(hello, state, backend, client, clock, stop).await.map_err(down)
+    run_agent(hello, state, backend, client, clock, vitals, stop).await.map_err(down)
 }
 
 async fn run_agent(
@@ -205,6 +190,7 @@ async fn run_agent(
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
+    vitals: &Arc<PoolVitals>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
@@ -219,7 +205,16 @@ async fn run_agent(
             tracing::warn!(file = %file.display(), %error, "the broker's newest stamp can't be kept");
         }
     };
-    crate::runtime::agent::run(Hello { seen, ..hello }, backend, dialer, clock, remember, stop).await
+    crate::runtime::agent::run(
+        Hello { seen, ..hello },
+        backend,
+        dialer,
+        clock,
+        remember,
+        vitals.clone(),
+        stop,
+    )
+    .await
 }
 
 fn down(error: Error) -> Failure {
@@ -234,15 +229,31 @@ pub(super) async fn serve_host(
     settings: host::Settings,
     client: Client,
     clock: Clock,
+    vitals: &Arc<PoolVitals>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    serve_again(hello, state, || Host::new(settings.clone(), clock), client, clock, vitals, stop).await
+}
+
+/// Runs a pool's agent until `stop` ends, and opens its backend anew whenever that is gone.
+async fn serve_again<B: PoolBackend>(
+    hello: Hello,
+    state: &Path,
+    backend: impl Fn() -> B,
+    client: Client,
+    clock: Clock,
+    vitals: &Arc<PoolVitals>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     tokio::pin!(stop);
     loop {
-        let backend = Host::new(settings.clone(), clock);
-        match run_agent(hello.clone(), state, backend, client.clone(), clock, &mut stop).await {
+        match run_agent(hello.clone(), state, backend(), client.clone(), clock, vitals, &mut stop).await {
             Ok(()) => return Ok(()),
             Err(Error::Gone { pool }) => {
-                tracing::warn!(pool, "the pool's supervisor is gone: the next one takes over what runs");
+                tracing::warn!(
+                    pool,
+                    "the pool's backend is gone: it is opened again, and takes over what runs"
+                );
             }
             Err(error @ Error::Open { .. }) => return Err(down(error)),
         }
@@ -250,5 +261,5 @@ pub(super) async fn serve_host(
     }
 }
 
-/// Before a host pool is opened again: whatever killed its supervisor may still be at it.
+/// Before a backend is opened again: whatever ended it may still be at it.
 const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_secs(1);

@@ -6,30 +6,48 @@ use plotters::prelude::{
 };
 use weir::model::text::escape;
 
-pub(super) struct Report {
-    pub(super) title: String,
-    pub(super) about: String,
-    pub(super) tables: Vec<Table>,
-    pub(super) charts: Vec<Chart>,
+pub(crate) struct Report {
+    pub(crate) title: String,
+    pub(crate) about: String,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) charts: Vec<Chart>,
 }
 
 /// Rows of cells under a heading: the first cell names the row, the others are figures.
-pub(super) struct Table {
+pub(crate) struct Table {
     title: String,
     rows: Vec<Vec<String>>,
 }
 
 /// Curves over one axis.
-pub(super) struct Chart {
-    pub(super) title: String,
-    pub(super) x: String,
-    pub(super) y: String,
-    pub(super) series: Vec<Series>,
+pub(crate) struct Chart {
+    pub(crate) title: String,
+    pub(crate) x: String,
+    pub(crate) y: String,
+    pub(crate) series: Vec<Series>,
 }
 
-pub(super) struct Series {
-    pub(super) name: String,
-    pub(super) points: Vec<(f64, f64)>,
+pub(crate) struct Series {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// What is told of many values.
+#[derive(Clone, Copy, serde::Serialize)]
+pub(crate) struct Quantiles {
+    pub(crate) median: f64,
+    pub(crate) p95: f64,
+    pub(crate) mean: f64,
+}
+
+impl Quantiles {
+    /// Of at least one value.
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share) as usize];
+        Self { median: at(0.5), p95: at(0.95), mean: sorted.iter().sum::<f64>() / sorted.len() as f64 }
+    }
 }
 
 /// Told apart by those who see no red or green, too: Okabe and Ito, Color universal design, 2008.
@@ -49,17 +67,17 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:960px;mar
     svg{max-width:100%;height:auto}td{white-space:nowrap}.wide{overflow-x:auto;margin:1em 0}";
 
 impl Table {
-    pub(super) fn new<T: AsRef<str>>(title: &str, heading: &[T]) -> Self {
+    pub(crate) fn new<T: AsRef<str>>(title: &str, heading: &[T]) -> Self {
         let heading = heading.iter().map(|cell| cell.as_ref().to_owned()).collect();
         Self { title: title.to_owned(), rows: vec![heading] }
     }
 
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// The table in columns.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             self.rows
@@ -98,7 +116,7 @@ impl Report {
     ///
     /// # Errors
     /// If a chart can't be drawn.
-    pub(super) fn html(&self) -> anyhow::Result<String> {
+    pub(crate) fn html(&self) -> anyhow::Result<String> {
         let (title, about) = (entities(&self.title), entities(&self.about));
         let mut page = format!(
             "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<meta name=viewport content=\"width=device-width\">\n\
@@ -212,5 +230,11 @@ mod tests {
         assert!(!page.contains('\u{202e}'), "a text that turns others around");
         let empty = Chart { series: Vec::new(), ..report().charts.remove(0) };
         assert!(empty.svg().is_ok(), "no data is no reason to fail");
+    }
+
+    #[test]
+    fn quantiles_are_of_the_sorted_values() {
+        let of = Quantiles::of((0..=100).rev().map(f64::from));
+        assert_eq!((of.median, of.p95, of.mean), (50.0, 95.0, 50.0));
     }
 }

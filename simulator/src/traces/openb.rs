@@ -1,11 +1,15 @@
-//! Reads the openb trace's files.
+//! The openb trace: Alibaba's cluster-trace-gpu-v2023, as in the artifact of Weng et al., Beware of
+//! Fragmentation, USENIX ATC 2023.
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use weir::model::device::DeviceAmount;
 use weir::model::limit::DEVICE_MILLIS;
 use weir::model::pool::{Device, NodeSpec};
 use weir::model::resource::Resources;
+
+use super::{Job, Trace, rows};
 
 /// One task of the trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,40 +26,45 @@ pub(crate) struct Task {
     pub(crate) duration_s: u64,
 }
 
-#[cfg(feature = "load")]
 impl Task {
     /// GPUs asked for.
+    #[cfg(feature = "load")]
     pub(crate) fn gpus(&self) -> f64 {
         f64::from(self.gpu_count) * f64::from(self.gpu_millis) / f64::from(DEVICE_MILLIS)
     }
+
+    /// The devices asked for.
+    ///
+    /// # Errors
+    /// A part of a GPU is only asked for of one.
+    pub(crate) fn devices(&self) -> anyhow::Result<Option<DeviceAmount>> {
+        match (self.gpu_count, self.gpu_millis) {
+            (0, _) => Ok(None),
+            (1, millis) if millis > 0 && millis < DEVICE_MILLIS => Ok(Some(DeviceAmount::Fraction(millis))),
+            (count, DEVICE_MILLIS) => Ok(Some(DeviceAmount::Whole(count))),
+            (count, millis) => bail!(
+                "task {} asks for {count} GPUs of {millis} thousandths: must be one of 1 to 999, or whole ones",
+                self.name
+            ),
+        }
+    }
 }
 
-/// Rows of a CSV file without quotes, each as its named cells.
-fn rows<T>(
-    path: &Path,
-    columns: &[&str],
-    read: impl Fn(&[&str]) -> anyhow::Result<T>,
-) -> anyhow::Result<Vec<T>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
-    let mut lines = text.lines();
-    let heading: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    // A column that may be missing is marked; its cells are empty then.
-    let place = |name: &&str| {
-        let (name, may_be_missing) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
-        match heading.iter().position(|column| *column == name) {
-            None if !may_be_missing => anyhow::bail!("{} has no column {name}", path.display()),
-            place => Ok(place.unwrap_or(usize::MAX)),
-        }
+/// Reads tasks as jobs of one task each.
+pub(crate) fn read_jobs(path: &Path) -> anyhow::Result<Trace> {
+    let job = |task: Task| {
+        let job = Job {
+            arrives_ms: 0,
+            duration_ms: task.duration_s.saturating_mul(1_000),
+            tasks: 1,
+            cpu_millis: task.cpu_millis,
+            memory_bytes: task.memory_bytes,
+            devices: task.devices()?,
+            models: task.models,
+        };
+        Ok((task.created_s, job))
     };
-    let places = columns.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut all = Vec::new();
-    for (number, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
-        let cells: Vec<&str> = line.split(',').collect();
-        let cells: Vec<&str> =
-            places.iter().map(|place| cells.get(*place).copied().unwrap_or_default()).collect();
-        all.push(read(&cells).with_context(|| format!("{}, line {}", path.display(), number + 2))?);
-    }
-    Ok(all)
+    Trace::new(read_tasks(path)?.into_iter().map(job).collect::<anyhow::Result<_>>()?, 0, path)
 }
 
 /// Reads nodes.
@@ -148,9 +157,10 @@ mod tests {
         let unscheduled: Vec<&Task> = tasks.iter().filter(|task| task.name == "openb-pod-0012").collect();
         assert_eq!(tasks.len(), 40);
         assert!(unscheduled.iter().all(|task| task.duration_s > 0));
-        assert!(tasks.iter().all(|task| task.gpus() <= 8.0 && task.cpu_millis > 0));
+        assert!(tasks.iter().all(|task| task.devices().is_ok() && task.cpu_millis > 0));
     }
 
+    #[cfg(feature = "load")]
     #[test]
     fn passes_follow_each_other_under_names_of_their_own() {
         let tasks = read_tasks(Path::new(SLICE)).unwrap();

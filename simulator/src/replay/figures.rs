@@ -1,0 +1,217 @@
+//! What is told of a trace that was played: how long jobs waited and how much was in use.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use weir::broker::Broker;
+use weir::model::demand::{Demand, DeviceDemand};
+use weir::model::limit::DEVICE_MILLIS;
+use weir::model::resource::Resources;
+use weir::scheduler::packing::fgd::Fgd;
+
+use super::calm::{Played, Ran};
+use super::{Workload, units};
+use crate::report::{Quantiles, Table};
+use crate::traces::Job;
+
+/// The share of the time while jobs come that fills the cluster before anything is measured.
+const WARM_UP: f64 = 0.3;
+/// Looks at the cluster while jobs come.
+pub(super) const SAMPLES: u64 = 300;
+/// Jobs that ran for less count as if they had run for so long, where their wait is divided by their run:
+/// Feitelson and Rudolph, Metrics and benchmarking for parallel job scheduling, JSSPP 1998.
+const SLOWDOWN_RUN_MS_MIN: u64 = 10_000;
+
+/// What came of one policy.
+#[derive(Serialize)]
+pub(super) struct Figures {
+    policy: String,
+    /// Of all GPU time, or CPU time, from the end of the warm-up to the last arrival.
+    allocated_percent: f64,
+    /// Free capacity that a task drawn from the trace couldn't use, of all there is, on average over the
+    /// same time; 0 where there are no GPUs.
+    fragmented_percent: f64,
+    /// Jobs that came after the warm-up, by what they asked for.
+    sizes: Vec<Size>,
+    never_started: usize,
+    /// Steps of the broker's and the agents' machines, and the real time that they took.
+    steps: u64,
+    seconds: f64,
+}
+
+/// How jobs of a size fared.
+#[derive(Clone, Serialize)]
+struct Size {
+    /// GPUs asked for, or CPUs: from and to.
+    size: String,
+    jobs: usize,
+    wait_s: Quantiles,
+    /// Waiting and running time over running time.
+    slowdown: Quantiles,
+}
+
+/// Looks at the broker on the way.
+pub(super) struct Watcher<'a> {
+    workload: &'a Workload,
+    fgd: Option<Fgd>,
+    /// Fragmented thousandths.
+    fragmented: Vec<u64>,
+}
+
+impl<'a> Watcher<'a> {
+    pub(super) fn new(workload: &'a Workload) -> Self {
+        Self { workload, fgd: None, fragmented: Vec::new() }
+    }
+
+    fn warm_ms(&self) -> u64 {
+        (self.workload.span_ms as f64 * WARM_UP) as u64
+    }
+
+    pub(super) fn look(&mut self, at_ms: u64, broker: &Broker) {
+        if self.workload.counts_cpus || at_ms < self.warm_ms() {
+            return;
+        }
+        let mix = || fgd_of(&self.workload.jobs, broker);
+        let fgd = self.fgd.get_or_insert_with(mix);
+        let fragmented = broker.scheduler().nodes().map(|(_, bucket)| fgd.fragmented_millis(&bucket));
+        self.fragmented.push(fragmented.sum());
+    }
+
+    pub(super) fn figures(self, policy: &str, played: &Played, seconds: f64) -> Figures {
+        let (from, until) = (self.warm_ms(), self.workload.span_ms);
+        let (capacity, counts_cpus) = (self.workload.capacity as f64, self.workload.counts_cpus);
+        let jobs = &self.workload.jobs;
+        let within = |ran: &Ran| ran.until_ms.min(until).saturating_sub(ran.from_ms.max(from)) as f64;
+        let used: f64 = jobs
+            .iter()
+            .zip(&played.ran)
+            .filter_map(|(job, ran)| Some(units(job, counts_cpus) as f64 * within(ran.as_ref()?)))
+            .sum();
+        let mut waits = BTreeMap::<(u64, String), Vec<(f64, f64)>>::new();
+        for (job, ran) in jobs.iter().zip(&played.ran).filter(|(job, _)| job.arrives_ms >= from) {
+            let Some(ran) = ran else { continue };
+            let wait = ran.from_ms.saturating_sub(job.arrives_ms) as f64 / 1_000.0;
+            let run = (ran.until_ms - ran.from_ms).max(SLOWDOWN_RUN_MS_MIN) as f64 / 1_000.0;
+            waits.entry(size(units(job, counts_cpus))).or_default().push((wait, (wait + run) / run));
+        }
+        let fragmented = self.fragmented.iter().sum::<u64>() as f64 / self.fragmented.len().max(1) as f64;
+        Figures {
+            policy: policy.to_owned(),
+            allocated_percent: used * 100.0 / (capacity * (until - from).max(1) as f64),
+            fragmented_percent: fragmented * 100.0 / capacity,
+            sizes: waits
+                .into_iter()
+                .map(|((_, size), pairs)| Size {
+                    size,
+                    jobs: pairs.len(),
+                    wait_s: Quantiles::of(pairs.iter().map(|(wait, _)| *wait)),
+                    slowdown: Quantiles::of(pairs.iter().map(|(_, slowdown)| *slowdown)),
+                })
+                .collect(),
+            never_started: played.ran.iter().filter(|ran| ran.is_none()).count(),
+            steps: played.steps,
+            seconds,
+        }
+    }
+}
+
+/// The class of sizes that so many thousandths fall into, and its name.
+fn size(millis: u64) -> (u64, String) {
+    let unit = u64::from(DEVICE_MILLIS);
+    if millis == 0 {
+        return (0, "none".to_owned());
+    }
+    if millis < unit {
+        return (1, "<1".to_owned());
+    }
+    let (from, most) = (millis.div_ceil(unit), millis.div_ceil(unit).next_power_of_two());
+    let least = most / 2 + 1;
+    if from == 1 || least >= most {
+        (most + 1, most.to_string())
+    } else {
+        (most + 1, format!("{least}-{most}"))
+    }
+}
+
+/// The mix of the trace, as the broker numbers device models.
+fn fgd_of(jobs: &[Job], broker: &Broker) -> Fgd {
+    let state = broker.state();
+    let mut mix = BTreeMap::<Demand, u64>::new();
+    for job in jobs {
+        let devices = job.devices.map(|amount| {
+            let mut models: Vec<_> = job.models.iter().filter_map(|name| state.model_named(name)).collect();
+            models.sort_unstable();
+            DeviceDemand { models: (!job.models.is_empty()).then_some(models), amount }
+        });
+        let resources =
+            Resources { cpu_millis: job.cpu_millis, memory_bytes: job.memory_bytes, ..Resources::default() };
+        let demand =
+            Demand { resources, devices, constraints: Default::default(), needs: Default::default() };
+        *mix.entry(demand).or_default() += u64::from(job.tasks);
+    }
+    Fgd::new(mix.iter().map(|(demand, count)| (demand, *count)))
+}
+
+/// Policies side by side.
+pub(super) fn tables(all: &[Figures], counts_cpus: bool) -> Vec<Table> {
+    let unit = if counts_cpus { "CPUs" } else { "GPUs" };
+    let mut whole = Table::new(
+        "While jobs come, after the warm-up",
+        &["policy", &format!("{unit} allocated, %"), "fragmented, %", "never started", "steps", "s"],
+    );
+    for one in all {
+        whole.row([
+            one.policy.clone(),
+            format!("{:.2}", one.allocated_percent),
+            format!("{:.2}", one.fragmented_percent),
+            one.never_started.to_string(),
+            one.steps.to_string(),
+            format!("{:.1}", one.seconds),
+        ]);
+    }
+    let mut tables = vec![whole];
+    let parts = [
+        ("Waiting by size, median / 95th percentile, s", (|size| size.wait_s) as fn(&Size) -> Quantiles, 0),
+        ("Slowdown by size, median / 95th percentile", |size| size.slowdown, 1),
+    ];
+    // Where a policy started none of a size another may have.
+    let mut sizes: Vec<&Size> = Vec::new();
+    for size in all.iter().flat_map(|one| &one.sizes) {
+        if !sizes.iter().any(|known| known.size == size.size) {
+            sizes.push(size);
+        }
+    }
+    for (title, pick, digits) in parts {
+        let mut heading = vec![unit.to_owned(), "jobs".to_owned()];
+        heading.extend(all.iter().map(|one| one.policy.clone()));
+        let mut table = Table::new(title, &heading);
+        for size in &sizes {
+            let mut row = vec![size.size.clone(), size.jobs.to_string()];
+            row.extend(all.iter().map(|one| {
+                let found = one.sizes.iter().find(|found| found.size == size.size);
+                found.map_or(String::new(), |found| {
+                    let of = pick(found);
+                    format!("{:.digits$} / {:.digits$}", of.median, of.p95)
+                })
+            }));
+            table.row(row);
+        }
+        tables.push(table);
+    }
+    tables
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_classes_up_to_each_power_of_two() {
+        let found: Vec<String> = [0, 1, 999, 1_000, 2_000, 3_000, 4_000, 5_000, 8_000, 9_000, 128_000]
+            .map(|millis| size(millis).1)
+            .into();
+        assert_eq!(found, ["none", "<1", "<1", "1", "2", "3-4", "3-4", "5-8", "5-8", "9-16", "65-128"]);
+        let order: Vec<u64> = [0, 500, 1_000, 2_000, 4_000, 8_000].map(|millis| size(millis).0).into();
+        assert!(order.is_sorted());
+    }
+}

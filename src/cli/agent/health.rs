@@ -1,0 +1,59 @@
+//! The agent's own small web server: is it well, and how is it doing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::cli::Failure;
+use crate::telemetry::{PoolVitals, metrics};
+
+/// How long an answer may take.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
+
+type Pools = Arc<Vec<Arc<PoolVitals>>>;
+
+/// Serves `/healthz`, `/readyz` and `/metrics` until the process ends. Returns where.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolVitals>>) -> Result<SocketAddr, Failure> {
+    let failed = |error: std::io::Error| Failure::new(1, format!("can't listen on {address}: {error}"));
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr()?;
+    let router = axum::Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(numbers))
+        .with_state(Arc::new(pools));
+    let incoming = TcpListenerStream::new(listener);
+    tokio::spawn(async move {
+        // Tonic's server, for its timeouts: axum's own leaves slow clients open.
+        let routes = tonic::service::Routes::from(router);
+        let server =
+            tonic::transport::Server::builder().accept_http1(true).timeout(ANSWER).add_routes(routes);
+        if let Err(error) = server.serve_with_incoming(incoming).await {
+            tracing::warn!(%error, "health and metrics are no longer served");
+        }
+    });
+    Ok(bound)
+}
+
+async fn ready(State(pools): State<Pools>) -> (StatusCode, String) {
+    let missing: Vec<&str> =
+        pools.iter().filter(|vitals| !vitals.is_ready()).map(|vitals| vitals.pool.as_str()).collect();
+    if missing.is_empty() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
+    }
+}
+
+async fn numbers(State(pools): State<Pools>) -> ([(&'static str, &'static str); 1], String) {
+    let text = metrics(pools.iter().map(|vitals| &**vitals));
+    ([("content-type", "text/plain; version=0.0.4")], text)
+}

@@ -1,0 +1,130 @@
+//! From a pool's file to its backend's settings.
+
+use crate::cli::Failure;
+use crate::cli::exit::INVALID;
+use crate::config::{self, AgentFile, Binding, KubernetesSection};
+use crate::model::device;
+use crate::model::limit::DEVICE_MILLIS;
+use crate::model::pool::{Capabilities, Device, PoolSpec};
+use crate::model::region::RegionCode;
+use crate::pools::simulated::{self, NodeKind, fleet};
+use crate::pools::{host, kubernetes};
+
+/// A pool's backend with its settings.
+pub(super) enum Backend {
+    Host(host::Settings),
+    Kubernetes(Box<kubernetes::Settings>),
+    Simulated(simulated::Settings),
+}
+
+fn region(file: &AgentFile) -> Result<RegionCode, Failure> {
+    RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))
+}
+
+/// The backend that a file names.
+///
+/// # Errors
+/// If it names none, or the agent's identity can't be kept.
+pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
+    let region = region(file)?;
+    if let Some(section) = &file.host {
+        return Ok(Backend::Host(host::Settings {
+            program: std::env::current_exe()?,
+            pool: file.name.clone(),
+            region,
+            state: file.state.clone(),
+            cpus: section.cpus,
+            memory_bytes: section.memory_mib.map(|mib| mib << 20),
+            devices: section.devices.iter().flat_map(devices).collect(),
+            cgroup_parent: section.cgroup_parent.clone(),
+            log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
+        }));
+    }
+    if let Some(section) = &file.kubernetes {
+        return Ok(Backend::Kubernetes(Box::new(cluster(file, section, region)?)));
+    }
+    let Some(section) = &file.simulated else {
+        return Err(Failure::new(INVALID, "name one backend: [host], [kubernetes] or [simulated]"));
+    };
+    Ok(Backend::Simulated(simulated::Settings {
+        pool: file.name.clone(),
+        nodes: fleet(&section.nodes.iter().map(node_kind).collect::<Vec<_>>()),
+        state: Some(file.state.clone()),
+        speedup_millis: (section.speedup * 1_000.0) as u64,
+    }))
+}
+
+/// What the pool declares of itself.
+///
+/// # Errors
+/// If its region is none.
+pub(super) fn spec(file: &AgentFile, backend: &Backend) -> Result<PoolSpec, Failure> {
+    let (name, capabilities): (_, Capabilities) = match backend {
+        Backend::Host(_) => ("host", host::CAPABILITIES),
+        Backend::Kubernetes(settings) => ("kubernetes", settings.capabilities()),
+        Backend::Simulated(_) => ("simulated", super::SIMULATED),
+    };
+    Ok(PoolSpec {
+        name: file.name.clone(),
+        region: region(file)?,
+        backend: name.to_owned(),
+        labels: file.labels.clone(),
+        capabilities,
+        notes: Vec::new(),
+    })
+}
+
+fn cluster(
+    file: &AgentFile,
+    section: &KubernetesSection,
+    region: RegionCode,
+) -> Result<kubernetes::Settings, Failure> {
+    let holder = config::secret::<16>(&file.state.join("instance"))?;
+    Ok(kubernetes::Settings {
+        pool: file.name.clone(),
+        region,
+        state: file.state.clone(),
+        holder: config::to_hex(&holder),
+        kubeconfig: section.kubeconfig.clone(),
+        context: section.context.clone(),
+        namespace: section.namespace.clone(),
+        queues: section.queues.clone(),
+        nodes: section.nodes.clone(),
+        binding: match section.binding {
+            Binding::Direct => kubernetes::Binding::Direct,
+            Binding::Scheduler => kubernetes::Binding::Scheduler(section.scheduler.clone()),
+        },
+        process_image: section.process_image.clone(),
+        service_account: section.service_account.clone(),
+        image_pull_secrets: section.image_pull_secrets.clone(),
+        start_patience_ms: section.start_patience_seconds * 1_000,
+        devices: section.devices.clone(),
+        log_max_bytes: section.log_max_mib.map_or(kubernetes::LOG_MAX_BYTES, |mib| mib << 20),
+    })
+}
+
+/// The devices that one entry declares.
+fn devices(entry: &config::Devices) -> Vec<Device> {
+    let known = device::built_in().find(|known| known.name == entry.model);
+    let of_model = known.map_or(0, |known| known.memory_bytes);
+    let device = Device {
+        model: entry.model.clone(),
+        memory_bytes: entry.memory_gib.map_or(of_model, |gib| gib << 30),
+        healthy: true,
+        millis: DEVICE_MILLIS,
+        topology_group: 0,
+        profiles: Vec::new(),
+    };
+    vec![device; usize::from(entry.count)]
+}
+
+fn node_kind(kind: &config::NodeKind) -> NodeKind {
+    NodeKind {
+        count: kind.count,
+        prefix: kind.prefix.clone(),
+        cpus: kind.cpus,
+        memory_gib: kind.memory_gib,
+        device: kind.device.clone(),
+        devices: kind.devices,
+    }
+}

@@ -1,0 +1,157 @@
+//! `weir plan`.
+
+use std::collections::BTreeMap;
+
+use super::exit::INVALID;
+use super::output::{Format, print, print_value, span, thousandths};
+use super::{Connect, Failure};
+use crate::api::proto::v1;
+use crate::model::text::escape;
+
+/// Plans what an admin might do. Does nothing.
+#[derive(clap::Args)]
+pub struct Plan {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Defrag(Defrag),
+}
+
+/// Plans which running tasks to move so that those who wait for devices find room.
+///
+/// Only tasks of jobs whose labels say so are moved, within their pool; each step lets one waiting task in
+/// and brings more devices into use. Nothing is done: `weir cordon` the step's node and cancel, or restart,
+/// what the plan moves.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir plan defrag\n  weir plan defrag pool/gz-nvidia --moves 20\n  weir plan defrag --preemptible class=spot --checkpointed framework=torch -o json"
+)]
+struct Defrag {
+    /// pool/NAME; all pools if none is named.
+    pools: Vec<String>,
+    /// Tasks of jobs with this label may be moved; they lose what they did. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", default_value = "preemptible=true")]
+    preemptible: Vec<String>,
+    /// Tasks of jobs with this label may be moved, too; they go on from where they last saved what they did.
+    #[arg(long, value_name = "KEY=VALUE", default_value = "checkpointed=true")]
+    checkpointed: Vec<String>,
+    /// Moves in each pool, at most.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    moves: u32,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Plan {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        match self.command {
+            Command::Defrag(defrag) => defrag.run(connect).await,
+        }
+    }
+}
+
+impl Defrag {
+    async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let preemptible = labels("--preemptible", &self.preemptible)?;
+        let checkpointed = labels("--checkpointed", &self.checkpointed)?;
+        let client = connect.client()?;
+        let mut names: Vec<String> = self
+            .pools
+            .iter()
+            .map(|text| text.rsplit_once('/').map_or(text.as_str(), |(_, name)| name).to_owned())
+            .collect();
+        if names.is_empty() {
+            let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
+            names = pools.into_iter().map(|pool| pool.name).collect();
+        }
+        let mut plans = BTreeMap::new();
+        for pool in names {
+            let request = v1::PlanDefragRequest {
+                pool: pool.clone(),
+                preemptible: preemptible.clone(),
+                checkpointed: checkpointed.clone(),
+                moves_max: self.moves,
+            };
+            plans.insert(pool, client.pools().plan_defrag(request).await?.into_inner());
+        }
+        match self.output {
+            Format::Table | Format::Wide => {
+                let text: String = plans.iter().map(|(pool, plan)| plan_text(pool, plan)).collect();
+                print(if text.is_empty() { "no pools\n" } else { &text })?;
+            }
+            format => print_value(format, &plans)?,
+        }
+        Ok(0)
+    }
+}
+
+fn labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let label = |text: &String| {
+        let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty())?;
+        Some((key.to_owned(), value.to_owned()))
+    };
+    let mut all = BTreeMap::new();
+    for text in texts {
+        let invalid = |what: &str| Failure::new(INVALID, format!("{flag} {text:?}: {what}"));
+        let (key, value) = label(text).ok_or_else(|| invalid("write KEY=VALUE"))?;
+        if all.insert(key, value).is_some() {
+            return Err(invalid("this key is named already; a label has one value"));
+        }
+    }
+    Ok(all)
+}
+
+fn plan_text(pool: &str, plan: &v1::PlanDefragResponse) -> String {
+    let moves: usize = plan.steps.iter().map(|step| step.moves.len()).sum();
+    let mut out = format!(
+        "pool/{}   {} waiting   {} running may be moved   ",
+        escape(pool),
+        plan.waiting,
+        plan.movable
+    );
+    if plan.steps.is_empty() {
+        out.push_str(match (plan.waiting, plan.movable) {
+            (0, _) => "nobody waits for its devices\n",
+            (_, 0) => "no job with such a label runs here\n",
+            _ => "no move brings more devices into use\n",
+        });
+        return out;
+    }
+    let millis = |step: &v1::DefragStep| step.device_millis;
+    let devices = thousandths(plan.steps.iter().map(millis).sum());
+    let (lets, tasks) = (if moves == 1 { "move lets" } else { "moves let" }, plan.steps.len());
+    let task = if tasks == 1 { "task" } else { "tasks" };
+    out.push_str(&format!("{moves} {lets} in {tasks} {task} with {devices} devices\n"));
+    for (at, step) in plan.steps.iter().enumerate() {
+        let asked = thousandths(step.device_millis);
+        let (job, queue, node) = (escape(&step.job_name), escape(&step.queue), escape(&step.node));
+        out.push_str(&format!("{:>4}  let in  job/{job} (queue {queue}): {asked} on {node}\n", at + 1));
+        for one in &step.moves {
+            let to = if one.to_node.is_empty() {
+                "back to the queue".to_owned()
+            } else {
+                format!("to {}", escape(&one.to_node))
+            };
+            out.push_str(&format!(
+                "        move  job/{} (queue {}): {} from {} {to}, {}   {}\n",
+                escape(&one.job_name),
+                escape(&one.queue),
+                thousandths(one.device_millis),
+                escape(&one.from_node),
+                if one.lost_ms == 0 {
+                    "loses nothing".to_owned()
+                } else {
+                    format!("loses {}", span(one.lost_ms))
+                },
+                escape(&one.attempt),
+            ));
+        }
+    }
+    if plan.cut {
+        out.push_str("      there was no time to look for more\n");
+    }
+    out
+}

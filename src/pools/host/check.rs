@@ -1,0 +1,38 @@
+//! What an agent needs of its own machine.
+
+use super::Settings;
+use super::cgroup::Groups;
+use crate::pools::check::Finding;
+
+/// Tries what the pool's agent will need of this machine. Nothing of it is changed.
+pub fn check(settings: &Settings) -> Vec<Finding> {
+    let state = settings.state.join("supervisor");
+    let socket = settings.state.join("supervisor").join("supervisor.sock");
+    // A path beyond this can't be bound: unix(7), sun_path.
+    let length = socket.as_os_str().len();
+    let fits = if length < 108 {
+        Ok(format!("{} can be bound", socket.display()))
+    } else {
+        Err(format!(
+            "{} has {length} bytes, and a socket's path may have 107: use a shorter state folder",
+            socket.display()
+        ))
+    };
+    let mut found = vec![Finding::of("socket", fits)];
+    let node = super::node(settings);
+    let devices =
+        if node.devices.is_empty() { String::new() } else { format!(", {} devices", node.devices.len()) };
+    let (cpus, mib) = (node.allocatable.cpu_millis / 1_000, node.allocatable.memory_bytes >> 20);
+    found.push(Finding::of("node", Ok(format!("{}: {cpus} CPUs, {mib} MiB{devices}", node.name))));
+    let enforced = |controller| Groups::would_enforce(settings.cgroup_parent.as_deref(), &state, controller);
+    for (what, controller, otherwise) in [
+        ("cpu limits", "cpu", "not enforced"),
+        ("memory limits", "memory", "watched, not enforced by the kernel"),
+    ] {
+        found.push(match enforced(controller) {
+            Ok(()) => Finding::of(what, Ok("the kernel enforces them".to_owned())),
+            Err(why) => Finding::limited(what, format!("{otherwise}: {why}")),
+        });
+    }
+    found
+}

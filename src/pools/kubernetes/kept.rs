@@ -1,0 +1,172 @@
+//! What is kept of one attempt and its tasks, and what calls for them come to.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::cluster::Created;
+use super::names;
+use super::requests::Amounts;
+use super::status::{self, StopCause, View};
+use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
+use crate::model::id::{AttemptId, Revision};
+use crate::model::stamp::Stamp;
+use crate::model::time::Timestamp;
+
+/// An attempt.
+pub(super) struct Kept {
+    pub(super) namespace: String,
+    pub(super) revision: Revision,
+    pub(super) stamp: Option<Stamp>,
+    pub(super) start_by: Timestamp,
+    /// By rank.
+    pub(super) tasks: Vec<Slot>,
+    /// It can't be whole: it ends so once nothing is left of it.
+    pub(super) failed: Option<Outcome>,
+    /// It is to end, whatever has been created of it by then.
+    pub(super) stopped: Arc<AtomicBool>,
+    pub(super) told: Option<AttemptStatus>,
+    pub(super) forgotten: bool,
+}
+
+/// A task's place.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) view: Option<View>,
+    pub(super) creating: bool,
+    /// It was told to stop.
+    pub(super) told_to_stop: bool,
+    /// There is no object any more.
+    pub(super) gone: bool,
+    pub(super) fetching: bool,
+    pub(super) fetched: bool,
+    pub(super) deleting: bool,
+    pub(super) troubled_since: Option<Timestamp>,
+    pub(super) node: String,
+    pub(super) devices: Vec<u16>,
+    /// What it holds of its node: somebody else's load if it is of another journal.
+    pub(super) amounts: Amounts,
+}
+
+impl Kept {
+    /// One of so many tasks, as one of its pods tells of it that somebody else has created.
+    pub(super) fn found(pod: &Pod, size: usize) -> Self {
+        let number = |name: &str| annotation(pod, name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Self {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            revision: Revision(number(names::REVISION)),
+            stamp: annotation(pod, names::STAMP).and_then(|text| text.parse().ok()),
+            start_by: Timestamp(number(names::START_BY)),
+            tasks: (0..size).map(|_| Slot::default()).collect(),
+            failed: None,
+            stopped: Arc::default(),
+            told: None,
+            forgotten: false,
+        }
+    }
+
+    /// Why only a part of it was found.
+    pub(super) fn why_in_part(&self, now: Timestamp) -> Outcome {
+        let mut views = self.tasks.iter().filter_map(|task| task.view.as_ref());
+        let ordered = self.tasks.iter().find_map(|task| match &task.view.as_ref()?.stop {
+            Some(StopCause::Attempt(kind, message)) => Some(Outcome::plain(*kind, message)),
+            Some(StopCause::Sibling | StopCause::MainEnded) | None => None,
+        });
+        if let Some(ordered) = ordered {
+            return ordered;
+        }
+        if now > self.start_by || views.any(View::is_ended) {
+            // It was whole once: what is missing was removed, and may still run.
+            return Outcome::plain(
+                OutcomeKind::Vanished,
+                "some of its pods were removed while nobody watched",
+            );
+        }
+        // Whoever created it ended half-way. What there is of it can't be completed, since only the
+        // broker still has its spec; it ends, and its unit is tried again.
+        Outcome::plain(OutcomeKind::NotStarted, "its agent ended while its pods were being created")
+    }
+
+    /// Nothing of it is there yet, as far as is known: should the agent end now, it can be launched again.
+    pub(super) fn is_only_wanted(&self) -> bool {
+        self.failed.is_none() && self.tasks.iter().all(|task| task.creating && task.view.is_none())
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.tasks.iter().all(|task| task.view.is_some())
+    }
+
+    /// How it stands as a whole.
+    pub(super) fn status(&self, now: Timestamp) -> AttemptStatus {
+        let creating = self.tasks.iter().any(|task| task.creating);
+        let views: Vec<View> = self.tasks.iter().filter_map(|task| task.view.clone()).collect();
+        let waits = creating || views.iter().any(|view| !view.is_ended());
+        match &self.failed {
+            // Of what was given up as a whole one may still run.
+            Some(_) if !waits && status::has_vanished(&views) => status::together(&views),
+            Some(outcome) if !waits => {
+                AttemptStatus::Ended { started_at: None, ended_at: now, outcome: outcome.clone() }
+            }
+            _ if self.is_whole() && !creating => status::together(&views),
+            _ => AttemptStatus::Starting,
+        }
+    }
+}
+
+/// What a call came to.
+pub(super) enum Done {
+    Created {
+        attempt: AttemptId,
+        rank: u32,
+        created: Created,
+    },
+    /// A gang's service was refused.
+    NoService {
+        attempt: AttemptId,
+        why: String,
+    },
+    /// An ended task's output is kept, or can't be.
+    Fetched {
+        attempt: AttemptId,
+        rank: u32,
+    },
+    Deleted {
+        attempt: AttemptId,
+        rank: u32,
+    },
+}
+
+impl Done {
+    /// The task whose pod is there now, if that is what came of it.
+    pub(super) fn made(&self) -> Option<(AttemptId, u32)> {
+        match self {
+            Self::Created { attempt, rank, created: Created::Made(_) } => Some((*attempt, *rank)),
+            Self::Created { .. } | Self::NoService { .. } | Self::Fetched { .. } | Self::Deleted { .. } => {
+                None
+            }
+        }
+    }
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Places of a task's devices in its node's list.
+pub(super) fn held_devices(pod: &Pod) -> Vec<u16> {
+    let devices = annotation(pod, names::DEVICES).unwrap_or_default();
+    devices.split(',').filter_map(|index| index.parse().ok()).collect()
+}
+
+/// Which attempt and task a pod is of, and how many tasks it has.
+pub(super) fn identity(pod: &Pod) -> Option<(AttemptId, u32, usize)> {
+    let labels = pod.metadata.labels.as_ref()?;
+    let annotations = pod.metadata.annotations.as_ref()?;
+    let attempt: AttemptId = labels.get(names::ATTEMPT)?.parse().ok()?;
+    let rank: u32 = labels.get(names::RANK)?.parse().ok()?;
+    let size: usize = annotations.get(names::TASKS)?.parse().ok()?;
+    let named = pod.metadata.name.as_deref() == Some(names::pod(attempt, rank as usize).as_str());
+    (named && (rank as usize) < size && size <= crate::model::limit::TASKS_PER_GROUP_MAX as usize)
+        .then_some((attempt, rank, size))
+}

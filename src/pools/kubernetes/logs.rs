@@ -1,0 +1,355 @@
+//! Output of pods: fetched into files, so that it can be read from any byte on, and after its pod is
+//! gone.
+//!
+//! A cluster gives both streams of a container as one, from the beginning of what its node still has.
+//! While a task runs its output is fetched only if somebody reads it; when it has ended, all of it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::io::{AsyncBufRead, AsyncReadExt};
+use kube::api::LogParams;
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+
+use super::cluster::{Cluster, is_refusal, said};
+use super::names;
+use crate::model::id::AttemptId;
+use crate::pools::{LogPart, ReadLogs, Stream, retention};
+
+/// How long a fetch may stand still before it is given up.
+const STILL_MAX: Duration = Duration::from_secs(20);
+/// How long a stream that is followed may take to its end after its task's.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+/// How long a reader waits that is the first one.
+const FIRST_WORDS: Duration = Duration::from_millis(1_500);
+/// Before a stream that broke off is asked for again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The longest wait before another try to fetch an ended task's: about a minute in all.
+const AGAIN_MAX: Duration = Duration::from_secs(32);
+/// Outputs of ended tasks that are fetched at once.
+const FETCHES_MAX: usize = 16;
+/// Outputs of running tasks that are followed at once; other readers wait until theirs have ended.
+const FOLLOWED_MAX: usize = 256;
+
+/// A task of an attempt.
+type Key = (AttemptId, u32);
+
+/// Where the pods of an attempt are.
+#[derive(Clone, Default)]
+struct Place {
+    namespace: String,
+    /// The containers of tasks that are not called as Weir calls them, by rank.
+    containers: BTreeMap<u32, String>,
+}
+
+/// Why output was not fetched, and whether another try may.
+struct Missed {
+    why: String,
+    passes: bool,
+}
+
+/// The outputs of a pool's tasks.
+#[derive(Clone)]
+pub(super) struct Logs {
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+struct Shared {
+    cluster: OnceLock<Cluster>,
+    folder: PathBuf,
+    bytes_max: u64,
+    /// Where the pods are that have output to be fetched.
+    places: Mutex<BTreeMap<AttemptId, Place>>,
+    /// Outputs that are followed, each with what tells its follower that the task has ended.
+    following: Mutex<BTreeMap<Key, Arc<Notify>>>,
+    /// Outputs of ended tasks that are not whole yet: nobody else may begin to follow them.
+    finishing: Mutex<BTreeSet<Key>>,
+    fetches: Semaphore,
+}
+
+impl Logs {
+    /// Keeps outputs in a folder, at most so many bytes of each task's.
+    pub(super) fn new(folder: PathBuf, bytes_max: u64) -> Self {
+        let shared = Shared {
+            cluster: OnceLock::new(),
+            folder,
+            bytes_max,
+            places: Mutex::default(),
+            following: Mutex::default(),
+            finishing: Mutex::default(),
+            fetches: Semaphore::new(FETCHES_MAX),
+        };
+        Self { shared: Arc::new(shared), runtime: Handle::current() }
+    }
+
+    /// The cluster stands: output can be fetched from now on.
+    pub(super) fn connect(&self, cluster: Cluster) {
+        let _ = self.shared.cluster.set(cluster);
+    }
+
+    /// Where the pods of an attempt are.
+    pub(super) fn place(&self, attempt: AttemptId, namespace: &str) {
+        let mut places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.entry(attempt).or_default().namespace = namespace.to_owned();
+    }
+
+    /// The container that is a task is called so.
+    pub(super) fn name_container(&self, attempt: AttemptId, task: u32, container: &str) {
+        if container == names::CONTAINER {
+            return;
+        }
+        let mut places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get_mut(&attempt) {
+            place.containers.insert(task, container.to_owned());
+        }
+    }
+
+    /// The attempt's pods are to go. What was fetched stays for its time.
+    pub(super) fn leave(&self, attempt: AttemptId) {
+        self.shared.places.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        // Its retention begins now.
+        let folder = self.shared.folder.join(attempt.to_string());
+        let _ = std::fs::File::open(folder).and_then(|folder| folder.set_modified(SystemTime::now()));
+    }
+
+    /// Fetches all that an ended task has written, as far as its node still has it.
+    pub(super) async fn finish(&self, attempt: AttemptId, task: u32, began: bool) {
+        let key = (attempt, task);
+        if self.shared.is_done(key) {
+            return;
+        }
+        self.shared.finishing.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        if began {
+            // Whoever follows it comes to its end by itself, most likely. One at a time may write.
+            tokio::time::sleep(LAST_WORDS).await;
+            while let Err(follower) = self.shared.take_pen(key, &Arc::new(Notify::new())) {
+                follower.notify_one();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if let Err(error) = self.shared.fetch_all(key).await {
+                tracing::warn!(%attempt, task, error, "a task's output can't be fetched, and is lost with its pod");
+            }
+        }
+        if let Err(error) = self.shared.mark_done(key).await {
+            tracing::warn!(%attempt, task, %error, "a task's output can't be kept");
+        }
+        if began {
+            self.shared.put_pen_down(key);
+        }
+        self.shared.finishing.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// Removes output past its retention.
+    pub(super) fn collect(&self) {
+        let shared = self.shared.clone();
+        self.runtime.spawn_blocking(move || {
+            let in_use = |name: &std::ffi::OsStr| {
+                let attempt = name.to_str().and_then(|name| name.parse().ok());
+                attempt.is_some_and(|attempt| shared.place_of(attempt).is_some())
+            };
+            retention::collect(&shared.folder, in_use);
+        });
+    }
+}
+
+impl Shared {
+    fn file(&self, (attempt, task): Key) -> PathBuf {
+        self.folder.join(attempt.to_string()).join(format!("{task}.log"))
+    }
+
+    fn mark(&self, (attempt, task): Key) -> PathBuf {
+        self.folder.join(attempt.to_string()).join(format!("{task}.done"))
+    }
+
+    fn is_done(&self, key: Key) -> bool {
+        self.mark(key).exists()
+    }
+
+    async fn mark_done(&self, key: Key) -> io::Result<()> {
+        let mark = self.mark(key);
+        if let Some(folder) = mark.parent() {
+            tokio::fs::create_dir_all(folder).await?;
+        }
+        tokio::fs::write(mark, "").await
+    }
+
+    /// One at a time may write a task's file: whoever does is told of its end through `own`. Returns
+    /// through what the one who writes is told, if there is one.
+    fn take_pen(&self, key: Key, own: &Arc<Notify>) -> Result<(), Arc<Notify>> {
+        let mut following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        match following.get(&key) {
+            Some(other) => Err(other.clone()),
+            None => {
+                following.insert(key, own.clone());
+                Ok(())
+            }
+        }
+    }
+
+    fn put_pen_down(&self, key: Key) {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    fn is_being_written(&self, key: Key) -> bool {
+        self.following.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
+    fn place_of(&self, attempt: AttemptId) -> Option<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
+    }
+
+    /// Fetches what an ended task has written, again where something that passes keeps it away.
+    async fn fetch_all(&self, key: Key) -> Result<(), String> {
+        let mut wait = AGAIN;
+        loop {
+            let permit = self.fetches.acquire().await;
+            let fetched = self.fetch(key, None).await;
+            drop(permit);
+            match fetched {
+                Ok(()) => return Ok(()),
+                Err(Missed { passes: true, .. }) if wait <= AGAIN_MAX => {}
+                Err(Missed { why, .. }) => return Err(why),
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
+    /// Adds to a task's file what its pod has written beyond it: what there is, or all that comes until
+    /// the task has ended.
+    async fn fetch(&self, key: Key, follow: Option<&Notify>) -> Result<(), Missed> {
+        let (Some(cluster), Some(place)) = (self.cluster.get(), self.place_of(key.0)) else {
+            return Err(Missed { why: "its pod is gone".to_owned(), passes: false });
+        };
+        let container = place.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
+        let parameters = LogParams {
+            container: Some(container.to_owned()),
+            follow: follow.is_some(),
+            limit_bytes: Some(self.bytes_max as i64),
+            ..LogParams::default()
+        };
+        let pods = cluster.pods(&place.namespace);
+        let name = names::pod(key.0, key.1 as usize);
+        let stream = tokio::time::timeout(STILL_MAX, pods.log_stream(&name, &parameters)).await;
+        let silent = |_| Missed { why: "its node does not answer".to_owned(), passes: true };
+        // 4xx: there is no such pod or container any more, or it is not for us to read.
+        let failed = |error: kube::Error| Missed { why: said(&error), passes: !is_refusal(&error) };
+        let stream = stream.map_err(silent)?.map_err(failed)?;
+        let broken = |error: io::Error| Missed { why: error.to_string(), passes: true };
+        self.append(key, stream, follow).await.map_err(broken)
+    }
+
+    async fn append(&self, key: Key, stream: impl AsyncBufRead, follow: Option<&Notify>) -> io::Result<()> {
+        let path = self.file(key);
+        if let Some(folder) = path.parent() {
+            tokio::fs::create_dir_all(folder).await?;
+        }
+        let mut options = tokio::fs::OpenOptions::new();
+        let mut file = options.create(true).append(true).open(path).await?;
+        let mut skip = file.metadata().await?.len();
+        let mut room = self.bytes_max.saturating_sub(skip);
+        let mut buffer = vec![0; 16 * 1024];
+        let mut stream = std::pin::pin!(stream);
+        while room > 0 {
+            let read = stream.read(&mut buffer);
+            // A task that is followed may be silent for as long as it likes.
+            let count = match follow {
+                Some(ended) => tokio::select! {
+                    count = read => count?,
+                    () = ended.notified() => 0,
+                },
+                None => {
+                    let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "its node fell silent");
+                    tokio::time::timeout(STILL_MAX, read).await.map_err(silent)??
+                }
+            };
+            if count == 0 {
+                break;
+            }
+            let known = usize::try_from(skip).unwrap_or(usize::MAX).min(count);
+            skip -= known as u64;
+            let new = &buffer[known..count];
+            let new = &new[..new.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
+            room -= new.len() as u64;
+            file.write_all(new).await?;
+            file.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn follow(self: &Arc<Self>, key: Key, runtime: &Handle) {
+        let ended = Arc::new(Notify::new());
+        if self.finishing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+            return;
+        }
+        let crowded = self.following.lock().unwrap_or_else(PoisonError::into_inner).len() >= FOLLOWED_MAX;
+        if crowded || self.take_pen(key, &ended).is_err() {
+            return;
+        }
+        let shared = self.clone();
+        runtime.spawn(async move {
+            // It may not have begun yet, or it broke off: readers that still wait ask again.
+            if shared.fetch(key, Some(&ended)).await.is_err() || !shared.is_done(key) {
+                let _ = tokio::time::timeout(AGAIN, ended.notified()).await;
+            }
+            shared.put_pen_down(key);
+        });
+    }
+
+    /// How long a task's file is, or 0 where there is none.
+    fn len(&self, key: Key) -> u64 {
+        std::fs::metadata(self.file(key)).map_or(0, |found| found.len())
+    }
+}
+
+impl ReadLogs for Logs {
+    fn read(
+        &self,
+        attempt: AttemptId,
+        task: u32,
+        stream: Stream,
+        offset: u64,
+        bytes_max: usize,
+    ) -> io::Result<LogPart> {
+        let key = (attempt, task);
+        // Before the file: what is added later belongs to the next part.
+        let complete = self.shared.is_done(key);
+        if !complete && self.shared.place_of(attempt).is_none() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the output is no longer kept"));
+        }
+        if stream == Stream::Stderr {
+            return Ok(LogPart { complete, ..LogPart::default() });
+        }
+        if !complete && !self.shared.is_being_written(key) {
+            self.shared.follow(key, &self.runtime);
+            // Whoever asks but once should see what there is.
+            let until = Instant::now() + FIRST_WORDS;
+            while Instant::now() < until
+                && self.shared.len(key) <= offset
+                && self.shared.is_being_written(key)
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let file = match std::fs::File::open(self.shared.file(key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(LogPart { complete, ..LogPart::default() });
+            }
+            opened => opened?,
+        };
+        let end = file.metadata()?.len();
+        let offset = offset.min(end);
+        let len = usize::try_from(end - offset).unwrap_or(usize::MAX).min(bytes_max);
+        let mut data = vec![0; len];
+        let count = file.read_at(&mut data, offset)?;
+        data.truncate(count);
+        Ok(LogPart { offset, data, end, complete })
+    }
+}

@@ -1,0 +1,147 @@
+//! What a running agent tells of itself: whether it is well, and numbers for Prometheus.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::model::attempt::OutcomeKind;
+
+/// The vital signs of one pool's agent.
+#[derive(Debug, Default)]
+pub struct PoolVitals {
+    pub pool: String,
+    /// Its backend has told all that is there.
+    opened: AtomicBool,
+    /// Its session with the broker stands.
+    connected: AtomicBool,
+    nodes: AtomicU64,
+    sessions: AtomicU64,
+    launches: AtomicU64,
+    stops: AtomicU64,
+    ended: [AtomicU64; OutcomeKind::ALL.len()],
+}
+
+impl PoolVitals {
+    /// Those of a pool that is yet to be opened.
+    pub fn new(pool: &str) -> Self {
+        Self { pool: pool.to_owned(), ..Self::default() }
+    }
+
+    /// Its backend was opened, or is gone.
+    pub fn set_opened(&self, opened: bool) {
+        self.opened.store(opened, Ordering::Relaxed);
+    }
+
+    /// Whether the session with the broker stands. A new one is counted.
+    pub fn set_connected(&self, connected: bool) {
+        if !self.connected.swap(connected, Ordering::Relaxed) && connected {
+            self.sessions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many nodes the pool has.
+    pub fn set_nodes(&self, nodes: usize) {
+        self.nodes.store(nodes as u64, Ordering::Relaxed);
+    }
+
+    /// An attempt was given to the backend.
+    pub fn count_launch(&self) {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An attempt was told to stop.
+    pub fn count_stop(&self) {
+        self.stops.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The backend told of an end.
+    pub fn count_end(&self, kind: OutcomeKind) {
+        if let Some(at) = OutcomeKind::ALL.iter().position(|other| *other == kind) {
+            self.ended[at].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The pool takes work: what runs in it lives on without that.
+    pub fn is_ready(&self) -> bool {
+        self.opened.load(Ordering::Relaxed) && self.connected.load(Ordering::Relaxed)
+    }
+}
+
+/// A family of metrics: name, type, what it is, its value for a pool.
+type Family = (&'static str, &'static str, &'static str, fn(&PoolVitals) -> u64);
+
+const FAMILIES: [Family; 6] = [
+    ("weir_agent_opened", "gauge", "Whether the pool's backend has told all that is there.", |vitals| {
+        u64::from(vitals.opened.load(Ordering::Relaxed))
+    }),
+    ("weir_agent_connected", "gauge", "Whether the session with the broker stands.", |vitals| {
+        u64::from(vitals.connected.load(Ordering::Relaxed))
+    }),
+    ("weir_agent_nodes", "gauge", "Nodes that the pool offers.", |vitals| {
+        vitals.nodes.load(Ordering::Relaxed)
+    }),
+    ("weir_agent_sessions_total", "counter", "Sessions with the broker that stood.", |vitals| {
+        vitals.sessions.load(Ordering::Relaxed)
+    }),
+    ("weir_agent_launches_total", "counter", "Attempts given to the backend.", |vitals| {
+        vitals.launches.load(Ordering::Relaxed)
+    }),
+    ("weir_agent_stops_total", "counter", "Attempts told to stop.", |vitals| {
+        vitals.stops.load(Ordering::Relaxed)
+    }),
+];
+
+/// The metrics of an agent's pools, as Prometheus reads them:
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
+pub fn metrics<'a>(pools: impl Iterator<Item = &'a PoolVitals> + Clone) -> String {
+    let mut text = String::new();
+    for (name, kind, help, value) in FAMILIES {
+        // Writing to a string can't fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for vitals in pools.clone() {
+            let _ = writeln!(text, "{name}{{pool=\"{}\"}} {}", vitals.pool, value(vitals));
+        }
+    }
+    let name = "weir_agent_ended_total";
+    let _ = write!(text, "# HELP {name} Attempts that ended, by outcome.\n# TYPE {name} counter\n");
+    for vitals in pools {
+        for (kind, count) in OutcomeKind::ALL.iter().zip(&vitals.ended) {
+            let (pool, code, count) = (&vitals.pool, kind.code(), count.load(Ordering::Relaxed));
+            let _ = writeln!(text, "{name}{{pool=\"{pool}\",outcome=\"{code}\"}} {count}");
+        }
+    }
+    if let Some(bytes) = resident_bytes() {
+        let name = "process_resident_memory_bytes";
+        let _ = write!(text, "# HELP {name} Resident memory.\n# TYPE {name} gauge\n{name} {bytes}\n");
+    }
+    text
+}
+
+/// From `/proc/self/statm`, see proc(5); `None` where there is none.
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pool_has_a_line_of_each_metric() {
+        let (a, b) = (PoolVitals::new("a"), PoolVitals::new("b"));
+        a.set_opened(true);
+        a.set_connected(true);
+        a.set_connected(true);
+        a.count_end(OutcomeKind::Failed);
+        assert!(a.is_ready() && !b.is_ready());
+        let text = metrics([&a, &b].into_iter());
+        for line in [
+            "weir_agent_sessions_total{pool=\"a\"} 1",
+            "weir_agent_connected{pool=\"b\"} 0",
+            "weir_agent_ended_total{pool=\"a\",outcome=\"Failed\"} 1",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+    }
+}

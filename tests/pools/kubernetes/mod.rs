@@ -1,0 +1,395 @@
+//! A Kubernetes cluster: a real control plane, with kwok in place of kubelets.
+
+mod faults;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir::clock::Clock;
+use weir::model::attempt::OutcomeKind;
+use weir::model::id::AttemptId;
+use weir::model::region::RegionCode;
+use weir::model::spec::{Program, Run};
+use weir::pools::kubernetes::{Binding, Kubernetes, LOG_MAX_BYTES, Settings};
+use weir::pools::{PoolBackend, Stream};
+
+use super::conformance::{self, Bench};
+use super::life::{Life, PATIENCE, assert_kind};
+use super::support::kubernetes::ControlPlane;
+use super::support::until;
+
+struct ClusterBench {
+    plane: Arc<ControlPlane>,
+    pool: &'static str,
+    state: tempfile::TempDir,
+    binding: Binding,
+}
+
+impl ClusterBench {
+    fn new(plane: Arc<ControlPlane>, pool: &'static str) -> Self {
+        plane.make_pool(pool, 2, r#"cpu: "8", memory: 32Gi, "nvidia.com/gpu": "4""#);
+        let state = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
+        Self { plane, pool, state, binding: Binding::Direct }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            pool: self.pool.to_owned(),
+            region: RegionCode::default(),
+            state: self.state.path().to_owned(),
+            holder: "agent".to_owned(),
+            kubeconfig: Some(self.plane.kubeconfig()),
+            context: None,
+            namespace: self.pool.to_owned(),
+            queues: BTreeMap::new(),
+            nodes: format!("pool={}", self.pool),
+            binding: self.binding.clone(),
+            process_image: None,
+            service_account: None,
+            image_pull_secrets: Vec::new(),
+            start_patience_ms: 2_000,
+            devices: BTreeMap::from([("nvidia.com/gpu".to_owned(), "A10".to_owned())]),
+            log_max_bytes: LOG_MAX_BYTES,
+        }
+    }
+
+    fn life(&self) -> Life<Kubernetes> {
+        Life::begin(|clock| self.backend(clock))
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        self.plane.kubectl(&[&["-n", self.pool], arguments].concat())
+    }
+}
+
+fn played(command: &[&str]) -> Run {
+    let command = command.iter().map(|part| (*part).to_owned()).collect();
+    Run::Container { image: "played".to_owned(), program: Program { command, ..Program::default() } }
+}
+
+impl Bench for ClusterBench {
+    type Backend = Kubernetes;
+
+    fn backend(&self, clock: Clock) -> Kubernetes {
+        Kubernetes::new(self.settings(), clock)
+    }
+
+    fn run(&self, ms: u64, code: u8) -> Run {
+        if ms > 60_000 { played(&["hang"]) } else { played(&["play", &format!("{ms}ms"), &code.to_string()]) }
+    }
+
+    /// Each pod is one run.
+    fn runs(&self, attempt: AttemptId) -> Option<usize> {
+        let of_attempt = format!("weir-{attempt}-");
+        Some(self.plane.created_pods(self.pool).iter().filter(|name| name.starts_with(&of_attempt)).count())
+    }
+
+    fn unstartable(&self) -> Option<Run> {
+        Some(played(&["refuse"]))
+    }
+}
+
+#[test]
+fn a_cluster_conforms() {
+    let Some(plane) = ControlPlane::shared("a_cluster_conforms") else { return };
+    conformance::whole(&ClusterBench::new(plane, "conforms"));
+}
+
+#[test]
+fn a_cluster_conforms_where_its_scheduler_binds() {
+    let Some(plane) = ControlPlane::shared("a_cluster_conforms_where_its_scheduler_binds") else { return };
+    let mut bench = ClusterBench::new(plane, "scheduled");
+    bench.binding = Binding::Scheduler("default-scheduler".to_owned());
+    conformance::whole(&bench);
+}
+
+#[test]
+fn what_others_use_is_not_offered() {
+    let Some(plane) = ControlPlane::shared("what_others_use_is_not_offered") else { return };
+    let bench = ClusterBench::new(plane, "shared");
+    let mut life = bench.life();
+    let free = |life: &Life<Kubernetes>| {
+        let node = life.nodes.iter().find(|node| node.name == "shared-0").expect("the node");
+        let healthy = node.devices.iter().filter(|device| device.healthy).count();
+        (node.allocatable.cpu_millis, healthy, node.cordoned)
+    };
+    assert_eq!(free(&life), (8_000, 4, false));
+    let pod = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: shared}
+spec:
+  nodeName: shared-0
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: i, command: [hang], resources: {requests: {cpu: 2500m}, limits: {"nvidia.com/gpu": 1}}}
+"#;
+    bench.plane.apply(pod);
+    life.hear("another's pod is counted", |life| free(life) == (5_500, 3, false));
+    bench.kubectl(&["delete", "pod", "other", "--wait=false"]);
+    life.hear("what it held is free again", |life| free(life) == (8_000, 4, false));
+    bench.plane.kubectl(&["cordon", "shared-0"]);
+    life.hear("a cordon is told", |life| free(life).2);
+    bench.plane.kubectl(&["uncordon", "shared-0"]);
+    life.hear("it is open again", |life| !free(life).2);
+    let ready = |status: &str| {
+        let conditions =
+            format!(r#"{{"status": {{"conditions": [{{"type": "Ready", "status": "{status}"}}]}}}}"#);
+        bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", &conditions]);
+    };
+    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent=true"]);
+    ready("Unknown");
+    life.hear("a node that is not ready is closed", |life| free(life).2);
+    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent-"]);
+    life.hear("one that is ready again is open", |life| !free(life).2);
+    let shrunk = r#"{"status": {"allocatable": {"cpu": "3", "nvidia.com/gpu": "2"}}}"#;
+    bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", shrunk]);
+    life.hear("a node that shrank is told", |life| free(life) == (3_000, 2, false));
+    bench.plane.kubectl(&["delete", "node", "shared-1"]);
+    life.hear("a node that is gone is told", |life| life.nodes.len() == 1);
+    life.kill();
+}
+
+#[test]
+fn ends_that_others_bring_about_are_told_apart() {
+    let Some(plane) = ControlPlane::shared("ends_that_others_bring_about_are_told_apart") else { return };
+    let bench = ClusterBench::new(plane, "ends");
+    let mut life = bench.life();
+    let launch = |life: &mut Life<Kubernetes>, job: u64, command: &[&str]| {
+        let launch = life.order(job, |spec| spec.groups[0].run = played(command));
+        life.launch(&launch);
+        (launch.order.attempt, format!("weir-{}-0", launch.order.attempt))
+    };
+    let (deleted, pod) = launch(&mut life, 1, &["hang"]);
+    life.until_running(deleted);
+    bench.kubectl(&["delete", "pod", &pod, "--wait=false"]);
+    assert_kind(&life.until_ended(deleted), OutcomeKind::Drained);
+    let (forced, pod) = launch(&mut life, 2, &["hang"]);
+    life.until_running(forced);
+    bench.kubectl(&["delete", "pod", &pod, "--force", "--grace-period=0"]);
+    assert_kind(&life.until_ended(forced), OutcomeKind::Vanished);
+    let (evicted, pod) = launch(&mut life, 3, &["hang"]);
+    life.until_running(evicted);
+    let eviction = format!(
+        r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "ends"}}}}"#
+    );
+    let path = format!("/api/v1/namespaces/ends/pods/{pod}/eviction");
+    let done =
+        bench.plane.kubectl_as(&bench.plane.kubeconfig(), &["create", "--raw", &path, "-f", "-"], &eviction);
+    done.expect("evicted");
+    let outcome = life.until_ended(evicted);
+    assert_kind(&outcome, OutcomeKind::Drained);
+    assert!(outcome.message.contains("EvictionByEvictionAPI"), "{outcome:?}");
+    let (oom, _) = launch(&mut life, 4, &["play", "100ms", "137"]);
+    assert_kind(&life.until_ended(oom), OutcomeKind::OutOfMemory);
+    let (pull, _) = launch(&mut life, 5, &["pull"]);
+    let outcome = life.until_ended(pull);
+    assert_kind(&outcome, OutcomeKind::LaunchFailed);
+    assert!(outcome.message.contains("ImagePullBackOff"), "{outcome:?}");
+    life.kill();
+}
+
+#[test]
+fn a_node_without_a_place_for_a_pod_sends_its_task_elsewhere() {
+    let Some(plane) = ControlPlane::shared("a_node_without_a_place_for_a_pod_sends_its_task_elsewhere")
+    else {
+        return;
+    };
+    let bench = ClusterBench::new(plane, "crowded");
+    let few = r#"{"status": {"allocatable": {"pods": "2"}}}"#;
+    bench.plane.kubectl(&["patch", "node", "crowded-0", "--subresource=status", "-p", few]);
+    let mut life = bench.life();
+    let closed = |life: &Life<Kubernetes>| {
+        life.nodes.iter().filter(|node| node.cordoned).map(|node| node.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(closed(&life), [""; 0]);
+    // A round of decisions may place more on a node than it takes pods.
+    let launches: Vec<_> = (1..=3)
+        .map(|job| {
+            let launch = life.order(job, |spec| spec.groups[0].run = played(&["hang"]));
+            life.launch(&launch);
+            launch.order.attempt
+        })
+        .collect();
+    let outcome = life.until_ended(launches[2]);
+    assert_kind(&outcome, OutcomeKind::NotStarted);
+    assert_eq!(closed(&life), ["crowded-0"], "the broker knows when it places the task again");
+    assert_eq!(bench.runs(launches[2]), Some(0));
+    launches[..2].iter().for_each(|attempt| life.until_running(*attempt));
+    // Where its kubelet sees more than the cluster tells, too.
+    let mut launch = life.order(4, |spec| spec.groups[0].run = played(&["crowded"]));
+    launch.order.tasks[0].node = "crowded-1".to_owned();
+    life.launch(&launch);
+    let outcome = life.until_ended(launch.order.attempt);
+    assert_kind(&outcome, OutcomeKind::NotStarted);
+    assert!(outcome.message.contains("OutOfpods"), "{outcome:?}");
+    assert_eq!(closed(&life).len(), 2);
+    life.kill();
+}
+
+#[test]
+fn a_task_is_over_when_its_main_container_is_whatever_helps_it() {
+    let test = "a_task_is_over_when_its_main_container_is_whatever_helps_it";
+    let Some(plane) = ControlPlane::shared(test) else { return };
+    let bench = ClusterBench::new(plane, "helped");
+    let mut life = bench.life();
+    for (job, code, kind) in [(1, "0", OutcomeKind::Succeeded), (2, "3", OutcomeKind::Failed)] {
+        let text = format!(
+            r#"{{"containers": [{{"name": "task", "image": "i", "command": ["linger", "{code}"]}},
+            {{"name": "helper", "image": "i", "resources": {{"requests": {{"cpu": "10m"}}}}}}]}}"#
+        );
+        let launch = life.order(job, |spec| spec.groups[0].run = Run::Pod { spec: text });
+        life.launch(&launch);
+        let outcome = life.until_ended(launch.order.attempt);
+        assert_kind(&outcome, kind);
+        assert_eq!(outcome.exit_code.map(|code| code.to_string()).as_deref(), Some(code));
+    }
+    life.kill();
+}
+
+#[test]
+fn a_gang_whose_agent_ended_too_early_gets_its_service() {
+    let test = "a_gang_whose_agent_ended_too_early_gets_its_service";
+    let Some(plane) = ControlPlane::shared(test) else { return };
+    let bench = ClusterBench::new(plane, "named");
+    let mut life = bench.life();
+    let launch = life.order(1, |spec| {
+        spec.groups[0].run = played(&["hang"]);
+        spec.groups[0].gang = true;
+        spec.groups[0].count = 2;
+    });
+    life.launch(&launch);
+    life.until_running(launch.order.attempt);
+    let services = || bench.kubectl(&["get", "services", "-o", "name"]);
+    until("it has a service", PATIENCE, || !services().is_empty());
+    life.kill();
+    bench.kubectl(&["delete", "services", "--all"]);
+    let life = bench.life();
+    until("it has one again", PATIENCE, || !services().is_empty());
+    life.kill();
+}
+
+#[test]
+fn pods_of_another_broker_are_left_alone() {
+    let Some(plane) = ControlPlane::shared("pods_of_another_broker_are_left_alone") else { return };
+    let bench = ClusterBench::new(plane, "others");
+    // Half of a gang, as another agent is about to create it: its own would end it.
+    let pod = |journal: &str| {
+        format!(
+            r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "weir-{journal}-1-0-1-0", "namespace": "others",
+            "labels": {{"weir.dev/pool": "others", "weir.dev/attempt": "{journal}-1-0-1", "weir.dev/rank": "0"}},
+            "annotations": {{"weir.dev/tasks": "2", "weir.dev/start-by": "99999999999999"}}}},
+            "spec": {{"nodeName": "others-0", "restartPolicy": "Never", "containers": [{{"name": "task", "image": "i", "command": ["hang"]}}]}}}}"#
+        )
+    };
+    let probe = bench.life();
+    let own = probe.order(1, |_| {}).order.attempt.journal;
+    probe.kill();
+    let other = weir::model::id::JournalId::from_random(77);
+    bench.plane.apply(&pod(&own.to_string()));
+    bench.plane.apply(&pod(&other.to_string()));
+    let phases = || bench.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"]);
+    until("both run", PATIENCE, || phases() == "Running Running");
+    let life = bench.life();
+    until("its own is ended", PATIENCE, || phases().contains("Failed"));
+    std::thread::sleep(Duration::from_secs(2));
+    let left =
+        bench.kubectl(&["get", "pod", &format!("weir-{other}-1-0-1-0"), "-o", "jsonpath={.status.phase}"]);
+    assert_eq!(left, "Running");
+    life.kill();
+}
+
+#[test]
+fn what_a_cluster_refuses_fails_at_once_and_says_why() {
+    let Some(plane) = ControlPlane::shared("what_a_cluster_refuses_fails_at_once_and_says_why") else {
+        return;
+    };
+    let bench = ClusterBench::new(plane, "refuses");
+    let quota = "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: q, namespace: refuses}\nspec: {hard: {pods: \"1\"}}\n";
+    bench.plane.apply(quota);
+    until("the quota is counted", PATIENCE, || {
+        bench.kubectl(&["get", "resourcequota", "q", "-o", "jsonpath={.status.hard.pods}"]) == "1"
+    });
+    let mut life = bench.life();
+    // A gang of two where one pod is allowed: what was created of it goes.
+    let gang = life.order(1, |spec| {
+        spec.groups[0].run = played(&["hang"]);
+        spec.groups[0].gang = true;
+        spec.groups[0].count = 2;
+    });
+    life.launch(&gang);
+    let outcome = life.until_ended(gang.order.attempt);
+    assert_kind(&outcome, OutcomeKind::LaunchFailed);
+    assert!(outcome.message.contains("exceeded quota"), "{outcome:?}");
+    life.forget(gang.order.attempt);
+    until("nothing is left", PATIENCE, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());
+    life.kill();
+}
+
+#[test]
+fn one_agent_speaks_for_a_pool() {
+    let Some(plane) = ControlPlane::shared("one_agent_speaks_for_a_pool") else { return };
+    let bench = ClusterBench::new(plane, "spoken");
+    let mut first = bench.life();
+    let second = std::thread::scope(|scope| {
+        let other = || {
+            Life::begin(|clock| {
+                Kubernetes::new(Settings { holder: "another".to_owned(), ..bench.settings() }, clock)
+            })
+        };
+        let began = std::time::Instant::now();
+        let second = scope.spawn(other);
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(!second.is_finished(), "the first one holds the lock");
+        // Nobody gives it back: the lease must run out.
+        let runtime_ends = std::mem::replace(&mut first.gone, true);
+        assert!(!runtime_ends);
+        first.kill();
+        let second = second.join().expect("it gets its turn");
+        assert!(began.elapsed() > Duration::from_secs(15), "not before the lease was over");
+        second
+    });
+    second.kill();
+}
+
+#[test]
+fn output_is_followed_and_outlives_its_pod() {
+    let Some(plane) = ControlPlane::shared("output_is_followed_and_outlives_its_pod") else { return };
+    let bench = ClusterBench::new(plane, "logs");
+    let write = |text: &str| {
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.append(true).open(bench.plane.task_log()).expect("the log");
+        std::io::Write::write_all(&mut file, format!("2026-01-01T00:00:00Z stdout F {text}\n").as_bytes())
+            .expect("written");
+    };
+    write("first");
+    let mut life = bench.life();
+    let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
+    let attempt = launch.order.attempt;
+    life.launch(&launch);
+    life.until_running(attempt);
+    let mut logs = None;
+    life.call(|backend| logs = Some(backend.logs()));
+    let logs = logs.expect("a reader");
+    let read = |offset: u64| logs.read(attempt, 0, Stream::Stdout, offset, 1 << 16).expect("output");
+    until("the first line is there", PATIENCE, || read(0).data == b"first\n");
+    write("second");
+    until("what is added follows", PATIENCE, || read(6).data == b"second\n");
+    assert!(!read(0).complete);
+    life.stop(attempt);
+    assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
+    write("third");
+    until("all of it is kept", PATIENCE, || read(0).complete);
+    let whole = read(0).data;
+    assert!(whole.starts_with(b"first\nsecond\n"), "{:?}", String::from_utf8_lossy(&whole));
+    life.forget(attempt);
+    until("the pod is gone", PATIENCE, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
+    life.kill();
+    let mut life = bench.life();
+    life.call(|backend| {
+        let part = backend.logs().read(attempt, 0, Stream::Stdout, 0, 1 << 16).expect("still kept");
+        assert_eq!((part.data, part.complete), (whole, true));
+    });
+    life.kill();
+}
