@@ -1,7 +1,7 @@
 //! The figures of `docs/performance.md`, measured on real processes and printed as its table.
 //!
 //! `cargo bench --bench figures` runs all parts, `cargo bench --bench figures -- scale` one of
-//! them: `service`, `placement`, `scale`, `idle`. Each part first measures the latency of the disk's
+//! them: `service`, `placement`, `large`, `scale`, `idle`. Each part first measures the latency of the disk's
 //! own commit: figures of different runs compare only beside it.
 
 #[path = "../../tests/support/mod.rs"]
@@ -13,6 +13,7 @@ mod scale;
 mod service;
 
 use std::process::Command;
+use std::time::Instant;
 
 use support::Home;
 
@@ -31,6 +32,21 @@ fn disk(home: &Home) {
 /// The value in thousandths of the sorted list.
 fn quantile(sorted: &[u64], thousandths: usize) -> u64 {
     sorted.get(sorted.len().saturating_sub(1) * thousandths / 1_000).copied().unwrap_or(0)
+}
+
+/// Times a command as a user has it.
+fn command(what: &str, times: usize, run: impl Fn() -> (i32, String, String)) {
+    let mut micros: Vec<u64> = (0..times)
+        .map(|_| {
+            let started = Instant::now();
+            let (code, _, error) = run();
+            assert!(code == 0, "{what}: {error}");
+            started.elapsed().as_micros() as u64
+        })
+        .collect();
+    micros.sort_unstable();
+    let ms = |thousandths| quantile(&micros, thousandths) as f64 / 1_000.0;
+    row(what, &format!("p50 {:.1} ms, p90 {:.1} ms", ms(500), ms(900)));
 }
 
 /// A field of `/proc/PID/status`, in KiB.
@@ -54,9 +70,10 @@ fn main() {
     // Cargo adds `--bench`; what is left names parts.
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let parts: [(&str, fn()); 4] = [
+    let parts: [(&str, fn()); 5] = [
         ("service", service::run),
-        ("placement", placement::run),
+        ("placement", placement::small),
+        ("large", placement::large),
         ("scale", scale::run),
         ("idle", idle::run),
     ];

@@ -1,7 +1,8 @@
 //! From submit to placed on a cluster that is nearly full, before a long queue that doesn't fit.
 //!
-//! 1,213 nodes of eight devices in five simulated pools; nine in ten devices taken, so that no node
-//! has more than one left; 100,000 jobs of 64 shapes that want two to eight wait. Then 2,000 jobs a
+//! 1,213 nodes of eight devices in five simulated pools (or 100,000 in 1,000); nine in ten devices
+//! taken, so that no node has more than one left; 100,000 (or 1,000,000) jobs of 64 shapes that want
+//! two to eight wait. Then 2,000 jobs a
 //! second ask for one device each, for 50 ms. What is measured is what a client sees: from its call
 //! until its watch tells that the job has an attempt.
 
@@ -20,46 +21,86 @@ use weir::pools::PoolBackend;
 use weir::pools::simulated::{NodeKind, Settings, Simulated, fleet};
 
 use super::support::Home;
-use super::{disk, quantile, row};
+use super::{command, disk, quantile, row, status_kib};
 
-const NODES: [u32; 5] = [243, 243, 243, 242, 242];
-const WAITING: usize = 100_000;
+/// A cluster, and how many jobs wait there.
+struct Cluster {
+    pools: usize,
+    nodes: u32,
+    waiting: usize,
+}
+
 const RATE: u64 = 2_000;
 const SECONDS: u64 = 10;
+/// How long a step may take before the broker's log tells of it.
+const LONG_STEP_MS: u64 = 20;
 
-pub fn run() {
+/// The nodes of the openb trace.
+pub fn small() {
+    run(&Cluster { pools: 5, nodes: 1_213, waiting: 100_000 });
+}
+
+/// A hundred thousand nodes in a thousand pools, and a million jobs.
+pub fn large() {
+    run(&Cluster { pools: 1_000, nodes: 100_000, waiting: 1_000_000 });
+}
+
+fn run(cluster: &Cluster) {
     let mut home = Home::new();
-    let _broker = home.start_broker("server");
+    home.env.push(("WEIR_LOG", "warn,weir::runtime::broker=debug".into()));
+    let broker = home.start_broker("server");
     disk(&home);
     let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let mut micros = runtime.block_on(async {
+    let (mut micros, long) = runtime.block_on(async {
         let client = Client::new(&home.address, Some(&token)).expect("a client");
-        for (index, nodes) in NODES.into_iter().enumerate() {
-            start_pool(&client, index, nodes);
+        for index in 0..cluster.pools {
+            // The first ones have one more where they don't come out even.
+            let (all, pools) = (cluster.nodes as usize, cluster.pools);
+            start_pool(&client, index, (all / pools + usize::from(index < all % pools)) as u32);
         }
-        let from_revision = fill(&client).await;
-        measure(&client, from_revision).await
+        let from_revision = fill(&client, cluster).await;
+        let before = long_steps(&home);
+        let micros = measure(&client, from_revision).await;
+        (micros, long_steps(&home).split_off(before.len()))
     });
     micros.sort_unstable();
     let ms = |thousandths| quantile(&micros, thousandths) as f64 / 1_000.0;
+    let Cluster { pools, nodes, waiting } = cluster;
     row(
-        "submit to placed, 2,000 jobs/s, 1,213 nodes 90 % full, 100,000 waiting jobs that don't fit",
         &format!(
-            "{} jobs: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms",
+            "submit to placed, {RATE} jobs/s, {nodes} nodes in {pools} pools 90 % full, {waiting} waiting jobs that don't fit"
+        ),
+        &format!(
+            "{} jobs: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms; {} steps longer than {LONG_STEP_MS} ms, the longest {} ms; {} MiB resident",
             micros.len(),
             ms(500),
             ms(900),
-            ms(990)
+            ms(990),
+            long.len(),
+            long.iter().max().unwrap_or(&0),
+            status_kib(broker.0.id(), "VmRSS") >> 10,
         ),
     );
+    command("`weir why` of one that waits there, whole command, 101 times", 101, || {
+        home.run(&["why", "job/last-1"])
+    });
+    let filling = long_steps(&home);
+    println!("steps longer than {LONG_STEP_MS} ms from start to end: {filling:?}");
+}
+
+/// How long each long step took, in ms, as the broker's log tells.
+fn long_steps(home: &Home) -> Vec<u64> {
+    let log = home.log();
+    let lines = log.lines().filter(|line| line.contains("long step"));
+    lines.filter_map(|line| line.split("took_ms=").nth(1)?.split_whitespace().next()?.parse().ok()).collect()
 }
 
 fn start_pool(client: &Client, index: usize, count: u32) {
     let clock = Clock::start();
     let name = format!("pool-{index}");
     let capabilities = Capabilities { processes: true, leases: true, ..Capabilities::default() };
-    let region = ["CN-CQ", "CN-XJ", "CN-GZ", "CN-SC", "CN-QH"][index];
+    let region = ["CN-CQ", "CN-XJ", "CN-GZ", "CN-SC", "CN-QH"][index % 5];
     let pool = PoolSpec {
         name: name.clone(),
         region: RegionCode::parse(region).expect("a known region"),
@@ -76,11 +117,25 @@ fn start_pool(client: &Client, index: usize, count: u32) {
         device: "A100-80G".to_owned(),
         devices: 8,
     };
-    let hello = Hello { pool, instance: InstanceId(index as u128 + 1), key: [index as u8; 16], seen: None };
+    let hello = Hello {
+        pool,
+        instance: InstanceId(index as u128 + 1),
+        key: (index as u128).to_le_bytes(),
+        seen: None,
+    };
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);
     let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
-    tokio::spawn(weir::runtime::agent::run(hello, backend, dialer, clock, |_| {}, std::future::pending()));
+    let vitals = Default::default();
+    tokio::spawn(weir::runtime::agent::run(
+        hello,
+        backend,
+        dialer,
+        clock,
+        |_| {},
+        vitals,
+        std::future::pending(),
+    ));
 }
 
 fn job(prefix: &str, devices: u32, cpu_millis: u64, duration_ms: u64) -> v1::Submission {
@@ -114,7 +169,7 @@ async fn devices_used(client: &Client) -> u64 {
 }
 
 async fn until_used(client: &Client, devices: u64) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(600);
     while devices_used(client).await < devices {
         assert!(Instant::now() < deadline, "the cluster does not fill");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -122,8 +177,8 @@ async fn until_used(client: &Client, devices: u64) {
 }
 
 /// Returns the revision from which on to watch.
-async fn fill(client: &Client) -> u64 {
-    let nodes: u64 = NODES.iter().map(|count| u64::from(*count)).sum();
+async fn fill(client: &Client, cluster: &Cluster) -> u64 {
+    let nodes = u64::from(cluster.nodes);
     let hour = 3_600_000;
     let mut jobs = vec![job("fill", 7, 7_000, hour); nodes as usize];
     while !jobs.is_empty() {
@@ -133,14 +188,19 @@ async fn fill(client: &Client) -> u64 {
     }
     until_used(client, nodes * 7).await;
     let more = nodes * 8 * 9 / 10 - nodes * 7;
-    submit(client, vec![job("fill", 1, 1_000, hour); more as usize]).await;
+    let mut jobs = vec![job("fill", 1, 1_000, hour); more as usize];
+    while !jobs.is_empty() {
+        let rest = jobs.split_off(jobs.len().min(500));
+        submit(client, jobs).await;
+        jobs = rest;
+    }
     until_used(client, nodes * 7 + more).await;
-    for batch in 0..WAITING / 500 {
+    for batch in 0..cluster.waiting / 500 {
         let shape =
             |index: usize| job("wait", 2 + (index % 7) as u32, 1_000 + 100 * (index % 64) as u64, hour);
         submit(client, (0..500).map(|index| shape(batch * 500 + index)).collect()).await;
     }
-    submit(client, vec![job("wait", 8, 1_000, hour)]).await.revision
+    submit(client, vec![job("last", 8, 1_000, hour)]).await.revision
 }
 
 async fn measure(client: &Client, from_revision: u64) -> Vec<u64> {

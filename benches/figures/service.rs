@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::support::{Home, until};
-use super::{disk, quantile, row};
+use super::{command, disk, row};
 
 pub fn run() {
     let mut home = Home::new();
@@ -34,20 +34,6 @@ fn bench(home: &Home, what: &str, arguments: &[&str]) {
     let (code, out, error) = home.run(&[&["bench"], arguments].concat());
     assert!(code == 0, "{arguments:?}: {error}");
     row(&format!("{what}: `weir bench {}`", arguments.join(" ")), out.trim());
-}
-
-fn command(what: &str, times: usize, run: impl Fn() -> (i32, String, String)) {
-    let mut micros: Vec<u64> = (0..times)
-        .map(|_| {
-            let started = Instant::now();
-            let (code, _, error) = run();
-            assert!(code == 0, "{what}: {error}");
-            started.elapsed().as_micros() as u64
-        })
-        .collect();
-    micros.sort_unstable();
-    let ms = |thousandths| quantile(&micros, thousandths) as f64 / 1_000.0;
-    row(what, &format!("p50 {:.1} ms, p90 {:.1} ms", ms(500), ms(900)));
 }
 
 /// One job of 10,000 `true`, each of which takes a whole core of the host pool.
