@@ -231,7 +231,7 @@ impl Attempts {
                 (self.cluster.clone(), self.reports.clone(), kept.namespace.clone());
             let (name, uid, rank) = (names::pod(attempt, rank), view.uid.clone(), rank as u32);
             tokio::spawn(async move {
-                cluster.delete(&namespace, &name, &uid).await;
+                cluster.delete(&namespace, &name, &uid, None).await;
                 let _ = reports.send(Done::Deleted { attempt, rank });
             });
         }

@@ -290,7 +290,13 @@ impl Cluster {
         loop {
             match self.call(pods.patch(name, &parameters, &Patch::Merge(&patch))).await {
                 Ok(patched) if patched.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) => return,
-                Ok(_) => break,
+                Ok(patched) => {
+                    // As it was seen: one that gets its node meanwhile would be gone without a last word,
+                    // for the server looks at the node before it deletes, and not as it does.
+                    if self.delete(namespace, name, uid, patched.metadata.resource_version).await {
+                        return;
+                    }
+                }
                 Err(Some(error)) if code(&error) == 404 => return,
                 // Also where another pod is in its place: that one is not deleted.
                 Err(Some(error)) if is_refusal(&error) => {
@@ -304,19 +310,27 @@ impl Cluster {
                 Err(error) => backoff.wait_after(error.as_ref()).await,
             }
         }
-        self.delete(namespace, name, uid).await;
+        self.delete(namespace, name, uid, None).await;
     }
 
-    /// Deletes a pod, if it is the one meant.
-    pub(super) async fn delete(&self, namespace: &str, name: &str, uid: &str) {
+    /// Deletes a pod, if it is the one meant, and of this version if one is named. Returns whether it did,
+    /// or there was nothing to delete.
+    pub(super) async fn delete(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        resource_version: Option<String>,
+    ) -> bool {
         let uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
-        let preconditions = Some(Preconditions { uid, resource_version: None });
+        let preconditions = Some(Preconditions { uid, resource_version });
         let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
         let (pods, mut backoff) = (self.pods(namespace), Backoff::new());
         loop {
             match self.call(pods.delete(name, &parameters)).await {
-                Ok(_) => return,
-                Err(Some(error)) if matches!(code(&error), 404 | 409) => return,
+                Ok(_) => return true,
+                Err(Some(error)) if code(&error) == 404 => return true,
+                Err(Some(error)) if code(&error) == 409 => return false,
                 Err(error) => {
                     let why = error.as_ref().map_or_else(|| "it does not answer".to_owned(), said);
                     tracing::debug!(pod = name, error = why, "a pod can't be deleted");
