@@ -16,8 +16,9 @@ use crate::{job, raw};
 
 /// How long each attack goes on.
 const DURATION: Duration = Duration::from_millis(500);
-/// In which 99 of 100 honest requests are answered meanwhile, on a busy machine of two cores.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// In which 99 of 100 honest requests are answered meanwhile. Whoever is held up waits as long as the attack
+/// goes on; on idle cores the worst is 0.15 s, and beside a build on both of them it was 1.6 s.
+const ANSWER_MAX: Duration = Duration::from_secs(4);
 /// What a broker may hold more during and after an attack.
 const GROWTH_MAX: u64 = 128 << 20;
 /// Connections that attack at once.
