@@ -42,6 +42,7 @@ pub enum PoolReason {
     PoolLost,
     NodesCordoned { nodes: u64 },
     NodesHeldBack { nodes: u64 },
+    NodesKept { nodes: u64 },
     ResourcesBusy { kind: ResourceKind, needed: u64, free: u64 },
     NodeFragmentation { kind: ResourceKind, needed: u64, free: u64, largest: u64 },
     Fits,
@@ -70,6 +71,7 @@ impl PoolReason {
             Self::PoolLost => "PoolLost",
             Self::NodesCordoned { .. } => "NodesCordoned",
             Self::NodesHeldBack { .. } => "NodesHeldBack",
+            Self::NodesKept { .. } => "NodesKept",
             Self::ResourcesBusy { .. } => "ResourcesBusy",
             Self::NodeFragmentation { .. } => "NodeFragmentation",
             Self::Fits => "Fits",
@@ -98,7 +100,9 @@ impl PoolReason {
             | Self::PoolLost
             | Self::NodesCordoned { .. }
             | Self::NodesHeldBack { .. } => Standing::Closed,
-            Self::ResourcesBusy { .. } | Self::NodeFragmentation { .. } => Standing::Full,
+            Self::NodesKept { .. } | Self::ResourcesBusy { .. } | Self::NodeFragmentation { .. } => {
+                Standing::Full
+            }
             Self::Fits => Standing::Fits,
         }
     }
@@ -152,6 +156,11 @@ impl PoolReason {
                 "NodesHeldBack",
                 "the nodes that would do failed everything they were given, and rest for a while",
                 "wait, look at the nodes, or uncordon one",
+            ),
+            (
+                "NodesKept",
+                "the nodes that would do are kept for jobs that have waited longer, or matter more",
+                "wait: later the job may have them, too",
             ),
             ("ResourcesBusy", "the pool has too little free of one resource", "wait for work to end"),
             (
@@ -230,6 +239,9 @@ impl fmt::Display for PoolReason {
             Self::NodesCordoned { nodes } => write!(f, "{nodes} nodes that would do are cordoned"),
             Self::NodesHeldBack { nodes } => {
                 write!(f, "{nodes} nodes that would do failed all they were given, and are held back")
+            }
+            Self::NodesKept { nodes } => {
+                write!(f, "{nodes} nodes that would do are kept for jobs that have waited longer")
             }
             Self::ResourcesBusy { kind, needed, free } => {
                 write!(f, "{} free, {} needed", Amount(kind, *free), Amount(kind, *needed))

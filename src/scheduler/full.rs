@@ -78,7 +78,12 @@ impl Scheduler {
             let (gain, after) = match self.full.offered.take() {
                 Some((gain, last)) => (gain, Bound::Excluded(last)),
                 None => match self.full.gains.pop_first() {
-                    Some(gain) => (gain, Bound::Unbounded),
+                    Some(gain) => {
+                        if let Gain::Node(at) = gain {
+                            self.keep(state, at);
+                        }
+                        (gain, Bound::Unbounded)
+                    }
                     None => return looks,
                 },
             };
@@ -104,9 +109,12 @@ impl Scheduler {
     fn most(&self, gain: Gain) -> Need {
         match gain {
             Gain::Pool(_) => (u64::MAX, u64::MAX),
-            Gain::Node(at) => self.packer.node(at).map_or((0, 0), |node| {
-                (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
-            }),
+            Gain::Node(at) => {
+                let node = self.packer.node(at).or_else(|| self.kept.packer.node(at));
+                node.map_or((0, 0), |node| {
+                    (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
+                })
+            }
         }
     }
 
@@ -118,6 +126,7 @@ impl Scheduler {
         }
         let demands = index.demands.clone();
         let Gain::Node(at) = gain else { return true };
-        demands.iter().any(|(demand, _)| self.packer.fits(demand, at))
+        let packer = self.packer_of(at);
+        demands.iter().any(|(demand, _)| packer.fits(demand, at))
     }
 }

@@ -3,12 +3,13 @@
 //! `plan` takes waiting classes by priority, then submission, and places their units by packing.
 //! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
 //! `nodes` tells it of the state's nodes, `capacity` says what is free, `full` keeps who waits for capacity,
-//! `line` who waits behind a running one, `window` chooses who goes next, `why` explains, and `defrag` plans
-//! what could be moved.
+//! `kept` which nodes are kept for whom, `line` who waits behind a running one, `window` chooses who goes next,
+//! `why` explains, and `defrag` plans what could be moved.
 
 pub mod capacity;
 pub mod defrag;
 mod full;
+mod kept;
 mod line;
 mod nodes;
 pub mod packing;
@@ -28,6 +29,7 @@ use rustc_hash::FxHashSet;
 
 use crate::model::demand::{Demand, Lesson};
 use full::{Full, Gain};
+use kept::Kept;
 use packing::bucket::{Bucket, ClassRef};
 use packing::fgd::Fgd;
 use packing::mix::Mix;
@@ -67,6 +69,8 @@ impl Default for Budget {
 pub struct Scheduler {
     policy: Policy,
     packer: Packer,
+    /// Nodes that the packer doesn't have.
+    kept: Kept,
     pools: nodes::Pools,
     node_classes: FxHashSet<ClassRef>,
     mix: Mix,
@@ -123,6 +127,7 @@ impl Scheduler {
         let mut scheduler = Self {
             policy,
             packer: Packer::new(scorer(policy, state.lesson())),
+            kept: Kept::default(),
             mix: Mix::resume(state.lesson()),
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
@@ -171,7 +176,7 @@ impl Scheduler {
 
     /// Both indexes hold the same nodes with the same free capacity.
     pub fn same_nodes(&self, other: &Self) -> bool {
-        let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.packer.buckets_of_nodes().collect() };
+        let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.nodes().collect() };
         self.pools == other.pools && nodes(self) == nodes(other)
     }
 
@@ -183,7 +188,7 @@ impl Scheduler {
 
     /// The nodes that take work, each with all that packing knows of it, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, Arc<Bucket>)> {
-        self.packer.buckets_of_nodes()
+        self.packer.buckets_of_nodes().chain(self.kept.packer.buckets_of_nodes())
     }
 
     /// Counts a job that has just come.
@@ -279,6 +284,7 @@ impl Scheduler {
     /// folding the applied plan changes nothing, folding a refused start gives it back.
     pub fn plan(&mut self, state: &State, budget: Budget) -> Plan {
         let mut round = Round::default();
+        self.give_back_unwanted(state);
         round.work += self.wake(state) as u32 / 16;
         while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
             let Some(class) = self.choose(state, &mut round.work) else { break };
@@ -326,8 +332,12 @@ impl Scheduler {
         let avoid = state.job(job).and_then(|job| job.groups[usize::from(group)].tried(unit.unit)?.avoid);
         let placed = self.place(state, class.shape, unit, avoid, round);
         let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
+        let key = (Reverse(class.priority), (job, group), class);
+        let placed = placed.or_else(|| self.place_kept(state, key, unit, avoid, round));
         let start = match placed {
             Some((pool, placements)) => {
+                let waited_ms = state.job(job).map_or(0, |job| state.now().ms_since(job.submitted_at));
+                self.kept.start(waited_ms, &total);
                 round.hold(state, class.queue, &total);
                 Some(Start { unit, pool, placements, after: None })
             }
@@ -342,7 +352,6 @@ impl Scheduler {
         };
         self.forget_kept(class);
         let Some(start) = start else {
-            let key = (Reverse(class.priority), (job, group), class);
             if let Some(shape) = state.shape(class.shape) {
                 self.classes.insert(class, ClassState::Full);
                 self.full.insert(class, shape, key);
@@ -435,7 +444,7 @@ impl Scheduler {
 
     /// Explains, for one unit group's shape, every pool's part exactly once.
     pub fn why(&self, state: &State, shape: &Shape) -> Why {
-        why::explain(state, &self.packer, shape)
+        why::explain(state, (&self.packer, &self.kept.packer), shape)
     }
 
     /// Some pool could take a unit of this shape one day.

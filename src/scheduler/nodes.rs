@@ -10,7 +10,7 @@ use super::packing::overflow::SAMPLE_MAX;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::id::{NodeRef, PoolId};
-use crate::model::pool::Capabilities;
+use crate::model::pool::{Capabilities, Device as SpecDevice};
 use crate::model::region::RegionCode;
 use crate::model::shape::Shape;
 use crate::model::spec::TaskRequest;
@@ -55,16 +55,22 @@ impl Scheduler {
         let node = state.node(at).filter(|node| node.is_open());
         let (Some(pool), Some(node)) = (open, node) else {
             self.packer.remove(at);
+            self.kept.remove(at);
             return false;
         };
-        let kept = self.packer.node(at).map(|kept| (kept.class.clone(), kept.devices.clone()));
+        let kept = self.packer_of(at).node(at).map(|kept| (kept.class.clone(), kept.devices.clone()));
         let class = kept.as_ref().map(|(class, _)| class).filter(|class| is_class(class, pool, node));
         let class = class.cloned().unwrap_or_else(|| self.class(pool, node));
         let same = |devices: &&Arc<[Device]>| devices.iter().copied().eq(devices_of(node));
         let devices = kept.as_ref().map(|(_, devices)| devices).filter(same).cloned();
         let device_free = (0..node.spec.devices.len()).map(|index| node.device_free(index)).collect();
         let devices = devices.unwrap_or_else(|| devices_of(node).collect());
-        self.packer.set(at, Node { class, free: node.free(), devices, device_free })
+        self.packer_of(at).set(at, Node { class, free: node.free(), devices, device_free })
+    }
+
+    /// The packer that has a node, or is to have it.
+    pub(super) fn packer_of(&mut self, at: NodeRef) -> &mut Packer {
+        if self.kept.holds(at) { &mut self.kept.packer } else { &mut self.packer }
     }
 
     fn class(&mut self, pool: &Pool, node: &StateNode) -> ClassRef {
@@ -126,17 +132,16 @@ pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
     let nodes: usize = pools().map(|pool| pool.nodes.len()).sum();
     let step = nodes.div_ceil(SAMPLE_MAX).max(1);
     let all = pools().flat_map(|pool| pool.nodes.values().map(move |node| (pool, node)));
-    all.filter(|(_, node)| node.is_open()).step_by(step).map(|(pool, node)| Node {
-        class: ClassRef::new(class_of(pool, node)),
-        free: node.spec.allocatable.clone(),
-        devices: devices_of(node).collect(),
-        device_free: node
-            .spec
-            .devices
-            .iter()
-            .map(|device| device.millis * u32::from(device.healthy))
-            .collect(),
-    })
+    all.filter(|(_, node)| node.is_open())
+        .step_by(step)
+        .map(|(pool, node)| emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect()))
+}
+
+/// A node as it would be if it were empty.
+pub(super) fn emptied(node: &StateNode, class: ClassRef, devices: Arc<[Device]>) -> Node {
+    let whole = |device: &SpecDevice| device.millis * u32::from(device.healthy);
+    let device_free = node.spec.devices.iter().map(whole).collect();
+    Node { class, free: node.spec.allocatable.clone(), devices, device_free }
 }
 
 /// A packer of one pool's nodes as they would be if all were `empty` and took work, or of those that do

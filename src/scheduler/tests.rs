@@ -10,7 +10,7 @@ use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::demand::{Expected, Lesson};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX};
+use crate::model::limit::{KEPT_ONE_OF, KEPT_WAIT_MS_MIN, PASSES_AGE_MS_MAX, PASSES_MAX};
 use crate::model::plan::Plan;
 use crate::model::pool::{DrainMode, Reach};
 use crate::model::queue::default_settings;
@@ -328,6 +328,15 @@ fn place_that_is_handed_on_counts_though_its_node_is_gone() {
     assert!(node.gone && node.tasks == 1);
 }
 
+/// Ends a unit after so long a run that nobody lines up behind its like.
+fn end_after_long(world: &mut Fixture, unit: UnitId) {
+    world.report(unit, AttemptStatus::Running { started_at: world.now });
+    let started_at = Some(world.now);
+    world.pass(1_000);
+    let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
+    world.report(unit, AttemptStatus::Ended { started_at, ended_at: world.now, outcome });
+}
+
 #[test]
 fn long_tasks_do_not_line_up() {
     let mut world = Fixture::new();
@@ -335,11 +344,7 @@ fn long_tasks_do_not_line_up() {
     let mut scheduler = Scheduler::rebuild(&world.state);
     let job = world.submit_spec(tasks(5, 8));
     settle(&mut world, &mut scheduler);
-    world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
-    let started_at = Some(world.now);
-    world.pass(1_000);
-    let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
-    world.report(unit(job, 0), AttemptStatus::Ended { started_at, ended_at: world.now, outcome });
+    end_after_long(&mut world, unit(job, 0));
     assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
 }
 
@@ -401,4 +406,92 @@ fn lesson_is_due_after_some_tasks_and_names_what_finds_no_room() {
     assert!(lesson.kinds[0].overflow > 0);
     world.must(Command::Learn { lesson: Arc::new(lesson) });
     assert_eq!(Scheduler::rebuild(&world.state).lesson(&world.state), None);
+}
+
+/// A full cluster of nodes of two devices: running are tasks of one, in front of the line stands a job of two,
+/// and behind it more of one.
+struct Crowd {
+    world: Fixture,
+    scheduler: Scheduler,
+    running: JobId,
+    wide: JobId,
+    nodes: Vec<NodeId>,
+}
+
+fn crowd() -> Crowd {
+    let mut world = Fixture::new();
+    let nodes = (0..KEPT_ONE_OF).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect();
+    world.pool("p", "CN-CQ", nodes);
+    world.must(whole_devices_overflow());
+    let mut many = with_devices(DeviceAmount::Whole(1));
+    many.groups[0].count = 2 * KEPT_ONE_OF as u32;
+    let running = world.submit_spec(many.clone());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let starts = settle(&mut world, &mut scheduler);
+    let nodes: Vec<NodeId> = starts.into_iter().map(|(_, _, node)| node).collect();
+    assert_eq!(nodes.len(), 2 * KEPT_ONE_OF);
+    let wide = world.submit_spec(with_devices(DeviceAmount::Whole(2)));
+    world.submit_spec(many);
+    settle(&mut world, &mut scheduler);
+    Crowd { world, scheduler, running, wide, nodes }
+}
+
+impl Crowd {
+    /// Ends one running task of a node; tells which jobs start then.
+    fn end_on(&mut self, node: NodeId) -> Vec<JobId> {
+        let at = self.nodes.iter().rposition(|other| *other == node).unwrap();
+        self.nodes[at] = NodeId(0);
+        end_after_long(&mut self.world, unit(self.running, at as u32));
+        settle(&mut self.world, &mut self.scheduler).into_iter().map(|(job, _, _)| job).collect()
+    }
+}
+
+#[test]
+fn node_is_kept_for_a_wide_job_once_it_has_waited_long() {
+    let mut crowd = crowd();
+    let small = JobId(crowd.wide.0 + 1);
+    assert_eq!(crowd.end_on(NodeId(1)), [small], "at first nothing is kept");
+    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    assert_eq!(crowd.end_on(NodeId(2)), []);
+    assert_eq!(crowd.end_on(NodeId(3)), [small], "one node is kept, and no more");
+    let why = crowd.scheduler.why(&crowd.world.state, &shape(&with_devices(DeviceAmount::Whole(1))));
+    assert_eq!(why.pools[0].reason, PoolReason::NodesKept { nodes: 1 });
+    // Who comes before it in the line may have it.
+    let mut urgent = with_devices(DeviceAmount::Whole(1));
+    urgent.priority = 1;
+    let urgent = crowd.world.submit_spec(urgent);
+    let starts = settle(&mut crowd.world, &mut crowd.scheduler);
+    assert_eq!(starts, [(urgent, PoolId(1), NodeId(2))]);
+    end_after_long(&mut crowd.world, unit(urgent, 0));
+    assert_eq!(settle(&mut crowd.world, &mut crowd.scheduler), []);
+    assert_eq!(crowd.end_on(NodeId(2)), [crowd.wide]);
+    assert!(crowd.scheduler.same_nodes(&Scheduler::rebuild(&crowd.world.state)));
+    assert_eq!(crowd.end_on(NodeId(4)), [small]);
+}
+
+#[test]
+fn node_is_given_back_when_who_it_is_kept_for_goes() {
+    let mut crowd = crowd();
+    let small = JobId(crowd.wide.0 + 1);
+    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    assert_eq!(crowd.end_on(NodeId(2)), []);
+    crowd.world.must(Command::Cancel { jobs: vec![crowd.wide] });
+    let starts = settle(&mut crowd.world, &mut crowd.scheduler);
+    assert_eq!(
+        starts.into_iter().map(|(job, _, node)| (job, node)).collect::<Vec<_>>(),
+        [(small, NodeId(2))]
+    );
+}
+
+#[test]
+fn nothing_is_kept_by_best_fit_and_in_small_clusters() {
+    let mut crowd = crowd();
+    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    let pool = crowd.world.state.pool_named("p").unwrap().id;
+    crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: true });
+    let small = JobId(crowd.wide.0 + 1);
+    assert_eq!(crowd.end_on(NodeId(2)), [small], "one node less than it takes");
+    crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
+    crowd.world.must(Command::Learn { lesson: Arc::default() });
+    assert_eq!(crowd.end_on(NodeId(3)), [small]);
 }

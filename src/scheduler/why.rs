@@ -40,20 +40,23 @@ pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<Pool
     demand::exclusion(&shape.constraints, shape.needs, Some(&spec.name), spec.region, spec.capabilities)
 }
 
+/// What packs the nodes for all, and those that are kept for some.
+type Packers<'a> = (&'a Packer, &'a Packer);
+
 /// Explains every pool.
-pub(super) fn explain(state: &State, packer: &Packer, shape: &Shape) -> Why {
-    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packer, pool, shape) };
+pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why {
+    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packers, pool, shape) };
     let omitted = |pool: &&Pool| pool.cordoned && Mutant::OmitCordonedPools.is_on();
     let pools: Vec<PoolWhy> = state.pools().filter(|pool| !omitted(pool)).map(reason).collect();
     let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
         Vec::new()
     } else {
-        would_help(state, packer, shape, &pools)
+        would_help(state, packers, shape, &pools)
     };
     Why { pools, would_help }
 }
 
-fn pool_reason(state: &State, packer: &Packer, pool: &Pool, shape: &Shape) -> PoolReason {
+fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) -> PoolReason {
     if let Some(reason) = exclusion(state, pool.id, shape) {
         return reason;
     }
@@ -73,7 +76,7 @@ fn pool_reason(state: &State, packer: &Packer, pool: &Pool, shape: &Shape) -> Po
     }
     for (request, count) in &shape.tasks {
         let demand = demand_of(state, request, shape);
-        if let Some(reason) = full(packer, pool, &demand, *count) {
+        if let Some(reason) = full(packers, pool, &demand, *count) {
             return reason;
         }
     }
@@ -192,7 +195,7 @@ fn closed(pool: &Pool) -> Option<PoolReason> {
 }
 
 /// Why the pool has no place now.
-fn full(packer: &Packer, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
+fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
     let suits = |node: &&Node| {
         !node.gone
             && demand.admits(&class_of(pool, node))
@@ -212,10 +215,16 @@ fn full(packer: &Packer, pool: &Pool, demand: &Demand, count: u32) -> Option<Poo
         });
     }
     let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
-    let fits =
-        open.iter().filter(|node| packer.fits(demand, NodeRef { pool: pool.id, node: node.id })).count();
-    if fits > 0 && count == 1 {
-        return None;
+    let (for_all, kept) = packers;
+    let at = |node: &Node| NodeRef { pool: pool.id, node: node.id };
+    if count == 1 {
+        if open.iter().any(|node| for_all.fits(demand, at(node))) {
+            return None;
+        }
+        let nodes = open.iter().filter(|node| kept.fits(demand, at(node))).count() as u64;
+        if nodes > 0 {
+            return Some(PoolReason::NodesKept { nodes });
+        }
     }
     let (needed, mut free, mut places) = (needed_by(demand), Resources::default(), 0u64);
     let mut largest = Resources::default();
@@ -226,7 +235,10 @@ fn full(packer: &Packer, pool: &Pool, demand: &Demand, count: u32) -> Option<Poo
         free = free.checked_add(&room).unwrap_or(free);
     }
     if places >= u64::from(count) {
-        return None;
+        let kept = open.iter().filter(|node| kept.node(at(node)).is_some());
+        let (nodes, kept_places) =
+            kept.fold((0, 0), |(nodes, sum), node| (nodes + 1, sum + places_on(node, demand, false)));
+        return (places - kept_places < u64::from(count)).then_some(PoolReason::NodesKept { nodes });
     }
     let unit = needed.checked_mul(u64::from(count)).unwrap_or_else(|| needed.clone());
     if let Some(excess) = unit.first_excess(&free) {
@@ -307,7 +319,7 @@ fn larger(left: &Resources, right: &Resources) -> Resources {
 }
 
 /// Single changes to the job after which some pool would take it now.
-fn would_help(state: &State, packer: &Packer, shape: &Shape, pools: &[PoolWhy]) -> Vec<String> {
+fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolWhy]) -> Vec<String> {
     let mut help = Vec::new();
     let mut relaxed = shape.clone();
     relaxed.constraints.regions_allowed.clear();
@@ -317,7 +329,7 @@ fn would_help(state: &State, packer: &Packer, shape: &Shape, pools: &[PoolWhy]) 
         else {
             continue;
         };
-        if pool_reason(state, packer, pool, &relaxed) == PoolReason::Fits {
+        if pool_reason(state, packers, pool, &relaxed) == PoolReason::Fits {
             help.push(format!("region {region} ({} has room)", pool.spec.name));
         }
     }

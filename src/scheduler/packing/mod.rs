@@ -166,7 +166,7 @@ impl Packer {
 
     /// Takes a node as it is; tells whether something may fit it now that didn't before.
     pub fn set(&mut self, at: NodeRef, node: Node) -> bool {
-        let bucket = bucket_of(&node);
+        let bucket = node.bucket();
         let old = self.nodes.get(&at).map(|kept| self.buckets.slot(kept.bucket).bucket.clone());
         if old.as_deref() == Some(&bucket) {
             // What is free may have changed places among devices that are alike.
@@ -194,6 +194,11 @@ impl Packer {
     /// A node that takes work.
     pub fn node(&self, at: NodeRef) -> Option<&Node> {
         self.nodes.get(&at).map(|kept| &kept.node)
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
     }
 
     /// All nodes, in no order.
@@ -494,12 +499,15 @@ impl Packer {
     }
 }
 
-fn bucket_of(node: &Node) -> Bucket {
-    let rooms = node.devices.iter().zip(&node.device_free);
-    let mut devices: Vec<DeviceRoom> =
-        rooms.map(|(device, free)| DeviceRoom { model: device.model, free: *free }).collect();
-    devices.sort_unstable();
-    Bucket { class: node.class.clone(), free: node.free.clone(), devices }
+impl Node {
+    /// All that packing knows of it.
+    pub fn bucket(&self) -> Bucket {
+        let rooms = self.devices.iter().zip(&self.device_free);
+        let mut devices: Vec<DeviceRoom> =
+            rooms.map(|(device, free)| DeviceRoom { model: device.model, free: *free }).collect();
+        devices.sort_unstable();
+        Bucket { class: self.class.clone(), free: self.free.clone(), devices }
+    }
 }
 
 /// Something that did not fit `old` may fit `new`.

@@ -1,0 +1,260 @@
+//! Keeps nodes for jobs that would be passed over for ever.
+//!
+//! Where small jobs come all the time, each device that comes free is taken at once and no node is ever
+//! free as a whole. So a class of tasks of several devices that has waited far longer than what starts
+//! meanwhile gets nodes kept: where something ends, the node may be kept for the first in the line that
+//! would fit it if it were empty. From then on only those take from it who come no later in the line. Few
+//! nodes are kept at a time, and one that is nearer to being free takes the place of one that is less so:
+//! what lies idle is bounded, and every change is a step forward. Jobs that ask for as much follow on such
+//! a node later, so it is little that has to be kept.
+
+use std::collections::BTreeMap;
+
+use super::full::Gain;
+use super::packing::policy::Scorer;
+use super::packing::{Node, Packer, Undo};
+use super::{ClassState, Round, RunKey, Scheduler, nodes, why};
+use crate::model::attempt::Placement;
+use crate::model::demand::Demand;
+use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
+use crate::model::limit::{DEVICE_MILLIS, KEPT_ONE_OF, KEPT_WAIT_MS_MIN};
+use crate::model::resource::Resources;
+use crate::model::shape::ClassKey;
+use crate::state::State;
+
+/// The most nodes kept at a time, whatever the size of the cluster: each start may look at all of them.
+const NODES_MAX: usize = 64;
+/// Devices over which the mean wait is taken: older ones count less and less.
+const MEAN_OVER_DEVICES: i128 = 8_192;
+
+/// The nodes that are kept, out of the sight of those whom they are not kept for.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) packer: Packer,
+    owners: BTreeMap<NodeRef, RunKey>,
+    /// How long those waited that started, each device counted, in microseconds.
+    mean_wait_us: i128,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        // There is nothing to choose but devices.
+        Self { packer: Packer::new(Scorer::BestFit), owners: BTreeMap::new(), mean_wait_us: 0 }
+    }
+}
+
+impl Kept {
+    pub(super) fn holds(&self, at: NodeRef) -> bool {
+        self.owners.contains_key(&at)
+    }
+
+    /// A node that doesn't take work any more.
+    pub(super) fn remove(&mut self, at: NodeRef) {
+        if self.owners.remove(&at).is_some() {
+            self.packer.remove(at);
+        }
+    }
+
+    /// Counts what starts.
+    pub(super) fn start(&mut self, waited_ms: u64, total: &Resources) {
+        let over = MEAN_OVER_DEVICES * i128::from(DEVICE_MILLIS);
+        let weight = i128::from(total.device_millis).min(over);
+        self.mean_wait_us += (i128::from(waited_ms) * 1_000 - self.mean_wait_us) * weight / over;
+    }
+
+    /// How long a task of several devices waits before a node is kept for it, in milliseconds: with the
+    /// devices' number to the power of two thirds as a multiple of the mean, that is the longer the rarer
+    /// so many come free together, and less than in proportion.
+    fn patience_ms(&self, demand: &Demand) -> Option<u64> {
+        let devices = demand.device_millis() / u64::from(DEVICE_MILLIS);
+        let times_1024 = cube_root(devices.checked_mul(devices)?.checked_mul(1 << 30)?);
+        let mean_ms = u64::try_from(self.mean_wait_us / 1_000).unwrap_or(0);
+        (devices > 1).then_some((mean_ms.saturating_mul(times_1024) / 1_024).max(KEPT_WAIT_MS_MIN))
+    }
+
+    /// The node that is least free, of one class or of all, with its free device thousandths.
+    fn weakest(&self, of: Option<ClassKey>) -> Option<(u64, NodeRef)> {
+        let nodes = self.owners.iter().filter(|(_, owner)| of.is_none_or(|class| owner.2 == class));
+        nodes.map(|(at, _)| (self.packer.node(*at).map_or(0, device_free), *at)).min()
+    }
+}
+
+impl Scheduler {
+    /// Keeps a node on which something has become free, if somebody is to have it who doesn't fit it yet.
+    pub(super) fn keep(&mut self, state: &State, at: NodeRef) {
+        let most = NODES_MAX.min((self.packer.node_count() + self.kept.owners.len()) / KEPT_ONE_OF);
+        if most == 0 || !self.packer.compares_costs() {
+            return;
+        }
+        if let Some(owner) = self.kept.owners.get(&at) {
+            let index = self.shapes.get(&owner.2.shape);
+            let lacks_other = index.zip(self.kept.packer.node(at)).zip(state.node(at)).is_some_and(
+                |((index, node), whole)| {
+                    lack(&index.demands[0].0, node, &whole.spec.allocatable) == Lack::Other
+                },
+            );
+            if lacks_other {
+                self.give_back(at);
+            }
+            return;
+        }
+        let Some(free) = self.packer.node(at).map(device_free).filter(|free| *free > 0) else { return };
+        let Some(owner) = self.wanting(state, at, most) else { return };
+        let own = self.kept.owners.values().filter(|kept| kept.2 == owner.2).count();
+        let in_its_place = if units_waiting(state, owner.2, own + 1) <= own {
+            self.kept.weakest(Some(owner.2))
+        } else if self.kept.owners.len() >= most {
+            self.kept.weakest(None)
+        } else {
+            None
+        };
+        if let Some((least, other)) = in_its_place {
+            if free <= least {
+                return;
+            }
+            self.give_back(other);
+        }
+        if let Some(node) = self.packer.node(at).cloned() {
+            self.packer.remove(at);
+            self.kept.packer.set(at, node);
+            self.kept.owners.insert(at, owner);
+        }
+    }
+
+    /// The first in the line, of those that have waited too long, that would fit the node if it were empty:
+    /// nobody, if one before it fits it as it is.
+    fn wanting(&mut self, state: &State, at: NodeRef, asked: usize) -> Option<RunKey> {
+        let (node, whole) = (self.packer.node(at)?.clone(), state.node(at)?);
+        let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
+        let first: Vec<RunKey> = self.full.order.iter().take(asked).copied().collect();
+        for key in first {
+            let class = key.2;
+            let Some((head, _)) = state.classes().get(&class).and_then(|members| members.first()) else {
+                continue;
+            };
+            let Some(index) = self.shape_index(state, class.shape) else { continue };
+            let ([(demand, 1)], shape) = (&index.demands[..], index.shape.clone()) else { continue };
+            let demand = demand.clone();
+            let allowed = || why::exclusion(state, at.pool, &shape).is_none();
+            if !empty.fits(&demand) || !allowed() {
+                continue;
+            }
+            match lack(&demand, &node, &whole.spec.allocatable) {
+                Lack::Nothing => return None,
+                Lack::Other => {}
+                Lack::Devices => {
+                    let waited_ms = state.job(*head).map_or(0, |job| state.now().ms_since(job.submitted_at));
+                    let patience_ms = self.kept.patience_ms(&demand)?;
+                    return (waited_ms > patience_ms).then_some(key);
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives back what is kept for nobody any more.
+    pub(super) fn give_back_unwanted(&mut self, state: &State) {
+        let mut owned: BTreeMap<ClassKey, usize> = BTreeMap::new();
+        for owner in self.kept.owners.values() {
+            *owned.entry(owner.2).or_default() += 1;
+        }
+        for (class, nodes) in owned {
+            let waits = self.packer.compares_costs()
+                && matches!(self.classes.get(&class), Some(ClassState::Full | ClassState::Runnable(_)));
+            let wanted = if waits { units_waiting(state, class, nodes) } else { 0 };
+            for _ in wanted..nodes {
+                if let Some((_, at)) = self.kept.weakest(Some(class)) {
+                    self.give_back(at);
+                }
+            }
+        }
+    }
+
+    fn give_back(&mut self, at: NodeRef) {
+        let node = self.kept.packer.node(at).cloned();
+        self.kept.remove(at);
+        if let Some(node) = node {
+            self.packer.set(at, node);
+            self.full.gain(Gain::Node(at));
+        }
+    }
+
+    /// Places a unit of one task on a kept node, if it is kept for its class, which gives it back, or for one
+    /// that comes later.
+    pub(super) fn place_kept(
+        &mut self,
+        state: &State,
+        key: RunKey,
+        unit: UnitId,
+        avoid: Option<NodeRef>,
+        round: &mut Round,
+    ) -> Option<(PoolId, Vec<Placement>)> {
+        if self.kept.owners.is_empty() {
+            return None;
+        }
+        let index = self.shape_index(state, key.2.shape)?;
+        let ([(demand, 1)], shape) = (&index.demands[..], index.shape.clone()) else { return None };
+        let demand = demand.clone();
+        round.work += self.kept.owners.len() as u32;
+        let allowed = |(at, owner): &(&NodeRef, &RunKey)| {
+            (owner.2 == key.2 || key < **owner)
+                && Some(**at) != avoid
+                && self.kept.packer.fits(&demand, **at)
+                && why::exclusion(state, at.pool, &shape).is_none()
+        };
+        let own_first = |(at, owner): (&NodeRef, &RunKey)| (owner.2 != key.2, *at);
+        let (of_others, at) = self.kept.owners.iter().filter(allowed).map(own_first).min()?;
+        let entry = state.job(unit.job).and_then(|job| state.spec(job.spec))?;
+        let [(group, task)] = entry.spec.tasks_of_unit(unit.unit)[..] else { return None };
+        let id = self.kept.packer.demand(&demand, None);
+        let devices = self.kept.packer.take(id, at, &mut Undo::default())?;
+        if !of_others {
+            self.give_back(at);
+        }
+        Some((at.pool, vec![Placement { group, task, node: at.node, devices }]))
+    }
+}
+
+/// What a task that would fit the empty node lacks as it is.
+#[derive(PartialEq, Eq)]
+enum Lack {
+    Nothing,
+    Devices,
+    /// It has the devices that it needs: to keep them idle until there is more of the rest would cost too much.
+    Other,
+}
+
+fn lack(demand: &Demand, node: &Node, whole: &Resources) -> Lack {
+    let mut bucket = node.bucket();
+    if bucket.fits(demand) {
+        return Lack::Nothing;
+    }
+    bucket.free = whole.clone();
+    if bucket.fits(demand) { Lack::Other } else { Lack::Devices }
+}
+
+fn device_free(node: &Node) -> u64 {
+    node.device_free.iter().map(|free| u64::from(*free)).sum()
+}
+
+/// The largest number whose cube is no more than `cube`.
+fn cube_root(cube: u64) -> u64 {
+    let (mut root, mut step) = (0u64, 1 << 21);
+    while step > 0 {
+        let next = root + step;
+        if next.checked_pow(3).is_some_and(|power| power <= cube) {
+            root = next;
+        }
+        step /= 2;
+    }
+    root
+}
+
+/// How many units of a class wait, counted up to `most`.
+fn units_waiting(state: &State, class: ClassKey, most: usize) -> usize {
+    let units_of = |(job, group): &(JobId, u16)| {
+        state.job(*job).map_or(0, |job| job.groups[usize::from(*group)].waiting.len() as usize)
+    };
+    let members = state.classes().get(&class).into_iter().flatten();
+    members.map(units_of).take(most).sum::<usize>().min(most)
+}
