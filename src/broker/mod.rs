@@ -31,7 +31,7 @@ use crate::model::mutant::Mutant;
 use crate::model::plan::Policy;
 use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
-use crate::scheduler::{Budget, Scheduler};
+use crate::scheduler::{Budget, Keeping, Scheduler};
 use crate::state::State;
 use crate::state::apply::{ArchiveRow, FinishedJob};
 use crate::state::command::{Command, Request};
@@ -226,6 +226,11 @@ impl Broker {
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
         self.scheduler.set_policy(&self.state, policy);
+    }
+
+    /// Keeps nodes sooner or later, more or fewer, from now on.
+    pub fn set_keeping(&mut self, keeping: Keeping) {
+        self.scheduler.set_keeping(keeping);
     }
 
     /// The state as it is, durable or not.

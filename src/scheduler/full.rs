@@ -109,12 +109,9 @@ impl Scheduler {
     fn most(&self, gain: Gain) -> Need {
         match gain {
             Gain::Pool(_) => (u64::MAX, u64::MAX),
-            Gain::Node(at) => {
-                let node = self.packer.node(at).or_else(|| self.kept.packer.node(at));
-                node.map_or((0, 0), |node| {
-                    (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
-                })
-            }
+            Gain::Node(at) => self.node(at).map_or((0, 0), |node| {
+                (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
+            }),
         }
     }
 

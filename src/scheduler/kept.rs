@@ -27,10 +27,26 @@ const NODES_MAX: usize = 64;
 /// Devices over which the mean wait is taken: older ones count less and less.
 const MEAN_OVER_DEVICES: i128 = 8_192;
 
+/// How soon nodes are kept, and how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    /// One of so many nodes at a time, at most.
+    pub one_of: usize,
+    /// For nobody who has waited less, in milliseconds.
+    pub wait_ms_min: u64,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { one_of: KEPT_ONE_OF, wait_ms_min: KEPT_WAIT_MS_MIN }
+    }
+}
+
 /// The nodes that are kept, out of the sight of those whom they are not kept for.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) packer: Packer,
+    keeping: Keeping,
     owners: BTreeMap<NodeRef, RunKey>,
     /// How long those waited that started, each device counted, in microseconds.
     mean_wait_us: i128,
@@ -39,7 +55,8 @@ pub(super) struct Kept {
 impl Default for Kept {
     fn default() -> Self {
         // There is nothing to choose but devices.
-        Self { packer: Packer::new(Scorer::BestFit), owners: BTreeMap::new(), mean_wait_us: 0 }
+        let packer = Packer::new(Scorer::BestFit);
+        Self { packer, keeping: Keeping::default(), owners: BTreeMap::new(), mean_wait_us: 0 }
     }
 }
 
@@ -69,7 +86,7 @@ impl Kept {
         let devices = demand.device_millis() / u64::from(DEVICE_MILLIS);
         let times_1024 = cube_root(devices.checked_mul(devices)?.checked_mul(1 << 30)?);
         let mean_ms = u64::try_from(self.mean_wait_us / 1_000).unwrap_or(0);
-        (devices > 1).then_some((mean_ms.saturating_mul(times_1024) / 1_024).max(KEPT_WAIT_MS_MIN))
+        (devices > 1).then_some((mean_ms.saturating_mul(times_1024) / 1_024).max(self.keeping.wait_ms_min))
     }
 
     /// The node that is least free, of one class or of all, with its free device thousandths.
@@ -80,22 +97,16 @@ impl Kept {
 }
 
 impl Scheduler {
+    /// Keeps nodes sooner or later, more or fewer, from now on.
+    pub fn set_keeping(&mut self, keeping: Keeping) {
+        self.kept.keeping = keeping;
+    }
+
     /// Keeps a node on which something has become free, if somebody is to have it who doesn't fit it yet.
     pub(super) fn keep(&mut self, state: &State, at: NodeRef) {
-        let most = NODES_MAX.min((self.packer.node_count() + self.kept.owners.len()) / KEPT_ONE_OF);
-        if most == 0 || !self.packer.compares_costs() {
-            return;
-        }
-        if let Some(owner) = self.kept.owners.get(&at) {
-            let index = self.shapes.get(&owner.2.shape);
-            let lacks_other = index.zip(self.kept.packer.node(at)).zip(state.node(at)).is_some_and(
-                |((index, node), whole)| {
-                    lack(&index.demands[0].0, node, &whole.spec.allocatable) == Lack::Other
-                },
-            );
-            if lacks_other {
-                self.give_back(at);
-            }
+        let nodes = self.packer.node_count() + self.kept.owners.len();
+        let most = NODES_MAX.min(nodes / self.kept.keeping.one_of.max(1));
+        if most == 0 || !self.packer.compares_costs() || self.kept.holds(at) {
             return;
         }
         let Some(free) = self.packer.node(at).map(device_free).filter(|free| *free > 0) else { return };
@@ -152,6 +163,21 @@ impl Scheduler {
         None
     }
 
+    /// Gives a node back that has changed, if it is of no use any more to whom it is kept for.
+    pub(super) fn recheck_kept(&mut self, state: &State, at: NodeRef) {
+        let Some(owner) = self.kept.owners.get(&at) else { return };
+        let (Some(node), Some(whole)) = (self.kept.packer.node(at), state.node(at)) else { return };
+        let useful = self.shapes.get(&owner.2.shape).is_some_and(|index| {
+            let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
+            index.demands.iter().all(|(demand, _)| {
+                empty.fits(demand) && lack(demand, node, &whole.spec.allocatable) != Lack::Other
+            }) && why::exclusion(state, at.pool, &index.shape).is_none()
+        });
+        if !useful {
+            self.give_back(at);
+        }
+    }
+
     /// Gives back what is kept for nobody any more.
     pub(super) fn give_back_unwanted(&mut self, state: &State) {
         let mut owned: BTreeMap<ClassKey, usize> = BTreeMap::new();
@@ -198,12 +224,11 @@ impl Scheduler {
         round.work += self.kept.owners.len() as u32;
         let allowed = |(at, owner): &(&NodeRef, &RunKey)| {
             (owner.2 == key.2 || key < **owner)
-                && Some(**at) != avoid
                 && self.kept.packer.fits(&demand, **at)
                 && why::exclusion(state, at.pool, &shape).is_none()
         };
-        let own_first = |(at, owner): (&NodeRef, &RunKey)| (owner.2 != key.2, *at);
-        let (of_others, at) = self.kept.owners.iter().filter(allowed).map(own_first).min()?;
+        let own_first = |(at, owner): (&NodeRef, &RunKey)| (Some(*at) == avoid, owner.2 != key.2, *at);
+        let (_, of_others, at) = self.kept.owners.iter().filter(allowed).map(own_first).min()?;
         let entry = state.job(unit.job).and_then(|job| state.spec(job.spec))?;
         let [(group, task)] = entry.spec.tasks_of_unit(unit.unit)[..] else { return None };
         let id = self.kept.packer.demand(&demand, None);

@@ -18,6 +18,7 @@ mod tests;
 mod why;
 mod window;
 
+pub use kept::Keeping;
 pub use why::{PoolWhy, Why};
 
 use std::cmp::Reverse;
@@ -154,6 +155,7 @@ impl Scheduler {
                     if self.set_node(state, *at) {
                         self.full.gain(Gain::Node(*at));
                     }
+                    self.recheck_kept(state, *at);
                 }
                 Change::Class(class) => self.fold_class(state, *class),
                 Change::Queue(queue) | Change::UsageFell(queue) => {

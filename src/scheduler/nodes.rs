@@ -68,6 +68,11 @@ impl Scheduler {
         self.packer_of(at).set(at, Node { class, free: node.free(), devices, device_free })
     }
 
+    /// A node that takes work, kept or not.
+    pub(super) fn node(&self, at: NodeRef) -> Option<&Node> {
+        self.packer.node(at).or_else(|| self.kept.packer.node(at))
+    }
+
     /// The packer that has a node, or is to have it.
     pub(super) fn packer_of(&mut self, at: NodeRef) -> &mut Packer {
         if self.kept.holds(at) { &mut self.kept.packer } else { &mut self.packer }

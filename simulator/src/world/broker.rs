@@ -7,6 +7,7 @@ use weir::model::id::{Revision, Term};
 use weir::model::plan::Policy;
 use weir::model::pool::Reach;
 use weir::model::time::Timestamp;
+use weir::scheduler::Keeping;
 use weir::state::command::Request;
 use weir::state::rejection::Rejection;
 
@@ -131,6 +132,8 @@ impl World {
         kept.life += 1;
         let mut machine = Broker::new(state, term, random, now);
         // The two policies take turns, so that what one has learned the other forgets.
+        // Its clusters are small and its time is short.
+        machine.set_keeping(Keeping { one_of: 1, wait_ms_min: 0 });
         machine.set_policy(if turn.is_multiple_of(4) { Policy::BestFit } else { Policy::Overflow });
         kept.machine = Some(machine);
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));

@@ -125,7 +125,7 @@ impl Scheduler {
         let mut found = Found::default();
         found.clutter.pool.clone_from(&pool.spec.name);
         for (id, node) in &pool.nodes {
-            if let Some(kept) = self.packer.node(NodeRef { pool: pool.id, node: *id }) {
+            if let Some(kept) = self.node(NodeRef { pool: pool.id, node: *id }) {
                 found.clutter.nodes.push((*id, kept.clone()));
                 found.nodes.insert(*id, node.spec.name.clone());
             }
