@@ -398,6 +398,12 @@ impl ControlPlane {
             let found = self.try_kubectl(&["get", "nodes", "-l", &selector, "-o", ready]);
             found.is_ok_and(|text| text.split_whitespace().filter(|word| *word == "True").count() == nodes)
         });
+        // A controller takes away what keeps pods from a node that is not ready, in its own time.
+        until("the nodes take pods", PATIENCE, || {
+            let taints = "jsonpath={.items[*].spec.taints[*].key}";
+            let found = self.try_kubectl(&["get", "nodes", "-l", &selector, "-o", taints]);
+            found.is_ok_and(|text| text.trim().is_empty())
+        });
         // What controllers give every namespace; without it pods are refused.
         until("the namespace has its service account", PATIENCE, || {
             self.try_kubectl(&["-n", prefix, "get", "serviceaccount", "default"]).is_ok()
