@@ -3,7 +3,7 @@
 //! The two workloads are those that Armada (armadaproject.io) measures its own in-memory placement by:
 //! 32,000 jobs of one CPU on 1,000 empty nodes of 32 CPUs and 256 GiB, which takes it 0.60 s (53,000/s), and
 //! 10,000 such jobs on 10,000 nodes that have room for one more each, which it does at 20,000/s. Each
-//! is placed by best fit, the broker's default, five times over; the median is printed with the range.
+//! is placed by best fit, five times over; the median is printed with the range.
 //!
 //! A *lesson* is what `overflow` learns from now and then, within one step of the broker: 256 kinds of tasks,
 //! which is the most, are played on 192 nodes of eight devices.

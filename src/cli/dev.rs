@@ -90,7 +90,7 @@ impl Dev {
         let data = self.data.clone().unwrap_or_else(|| config::state_directory().join("dev"));
         let region = RegionCode::parse(&self.region)
             .map_err(|error| Failure::new(INVALID, format!("--region: {error}")))?;
-        let listening = listen(&data, &self.listen, clock, Policy::BestFit).await?;
+        let listening = listen(&data, &self.listen, clock, Policy::default()).await?;
         let data = std::fs::canonicalize(&data)?;
         let address = listening.address;
         print(&card(&address.to_string(), &data.display().to_string()))?;

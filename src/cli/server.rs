@@ -20,7 +20,7 @@ use crate::runtime::broker::{self, Handle};
 /// Runs a broker.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy overflow\n\nSIGTERM ends it; agents and their tasks live on."
+    after_help = "Example:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy best-fit\n\nSIGTERM ends it; agents and their tasks live on."
 )]
 pub struct Server {
     /// Where the journal lives.
@@ -33,9 +33,9 @@ pub struct Server {
     #[arg(long, value_name = "N", default_value_t = MUTATIONS_PER_S_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     mutations_per_second: u32,
-    /// How places are chosen. `overflow` packs more into a cluster that is filled and seldom emptied;
-    /// where large jobs must find whole nodes again and again, `best-fit` keeps them free.
-    #[arg(long, value_enum, default_value_t = PolicyName::BestFit)]
+    /// How places are chosen. `overflow` learns what comes and strands least of it; the others are simpler,
+    /// allocate less and keep nothing for large jobs.
+    #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
 }
 

@@ -78,13 +78,13 @@ pub const TOKEN_LEN_MAX: usize = 128;
 /// trace lost most of what choosing gains with an eighth of that.
 pub const PASSES_MAX: u64 = 8_000;
 /// A waiting job is passed over by none that was submitted more than this later, in milliseconds.
-pub const PASSES_AGE_MS_MAX: u64 = 3 * 60 * 1_000;
+pub const PASSES_AGE_MS_MAX: u64 = 60 * 1_000;
 /// A job with more waiting units passes nobody over: its units would be as many passes.
 pub const PASSING_UNITS_MAX: u32 = 1_000;
 /// Nobody gets a node kept who has waited less than this, in milliseconds.
 pub const KEPT_WAIT_MS_MIN: u64 = 10 * 60 * 1_000;
-/// One of so many nodes is kept at a time, at most.
-pub const KEPT_ONE_OF: usize = 200;
+/// One of so many nodes is kept at a time, at most, rounded: none in clusters of less than half as many.
+pub const KEPT_ONE_OF: usize = 400;
 /// Kinds of tasks in one lesson: what matters of any mix.
 pub const LESSON_KINDS_MAX: usize = 256;
 /// How long a request token is remembered at the least, in milliseconds: clients repeat within seconds.

@@ -27,7 +27,7 @@ pub struct Start {
 }
 
 /// The placement policy and its version: the same version gives the same plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// Least free capacity left, devices first; jobs in the order of their submission.
     BestFit,
@@ -35,13 +35,14 @@ pub enum Policy {
     /// order of their submission. The best policy published, to compare with.
     Fgd,
     /// Least stranded for what overflows, once enough is known of what comes: both where a task goes
-    /// and which of those that wait goes next.
+    /// and which of those that wait goes next. What a broker goes by unless it is told otherwise.
+    #[default]
     Overflow,
 }
 
 impl Policy {
     /// Raised with every change that could alter a plan.
-    pub const VERSION: u32 = 3;
+    pub const VERSION: u32 = 4;
 
     /// It goes by what has been learned of the tasks that come.
     pub fn learns(self) -> bool {

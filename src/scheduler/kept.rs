@@ -27,10 +27,14 @@ const NODES_MAX: usize = 64;
 /// Devices over which the mean wait is taken: older ones count less and less.
 const MEAN_OVER_DEVICES: i128 = 8_192;
 
+/// Tenths of the mean wait, for each device that a task asks for, after which a node is kept for it. With 5 tasks
+/// of one device waited a tenth longer than by best fit; with 8, those of eight devices waited as long (openb).
+const PATIENCE_TENTHS: u64 = 7;
+
 /// How soon nodes are kept, and how many.
 #[derive(Clone, Copy, Debug)]
 pub struct Keeping {
-    /// One of so many nodes at a time, at most.
+    /// One of so many nodes at a time, at most; rounded.
     pub one_of: usize,
     /// For nobody who has waited less, in milliseconds.
     pub wait_ms_min: u64,
@@ -79,14 +83,13 @@ impl Kept {
         self.mean_wait_us += (i128::from(waited_ms) * 1_000 - self.mean_wait_us) * weight / over;
     }
 
-    /// How long a task of several devices waits before a node is kept for it, in milliseconds: with the
-    /// devices' number to the power of two thirds as a multiple of the mean, that is the longer the rarer
-    /// so many come free together, and less than in proportion.
+    /// How long a task of several devices waits before a node is kept for it, in milliseconds: the longer the
+    /// more it asks for, as so many come free together the more rarely.
     fn patience_ms(&self, demand: &Demand) -> Option<u64> {
         let devices = demand.device_millis() / u64::from(DEVICE_MILLIS);
-        let times_1024 = cube_root(devices.checked_mul(devices)?.checked_mul(1 << 30)?);
         let mean_ms = u64::try_from(self.mean_wait_us / 1_000).unwrap_or(0);
-        (devices > 1).then_some((mean_ms.saturating_mul(times_1024) / 1_024).max(self.keeping.wait_ms_min))
+        let waited_ms = mean_ms.saturating_mul(devices.saturating_mul(PATIENCE_TENTHS)) / 10;
+        (devices > 1).then_some(waited_ms.max(self.keeping.wait_ms_min))
     }
 
     /// The node that is least free, of one class or of all, with its free device thousandths.
@@ -105,7 +108,8 @@ impl Scheduler {
     /// Keeps a node on which something has become free, if somebody is to have it who doesn't fit it yet.
     pub(super) fn keep(&mut self, state: &State, at: NodeRef) {
         let nodes = self.packer.node_count() + self.kept.owners.len();
-        let most = NODES_MAX.min(nodes / self.kept.keeping.one_of.max(1));
+        let one_of = self.kept.keeping.one_of.max(1);
+        let most = NODES_MAX.min((nodes + one_of / 2) / one_of);
         if most == 0 || !self.packer.compares_costs() || self.kept.holds(at) {
             return;
         }
@@ -260,19 +264,6 @@ fn lack(demand: &Demand, node: &Node, whole: &Resources) -> Lack {
 
 fn device_free(node: &Node) -> u64 {
     node.device_free.iter().map(|free| u64::from(*free)).sum()
-}
-
-/// The largest number whose cube is no more than `cube`.
-fn cube_root(cube: u64) -> u64 {
-    let (mut root, mut step) = (0u64, 1 << 21);
-    while step > 0 {
-        let next = root + step;
-        if next.checked_pow(3).is_some_and(|power| power <= cube) {
-            root = next;
-        }
-        step /= 2;
-    }
-    root
 }
 
 /// How many units of a class wait, counted up to `most`.

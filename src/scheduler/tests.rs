@@ -408,6 +408,9 @@ fn lesson_is_due_after_some_tasks_and_names_what_finds_no_room() {
     assert_eq!(Scheduler::rebuild(&world.state).lesson(&world.state), None);
 }
 
+/// The least nodes of which one is kept.
+const NODES: usize = KEPT_ONE_OF / 2;
+
 /// A full cluster of nodes of two devices: running are tasks of one, in front of the line stands a job of two,
 /// and behind it more of one.
 struct Crowd {
@@ -420,16 +423,16 @@ struct Crowd {
 
 fn crowd() -> Crowd {
     let mut world = Fixture::new();
-    let nodes = (0..KEPT_ONE_OF).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect();
+    let nodes = (0..NODES).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect();
     world.pool("p", "CN-CQ", nodes);
     world.must(whole_devices_overflow());
     let mut many = with_devices(DeviceAmount::Whole(1));
-    many.groups[0].count = 2 * KEPT_ONE_OF as u32;
+    many.groups[0].count = 2 * NODES as u32;
     let running = world.submit_spec(many.clone());
     let mut scheduler = Scheduler::rebuild(&world.state);
     let starts = settle(&mut world, &mut scheduler);
     let nodes: Vec<NodeId> = starts.into_iter().map(|(_, _, node)| node).collect();
-    assert_eq!(nodes.len(), 2 * KEPT_ONE_OF);
+    assert_eq!(nodes.len(), 2 * NODES);
     let wide = world.submit_spec(with_devices(DeviceAmount::Whole(2)));
     world.submit_spec(many);
     settle(&mut world, &mut scheduler);

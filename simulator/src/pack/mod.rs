@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
+use weir::model::plan::Policy;
 
 use crate::report::Quantiles;
 use crate::traces::openb;
@@ -135,8 +136,22 @@ pub(crate) enum PolicyName {
     Fgd,
     /// The least stranded for what overflows, learned from what arrives.
     Overflow,
-    /// What a broker uses unless it is told otherwise: best-fit.
+    /// What a broker uses unless it is told otherwise: overflow.
     Default,
+}
+
+impl PolicyName {
+    /// The same policy by the name that is its own.
+    fn resolved(self) -> Self {
+        match self {
+            Self::Default => match Policy::default() {
+                Policy::BestFit => Self::BestFit,
+                Policy::Fgd => Self::Fgd,
+                Policy::Overflow => Self::Overflow,
+            },
+            named => named,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

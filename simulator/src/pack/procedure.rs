@@ -213,6 +213,7 @@ impl<'a> Player<'a> {
             let devices = node.device_free.iter().map(|free| u64::from(*free)).sum();
             largest.device_millis = largest.device_millis.max(devices);
         }
+        let policy = policy.resolved();
         let scorer = match policy {
             PolicyName::Random => Scorer::Random { seed: policy_seed },
             PolicyName::BestFit => Scorer::BestFit,

@@ -317,7 +317,8 @@ fn units(job: &Job, counts_cpus: bool) -> u64 {
 
 fn broker_policy(name: PolicyName) -> anyhow::Result<Policy> {
     match name {
-        PolicyName::BestFit | PolicyName::Default => Ok(Policy::BestFit),
+        PolicyName::Default => Ok(Policy::default()),
+        PolicyName::BestFit => Ok(Policy::BestFit),
         PolicyName::Fgd => Ok(Policy::Fgd),
         PolicyName::Overflow => Ok(Policy::Overflow),
         PolicyName::Random | PolicyName::DotProduct => {

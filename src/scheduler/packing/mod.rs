@@ -14,6 +14,7 @@
 
 pub mod bucket;
 mod buckets;
+mod draw;
 pub mod fgd;
 pub mod mix;
 pub mod overflow;

@@ -8,8 +8,8 @@
 //! somewhere, hardly occur in the overflow: so nobody counts on them to fill what others leave.
 //!
 //! Many placements strand nothing, and yet the one breaks up a node that another task would have
-//! needed whole. So room for tasks of several devices is worth a little by itself (`wide_room`): among
-//! nodes that are as good, those go first that are broken up already.
+//! needed whole. So room for tasks that need half of a node or more is worth a little by itself (`wide_room`):
+//! among nodes that are as good, those go first that are broken up already.
 //!
 //! What overflows is found out by playing the mix that is expected, by best fit, on a sample of
 //! nodes when empty: in [`overflow_of`].
@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::bucket::{Bucket, DeviceRoom};
+use super::draw::Draw;
 use super::random::Random;
 use super::{Node, Packer, policy::Scorer};
 use crate::model::demand::{Demand, DeviceDemand, Lesson};
@@ -25,9 +26,9 @@ use crate::model::device::DeviceAmount;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
-/// Streams that a node is filled with. Sixteen gained up to a tenth of a point on the openb lists, and
-/// took a third more time.
-const STREAMS: usize = 12;
+/// Streams that a node is filled with. With twelve the whole nodes, all of one value, were sometimes broken up
+/// in a row for what was chance.
+const STREAMS: usize = 16;
 /// Tasks in one stream: more than any node takes with those that it turns away in between.
 const STREAM_LEN: usize = 1_024;
 /// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
@@ -37,10 +38,11 @@ const MISSES_MAX: usize = 64;
 /// many, a mix with many constraints lost more than a point under an unlucky seed.
 const KINDS_MAX: usize = 128;
 
-/// Room for one device's worth of tasks that ask for several counts as much as so many thousandths
-/// of a device that are not stranded. With a quarter of that, tasks of whole nodes waited two
-/// fifths longer where tasks come and go; with twice as much, a tenth of a point more was stranded (openb).
-const WIDE_MILLIS: u64 = DEVICE_MILLIS as u64 / 64;
+/// Room for one device's worth of tasks that ask for half of a node's devices or more counts as much as so
+/// many thousandths of a device that are not stranded. With less, nodes were broken up in a row for what was
+/// chance, and too few were left for such tasks once the cluster was full; with a half more, a tenth of a point
+/// more was stranded (openb).
+const WIDE_MILLIS: u64 = DEVICE_MILLIS as u64 / 50;
 /// Kinds of tasks of several devices that room is kept for: the most frequent.
 const WIDE_MAX: usize = 32;
 
@@ -53,7 +55,9 @@ pub const SAMPLE_MAX: usize = 192;
 /// Device thousandths asked for, in percent of the sample's: enough to see who is turned away.
 const OFFERED_PERCENT: u64 = 130;
 /// Tasks played, at the most: a mix may ask for hardly any devices.
-const DRAWS_MAX: u32 = 65_536;
+const DRAWS_MAX: usize = 65_536;
+/// Tasks drawn together.
+const ROUND: usize = 64;
 
 /// Streams of overflow.
 #[derive(Debug)]
@@ -105,11 +109,15 @@ impl Overflow {
             (std::cmp::Reverse(weight.saturating_mul(demand.device_millis() + 1)), *demand)
         });
         kinds.truncate(KINDS_MAX);
+        // Alike ones side by side, so that at each place of the streams there is some of everything.
+        kinds.sort_by_key(|(demand, _)| (demand.device_millis(), *demand));
         let draw = Draw::new(kinds.iter().map(|(_, weight)| *weight));
         let mut random = Random::new(seed);
-        let streams = if draw.total == 0 { 0 } else { STREAMS };
-        let stream = |_| {
-            let kinds: Vec<u8> = (0..STREAM_LEN).map(|_| draw.next(&mut random) as u8).collect();
+        let streams = if draw.is_empty() { 0 } else { STREAMS };
+        let places = if draw.is_empty() { 0 } else { STREAM_LEN };
+        let places: Vec<Vec<usize>> = (0..places).map(|_| draw.round(STREAMS, &mut random)).collect();
+        let stream = |stream: usize| {
+            let kinds: Vec<u8> = places.iter().map(|kinds| kinds[stream] as u8).collect();
             let block = |block: &[u8]| block.iter().fold(0, |bits: Kinds, kind| bits | 1 << kind);
             Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
         };
@@ -136,15 +144,16 @@ impl Overflow {
         }
     }
 
-    /// How bad a node is, as it is: what would finally be stranded, less what its room for tasks of several
-    /// devices is worth.
+    /// How bad a node is, as it is: what would finally be stranded, less what its room for tasks that need half
+    /// of it or more is worth.
     pub(super) fn value(&self, bucket: &Bucket) -> i64 {
         self.stranded(bucket) - self.wide_room(bucket)
     }
 
-    /// What a node's room for tasks of several devices is worth, in what `stranded` counts in.
+    /// What a node's room for tasks that need half of it or more is worth, in what `stranded` counts in.
     pub(super) fn wide_room(&self, bucket: &Bucket) -> i64 {
-        let fitting = self.wide.iter().map(|wide| wide.share * wide.devices * wide.fitting(bucket));
+        let most = self.wide.iter().filter(|wide| 2 * wide.devices >= bucket.devices.len() as u64);
+        let fitting = most.map(|wide| wide.share * wide.devices * wide.fitting(bucket));
         let sum = fitting.sum::<u64>() * WIDE_MILLIS * self.streams.len() as u64;
         i64::try_from(sum >> 16).unwrap_or(i64::MAX)
     }
@@ -403,29 +412,6 @@ impl Room {
     }
 }
 
-/// Draws indexes as often as their weights say.
-struct Draw {
-    /// Sums of weights up to and with each.
-    ends: Vec<u64>,
-    total: u64,
-}
-
-impl Draw {
-    fn new(weights: impl Iterator<Item = u64>) -> Self {
-        let mut total = 0u64;
-        let sum = |weight: u64| {
-            total = total.saturating_add(weight);
-            total
-        };
-        Self { ends: weights.map(sum).collect(), total }
-    }
-
-    fn next(&self, random: &mut Random) -> usize {
-        let point = random.below(self.total);
-        self.ends.partition_point(|end| *end <= point)
-    }
-}
-
 /// Plays a mix of demands on a sample of nodes, when empty, by best fit; returns how many tasks of
 /// each demand were turned away.
 pub fn overflow_of<'a>(
@@ -443,20 +429,24 @@ pub fn overflow_of<'a>(
     let of_cpu = capacity == 0;
     let cpu = || packer.nodes().map(|(_, node)| node.free.cpu_millis).sum();
     let offered = if of_cpu { cpu() } else { capacity } / 100 * OFFERED_PERCENT;
+    let mut mix: Vec<&(Arc<Demand>, u64)> = mix.iter().collect();
+    mix.sort_by_key(|(demand, _)| (demand.device_millis(), demand));
     let draw = Draw::new(mix.iter().map(|(_, weight)| *weight));
     let mut overflow = BTreeMap::new();
-    if draw.total == 0 {
+    if draw.is_empty() {
         return overflow;
     }
     let mut random = Random::new(seed);
     let (mut asked, mut draws) = (0, 0);
     while asked < offered && draws < DRAWS_MAX {
-        draws += 1;
-        let demand = &mix[draw.next(&mut random)].0;
-        asked += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
-        // Nothing departs: who found no room once never will.
-        if overflow.contains_key(demand) || packer.place(demand).is_none() {
-            *overflow.entry(demand.clone()).or_default() += 1;
+        draws += ROUND;
+        for index in draw.round(ROUND, &mut random) {
+            let demand = &mix[index].0;
+            asked += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
+            // Nothing departs: who found no room once never will.
+            if overflow.contains_key(demand) || packer.place(demand).is_none() {
+                *overflow.entry(demand.clone()).or_default() += 1;
+            }
         }
     }
     overflow
