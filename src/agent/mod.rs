@@ -5,6 +5,8 @@
 //! start-by time, and repeats outcomes until the broker says that they are durable.
 
 mod reconcile;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -172,8 +174,9 @@ struct Local {
 enum LocalState {
     /// Ordered, to be launched when the attempt it follows is gone.
     Waiting(Box<Launch>),
-    /// At the backend, or on the way there.
-    Present(AttemptStatus),
+    /// At the backend; without a status it is on the way there, and nothing is told of it: who hears that it
+    /// starts takes it for lost when the backend doesn't know it.
+    Present(Option<AttemptStatus>),
     /// Ended; `at_backend` tells whether there is something to forget.
     Gone {
         status: AttemptStatus,
@@ -249,7 +252,7 @@ impl Agent {
             let state = if ended {
                 LocalState::Gone { status: seen.status, at_backend: true, ahead: None }
             } else {
-                LocalState::Present(seen.status)
+                LocalState::Present(Some(seen.status))
             };
             let local = Local { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
             self.attempts.insert(seen.attempt, local);

@@ -119,8 +119,7 @@ impl Agent {
         };
         let blocker = self.blocker(launch.order.after).filter(|_| !Mutant::OvertakeInLine.is_on());
         let Some(blocker) = blocker else {
-            let present = LocalState::Present(AttemptStatus::Starting);
-            let launch = self.leave_line(attempt, present);
+            let launch = self.leave_line(attempt, LocalState::Present(None));
             return self.out.extend(launch.map(Effect::Launch));
         };
         self.unfollow(launch.order.after, attempt);
@@ -228,7 +227,7 @@ impl Agent {
         let local = self.attempts.entry(attempt).or_insert_with(|| Local {
             ordered_revision: Default::default(),
             start_by: self.now,
-            state: LocalState::Present(AttemptStatus::Starting),
+            state: LocalState::Present(None),
         });
         if let LocalState::Gone { at_backend, .. } = &mut local.state {
             // The broker knows it as ended, and may have given its place away.
@@ -240,7 +239,7 @@ impl Agent {
         local.state = if ended {
             LocalState::Gone { status, at_backend: true, ahead: None }
         } else {
-            LocalState::Present(status)
+            LocalState::Present(Some(status))
         };
         self.reports.insert(attempt);
         if ended {
@@ -296,7 +295,7 @@ impl Agent {
 
     pub(super) fn report_of(&self, attempt: AttemptId) -> Option<AttemptReport> {
         let local = self.attempts.get(&attempt)?;
-        let (LocalState::Present(status) | LocalState::Gone { status, .. }) = &local.state else {
+        let (LocalState::Present(Some(status)) | LocalState::Gone { status, .. }) = &local.state else {
             return None;
         };
         let skew_ms = match &self.link {

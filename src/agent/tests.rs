@@ -1,0 +1,79 @@
+//! The agent's machine by itself, input by input.
+
+use std::sync::Arc;
+
+use super::{Agent, Effect, Input};
+use crate::model::attempt::AttemptStatus;
+use crate::model::exchange::{FromAgent, Hello, Order, Part, ToAgent, Welcome};
+use crate::model::id::{AttemptId, Epoch, InstanceId, JobId, JournalId, Revision, SpecId, Term};
+use crate::model::pool::{Capabilities, PoolSpec};
+use crate::model::region::RegionCode;
+use crate::model::spec::minimal;
+use crate::model::time::Timestamp;
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+fn step(agent: &mut Agent, input: Input) -> Vec<Effect> {
+    agent.step(NOW, input)
+}
+
+/// A session begins; tells which attempts its full set names.
+fn begin_session(agent: &mut Agent) -> Vec<AttemptId> {
+    step(agent, Input::Connected);
+    let welcome = Welcome {
+        journal: JournalId::from_random(42),
+        term: Term(1),
+        epoch: Epoch(1),
+        now: NOW,
+        heartbeat_ms: 1_000,
+        lease_ms: 60_000,
+        stamp: None,
+    };
+    let effects = step(agent, Input::FromBroker(ToAgent::Welcome(welcome)));
+    let told = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Send(FromAgent::Observed { reports, .. }) => Some(reports),
+        _ => None,
+    });
+    told.flatten().map(|report| report.attempt).collect()
+}
+
+#[test]
+fn launch_that_the_backend_has_not_confirmed_is_not_told_as_starting() {
+    let pool = PoolSpec {
+        name: "p".into(),
+        region: RegionCode::parse("CN-CQ").unwrap(),
+        backend: "simulated".into(),
+        labels: Default::default(),
+        capabilities: Capabilities::default(),
+        notes: Vec::new(),
+    };
+    let hello = Hello { pool, instance: InstanceId(7), key: [7; 16], seen: None };
+    let mut agent = Agent::new(hello, NOW);
+    step(&mut agent, Input::Opened { nodes: Vec::new(), attempts: Vec::new() });
+    assert_eq!(begin_session(&mut agent), []);
+    let attempt = AttemptId { journal: JournalId::from_random(42), job: JobId(1), unit: 0, number: 1 };
+    let order = Order {
+        attempt,
+        revision: Revision(9),
+        stamp: None,
+        spec: SpecId([1; 16]),
+        job_name: "job".into(),
+        queue: "default".into(),
+        start_by: NOW.plus_ms(60_000),
+        started: false,
+        after: None,
+        tasks: Vec::new(),
+    };
+    let specs = vec![(SpecId([1; 16]), Arc::new(minimal()))];
+    let orders = ToAgent::Orders { term: Term(1), part: Part::FullEnd, specs, orders: vec![order] };
+    let effects = step(&mut agent, Input::FromBroker(orders));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Launch(_))));
+    // Would it be told, and this agent die, the next one would find nothing of what "was starting".
+    step(&mut agent, Input::Disconnected);
+    agent.step(NOW.plus_ms(60_000), Input::Wake);
+    assert_eq!(begin_session(&mut agent), []);
+    step(&mut agent, Input::Moved { attempt, status: AttemptStatus::Starting });
+    step(&mut agent, Input::Disconnected);
+    agent.step(NOW.plus_ms(120_000), Input::Wake);
+    assert_eq!(begin_session(&mut agent), [attempt]);
+}
