@@ -30,6 +30,8 @@ struct Cluster {
     waiting: usize,
 }
 
+/// Agents that share a connection, which takes a thousand streams: each has two.
+const POOLS_PER_CONNECTION: usize = 100;
 const RATE: u64 = 2_000;
 const SECONDS: u64 = 10;
 /// How long a step may take before the broker's log tells of it.
@@ -52,17 +54,21 @@ fn run(cluster: &Cluster) {
     disk(&home);
     let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let (mut micros, long) = runtime.block_on(async {
+    let (mut micros, long, last) = runtime.block_on(async {
         let client = Client::new(&home.address, Some(&token)).expect("a client");
+        let mut connection = client.clone();
         for index in 0..cluster.pools {
+            if index % POOLS_PER_CONNECTION == 0 {
+                connection = Client::new(&home.address, Some(&token)).expect("a client");
+            }
             // The first ones have one more where they don't come out even.
             let (all, pools) = (cluster.nodes as usize, cluster.pools);
-            start_pool(&client, index, (all / pools + usize::from(index < all % pools)) as u32);
+            start_pool(&connection, index, (all / pools + usize::from(index < all % pools)) as u32);
         }
-        let from_revision = fill(&client, cluster).await;
+        let (from_revision, last) = fill(&client, cluster).await;
         let before = long_steps(&home);
         let micros = measure(&client, from_revision).await;
-        (micros, long_steps(&home).split_off(before.len()))
+        (micros, long_steps(&home).split_off(before.len()), last)
     });
     micros.sort_unstable();
     let ms = |thousandths| quantile(&micros, thousandths) as f64 / 1_000.0;
@@ -83,7 +89,7 @@ fn run(cluster: &Cluster) {
         ),
     );
     command("`weir why` of one that waits there, whole command, 101 times", 101, || {
-        home.run(&["why", "job/last-1"])
+        home.run(&["why", &format!("job/{last}")])
     });
     let filling = long_steps(&home);
     println!("steps longer than {LONG_STEP_MS} ms from start to end: {filling:?}");
@@ -176,8 +182,8 @@ async fn until_used(client: &Client, devices: u64) {
     }
 }
 
-/// Returns the revision from which on to watch.
-async fn fill(client: &Client, cluster: &Cluster) -> u64 {
+/// Returns the revision from which on to watch, and the name of the last job that waits.
+async fn fill(client: &Client, cluster: &Cluster) -> (u64, String) {
     let nodes = u64::from(cluster.nodes);
     let hour = 3_600_000;
     let mut jobs = vec![job("fill", 7, 7_000, hour); nodes as usize];
@@ -200,7 +206,8 @@ async fn fill(client: &Client, cluster: &Cluster) -> u64 {
             |index: usize| job("wait", 2 + (index % 7) as u32, 1_000 + 100 * (index % 64) as u64, hour);
         submit(client, (0..500).map(|index| shape(batch * 500 + index)).collect()).await;
     }
-    submit(client, vec![job("last", 8, 1_000, hour)]).await.revision
+    let reply = submit(client, vec![job("last", 8, 1_000, hour)]).await;
+    (reply.revision, reply.jobs[0].name.clone())
 }
 
 async fn measure(client: &Client, from_revision: u64) -> Vec<u64> {

@@ -117,7 +117,7 @@ pub(super) fn class_of(pool: &Pool, node: &StateNode) -> NodeClass {
     }
 }
 
-fn is_class(class: &NodeClass, pool: &Pool, node: &StateNode) -> bool {
+pub(super) fn is_class(class: &NodeClass, pool: &Pool, node: &StateNode) -> bool {
     class.region == pool.spec.region
         && class.capabilities == pool.spec.capabilities
         && class.labels == node.spec.labels

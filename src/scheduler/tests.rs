@@ -21,6 +21,7 @@ use crate::model::shape::Shape;
 use crate::model::spec::{JobSpec, minimal};
 use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit, with_devices};
+use crate::state::pool::Pool;
 
 /// Takes in what has happened, plans with this budget, and applies the plan.
 fn round(world: &mut Fixture, scheduler: &mut Scheduler, budget: Budget) -> Plan {
@@ -95,6 +96,7 @@ fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
 
 #[test]
 fn why_agrees_with_what_planning_does() {
+    let mut by_bucket = 0;
     for seed in 0..30 {
         let (mut world, mut scheduler, mut rng) = random_world(seed);
         for _ in 0..30 {
@@ -111,9 +113,13 @@ fn why_agrees_with_what_planning_does() {
                     queue.spec.limit.first_excess(&sum).is_some()
                 });
                 assert!(!fits || limited, "seed {seed}: {class:?} waits, though {:?}", why.pools);
+                let packers = (&scheduler.packer, &scheduler.kept.packer);
+                let same = |pool: &&Pool| super::why::same_by_node(&world.state, packers, pool, shape);
+                by_bucket += world.state.pools().filter(same).count();
             }
         }
     }
+    assert!(by_bucket > 1_000, "pools explained by their buckets: {by_bucket}");
 }
 
 #[test]

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, demand_of, sketch};
+use super::nodes::{class_of, demand_of, is_class, sketch};
 use super::packing::Packer;
-use crate::model::demand::{self, Demand};
+use super::packing::bucket::Bucket;
+use crate::model::demand::{self, Demand, NodeClass};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
-use crate::model::pool::Reach;
+use crate::model::pool::{Device, Reach};
 use crate::model::reason::{PoolReason, Standing};
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::Shape;
@@ -122,6 +123,18 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
 
 /// Why the pool could not take it even if it were empty and open.
 fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &Shape) -> Option<PoolReason> {
+    let count = u64::from(count);
+    let mut admits = Admission::new(pool, demand);
+    let mut places = 0u64;
+    let would_do = |node: &&Node| {
+        let suits = !node.gone && admits.of(node) && has_device(node, demand);
+        places = places.saturating_add(if suits { places_on(&stock_of(node), demand) } else { 0 });
+        places >= count
+    };
+    // Nearly always the first nodes would do.
+    if pool.nodes.values().find(would_do).is_some() {
+        return None;
+    }
     let all: Vec<&Node> = pool.nodes.values().filter(|node| !node.gone).collect();
     if all.is_empty() {
         return Some(PoolReason::NoNodes);
@@ -138,20 +151,16 @@ fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &
     if tolerated.is_empty() {
         return Some(PoolReason::TaintNotTolerated { nodes: labelled.len() as u64 });
     }
-    let has_model =
-        |node: &&&Node| demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model));
-    let fitting: Vec<&Node> = tolerated.iter().filter(has_model).copied().collect();
+    let fitting: Vec<&Node> = tolerated.iter().filter(|node| has_device(node, demand)).copied().collect();
     if fitting.is_empty() {
         return Some(PoolReason::DeviceMissing { models });
     }
-    let room = |node: &Node| room_of(node, demand, true);
+    let room = |node: &Node| room_of(&stock_of(node), demand);
     let needed = needed_by(demand);
-    let (mut sum, mut places) = (Resources::default(), 0u64);
-    let mut enough = false;
+    let (mut sum, mut enough) = (Resources::default(), false);
     for node in &fitting {
         let room = room(node);
         enough |= needed.fits(&room);
-        places = places.saturating_add(places_on(node, demand, true));
         sum = sum.checked_add(&room).unwrap_or(sum);
     }
     if !enough {
@@ -164,10 +173,10 @@ fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &
         let largest = largest(&kind);
         return Some(PoolReason::TaskTooLarge { kind, needed, largest });
     }
-    if shape.task_count() == 1 || places >= u64::from(count) {
+    if shape.task_count() == 1 {
         return None;
     }
-    let unit = needed.checked_mul(u64::from(count))?;
+    let unit = needed.checked_mul(count)?;
     if let Some(excess) = unit.first_excess(&sum) {
         return Some(PoolReason::PoolTooSmall {
             kind: excess.kind,
@@ -194,53 +203,122 @@ fn closed(pool: &Pool) -> Option<PoolReason> {
     pool.cordoned.then_some(PoolReason::PoolCordoned)
 }
 
+/// Open nodes that are alike, as far as a demand goes.
+struct Alike {
+    nodes: u64,
+    room: Resources,
+    /// On one of them.
+    places: u64,
+    fits: bool,
+    /// They are kept for others.
+    kept: bool,
+}
+
+impl Alike {
+    fn of_bucket(bucket: &Bucket, nodes: u32, demand: &Demand, kept: bool) -> Self {
+        let devices = bucket.devices.iter().map(|room| (room.model, room.free));
+        let stock = Stock { free: bucket.free.clone(), devices: devices.collect() };
+        Self::of(&stock, u64::from(nodes), demand, bucket.fits(demand), kept)
+    }
+
+    fn of(stock: &Stock, nodes: u64, demand: &Demand, fits: bool, kept: bool) -> Self {
+        Self { nodes, room: room_of(stock, demand), places: places_on(stock, demand), fits, kept }
+    }
+}
+
 /// Why the pool has no place now.
 fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
-    let suits = |node: &&Node| {
-        !node.gone
-            && demand.admits(&class_of(pool, node))
-            && (demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model)))
-    };
+    let count = u64::from(count);
+    if let Some(open) = open_by_bucket(packers, pool, demand) {
+        return lacking(&open, demand, count);
+    }
+    let mut admits = Admission::new(pool, demand);
+    let suits = |node: &&Node| !node.gone && admits.of(node) && has_device(node, demand);
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
     let is_held = |node: &Node| node.trouble.held_until.is_some();
     let is_shut = |node: &&&Node| node.cordoned || node.spec.cordoned || is_held(node);
     let shut: Vec<&Node> = suitable.iter().filter(is_shut).copied().collect();
     // If the others would not do even when empty, it is not running work that must end first.
     let others = suitable.iter().filter(|node| !is_shut(node));
-    let places: u64 = others.map(|node| places_on(node, demand, true)).fold(0, u64::saturating_add);
-    if places < u64::from(count) && !shut.is_empty() {
+    let places: u64 = others.map(|node| places_on(&stock_of(node), demand)).fold(0, u64::saturating_add);
+    if places < count && !shut.is_empty() {
         return Some(match shut.iter().filter(|node| is_held(node)).count() as u64 {
             0 => PoolReason::NodesCordoned { nodes: shut.len() as u64 },
             nodes => PoolReason::NodesHeldBack { nodes },
         });
     }
-    let open: Vec<&Node> = suitable.iter().filter(|node| node.is_open()).copied().collect();
+    lacking(&open_by_node(packers, pool, demand, &suitable), demand, count)
+}
+
+/// The open nodes of a pool that suit a demand, by what the packers know; `None` where others are shut or gone.
+fn open_by_bucket(packers: Packers<'_>, pool: &Pool, demand: &Demand) -> Option<Vec<Alike>> {
     let (for_all, kept) = packers;
-    let at = |node: &Node| NodeRef { pool: pool.id, node: node.id };
+    let both = [(for_all, false), (kept, true)];
+    let buckets =
+        || both.iter().flat_map(|(packer, kept)| packer.buckets_in(pool.id).map(|alike| (alike, *kept)));
+    let open: usize = buckets().map(|((_, nodes), _)| nodes as usize).sum();
+    let has_device = |bucket: &Bucket| {
+        demand.devices.is_none() || bucket.devices.iter().any(|room| demand.allows(room.model))
+    };
+    let suits = |bucket: &Bucket| demand.admits(&bucket.class) && has_device(bucket);
+    let suitable = buckets().filter(|((bucket, _), _)| suits(bucket));
+    let alike = |((bucket, nodes), kept)| Alike::of_bucket(bucket, nodes, demand, kept);
+    (open == pool.nodes.len()).then(|| suitable.map(alike).collect())
+}
+
+fn open_by_node(packers: Packers<'_>, pool: &Pool, demand: &Demand, suitable: &[&Node]) -> Vec<Alike> {
+    let (for_all, kept) = packers;
+    let alike = |node: &&Node| {
+        let at = NodeRef { pool: pool.id, node: node.id };
+        let (fits, kept) = (for_all.fits(demand, at) || kept.fits(demand, at), kept.node(at).is_some());
+        Alike::of(&free_of(node), 1, demand, fits, kept)
+    };
+    suitable.iter().filter(|node| node.is_open()).map(alike).collect()
+}
+
+/// Fails unless a pool's nodes explain the same as its buckets do; tells whether both could be asked.
+#[cfg(test)]
+pub(super) fn same_by_node(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) -> bool {
+    let (request, count) = &shape.tasks[0];
+    let demand = demand_of(state, request, shape);
+    let Some(open) = open_by_bucket(packers, pool, &demand) else { return false };
+    let mut admits = Admission::new(pool, &demand);
+    let suits = |node: &&Node| admits.of(node) && has_device(node, &demand);
+    let nodes: Vec<&Node> = pool.nodes.values().filter(suits).collect();
+    let by_node = open_by_node(packers, pool, &demand, &nodes);
+    for count in [1, u64::from(*count)] {
+        assert_eq!(lacking(&open, &demand, count), lacking(&by_node, &demand, count));
+    }
+    true
+}
+
+/// What a pool's open nodes lack for so many tasks.
+fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
     if count == 1 {
-        if open.iter().any(|node| for_all.fits(demand, at(node))) {
+        if open.iter().any(|alike| alike.fits && !alike.kept) {
             return None;
         }
-        let nodes = open.iter().filter(|node| kept.fits(demand, at(node))).count() as u64;
+        let nodes = open.iter().filter(|alike| alike.fits).map(|alike| alike.nodes).sum();
         if nodes > 0 {
             return Some(PoolReason::NodesKept { nodes });
         }
     }
     let (needed, mut free, mut places) = (needed_by(demand), Resources::default(), 0u64);
     let mut largest = Resources::default();
-    for node in &open {
-        let room = room_of(node, demand, false);
-        places += places_on(node, demand, false);
-        largest = larger(&largest, &room);
-        free = free.checked_add(&room).unwrap_or(free);
+    for alike in open {
+        places = places.saturating_add(alike.places.saturating_mul(alike.nodes));
+        largest = larger(&largest, &alike.room);
+        let sum = alike.room.checked_mul(alike.nodes).and_then(|room| free.checked_add(&room));
+        free = sum.unwrap_or(free);
     }
-    if places >= u64::from(count) {
-        let kept = open.iter().filter(|node| kept.node(at(node)).is_some());
-        let (nodes, kept_places) =
-            kept.fold((0, 0), |(nodes, sum), node| (nodes + 1, sum + places_on(node, demand, false)));
-        return (places - kept_places < u64::from(count)).then_some(PoolReason::NodesKept { nodes });
+    if places >= count {
+        let kept = open.iter().filter(|alike| alike.kept);
+        let (nodes, kept_places) = kept.fold((0, 0), |(nodes, places), alike| {
+            (nodes + alike.nodes, alike.places.saturating_mul(alike.nodes).saturating_add(places))
+        });
+        return (places.saturating_sub(kept_places) < count).then_some(PoolReason::NodesKept { nodes });
     }
-    let unit = needed.checked_mul(u64::from(count)).unwrap_or_else(|| needed.clone());
+    let unit = needed.checked_mul(count).unwrap_or_else(|| needed.clone());
     if let Some(excess) = unit.first_excess(&free) {
         return Some(PoolReason::ResourcesBusy {
             kind: excess.kind,
@@ -257,38 +335,79 @@ fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Optio
     Some(PoolReason::NodeFragmentation { kind, needed, free, largest })
 }
 
+/// Which nodes of a pool a demand may use, by their labels and taints: alike nodes come in a row.
+struct Admission<'a> {
+    pool: &'a Pool,
+    demand: &'a Demand,
+    last: Option<(NodeClass, bool)>,
+}
+
+impl<'a> Admission<'a> {
+    fn new(pool: &'a Pool, demand: &'a Demand) -> Self {
+        Self { pool, demand, last: None }
+    }
+
+    fn of(&mut self, node: &Node) -> bool {
+        if let Some((class, admits)) = &self.last
+            && is_class(class, self.pool, node)
+        {
+            return *admits;
+        }
+        let class = class_of(self.pool, node);
+        let admits = self.demand.admits(&class);
+        self.last = Some((class, admits));
+        admits
+    }
+}
+
+fn has_device(node: &Node, demand: &Demand) -> bool {
+    demand.devices.is_none() || node.models.iter().any(|model| demand.allows(*model))
+}
+
 fn needed_by(demand: &Demand) -> Resources {
     let device_millis = demand.device_millis();
     Resources { device_millis, ..demand.resources.clone() }
 }
 
-/// What a node has for such tasks: devices of the allowed models, and whole ones if they are asked for.
-fn room_of(node: &Node, demand: &Demand, empty: bool) -> Resources {
-    let base = if empty { node.spec.allocatable.clone() } else { node.free() };
-    let device = |index: usize| {
-        let millis = device_room(node, index, empty);
-        match demand.devices.as_ref().map(|devices| devices.amount) {
-            Some(DeviceAmount::Whole(_)) if millis == DEVICE_MILLIS => u64::from(millis),
-            Some(DeviceAmount::Fraction(least)) if millis >= least => u64::from(millis),
-            _ => 0,
-        }
-    };
-    let allowed = (0..node.spec.devices.len())
-        .filter(|index| node.models.get(*index).is_some_and(|m| demand.allows(*m)));
-    Resources { device_millis: allowed.map(device).sum(), ..base }
+/// What a node has, or has free: resources without devices, and thousandths by device.
+struct Stock {
+    free: Resources,
+    devices: Vec<(DeviceModelId, u32)>,
 }
 
-/// How many such tasks a node takes side by side.
-fn places_on(node: &Node, demand: &Demand, empty: bool) -> u64 {
-    let room = if empty { node.spec.allocatable.clone() } else { node.free() };
+/// What a node would have free if it were empty.
+fn stock_of(node: &Node) -> Stock {
+    let millis = |device: &Device| if device.healthy { device.millis } else { 0 };
+    let devices = node.models.iter().copied().zip(node.spec.devices.iter().map(millis));
+    Stock { free: node.spec.allocatable.clone(), devices: devices.collect() }
+}
+
+fn free_of(node: &Node) -> Stock {
+    let devices = node.models.iter().enumerate().map(|(index, model)| (*model, node.device_free(index)));
+    Stock { free: node.free(), devices: devices.collect() }
+}
+
+/// What of it is there for such tasks: devices of the allowed models, and whole ones if they are asked for.
+fn room_of(stock: &Stock, demand: &Demand) -> Resources {
+    let device = |millis: u32| match demand.devices.as_ref().map(|devices| devices.amount) {
+        Some(DeviceAmount::Whole(_)) if millis == DEVICE_MILLIS => u64::from(millis),
+        Some(DeviceAmount::Fraction(least)) if millis >= least => u64::from(millis),
+        _ => 0,
+    };
+    let allowed = stock.devices.iter().filter(|(model, _)| demand.allows(*model));
+    Resources { device_millis: allowed.map(|(_, millis)| device(*millis)).sum(), ..stock.free.clone() }
+}
+
+/// How many such tasks it takes side by side.
+fn places_on(stock: &Stock, demand: &Demand) -> u64 {
+    let free = &stock.free;
     let others =
-        demand.resources.iter().map(|(kind, amount)| room.get(&kind) / amount).min().unwrap_or(u64::MAX);
+        demand.resources.iter().map(|(kind, amount)| free.get(&kind) / amount).min().unwrap_or(u64::MAX);
     let Some(amount) = demand.devices.as_ref().map(|devices| devices.amount) else { return others };
     let mut per_model: BTreeMap<DeviceModelId, u64> = BTreeMap::new();
-    for (index, model) in node.models.iter().enumerate().filter(|(_, model)| demand.allows(**model)) {
-        let free = device_room(node, index, empty);
+    for (model, free) in stock.devices.iter().filter(|(model, _)| demand.allows(*model)) {
         *per_model.entry(*model).or_default() += match amount {
-            DeviceAmount::Whole(_) => u64::from(free == DEVICE_MILLIS),
+            DeviceAmount::Whole(_) => u64::from(*free == DEVICE_MILLIS),
             DeviceAmount::Fraction(millis) => u64::from(free / millis),
         };
     }
@@ -297,15 +416,6 @@ fn places_on(node: &Node, demand: &Demand, empty: bool) -> u64 {
         DeviceAmount::Fraction(_) => per_model.values().sum(),
     };
     others.min(devices)
-}
-
-fn device_room(node: &Node, index: usize, empty: bool) -> u32 {
-    let device = &node.spec.devices[index];
-    match (empty, device.healthy) {
-        (false, _) => node.device_free(index),
-        (true, true) => device.millis,
-        (true, false) => 0,
-    }
 }
 
 fn larger(left: &Resources, right: &Resources) -> Resources {

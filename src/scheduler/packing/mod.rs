@@ -212,6 +212,12 @@ impl Packer {
         self.nodes.iter().map(|(at, kept)| (*at, self.buckets.slot(kept.bucket).bucket.clone()))
     }
 
+    /// A pool's nodes, with how many are alike.
+    pub fn buckets_in(&self, pool: PoolId) -> impl Iterator<Item = (&Bucket, u32)> {
+        let part = self.parts.get(&pool).into_iter().flatten();
+        part.map(|(id, count)| (&*self.buckets.slot(*id).bucket, *count))
+    }
+
     /// The nodes of a pool have so much free together: what asks for more needs no closer look.
     pub fn may_hold(&self, pool: PoolId, total: &Resources) -> bool {
         let Some(part) = self.parts.get(&pool) else { return false };
