@@ -15,6 +15,7 @@ use crate::model::pool::{Device, Reach};
 use crate::model::reason::{PoolReason, Standing};
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::Shape;
+use crate::model::spec::TaskRequest;
 use crate::state::State;
 use crate::state::pool::{Node, Pool};
 
@@ -46,7 +47,8 @@ type Packers<'a> = (&'a Packer, &'a Packer);
 
 /// Explains every pool.
 pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why {
-    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packers, pool, shape) };
+    let asked = Asked::of(state, shape);
+    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packers, pool, &asked) };
     let omitted = |pool: &&Pool| pool.cordoned && Mutant::OmitCordonedPools.is_on();
     let pools: Vec<PoolWhy> = state.pools().filter(|pool| !omitted(pool)).map(reason).collect();
     let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
@@ -57,14 +59,29 @@ pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why
     Why { pools, would_help }
 }
 
-fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) -> PoolReason {
+/// What is asked of every pool: a shape, and of each kind of task what it demands and how many there are.
+struct Asked<'a> {
+    shape: &'a Shape,
+    tasks: Vec<(Demand, &'a [String], u32)>,
+}
+
+impl<'a> Asked<'a> {
+    fn of(state: &State, shape: &'a Shape) -> Self {
+        let task = |(request, count): &'a (TaskRequest, u32)| {
+            let models = request.devices.as_ref().map_or(&[][..], |devices| &devices.models);
+            (demand_of(state, request, shape), models, *count)
+        };
+        Self { shape, tasks: shape.tasks.iter().map(task).collect() }
+    }
+}
+
+fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
+    let shape = asked.shape;
     if let Some(reason) = exclusion(state, pool.id, shape) {
         return reason;
     }
-    for (request, count) in &shape.tasks {
-        let demand = demand_of(state, request, shape);
-        let models = request.devices.as_ref().map(|devices| devices.models.clone()).unwrap_or_default();
-        if let Some(reason) = never(pool, &demand, models, *count, shape) {
+    for (demand, models, count) in &asked.tasks {
+        if let Some(reason) = never(pool, demand, models, *count, shape) {
             return reason;
         }
     }
@@ -75,9 +92,8 @@ fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) 
     if let Some(reason) = closed(pool) {
         return reason;
     }
-    for (request, count) in &shape.tasks {
-        let demand = demand_of(state, request, shape);
-        if let Some(reason) = full(packers, pool, &demand, *count) {
+    for (demand, _, count) in &asked.tasks {
+        if let Some(reason) = full(packers, pool, demand, *count) {
             return reason;
         }
     }
@@ -122,7 +138,7 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
 }
 
 /// Why the pool could not take it even if it were empty and open.
-fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &Shape) -> Option<PoolReason> {
+fn never(pool: &Pool, demand: &Demand, models: &[String], count: u32, shape: &Shape) -> Option<PoolReason> {
     let count = u64::from(count);
     let mut admits = Admission::new(pool, demand);
     let mut places = 0u64;
@@ -153,7 +169,7 @@ fn never(pool: &Pool, demand: &Demand, models: Vec<String>, count: u32, shape: &
     }
     let fitting: Vec<&Node> = tolerated.iter().filter(|node| has_device(node, demand)).copied().collect();
     if fitting.is_empty() {
-        return Some(PoolReason::DeviceMissing { models });
+        return Some(PoolReason::DeviceMissing { models: models.to_vec() });
     }
     let room = |node: &Node| room_of(&stock_of(node), demand);
     let needed = needed_by(demand);
@@ -434,6 +450,7 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
     let mut relaxed = shape.clone();
     relaxed.constraints.regions_allowed.clear();
     relaxed.constraints.regions_denied.clear();
+    let relaxed = Asked::of(state, &relaxed);
     for why in pools {
         let (Some(pool), PoolReason::RegionNotAllowed { region }) = (state.pool(why.pool), &why.reason)
         else {
