@@ -1,5 +1,6 @@
 //! What readers may ask of the hot state, in pages of bounded cost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Broker;
@@ -167,7 +168,7 @@ pub struct QueueView {
 /// Live jobs that one page of a list looks at: a filter that matches few makes short pages, not
 /// long steps.
 const LOOKED_AT_MAX: usize = 4 * PAGE_MAX;
-/// Waiting unit groups that a position counts.
+/// Waiting unit groups that a position counts one by one: a millisecond or so.
 const POSITION_MAX: usize = 10_000;
 
 impl Broker {
@@ -342,12 +343,12 @@ impl Broker {
     fn position(&self, queue: QueueId, job: JobId) -> (u64, u64) {
         let Some(view) = self.state.job(job) else { return (0, 0) };
         let Some(priority) = self.state.class_of(view, 0).map(|class| class.priority) else { return (0, 0) };
-        let (mut before, mut all) = (0, 0);
+        let (mut before, mut all, mut budget) = (0, 0, POSITION_MAX);
         for (class, members) in self.state.classes().iter().filter(|(class, _)| class.queue == queue) {
             all += members.len();
             before += match class.priority.cmp(&priority) {
                 std::cmp::Ordering::Greater => members.len(),
-                std::cmp::Ordering::Equal => members.range(..(job, 0)).take(POSITION_MAX).count(),
+                std::cmp::Ordering::Equal => count_before(members, job, &mut budget),
                 std::cmp::Ordering::Less => 0,
             };
         }
@@ -357,5 +358,50 @@ impl Broker {
     /// The unit's job, for callers that hold a unit only.
     pub fn job_of(&self, unit: UnitId) -> Option<JobView> {
         self.state.job_view(unit.job)
+    }
+}
+
+/// How many of a class's members come before a job, counted from the nearer end. If the budget doesn't last, as
+/// many as there would be if they came evenly.
+fn count_before(members: &BTreeSet<(JobId, u16)>, job: JobId, budget: &mut usize) -> usize {
+    let (mut before, mut behind) = (members.range(..(job, 0)), members.range((job, 0)..));
+    for counted in 0..*budget {
+        let found = match (before.next(), behind.next()) {
+            (None, _) => counted,
+            (_, None) => members.len() - counted,
+            (Some(_), Some(_)) => continue,
+        };
+        *budget -= counted;
+        return found;
+    }
+    *budget = 0;
+    let (Some((first, _)), Some((last, _))) = (members.first(), members.last()) else { return 0 };
+    let share = |end: JobId| u128::from(end.0.saturating_sub(first.0));
+    (members.len() as u128 * share(job).min(share(*last)) / share(*last).max(1)) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_in_a_class_is_counted_from_the_nearer_end_and_beyond_the_budget_estimated() {
+        let members: BTreeSet<(JobId, u16)> = (1..=1_000).map(|job| (JobId(3 * job), 0)).collect();
+        for (job, before) in
+            [(1, 0), (3, 0), (4, 1), (1_500, 499), (2_999, 999), (3_000, 999), (3_001, 1_000)]
+        {
+            let mut budget = 10_000;
+            assert_eq!(count_before(&members, JobId(job), &mut budget), before, "job {job}");
+            assert_eq!(budget, 10_000 - before.min(1_000 - before), "job {job}");
+        }
+        for job in [300, 1_500, 2_700] {
+            let mut budget = 50;
+            let estimated = count_before(&members, JobId(job), &mut budget);
+            assert!(estimated.abs_diff(job as usize / 3) < 3, "job {job}: {estimated}");
+            assert_eq!(budget, 0);
+        }
+        assert_eq!(count_before(&members, JobId(9_000), &mut 0), 1_000);
+        assert_eq!(count_before(&members, JobId(1), &mut 0), 0);
+        assert_eq!(count_before(&BTreeSet::new(), JobId(1), &mut 0), 0);
     }
 }
