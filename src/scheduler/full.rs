@@ -109,9 +109,7 @@ impl Scheduler {
     fn most(&self, gain: Gain) -> Need {
         match gain {
             Gain::Pool(_) => (u64::MAX, u64::MAX),
-            Gain::Node(at) => self.node(at).map_or((0, 0), |node| {
-                (node.device_free.iter().map(|free| u64::from(*free)).sum(), node.free.cpu_millis)
-            }),
+            Gain::Node(at) => self.node(at).map_or((0, 0), |node| (node.free_millis(), node.free.cpu_millis)),
         }
     }
 

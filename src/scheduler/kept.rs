@@ -95,7 +95,7 @@ impl Kept {
     /// The node that is least free, of one class or of all, with its free device thousandths.
     fn weakest(&self, of: Option<ClassKey>) -> Option<(u64, NodeRef)> {
         let nodes = self.owners.iter().filter(|(_, owner)| of.is_none_or(|class| owner.2 == class));
-        nodes.map(|(at, _)| (self.packer.node(*at).map_or(0, device_free), *at)).min()
+        nodes.map(|(at, _)| (self.packer.node(*at).map_or(0, Node::free_millis), *at)).min()
     }
 }
 
@@ -113,7 +113,7 @@ impl Scheduler {
         if most == 0 || !self.packer.compares_costs() || self.kept.holds(at) {
             return;
         }
-        let Some(free) = self.packer.node(at).map(device_free).filter(|free| *free > 0) else { return };
+        let Some(free) = self.packer.node(at).map(Node::free_millis).filter(|free| *free > 0) else { return };
         let Some(owner) = self.wanting(state, at, most) else { return };
         let own = self.kept.owners.values().filter(|kept| kept.2 == owner.2).count();
         let in_its_place = if units_waiting(state, owner.2, own + 1) <= own {
@@ -260,10 +260,6 @@ fn lack(demand: &Demand, node: &Node, whole: &Resources) -> Lack {
     }
     bucket.free = whole.clone();
     if bucket.fits(demand) { Lack::Other } else { Lack::Devices }
-}
-
-fn device_free(node: &Node) -> u64 {
-    node.device_free.iter().map(|free| u64::from(*free)).sum()
 }
 
 /// How many units of a class wait, counted up to `most`.

@@ -210,8 +210,7 @@ impl<'a> Player<'a> {
         for node in &cluster.nodes {
             largest.cpu_millis = largest.cpu_millis.max(node.free.cpu_millis);
             largest.memory_bytes = largest.memory_bytes.max(node.free.memory_bytes);
-            let devices = node.device_free.iter().map(|free| u64::from(*free)).sum();
-            largest.device_millis = largest.device_millis.max(devices);
+            largest.device_millis = largest.device_millis.max(node.free_millis());
         }
         let policy = policy.resolved();
         let scorer = match policy {

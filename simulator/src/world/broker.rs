@@ -131,9 +131,9 @@ impl World {
         let kept = &mut self.brokers[host];
         kept.life += 1;
         let mut machine = Broker::new(state, term, random, now);
-        // The two policies take turns, so that what one has learned the other forgets.
         // Its clusters are small and its time is short.
         machine.set_keeping(Keeping { one_of: 1, wait_ms_min: 0 });
+        // The two policies take turns, so that what one has learned the other forgets.
         machine.set_policy(if turn.is_multiple_of(4) { Policy::BestFit } else { Policy::Overflow });
         kept.machine = Some(machine);
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));

@@ -507,6 +507,11 @@ impl Packer {
 }
 
 impl Node {
+    /// Free device thousandths in all.
+    pub fn free_millis(&self) -> u64 {
+        self.device_free.iter().map(|free| u64::from(*free)).sum()
+    }
+
     /// All that packing knows of it.
     pub fn bucket(&self) -> Bucket {
         let rooms = self.devices.iter().zip(&self.device_free);
