@@ -1,8 +1,8 @@
 //! Output of pods: fetched into files, so that it can be read from any byte on, and after its pod is
 //! gone.
 //!
-//! A cluster gives both streams of a container as one, from the beginning of what its node still has.
-//! While a task runs its output is fetched only if somebody reads it; when it has ended, all of it is.
+//! A cluster gives both streams of a container as one, from any second of what its node still has. While a
+//! task runs its output is fetched only as long as somebody reads it; when it has ended, all of it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::cluster::{Cluster, is_refusal, said};
 use super::names;
+use super::stamped::{Mark, Stamped};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream, retention};
 
@@ -34,8 +35,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(32);
 /// Outputs of ended tasks that are fetched at once.
 const FETCHES_MAX: usize = 16;
-/// Outputs of running tasks that are followed at once; other readers wait until theirs have ended.
+/// Outputs of running tasks that are followed at once; other readers wait until some are no longer read.
 const FOLLOWED_MAX: usize = 256;
+/// How long output is followed that nobody reads any more.
+const UNREAD_MAX: Duration = Duration::from_secs(60);
 
 /// A task of an attempt.
 type Key = (AttemptId, u32);
@@ -54,6 +57,40 @@ struct Missed {
     passes: bool,
 }
 
+/// Who writes an output's file.
+struct Follower {
+    /// Tells that the task has ended.
+    ended: Notify,
+    read_at: Mutex<Instant>,
+}
+
+impl Follower {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { ended: Notify::new(), read_at: Mutex::new(Instant::now()) })
+    }
+
+    fn is_read(&self) {
+        *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Returns when the task has ended, or nobody has read for so long.
+    async fn is_over(&self, unread_max: Duration) {
+        let unread = async {
+            loop {
+                let until = *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) + unread_max;
+                if until <= Instant::now() {
+                    break;
+                }
+                tokio::time::sleep_until(until.into()).await;
+            }
+        };
+        tokio::select! {
+            () = self.ended.notified() => {}
+            () = unread => {}
+        }
+    }
+}
+
 /// The outputs of a pool's tasks.
 #[derive(Clone)]
 pub(super) struct Logs {
@@ -67,8 +104,8 @@ struct Shared {
     bytes_max: u64,
     /// Where the pods are that have output to be fetched.
     places: Mutex<BTreeMap<AttemptId, Place>>,
-    /// Outputs that are followed, each with what tells its follower that the task has ended.
-    following: Mutex<BTreeMap<Key, Arc<Notify>>>,
+    /// Outputs that are being written.
+    following: Mutex<BTreeMap<Key, Arc<Follower>>>,
     /// Outputs of ended tasks that are not whole yet: nobody else may begin to follow them.
     finishing: Mutex<BTreeSet<Key>>,
     fetches: Semaphore,
@@ -129,8 +166,8 @@ impl Logs {
         if began {
             // Whoever follows it comes to its end by itself, most likely. One at a time may write.
             tokio::time::sleep(LAST_WORDS).await;
-            while let Err(follower) = self.shared.take_pen(key, &Arc::new(Notify::new())) {
-                follower.notify_one();
+            while let Err(follower) = self.shared.take_pen(key, &Follower::new()) {
+                follower.ended.notify_one();
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             if let Err(error) = self.shared.fetch_all(key).await {
@@ -168,6 +205,11 @@ impl Shared {
         self.folder.join(attempt.to_string()).join(format!("{task}.done"))
     }
 
+    /// Where it is written how far the file goes.
+    fn note(&self, (attempt, task): Key) -> PathBuf {
+        self.folder.join(attempt.to_string()).join(format!("{task}.read"))
+    }
+
     fn is_done(&self, key: Key) -> bool {
         self.mark(key).exists()
     }
@@ -180,9 +222,8 @@ impl Shared {
         tokio::fs::write(mark, "").await
     }
 
-    /// One at a time may write a task's file: whoever does is told of its end through `own`. Returns
-    /// through what the one who writes is told, if there is one.
-    fn take_pen(&self, key: Key, own: &Arc<Notify>) -> Result<(), Arc<Notify>> {
+    /// One at a time may write a task's file. Returns who does, if somebody else is at it.
+    fn take_pen(&self, key: Key, own: &Arc<Follower>) -> Result<(), Arc<Follower>> {
         let mut following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
         match following.get(&key) {
             Some(other) => Err(other.clone()),
@@ -197,8 +238,10 @@ impl Shared {
         self.following.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
+    /// Tells whoever writes a task's file that it is read; `false` if nobody writes it.
     fn is_being_written(&self, key: Key) -> bool {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
+        following.get(&key).inspect(|follower| follower.is_read()).is_some()
     }
 
     fn place_of(&self, attempt: AttemptId) -> Option<Place> {
@@ -224,15 +267,19 @@ impl Shared {
 
     /// Adds to a task's file what its pod has written beyond it: what there is, or all that comes until
     /// the task has ended.
-    async fn fetch(&self, key: Key, follow: Option<&Notify>) -> Result<(), Missed> {
+    async fn fetch(&self, key: Key, follow: Option<&Follower>) -> Result<(), Missed> {
         let (Some(cluster), Some(place)) = (self.cluster.get(), self.place_of(key.0)) else {
             return Err(Missed { why: "its pod is gone".to_owned(), passes: false });
         };
         let container = place.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
+        // Unreadable ones are of no use, and all is read again.
+        let note = tokio::fs::read(self.note(key)).await.ok();
+        let mark: Option<Mark> = note.and_then(|note| serde_json::from_slice(&note).ok());
         let parameters = LogParams {
             container: Some(container.to_owned()),
             follow: follow.is_some(),
-            limit_bytes: Some(self.bytes_max as i64),
+            timestamps: true,
+            since_time: mark.and_then(|mark| mark.since()),
             ..LogParams::default()
         };
         let pods = cluster.pods(&place.namespace);
@@ -243,27 +290,33 @@ impl Shared {
         let failed = |error: kube::Error| Missed { why: said(&error), passes: !is_refusal(&error) };
         let stream = stream.map_err(silent)?.map_err(failed)?;
         let broken = |error: io::Error| Missed { why: error.to_string(), passes: true };
-        self.append(key, stream, follow).await.map_err(broken)
+        self.append(key, mark, stream, follow).await.map_err(broken)
     }
 
-    async fn append(&self, key: Key, stream: impl AsyncBufRead, follow: Option<&Notify>) -> io::Result<()> {
+    async fn append(
+        &self,
+        key: Key,
+        mark: Option<Mark>,
+        stream: impl AsyncBufRead,
+        follow: Option<&Follower>,
+    ) -> io::Result<()> {
         let path = self.file(key);
         if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await?;
         }
         let mut options = tokio::fs::OpenOptions::new();
         let mut file = options.create(true).append(true).open(path).await?;
-        let mut skip = file.metadata().await?.len();
-        let mut room = self.bytes_max.saturating_sub(skip);
-        let mut buffer = vec![0; 16 * 1024];
+        let mut len = file.metadata().await?.len();
+        let mut stamped = Stamped::new(mark, len);
+        let (mut buffer, mut new) = (vec![0; 16 * 1024], Vec::new());
         let mut stream = std::pin::pin!(stream);
-        while room > 0 {
+        while len < self.bytes_max {
             let read = stream.read(&mut buffer);
             // A task that is followed may be silent for as long as it likes.
             let count = match follow {
-                Some(ended) => tokio::select! {
+                Some(follower) => tokio::select! {
                     count = read => count?,
-                    () = ended.notified() => 0,
+                    () = follower.is_over(UNREAD_MAX) => 0,
                 },
                 None => {
                     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "its node fell silent");
@@ -273,31 +326,36 @@ impl Shared {
             if count == 0 {
                 break;
             }
-            let known = usize::try_from(skip).unwrap_or(usize::MAX).min(count);
-            skip -= known as u64;
-            let new = &buffer[known..count];
-            let new = &new[..new.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-            room -= new.len() as u64;
-            file.write_all(new).await?;
+            new.clear();
+            stamped.read(&buffer[..count], &mut new);
+            new.truncate(usize::try_from(self.bytes_max - len).unwrap_or(usize::MAX));
+            if new.is_empty() {
+                continue;
+            }
+            file.write_all(&new).await?;
             file.flush().await?;
+            len += new.len() as u64;
+            if let Some(mark) = stamped.mark(len) {
+                tokio::fs::write(self.note(key), serde_json::to_vec(&mark)?).await?;
+            }
         }
         Ok(())
     }
 
     fn follow(self: &Arc<Self>, key: Key, runtime: &Handle) {
-        let ended = Arc::new(Notify::new());
+        let follower = Follower::new();
         if self.finishing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
             return;
         }
         let crowded = self.following.lock().unwrap_or_else(PoisonError::into_inner).len() >= FOLLOWED_MAX;
-        if crowded || self.take_pen(key, &ended).is_err() {
+        if crowded || self.take_pen(key, &follower).is_err() {
             return;
         }
         let shared = self.clone();
         runtime.spawn(async move {
             // It may not have begun yet, or it broke off: readers that still wait ask again.
-            if shared.fetch(key, Some(&ended)).await.is_err() || !shared.is_done(key) {
-                let _ = tokio::time::timeout(AGAIN, ended.notified()).await;
+            if shared.fetch(key, Some(&follower)).await.is_err() || !shared.is_done(key) {
+                let _ = tokio::time::timeout(AGAIN, follower.ended.notified()).await;
             }
             shared.put_pen_down(key);
         });
@@ -351,5 +409,35 @@ impl ReadLogs for Logs {
         let count = file.read_at(&mut data, offset)?;
         data.truncate(count);
         Ok(LogPart { offset, data, end, complete })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn output_is_followed_until_the_task_ends_or_nobody_reads() {
+        let (follower, patience) = (Follower::new(), Duration::from_millis(300));
+        let reader = async {
+            for _ in 0..10 {
+                tokio::time::sleep(patience / 5).await;
+                follower.is_read();
+            }
+            Instant::now()
+        };
+        let (read_last, over) = tokio::join!(reader, async {
+            follower.is_over(patience).await;
+            Instant::now()
+        });
+        assert!(
+            over >= read_last + patience,
+            "it was read, until {:?} before",
+            over.duration_since(read_last)
+        );
+        follower.is_read();
+        follower.ended.notify_one();
+        let ended = follower.is_over(Duration::from_secs(3_600));
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the task has ended");
     }
 }

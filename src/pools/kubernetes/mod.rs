@@ -25,6 +25,7 @@ mod places;
 mod pod;
 mod quantity;
 mod requests;
+mod stamped;
 mod status;
 mod worker;
 

@@ -357,32 +357,43 @@ fn one_agent_speaks_for_a_pool() {
 fn output_is_followed_and_outlives_its_pod() {
     let Some(plane) = ControlPlane::shared("output_is_followed_and_outlives_its_pod") else { return };
     let bench = ClusterBench::new(plane, "logs");
-    let write = |text: &str| {
+    let write = |second: u32, text: &str| {
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options.append(true).open(bench.plane.task_log()).expect("the log");
-        std::io::Write::write_all(&mut file, format!("2026-01-01T00:00:00Z stdout F {text}\n").as_bytes())
-            .expect("written");
+        let mut file = options.append(true).create(true).open(bench.plane.task_log()).expect("the log");
+        let line = format!("2026-01-01T00:00:{second:02}Z stdout F {text}\n");
+        std::io::Write::write_all(&mut file, line.as_bytes()).expect("written");
     };
-    write("first");
+    write(0, "first");
     let mut life = bench.life();
     let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
     let attempt = launch.order.attempt;
     life.launch(&launch);
     life.until_running(attempt);
-    let mut logs = None;
-    life.call(|backend| logs = Some(backend.logs()));
-    let logs = logs.expect("a reader");
-    let read = |offset: u64| logs.read(attempt, 0, Stream::Stdout, offset, 1 << 16).expect("output");
+    let reader = |life: &mut Life<Kubernetes>| {
+        let mut logs = None;
+        life.call(|backend| logs = Some(backend.logs()));
+        let logs = logs.expect("a reader");
+        move |offset: u64| logs.read(attempt, 0, Stream::Stdout, offset, 1 << 16).expect("output")
+    };
+    let read = reader(&mut life);
     until("the first line is there", PATIENCE, || read(0).data == b"first\n");
-    write("second");
+    write(0, "second");
     until("what is added follows", PATIENCE, || read(6).data == b"second\n");
     assert!(!read(0).complete);
+    // While no agent is there, its node throws away what it had.
+    life.kill();
+    std::fs::rename(bench.plane.task_log(), bench.plane.path("task.log.1")).expect("rotated");
+    write(1, "third");
+    let mut life = bench.life();
+    life.until_running(attempt);
+    let read = reader(&mut life);
+    until("it goes on where it was", PATIENCE, || read(13).data == b"third\n");
     life.stop(attempt);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
-    write("third");
+    write(1, "fourth");
     until("all of it is kept", PATIENCE, || read(0).complete);
     let whole = read(0).data;
-    assert!(whole.starts_with(b"first\nsecond\n"), "{:?}", String::from_utf8_lossy(&whole));
+    assert!(whole.starts_with(b"first\nsecond\nthird\n"), "{:?}", String::from_utf8_lossy(&whole));
     life.forget(attempt);
     until("the pod is gone", PATIENCE, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
     life.kill();
