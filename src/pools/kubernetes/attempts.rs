@@ -12,7 +12,6 @@ use super::inventory::Inventory;
 use super::kept::{Done, Kept, Slot, held_devices, identity};
 use super::logs::Logs;
 use super::places::Places;
-use super::requests::of_pod;
 use super::status::{self, StopCause, Task, View};
 use super::{Settings, names, pod};
 use crate::agent::{Launch, Seen};
@@ -315,9 +314,6 @@ impl Attempts {
             return None;
         };
         self.adopt(attempt, rank, size, pod);
-        if self.is_of_other_journal(attempt) {
-            inventory.set_pod(pod.metadata.uid.as_deref().unwrap_or_default(), pod);
-        }
         let now = self.cluster.clock.now();
         let view = status::view(pod, now);
         if view.was_turned_away() && self.is_live(attempt, rank) {
@@ -326,6 +322,9 @@ impl Attempts {
             self.tell_nodes(inventory);
         }
         self.set(attempt, rank, view, pod);
+        if let Some(slot) = self.kept.get(&attempt).and_then(|kept| kept.tasks.get(rank as usize)) {
+            self.tell_load(attempt, slot, inventory);
+        }
         Some((attempt, rank))
     }
 
@@ -413,7 +412,6 @@ impl Attempts {
 
     /// Takes note of how a task stands.
     fn set(&mut self, attempt: AttemptId, rank: u32, view: View, pod: &Pod) {
-        let amounts = of_pod(pod);
         self.logs.name_container(attempt, rank, &view.container);
         let now = self.cluster.clock.now();
         let Some(slot) = self.kept.get_mut(&attempt).and_then(|kept| kept.tasks.get_mut(rank as usize))
@@ -440,7 +438,7 @@ impl Attempts {
             _ => {}
         }
         slot.view = Some(view);
-        slot.amounts = amounts;
+        slot.weigh(pod);
         self.note_end(attempt, rank);
         self.settle(attempt);
     }
@@ -538,14 +536,7 @@ impl Attempts {
         self.journal = Some(journal);
         self.places.touch_all();
         for (attempt, kept) in &self.kept {
-            for slot in &kept.tasks {
-                let Some(view) = &slot.view else { continue };
-                if attempt.journal == journal || view.is_ended() || slot.node.is_empty() {
-                    inventory.remove_pod(&view.uid);
-                } else {
-                    inventory.set_held(&view.uid, &slot.node, slot.amounts.clone());
-                }
-            }
+            kept.tasks.iter().for_each(|slot| self.tell_load(*attempt, slot, inventory));
         }
         // What is due for all that was found.
         let own = self.kept.iter().filter(|(attempt, _)| attempt.journal == journal);
@@ -556,14 +547,21 @@ impl Attempts {
         }
     }
 
-    /// Pods of this pool that another journal's broker ordered, by uid.
-    pub(super) fn of_other_journals(&self) -> BTreeSet<String> {
-        let others =
-            self.kept.iter().filter(|(attempt, _)| self.journal.is_some_and(|own| own != attempt.journal));
-        others
-            .flat_map(|(_, kept)| &kept.tasks)
-            .filter_map(|slot| Some(slot.view.as_ref()?.uid.clone()))
-            .collect()
+    fn tell_load(&self, attempt: AttemptId, slot: &Slot, inventory: &mut Inventory) {
+        let Some(view) = &slot.view else { return };
+        match slot.load(attempt, self.journal) {
+            Some(load) => inventory.set_held(&view.uid, &slot.node, load.clone()),
+            None => inventory.remove_pod(&view.uid),
+        }
+    }
+
+    /// Pods of this pool that are load, by uid: those that another journal's broker ordered, and those that
+    /// hold more than they were given.
+    pub(super) fn loads(&self) -> BTreeSet<String> {
+        let slots =
+            self.kept.iter().flat_map(|(attempt, kept)| kept.tasks.iter().map(|slot| (*attempt, slot)));
+        let loads = slots.filter(|(attempt, slot)| slot.load(*attempt, self.journal).is_some());
+        loads.filter_map(|(_, slot)| Some(slot.view.as_ref()?.uid.clone())).collect()
     }
 
     /// It is known to be this pool's broker's: another's pods, and all of them until the broker has said

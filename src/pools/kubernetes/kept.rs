@@ -1,16 +1,19 @@
 //! What is kept of one attempt and its tasks, and what calls for them come to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::cluster::Created;
 use super::names;
-use super::requests::Amounts;
+use super::nodes::PODS;
+use super::requests::{Amounts, of_pod};
 use super::status::{self, StopCause, View};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
-use crate::model::id::{AttemptId, Revision};
+use crate::model::id::{AttemptId, JournalId, Revision};
 use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 
@@ -47,6 +50,29 @@ pub(super) struct Slot {
     pub(super) devices: Vec<u16>,
     /// What it holds of its node: somebody else's load if it is of another journal.
     pub(super) amounts: Amounts,
+    /// How much of that is more than it was given: what the cluster has added, as webhooks do.
+    pub(super) added: Amounts,
+}
+
+impl Slot {
+    /// Takes note of what its pod holds.
+    pub(super) fn weigh(&mut self, pod: &Pod) {
+        self.amounts = of_pod(pod);
+        self.added = Amounts::default();
+        let given = annotation(pod, names::GIVEN).and_then(|text| serde_json::from_str(text).ok());
+        if let Some(given) = given.map(|given: BTreeMap<String, Quantity>| Amounts::read(&given)) {
+            self.added = self.amounts.clone();
+            self.added.sub(&given);
+            self.added.other.retain(|(name, _)| **name != *PODS);
+        }
+    }
+
+    /// What it holds beside what the pool's broker counts itself, to whom `own` belongs once that is known.
+    pub(super) fn load(&self, attempt: AttemptId, own: Option<JournalId>) -> Option<&Amounts> {
+        let is_live = self.view.as_ref().is_some_and(|view| !view.is_ended()) && !self.node.is_empty();
+        let amounts = if own? == attempt.journal { &self.added } else { &self.amounts };
+        Some(amounts).filter(|amounts| is_live && **amounts != Amounts::default())
+    }
 }
 
 impl Kept {

@@ -25,6 +25,8 @@ pub(super) const START_BY: &str = "weir.dev/start-by";
 pub(super) const TASKS: &str = "weir.dev/tasks";
 /// Annotation: places of the task's devices in its node's list.
 pub(super) const DEVICES: &str = "weir.dev/devices";
+/// Annotation: what the task was given of its node, by the cluster's names.
+pub(super) const GIVEN: &str = "weir.dev/given";
 /// Annotation: why the pod was told to stop: a code, and after a space a message.
 pub(super) const STOP: &str = "weir.dev/stop";
 

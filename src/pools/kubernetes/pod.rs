@@ -64,7 +64,7 @@ fn pod(
     };
     let main = main_container(&pod_spec)?;
     let mut asked = resources(group, task, resource)?;
-    let given = Amounts::read(&asked);
+    let given = asked.clone();
     name_requests(&mut pod_spec, main);
     leave_to_others(&mut asked, &pod_spec, main)?;
     let own = env(settings, order, group, rank, task, gang.then_some(namespace));
@@ -103,14 +103,14 @@ fn pod(
             name: Some(names::pod(order.attempt, rank)),
             namespace: Some(namespace.to_owned()),
             labels: Some(labels(settings, order, rank)),
-            annotations: Some(annotations(launch, task)),
+            annotations: Some(annotations(launch, task, &given)),
             ..ObjectMeta::default()
         },
         spec: Some(pod_spec),
         status: None,
     };
     let wanted = of_pod(&pod);
-    if let Some((name, wanted, given)) = wanted.first_beyond(&given) {
+    if let Some((name, wanted, given)) = wanted.first_beyond(&Amounts::read(&given)) {
         return Err(format!("its pod asks for {wanted} of {name} altogether, and the task for {given}"));
     }
     Ok(pod)
@@ -318,7 +318,11 @@ fn queue_label(path: &str) -> String {
     label.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
-fn annotations(launch: &Launch, task: &TaskOrder) -> BTreeMap<String, String> {
+fn annotations(
+    launch: &Launch,
+    task: &TaskOrder,
+    given: &BTreeMap<String, Quantity>,
+) -> BTreeMap<String, String> {
     let order = &launch.order;
     let devices: Vec<String> = task.devices.iter().map(|share| share.index.to_string()).collect();
     let stamp = order.stamp.map_or_else(String::new, |stamp| stamp.to_string());
@@ -328,6 +332,7 @@ fn annotations(launch: &Launch, task: &TaskOrder) -> BTreeMap<String, String> {
         (names::START_BY, launch.start_by.0.to_string()),
         (names::TASKS, order.tasks.len().to_string()),
         (names::DEVICES, devices.join(",")),
+        (names::GIVEN, serde_json::json!(given).to_string()),
     ];
     all.into_iter()
         .filter(|(_, value)| !value.is_empty())

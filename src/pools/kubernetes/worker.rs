@@ -214,7 +214,7 @@ impl Worker {
                 self.inventory.set_pod(&uid(&pod), &pod);
             }
             Ok(Watched::InitDone) => {
-                let own = self.attempts.of_other_journals();
+                let own = self.attempts.loads();
                 self.inventory.keep_pods(&std::mem::take(&mut self.listed_others), &own);
                 return true;
             }

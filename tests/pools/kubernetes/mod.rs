@@ -152,6 +152,35 @@ spec:
 }
 
 #[test]
+fn what_a_cluster_adds_to_a_pod_is_not_offered() {
+    let Some(plane) = ControlPlane::shared("what_a_cluster_adds_to_a_pod_is_not_offered") else { return };
+    let bench = ClusterBench::new(plane, "added");
+    // As for pods in virtual machines: admission adds what those take themselves.
+    let class = "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: added}\nhandler: added\n\
+                 overhead: {podFixed: {cpu: 250m}}\n";
+    bench.plane.apply(class);
+    let mut life = bench.life();
+    let cpus = |life: &Life<Kubernetes>| {
+        let mut cpus: Vec<u64> = life.nodes.iter().map(|node| node.allocatable.cpu_millis).collect();
+        cpus.sort_unstable();
+        cpus
+    };
+    let text = r#"{"runtimeClassName": "added", "containers": [{"name": "task", "image": "i", "command": ["hang"]}]}"#;
+    let launch = life.order(1, |spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
+    life.launch(&launch);
+    life.until_running(launch.order.attempt);
+    life.hear("its broker counts what it gave, and no more", |life| cpus(life) == [7_750, 8_000]);
+    life.kill();
+    let mut life = bench.life();
+    life.until_running(launch.order.attempt);
+    life.hear("a new agent sees it, too", |life| cpus(life) == [7_750, 8_000]);
+    life.stop(launch.order.attempt);
+    life.until_ended(launch.order.attempt);
+    life.hear("it is free again", |life| cpus(life) == [8_000, 8_000]);
+    life.kill();
+}
+
+#[test]
 fn ends_that_others_bring_about_are_told_apart() {
     let Some(plane) = ControlPlane::shared("ends_that_others_bring_about_are_told_apart") else { return };
     let bench = ClusterBench::new(plane, "ends");
