@@ -84,7 +84,7 @@ fn run(cluster: &Cluster) {
             ms(900),
             ms(990),
             long.len(),
-            long.iter().max().unwrap_or(&0),
+            long.iter().map(|(took_ms, _)| took_ms).max().unwrap_or(&0),
             status_kib(broker.0.id(), "VmRSS") >> 10,
         ),
     );
@@ -95,11 +95,14 @@ fn run(cluster: &Cluster) {
     println!("steps longer than {LONG_STEP_MS} ms from start to end: {filling:?}");
 }
 
-/// How long each long step took, in ms, as the broker's log tells.
-fn long_steps(home: &Home) -> Vec<u64> {
+/// How long each long step took, in ms, and what it was about, as the broker's log tells.
+fn long_steps(home: &Home) -> Vec<(u64, String)> {
     let log = home.log();
-    let lines = log.lines().filter(|line| line.contains("long step"));
-    lines.filter_map(|line| line.split("took_ms=").nth(1)?.split_whitespace().next()?.parse().ok()).collect()
+    let step = |line: &str| {
+        let took_ms = line.split("took_ms=").nth(1)?.split_whitespace().next()?.parse().ok()?;
+        Some((took_ms, line.split("input=\"").nth(1)?.split('"').next()?.to_owned()))
+    };
+    log.lines().filter(|line| line.contains("long step")).filter_map(step).collect()
 }
 
 fn start_pool(client: &Client, index: usize, count: u32) {

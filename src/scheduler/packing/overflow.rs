@@ -4,8 +4,10 @@
 //! any more: the *overflow*. So a node's value is found by giving it, as it is, a stream of overflow:
 //! each task that fits goes to the fullest device that it fits on, until so many in a row don't fit
 //! that the rest isn't worth waiting for. What is free after that is stranded; the cost of a placement
-//! is by how much it raises that, on average over some streams. Small tasks, which always find a place
-//! somewhere, hardly occur in the overflow: so nobody counts on them to fill what others leave.
+//! is by how much it raises that, on average over some streams. Which tasks meet on a node isn't left to
+//! chance but chosen, so streams come in pairs, and of each pair the one counts that fills the node better.
+//! Small tasks, which always find a place somewhere, hardly occur in the overflow: so nobody counts on them
+//! to fill what others leave.
 //!
 //! Many placements strand nothing, and yet the one breaks up a node that another task would have
 //! needed whole. So room for tasks that need half of a node or more is worth a little by itself (`wide_room`):
@@ -26,9 +28,9 @@ use crate::model::device::DeviceAmount;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
-/// Streams that a node is filled with. With twelve the whole nodes, all of one value, were sometimes broken up
-/// in a row for what was chance.
-const STREAMS: usize = 16;
+/// Pairs of streams that a node is filled with. With fewer the whole nodes, all of one value, were sometimes
+/// broken up in a row for what was chance; twice as many take twice as long and pack no better (openb).
+const PAIRS: usize = 8;
 /// Tasks in one stream: more than any node takes with those that it turns away in between.
 const STREAM_LEN: usize = 1_024;
 /// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
@@ -39,10 +41,10 @@ const MISSES_MAX: usize = 64;
 const KINDS_MAX: usize = 128;
 
 /// Room for one device's worth of tasks that ask for half of a node's devices or more counts as much as so
-/// many thousandths of a device that are not stranded. With less, nodes were broken up in a row for what was
-/// chance, and too few were left for such tasks once the cluster was full; with a half more, a tenth of a point
-/// more was stranded (openb).
-const WIDE_MILLIS: u64 = DEVICE_MILLIS as u64 / 50;
+/// many thousandths of a device that are not stranded. Without it, nodes were broken up in a row for what was
+/// chance, and too few were left for such tasks once the cluster was full; with twice as much, a tenth of a
+/// point more was stranded (openb).
+const WIDE_MILLIS: u64 = 16;
 /// Kinds of tasks of several devices that room is kept for: the most frequent.
 const WIDE_MAX: usize = 32;
 
@@ -71,7 +73,7 @@ pub struct Overflow {
     share_millis: Enough,
     /// By untouched devices of one model.
     whole_count: Enough,
-    streams: Vec<Stream>,
+    pairs: Vec<[Stream; 2]>,
     wide: Vec<Wide>,
 }
 
@@ -113,15 +115,15 @@ impl Overflow {
         kinds.sort_by_key(|(demand, _)| (demand.device_millis(), *demand));
         let draw = Draw::new(kinds.iter().map(|(_, weight)| *weight));
         let mut random = Random::new(seed);
-        let streams = if draw.is_empty() { 0 } else { STREAMS };
+        let pairs = if draw.is_empty() { 0 } else { PAIRS };
         let places = if draw.is_empty() { 0 } else { STREAM_LEN };
-        let places: Vec<Vec<usize>> = (0..places).map(|_| draw.round(STREAMS, &mut random)).collect();
+        let places: Vec<Vec<usize>> = (0..places).map(|_| draw.round(2 * PAIRS, &mut random)).collect();
         let stream = |stream: usize| {
             let kinds: Vec<u8> = places.iter().map(|kinds| kinds[stream] as u8).collect();
             let block = |block: &[u8]| block.iter().fold(0, |bits: Kinds, kind| bits | 1 << kind);
             Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
         };
-        let streams = (0..streams).map(stream).collect();
+        let pairs = (0..pairs).map(|pair| [stream(2 * pair), stream(2 * pair + 1)]).collect();
         let kinds: Vec<Demand> = kinds.into_iter().map(|(demand, _)| demand.clone()).collect();
         let amount = |demand: &Demand| demand.devices.as_ref().map(|devices| devices.amount);
         let share = |demand: &Demand| match amount(demand) {
@@ -139,7 +141,7 @@ impl Overflow {
             share_millis: Enough::new(&kinds, share),
             whole_count: Enough::new(&kinds, whole),
             kinds,
-            streams,
+            pairs,
             wide: Vec::new(),
         }
     }
@@ -154,12 +156,12 @@ impl Overflow {
     pub(super) fn wide_room(&self, bucket: &Bucket) -> i64 {
         let most = self.wide.iter().filter(|wide| 2 * wide.devices >= bucket.devices.len() as u64);
         let fitting = most.map(|wide| wide.share * wide.devices * wide.fitting(bucket));
-        let sum = fitting.sum::<u64>() * WIDE_MILLIS * self.streams.len() as u64;
+        let sum = fitting.sum::<u64>() * WIDE_MILLIS * self.pairs.len() as u64;
         i64::try_from(sum >> 16).unwrap_or(i64::MAX)
     }
 
     /// Device thousandths of a node that would finally be stranded, or millicores where it has no
-    /// devices, summed over the streams.
+    /// devices, summed over the pairs of streams.
     fn stranded(&self, bucket: &Bucket) -> i64 {
         // A node without devices is worth its CPU.
         let counts_devices = !bucket.devices.is_empty();
@@ -170,15 +172,15 @@ impl Overflow {
             fitting &= self.admitted(bucket);
         }
         if fitting == 0 {
-            return i64::try_from(free * self.streams.len() as u64).unwrap_or(i64::MAX);
+            return i64::try_from(free * self.pairs.len() as u64).unwrap_or(i64::MAX);
         }
         let mut room = empty.clone();
-        let left = |stream: &Stream| {
+        let mut left = |stream: &Stream| {
             room.clone_from(&empty);
             self.fill(stream, fitting, &mut room);
             if counts_devices { room.device_free() } else { room.cpu_millis }
         };
-        let sum: u64 = self.streams.iter().map(left).sum();
+        let sum: u64 = self.pairs.iter().map(|[one, other]| left(one).min(left(other))).sum();
         i64::try_from(sum).unwrap_or(i64::MAX)
     }
 
