@@ -5,6 +5,7 @@ pub mod check;
 pub mod host;
 pub mod kubernetes;
 mod retention;
+mod saved;
 pub mod simulated;
 
 use std::future::Future;

@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
-use super::store;
-use crate::pools::Stream;
+use crate::pools::{Stream, saved};
 
 /// The mode of output to which nothing will be added.
 const SEALED: u32 = 0o400;
@@ -67,7 +66,7 @@ pub(super) fn is_sealed(found: &Metadata) -> bool {
 
 /// What was dropped of the stream in this file, if anything was.
 pub(super) fn dropped(file: &Path) -> Option<Dropped> {
-    store::read(&note_of(file)).ok().flatten()
+    saved::read(&note_of(file)).ok().flatten()
 }
 
 /// Bounds the output of the task of this rank to `stream_max_bytes` for each stream.
@@ -94,7 +93,7 @@ pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, seen: 
 fn drop_middle(file: &Path, size: u64, stream_max_bytes: u64) -> io::Result<()> {
     let from = stream_max_bytes / 2;
     let to = size - stream_max_bytes / 2;
-    store::write(&note_of(file), &Dropped { from, to })?;
+    saved::write(&note_of(file), &Dropped { from, to })?;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let file = OpenOptions::new().write(true).open(file)?;
     Ok(fallocate(&file, punch, from, to - from)?)

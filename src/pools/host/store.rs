@@ -18,7 +18,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Attempt, Launch};
@@ -185,26 +184,6 @@ pub(super) fn empty_work(attempt: &Path) {
                 _ => fs::remove_file(left.path()),
             };
         }
-    }
-}
-
-/// Writes a value as JSON, whole or not at all.
-pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    fs::write(&temporary, serde_json::to_vec(value)?)?;
-    fs::rename(&temporary, path)
-}
-
-/// Reads a value; `None` if there is no such file.
-///
-/// # Errors
-/// - Any I/O error but absence, and `InvalidData` if the file doesn't hold such a value.
-pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 

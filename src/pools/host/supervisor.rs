@@ -23,7 +23,7 @@ use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSuperv
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::Exit;
-use crate::pools::retention::collect;
+use crate::pools::{retention::collect, saved};
 
 /// How often memory, and output that grows slowly, are looked at.
 const WATCH: Duration = Duration::from_millis(200);
@@ -155,7 +155,7 @@ impl Supervisor {
     /// Takes over what an earlier supervisor kept.
     fn take_over(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         // A lease outlives the supervisor, but not the boot that its clock counts from.
-        let lease = store::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
+        let lease = saved::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
         if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
             self.lease_until_boot_ms = lease.until_boot_ms;
         }
@@ -268,7 +268,7 @@ impl Supervisor {
                     let lease =
                         LeaseRecord { boot_id: self.boot_id.clone(), until_boot_ms: lease_until_boot_ms };
                     // Unwritten, it is only forgotten sooner: leased tasks then end early.
-                    let _ = store::write(&self.state.join("lease"), &lease);
+                    let _ = saved::write(&self.state.join("lease"), &lease);
                 }
             }
             ToSupervisor::List => {

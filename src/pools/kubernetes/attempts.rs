@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
@@ -34,6 +34,8 @@ pub(super) struct Attempts {
     /// Whose pods these are; others' are load.
     journal: Option<JournalId>,
     places: Places,
+    /// Pods with the pool's label that no agent made, by uid: load.
+    strangers: BTreeSet<String>,
     /// Tasks that something keeps from starting, by since when.
     troubled: BTreeSet<(Timestamp, AttemptId, u32)>,
 }
@@ -55,6 +57,7 @@ impl Attempts {
             kept: BTreeMap::new(),
             journal: None,
             places: Places::default(),
+            strangers: BTreeSet::new(),
             troubled: BTreeSet::new(),
         }
     }
@@ -127,32 +130,15 @@ impl Attempts {
             pod::pods(&self.settings, &launch, resource)
                 .map_err(|why| Outcome::plain(OutcomeKind::LaunchFailed, &why))
         };
-        let namespace = self.settings.namespace_of(&launch.order.queue).to_owned();
-        let stopped = Arc::new(AtomicBool::new(false));
-        let slots = |task: &crate::model::exchange::TaskOrder| Slot {
-            creating: pods.is_ok(),
-            node: task.node.clone(),
-            devices: task.devices.iter().map(|share| share.index).collect(),
-            ..Slot::default()
-        };
-        let tasks: Vec<Slot> = launch.order.tasks.iter().map(slots).collect();
+        let namespace = self.settings.namespace_of(&launch.order.queue);
+        let kept = Kept::ordered(&launch, namespace, pods.as_ref().err().cloned());
+        let stopped = kept.stopped.clone();
         if pods.is_ok() {
-            for (rank, slot) in tasks.iter().enumerate() {
+            for (rank, slot) in kept.tasks.iter().enumerate() {
                 self.places.enter(&slot.node, (attempt, rank as u32));
             }
-            self.logs.place(attempt, &namespace);
+            self.logs.place(attempt, namespace);
         }
-        let kept = Kept {
-            namespace,
-            revision: launch.order.revision,
-            stamp: launch.order.stamp,
-            start_by: launch.start_by,
-            tasks,
-            failed: pods.as_ref().err().cloned(),
-            stopped: stopped.clone(),
-            told: None,
-            forgotten: false,
-        };
         self.kept.insert(attempt, kept);
         let gang = pod::is_gang(&launch.order, &launch.spec);
         for (rank, pod) in pods.unwrap_or_default().into_iter().enumerate() {
@@ -307,11 +293,15 @@ impl Attempts {
     }
 
     /// A pod of this pool is there. Returns whose it is.
-    pub(super) fn see(&mut self, pod: &Pod, inventory: &mut Inventory) -> Option<(AttemptId, u32)> {
+    ///
+    /// # Errors
+    /// Its uid, if no agent made it.
+    pub(super) fn see(&mut self, pod: &Pod, inventory: &mut Inventory) -> Result<(AttemptId, u32), String> {
         let Some((attempt, rank, size)) = identity(pod) else {
-            // It has the pool's label, and is nothing that an agent made.
-            inventory.set_pod(pod.metadata.uid.as_deref().unwrap_or_default(), pod);
-            return None;
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            inventory.set_pod(&uid, pod);
+            self.strangers.insert(uid.clone());
+            return Err(uid);
         };
         self.adopt(attempt, rank, size, pod);
         let now = self.cluster.clock.now();
@@ -325,7 +315,7 @@ impl Attempts {
         if let Some(slot) = self.kept.get(&attempt).and_then(|kept| kept.tasks.get(rank as usize)) {
             self.tell_load(attempt, slot, inventory);
         }
-        Some((attempt, rank))
+        Ok((attempt, rank))
     }
 
     /// The task is not known to have ended.
@@ -336,14 +326,15 @@ impl Attempts {
 
     /// A pod of this pool is gone.
     pub(super) fn miss(&mut self, pod: &Pod, inventory: &mut Inventory) {
-        inventory.remove_pod(pod.metadata.uid.as_deref().unwrap_or_default());
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        inventory.remove_pod(uid);
+        self.strangers.remove(uid);
         let Some((attempt, rank, _)) = identity(pod) else { return };
         let now = self.cluster.clock.now();
         let Some(slot) = self.kept.get_mut(&attempt).and_then(|kept| kept.tasks.get_mut(rank as usize))
         else {
             return;
         };
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let is_it = slot.view.as_ref().is_none_or(|view| view.uid == uid);
         if !is_it {
             return;
@@ -353,8 +344,15 @@ impl Attempts {
         self.clear(attempt);
     }
 
-    /// Only these tasks have pods; those of the others were removed unseen.
-    pub(super) fn keep(&mut self, listed: &BTreeSet<(AttemptId, u32)>, inventory: &mut Inventory) {
+    /// Only these tasks have pods, and only these strangers are there; others were removed unseen.
+    pub(super) fn keep(
+        &mut self,
+        listed: &BTreeSet<(AttemptId, u32)>,
+        strangers: BTreeSet<String>,
+        inventory: &mut Inventory,
+    ) {
+        self.strangers.difference(&strangers).for_each(|uid| inventory.remove_pod(uid));
+        self.strangers = strangers;
         let now = self.cluster.clock.now();
         let mut missing = Vec::new();
         for (attempt, kept) in &mut self.kept {
@@ -555,13 +553,14 @@ impl Attempts {
         }
     }
 
-    /// Pods of this pool that are load, by uid: those that another journal's broker ordered, and those that
-    /// hold more than they were given.
+    /// Pods of this pool that are load, by uid: strangers, those that another journal's broker ordered, and
+    /// those that hold more than they were given.
     pub(super) fn loads(&self) -> BTreeSet<String> {
         let slots =
             self.kept.iter().flat_map(|(attempt, kept)| kept.tasks.iter().map(|slot| (*attempt, slot)));
         let loads = slots.filter(|(attempt, slot)| slot.load(*attempt, self.journal).is_some());
-        loads.filter_map(|(_, slot)| Some(slot.view.as_ref()?.uid.clone())).collect()
+        let loads = loads.filter_map(|(_, slot)| Some(slot.view.as_ref()?.uid.clone()));
+        loads.chain(self.strangers.iter().cloned()).collect()
     }
 
     /// It is known to be this pool's broker's: another's pods, and all of them until the broker has said

@@ -109,7 +109,7 @@ pub(super) fn said(error: &kube::Error) -> String {
     }
 }
 
-fn code(error: &kube::Error) -> u16 {
+pub(super) fn code(error: &kube::Error) -> u16 {
     match error {
         kube::Error::Api(status) => status.code,
         _ => 0,

@@ -12,7 +12,9 @@ use super::names;
 use super::nodes::PODS;
 use super::requests::{Amounts, of_pod};
 use super::status::{self, StopCause, View};
+use crate::agent::Launch;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
+use crate::model::exchange::TaskOrder;
 use crate::model::id::{AttemptId, JournalId, Revision};
 use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
@@ -67,15 +69,37 @@ impl Slot {
         }
     }
 
-    /// What it holds beside what the pool's broker counts itself, to whom `own` belongs once that is known.
+    /// What it holds beside what the pool's broker counts itself, whose journal is `own`, once that is known.
     pub(super) fn load(&self, attempt: AttemptId, own: Option<JournalId>) -> Option<&Amounts> {
         let is_live = self.view.as_ref().is_some_and(|view| !view.is_ended()) && !self.node.is_empty();
-        let amounts = if own? == attempt.journal { &self.added } else { &self.amounts };
+        let is_own = own.is_none_or(|own| own == attempt.journal);
+        let amounts = if is_own { &self.added } else { &self.amounts };
         Some(amounts).filter(|amounts| is_live && **amounts != Amounts::default())
     }
 }
 
 impl Kept {
+    /// One that is to be created, or has failed already.
+    pub(super) fn ordered(launch: &Launch, namespace: &str, failed: Option<Outcome>) -> Self {
+        let slot = |task: &TaskOrder| Slot {
+            creating: failed.is_none(),
+            node: task.node.clone(),
+            devices: task.devices.iter().map(|share| share.index).collect(),
+            ..Slot::default()
+        };
+        Self {
+            namespace: namespace.to_owned(),
+            revision: launch.order.revision,
+            stamp: launch.order.stamp,
+            start_by: launch.start_by,
+            tasks: launch.order.tasks.iter().map(slot).collect(),
+            failed,
+            stopped: Arc::default(),
+            told: None,
+            forgotten: false,
+        }
+    }
+
     /// One of so many tasks, as one of its pods tells of it that somebody else has created.
     pub(super) fn found(pod: &Pod, size: usize) -> Self {
         let number = |name: &str| annotation(pod, name).and_then(|text| text.parse().ok()).unwrap_or(0);

@@ -17,11 +17,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use super::cluster::{Cluster, is_refusal, said};
+use super::cluster::{Cluster, code, is_refusal, said};
 use super::names;
 use super::stamped::{Mark, Stamped};
 use crate::model::id::AttemptId;
-use crate::pools::{LogPart, ReadLogs, Stream, retention};
+use crate::pools::{LogPart, ReadLogs, Stream, retention, saved};
 
 /// How long a fetch may stand still before it is given up.
 const STILL_MAX: Duration = Duration::from_secs(20);
@@ -272,9 +272,8 @@ impl Shared {
             return Err(Missed { why: "its pod is gone".to_owned(), passes: false });
         };
         let container = place.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
-        // Unreadable ones are of no use, and all is read again.
-        let note = tokio::fs::read(self.note(key)).await.ok();
-        let mark: Option<Mark> = note.and_then(|note| serde_json::from_slice(&note).ok());
+        // Without it all is read again.
+        let mark: Option<Mark> = saved::read(&self.note(key)).ok().flatten();
         let parameters = LogParams {
             container: Some(container.to_owned()),
             follow: follow.is_some(),
@@ -286,8 +285,9 @@ impl Shared {
         let name = names::pod(key.0, key.1 as usize);
         let stream = tokio::time::timeout(STILL_MAX, pods.log_stream(&name, &parameters)).await;
         let silent = |_| Missed { why: "its node does not answer".to_owned(), passes: true };
-        // 4xx: there is no such pod or container any more, or it is not for us to read.
-        let failed = |error: kube::Error| Missed { why: said(&error), passes: !is_refusal(&error) };
+        // A kubelet that has just begun doesn't know its pods yet.
+        let may_pass = |error: &kube::Error| !is_refusal(error) || matches!(code(error), 400 | 404);
+        let failed = |error: kube::Error| Missed { why: said(&error), passes: may_pass(&error) };
         let stream = stream.map_err(silent)?.map_err(failed)?;
         let broken = |error: io::Error| Missed { why: error.to_string(), passes: true };
         self.append(key, mark, stream, follow).await.map_err(broken)
@@ -316,7 +316,7 @@ impl Shared {
             let count = match follow {
                 Some(follower) => tokio::select! {
                     count = read => count?,
-                    () = follower.is_over(UNREAD_MAX) => 0,
+                    () = follower.is_over(UNREAD_MAX) => return Ok(()),
                 },
                 None => {
                     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "its node fell silent");
@@ -324,7 +324,7 @@ impl Shared {
                 }
             };
             if count == 0 {
-                break;
+                return stamped.complaint().map_or(Ok(()), |complaint| Err(io::Error::other(complaint)));
             }
             new.clear();
             stamped.read(&buffer[..count], &mut new);
@@ -336,7 +336,8 @@ impl Shared {
             file.flush().await?;
             len += new.len() as u64;
             if let Some(mark) = stamped.mark(len) {
-                tokio::fs::write(self.note(key), serde_json::to_vec(&mark)?).await?;
+                let note = self.note(key);
+                tokio::task::spawn_blocking(move || saved::write(&note, &mark)).await??;
             }
         }
         Ok(())
@@ -345,6 +346,9 @@ impl Shared {
     fn follow(self: &Arc<Self>, key: Key, runtime: &Handle) {
         let follower = Follower::new();
         if self.finishing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
+            return;
+        }
+        if self.len(key) >= self.bytes_max {
             return;
         }
         let crowded = self.following.lock().unwrap_or_else(PoisonError::into_inner).len() >= FOLLOWED_MAX;

@@ -58,6 +58,7 @@ pub(super) struct Worker {
     listed_nodes: BTreeSet<String>,
     listed_others: BTreeSet<String>,
     listed_own: BTreeSet<(AttemptId, u32)>,
+    listed_strangers: BTreeSet<String>,
     warned_at: Option<std::time::Instant>,
 }
 
@@ -99,6 +100,7 @@ impl Worker {
             listed_nodes: BTreeSet::new(),
             listed_others: BTreeSet::new(),
             listed_own: BTreeSet::new(),
+            listed_strangers: BTreeSet::new(),
             warned_at: None,
         }
     }
@@ -226,15 +228,22 @@ impl Worker {
     fn take_own(&mut self, event: watcher::Result<Watched<Pod>>) -> bool {
         match event {
             Ok(Watched::Apply(pod)) => {
-                self.attempts.see(&pod, &mut self.inventory);
+                let _ = self.attempts.see(&pod, &mut self.inventory);
             }
             Ok(Watched::Delete(pod)) => self.attempts.miss(&pod, &mut self.inventory),
-            Ok(Watched::Init) => self.listed_own.clear(),
+            Ok(Watched::Init) => {
+                self.listed_own.clear();
+                self.listed_strangers.clear();
+            }
             Ok(Watched::InitApply(pod)) => {
-                self.listed_own.extend(self.attempts.see(&pod, &mut self.inventory));
+                match self.attempts.see(&pod, &mut self.inventory) {
+                    Ok(task) => self.listed_own.insert(task),
+                    Err(uid) => self.listed_strangers.insert(uid),
+                };
             }
             Ok(Watched::InitDone) => {
-                self.attempts.keep(&std::mem::take(&mut self.listed_own), &mut self.inventory);
+                let strangers = std::mem::take(&mut self.listed_strangers);
+                self.attempts.keep(&std::mem::take(&mut self.listed_own), strangers, &mut self.inventory);
                 return true;
             }
             Err(error) => self.warn("own pods", &error),

@@ -129,6 +129,15 @@ spec:
     life.hear("another's pod is counted", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "other", "--wait=false"]);
     life.hear("what it held is free again", |life| free(life) == (8_000, 4, false));
+    // A copy that somebody made of a pod of the pool is not of the pool.
+    let copy = pod.replace("name: other, ", "name: copy, labels: {weir.dev/pool: shared}, ");
+    bench.plane.apply(&copy);
+    life.hear("a copy is counted", |life| free(life) == (5_500, 3, false));
+    life.kill();
+    let mut life = bench.life();
+    life.hear("by a new agent, too", |life| free(life) == (5_500, 3, false));
+    bench.kubectl(&["delete", "pod", "copy", "--wait=false"]);
+    life.hear("and gone", |life| free(life) == (8_000, 4, false));
     bench.plane.kubectl(&["cordon", "shared-0"]);
     life.hear("a cordon is told", |life| free(life).2);
     bench.plane.kubectl(&["uncordon", "shared-0"]);
