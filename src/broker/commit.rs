@@ -18,6 +18,11 @@ impl Broker {
             let revision = self.state.revision().next();
             let record = EventRecord { revision, at: self.now, principal: principal.clone(), event };
             let mut applied = Applied::default();
+            if self.policy.learns()
+                && let Event::AttemptEnded { unit, .. } = &record.event
+            {
+                self.scheduler.depart(self.state.attempt(*unit).map_or(0, |at| at.placements.len() as u64));
+            }
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
             if self.policy.learns()

@@ -111,25 +111,27 @@ const IDLE_SHAPES_MAX: usize = 4_096;
 /// Seed of what the policy draws: nothing depends on which it is, and plans must not differ.
 const SEED: u64 = 0;
 
-fn scorer(policy: Policy, lesson: &Lesson) -> Scorer {
+fn scorer(policy: Policy, lesson: &Lesson, mix: &Mix) -> Scorer {
     match policy {
         // Until something is known of what comes.
         _ if lesson.kinds.is_empty() => Scorer::BestFit,
         Policy::Fgd => Scorer::Fgd(Fgd::new(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
         // Of best fit, until what an earlier policy has learned is forgotten.
-        Policy::Overflow | Policy::BestFit => Scorer::Overflow(Overflow::of(lesson, SEED)),
+        Policy::Overflow | Policy::BestFit => {
+            Scorer::Overflow(Overflow::of(lesson, mix.turnover_percent(), SEED))
+        }
     }
 }
 
 impl Scheduler {
     /// Builds the indexes of a state anew, to plan by best fit until told otherwise.
     pub fn rebuild(state: &State) -> Self {
-        let policy = Policy::BestFit;
+        let (policy, mix) = (Policy::BestFit, Mix::resume(state.lesson()));
         let mut scheduler = Self {
             policy,
-            packer: Packer::new(scorer(policy, state.lesson())),
+            packer: Packer::new(scorer(policy, state.lesson(), &mix)),
             kept: Kept::default(),
-            mix: Mix::resume(state.lesson()),
+            mix,
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
             shapes: BTreeMap::new(),
@@ -170,7 +172,7 @@ impl Scheduler {
                         self.fold_class(state, *class);
                     }
                 }
-                Change::Lesson => self.packer.set_scorer(scorer(self.policy, state.lesson())),
+                Change::Lesson => self.packer.set_scorer(scorer(self.policy, state.lesson(), &self.mix)),
                 Change::Job(_) => {}
             }
         }
@@ -185,7 +187,7 @@ impl Scheduler {
     /// Plans by another policy from now on.
     pub fn set_policy(&mut self, state: &State, policy: Policy) {
         self.policy = policy;
-        self.packer.set_scorer(scorer(policy, state.lesson()));
+        self.packer.set_scorer(scorer(policy, state.lesson(), &self.mix));
     }
 
     /// The nodes that take work, each with all that packing knows of it, in no order.
@@ -205,6 +207,11 @@ impl Scheduler {
                 self.mix.arrive(&demand, u64::from(count).saturating_mul(units));
             }
         }
+    }
+
+    /// Counts tasks that have just ended.
+    pub fn depart(&mut self, tasks: u64) {
+        self.mix.depart(tasks);
     }
 
     /// What is to be learned from the tasks that have come, if enough have since the last time and it is

@@ -124,6 +124,7 @@ impl Play<'_> {
     fn end(&mut self, arrival: usize) -> u64 {
         let Some(Running { demand, place }) = self.running.remove(&arrival) else { return 0 };
         let demand = &self.cluster.demands[demand];
+        self.player.depart();
         if let Some(mut node) = self.player.packer.node(place.node).cloned() {
             node.free = node.free.checked_add(&demand.resources).unwrap_or(node.free);
             for share in &place.devices {

@@ -261,8 +261,16 @@ impl<'a> Player<'a> {
         if mix.is_lesson_due()
             && let Some(lesson) = mix.learn(self.cluster.nodes.iter(), self.policy_seed, &self.lesson)
         {
-            self.packer.set_scorer(Scorer::Overflow(Overflow::of(&lesson, self.policy_seed)));
+            let overflow = Overflow::of(&lesson, mix.turnover_percent(), self.policy_seed);
+            self.packer.set_scorer(Scorer::Overflow(overflow));
             self.lesson = lesson;
+        }
+    }
+
+    /// A task ends.
+    pub(crate) fn depart(&mut self) {
+        if let Some(mix) = &mut self.mix {
+            mix.depart(1);
         }
     }
 

@@ -25,27 +25,44 @@ const MIX_NEWS: u128 = 32;
 /// The same of the overflow, which is a small part of what is played: one in five to eight by chance.
 const OVERFLOW_NEWS: u128 = 4;
 
+/// A change of turnover that is news, in percent.
+const TURNOVER_NEWS: u64 = 20;
+
 /// Weights of demands.
 #[derive(Clone, Debug, Default)]
 pub struct Mix {
     weights: BTreeMap<Arc<Demand>, u64>,
     arrivals: u64,
+    /// Tasks that have come and gone; old ones count less.
+    came: u64,
+    gone: u64,
+    /// By the latest lesson.
+    turnover_percent: u64,
     /// The arrivals after which the next lesson is due.
     lesson_at: u64,
 }
 
 impl Mix {
-    /// Goes on from what was learned.
+    /// Goes on from what was learned. Tasks are expected to end as they come, until it is seen.
     pub fn resume(lesson: &Lesson) -> Self {
         let kinds = lesson.kinds.iter().filter(|kind| kind.weight > 0);
         let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
-        Self { weights, arrivals: lesson.arrivals, lesson_at: next_lesson(lesson.arrivals) }
+        let recent = lesson.arrivals.min(HALVED_EVERY);
+        Self {
+            weights,
+            arrivals: lesson.arrivals,
+            came: recent,
+            gone: recent,
+            turnover_percent: 100,
+            lesson_at: next_lesson(lesson.arrivals),
+        }
     }
 
     /// Counts tasks that have come.
     pub fn arrive(&mut self, demand: &Arc<Demand>, count: u64) {
         let halvings = (self.arrivals + count) / HALVED_EVERY - self.arrivals / HALVED_EVERY;
         self.arrivals += count;
+        self.came += count;
         let known = self.weights.len();
         let weight = WEIGHT * count.min(HALVED_EVERY);
         match self.weights.get_mut(demand) {
@@ -56,9 +73,20 @@ impl Mix {
             None => {}
         }
         if halvings > 0 {
+            (self.came, self.gone) = (self.came >> halvings.min(63), self.gone >> halvings.min(63));
             self.weights.values_mut().for_each(|weight| *weight >>= halvings.min(63));
             self.weights.retain(|_, weight| *weight > 0);
         }
+    }
+
+    /// Counts tasks that have ended.
+    pub fn depart(&mut self, count: u64) {
+        self.gone += count;
+    }
+
+    /// How many tasks end while a hundred come, by the latest lesson: a hundred where it is as many or more.
+    pub fn turnover_percent(&self) -> u64 {
+        self.turnover_percent
     }
 
     /// Enough has come since the last time to learn from it: after a few tasks, then whenever
@@ -88,8 +116,13 @@ impl Mix {
             Expected { demand, weight, overflow }
         };
         let lesson = Lesson { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
+        let turnover_percent = self.gone.saturating_mul(100).checked_div(self.came).unwrap_or(100).min(100);
         let is_news = differs(last, &lesson, |kind| kind.weight, MIX_NEWS)
-            || differs(last, &lesson, |kind| kind.overflow, OVERFLOW_NEWS);
+            || differs(last, &lesson, |kind| kind.overflow, OVERFLOW_NEWS)
+            || turnover_percent.abs_diff(self.turnover_percent) >= TURNOVER_NEWS;
+        if is_news {
+            self.turnover_percent = turnover_percent;
+        }
         is_news.then_some(lesson)
     }
 }
@@ -175,5 +208,30 @@ mod tests {
         changed[0] = demand(DeviceAmount::Fraction(300));
         arrive(&mut mix, &changed, &mut random, 8_192);
         assert!(mix.learn(smaller.iter(), 0, &second).is_some(), "another mix is news");
+    }
+
+    #[test]
+    fn turnover_is_learned_and_taken_for_granted_after_a_restart() {
+        let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
+        let usual = [demand(DeviceAmount::Whole(1)), demand(DeviceAmount::Whole(8))];
+        arrive(&mut mix, &usual, &mut random, 4_096);
+        let first = mix.learn(nodes.iter(), 0, &Lesson::default()).expect("the first lesson is news");
+        assert_eq!(mix.turnover_percent(), 0);
+        // From now on two tasks end while three come.
+        let mut second = None;
+        for _ in 0..4 {
+            arrive(&mut mix, &usual, &mut random, 6_000);
+            mix.depart(4_000);
+            second = second.or(mix.learn(nodes.iter(), 0, &first));
+        }
+        assert!((40..=66).contains(&mix.turnover_percent()), "{}", mix.turnover_percent());
+        let second = second.expect("that tasks end is news");
+        let mut resumed = Mix::resume(&second);
+        assert_eq!(resumed.turnover_percent(), 100);
+        for _ in 0..4 {
+            arrive(&mut resumed, &usual, &mut random, 6_000);
+            resumed.learn(nodes.iter(), 0, &second);
+        }
+        assert!(resumed.turnover_percent() < 20, "{}", resumed.turnover_percent());
     }
 }

@@ -311,7 +311,7 @@ impl Packer {
         };
         let bucket = &self.buckets.slot(kept.bucket).bucket;
         let after = bucket.after(&ranking.demand, fit.choice);
-        score.cost - (overflow.wide_room(bucket) - overflow.wide_room(&after))
+        score.cost - (overflow.room(bucket) - overflow.room(&after))
     }
 
     /// Any node that fits, each as likely.

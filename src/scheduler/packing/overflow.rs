@@ -11,7 +11,9 @@
 //!
 //! Many placements strand nothing, and yet the one breaks up a node that another task would have
 //! needed whole. So room for tasks that need half of a node or more is worth a little by itself (`wide_room`):
-//! among nodes that are as good, those go first that are broken up already.
+//! among nodes that are as good, those go first that are broken up already. And where tasks end, devices that
+//! are free on one node are worth more than those that are not (`together`): the fullest nodes go first, and
+//! others become free as a whole as their tasks end.
 //!
 //! What overflows is found out by playing the mix that is expected, by best fit, on a sample of
 //! nodes when empty: in [`overflow_of`].
@@ -45,6 +47,12 @@ const KINDS_MAX: usize = 128;
 /// chance, and too few were left for such tasks once the cluster was full; with twice as much, a tenth of a
 /// point more was stranded (openb).
 const WIDE_MILLIS: u64 = 16;
+/// What `n` free devices on one node are worth beyond as many that are stranded, where tasks end as they come:
+/// so many thousandths of a device times `n²`. Where a tenth of the cluster is free, jobs of eight devices start
+/// at once with it, as by best fit; with half as much some waited for a quarter of an hour (openb).
+const TOGETHER_MILLIS: u64 = 16;
+/// As many ends while a hundred tasks come make that value whole: the count lags behind where more and more end.
+const TURNOVER_PERCENT: u64 = 50;
 /// Kinds of tasks of several devices that room is kept for: the most frequent.
 const WIDE_MAX: usize = 32;
 
@@ -75,6 +83,8 @@ pub struct Overflow {
     whole_count: Enough,
     pairs: Vec<[Stream; 2]>,
     wide: Vec<Wide>,
+    /// What a free device is worth to another on its node, in thousandths of a thousandth.
+    together_micros: u64,
 }
 
 /// A kind of task that asks for several devices.
@@ -97,11 +107,13 @@ struct Stream {
 const BLOCK_LEN: usize = 8;
 
 impl Overflow {
-    /// What a lesson tells to expect.
-    pub fn of(lesson: &Lesson, seed: u64) -> Self {
+    /// What a lesson tells to expect, where so many tasks end while a hundred come.
+    pub fn of(lesson: &Lesson, turnover_percent: u64, seed: u64) -> Self {
+        let together_micros =
+            1_000 * TOGETHER_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
         let wide = wide_of(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
         let overflow = lesson.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
-        Self { wide, ..Self::drawn(overflow, seed) }
+        Self { wide, together_micros, ..Self::drawn(overflow, seed) }
     }
 
     /// Draws streams from an overflow, as often as its weights say.
@@ -143,17 +155,31 @@ impl Overflow {
             kinds,
             pairs,
             wide: Vec::new(),
+            together_micros: 0,
         }
     }
 
-    /// How bad a node is, as it is: what would finally be stranded, less what its room for tasks that need half
-    /// of it or more is worth.
+    /// How bad a node is, as it is: what would finally be stranded, less what its room is worth.
     pub(super) fn value(&self, bucket: &Bucket) -> i64 {
-        self.stranded(bucket) - self.wide_room(bucket)
+        self.stranded(bucket) - self.room(bucket)
     }
 
-    /// What a node's room for tasks that need half of it or more is worth, in what `stranded` counts in.
-    pub(super) fn wide_room(&self, bucket: &Bucket) -> i64 {
+    /// What it is worth that a node's room is in one piece, in what `stranded` counts in.
+    pub(super) fn room(&self, bucket: &Bucket) -> i64 {
+        self.wide_room(bucket).saturating_add(self.together(bucket))
+    }
+
+    fn together(&self, bucket: &Bucket) -> i64 {
+        if bucket.devices.len() < 2 {
+            return 0;
+        }
+        let free = u128::from(bucket.device_free());
+        let worth = free * free * u128::from(self.together_micros) * self.pairs.len() as u128;
+        i64::try_from(worth / 1_000_000_000).unwrap_or(i64::MAX)
+    }
+
+    /// What a node's room for tasks that need half of it or more is worth.
+    fn wide_room(&self, bucket: &Bucket) -> i64 {
         let most = self.wide.iter().filter(|wide| 2 * wide.devices >= bucket.devices.len() as u64);
         let fitting = most.map(|wide| wide.share * wide.devices * wide.fitting(bucket));
         let sum = fitting.sum::<u64>() * WIDE_MILLIS * self.pairs.len() as u64;

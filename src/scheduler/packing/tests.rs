@@ -65,7 +65,7 @@ fn scorers() -> [Make; 4] {
             },
         },
         |demands| Scorer::Fgd(Fgd::new(demands.iter().map(|demand| (&**demand, 3)))),
-        |demands| Scorer::Overflow(Overflow::of(&lesson(demands), 7)),
+        |demands| Scorer::Overflow(Overflow::of(&lesson(demands), 100, 7)),
     ]
 }
 
@@ -213,7 +213,7 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
 #[test]
 fn what_is_forgotten_changes_no_choice() {
     let demands = demands(&mut Random::new(5));
-    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&lesson(demands), 7));
+    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&lesson(demands), 100, 7));
     let (mut kept, mut random) = world(5, make(&demands));
     let (mut forgetful, _) = world(5, make(&demands));
     forgetful.buckets.set_empty_max(4);
@@ -252,8 +252,8 @@ fn what_overflows_is_what_finds_no_room() {
     assert_eq!(overflow.keys().collect::<Vec<_>>(), [&mix[0].0]);
 }
 
-/// Nodes of eight devices, with work on some, and the kinds of tasks that are expected.
-fn halls(largest: u32) -> (Packer, Arc<Demand>) {
+/// Nodes of eight devices, with work on some, where tasks of one and of eight are expected.
+fn halls(turnover_percent: u64) -> (Packer, Arc<Demand>) {
     let demand = |count: u32| {
         Arc::new(Demand {
             resources: Resources { cpu_millis: 1_000 * u64::from(count), ..Resources::default() },
@@ -263,7 +263,8 @@ fn halls(largest: u32) -> (Packer, Arc<Demand>) {
         })
     };
     let one = demand(1);
-    let mut packer = Packer::new(Scorer::Overflow(Overflow::of(&lesson(&[one.clone(), demand(largest)]), 7)));
+    let overflow = Overflow::of(&lesson(&[one.clone(), demand(8)]), turnover_percent, 7);
+    let mut packer = Packer::new(Scorer::Overflow(overflow));
     for (at, free) in [8, 5, 8, 3].into_iter().enumerate() {
         let node = Node {
             class: ClassRef::new(Default::default()),
@@ -277,37 +278,24 @@ fn halls(largest: u32) -> (Packer, Arc<Demand>) {
 }
 
 #[test]
-fn small_tasks_leave_whole_what_larger_ones_need_whole() {
-    // Nothing is ever stranded, since single ones come, too. Of blocks of four, one is broken up: the first.
-    for (largest, kept) in [(8, [8, 0, 8, 0]), (4, [4, 4, 8, 0])] {
-        let (mut packer, one) = halls(largest);
-        for _ in 0..8 {
-            packer.place(&one).unwrap();
-        }
-        let whole = |(at, node): (NodeRef, &Node)| {
-            (at, node.device_free.iter().filter(|free| **free == DEVICE_MILLIS).count())
-        };
-        let free: Vec<usize> = packer.nodes().map(whole).collect::<BTreeMap<_, _>>().into_values().collect();
-        assert_eq!(free, kept, "largest {largest}");
-    }
-    // The node of five has a block of four, the one of three none.
-    let (mut packer, one) = halls(4);
-    let first: Vec<NodeId> = (0..4).map(|_| packer.place(&one).unwrap().node.node).collect();
-    assert_eq!(first, [1, 3, 3, 3].map(NodeId));
+fn small_tasks_go_to_the_fullest_nodes_where_nothing_is_stranded() {
+    let (mut packer, one) = halls(100);
+    let places: Vec<NodeId> = (0..9).map(|_| packer.place(&one).unwrap().node.node).collect();
+    assert_eq!(places, [3, 3, 3, 1, 1, 1, 1, 1, 0].map(NodeId));
 }
 
 #[test]
 fn what_is_broken_up_decides_where_a_task_goes_but_not_whether_it_goes_first() {
-    let (mut packer, one) = halls(8);
-    let id = packer.demand(&one, None);
-    let whole = NodeRef { pool: PoolId(0), node: NodeId(0) };
-    let broken = NodeRef { pool: PoolId(0), node: NodeId(1) };
-    let (best, node) = packer.best_of(id, None).unwrap();
-    assert_eq!(node, broken);
-    assert_eq!(packer.strands(id, node, best), best.cost, "there was no block to break");
-    (1..4).for_each(|at| packer.remove(NodeRef { pool: PoolId(0), node: NodeId(at) }));
-    let (score, node) = packer.best_of(id, None).unwrap();
-    assert_eq!(node, whole);
-    assert!(score.cost > best.cost, "a block is worth something");
-    assert!(packer.strands(id, node, score) < score.cost);
+    let costs = |turnover_percent: u64| {
+        let (mut packer, one) = halls(turnover_percent);
+        let id = packer.demand(&one, None);
+        let (best, node) = packer.best_of(id, None).unwrap();
+        assert!([1, 3].contains(&node.node.0), "one that is broken up");
+        (1..4).for_each(|at| packer.remove(NodeRef { pool: PoolId(0), node: NodeId(at) }));
+        let (score, whole) = packer.best_of(id, None).unwrap();
+        assert!(score.cost > best.cost, "what is free together is worth something");
+        assert_eq!(packer.strands(id, whole, score), 0);
+        score.cost
+    };
+    assert!(costs(100) > 2 * costs(0), "it is worth more where tasks end");
 }
