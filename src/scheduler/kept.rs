@@ -27,9 +27,9 @@ const NODES_MAX: usize = 64;
 /// Devices over which the mean wait is taken: older ones count less and less.
 const MEAN_OVER_DEVICES: i128 = 8_192;
 
-/// Tenths of the mean wait, for each device that a task asks for, after which a node is kept for it. With 7,
-/// those of eight waited 2 % longer, and those of one 1 % less long (openb).
-const PATIENCE_TENTHS: u64 = 6;
+/// Tenths of the mean wait, for each device that a task asks for, after which a node is kept for it. With 6,
+/// those of eight waited 1 % less long, and those of one 1 % longer (openb).
+const PATIENCE_TENTHS: u64 = 7;
 
 /// How soon nodes are kept, and how many.
 #[derive(Clone, Copy, Debug)]

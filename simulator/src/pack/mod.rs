@@ -200,6 +200,9 @@ impl Pack {
         self.check()?;
         let cluster = self.files.cluster(self.cut, self.scale)?;
         if let Some(offered) = self.offered_load {
+            if cluster.tasks.iter().all(|task| task.duration_s == 0) {
+                bail!("--offered-load: no task has a run time (deletion_time): there is no load to offer");
+            }
             return self.run_departures(&cluster, offered);
         }
         let bounds_of = |seed| bound::of(&cluster, &cluster.arrivals(seed, self.inflate));

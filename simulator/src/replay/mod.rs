@@ -277,6 +277,9 @@ impl Workload {
                 days(job.duration_ms)
             );
         }
+        if once.iter().all(|job| job.duration_ms == 0) {
+            bail!("no job has a run time (openb's is in its deletion_time): there is no load to offer");
+        }
         let gpus: u64 = nodes.iter().map(|node| node.devices.len() as u64 * u64::from(DEVICE_MILLIS)).sum();
         let counts_cpus = gpus == 0;
         let cpus: u64 = nodes.iter().map(|node| node.allocatable.cpu_millis).sum();
@@ -428,6 +431,9 @@ mod tests {
         assert!(Workload::new(alike(2, 8, philly_node()), long(), 1, 60, 0.5, None).is_ok());
         let error = Workload::new(alike(2, 0, Resources::default()), trace(), 1, 0, 1.0, None).err().unwrap();
         assert!(error.to_string().contains("no load to offer"));
+        let instant = Trace { jobs: vec![job(0, 0, 1, 8)], left_out: 0 };
+        let error = Workload::new(alike(2, 8, philly_node()), instant, 1, 0, 1.0, None).err().unwrap();
+        assert!(error.to_string().contains("no job has a run time"), "{error}");
     }
 
     #[test]
