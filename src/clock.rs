@@ -1,6 +1,6 @@
 //! The clock: the wall clock at start plus the boot clock since. It is never stepped.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -10,6 +10,12 @@ use crate::model::time::Timestamp;
 pub fn boot_ms() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec.cast_unsigned() * 1_000 + time.tv_nsec.cast_unsigned() / 1_000_000
+}
+
+/// Processor time that the calling thread has had.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned() as u32)
 }
 
 /// A clock that starts at the wall clock and then never steps.

@@ -84,7 +84,7 @@ fn run(cluster: &Cluster) {
             ms(900),
             ms(990),
             long.len(),
-            long.iter().map(|(took_ms, _)| took_ms).max().unwrap_or(&0),
+            long.iter().map(|step| step.took_ms).max().unwrap_or(0),
             status_kib(broker.0.id(), "VmRSS") >> 10,
         ),
     );
@@ -92,15 +92,31 @@ fn run(cluster: &Cluster) {
         home.run(&["why", &format!("job/{last}")])
     });
     let filling = long_steps(&home);
-    println!("steps longer than {LONG_STEP_MS} ms from start to end: {filling:?}");
+    println!("steps longer than {LONG_STEP_MS} ms from start to end: {}", filling.len());
+    for Step { took_ms, cpu_ms, input } in filling {
+        println!("  {took_ms} ms, of which {cpu_ms} ms of processor time: {input}");
+    }
 }
 
-/// How long each long step took, in ms, and what it was about, as the broker's log tells.
-fn long_steps(home: &Home) -> Vec<(u64, String)> {
+/// A step of the broker that all else waited for.
+struct Step {
+    took_ms: u64,
+    /// Less where the processors had other work: clients and pools share them.
+    cpu_ms: u64,
+    input: String,
+}
+
+/// The long steps that the broker's log tells of.
+fn long_steps(home: &Home) -> Vec<Step> {
     let log = home.log();
+    let field = |line: &str, name: &str| {
+        let rest = line.split_once(&format!("{name}="))?.1;
+        let end = if rest.starts_with('"') { '"' } else { ' ' };
+        rest.trim_start_matches('"').split(end).next().map(str::to_owned)
+    };
     let step = |line: &str| {
-        let took_ms = line.split("took_ms=").nth(1)?.split_whitespace().next()?.parse().ok()?;
-        Some((took_ms, line.split("input=\"").nth(1)?.split('"').next()?.to_owned()))
+        let number = |name| field(line, name)?.trim().parse().ok();
+        Some(Step { took_ms: number("took_ms")?, cpu_ms: number("cpu_ms")?, input: field(line, "input")? })
     };
     log.lines().filter(|line| line.contains("long step")).filter_map(step).collect()
 }

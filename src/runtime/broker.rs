@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::logs::LogRouter;
 use super::watch::Watchers;
 use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, Random, SessionId};
-use crate::clock::Clock;
+use crate::clock::{Clock, thread_cpu};
 use crate::journal::{Archive, Batch, Chunk, Error, Journal, Loaded};
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::{Revision, Term};
@@ -456,14 +456,16 @@ impl Shell {
     }
 
     fn step(&mut self, input: Input) {
-        let (began, input_kind) = (Instant::now(), kind_of(&input));
+        let (began, cpu, input_kind) = (Instant::now(), thread_cpu(), kind_of(&input));
         for effect in self.broker.step(self.clock.now(), input) {
             self.execute(effect);
         }
         let took = began.elapsed();
         if took > LONG_STEP {
+            // Less than the step took if the machine had other work.
+            let cpu_ms = thread_cpu().saturating_sub(cpu).as_millis() as u64;
             let took_ms = took.as_millis() as u64;
-            tracing::debug!(took_ms, input = input_kind, "all else waited for a long step");
+            tracing::debug!(took_ms, cpu_ms, input = input_kind, "all else waited for a long step");
         }
     }
 

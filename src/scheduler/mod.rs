@@ -220,7 +220,7 @@ impl Scheduler {
         if !self.mix.is_lesson_due() {
             return None;
         }
-        let empty: Vec<_> = nodes::sample(state).collect();
+        let empty = nodes::sample(state);
         self.mix.learn(empty.iter(), SEED, state.lesson())
     }
 

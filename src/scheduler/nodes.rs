@@ -132,14 +132,24 @@ fn devices_of(node: &StateNode) -> impl Iterator<Item = Device> + '_ {
 }
 
 /// Nodes of open pools as they would be if they were empty: as many as are learned from, spread over all.
-pub(super) fn sample(state: &State) -> impl Iterator<Item = Node> + '_ {
+pub(super) fn sample(state: &State) -> Vec<Node> {
     let pools = || state.pools().filter(|pool| pool.is_open());
-    let nodes: usize = pools().map(|pool| pool.nodes.len()).sum();
-    let step = nodes.div_ceil(SAMPLE_MAX).max(1);
-    let all = pools().flat_map(|pool| pool.nodes.values().map(move |node| (pool, node)));
-    all.filter(|(_, node)| node.is_open())
-        .step_by(step)
-        .map(|(pool, node)| emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect()))
+    let step = pools().map(|pool| pool.nodes.len()).sum::<usize>().div_ceil(SAMPLE_MAX).max(1);
+    let (mut sample, mut passed, mut due) = (Vec::with_capacity(SAMPLE_MAX), 0, 0);
+    for pool in pools() {
+        let next = passed + pool.nodes.len();
+        // Most nodes aren't looked at, most pools not walked: with a hundred thousand nodes each look
+        // at all of them takes ten milliseconds.
+        let mut places = (passed..).zip(pool.nodes.values());
+        while due < next
+            && let Some((at, node)) = places.find(|(at, node)| *at >= due && node.is_open())
+        {
+            sample.push(emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect()));
+            due = (at / step + 1) * step;
+        }
+        passed = next;
+    }
+    sample
 }
 
 /// A node as it would be if it were empty.
@@ -169,4 +179,42 @@ pub(super) fn sketch(pool: &Pool, empty: bool) -> Packer {
         packer.set(NodeRef { pool: pool.id, node: node.id }, sketched);
     }
     packer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::NodeId;
+    use crate::state::command::Command;
+    use crate::state::fixture::{Fixture, node_spec};
+
+    /// Cores tell the nodes of the one pool from those of the other.
+    fn sampled(world: &Fixture) -> [usize; 2] {
+        let sample = sample(&world.state);
+        let of = |cores: u64| sample.iter().filter(|node| node.free.cpu_millis == 1_000 * cores).count();
+        assert_eq!(of(4) + of(8), sample.len());
+        [of(4), of(8)]
+    }
+
+    #[test]
+    fn sample_is_spread_over_what_is_open() {
+        let mut world = Fixture::new();
+        let nodes = |cores, count| (0..count).map(|at| node_spec(&format!("n{at}"), cores, 0)).collect();
+        world.pool("few", "CN-CQ", nodes(4, 10));
+        let many = world.pool("many", "CN-CQ", nodes(8, 2 * SAMPLE_MAX));
+        let [few, of_many] = sampled(&world);
+        assert!(few == 4 && (SAMPLE_MAX * 2 / 3..=SAMPLE_MAX - few).contains(&of_many), "{few} {of_many}");
+        let ids: Vec<NodeId> = world.state.pool(many).unwrap().nodes.keys().copied().collect();
+        for (at, node) in ids.iter().enumerate() {
+            // All but each fifth.
+            if at % 5 != 0 {
+                world.must(Command::CordonNode { pool: many, node: *node, cordoned: true });
+            }
+        }
+        let [few, of_many] = sampled(&world);
+        let open = ids.len().div_ceil(5);
+        assert!(few == 4 && (open * 2 / 3..=open).contains(&of_many), "{few} {of_many} of {open}");
+        world.must(Command::CordonPool { pool: many, cordoned: true });
+        assert_eq!(sampled(&world), [10, 0]);
+    }
 }
