@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::limit::DEVICE_MILLIS;
+
 /// One kind of resource. Kinds that Weir does not know are kept by name, not dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKind {
@@ -28,6 +30,16 @@ impl fmt::Display for ResourceKind {
             Self::Other(name) => name,
         })
     }
+}
+
+/// Sizes of tasks that are told apart, in powers of two of devices.
+pub const TASK_SIZES: usize = 8;
+
+/// The size of a task that asks for so many device thousandths: 0 if for less than two devices, 1 for two or
+/// three, 2 for four to seven, and so on.
+pub fn task_size(device_millis: u64) -> usize {
+    let devices = device_millis / u64::from(DEVICE_MILLIS);
+    devices.checked_ilog2().map_or(0, |size| (size as usize).min(TASK_SIZES - 1))
 }
 
 /// Amounts per kind; what is absent is zero. Sums are checked, never wrapped.

@@ -18,7 +18,7 @@ use crate::model::attempt::Placement;
 use crate::model::demand::Demand;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::limit::{DEVICE_MILLIS, KEPT_ONE_OF, KEPT_WAIT_MS_MIN};
-use crate::model::resource::Resources;
+use crate::model::resource::{Resources, TASK_SIZES, task_size};
 use crate::model::shape::ClassKey;
 use crate::state::State;
 
@@ -84,12 +84,21 @@ impl Kept {
     }
 
     /// How long a task of several devices waits before a node is kept for it, in milliseconds: the longer the
-    /// more it asks for, as so many come free together the more rarely.
-    fn patience_ms(&self, demand: &Demand) -> Option<u64> {
+    /// more it asks for, as so many come free together the more rarely. Never, where it would bring less than
+    /// it costs, given what devices are `in_use` for by tasks of each size.
+    fn patience_ms(&self, demand: &Demand, in_use: &[u64; TASK_SIZES]) -> Option<u64> {
         let devices = demand.device_millis() / u64::from(DEVICE_MILLIS);
+        // What is kept moves waiting from the large to the small: to take one per cent of theirs from the large
+        // costs the small the more per cent the more devices the large have, and the longer they wait. That
+        // they wait so many times the mean is when nodes are kept.
+        let times = devices.saturating_mul(PATIENCE_TENTHS);
+        let (smaller, as_large) = in_use.split_at(task_size(demand.device_millis()));
+        let (smaller, as_large) = (smaller.iter().sum::<u64>(), as_large.iter().sum::<u64>());
+        if devices < 2 || as_large.saturating_mul(times) > smaller.saturating_mul(10) {
+            return None;
+        }
         let mean_ms = u64::try_from(self.mean_wait_us / 1_000).unwrap_or(0);
-        let waited_ms = mean_ms.saturating_mul(devices.saturating_mul(PATIENCE_TENTHS)) / 10;
-        (devices > 1).then_some(waited_ms.max(self.keeping.wait_ms_min))
+        Some((mean_ms.saturating_mul(times) / 10).max(self.keeping.wait_ms_min))
     }
 
     /// The node that is least free, of one class or of all, with its free device thousandths.
@@ -159,7 +168,7 @@ impl Scheduler {
                 Lack::Other => {}
                 Lack::Devices => {
                     let waited_ms = state.job(*head).map_or(0, |job| state.now().ms_since(job.submitted_at));
-                    let patience_ms = self.kept.patience_ms(&demand)?;
+                    let patience_ms = self.kept.patience_ms(&demand, state.devices_in_use())?;
                     return (waited_ms > patience_ms).then_some(key);
                 }
             }

@@ -428,17 +428,25 @@ struct Crowd {
 }
 
 fn crowd() -> Crowd {
+    crowd_beside(0)
+}
+
+/// A crowd on all nodes but so many, which jobs of two have.
+fn crowd_beside(wide: u32) -> Crowd {
     let mut world = Fixture::new();
     let nodes = (0..NODES).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect();
     world.pool("p", "CN-CQ", nodes);
     world.must(whole_devices_overflow());
+    for _ in 0..wide {
+        world.submit_spec(with_devices(DeviceAmount::Whole(2)));
+    }
     let mut many = with_devices(DeviceAmount::Whole(1));
-    many.groups[0].count = 2 * NODES as u32;
+    many.groups[0].count = 2 * (NODES as u32 - wide);
     let running = world.submit_spec(many.clone());
     let mut scheduler = Scheduler::rebuild(&world.state);
-    let starts = settle(&mut world, &mut scheduler);
-    let nodes: Vec<NodeId> = starts.into_iter().map(|(_, _, node)| node).collect();
-    assert_eq!(nodes.len(), 2 * NODES);
+    let starts = settle(&mut world, &mut scheduler).into_iter().filter(|(job, _, _)| *job == running);
+    let nodes: Vec<NodeId> = starts.map(|(_, _, node)| node).collect();
+    assert_eq!(nodes.len(), 2 * (NODES - wide as usize));
     let wide = world.submit_spec(with_devices(DeviceAmount::Whole(2)));
     world.submit_spec(many);
     settle(&mut world, &mut scheduler);
@@ -476,6 +484,20 @@ fn node_is_kept_for_a_wide_job_once_it_has_waited_long() {
     assert_eq!(crowd.end_on(NodeId(2)), [crowd.wide]);
     assert!(crowd.scheduler.same_nodes(&Scheduler::rebuild(&crowd.world.state)));
     assert_eq!(crowd.end_on(NodeId(4)), [small]);
+}
+
+#[test]
+fn nothing_is_kept_for_those_who_have_much_already() {
+    // They are to wait 1.4 times the mean, so with as many devices as the small have it would cost more than
+    // it brings, and does not with half as many.
+    for (wide, keeps) in [(NODES / 2, false), (NODES / 3, true)] {
+        let mut crowd = crowd_beside(wide as u32);
+        crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+        let node = *crowd.nodes.last().unwrap();
+        let small = JobId(crowd.wide.0 + 1);
+        let started = if keeps { vec![] } else { vec![small] };
+        assert_eq!(crowd.end_on(node), started, "{wide} of {NODES} nodes have one");
+    }
 }
 
 #[test]

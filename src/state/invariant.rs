@@ -146,6 +146,7 @@ impl State {
             ("timers", self.derived.timers == kept.derived.timers),
             ("job names", self.derived.job_names == kept.derived.job_names),
             ("doomed jobs", self.derived.doomed == kept.derived.doomed),
+            ("devices in use", self.derived.devices_in_use == kept.derived.devices_in_use),
             ("followers", self.derived.followers == kept.derived.followers),
             ("prices", self.prices == kept.prices),
             ("links", self.links == kept.links),

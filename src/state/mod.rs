@@ -47,7 +47,7 @@ use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
-use crate::model::resource::Resources;
+use crate::model::resource::{Resources, TASK_SIZES};
 use crate::model::shape::{ClassKey, Shape, ShapeId};
 use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
@@ -110,6 +110,7 @@ struct Derived {
     /// Live jobs by the hash of queue and name: half the memory of the names themselves.
     job_names: BTreeSet<(u64, JobId)>,
     dependents: BTreeMap<JobId, Vec<JobId>>,
+    devices_in_use: [u64; TASK_SIZES],
     timers: BTreeSet<(Timestamp, Timer)>,
     /// Live attempts that have not been told to stop, by job and by pool.
     stoppable: BTreeSet<UnitId>,
@@ -328,6 +329,11 @@ impl State {
     /// A reservation that has not ended.
     pub fn reservation(&self, id: ReservationId) -> Option<&Reservation> {
         self.reservations.get(&id)
+    }
+
+    /// Device thousandths that tasks hold, by the tasks' size.
+    pub fn devices_in_use(&self) -> &[u64; TASK_SIZES] {
+        &self.derived.devices_in_use
     }
 
     /// Request tokens that are remembered.

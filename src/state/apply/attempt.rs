@@ -7,7 +7,7 @@ use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::mutant::Mutant;
 use crate::model::pool::{DrainMode, Reach};
 use crate::model::region::RegionCode;
-use crate::model::resource::Resources;
+use crate::model::resource::{Resources, task_size};
 use crate::model::spec::{JobSpec, OnPoolLost};
 use crate::model::time::Timestamp;
 use crate::state::event::{EndedAttempt, NextTry, OrderedAttempt};
@@ -150,7 +150,9 @@ impl State {
         if let Some(pool) = self.pools.get_mut(&attempt.pool) {
             for placement in &attempt.placements {
                 let request = &entry.spec.groups[usize::from(placement.group)].request;
-                total = total.checked_add(&request.total()).unwrap_or_default();
+                let asked = request.total();
+                self.derived.devices_in_use[task_size(asked.device_millis)] += asked.device_millis;
+                total = total.checked_add(&asked).unwrap_or_default();
                 if let Some(node) = pool.nodes.get_mut(&placement.node) {
                     node.commit(request, placement);
                 }
@@ -168,7 +170,9 @@ impl State {
         let Some(spec) = self.spec_of(attempt.unit.job).cloned() else { return };
         for placement in &attempt.placements {
             let request = &spec.groups[usize::from(placement.group)].request;
-            total = total.checked_add(&request.total()).unwrap_or_default();
+            let asked = request.total();
+            self.derived.devices_in_use[task_size(asked.device_millis)] -= asked.device_millis;
+            total = total.checked_add(&asked).unwrap_or_default();
             let at = NodeRef { pool: attempt.pool, node: placement.node };
             let mut vacated = false;
             if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
