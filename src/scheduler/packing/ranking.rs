@@ -87,6 +87,10 @@ impl Named {
         Self((!names.is_empty()).then(ids))
     }
 
+    fn is_anything(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The lowest node of a bucket that may be used.
     fn first(&self, slot: &Slot) -> Option<NodeRef> {
         let Some(pools) = &self.0 else { return slot.nodes.first().copied() };
@@ -155,9 +159,13 @@ impl Ranking {
                 for at in 0..most {
                     work += 1;
                     let id = buckets.live()[at];
-                    if self.at.get(id.0 as usize) != Some(&UNFIT)
-                        && let Some(node) = named.first(buckets.slot(id))
+                    // Whether the demand fits is known sooner than which node is the first.
+                    if self.at.get(id.0 as usize) == Some(&UNFIT)
+                        || (named.is_anything() && self.look(id, buckets, mind) == UNFIT)
                     {
+                        continue;
+                    }
+                    if let Some(node) = named.first(buckets.slot(id)) {
                         self.offer(id, node, buckets, mind);
                     }
                 }
