@@ -11,6 +11,8 @@ pub struct PoolVitals {
     pub pool: String,
     /// Its backend has told all that is there.
     opened: AtomicBool,
+    /// What its backend works with answers.
+    answering: AtomicBool,
     /// Its session with the broker stands.
     connected: AtomicBool,
     nodes: AtomicU64,
@@ -29,6 +31,11 @@ impl PoolVitals {
     /// Its backend was opened, or is gone.
     pub fn set_opened(&self, opened: bool) {
         self.opened.store(opened, Ordering::Relaxed);
+    }
+
+    /// Whether what the backend works with answers.
+    pub fn set_answering(&self, answering: bool) {
+        self.answering.store(answering, Ordering::Relaxed);
     }
 
     /// Whether the session with the broker stands. A new one is counted.
@@ -62,17 +69,23 @@ impl PoolVitals {
 
     /// The pool takes work: what runs in it lives on without that.
     pub fn is_ready(&self) -> bool {
-        self.opened.load(Ordering::Relaxed) && self.connected.load(Ordering::Relaxed)
+        [&self.opened, &self.answering, &self.connected].iter().all(|sign| sign.load(Ordering::Relaxed))
     }
 }
 
 /// A family of metrics: name, type, what it is, its value for a pool.
 type Family = (&'static str, &'static str, &'static str, fn(&PoolVitals) -> u64);
 
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     ("weir_agent_opened", "gauge", "Whether the pool's backend has told all that is there.", |vitals| {
         u64::from(vitals.opened.load(Ordering::Relaxed))
     }),
+    (
+        "weir_agent_answering",
+        "gauge",
+        "Whether what the backend works with, as an API server, answers.",
+        |vitals| u64::from(vitals.answering.load(Ordering::Relaxed)),
+    ),
     ("weir_agent_connected", "gauge", "Whether the session with the broker stands.", |vitals| {
         u64::from(vitals.connected.load(Ordering::Relaxed))
     }),

@@ -95,7 +95,8 @@ fn a_gang_that_starts_half_is_stopped() {
     supervisor.launch(&attempt, &[lasting, missing, Task::script("exec sleep 1000")]);
     let message = "task 1 of 3: /nowhere/to/be/found: no such file";
     assert_eq!(supervisor.ended(&attempt), ended("failed", Some(127), None, message));
-    assert!(!supervisor.state().join("attempts").join(&attempt).join("2.stdout").exists());
+    let third = supervisor.state().join("attempts").join(&attempt).join("2.stdout");
+    assert_eq!(std::fs::metadata(third).expect("a file").len(), 0, "the third was never started");
 }
 
 #[test]
@@ -116,6 +117,11 @@ fn a_program_that_is_missing_or_no_program_ends_as_in_a_shell_and_in_words() {
             let attempt = format!("{attempt}{index}");
             supervisor.launch(&attempt, &[Task::command(&[command])]);
             assert_eq!(supervisor.ended(&attempt), ended("failed", Some(code), None, &message));
+            let kept = supervisor.state().join("attempts").join(&attempt);
+            for stream in ["0.stdout", "0.stderr"] {
+                let found = std::fs::metadata(kept.join(stream)).expect("its output is told to be empty");
+                assert_eq!((found.len(), found.permissions().readonly()), (0, true), "and complete");
+            }
         }
         // A script without a first line is run as a shell would.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);

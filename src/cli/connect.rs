@@ -33,7 +33,8 @@ impl Connect {
     /// If the address or the config file can't be used.
     pub fn client(&self) -> Result<Client, Failure> {
         let file = ClientFile::read()?;
-        let named = self.server.clone().or_else(|| file.server.clone()).or_else(|| file.current.clone());
+        let named = self.server.clone().filter(|server| !server.is_empty());
+        let named = named.or_else(|| file.server.clone()).or_else(|| file.current.clone());
         let server = named.unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
         let address = server.split("://").last().unwrap_or_default().trim_end_matches('/').to_owned();
         let token = match std::env::var("WEIR_TOKEN") {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use super::output::tell;
 use crate::model::text;
 
 /// Exit codes, as the manual lists them.
@@ -55,9 +56,9 @@ impl Failure {
 
     /// Prints it and gives the process's exit code.
     pub fn print(&self) -> ExitCode {
-        eprintln!("error: {}", escape_lines(&self.message));
+        tell(&format!("error: {}", escape_lines(&self.message)));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {}", text::escape(hint));
+            tell(&format!("hint: {}", text::escape(hint)));
         }
         ExitCode::from(self.code)
     }

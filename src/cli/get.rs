@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::connect::{is_transient, job_name, patiently};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::output::{Format, age, bytes, print, print_value, table, thousandths};
+use super::output::{Format, age, bytes, print, print_value, table, tell, thousandths};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
@@ -110,10 +110,10 @@ impl Get {
         match self.output {
             Format::Table | Format::Wide => {
                 if jobs.is_empty() {
-                    eprintln!(
+                    tell(&format!(
                         "no jobs{}",
                         if self.all { "" } else { " are alive; --all shows those that have ended" }
-                    );
+                    ));
                     return Ok(0);
                 }
                 let wide = self.output == Format::Wide;

@@ -99,13 +99,19 @@ impl Write for HonestLog {
             let ours = c == '\n' || (c == '\u{1b}' && self.coloured);
             if !ours && text::is_deceptive(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
         }
-        std::io::stderr().write_all(out.as_bytes())?;
+        // Whoever read the log may be gone: an agent goes on without.
+        let _ = std::io::stderr().write_all(out.as_bytes());
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
     }
+}
+
+/// Says a line on standard error, if anybody listens.
+pub fn tell(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// A table: the first row is the heading. Cells hold no spaces, so that `awk` works.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connect::{PATIENCE, is_transient, job_name, new_token, patiently};
 use super::exit::RUN_FAILED;
-use super::output::print;
+use super::output::{print, tell};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -14,7 +14,7 @@ use crate::api::proto::v1;
 /// Runs a command and streams its output.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 4 --pool local -- hostname\n\nWithout --pool, --region or --device the command runs in a pool that truly runs it, not in a simulated one.\nThe exit code is the command's own; 128+n for signal n; 125 if Weir itself failed."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 2 --pool local -- hostname\n\nWithout --pool, --region or --device the command runs in a pool that truly runs it, not in a simulated one.\nThe exit code is the command's own; 128+n for signal n; 125 if Weir itself failed."
 )]
 pub struct Run {
     /// Only in these regions.
@@ -35,7 +35,7 @@ pub struct Run {
     /// So many tasks that start and end together.
     #[arg(long, value_name = "N")]
     gang: Option<u32>,
-    /// So many independent tasks.
+    /// So many tasks, each on its own; if one fails for good, the others are cancelled.
     #[arg(long, value_name = "N", conflicts_with = "gang")]
     count: Option<u32>,
     /// The job's name; else the command's, and a number.
@@ -49,7 +49,7 @@ pub struct Run {
     /// Absolute; else a fresh directory.
     #[arg(long)]
     workdir: Option<String>,
-    /// Longest run: 90s, 5m, 1h30m.
+    /// Longest run: 90s, 5m, 1h30m; else the queue's, 24h by default.
     #[arg(long, value_parser = quantity::duration_ms)]
     max_run: Option<u64>,
     /// Tries in all.
@@ -177,7 +177,7 @@ async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) 
         for follow in following {
             // Without its output the job still ends, and that is what counts; but say so.
             if let Ok(Err(failure)) = follow.await {
-                eprintln!("weir: output is missing: {}", crate::model::text::escape(&failure.message));
+                tell(&format!("weir: output is missing: {}", crate::model::text::escape(&failure.message)));
             }
         }
         ended(client, &at).await
@@ -189,7 +189,7 @@ async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) 
         () = terminated() => {}
     }
     nag.abort();
-    eprintln!("cancelling the job; press Ctrl-C again to leave it");
+    tell("cancelling the job; press Ctrl-C again to leave it");
     let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
     patiently(PATIENCE, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
@@ -232,7 +232,7 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
                 attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
             match next_attempt(client, &at, unit, shown).await? {
                 Some(next) => {
-                    eprintln!("weir: attempt {shown} failed; this is attempt {next}");
+                    tell(&format!("weir: attempt {shown} failed; this is attempt {next}"));
                     (offsets, number) = ([0; 2], next);
                     continue;
                 }
@@ -294,7 +294,10 @@ async fn say_why_it_waits(client: Client, at: v1::JobRef) {
     };
     let what = if never { "fits into no pool, and waits for one" } else { "waits" };
     let reason = crate::model::text::escape(&reason);
-    eprintln!("weir: job/{0} {what} ({reason}); `weir why job/{0}` tells more, Ctrl-C cancels it", job.name);
+    tell(&format!(
+        "weir: job/{0} {what} ({reason}); `weir why job/{0}` tells more, Ctrl-C cancels it",
+        job.name
+    ));
 }
 
 /// Prints a piece of output, and on standard error what was not kept before it.
@@ -308,7 +311,7 @@ pub(super) fn print_part(
     }
     let index = usize::from(part.stream() == v1::LogStream::Stderr);
     if part.offset > offsets[index] {
-        eprintln!("… {} bytes not kept …", part.offset - offsets[index]);
+        tell(&format!("… {} bytes not kept …", part.offset - offsets[index]));
     }
     offsets[index] = part.offset + part.data.len() as u64;
     // Output is the task's own: it goes through as it is, as of a local command.
@@ -356,7 +359,7 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
         }
         (Some(code), None) if failure.code == "Failed" => {
             if !failure.message.is_empty() {
-                eprintln!("weir: {}", crate::model::text::escape(&failure.message));
+                tell(&format!("weir: {}", crate::model::text::escape(&failure.message)));
             }
             // What failed did not succeed, whatever its code.
             return Ok(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(RUN_FAILED));
@@ -365,12 +368,12 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
         _ => RUN_FAILED,
     };
     if !failure.code.is_empty() {
-        eprintln!(
+        tell(&format!(
             "weir: {}{}{}",
             failure.code,
             if failure.message.is_empty() { "" } else { ": " },
             crate::model::text::escape(&failure.message)
-        );
+        ));
     }
     Ok(code)
 }

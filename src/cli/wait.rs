@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::exit::{JOB_FAILED, TIMED_OUT};
+use super::output::tell;
 use super::{Connect, Failure, quantity, run};
 use crate::api::proto::{name_of, v1};
 
@@ -30,7 +31,7 @@ impl Wait {
                 let succeeded = job.phase() == v1::JobPhase::Succeeded;
                 failed |= !succeeded;
                 if !succeeded {
-                    eprintln!("job/{} {}", job.name, name_of::<v1::JobPhase>(job.phase).to_lowercase());
+                    tell(&format!("job/{} {}", job.name, name_of::<v1::JobPhase>(job.phase).to_lowercase()));
                 }
             }
             Ok(if failed { JOB_FAILED } else { 0 })

@@ -96,6 +96,9 @@ pub fn exclusion(
     if needs.secrets && !able.secrets {
         return Some(PoolReason::SecretsUnsupported);
     }
+    if needs.shares && able.whole_devices_only {
+        return Some(PoolReason::SharesUnsupported);
+    }
     None
 }
 

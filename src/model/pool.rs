@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub leases: bool,
     /// It can resolve secrets that environment values refer to.
     pub secrets: bool,
+    /// It gives out no parts of devices.
+    pub whole_devices_only: bool,
 }
 
 /// How far a pool's silence has gone.

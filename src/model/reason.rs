@@ -29,6 +29,7 @@ pub enum PoolReason {
     RunUnsupported { needs: &'static str },
     LeaseUnsupported,
     SecretsUnsupported,
+    SharesUnsupported,
     NoNodes,
     DeviceMissing { models: Vec<String> },
     NodeLabelMissing { nodes: u64 },
@@ -58,6 +59,7 @@ impl PoolReason {
             Self::RunUnsupported { .. } => "RunUnsupported",
             Self::LeaseUnsupported => "LeaseUnsupported",
             Self::SecretsUnsupported => "SecretsUnsupported",
+            Self::SharesUnsupported => "SharesUnsupported",
             Self::NoNodes => "NoNodes",
             Self::DeviceMissing { .. } => "DeviceMissing",
             Self::NodeLabelMissing { .. } => "NodeLabelMissing",
@@ -87,6 +89,7 @@ impl PoolReason {
             | Self::RunUnsupported { .. }
             | Self::LeaseUnsupported
             | Self::SecretsUnsupported
+            | Self::SharesUnsupported
             | Self::NoNodes
             | Self::DeviceMissing { .. }
             | Self::NodeLabelMissing { .. }
@@ -131,6 +134,11 @@ impl PoolReason {
                 "SecretsUnsupported",
                 "the job refers to secrets, and this pool resolves none",
                 "use another pool",
+            ),
+            (
+                "SharesUnsupported",
+                "a task asks for a part of a device, and this pool gives out whole ones only",
+                "ask for a whole device",
             ),
             ("NoNodes", "the pool has no nodes", "wait for its agent to report some"),
             ("DeviceMissing", "no node has a device of the models asked for", "name further models"),
@@ -215,6 +223,7 @@ impl fmt::Display for PoolReason {
             Self::RunUnsupported { needs } => write!(f, "runs no {needs}"),
             Self::LeaseUnsupported => f.write_str("keeps no leases, and the job asks on_pool_lost: requeue"),
             Self::SecretsUnsupported => f.write_str("resolves no secrets"),
+            Self::SharesUnsupported => f.write_str("gives out whole devices only"),
             Self::NoNodes => f.write_str("has no nodes"),
             Self::DeviceMissing { models } if models.is_empty() => f.write_str("has no devices"),
             Self::DeviceMissing { models } => write!(f, "has no {}", models.join(" or ")),

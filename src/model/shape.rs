@@ -1,5 +1,6 @@
 //! Shapes: what scheduling needs to know of a unit, and no more. Units of one shape are alike.
 
+use super::device::DeviceAmount;
 use super::id::QueueId;
 use super::resource::Resources;
 use super::spec::{Constraints, EnvValue, JobSpec, OnPoolLost, Run, TaskRequest};
@@ -34,6 +35,8 @@ pub struct Needs {
     pub pods: bool,
     pub leases: bool,
     pub secrets: bool,
+    /// Parts of devices.
+    pub shares: bool,
 }
 
 impl Shape {
@@ -50,6 +53,8 @@ impl Shape {
                 Run::Container { .. } => needs.containers = true,
                 Run::Pod { .. } => needs.pods = true,
             }
+            let amount = group.request.devices.as_ref().map(|devices| devices.amount);
+            needs.shares |= matches!(amount, Some(DeviceAmount::Fraction(_)));
             let secret = |var: &super::spec::EnvVar| matches!(var.value, EnvValue::Secret { .. });
             needs.secrets |= group.run.program().env.iter().any(secret);
         }

@@ -40,6 +40,8 @@ pub enum Event {
         nodes: Vec<NodeSpec>,
         removed: Vec<String>,
     },
+    /// Whether what the backend works with answers: while it doesn't, orders wait.
+    Answers(bool),
     /// The backend is gone: the agent must open it anew.
     Gone,
 }

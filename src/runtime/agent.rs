@@ -55,6 +55,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
         () = &mut stop => return Ok(()),
     };
     vitals.set_opened(true);
+    vitals.set_answering(true);
     let mut hello = hello;
     hello.pool.notes = opened.notes;
     let pool = hello.pool.name.clone();
@@ -102,6 +103,14 @@ pub async fn run<B: PoolBackend, D: Dial>(
                     Input::Moved { attempt, status }
                 }
                 Some(Event::NodesChanged { nodes, removed }) => Input::NodesChanged { nodes, removed },
+                Some(Event::Answers(answers)) => {
+                    vitals.set_answering(answers);
+                    match answers {
+                        true => tracing::info!(pool, "what the pool's tasks run on answers again"),
+                        false => tracing::warn!(pool, "what the pool's tasks run on does not answer: orders wait"),
+                    }
+                    continue;
+                }
                 Some(Event::Gone) | None => return Err(crate::pools::Error::Gone { pool }),
             },
             message = shell.receive() => match message {

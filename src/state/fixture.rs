@@ -88,6 +88,7 @@ impl Fixture {
             pods: false,
             leases: true,
             secrets: true,
+            whole_devices_only: false,
         };
         let spec = PoolSpec {
             name: name.to_owned(),

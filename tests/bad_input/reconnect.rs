@@ -79,6 +79,7 @@ fn hello(number: usize) -> Hello {
         pods: false,
         leases: false,
         secrets: false,
+        whole_devices_only: false,
     };
     let pool = PoolSpec {
         name: format!("pool-{number}"),

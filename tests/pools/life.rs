@@ -29,6 +29,8 @@ pub struct Life<B> {
     /// All that was told of attempts, in order.
     pub told: Vec<(AttemptId, AttemptStatus)>,
     pub gone: bool,
+    /// What it works with answers.
+    pub answered: bool,
     pub clock: Clock,
 }
 
@@ -54,6 +56,7 @@ impl<B: PoolBackend> Life<B> {
             found: opened.attempts,
             told: Vec::new(),
             gone: false,
+            answered: true,
             clock,
         }
     }
@@ -98,6 +101,7 @@ impl<B: PoolBackend> Life<B> {
                         });
                         self.nodes.extend(nodes);
                     }
+                    Event::Answers(answers) => self.answered = answers,
                     Event::Gone => self.gone = true,
                 }
             }

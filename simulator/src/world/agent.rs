@@ -80,6 +80,7 @@ impl AgentHost {
             pods: false,
             leases: index != 3,
             secrets: index == 2,
+            whole_devices_only: index == 3,
         };
         let pool = PoolSpec {
             name: format!("pool-{index}"),

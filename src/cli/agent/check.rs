@@ -71,6 +71,12 @@ async fn broker(connect: &Connect, file: &AgentFile) -> Result<String, String> {
     let client = client(connect, file).map_err(|failure| failure.message)?;
     let request = v1::GetPoolRequest { name: file.name.clone() };
     match client.pools().get_pool(request).await {
+        // Made when an agent first starts in the folder.
+        Ok(_) if !file.state.join("key").exists() => Err(format!(
+            "PoolClaimed: it knows pool {}, whose agent has another state folder than {}",
+            file.name,
+            file.state.display()
+        )),
         Ok(_) => Ok(format!("reached; it knows pool {}", file.name)),
         Err(status) if status.code() == tonic::Code::NotFound => {
             Ok(format!("reached; pool {} is new to it", file.name))

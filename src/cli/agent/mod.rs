@@ -77,7 +77,8 @@ impl AgentCommand {
         if let Some(Command::Check(check)) = self.command {
             return check.run(connect).await;
         }
-        start_logging("info");
+        // The client tells of each call that failed, without saying which pool's; we tell once.
+        start_logging("info,kube_client=off");
         // All of them are read before any of them runs.
         let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
@@ -141,8 +142,15 @@ async fn run_pool(
 }
 
 /// What simulated pools pretend to do.
-pub(super) const SIMULATED: Capabilities =
-    Capabilities { real: false, processes: true, containers: true, pods: true, leases: true, secrets: true };
+pub(super) const SIMULATED: Capabilities = Capabilities {
+    real: false,
+    processes: true,
+    containers: true,
+    pods: true,
+    leases: true,
+    secrets: true,
+    whole_devices_only: false,
+};
 
 /// Takes a pool's state folder for as long as the lock is held.
 ///

@@ -85,6 +85,7 @@ impl KeptAttempt {
             if let Err(exit) = attempt.start_task(rank, groups, group, boot_id, journal) {
                 if attempt.tasks.is_empty() {
                     attempt.remove_group();
+                    attempt.seal_output();
                     return Err(attempt.told_of(rank, &exit));
                 }
                 attempt.fail(rank, exit, now.boot_ms);
@@ -373,9 +374,9 @@ impl KeptAttempt {
         self.stop(EndKind::OutOfMemory, 0, exit.message, boot_ms);
     }
 
-    /// Marks its output as complete.
+    /// Marks its output as complete, also that of tasks that could not be started.
     pub(super) fn seal_output(&self) {
-        self.tasks.iter().for_each(|task| output::seal(&self.directory, task.rank()));
+        (0..self.launch.tasks.len()).for_each(|rank| output::seal(&self.directory, rank));
     }
 
     /// Removes its control group. Tells whether nothing is left to remove.

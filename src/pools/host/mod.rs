@@ -54,6 +54,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     pods: false,
     leases: true,
     secrets: false,
+    whole_devices_only: false,
 };
 
 /// Output kept per attempt, all streams of all tasks together, unless the pool's file says else.

@@ -12,7 +12,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 
 use super::cluster::{Cluster, causes, config, said};
-use super::lock::Lock;
+use super::lock::{Holder, Lock};
 use super::nodes::Facts;
 use super::requests::Amounts;
 use super::{Settings, names};
@@ -163,10 +163,11 @@ async fn lock(settings: &Settings) -> Result<String, String> {
     Ok(match tokio::time::timeout(ANSWER, lock.holder()).await {
         Err(_) => return Err("no answer".to_owned()),
         Ok(Ok(None)) => "free".to_owned(),
-        Ok(Ok(Some((_, true)))) => "this agent's".to_owned(),
-        Ok(Ok(Some((holder, false)))) => {
-            format!("agent {holder} had it last; this one waits until it is 15 s old")
+        Ok(Ok(Some(holder))) if holder.is_this => "this agent's".to_owned(),
+        Ok(Ok(Some(Holder { name, is_fresh: true, .. }))) => {
+            return Err(format!("agent {name} speaks for the pool, and renews it"));
         }
+        Ok(Ok(Some(Holder { name, .. }))) => format!("agent {name} had it last, and is gone"),
         Ok(Err(error)) => return Err(error),
     })
 }

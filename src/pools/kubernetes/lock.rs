@@ -49,6 +49,14 @@ struct Seen {
     renewed: Option<MicroTime>,
 }
 
+/// Who holds a lock.
+pub(super) struct Holder {
+    pub(super) name: String,
+    pub(super) is_this: bool,
+    /// It was renewed within the lock's duration, if the clocks agree.
+    pub(super) is_fresh: bool,
+}
+
 impl Lock {
     /// The lock of a pool, in the agent's namespace. `holder` is the agent's instance: it takes up its
     /// own lock again at once.
@@ -57,11 +65,14 @@ impl Lock {
         Self { leases, name: names::lease(pool), holder: holder.to_owned(), cluster: cluster.clone() }
     }
 
-    /// Who holds the lock now, and whether it is this agent; `None` if nobody ever did.
-    pub(super) async fn holder(&self) -> Result<Option<(String, bool)>, String> {
+    /// Who holds the lock now; `None` if nobody ever did.
+    pub(super) async fn holder(&self) -> Result<Option<Holder>, String> {
         let found = self.leases.get_opt(&self.name).await.map_err(|error| said(&error))?;
-        let holder = found.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity);
-        Ok(holder.map(|holder| (holder.clone(), holder == self.holder)))
+        let spec = found.and_then(|lease| lease.spec).unwrap_or_default();
+        let age = spec.renew_time.map(|renewed| jiff::Timestamp::now().duration_since(renewed.0));
+        let is_fresh = age.is_some_and(|age| age.as_secs().unsigned_abs() < DURATION.as_secs());
+        let holder = |name: String| Holder { is_this: name == self.holder, is_fresh, name };
+        Ok(spec.holder_identity.map(holder))
     }
 
     /// Waits until the lock is this agent's.
@@ -88,6 +99,11 @@ impl Lock {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// It was renewed not long ago.
+    pub(super) fn is_held(&self) -> bool {
+        self.cluster.held_until_boot_ms.load(Ordering::Relaxed) > clock::boot_ms()
     }
 
     /// Renews the lock once. Tells whether it is still this agent's, as far as is known.

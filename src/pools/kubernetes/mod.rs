@@ -114,7 +114,15 @@ impl Settings {
     /// would have to end itself, and nothing in it could tell that apart from a quiet day.
     pub fn capabilities(&self) -> Capabilities {
         let processes = self.process_image.is_some();
-        Capabilities { real: true, processes, containers: true, pods: true, leases: false, secrets: true }
+        Capabilities {
+            real: true,
+            processes,
+            containers: true,
+            pods: true,
+            leases: false,
+            secrets: true,
+            whole_devices_only: true,
+        }
     }
 
     #[cfg(test)]

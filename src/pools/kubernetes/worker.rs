@@ -143,13 +143,19 @@ impl Worker {
         }
         // Renewals wait for an API server: nothing else may wait for them.
         let (lost, mut is_lost) = mpsc::channel(1);
-        let lock = self.lock.clone();
+        let (lock, events) = (self.lock.clone(), self.events.clone());
         let keeper = tokio::spawn(async move {
+            let mut answered = true;
             loop {
                 renew.tick().await;
                 if !lock.renew().await {
                     let _ = lost.send(()).await;
                     return;
+                }
+                let answers = lock.is_held();
+                if answers != answered {
+                    answered = answers;
+                    let _ = events.send(Event::Answers(answers));
                 }
             }
         });

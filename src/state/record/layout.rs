@@ -110,46 +110,48 @@ record_struct!(TaskRequest { resources, devices });
 
 impl Record for Needs {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { processes, containers, pods, leases, secrets } = self;
+        let Self { processes, containers, pods, leases, secrets, shares } = self;
         processes.put(out);
-        put_images(*containers, *pods, out);
+        put_bits([*containers, *pods, *shares], out);
         leases.put(out);
         secrets.put(out);
     }
 
     fn get(input: &mut Input<'_>) -> Result<Self, Corrupt> {
         let processes = bool::get(input)?;
-        let (containers, pods) = get_images(input)?;
-        Ok(Self { processes, containers, pods, leases: bool::get(input)?, secrets: bool::get(input)? })
+        let [containers, pods, shares] = get_bits(input)?;
+        let (leases, secrets) = (bool::get(input)?, bool::get(input)?);
+        Ok(Self { processes, containers, pods, leases, secrets, shares })
     }
 }
 
 impl Record for Capabilities {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { real, processes, containers, pods, leases, secrets } = self;
+        let Self { real, processes, containers, pods, leases, secrets, whole_devices_only } = self;
         real.put(out);
         processes.put(out);
-        put_images(*containers, *pods, out);
+        put_bits([*containers, *pods, *whole_devices_only], out);
         leases.put(out);
         secrets.put(out);
     }
 
     fn get(input: &mut Input<'_>) -> Result<Self, Corrupt> {
         let (real, processes) = (bool::get(input)?, bool::get(input)?);
-        let (containers, pods) = get_images(input)?;
-        Ok(Self { real, processes, containers, pods, leases: bool::get(input)?, secrets: bool::get(input)? })
+        let [containers, pods, whole_devices_only] = get_bits(input)?;
+        let (leases, secrets) = (bool::get(input)?, bool::get(input)?);
+        Ok(Self { real, processes, containers, pods, leases, secrets, whole_devices_only })
     }
 }
 
-/// Containers and pods in one byte: where there was only one of them, older journals hold it so.
-fn put_images(containers: bool, pods: bool, out: &mut Vec<u8>) {
-    out.push(u8::from(containers) | u8::from(pods) << 1);
+/// Containers and what came later in one byte: older journals hold the first of them so.
+fn put_bits([first, second, third]: [bool; 3], out: &mut Vec<u8>) {
+    out.push(u8::from(first) | u8::from(second) << 1 | u8::from(third) << 2);
 }
 
-fn get_images(input: &mut Input<'_>) -> Result<(bool, bool), Corrupt> {
+fn get_bits(input: &mut Input<'_>) -> Result<[bool; 3], Corrupt> {
     match u8::get(input)? {
-        bits @ 0..=3 => Ok((bits & 1 > 0, bits & 2 > 0)),
-        other => Err(input.corrupt("containers and pods", u64::from(other))),
+        bits @ 0..=7 => Ok([bits & 1 > 0, bits & 2 > 0, bits & 4 > 0]),
+        other => Err(input.corrupt("containers, pods and shares", u64::from(other))),
     }
 }
 

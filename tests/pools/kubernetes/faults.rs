@@ -94,8 +94,10 @@ fn an_api_server_that_is_away_for_a_minute_costs_nothing() {
     let launched = order(&life, 3, &["play", "100ms", "0"]);
     life.launch(&launched);
     life.stop(stopped.order.attempt);
-    std::thread::sleep(Duration::from_secs(60));
+    life.hear("that nobody answers", |life| !life.answered);
+    std::thread::sleep(Duration::from_secs(40));
     bench.plane.start_api();
+    life.hear("an answer", |life| life.answered);
     assert_kind(&life.until_ended(runs.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
     assert_kind(&life.until_ended(launched.order.attempt), OutcomeKind::Succeeded);
