@@ -43,7 +43,7 @@ fn run_shows_every_attempt_of_a_command_that_is_tried_again() {
     assert_eq!((code, printed.as_str()), (0, "one\ntwo\nthree\n"), "{said}");
     assert_eq!(
         said,
-        "weir: attempt 1 failed; this is attempt 2\nweir: attempt 2 failed; this is attempt 3\n"
+        "weir: attempt 1 is over; this is attempt 2\nweir: attempt 2 is over; this is attempt 3\n"
     );
 }
 

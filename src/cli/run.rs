@@ -232,7 +232,7 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
                 attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
             match next_attempt(client, &at, unit, shown).await? {
                 Some(next) => {
-                    tell(&format!("weir: attempt {shown} failed; this is attempt {next}"));
+                    tell(&format!("weir: attempt {shown} is over; this is attempt {next}"));
                     (offsets, number) = ([0; 2], next);
                     continue;
                 }

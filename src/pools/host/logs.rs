@@ -30,7 +30,10 @@ impl ReadLogs for Logs {
         let places = [store::attempts_dir(&self.state).join(&name), store::logs_dir(&self.state).join(&name)];
         for _ in 0..TRIES_MAX {
             let Some(directory) = places.iter().find(|place| place.is_dir()) else {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "the output is no longer kept"));
+                return Err(io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "nothing is kept of its output, if it had any",
+                ));
             };
             if let Some(part) = read_once(directory, task as usize, stream, offset, bytes_max)? {
                 return Ok(part);

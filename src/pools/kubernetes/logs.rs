@@ -384,7 +384,10 @@ impl ReadLogs for Logs {
         // Before the file: what is added later belongs to the next part.
         let complete = self.shared.is_done(key);
         if !complete && self.shared.place_of(attempt).is_none() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the output is no longer kept"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "nothing is kept of its output, if it had any",
+            ));
         }
         if stream == Stream::Stderr {
             return Ok(LogPart { complete, ..LogPart::default() });
