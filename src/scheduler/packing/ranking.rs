@@ -11,10 +11,8 @@ use super::values::Values;
 use crate::model::demand::Demand;
 use crate::model::id::{NodeRef, PoolId};
 
-/// Marks a bucket that has not been looked at.
-const UNKNOWN: u32 = u32::MAX;
-/// Marks a bucket that the demand does not fit.
-const UNFIT: u32 = u32::MAX - 1;
+/// Marks a bucket of which no fit is known.
+const NONE: u32 = u32::MAX;
 
 /// How a demand fits a bucket.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +32,9 @@ type Entry = Reverse<(Score, NodeRef, BucketId)>;
 #[derive(Debug)]
 pub(super) struct Ranking {
     pub(super) demand: Arc<Demand>,
+    /// Buckets that the demand does not fit, a bit each. That is true by every policy, so a lesson costs no new
+    /// look at them, and they are the most.
+    unfit: Vec<u64>,
     /// Per bucket: where its fit is.
     at: Vec<u32>,
     fits: Vec<Fit>,
@@ -106,6 +107,7 @@ impl Ranking {
     pub(super) fn new(demand: Arc<Demand>) -> Self {
         Self {
             demand,
+            unfit: Vec::new(),
             at: Vec::new(),
             fits: Vec::new(),
             unused: Vec::new(),
@@ -114,19 +116,23 @@ impl Ranking {
         }
     }
 
-    /// Forgets all that was found out.
+    /// Forgets all that the policy made of it.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.demand.clone());
+        let unfit = std::mem::take(&mut self.unfit);
+        *self = Self { unfit, ..Self::new(self.demand.clone()) };
     }
 
     /// A bucket's number is to mean another one.
     pub(super) fn forget(&mut self, id: BucketId) {
         if let Some(at) = self.at.get_mut(id.0 as usize) {
-            let old = std::mem::replace(at, UNKNOWN);
-            if old < UNFIT {
+            let old = std::mem::replace(at, NONE);
+            if old != NONE {
                 self.fits[old as usize].key = None;
                 self.unused.push(old);
             }
+        }
+        if let Some(bits) = self.unfit.get_mut(id.0 as usize / 64) {
+            *bits &= !(1 << (id.0 % 64));
         }
     }
 
@@ -160,9 +166,7 @@ impl Ranking {
                     work += 1;
                     let id = buckets.live()[at];
                     // Whether the demand fits is known sooner than which node is the first.
-                    if self.at.get(id.0 as usize) == Some(&UNFIT)
-                        || (named.is_anything() && self.look(id, buckets, mind) == UNFIT)
-                    {
+                    if self.is_unfit(id) || (named.is_anything() && self.look(id, buckets, mind).is_none()) {
                         continue;
                     }
                     if let Some(node) = named.first(buckets.slot(id)) {
@@ -178,21 +182,24 @@ impl Ranking {
         work
     }
 
+    fn is_unfit(&self, id: BucketId) -> bool {
+        self.unfit.get(id.0 as usize / 64).is_some_and(|bits| bits >> (id.0 % 64) & 1 == 1)
+    }
+
+    /// Where the fit of a bucket is, if one is known.
+    fn at(&self, id: BucketId) -> Option<usize> {
+        self.at.get(id.0 as usize).filter(|at| **at != NONE).map(|at| *at as usize)
+    }
+
     /// An arrival of this node may make the bucket's key a lower one, as far as is known.
     fn may_lower(&self, id: BucketId, node: NodeRef) -> bool {
-        match self.at.get(id.0 as usize).copied().unwrap_or(UNKNOWN) {
-            UNFIT => false,
-            UNKNOWN => true,
-            at => self.fits[at as usize].key.is_none_or(|key| node < key),
-        }
+        let lowers = |at: usize| self.fits[at].key.is_none_or(|key| node < key);
+        !self.is_unfit(id) && self.at(id).is_none_or(lowers)
     }
 
     fn offer(&mut self, id: BucketId, node: NodeRef, buckets: &Buckets, mind: &mut Mind<'_>) {
-        let at = self.look(id, buckets, mind);
-        if at >= UNFIT {
-            return;
-        }
-        let fit = &mut self.fits[at as usize];
+        let Some(at) = self.look(id, buckets, mind) else { return };
+        let fit = &mut self.fits[at];
         if fit.key.is_none_or(|key| node < key) {
             fit.key = Some(node);
             self.heap.push(Reverse((fit.score, node, id)));
@@ -200,50 +207,53 @@ impl Ranking {
     }
 
     /// Where the fit of a bucket is, found out if need be.
-    fn look(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> u32 {
-        let index = id.0 as usize;
-        if self.at.len() <= index {
-            self.at.resize(buckets.len().max(index + 1), UNKNOWN);
+    fn look(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<usize> {
+        if self.is_unfit(id) {
+            return None;
         }
-        if self.at[index] != UNKNOWN {
-            return self.at[index];
+        if let Some(at) = self.at(id) {
+            return Some(at);
         }
-        let found = mind.scorer.fit(&self.demand, &buckets.slot(id).bucket, mind.values);
-        let at = match found {
-            None => UNFIT,
-            Some((score, choice)) => {
-                let fit = Fit { score, choice, next: None, key: None };
-                match self.unused.pop() {
-                    Some(at) => {
-                        self.fits[at as usize] = fit;
-                        at
-                    }
-                    None => {
-                        self.fits.push(fit);
-                        self.fits.len() as u32 - 1
-                    }
-                }
+        let (index, len) = (id.0 as usize, buckets.len());
+        let Some((score, choice)) = mind.scorer.fit(&self.demand, &buckets.slot(id).bucket, mind.values)
+        else {
+            if self.unfit.len() <= index / 64 {
+                self.unfit.resize(len.div_ceil(64), 0);
+            }
+            self.unfit[index / 64] |= 1 << (index % 64);
+            return None;
+        };
+        let fit = Fit { score, choice, next: None, key: None };
+        let at = match self.unused.pop() {
+            Some(at) => {
+                self.fits[at as usize] = fit;
+                at
+            }
+            None => {
+                self.fits.push(fit);
+                self.fits.len() as u32 - 1
             }
         };
+        if self.at.len() <= index {
+            self.at.resize(len, NONE);
+        }
         self.at[index] = at;
-        at
+        Some(at as usize)
     }
 
     /// How well the demand fits a bucket, found out if need be.
     pub(super) fn score_of(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<Score> {
-        let at = self.look(id, buckets, mind);
-        self.fits.get(at as usize).map(|fit| fit.score)
+        self.look(id, buckets, mind).map(|at| self.fits[at].score)
     }
 
     /// The fit of a bucket that has been looked at.
     pub(super) fn fit(&self, id: BucketId) -> Option<&Fit> {
-        let at = self.at.get(id.0 as usize).copied().filter(|at| *at < UNFIT)?;
-        self.fits.get(at as usize)
+        self.fits.get(self.at(id)?)
     }
 
     pub(super) fn fit_mut(&mut self, id: BucketId) -> Option<&mut Fit> {
-        let at = self.at.get(id.0 as usize).copied().filter(|at| *at < UNFIT)?;
-        self.fits.get_mut(at as usize)
+        let at = self.at(id)?;
+        self.fits.get_mut(at)
     }
 
     /// The best node, once refreshed.
