@@ -147,10 +147,13 @@ mod tests {
         a.set_connected(true);
         a.set_connected(true);
         a.count_end(OutcomeKind::Failed);
+        assert!(!a.is_ready() && !b.is_ready());
+        a.set_answering(true);
         assert!(a.is_ready() && !b.is_ready());
         let text = metrics([&a, &b].into_iter());
         for line in [
             "weir_agent_sessions_total{pool=\"a\"} 1",
+            "weir_agent_answering{pool=\"a\"} 1",
             "weir_agent_connected{pool=\"b\"} 0",
             "weir_agent_ended_total{pool=\"a\",outcome=\"Failed\"} 1",
         ] {
