@@ -85,7 +85,7 @@ fn print_quantiles(what: &str, mut ms: Vec<f64>) {
 /// Creations in the API server's record: of pods, and of their bindings, when they came and were done,
 /// in milliseconds since 1970.
 fn record(plane: &ControlPlane) -> BTreeMap<(String, bool), (f64, f64)> {
-    let log = std::fs::read_to_string(plane.path("audit.log")).unwrap_or_default();
+    let log = std::fs::read_to_string(plane.path("audit.log")).expect("the API server's record");
     let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let ms = |value: &Value| {
         let at: jiff::Timestamp = value.as_str().and_then(|text| text.parse().ok()).expect("a time");
@@ -160,7 +160,8 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let Some(plane) = ControlPlane::start_with("the benchmark", &["kube-scheduler"]).map(Arc::new) else {
+    let Some(plane) = ControlPlane::start_with("the benchmark", &["kube-scheduler", "record"]).map(Arc::new)
+    else {
         return;
     };
     let (nodes, pods) = (number("NODES", 5_000), number("PODS", 50_000));
@@ -233,7 +234,6 @@ fn submission(index: usize) -> v1::Submission {
 }
 
 fn through_weir(runtime: &tokio::runtime::Runtime, broker: &Broker, plane: &ControlPlane) {
-    let before = plane.created_pods("jobs").len();
     let ids: Vec<u64> = runtime.block_on(async {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
         let mut ids = Vec::new();
@@ -246,15 +246,20 @@ fn through_weir(runtime: &tokio::runtime::Runtime, broker: &Broker, plane: &Cont
         }
         ids
     });
-    until("all pods are created", PATIENCE, || plane.created_pods("jobs").len() >= before + PLACED);
+    // A pod is there before the API server has it on record.
+    let created = || record(plane).keys().filter(|(name, _)| name.starts_with("weir-")).count();
+    until("all pods are created", PATIENCE, || created() >= PLACED);
     let record = record(plane);
     let ms = ids.iter().map(|id| {
         let job = Some(v1::JobRef { id: *id, ..Default::default() });
         let request = v1::GetJobRequest { job, with_attempts: true };
         let answer =
             runtime.block_on(async { broker.jobs().get_job(request).await }).expect("a job").into_inner();
-        let attempt = &answer.attempts[0];
-        let (_, done) = record[&(format!("weir-{}-0", attempt.id), false)];
+        let made = answer
+            .attempts
+            .iter()
+            .find_map(|attempt| Some((attempt, record.get(&(format!("weir-{}-0", attempt.id), false))?.1)));
+        let (attempt, done) = made.unwrap_or_else(|| panic!("no pod of {:?} is on record", answer.attempts));
         done - attempt.ordered_unix_ms as f64
     });
     print_quantiles("from a broker's decision to the pod created, bound", ms.collect());

@@ -24,6 +24,8 @@ pub struct ControlPlane {
     api_port: u16,
     etcd_port: u16,
     api: Mutex<Option<Process>>,
+    /// The API server keeps a record of the pods that are created and bound, in `audit.log`.
+    is_on_record: bool,
     _others: Vec<Process>,
 }
 
@@ -95,7 +97,7 @@ impl ControlPlane {
         Self::start_with(test, &["kube-controller-manager", "kube-scheduler", "kwok"])
     }
 
-    /// etcd and an API server, and these besides.
+    /// etcd and an API server, and these besides; `record` is the API server's of who created and bound pods.
     pub fn start_with(test: &str, parts: &[&str]) -> Option<Self> {
         let Some(programs) = Programs::find() else {
             let why = "there is no Kubernetes control plane: tests/real/kubernetes/build makes one";
@@ -141,8 +143,9 @@ impl ControlPlane {
             at("certs/apiserver.crt")
         );
         std::fs::write(at("kubeconfig"), config).expect("a kubeconfig");
-        let mut plane =
-            Self { folder, programs, api_port, etcd_port, api: Mutex::new(None), _others: vec![etcd] };
+        let is_on_record = parts.contains(&"record");
+        let (api, _others) = (Mutex::new(None), vec![etcd]);
+        let mut plane = Self { folder, programs, api_port, etcd_port, api, is_on_record, _others };
         plane.start_api();
         let kubeconfig = plane.kubeconfig().display().to_string();
         let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/kubernetes/stages.yaml");
@@ -280,12 +283,26 @@ impl ControlPlane {
             .arg(format!("--token-auth-file={}", at("tokens.csv")))
             // All of etcd's history stays, for `created_pods`, until a test cuts it off.
             .arg("--etcd-compaction-interval=0")
+            .args(if self.is_on_record { self.record_flags() } else { Vec::new() })
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(error);
         let process = Process(command.spawn().expect("an API server"));
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         until("the API server is ready", PATIENCE, || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
+    }
+
+    fn record_flags(&self) -> Vec<String> {
+        let policy = self.path("audit.yaml");
+        let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+                    - {level: Metadata, verbs: [create], resources: [{group: '', resources: [pods, pods/binding]}]}\n\
+                    - {level: None}\n";
+        std::fs::write(&policy, text).expect("a policy");
+        let log = self.path("audit.log");
+        vec![
+            format!("--audit-policy-file={}", policy.display()),
+            format!("--audit-log-path={}", log.display()),
+        ]
     }
 
     /// Ends the API server as a power cut would.
