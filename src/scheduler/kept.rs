@@ -88,9 +88,9 @@ impl Kept {
     /// it costs, given what devices are `in_use` for by tasks of each size.
     fn patience_ms(&self, demand: &Demand, in_use: &[u64; TASK_SIZES]) -> Option<u64> {
         let devices = demand.device_millis() / u64::from(DEVICE_MILLIS);
-        // What is kept moves waiting from the large to the small: to take one per cent of theirs from the large
-        // costs the small the more per cent the more devices the large have, and the longer they wait. That
-        // they wait so many times the mean is when nodes are kept.
+        // A node that is kept moves waiting from the large to the small. The more devices the large hold, and the
+        // longer they wait, the more per cent of theirs it costs the small to spare the large one: more than
+        // one, once these hold more than the small, times how many mean waits they wait when nodes are kept.
         let times = devices.saturating_mul(PATIENCE_TENTHS);
         let (smaller, as_large) = in_use.split_at(task_size(demand.device_millis()));
         let (smaller, as_large) = (smaller.iter().sum::<u64>(), as_large.iter().sum::<u64>());

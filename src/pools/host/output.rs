@@ -54,9 +54,12 @@ pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Resul
 /// Marks a task's output as complete: it loses its write bits. That of a task which never wrote is empty.
 pub(super) fn seal(directory: &Path, rank: usize) {
     for stream in STREAMS {
-        let _ = create(directory, rank, stream);
+        let path = path(directory, rank, stream);
+        if !path.exists() {
+            let _ = create(directory, rank, stream);
+        }
         // Without the mark, readers only don't know that nothing will be added.
-        let _ = std::fs::set_permissions(path(directory, rank, stream), Permissions::from_mode(SEALED));
+        let _ = std::fs::set_permissions(path, Permissions::from_mode(SEALED));
     }
 }
 
