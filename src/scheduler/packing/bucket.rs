@@ -76,6 +76,53 @@ pub enum DeviceChoice {
     Whole(DeviceModelId),
 }
 
+/// What a demand asks for at the least, or a bucket has at the most, in few bytes: most buckets that don't
+/// fit are told by it without a look at them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outline {
+    cpu_millis: u32,
+    memory_mib: u32,
+    /// Of one device, thousandths.
+    share: u16,
+    untouched: u16,
+}
+
+impl Outline {
+    pub(super) fn of_bucket(bucket: &Bucket) -> Self {
+        let free = || bucket.devices.iter().map(|room| room.free);
+        let untouched = free().filter(|free| *free == DEVICE_MILLIS).count();
+        Self::new(&bucket.free, free().max().unwrap_or(0), untouched as u64)
+    }
+
+    pub(super) fn of_demand(demand: &Demand) -> Self {
+        let (share, untouched) = match demand.devices.as_ref().map(|devices| devices.amount) {
+            None => (0, 0),
+            Some(DeviceAmount::Fraction(millis)) => (millis, 0),
+            Some(DeviceAmount::Whole(count)) => (0, count),
+        };
+        Self::new(&demand.resources, share, u64::from(untouched))
+    }
+
+    /// Rounded down: whoever asks for no more has no larger outline.
+    fn new(resources: &Resources, share: u32, untouched: u64) -> Self {
+        let up_to_most = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
+        Self {
+            cpu_millis: up_to_most(resources.cpu_millis),
+            memory_mib: up_to_most(resources.memory_bytes >> 20),
+            share: u16::try_from(share).unwrap_or(u16::MAX),
+            untouched: u16::try_from(untouched).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// Where this is false nothing fits; where it is true something may.
+    pub(super) fn may_hold(self, demand: Self) -> bool {
+        demand.cpu_millis <= self.cpu_millis
+            && demand.memory_mib <= self.memory_mib
+            && demand.share <= self.share
+            && demand.untouched <= self.untouched
+    }
+}
+
 impl Bucket {
     /// Free device thousandths in all.
     pub fn device_free(&self) -> u64 {

@@ -8,12 +8,20 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Outline};
+use super::log::{Entry, Live, Log};
 use crate::model::id::{NodeId, NodeRef, PoolId};
 
-/// Empty buckets remembered, at the most. A cluster of a thousand nodes comes by as many in a busy
-/// hour; with all that is known about them they take a few hundred bytes each.
-const EMPTY_MAX: usize = 1 << 17;
+/// How many empty buckets are remembered, at the most.
+#[derive(Clone, Copy, Debug)]
+struct EmptyMax {
+    least: usize,
+    per_node: usize,
+}
+
+/// As many as nodes come by while a cluster fills, and no fewer than a thousand nodes come by in a busy
+/// hour. With all that is known about them they take some 500 bytes each.
+const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 8 };
 
 /// A bucket's number, reused after it has been forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +41,8 @@ pub(super) struct Slot {
     generation: u32,
     /// Its place among those with nodes.
     live_at: u32,
+    /// Where it stands in the log.
+    noted: Entry,
     /// Times it was put into the queue of empty ones and not taken out.
     queued: u32,
 }
@@ -50,11 +60,12 @@ pub(super) struct Buckets {
     ids: FxHashMap<Arc<Bucket>, BucketId>,
     slots: Vec<Slot>,
     /// Those with nodes, in no order.
-    live: Vec<BucketId>,
+    live: Vec<Live>,
+    log: Log,
     /// Those that were empty once, the longest ago first. Some have nodes again.
     empty: VecDeque<BucketId>,
     unused: Vec<BucketId>,
-    empty_max: usize,
+    empty_max: EmptyMax,
 }
 
 impl Default for Buckets {
@@ -63,6 +74,7 @@ impl Default for Buckets {
             ids: FxHashMap::default(),
             slots: Vec::new(),
             live: Vec::new(),
+            log: Log::default(),
             empty: VecDeque::new(),
             unused: Vec::new(),
             empty_max: EMPTY_MAX,
@@ -72,8 +84,8 @@ impl Default for Buckets {
 
 impl Buckets {
     #[cfg(test)]
-    pub(super) fn set_empty_max(&mut self, empty_max: usize) {
-        self.empty_max = empty_max;
+    pub(super) fn set_empty_max(&mut self, least: usize) {
+        self.empty_max = EmptyMax { least, per_node: 0 };
     }
 
     /// The number of a bucket, which gets one if it has none.
@@ -94,6 +106,7 @@ impl Buckets {
                     nodes: BTreeSet::new(),
                     generation: 0,
                     live_at: 0,
+                    noted: Entry::default(),
                     queued: 0,
                 };
                 self.slots.push(slot);
@@ -109,10 +122,6 @@ impl Buckets {
         &self.slots[id.0 as usize]
     }
 
-    fn slot_mut(&mut self, id: BucketId) -> &mut Slot {
-        &mut self.slots[id.0 as usize]
-    }
-
     pub(super) fn known(&self, id: BucketId) -> Known {
         Known { id, generation: self.slot(id).generation }
     }
@@ -123,7 +132,7 @@ impl Buckets {
     }
 
     /// Buckets with nodes.
-    pub(super) fn live(&self) -> &[BucketId] {
+    pub(super) fn live(&self) -> &[Live] {
         &self.live
     }
 
@@ -132,50 +141,69 @@ impl Buckets {
         self.slots.len()
     }
 
+    pub(super) fn log(&self) -> &Log {
+        &self.log
+    }
+
     pub(super) fn put(&mut self, id: BucketId, node: NodeRef) {
-        let live_at = self.live.len() as u32;
-        let slot = self.slot_mut(id);
-        if slot.nodes.is_empty() {
-            slot.live_at = live_at;
-            self.live.push(id);
+        let Self { slots, live, log, .. } = self;
+        let slot = &mut slots[id.0 as usize];
+        let first = slot.nodes.first().copied();
+        if first.is_none() {
+            slot.live_at = live.len() as u32;
+            live.push(Live { id, outline: Outline::of_bucket(&slot.bucket) });
         }
-        self.slot_mut(id).nodes.insert(node);
+        slot.nodes.insert(node);
+        // Of another pool it may be the lowest to a demand that names pools.
+        if first.is_none_or(|first| node < first || node.pool != first.pool) {
+            slot.noted = log.push(live[slot.live_at as usize], slot.noted, live.len());
+        }
     }
 
     pub(super) fn remove(&mut self, id: BucketId, node: NodeRef) {
-        let slot = self.slot_mut(id);
+        let Self { slots, live, log, .. } = self;
+        let slot = &mut slots[id.0 as usize];
         slot.nodes.remove(&node);
         if !slot.nodes.is_empty() {
             return;
         }
+        log.erase(slot.noted);
         let at = slot.live_at as usize;
-        self.live.swap_remove(at);
-        if let Some(moved) = self.live.get(at).copied() {
-            self.slot_mut(moved).live_at = at as u32;
+        live.swap_remove(at);
+        if let Some(moved) = live.get(at).copied() {
+            slots[moved.id.0 as usize].live_at = at as u32;
         }
         self.queue(id);
     }
 
     fn queue(&mut self, id: BucketId) {
-        self.slot_mut(id).queued += 1;
+        self.slots[id.0 as usize].queued += 1;
         self.empty.push_back(id);
     }
 
-    /// Forgets the bucket that has been empty for longest, if there are too many, and tells which.
-    pub(super) fn evict(&mut self) -> Option<BucketId> {
-        while self.empty.len() > self.empty_max {
-            let id = self.empty.pop_front()?;
-            let slot = self.slot_mut(id);
+    /// Forgets those that have been empty for longest, if there are too many, and tells which: many at a
+    /// time, since each ranking is told.
+    pub(super) fn evict(&mut self, node_count: usize) -> Vec<BucketId> {
+        let mut evicted = Vec::new();
+        let empty_max = self.empty_max.least.max(node_count * self.empty_max.per_node);
+        if self.empty.len() <= empty_max + empty_max / 8 {
+            return evicted;
+        }
+        while self.empty.len() > empty_max
+            && let Some(id) = self.empty.pop_front()
+        {
+            let slot = &mut self.slots[id.0 as usize];
             slot.queued -= 1;
             // It was filled since, or emptied once more and stands further back, too.
             if slot.nodes.is_empty() && slot.queued == 0 {
                 slot.generation += 1;
-                let bucket = slot.bucket.clone();
-                self.ids.remove(&bucket);
-                self.unused.push(id);
-                return Some(id);
+                self.ids.remove(&slot.bucket);
+                evicted.push(id);
             }
         }
-        None
+        // New ones get numbers that stand side by side.
+        evicted.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
+        self.unused.extend(&evicted);
+        evicted
     }
 }

@@ -16,6 +16,7 @@ pub mod bucket;
 mod buckets;
 mod draw;
 pub mod fgd;
+mod log;
 pub mod mix;
 pub mod overflow;
 pub mod policy;
@@ -35,7 +36,7 @@ use bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
 use buckets::{BucketId, Buckets};
 use policy::{Score, Scorer};
 use random::Random;
-use ranking::{Log, Mind, Named, Ranking};
+use ranking::{Mind, Named, Ranking};
 use values::Values;
 
 use crate::model::demand::Demand;
@@ -47,9 +48,6 @@ use crate::model::resource::Resources;
 
 /// Demands that are ranked at a time; the longest unused gives way.
 const RANKINGS_MAX: usize = 1_024;
-/// Arrivals remembered for rankings that are asked rarely, at the least: those that have missed some
-/// look at all buckets instead.
-const LOG_LEN_MIN: usize = 4_096;
 
 /// A node that takes work.
 #[derive(Clone, Debug)]
@@ -101,7 +99,6 @@ pub struct Packer {
     parts: FxHashMap<PoolId, FxHashMap<BucketId, u32>>,
     buckets: Buckets,
     values: Values,
-    log: Log,
     ids: FxHashMap<Arc<Demand>, u32>,
     rankings: Vec<Ranked>,
     random: Random,
@@ -134,7 +131,6 @@ impl Packer {
             parts: FxHashMap::default(),
             buckets: Buckets::default(),
             values: Values::default(),
-            log: Log::default(),
             ids: FxHashMap::default(),
             rankings: Vec::new(),
             random: Random::new(seed),
@@ -232,7 +228,7 @@ impl Packer {
 
     /// Free device thousandths of all nodes.
     pub fn device_free(&self) -> u64 {
-        let live = self.buckets.live().iter().map(|id| self.buckets.slot(*id));
+        let live = self.buckets.live().iter().map(|live| self.buckets.slot(live.id));
         live.map(|slot| slot.bucket.device_free() * slot.nodes.len() as u64).sum()
     }
 
@@ -287,11 +283,11 @@ impl Packer {
         if let Scorer::Random { .. } = self.scorer {
             return self.any(id, avoid);
         }
-        let Self { rankings, buckets, scorer, values, log, pools, .. } = self;
+        let Self { rankings, buckets, scorer, values, pools, .. } = self;
         let mut mind = Mind { scorer, values };
         let ranking = &mut rankings[id.at as usize].ranking;
         let named = Named::new(&ranking.demand, pools);
-        self.work += 1 + ranking.refresh(buckets, &mut mind, log, &named);
+        self.work += 1 + ranking.refresh(buckets, &mut mind, &named);
         let best = match avoid {
             None => ranking.best(buckets, &named),
             Some(avoid) => ranking.best_but(avoid, buckets, &named),
@@ -319,8 +315,8 @@ impl Packer {
         let demand = self.rankings[id.at as usize].ranking.demand.clone();
         let named = Named::new(&demand, &self.pools);
         let mut fitting = Vec::new();
-        for id in self.buckets.live() {
-            let slot = self.buckets.slot(*id);
+        for live in self.buckets.live() {
+            let slot = self.buckets.slot(live.id);
             if slot.bucket.fits(&demand) {
                 let nodes = slot.nodes.iter().filter(|node| named.allows(**node) && Some(**node) != avoid);
                 fitting.extend(nodes.copied());
@@ -495,14 +491,15 @@ impl Packer {
     fn arrive(&mut self, id: BucketId, at: NodeRef) {
         self.buckets.put(id, at);
         *self.parts.entry(at.pool).or_default().entry(id).or_default() += 1;
-        self.log.push((id, at), self.buckets.live().len().max(LOG_LEN_MIN));
     }
 
     /// Forgets buckets that have long been empty, if there are too many.
     fn evict(&mut self) {
-        while let Some(id) = self.buckets.evict() {
-            self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(id));
+        let evicted = self.buckets.evict(self.nodes.len());
+        if evicted.is_empty() {
+            return;
         }
+        self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(&evicted));
     }
 }
 

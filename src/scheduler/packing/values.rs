@@ -27,7 +27,9 @@ impl Values {
         }
         let found = self.old.get(&print).copied().unwrap_or_else(|| value(bucket));
         if self.young.len() >= GENERATION_MAX {
-            self.old = std::mem::take(&mut self.young);
+            std::mem::swap(&mut self.old, &mut self.young);
+            // Keeps its memory: it will be as full again.
+            self.young.clear();
         }
         self.young.insert(print, found);
         found
