@@ -16,6 +16,13 @@ macro_rules! say {
     };
 }
 
+/// Tells on standard error what goes on. Nobody has to read it.
+macro_rules! tell {
+    ($($text:tt)*) => {
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*))))
+    };
+}
+
 #[cfg(feature = "load")]
 pub mod load;
 #[cfg(feature = "mutants")]

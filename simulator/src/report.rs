@@ -29,6 +29,8 @@ pub(crate) struct Chart {
 
 pub(crate) struct Series {
     pub(crate) name: String,
+    /// Its place among the colours: what is the same in several charts looks the same.
+    pub(crate) colour: usize,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
@@ -161,7 +163,8 @@ impl Chart {
             .x_desc(self.x.as_str())
             .y_desc(self.y.as_str())
             .draw()?;
-        for (series, colour) in self.series.iter().zip(COLOURS.iter().cycle()) {
+        for series in &self.series {
+            let colour = &COLOURS[series.colour % COLOURS.len()];
             let line = LineSeries::new(series.points.iter().copied(), colour);
             chart
                 .draw_series(line)?
@@ -192,15 +195,16 @@ mod tests {
         let mut table = Table::new("of <two>", &["policy", "GPUs, %"]);
         table.row(["best-fit".to_owned(), "93.96".to_owned()]);
         table.row(["a & b".to_owned(), "8.1".to_owned()]);
-        let series = |name: &str, rise: f64| Series {
+        let series = |name: &str, colour: usize, rise: f64| Series {
             name: name.to_owned(),
+            colour,
             points: (0..20).map(|x| (f64::from(x), rise * f64::from(x))).collect(),
         };
         let chart = Chart {
             title: "Allocation".to_owned(),
             x: "hours".to_owned(),
             y: "%".to_owned(),
-            series: vec![series("best-fit", 1.0), series("fgd", 2.0)],
+            series: vec![series("best-fit", 1, 1.0), series("fgd", 0, 2.0)],
         };
         Report {
             title: "t".to_owned(),
@@ -225,7 +229,9 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), 1);
         // Grid lines and legends are lines, too, but none of more than two points.
         let curves = page.lines().filter(|line| line.contains("<polyline") && line.matches(',').count() > 10);
-        assert_eq!(curves.count(), 2);
+        let curves: Vec<&str> = curves.collect();
+        assert_eq!(curves.len(), 2);
+        assert!(curves[0].contains("#E69F00") && curves[1].contains("#0072B2"), "{curves:?}");
         assert!(page.contains("of &lt;two&gt;") && page.contains("a &amp; b") && !page.contains("<two>"));
         assert!(!page.contains('\u{202e}'), "a text that turns others around");
         let empty = Chart { series: Vec::new(), ..report().charts.remove(0) };

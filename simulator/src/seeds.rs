@@ -163,7 +163,7 @@ fn smallest(seed: u64, whole: &Schedule, like: &str) -> (Vec<usize>, u32) {
             parts = (parts * 2).min(kept.len());
         }
         // Progress goes to the error stream: the result is what is printed last.
-        eprintln!("{} faults left", kept.len());
+        tell!("{} faults left", kept.len());
     }
     for step in (0..8).map(|power| 128 >> power) {
         while acts >= step && fails(&kept, acts - step) {

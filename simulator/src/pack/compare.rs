@@ -5,19 +5,24 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use weir::model::plan::Policy;
 use weir::scheduler::packing::Packer;
 use weir::scheduler::packing::fgd::Fgd;
 
 use super::bound::{self, Bounds};
-use super::departures::{self, Load, Seen};
-use super::procedure::{self, Cluster, Player, Rules};
-use super::{Files, PolicyName, check_inflate, check_offered, gpus_asked, of_passes};
-use crate::report::{Chart, Quantiles, Report, Series, Table};
+use super::procedure::{self, Cluster, Rules};
+use super::{Files, PolicyName, check_inflate};
+use crate::replay::{self, Figures, OPENB_CUT_S, OPENB_PASSES, Workload};
+use crate::report::{Chart, Report, Series, Table};
+use crate::traces::openb;
 
-/// Compares policies on a task list: prints a table and writes a report for the browser.
+/// Compares policies on a task list: prints tables and writes a report for the browser.
+///
+/// First the cluster is filled once, by the engine alone, then tasks come and go through the whole kernel, as
+/// `replay` plays them. That takes a minute or two for each policy; several are played side by side.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator compare --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv\n  simulator compare --nodes NODES.csv --pods PODS.csv --policies best-fit,fgd,overflow --window 1000 --html packing.html"
+    after_help = "Examples:\n  simulator compare --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv\n  simulator compare --nodes NODES.csv --pods PODS.csv --policies best-fit,fgd,overflow --window 1000 --html packing.html\n  simulator compare --nodes NODES.csv --pods PODS.csv --passes 20"
 )]
 pub struct Compare {
     #[command(flatten)]
@@ -33,23 +38,23 @@ pub struct Compare {
     /// Arrivals ask for so many times the GPUs that there are, where nothing ends.
     #[arg(long, default_value_t = 1.3)]
     inflate: f64,
-    /// Waiting tasks of which the next is chosen; 1 places each as it arrives.
+    /// Waiting tasks of which the next is chosen, where nothing ends; 1 places each as it arrives.
     #[arg(long, default_value_t = 1)]
     window: usize,
     /// Seed of the tasks drawn and of their order.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Seed of what the policies draw.
+    /// Seed of what the policies draw, where nothing ends.
     #[arg(long, default_value_t = 0)]
     policy_seed: u64,
     /// Share of all GPU time that is asked for, where tasks come and go.
     #[arg(long, default_value_t = 1.2)]
     offered_load: f64,
     /// Plays the list so often there: the cluster must fill before anything is measured.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = OPENB_PASSES)]
     passes: u32,
     /// Longer tasks are cut to so many seconds there; 0 cuts none.
-    #[arg(long, default_value_t = 14_400)]
+    #[arg(long, default_value_t = OPENB_CUT_S)]
     cut: u64,
     /// Where the report goes.
     #[arg(long, default_value = "compare.html")]
@@ -67,24 +72,22 @@ struct Compared {
     decisions_per_s: f64,
     /// GPUs asked for by all that have arrived, allocated, and fragmented, in percent of all GPUs.
     filling: Vec<(f64, f64, f64)>,
-    /// `None` if the tasks have no times.
-    departures: Option<Seen>,
 }
 
 impl Compare {
-    /// Plays all policies, prints the table and writes the report.
+    /// Plays all policies, prints the tables and writes the report.
     ///
     /// # Errors
     /// If a file can't be read or written, or an argument is out of range.
     pub fn run(self) -> anyhow::Result<()> {
         check_inflate(self.inflate)?;
-        check_offered(self.offered_load)?;
-        if let Some((name, _)) =
-            [("--window", self.window), ("--passes", self.passes as usize)].iter().find(|(_, n)| *n == 0)
-        {
-            bail!("{name} is 0, must be at least 1");
+        replay::check_offered(self.offered_load)?;
+        replay::check_passes(self.passes)?;
+        if self.window == 0 {
+            bail!("--window is 0, must be at least 1");
         }
-        let cluster = self.files.cluster(self.cut, 1)?;
+        let cluster = self.files.cluster(1)?;
+        let workload = self.workload()?;
         // Before all the work, not after it.
         let unwritable = || format!("can't write {}", self.html.display());
         let mut file = std::fs::File::create(&self.html).with_context(unwritable)?;
@@ -92,26 +95,82 @@ impl Compare {
         let bounds = bound::of(&cluster, &arrivals)?;
         let compared: Vec<Compared> =
             self.policies.iter().map(|policy| self.play(*policy, &cluster, &arrivals)).collect();
-        let tables = self.tables(&compared, bounds);
-        for table in &tables {
+        let mut tables = vec![self.table(&compared, bounds)];
+        say!("{}", tables[0].text());
+        let replayed = self.replay(workload.as_ref())?;
+        for table in replay::tables(&replayed, false).into_iter().filter(|_| !replayed.is_empty()) {
             say!("{}", table.text());
+            tables.push(table);
         }
         let report = Report {
             title: format!("{} on {}", names(&self.policies), file_name(&self.files.pods)),
             about: format!(
-                "{} nodes with {} GPUs; window {}, seed {}, policy seed {}",
+                "{} nodes with {} GPUs. Filled once: window {}, seed {}, policy seed {}. As tasks come and go: {} \
+                 passes that ask for {} times the GPU time there is, through the whole kernel.",
                 cluster.nodes.len(),
                 cluster.capacity_millis / 1_000,
                 self.window,
                 self.seed,
-                self.policy_seed
+                self.policy_seed,
+                self.passes,
+                self.offered_load,
             ),
             tables,
-            charts: self.charts(&compared),
+            charts: charts(&compared, &replayed),
         };
         file.write_all(report.html()?.as_bytes()).with_context(unwritable)?;
         say!("curves: {}", self.html.display());
         Ok(())
+    }
+
+    /// The tasks as they come and go; `None` if they have no run times.
+    fn workload(&self) -> anyhow::Result<Option<Workload>> {
+        let tasks = self.files.tasks()?;
+        if tasks.iter().all(|task| task.duration_s == 0) {
+            tell!("no task has a run time (deletion_time): they are not played as they come and go");
+            return Ok(None);
+        }
+        let (nodes, trace) = (openb::read_nodes(&self.files.nodes)?, openb::jobs(tasks, &self.files.pods)?);
+        let order = Some(self.seed);
+        Ok(Some(Workload::new(nodes, trace, self.passes, self.cut, self.offered_load, order)?))
+    }
+
+    /// Plays the tasks as they come and go, by the policies that a broker plans by: as many at a time as
+    /// there are processors.
+    fn replay(&self, workload: Option<&Workload>) -> anyhow::Result<Vec<Figures>> {
+        let Some(workload) = workload else { return Ok(Vec::new()) };
+        let mut known = Vec::new();
+        for policy in &self.policies {
+            match replay::broker_policy(*policy) {
+                Ok(of_broker) => known.push((*policy, of_broker)),
+                Err(_) => tell!("{policy}: no broker plans by it: it is not played as tasks come and go"),
+            }
+        }
+        if known.is_empty() {
+            return Ok(Vec::new());
+        }
+        tell!(
+            "{} jobs come and go, by {} policies: a minute or two for each",
+            workload.job_count(),
+            known.len()
+        );
+        let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut all = Vec::new();
+        for some in known.chunks(at_a_time) {
+            let figures: Vec<anyhow::Result<Figures>> = std::thread::scope(|scope| {
+                let play = |(name, policy): &(PolicyName, Policy)| {
+                    let (name, policy) = (*name, *policy);
+                    scope.spawn(move || workload.play(name, policy, 1))
+                };
+                let threads: Vec<_> = some.iter().map(play).collect();
+                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                threads.into_iter().map(join).collect()
+            });
+            all.extend(figures.into_iter().collect::<anyhow::Result<Vec<_>>>()?);
+        }
+        Ok(all)
     }
 
     fn play(&self, policy: PolicyName, cluster: &Cluster, arrivals: &[usize]) -> Compared {
@@ -137,23 +196,16 @@ impl Compare {
         let outcome = procedure::observed(cluster, arrivals, rules, &mut observe);
         // Once more without an onlooker, whose work would be counted.
         let timed = procedure::play(cluster, arrivals, rules);
-        let departures = cluster.tasks.iter().any(|task| task.duration_s > 0).then(|| {
-            let arrivals = of_passes(cluster, self.seed, self.passes);
-            let player = Player::new(cluster, policy, self.policy_seed);
-            let load = Load { offered: self.offered_load, window: self.window };
-            departures::play(player, cluster, &arrivals, load)
-        });
         Compared {
             name: policy.to_string(),
             allocated_percent: outcome.allocated_percent,
             placed: outcome.placed.len(),
             decisions_per_s: arrivals.len() as f64 / timed.seconds,
             filling,
-            departures,
         }
     }
 
-    fn tables(&self, compared: &[Compared], bounds: Bounds) -> Vec<Table> {
+    fn table(&self, compared: &[Compared], bounds: Bounds) -> Table {
         let mut filled = Table::new(
             &format!("Filled once, by tasks that ask for {} times the GPUs there are", self.inflate),
             &["policy", "GPUs allocated, %", "fragmented, %", "tasks placed", "decisions/s"],
@@ -173,73 +225,53 @@ impl Compare {
         };
         filled.row(bound("bound, one by one", bounds.one_by_one_percent));
         filled.row(bound("bound, any order", bounds.any_order_percent));
-        let mut tables = vec![filled];
-        let seen: Vec<(&String, &Seen)> =
-            compared.iter().filter_map(|one| Some((&one.name, one.departures.as_ref()?))).collect();
-        if let Some((_, first)) = seen.first() {
-            let sizes: Vec<u32> = first.waits.keys().copied().collect();
-            let mut heading = vec!["policy".to_owned(), "GPUs allocated, %".to_owned()];
-            heading.extend(sizes.iter().map(|gpus| format!("{} GPU", gpus_asked(*gpus))));
-            let title = format!(
-                "Come and go, asking for {} times the GPU time there is: waiting by size, median / 95th percentile, s",
-                self.offered_load
-            );
-            let mut gone = Table::new(&title, &heading);
-            for (name, seen) in seen {
-                let mut row = vec![name.clone(), format!("{:.2}", seen.allocated_percent)];
-                row.extend(sizes.iter().map(|gpus| {
-                    seen.waits.get(gpus).map_or(String::new(), |waits| {
-                        let waits = Quantiles::of(waits.iter().copied());
-                        format!("{:.0} / {:.0}", waits.median, waits.p95)
-                    })
-                }));
-                gone.row(row);
-            }
-            tables.push(gone);
-        }
-        tables
+        filled
     }
+}
 
-    fn charts(&self, compared: &[Compared]) -> Vec<Chart> {
-        let asked = "GPUs asked for by all that have arrived, % of all";
-        let chart = |title: &str, x: &str, y: &str, points: &dyn Fn(&Compared) -> Vec<(f64, f64)>| Chart {
+fn charts(compared: &[Compared], replayed: &[Figures]) -> Vec<Chart> {
+    let asked = "GPUs asked for by all that have arrived, % of all";
+    let colour = |policy: &str| compared.iter().position(|one| one.name == policy).unwrap_or_default();
+    let filling = |title: &str, y: &str, pick: fn(&(f64, f64, f64)) -> (f64, f64)| {
+        let curve = |one: &Compared| Series {
+            name: one.name.clone(),
+            colour: colour(&one.name),
+            points: one.filling.iter().map(pick).collect(),
+        };
+        Chart {
             title: title.to_owned(),
-            x: x.to_owned(),
+            x: asked.to_owned(),
             y: y.to_owned(),
-            series: compared
-                .iter()
-                .map(|one| Series { name: one.name.clone(), points: points(one) })
-                .filter(|series| !series.points.is_empty())
-                .collect(),
+            series: compared.iter().map(curve).collect(),
+        }
+    };
+    let over_time = |title: &str, y: &str, pick: fn(&replay::Sample) -> (f64, f64)| {
+        let curve = |one: &Figures| Series {
+            name: one.policy().to_owned(),
+            colour: colour(one.policy()),
+            points: one.samples().iter().map(pick).collect(),
         };
-        let filling = |pick: fn(&(f64, f64, f64)) -> (f64, f64)| {
-            move |one: &Compared| one.filling.iter().map(pick).collect::<Vec<_>>()
-        };
-        let over_time = |pick: fn(&departures::Sample) -> (f64, f64)| {
-            move |one: &Compared| {
-                one.departures.iter().flat_map(|seen| seen.samples.iter().map(pick)).collect::<Vec<_>>()
-            }
-        };
-        let hours = "hours";
-        let mut charts = vec![
-            chart("Allocation, filled once", asked, "GPUs allocated, %", &filling(|(x, y, _)| (*x, *y))),
-            chart("Fragmentation, filled once", asked, "GPUs fragmented, %", &filling(|(x, _, y)| (*x, *y))),
-            chart(
-                "Waiting, as tasks come and go",
-                hours,
-                "tasks that wait",
-                &over_time(|s| (s.hours, s.waiting as f64)),
-            ),
-            chart(
-                "Allocation, as tasks come and go",
-                hours,
-                "GPUs allocated, %",
-                &over_time(|s| (s.hours, s.allocated_percent)),
-            ),
-        ];
-        charts.retain(|chart| !chart.series.is_empty());
-        charts
-    }
+        Chart {
+            title: title.to_owned(),
+            x: "hours".to_owned(),
+            y: y.to_owned(),
+            series: replayed.iter().map(curve).collect(),
+        }
+    };
+    let mut charts = vec![
+        filling("Allocation, filled once", "GPUs allocated, %", |(asked, allocated, _)| (*asked, *allocated)),
+        filling("Fragmentation, filled once", "GPUs fragmented, %", |(asked, _, fragmented)| {
+            (*asked, *fragmented)
+        }),
+        over_time("Waiting, as tasks come and go", "tasks that wait", |seen| {
+            (seen.hours, seen.waiting as f64)
+        }),
+        over_time("Allocation, as tasks come and go", "GPUs allocated, %", |seen| {
+            (seen.hours, seen.allocated_percent)
+        }),
+    ];
+    charts.retain(|chart| !chart.series.is_empty());
+    charts
 }
 
 fn names(policies: &[PolicyName]) -> String {

@@ -4,13 +4,11 @@
 //! random order on the empty cluster; what fits is placed and never moved; nothing departs. The figure
 //! is the share of all GPU thousandths that is allocated in the end. As in Weng et al., Beware of
 //! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by;
-//! `departures` lets tasks end, `bound` says what no scheduler can exceed, `compare` sets policies side
-//! by side.
+//! `bound` says what no scheduler can exceed, `compare` sets policies side by side.
 
 mod bound;
 mod compare;
 mod defrag;
-mod departures;
 mod procedure;
 mod resample;
 mod window;
@@ -23,8 +21,7 @@ use clap::{Args, Parser, ValueEnum};
 use serde::Serialize;
 use weir::model::plan::Policy;
 
-use crate::report::Quantiles;
-use crate::traces::openb;
+use crate::traces::openb::{self, Task};
 use bound::Bounds;
 pub use compare::Compare;
 use defrag::Defragmented;
@@ -34,7 +31,7 @@ use resample::Weights;
 /// Fills a cluster with a trace's tasks and tells how much was allocated.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy fgd --offered-load 1.2\n  simulator pack --nodes NODES.csv --pods PODS.csv --resample multi=8,part=0.5 --bound"
+    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --resample multi=8,part=0.5 --bound"
 )]
 pub struct Pack {
     #[command(flatten)]
@@ -62,25 +59,15 @@ pub struct Pack {
     /// So many copies of each node and task.
     #[arg(long, default_value_t = 1)]
     scale: u32,
-    /// Lets tasks come over time, asking for this share of all GPU time, and end. Prints how long they
-    /// waited, by how many GPUs they asked for.
-    #[arg(long, conflicts_with_all = ["inflate", "policy_seeds", "warm", "workload", "placements", "output"])]
-    offered_load: Option<f64>,
-    /// Plays the list so often where tasks end: the cluster must fill before anything is measured.
-    #[arg(long, default_value_t = 60, requires = "offered_load")]
-    passes: u32,
-    /// Longer tasks are cut to so many seconds where they end; 0 cuts none.
-    #[arg(long, default_value_t = 14_400, requires = "offered_load")]
-    cut: u64,
     /// Measures each run when it has been played before, with all that is known of it by then.
     #[arg(long)]
     warm: bool,
     /// Also computes how much any scheduler could allocate, and how much any could that places one by one.
-    #[arg(long, conflicts_with = "offered_load")]
+    #[arg(long)]
     bound: bool,
     /// Then plans which placed tasks to move to let in those that found no room, until so many percent of
     /// the GPUs are allocated. Every task may be moved, once; the fewer moves the better.
-    #[arg(long, value_name = "PERCENT", conflicts_with = "offered_load")]
+    #[arg(long, value_name = "PERCENT")]
     defrag: Option<f64>,
     /// Writes the tasks in the order in which they arrived, of one seed.
     #[arg(long)]
@@ -110,16 +97,17 @@ struct Files {
 }
 
 impl Files {
-    /// So many copies of the nodes and tasks, which run no longer than `cut_s` seconds unless that is 0.
-    fn cluster(&self, cut_s: u64, scale: u32) -> anyhow::Result<Cluster> {
-        let mut tasks = openb::read_tasks(&self.pods)?;
-        if let Some(weights) = self.resample {
-            tasks = resample::resample(&tasks, weights, self.resample_seed)?;
+    fn tasks(&self) -> anyhow::Result<Vec<Task>> {
+        let tasks = openb::read_tasks(&self.pods)?;
+        match self.resample {
+            Some(weights) => resample::resample(&tasks, weights, self.resample_seed),
+            None => Ok(tasks),
         }
-        if cut_s > 0 {
-            tasks.iter_mut().for_each(|task| task.duration_s = task.duration_s.min(cut_s));
-        }
-        Cluster::new(openb::read_nodes(&self.nodes)?, tasks, scale)
+    }
+
+    /// So many copies of the nodes and tasks.
+    fn cluster(&self, scale: u32) -> anyhow::Result<Cluster> {
+        Cluster::new(openb::read_nodes(&self.nodes)?, self.tasks()?, scale)
     }
 }
 
@@ -198,13 +186,7 @@ impl Pack {
     /// If a file can't be read or written, or an argument is out of range.
     pub fn run(self) -> anyhow::Result<()> {
         self.check()?;
-        let cluster = self.files.cluster(self.cut, self.scale)?;
-        if let Some(offered) = self.offered_load {
-            if cluster.tasks.iter().all(|task| task.duration_s == 0) {
-                bail!("--offered-load: no task has a run time (deletion_time): there is no load to offer");
-            }
-            return self.run_departures(&cluster, offered);
-        }
+        let cluster = self.files.cluster(self.scale)?;
         let bounds_of = |seed| bound::of(&cluster, &cluster.arrivals(seed, self.inflate));
         let seeds = self.seed..self.seed + self.seeds;
         let bounds: Vec<Bounds> =
@@ -253,32 +235,6 @@ impl Pack {
         Ok(())
     }
 
-    fn run_departures(&self, cluster: &Cluster, offered: f64) -> anyhow::Result<()> {
-        if cluster.tasks.iter().all(|task| task.duration_s == 0) {
-            bail!("{}: the tasks have no times, so they can't end", self.files.pods.display());
-        }
-        say!("SEED  ALLOCATED  GPUS   TASKS   WAITED-MEDIAN-S  WAITED-P95-S  WAITED-MEAN-S");
-        for seed in self.seed..self.seed + self.seeds {
-            let arrivals = of_passes(cluster, seed, self.passes);
-            let player = procedure::Player::new(cluster, self.policy, self.policy_seed);
-            let load = departures::Load { offered, window: self.window };
-            let seen = departures::play(player, cluster, &arrivals, load);
-            for (gpus, waits) in &seen.waits {
-                let of = Quantiles::of(waits.iter().copied());
-                say!(
-                    "{seed:<4}  {:>8.2}%  {:<5}  {:<6}  {:>15.0}  {:>12.0}  {:>13.0}",
-                    seen.allocated_percent,
-                    gpus_asked(*gpus),
-                    waits.len(),
-                    of.median,
-                    of.p95,
-                    of.mean
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn check(&self) -> anyhow::Result<()> {
         check_inflate(self.inflate)?;
         let at_least_1 = [
@@ -286,12 +242,10 @@ impl Pack {
             ("--seeds", self.seeds),
             ("--policy-seeds", self.policy_seeds),
             ("--scale", u64::from(self.scale)),
-            ("--passes", u64::from(self.passes)),
         ];
         if let Some((name, _)) = at_least_1.iter().find(|(_, value)| *value == 0) {
             bail!("{name} is 0, must be at least 1");
         }
-        self.offered_load.map_or(Ok(()), check_offered)?;
         if let Some(until) = self.defrag.filter(|until| !(0.0..=100.0).contains(until)) {
             bail!("--defrag is {until}, must be 0 to 100");
         }
@@ -339,27 +293,9 @@ impl std::fmt::Display for PolicyName {
     }
 }
 
-/// How a number of GPUs asked for is written: less than one is 0.
-fn gpus_asked(gpus: u32) -> String {
-    if gpus == 0 { "<1".to_owned() } else { gpus.to_string() }
-}
-
-/// The whole list so many times, each time in another order.
-fn of_passes(cluster: &Cluster, seed: u64, passes: u32) -> Vec<usize> {
-    let passes = u64::from(passes);
-    (0..passes).flat_map(|pass| cluster.shuffled(seed * passes + pass)).collect()
-}
-
 fn check_inflate(inflate: f64) -> anyhow::Result<()> {
     if !(0.01..=100.0).contains(&inflate) {
         bail!("--inflate is {inflate}, must be 0.01 to 100");
-    }
-    Ok(())
-}
-
-pub(crate) fn check_offered(load: f64) -> anyhow::Result<()> {
-    if !(0.01..=100.0).contains(&load) {
-        bail!("--offered-load is {load}, must be 0.01 to 100");
     }
     Ok(())
 }

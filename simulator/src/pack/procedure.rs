@@ -147,13 +147,6 @@ impl Cluster {
         arrivals
     }
 
-    /// All tasks of the list once, in random order.
-    pub(crate) fn shuffled(&self, seed: u64) -> Vec<usize> {
-        let mut arrivals = (0..self.tasks.len()).collect::<Vec<_>>();
-        shuffle(&mut arrivals, &mut Random::new(seed));
-        arrivals
-    }
-
     /// The names of arrivals: those that were drawn again get a suffix.
     pub(crate) fn names(&self, arrivals: &[usize]) -> Vec<String> {
         let mut seen = vec![0u32; self.tasks.len()];
@@ -264,13 +257,6 @@ impl<'a> Player<'a> {
             let overflow = Overflow::of(&lesson, mix.turnover_percent(), self.policy_seed);
             self.packer.set_scorer(Scorer::Overflow(overflow));
             self.lesson = lesson;
-        }
-    }
-
-    /// A task ends.
-    pub(crate) fn depart(&mut self) {
-        if let Some(mix) = &mut self.mix {
-            mix.depart(1);
         }
     }
 

@@ -10,23 +10,19 @@ const PASSES_PER_WINDOW: usize = 8;
 
 /// Tasks that wait, by their place in the order of arrival.
 #[derive(Default)]
-pub(super) struct Waiting {
+struct Waiting {
     by_demand: BTreeMap<usize, VecDeque<usize>>,
     all: BTreeSet<usize>,
 }
 
 impl Waiting {
-    pub(super) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    pub(super) fn push(&mut self, demand: usize, arrival: usize) {
+    fn push(&mut self, demand: usize, arrival: usize) {
         self.by_demand.entry(demand).or_default().push_back(arrival);
         self.all.insert(arrival);
     }
 
     /// Takes the oldest task of a demand.
-    pub(super) fn pop(&mut self, demand: usize) -> Option<usize> {
+    fn pop(&mut self, demand: usize) -> Option<usize> {
         let arrival = self.by_demand.get_mut(&demand)?.pop_front()?;
         self.all.remove(&arrival);
         Some(arrival)
@@ -38,20 +34,9 @@ impl Waiting {
         }
     }
 
-    /// The demand of the oldest task that fits.
-    pub(super) fn oldest_that_fits(&self, player: &mut Player) -> Option<usize> {
-        let first = |(demand, tasks): (&usize, &VecDeque<usize>)| Some((*tasks.front()?, *demand));
-        let mut firsts: Vec<(usize, usize)> = self.by_demand.iter().filter_map(first).collect();
-        firsts.sort_unstable();
-        firsts.into_iter().map(|(_, demand)| demand).find(|demand| {
-            let id = player.id(*demand);
-            player.packer.best_of(id, None).is_some()
-        })
-    }
-
     /// The demand whose oldest task is to be placed next, of the `window` tasks that came first: where it
     /// costs least, of those that the oldest that fits may be passed over by. Also those that don't fit.
-    pub(super) fn choose(&self, player: &mut Player, window: usize) -> (Option<usize>, Vec<usize>) {
+    fn choose(&self, player: &mut Player, window: usize) -> (Option<usize>, Vec<usize>) {
         let (mut fitting, mut unfit) = (Vec::new(), Vec::new());
         let last = self.all.iter().nth(window - 1).copied().unwrap_or(usize::MAX);
         for (demand, tasks) in &self.by_demand {

@@ -24,7 +24,7 @@ const SLOWDOWN_RUN_MS_MIN: u64 = 10_000;
 
 /// What came of one policy.
 #[derive(Serialize)]
-pub(super) struct Figures {
+pub(crate) struct Figures {
     policy: String,
     /// Of all GPU time, or CPU time, from the end of the warm-up to the last arrival.
     allocated_percent: f64,
@@ -37,6 +37,26 @@ pub(super) struct Figures {
     /// Steps of the broker's and the agents' machines, and the real time that they took.
     steps: u64,
     seconds: f64,
+    #[serde(skip)]
+    samples: Vec<Sample>,
+}
+
+/// What was seen at a time, warm-up and all, while jobs came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) hours: f64,
+    pub(crate) waiting: usize,
+    pub(crate) allocated_percent: f64,
+}
+
+impl Figures {
+    pub(crate) fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    pub(crate) fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
 }
 
 /// How jobs of a size fared.
@@ -111,7 +131,36 @@ impl<'a> Watcher<'a> {
             never_started: played.ran.iter().filter(|ran| ran.is_none()).count(),
             steps: played.steps,
             seconds,
+            samples: self.samples(played),
         }
+    }
+
+    /// What the cluster was like, at even distances in time.
+    fn samples(&self, played: &Played) -> Vec<Sample> {
+        let Workload { jobs, capacity, counts_cpus, span_ms, .. } = self.workload;
+        // What waits and what is in use change by so much at a time.
+        let mut changes: Vec<(u64, i64, i64)> = Vec::new();
+        for (job, ran) in jobs.iter().zip(&played.ran) {
+            let units = units(job, *counts_cpus) as i64;
+            changes.push((job.arrives_ms, 1, 0));
+            if let Some(ran) = ran {
+                changes.extend([(ran.from_ms, -1, units), (ran.until_ms, 0, -units)]);
+            }
+        }
+        changes.sort_unstable();
+        let (mut waiting, mut used) = (0i64, 0i64);
+        let mut changes = changes.into_iter().peekable();
+        let mut sample = |at_ms: u64| {
+            while let Some((_, waits, uses)) = changes.next_if(|(at, _, _)| *at <= at_ms) {
+                (waiting, used) = (waiting + waits, used + uses);
+            }
+            Sample {
+                hours: at_ms as f64 / 3_600_000.0,
+                waiting: usize::try_from(waiting).unwrap_or(0),
+                allocated_percent: used as f64 * 100.0 / *capacity as f64,
+            }
+        };
+        (0..=SAMPLES).map(|at| sample(span_ms * at / SAMPLES)).collect()
     }
 }
 
@@ -153,7 +202,7 @@ fn fgd_of(jobs: &[Job], broker: &Broker) -> Fgd {
 }
 
 /// Policies side by side.
-pub(super) fn tables(all: &[Figures], counts_cpus: bool) -> Vec<Table> {
+pub(crate) fn tables(all: &[Figures], counts_cpus: bool) -> Vec<Table> {
     let unit = if counts_cpus { "CPUs" } else { "GPUs" };
     let mut whole = Table::new(
         "While jobs come, after the warm-up",

@@ -18,10 +18,11 @@ use weir::model::pool::{Device, NodeSpec};
 use weir::model::resource::Resources;
 use weir::scheduler::packing::random::Random;
 
-use crate::pack::{PolicyName, check_offered};
+use crate::pack::PolicyName;
 use crate::seeds::{self, SeedOptions};
 use crate::traces::{Job, Trace, openb, philly, shuffle, swf};
-use figures::{Figures, Watcher};
+use figures::Watcher;
+pub(crate) use figures::{Figures, Sample, tables};
 
 /// Plays a seed of the simulation again, or a real trace through the whole kernel.
 #[derive(clap::Args)]
@@ -100,8 +101,13 @@ enum Kind {
 const PHILLY_NODES: u32 = 40;
 const PHILLY_GPUS_PER_NODE: u16 = 8;
 
+/// How often openb's tasks are played, so that the cluster fills before anything is measured, and how many
+/// seconds they run at most: the longest ones would run on long after that.
+pub(crate) const OPENB_PASSES: u32 = 60;
+pub(crate) const OPENB_CUT_S: u64 = 14_400;
+
 /// Nodes, and jobs as they come to them.
-struct Workload {
+pub(crate) struct Workload {
     nodes: Vec<NodeSpec>,
     jobs: Vec<Job>,
     /// What the load is counted in: thousandths of GPUs, or of CPUs where there are none.
@@ -172,13 +178,7 @@ impl TraceOptions {
         let workload = self.workload(kind)?;
         let mut all = Vec::new();
         for (name, policy) in policies {
-            let mut watcher = Watcher::new(&workload);
-            let started = Instant::now();
-            let world = calm::Calm::new(&workload.nodes, self.pools, &workload.jobs, policy);
-            let every_ms = (workload.span_ms / figures::SAMPLES).max(1);
-            let played = world.play(every_ms, &mut |at, broker| watcher.look(at, broker))?;
-            let seconds = started.elapsed().as_secs_f64();
-            all.push(watcher.figures(&name.to_string(), &played, seconds));
+            all.push(workload.play(name, policy, self.pools)?);
         }
         let replayed = Replayed {
             trace: kind.name().to_owned(),
@@ -213,9 +213,7 @@ impl TraceOptions {
 
     fn check(&self) -> anyhow::Result<()> {
         check_offered(self.offered_load)?;
-        if let Some(passes @ (0 | 1_001..)) = self.passes {
-            bail!("--passes is {passes}, must be 1 to 1,000");
-        }
+        self.passes.map_or(Ok(()), check_passes)?;
         if !(1..=1_000).contains(&self.pools) {
             bail!("--pools is {}, must be 1 to 1,000", self.pools);
         }
@@ -229,7 +227,7 @@ impl TraceOptions {
         let (nodes, trace) = match kind {
             Kind::Openb => (
                 named.context("--nodes is missing: the file with the trace's nodes")?,
-                openb::read_jobs(path)?,
+                openb::jobs(openb::read_tasks(path)?, path)?,
             ),
             Kind::Philly => {
                 let nodes = named.unwrap_or_else(|| alike(PHILLY_NODES, PHILLY_GPUS_PER_NODE, philly_node()));
@@ -242,7 +240,7 @@ impl TraceOptions {
             }
         };
         let (passes, cut) = match kind {
-            Kind::Openb => (self.passes.unwrap_or(60), self.cut.unwrap_or(14_400)),
+            Kind::Openb => (self.passes.unwrap_or(OPENB_PASSES), self.cut.unwrap_or(OPENB_CUT_S)),
             Kind::Philly | Kind::Swf => (self.passes.unwrap_or(1), self.cut.unwrap_or(0)),
         };
         // Nearly all of openb's tasks came in the last quarter of its months: they come evenly here.
@@ -253,7 +251,10 @@ impl TraceOptions {
 
 impl Workload {
     /// Jobs come at their own pace, stretched to the load; or evenly, in an order drawn for each pass.
-    fn new(
+    ///
+    /// # Errors
+    /// If there is no load to offer, or a job is too large or too long.
+    pub(crate) fn new(
         nodes: Vec<NodeSpec>,
         trace: Trace,
         passes: u32,
@@ -310,6 +311,39 @@ impl Workload {
         let span_ms = (span_ms * f64::from(passes)) as u64;
         Ok(Self { nodes, jobs, capacity, counts_cpus, span_ms, left_out })
     }
+
+    /// Plays it through the whole kernel by a policy, on nodes dealt out to so many pools.
+    ///
+    /// # Errors
+    /// If the broker refuses a job.
+    pub(crate) fn play(&self, name: PolicyName, policy: Policy, pools: usize) -> anyhow::Result<Figures> {
+        let mut watcher = Watcher::new(self);
+        let started = Instant::now();
+        let world = calm::Calm::new(&self.nodes, pools, &self.jobs, policy);
+        let every_ms = (self.span_ms / figures::SAMPLES).max(1);
+        let played = world.play(every_ms, &mut |at, broker| watcher.look(at, broker))?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(watcher.figures(&name.to_string(), &played, seconds))
+    }
+
+    pub(crate) fn job_count(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+pub(crate) fn check_offered(load: f64) -> anyhow::Result<()> {
+    if !(0.01..=100.0).contains(&load) {
+        bail!("--offered-load is {load}, must be 0.01 to 100");
+    }
+    Ok(())
+}
+
+/// How often a trace is played, one time after the other.
+pub(crate) fn check_passes(passes: u32) -> anyhow::Result<()> {
+    if !(1..=1_000).contains(&passes) {
+        bail!("--passes is {passes}, must be 1 to 1,000");
+    }
+    Ok(())
 }
 
 /// What a job asks for, in what the load is counted in.
@@ -318,7 +352,11 @@ fn units(job: &Job, counts_cpus: bool) -> u64 {
     each * u64::from(job.tasks)
 }
 
-fn broker_policy(name: PolicyName) -> anyhow::Result<Policy> {
+/// The policy by which a broker plans.
+///
+/// # Errors
+/// If none does.
+pub(crate) fn broker_policy(name: PolicyName) -> anyhow::Result<Policy> {
     match name {
         PolicyName::Default => Ok(Policy::default()),
         PolicyName::BestFit => Ok(Policy::BestFit),

@@ -50,8 +50,8 @@ impl Task {
     }
 }
 
-/// Reads tasks as jobs of one task each.
-pub(crate) fn read_jobs(path: &Path) -> anyhow::Result<Trace> {
+/// Tasks of a file as jobs of one task each.
+pub(crate) fn jobs(tasks: Vec<Task>, path: &Path) -> anyhow::Result<Trace> {
     let job = |task: Task| {
         let job = Job {
             arrives_ms: 0,
@@ -64,7 +64,7 @@ pub(crate) fn read_jobs(path: &Path) -> anyhow::Result<Trace> {
         };
         Ok((task.created_s, job))
     };
-    Trace::new(read_tasks(path)?.into_iter().map(job).collect::<anyhow::Result<_>>()?, 0, path)
+    Trace::new(tasks.into_iter().map(job).collect::<anyhow::Result<_>>()?, 0, path)
 }
 
 /// Reads nodes.
