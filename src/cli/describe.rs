@@ -146,6 +146,9 @@ fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {
     for block in free_blocks {
         line(&mut out, "free", &block_text(block));
     }
+    if free_blocks.is_empty() && total.device_millis > 0 {
+        line(&mut out, "free", "no whole device on any node");
+    }
     line(&mut out, "attempts", &pool.attempts.to_string());
     for (key, value) in &pool.labels {
         line(&mut out, "label", &format!("{key}={value}"));
@@ -186,4 +189,26 @@ fn group_text(group: &v1::TaskGroup) -> String {
     let gang = if group.gang { " in a gang" } else { "" };
     let each = if each.is_empty() { String::new() } else { format!(", each {}", each.join(", ")) };
     format!("{count} {tasks}{gang}{each}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_tells_its_free_blocks_or_that_it_has_none() {
+        let total = v1::Resources { device_millis: 16_000, ..Default::default() };
+        let pool = v1::Pool { total: Some(total), ..Default::default() };
+        let block = |devices: u32, nodes: u32| v1::FreeBlock { model: "A100".to_owned(), devices, nodes };
+        let free = |pool: &v1::Pool, blocks: &[v1::FreeBlock]| {
+            let text = pool_text(pool, blocks);
+            let lines = text.lines().filter_map(|line| line.strip_prefix("free"));
+            lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+        };
+        let blocks = [block(8, 12), block(1, 1)];
+        let told = ["8 devices on one node: 12 nodes (A100)", "1 device on one node: 1 node (A100)"];
+        assert_eq!(free(&pool, &blocks), told);
+        assert_eq!(free(&pool, &[]), ["no whole device on any node"]);
+        assert_eq!(free(&v1::Pool::default(), &[]), [""; 0], "it has no devices at all");
+    }
 }
