@@ -17,11 +17,13 @@ use crate::model::id::{NodeId, NodeRef, PoolId};
 struct EmptyMax {
     least: usize,
     per_node: usize,
+    /// Forgotten at once: some milliseconds' work, as each of up to a thousand rankings looks for each.
+    at_a_time: usize,
 }
 
 /// As many as nodes come by while a cluster fills, and no fewer than a thousand nodes come by in a busy
 /// hour. With all that is known about them they take some 500 bytes each.
-const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 8 };
+const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 12, at_a_time: 1_024 };
 
 /// A bucket's number, reused after it has been forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +87,7 @@ impl Default for Buckets {
 impl Buckets {
     #[cfg(test)]
     pub(super) fn set_empty_max(&mut self, least: usize) {
-        self.empty_max = EmptyMax { least, per_node: 0 };
+        self.empty_max = EmptyMax { least, per_node: 0, at_a_time: 2 };
     }
 
     /// The number of a bucket, which gets one if it has none.
@@ -137,6 +139,7 @@ impl Buckets {
     }
 
     /// Numbers given so far.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
@@ -185,13 +188,11 @@ impl Buckets {
     /// time, since each ranking is told.
     pub(super) fn evict(&mut self, node_count: usize) -> Vec<BucketId> {
         let mut evicted = Vec::new();
-        let empty_max = self.empty_max.least.max(node_count * self.empty_max.per_node);
-        if self.empty.len() <= empty_max + empty_max / 8 {
+        let EmptyMax { least, per_node, at_a_time } = self.empty_max;
+        if self.empty.len() < least.max(node_count * per_node) + at_a_time {
             return evicted;
         }
-        while self.empty.len() > empty_max
-            && let Some(id) = self.empty.pop_front()
-        {
+        for id in self.empty.drain(..at_a_time) {
             let slot = &mut self.slots[id.0 as usize];
             slot.queued -= 1;
             // It was filled since, or emptied once more and stands further back, too.

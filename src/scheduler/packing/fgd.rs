@@ -6,7 +6,7 @@
 //! that make up 95 % of all, told apart by CPU and devices only; the difference is squashed to whole
 //! points from 0 to 100; and of the nodes with equal points the first is taken.
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, Outline};
 use crate::model::demand::Demand;
 use crate::model::device::DeviceAmount;
 use crate::model::limit::DEVICE_MILLIS;
@@ -27,7 +27,7 @@ const POINTS: [i64; 49] = [
 /// The expected mix.
 #[derive(Debug)]
 pub struct Fgd {
-    typical: Vec<(Demand, u64)>,
+    typical: Vec<(Demand, Outline, u64)>,
     total: u64,
 }
 
@@ -52,7 +52,8 @@ impl Fgd {
                 break;
             }
             total += count;
-            typical.push((demand, count));
+            let outline = Outline::of_demand(&demand);
+            typical.push((demand, outline, count));
         }
         Self { typical, total: total.max(1) }
     }
@@ -65,9 +66,10 @@ impl Fgd {
     /// A node's fragmentation, in device thousandths times the total of the mix.
     pub(super) fn fragmentation(&self, bucket: &Bucket) -> i64 {
         let free = bucket.device_free();
-        let unusable = |demand: &Demand| {
+        let outline = Outline::of_bucket(bucket);
+        let unusable = |demand: &Demand, asked: Outline| {
             let Some(devices) = demand.devices.as_ref() else { return 0 };
-            if !bucket.fits(demand) {
+            if !outline.may_hold(asked) || !bucket.fits(demand) {
                 return free;
             }
             let least = match devices.amount {
@@ -77,7 +79,8 @@ impl Fgd {
             let full = bucket.devices.iter().filter(|room| room.free < least || !devices.allows(room.model));
             full.map(|room| u64::from(room.free)).sum()
         };
-        let sum: u64 = self.typical.iter().map(|(demand, count)| count * unusable(demand)).sum();
+        let sum: u64 =
+            self.typical.iter().map(|(demand, asked, count)| count * unusable(demand, *asked)).sum();
         i64::try_from(sum).unwrap_or(i64::MAX)
     }
 

@@ -16,6 +16,7 @@ pub mod bucket;
 mod buckets;
 mod draw;
 pub mod fgd;
+mod fits;
 mod log;
 pub mod mix;
 pub mod overflow;
@@ -353,7 +354,7 @@ impl Packer {
             Some(known) => known,
             None => {
                 let bucket = &self.buckets.slot(old).bucket;
-                (self.scorer.fit(&demand, bucket, &mut self.values)?.1, None)
+                (self.scorer.fit(&demand, old, bucket, &mut self.values)?.1, None)
             }
         };
         let next = match next.filter(|next| self.buckets.is_known(*next)) {
@@ -499,6 +500,7 @@ impl Packer {
         if evicted.is_empty() {
             return;
         }
+        self.values.forget(&evicted);
         self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(&evicted));
     }
 }

@@ -1,6 +1,7 @@
 //! The policies: how well a task fits a node, by name.
 
 use super::bucket::{Bucket, DeviceChoice};
+use super::buckets::BucketId;
 use super::fgd::Fgd;
 use super::overflow::Overflow;
 use super::values::Values;
@@ -41,24 +42,28 @@ impl Scorer {
         matches!(self, Self::Fgd(_) | Self::Overflow(_))
     }
 
-    /// The best way to put a task on a node of a bucket; `None` if it doesn't fit.
+    /// The best way to put a task on a node of the bucket with this number; `None` if it doesn't fit.
     pub(super) fn fit(
         &self,
         demand: &Demand,
+        id: BucketId,
         bucket: &Bucket,
         values: &mut Values,
     ) -> Option<(Score, DeviceChoice)> {
+        let choices = bucket.choices(demand);
+        if !self.is_valuing() {
+            return choices
+                .map(|choice| (self.score(demand, bucket, choice), choice))
+                .min_by_key(|one| one.0);
+        }
         let mut best: Option<(Score, DeviceChoice)> = None;
-        let (mut before, mut after) = (None, None);
-        for choice in bucket.choices(demand) {
-            let score = if self.is_valuing() {
-                let before = *before.get_or_insert_with(|| values.get(bucket, |bucket| self.value(bucket)));
-                let after = after.get_or_insert_with(|| bucket.clone());
-                after.become_after(bucket, demand, choice);
-                self.compare(before, values.get(after, |bucket| self.value(bucket)), bucket)
-            } else {
-                self.score(demand, bucket, choice)
-            };
+        let mut before = None;
+        for choice in choices {
+            let before = *before.get_or_insert_with(|| values.of(id, bucket, |bucket| self.value(bucket)));
+            let mut after = values.after.take().unwrap_or_else(|| bucket.clone());
+            after.become_after(bucket, demand, choice);
+            let score = self.compare(before, values.get(&after, |bucket| self.value(bucket)), bucket);
+            values.after = Some(after);
             if best.is_none_or(|(least, _)| score < least) {
                 best = Some((score, choice));
             }

@@ -2,45 +2,33 @@
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
-use super::bucket::{DeviceChoice, Outline};
-use super::buckets::{BucketId, Buckets, Known, Slot};
+use super::bucket::Outline;
+use super::buckets::{BucketId, Buckets, Slot};
+use super::fits::{Fit, Fits};
 use super::log::Live;
 use super::policy::{Score, Scorer};
 use super::values::Values;
 use crate::model::demand::Demand;
 use crate::model::id::{NodeRef, PoolId};
 
-/// How a demand fits a bucket.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fit {
-    pub(super) score: Score,
-    pub(super) choice: DeviceChoice,
-    /// What a node of the bucket would be after it.
-    pub(super) next: Option<Known>,
-    /// The node under which the bucket is in the heap.
-    key: Option<NodeRef>,
-}
-
 /// What the heap holds: the best score first, and of one score the lowest node. So the choice depends on
 /// nothing but the nodes themselves.
 type Candidate = Reverse<(Score, NodeRef, BucketId)>;
+
+/// Candidates that are kept without asking whether they still are some.
+const HEAP_MIN: usize = 1_024;
 
 #[derive(Debug)]
 pub(super) struct Ranking {
     pub(super) demand: Arc<Demand>,
     outline: Outline,
-    /// Buckets that the demand does not fit, a bit each. That is true by every policy, so a lesson costs no new
-    /// look at them, and they are the most.
-    unfit: Vec<u64>,
-    /// Of buckets that it does fit.
-    fits: FxHashMap<BucketId, Fit>,
+    fits: Fits,
     heap: BinaryHeap<Candidate>,
+    /// When the heap has grown to this, what is no longer true goes.
+    heap_max: usize,
     /// How far it has read the log, as the log counts; 0 if nothing has been read.
     cursor: u64,
 }
@@ -81,28 +69,23 @@ impl Ranking {
         Self {
             outline: Outline::of_demand(&demand),
             demand,
-            unfit: Vec::new(),
-            fits: FxHashMap::default(),
+            fits: Fits::default(),
             heap: BinaryHeap::new(),
+            heap_max: HEAP_MIN,
             cursor: 0,
         }
     }
 
     /// Forgets all that the policy made of it.
     pub(super) fn clear(&mut self) {
-        self.fits.clear();
+        self.fits.forget_scores();
         self.heap.clear();
         self.cursor = 0;
     }
 
     /// These buckets' numbers are to mean others.
     pub(super) fn forget(&mut self, ids: &[BucketId]) {
-        for id in ids {
-            self.fits.remove(id);
-            if let Some(bits) = self.unfit.get_mut(id.0 as usize / 64) {
-                *bits &= !(1 << (id.0 % 64));
-            }
-        }
+        self.fits.forget(ids);
     }
 
     /// Takes in what has changed since it was last asked; tells how much work that was.
@@ -118,7 +101,7 @@ impl Ranking {
             }
             None => {
                 self.heap.clear();
-                self.fits.values_mut().for_each(|fit| fit.key = None);
+                self.fits.forget_keys();
                 for live in buckets.live() {
                     work += 1;
                     self.offer_first(live, buckets, mind, named);
@@ -126,14 +109,10 @@ impl Ranking {
             }
         }
         self.cursor = buckets.log().end();
-        if self.heap.len() > 2 * buckets.live().len() + 1_024 {
+        if self.heap.len() > self.heap_max {
             self.compact(buckets);
         }
         work
-    }
-
-    fn is_unfit(&self, id: BucketId) -> bool {
-        self.unfit.get(id.0 as usize / 64).is_some_and(|bits| bits >> (id.0 % 64) & 1 == 1)
     }
 
     /// Has a bucket with nodes under the lowest of those that may be used.
@@ -154,27 +133,15 @@ impl Ranking {
 
     /// How the demand fits a bucket, found out if need be.
     fn look(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<&mut Fit> {
-        if self.is_unfit(id) {
+        if self.fits.is_unfit(id) {
             return None;
         }
-        match self.fits.entry(id) {
-            Entry::Occupied(fit) => Some(fit.into_mut()),
-            Entry::Vacant(unknown) => {
-                match mind.scorer.fit(&self.demand, &buckets.slot(id).bucket, mind.values) {
-                    Some((score, choice)) => {
-                        Some(unknown.insert(Fit { score, choice, next: None, key: None }))
-                    }
-                    None => {
-                        let index = id.0 as usize;
-                        if self.unfit.len() <= index / 64 {
-                            self.unfit.resize(buckets.len().div_ceil(64), 0);
-                        }
-                        self.unfit[index / 64] |= 1 << (index % 64);
-                        None
-                    }
-                }
-            }
+        if self.fits.get(id).is_none() {
+            let found = mind.scorer.fit(&self.demand, id, &buckets.slot(id).bucket, mind.values);
+            let fit = found.map(|(score, choice)| Fit { score, choice, next: None, key: None });
+            return self.fits.insert(id, fit);
         }
+        self.fits.get_mut(id)
     }
 
     /// How well the demand fits a bucket, found out if need be.
@@ -184,11 +151,11 @@ impl Ranking {
 
     /// The fit of a bucket that has been looked at.
     pub(super) fn fit(&self, id: BucketId) -> Option<&Fit> {
-        self.fits.get(&id)
+        self.fits.get(id)
     }
 
     pub(super) fn fit_mut(&mut self, id: BucketId) -> Option<&mut Fit> {
-        self.fits.get_mut(&id)
+        self.fits.get_mut(id)
     }
 
     /// The best node, once refreshed.
@@ -196,7 +163,7 @@ impl Ranking {
         while let Some(mut top) = self.heap.peek_mut() {
             let Reverse((score, node, id)) = *top;
             let slot = buckets.slot(id);
-            let fit = self.fits.get_mut(&id).filter(|fit| fit.key == Some(node) && fit.score == score);
+            let fit = self.fits.get_mut(id).filter(|fit| fit.key == Some(node) && fit.score == score);
             let Some(fit) = fit else {
                 PeekMut::pop(top);
                 continue;
@@ -240,17 +207,17 @@ impl Ranking {
 
     /// Drops what is no longer true.
     fn compact(&mut self, buckets: &Buckets) {
-        let entries = std::mem::take(&mut self.heap).into_vec();
-        let mut kept = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let Reverse((score, node, id)) = entry;
-            let live = !buckets.slot(id).nodes.is_empty();
-            match self.fit_mut(id) {
-                Some(fit) if fit.key == Some(node) && fit.score == score && live => kept.push(entry),
-                Some(fit) if fit.key == Some(node) => fit.key = None,
-                _ => {}
+        let mut candidates = std::mem::take(&mut self.heap).into_vec();
+        candidates.retain(|Reverse((score, node, id))| {
+            let fit = self.fits.get_mut(*id).filter(|fit| fit.key == Some(*node) && fit.score == *score);
+            let Some(fit) = fit else { return false };
+            let is_live = !buckets.slot(*id).nodes.is_empty();
+            if !is_live {
+                fit.key = None;
             }
-        }
-        self.heap = kept.into();
+            is_live
+        });
+        self.heap_max = 2 * candidates.len() + HEAP_MIN;
+        self.heap = candidates.into();
     }
 }

@@ -168,8 +168,9 @@ fn choice_is_the_least_score_of_all_nodes_and_then_the_lowest() {
             let demand = &demands[random.below(DEMANDS as u64) as usize];
             let score = |(at, node): (NodeRef, &Node)| {
                 let named = Named::new(demand, &packer.pools).allows(at);
-                let (score, _) =
-                    Scorer::BestFit.fit(demand, &node.bucket(), &mut Values::default()).filter(|_| named)?;
+                let (score, _) = Scorer::BestFit
+                    .fit(demand, BucketId(0), &node.bucket(), &mut Values::default())
+                    .filter(|_| named)?;
                 Some((score, at))
             };
             let expected = packer.nodes().filter_map(score).min();

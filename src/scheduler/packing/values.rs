@@ -6,6 +6,7 @@
 use rustc_hash::FxHashMap;
 
 use super::bucket::Bucket;
+use super::buckets::BucketId;
 
 /// Values kept in one generation; there are two. A value takes some 40 bytes.
 const GENERATION_MAX: usize = 1 << 19;
@@ -16,9 +17,37 @@ const GENERATION_MAX: usize = 1 << 19;
 pub(super) struct Values {
     young: FxHashMap<u128, i64>,
     old: FxHashMap<u128, i64>,
+    /// Of buckets that have a number, by it.
+    numbered: Vec<Option<i64>>,
+    /// What a bucket would be after a task is made in here: making a new one each time costs as much as
+    /// looking its value up.
+    pub(super) after: Option<Bucket>,
 }
 
 impl Values {
+    /// The value of a bucket with a number, found out if it isn't known.
+    pub(super) fn of(&mut self, id: BucketId, bucket: &Bucket, value: impl FnOnce(&Bucket) -> i64) -> i64 {
+        let at = id.0 as usize;
+        if let Some(known) = self.numbered.get(at).copied().flatten() {
+            return known;
+        }
+        let found = self.get(bucket, value);
+        if self.numbered.len() <= at {
+            self.numbered.resize(at + 1, None);
+        }
+        self.numbered[at] = Some(found);
+        found
+    }
+
+    /// These numbers are to mean other buckets.
+    pub(super) fn forget(&mut self, ids: &[BucketId]) {
+        for id in ids {
+            if let Some(known) = self.numbered.get_mut(id.0 as usize) {
+                *known = None;
+            }
+        }
+    }
+
     /// A bucket's value, found out if it isn't known.
     pub(super) fn get(&mut self, bucket: &Bucket, value: impl FnOnce(&Bucket) -> i64) -> i64 {
         let print = bucket.fingerprint();
@@ -37,6 +66,8 @@ impl Values {
 
     /// Forgets all values.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.young.clear();
+        self.old.clear();
+        self.numbered.clear();
     }
 }

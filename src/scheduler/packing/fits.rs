@@ -1,0 +1,153 @@
+//! What one demand makes of buckets, by their numbers: does it fit, and how.
+//!
+//! Numbers given at about the same time are asked for together, so what is known of 64 of them stands side
+//! by side.
+
+use super::bucket::DeviceChoice;
+use super::buckets::{BucketId, Known};
+use super::policy::Score;
+use crate::model::id::NodeRef;
+
+/// How a demand fits a bucket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fit {
+    pub(super) score: Score,
+    pub(super) choice: DeviceChoice,
+    /// What a node of the bucket would be after it.
+    pub(super) next: Option<Known>,
+    /// The node under which the bucket is in the ranking's heap.
+    pub(super) key: Option<NodeRef>,
+}
+
+/// Fits by bucket.
+#[derive(Debug, Default)]
+pub(super) struct Fits {
+    pages: Vec<Page>,
+}
+
+/// Of 64 buckets, a bit each.
+#[derive(Clone, Debug, Default)]
+struct Page {
+    unfit: u64,
+    fit: u64,
+    /// One for each bit of `fit`, in their order.
+    fits: Vec<Fit>,
+}
+
+/// A bucket's page and its bit there.
+fn place(id: BucketId) -> (usize, u64) {
+    (id.0 as usize / 64, 1 << (id.0 % 64))
+}
+
+impl Page {
+    /// Where the fit of a bit is, or would be.
+    fn at(&self, bit: u64) -> usize {
+        (self.fit & (bit - 1)).count_ones() as usize
+    }
+}
+
+impl Fits {
+    /// The demand is known not to fit the bucket.
+    pub(super) fn is_unfit(&self, id: BucketId) -> bool {
+        let (page, bit) = place(id);
+        self.pages.get(page).is_some_and(|page| page.unfit & bit != 0)
+    }
+
+    pub(super) fn get(&self, id: BucketId) -> Option<&Fit> {
+        let (page, bit) = place(id);
+        let page = self.pages.get(page).filter(|page| page.fit & bit != 0)?;
+        page.fits.get(page.at(bit))
+    }
+
+    pub(super) fn get_mut(&mut self, id: BucketId) -> Option<&mut Fit> {
+        let (page, bit) = place(id);
+        let page = self.pages.get_mut(page).filter(|page| page.fit & bit != 0)?;
+        let at = page.at(bit);
+        page.fits.get_mut(at)
+    }
+
+    /// Notes of a bucket that nothing is known of how the demand fits it; `None` if it doesn't.
+    pub(super) fn insert(&mut self, id: BucketId, fit: Option<Fit>) -> Option<&mut Fit> {
+        let (page, bit) = place(id);
+        if self.pages.len() <= page {
+            self.pages.resize(page + 1, Page::default());
+        }
+        let page = &mut self.pages[page];
+        let Some(fit) = fit else {
+            page.unfit |= bit;
+            return None;
+        };
+        let at = page.at(bit);
+        page.fit |= bit;
+        page.fits.insert(at, fit);
+        page.fits.get_mut(at)
+    }
+
+    /// These numbers are to mean other buckets.
+    pub(super) fn forget(&mut self, ids: &[BucketId]) {
+        for id in ids {
+            let (page, bit) = place(*id);
+            let Some(page) = self.pages.get_mut(page) else { continue };
+            page.unfit &= !bit;
+            if page.fit & bit != 0 {
+                let at = page.at(bit);
+                page.fits.remove(at);
+                page.fit &= !bit;
+            }
+        }
+    }
+
+    /// Forgets how the demand fits, but not where it doesn't: that is so by every policy, and they are the
+    /// most.
+    pub(super) fn forget_scores(&mut self) {
+        for page in &mut self.pages {
+            page.fit = 0;
+            page.fits.clear();
+        }
+    }
+
+    /// No bucket is in the heap any more.
+    pub(super) fn forget_keys(&mut self) {
+        self.pages.iter_mut().flat_map(|page| &mut page.fits).for_each(|fit| fit.key = None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::scheduler::packing::random::Random;
+
+    #[test]
+    fn each_bucket_has_what_was_noted_of_it() {
+        let mut random = Random::new(3);
+        let (mut fits, mut expected) = (Fits::default(), BTreeMap::<u32, Option<i64>>::new());
+        for step in 0..20_000 {
+            let id = BucketId(random.below(300) as u32);
+            match random.below(200) {
+                0 => {
+                    fits.forget_scores();
+                    expected.retain(|_, cost| cost.is_none());
+                }
+                1..40 => {
+                    fits.forget(&[id]);
+                    expected.remove(&id.0);
+                }
+                _ if expected.contains_key(&id.0) => {}
+                drawn => {
+                    let score = Score { cost: step, left: 0 };
+                    let fit = Fit { score, choice: DeviceChoice::None, next: None, key: None };
+                    let fit = (drawn % 3 > 0).then_some(fit);
+                    assert_eq!(fits.insert(id, fit).map(|fit| fit.score.cost), fit.map(|_| step));
+                    expected.insert(id.0, fit.map(|_| step));
+                }
+            }
+            let asked = random.below(300) as u32;
+            let found = fits.get(BucketId(asked)).map(|fit| fit.score.cost);
+            assert_eq!(found, expected.get(&asked).copied().flatten(), "{asked} at step {step}");
+            assert_eq!(found, fits.get_mut(BucketId(asked)).map(|fit| fit.score.cost));
+            assert_eq!(fits.is_unfit(BucketId(asked)), expected.get(&asked) == Some(&None));
+        }
+    }
+}
