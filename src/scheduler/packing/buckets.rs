@@ -4,6 +4,7 @@
 //! found out about them is still true. The longest empty go first when there are too many.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -33,14 +34,15 @@ pub(super) struct BucketId(pub(super) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) id: BucketId,
-    generation: u32,
+    /// Never zero, so that one that may not be known takes no more room: there are millions.
+    generation: NonZeroU32,
 }
 
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) bucket: Arc<Bucket>,
     pub(super) nodes: BTreeSet<NodeRef>,
-    generation: u32,
+    generation: NonZeroU32,
     /// Its place among those with nodes.
     live_at: u32,
     /// Where it stands in the log.
@@ -106,7 +108,7 @@ impl Buckets {
                 let slot = Slot {
                     bucket: bucket.clone(),
                     nodes: BTreeSet::new(),
-                    generation: 0,
+                    generation: NonZeroU32::MIN,
                     live_at: 0,
                     noted: Entry::default(),
                     queued: 0,
@@ -197,7 +199,7 @@ impl Buckets {
             slot.queued -= 1;
             // It was filled since, or emptied once more and stands further back, too.
             if slot.nodes.is_empty() && slot.queued == 0 {
-                slot.generation += 1;
+                slot.generation = slot.generation.saturating_add(1);
                 self.ids.remove(&slot.bucket);
                 evicted.push(id);
             }
