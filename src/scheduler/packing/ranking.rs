@@ -21,6 +21,9 @@ type Candidate = Reverse<(Score, NodeRef, BucketId)>;
 /// Candidates that are kept without asking whether they still are some.
 const HEAP_MIN: usize = 1_024;
 
+/// Entries of the log that are passed over in the time of one look.
+const PASSED_PER_WORK: u64 = 16;
+
 #[derive(Debug)]
 pub(super) struct Ranking {
     pub(super) demand: Arc<Demand>,
@@ -91,7 +94,8 @@ impl Ranking {
     /// Takes in what has changed since it was last asked; tells how much work that was.
     pub(super) fn refresh(&mut self, buckets: &Buckets, mind: &mut Mind<'_>, named: &Named) -> u32 {
         let fresh = self.cursor == 0;
-        let mut work = 0;
+        // What is passed over costs little, but may be a great many.
+        let mut work = ((buckets.log().end() - self.cursor) / PASSED_PER_WORK) as u32;
         match buckets.log().since(self.cursor).filter(|_| !fresh) {
             Some(noted) => {
                 for live in noted {
@@ -100,6 +104,7 @@ impl Ranking {
                 }
             }
             None => {
+                work = 0;
                 self.heap.clear();
                 self.fits.forget_keys();
                 for live in buckets.live() {
