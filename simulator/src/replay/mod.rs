@@ -492,6 +492,9 @@ mod tests {
         assert_eq!((size["size"].as_str(), size["jobs"].as_u64()), (Some("9-16"), Some(7)));
         let median = size["wait_s"]["median"].as_f64().unwrap();
         assert!((median - 180.0).abs() < 1.0, "{json}");
+        // At its end all ten have come, and five have started, one after the other.
+        let last = figures.samples().last().unwrap();
+        assert_eq!((last.waiting, last.allocated_percent), (5, 100.0), "{last:?}");
         let text: String = figures::tables(&[figures], false).iter().map(Table::text).collect();
         assert!(text.contains("9-16     7  180 / "), "{text}");
     }

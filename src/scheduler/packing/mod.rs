@@ -9,8 +9,9 @@
 //! depends on the nodes as they are and on the policy, on nothing else. So an index that was kept
 //! chooses as a rebuilt one does, and what was kept or forgotten changes no result.
 //!
-//! `bucket` says what fits and what would be left, `policy` how well, `ranking` and `buckets` are
-//! the index. [`overflow`] is Weir's own policy, [`fgd`] the best one published.
+//! `bucket` says what fits and what would be left, `policy` how well. The index are `buckets`, `log` (which
+//! of them have changed), and for each demand its `ranking` and `fits`. [`overflow`] is Weir's own policy,
+//! [`fgd`] the best one published.
 
 pub mod bucket;
 mod buckets;
