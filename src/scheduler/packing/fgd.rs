@@ -2,9 +2,10 @@
 //!
 //! A node's fragmentation is the device capacity that a task drawn from the expected mix couldn't use:
 //! all that is free if the task doesn't fit, otherwise what is free on devices too full for it; a task
-//! without devices is no reason to call any of it fragmented. A task goes where it adds the least. As in the paper's own artifact the mix is the most frequent tasks
-//! that make up 95 % of all, told apart by CPU and devices only; the difference is squashed to whole
-//! points from 0 to 100; and of the nodes with equal points the first is taken.
+//! without devices is no reason to call any of it fragmented. A task goes where it adds the least. As in the
+//! paper's own artifact the mix is the most frequent tasks that make up 95 % of all, told apart by CPU and
+//! devices, not by memory (here also by where they may run); the difference is squashed to whole points
+//! from 0 to 100; and of the nodes with equal points the first is taken.
 
 use super::bucket::{Bucket, Outline};
 use crate::model::demand::Demand;

@@ -1,4 +1,5 @@
-//! Which buckets have got a new lowest node lately: what rankings read when they are asked.
+//! Which buckets have got a new lowest node lately, of all or of a pool: what rankings read when they are
+//! asked.
 //!
 //! A bucket stands in the log once, at its latest, and not at all while it is empty. So a ranking that is
 //! asked rarely passes over what came up and was gone since, without a look at it: that is the most.
@@ -26,7 +27,7 @@ const GONE: BucketId = BucketId(u32::MAX);
 #[derive(Debug, Default)]
 pub(super) struct Log {
     entries: VecDeque<Live>,
-    /// The number of the next entry; the first is 1.
+    /// The number of the latest entry; the first one's is 1.
     end: u64,
 }
 

@@ -105,7 +105,7 @@ pub struct Packer {
     rankings: Vec<Ranked>,
     random: Random,
     clock: u64,
-    /// Buckets looked at since it was last asked.
+    /// Buckets looked at since it was last asked, or as much work.
     work: u32,
 }
 
@@ -180,6 +180,7 @@ impl Packer {
             self.leave(kept.bucket, at);
         }
         self.arrive(id, at);
+        self.evict();
         gained
     }
 
@@ -234,7 +235,7 @@ impl Packer {
         live.map(|slot| slot.bucket.device_free() * slot.nodes.len() as u64).sum()
     }
 
-    /// Buckets looked at since this was last asked.
+    /// Buckets looked at since this was last asked, or as much work.
     pub fn take_work(&mut self) -> u32 {
         std::mem::take(&mut self.work)
     }
@@ -412,6 +413,7 @@ impl Packer {
                 return None;
             }
         }
+        self.evict();
         Some(places)
     }
 

@@ -186,7 +186,7 @@ impl Ranking {
         None
     }
 
-    /// The best node but one.
+    /// The best node, not counting `avoid`.
     pub(super) fn best_but(
         &mut self,
         avoid: NodeRef,
@@ -210,6 +210,12 @@ impl Ranking {
         beside.into_iter().chain(other).min()
     }
 
+    /// Candidates, true or not.
+    #[cfg(test)]
+    pub(super) fn candidates(&self) -> usize {
+        self.heap.len()
+    }
+
     /// Drops what is no longer true.
     fn compact(&mut self, buckets: &Buckets) {
         let mut candidates = std::mem::take(&mut self.heap).into_vec();
@@ -222,6 +228,11 @@ impl Ranking {
             }
             is_live
         });
+        // A bucket whose lower nodes come and go may be there many times under the one that stays.
+        if candidates.len() > buckets.live().len() {
+            candidates.sort_unstable();
+            candidates.dedup();
+        }
         self.heap_max = 2 * candidates.len() + HEAP_MIN;
         self.heap = candidates.into();
     }

@@ -260,6 +260,46 @@ fn what_is_forgotten_changes_no_choice() {
 }
 
 #[test]
+fn nodes_that_change_and_are_never_asked_for_leave_nothing_behind() {
+    let (mut packer, mut random) = world(3, Scorer::BestFit);
+    packer.buckets.set_empty_max(4);
+    for _ in 0..1_000 {
+        packer.set(NodeRef { pool: PoolId(0), node: NodeId(random.below(8) as u32) }, node(&mut random));
+    }
+    assert!(packer.buckets.len() < 100, "{}", packer.buckets.len());
+}
+
+#[test]
+fn nodes_that_come_and_go_leave_no_candidates_behind() {
+    let demand = demands(&mut Random::new(1)).into_iter().find(|demand| demand.devices.is_none()).unwrap();
+    let of_cpus = |cpu_millis: u64| Node {
+        class: ClassRef::new(Default::default()),
+        free: Resources { cpu_millis, ..Resources::default() },
+        devices: [].into(),
+        device_free: Vec::new(),
+    };
+    let at = |node: u32| NodeRef { pool: PoolId(0), node: NodeId(node) };
+    let mut packer = Packer::new(Scorer::BestFit);
+    packer.set_pool(PoolId(0), "p0");
+    packer.set(at(5), of_cpus(8_000));
+    let mut random = Random::new(2);
+    let mut most = 0;
+    for _ in 0..30_000 {
+        // One that is alike and lower comes and goes, others become others each time.
+        packer.set(at(1), of_cpus(8_000));
+        drop(packer.best(&demand));
+        packer.remove(at(1));
+        drop(packer.best(&demand));
+        for node in 6..12 {
+            packer.set(at(node), of_cpus(9_000 + random.below(100_000)));
+        }
+        drop(packer.best(&demand));
+        most = most.max(packer.rankings[0].ranking.candidates());
+    }
+    assert!(most < 4_000, "{most}");
+}
+
+#[test]
 fn what_overflows_is_what_finds_no_room() {
     let task = |millis: u32| {
         Arc::new(Demand {
