@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::bucket::{Bucket, Outline};
-use super::log::{Entry, Live, Log};
+use super::log::{Entry, Live, Log, Noted};
 use crate::model::id::{NodeId, NodeRef, PoolId};
 
 /// How many empty buckets are remembered, at the most; one that was emptied several times counts as often.
@@ -161,7 +161,9 @@ impl Buckets {
         slot.nodes.insert(node);
         // Of another pool it may be the lowest to a demand that names pools.
         if first.is_none_or(|first| node < first || node.pool != first.pool) {
-            slot.noted = log.push(live[slot.live_at as usize], slot.noted, live.len());
+            let lowest = first.map_or(node, |first| first.min(node));
+            let noted = Noted { live: live[slot.live_at as usize], lowest };
+            slot.noted = log.push(noted, slot.noted, live.len());
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::bucket::Outline;
 use super::buckets::{BucketId, Buckets, Slot};
 use super::fits::{Fit, Fits};
-use super::log::Live;
+use super::log::{Live, Noted};
 use super::policy::{Score, Scorer};
 use super::values::Values;
 use crate::model::demand::Demand;
@@ -97,10 +97,10 @@ impl Ranking {
         // What is passed over costs little, but may be a great many.
         let mut work = ((buckets.log().end() - self.cursor) / PASSED_PER_WORK) as u32;
         match buckets.log().since(self.cursor).filter(|_| !fresh) {
-            Some(noted) => {
-                for live in noted {
+            Some(all) => {
+                for Noted { live, lowest } in all {
                     work += 1;
-                    self.offer_first(live, buckets, mind, named);
+                    self.offer_first(live, Some(*lowest), buckets, mind, named);
                 }
             }
             None => {
@@ -109,7 +109,7 @@ impl Ranking {
                 self.fits.forget_keys();
                 for live in buckets.live() {
                     work += 1;
-                    self.offer_first(live, buckets, mind, named);
+                    self.offer_first(live, None, buckets, mind, named);
                 }
             }
         }
@@ -120,15 +120,24 @@ impl Ranking {
         work
     }
 
-    /// Has a bucket with nodes under the lowest of those that may be used.
-    fn offer_first(&mut self, live: &Live, buckets: &Buckets, mind: &mut Mind<'_>, named: &Named) {
-        let (id, slot) = (live.id, buckets.slot(live.id));
-        // In most buckets a demand that names pools finds no node of theirs, sooner than whether it fits.
-        if !live.outline.may_hold(self.outline) || (named.names_pools() && named.first(slot).is_none()) {
+    /// Has a bucket with nodes under the lowest of those that may be used, or a lower one: `lowest` is one
+    /// that is known without a look at them.
+    fn offer_first(
+        &mut self,
+        live: &Live,
+        lowest: Option<NodeRef>,
+        buckets: &Buckets,
+        mind: &mut Mind<'_>,
+        named: &Named,
+    ) {
+        let id = live.id;
+        if !live.outline.may_hold(self.outline) {
             return;
         }
+        let lowest = lowest.filter(|_| !named.names_pools());
+        // In most buckets a demand that names pools finds no node of theirs, sooner than whether it fits.
+        let Some(node) = lowest.or_else(|| named.first(buckets.slot(id))) else { return };
         let Some(fit) = self.look(id, buckets, mind) else { return };
-        let Some(node) = named.first(slot) else { return };
         if fit.key.is_none_or(|key| node < key) {
             fit.key = Some(node);
             let entry = Reverse((fit.score, node, id));
