@@ -23,7 +23,7 @@ struct EmptyMax {
 }
 
 /// As many as nodes come by while a cluster fills, and no fewer than a thousand nodes come by in a busy
-/// hour. With all that is known about them they take some 500 bytes each, where most fit few demands.
+/// hour. With all that is known about them they take a few hundred bytes each, where most fit few demands.
 const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 12, at_a_time: 1_024 };
 
 /// A bucket's number, reused after it has been forgotten.

@@ -97,8 +97,7 @@ impl Fits {
         }
     }
 
-    /// Forgets how the demand fits, but not where it doesn't: that is so by every policy, and they are the
-    /// most.
+    /// Forgets how the demand fits, but not where it doesn't: that is so by every policy.
     pub(super) fn forget_scores(&mut self) {
         for page in &mut self.pages {
             page.fit = 0;

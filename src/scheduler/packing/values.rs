@@ -19,8 +19,7 @@ pub(super) struct Values {
     old: FxHashMap<u128, i64>,
     /// Of buckets that have a number, by it.
     numbered: Vec<Option<i64>>,
-    /// What a bucket would be after a task is made in here: making a new one each time costs as much as
-    /// looking its value up.
+    /// What a bucket would be after a task is made in here, so that not each one is allocated.
     pub(super) after: Option<Bucket>,
 }
 
