@@ -18,7 +18,7 @@ fn compile() -> Result<(), Box<dyn std::error::Error>> {
     let enums = [
         ("Job.phase", "JobPhase"),
         ("Attempt.phase", "AttemptPhase"),
-        ("Pool.reach", "Reach"),
+        ("Pool.reach", "Connectivity"),
         ("Drain.mode", "DrainMode"),
         ("PoolReason.standing", "Standing"),
         ("JobSpec.on_pool_lost", "OnPoolLost"),

@@ -5,7 +5,7 @@
 //! 10,000 such jobs on 10,000 nodes that have room for one more each, which it does at 20,000/s. Each
 //! is placed by best fit, five times over; the median is printed with the range.
 //!
-//! A *lesson* is what `overflow` learns from now and then, within one step of the broker: 256 kinds of tasks,
+//! A *lesson* is what `overflow` uses_profile from now and then, within one step of the broker: 256 kinds of tasks,
 //! which is the most, are played on 192 nodes of eight devices.
 //!
 //!     cargo bench --bench packing
@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weir::model::demand::{Demand, DeviceDemand, Lesson, NodeClass};
+use weir::model::demand::{Demand, DeviceDemand, NodeClass, WorkloadProfile};
 use weir::model::device::{DeviceAmount, DeviceModelId};
 use weir::model::id::{NodeId, NodeRef, PoolId};
 use weir::model::limit::DEVICE_MILLIS;
@@ -100,9 +100,9 @@ fn learn() -> Duration {
     };
     let nodes = vec![node; 192];
     let started = Instant::now();
-    let lesson = mix.learn(nodes.iter(), 0, &Lesson::default()).expect("the first lesson is news");
+    let profile = mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first lesson is news");
     let took = started.elapsed();
-    assert_eq!(lesson.kinds.len(), 256);
+    assert_eq!(profile.kinds.len(), 256);
     took
 }
 

@@ -65,7 +65,7 @@ pub struct KubernetesSection {
     pub image_pull_secrets: Vec<String>,
     /// How long a pod may fail to start, for want of its image or a place.
     #[serde(default = "two_minutes")]
-    pub start_patience_seconds: u64,
+    pub start_timeout_seconds: u64,
     /// Device models by the cluster's resource: `"nvidia.com/gpu" = "A100-80G"`.
     #[serde(default)]
     pub devices: BTreeMap<String, String>,
@@ -145,7 +145,7 @@ const CPUS_MAX: u64 = NODE_CPU_MILLIS_MAX / 1_000;
 const SPEEDUP_MAX: f64 = 1_000_000.0;
 
 /// A pod that has not started in a day never will.
-const PATIENCE_SECONDS_MAX: u64 = 86_400;
+const TIMEOUT_SECONDS_MAX: u64 = 86_400;
 
 fn one() -> f64 {
     1.0
@@ -257,7 +257,7 @@ impl KubernetesSection {
                 return Err(format!("kubernetes.devices.{resource}: {} is not a model's name", quote(model)));
             }
         }
-        within("kubernetes.start_patience_seconds", self.start_patience_seconds, PATIENCE_SECONDS_MAX)?;
+        within("kubernetes.start_timeout_seconds", self.start_timeout_seconds, TIMEOUT_SECONDS_MAX)?;
         self.log_max_mib.map_or(Ok(()), |mib| within("kubernetes.log_max_mib", mib, BYTES_MAX >> 20))
     }
 }

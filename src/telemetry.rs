@@ -7,7 +7,7 @@ use crate::model::attempt::OutcomeKind;
 
 /// The vital signs of one pool's agent.
 #[derive(Debug, Default)]
-pub struct PoolVitals {
+pub struct PoolHealth {
     pub pool: String,
     /// Its backend has told all that is there.
     opened: AtomicBool,
@@ -22,7 +22,7 @@ pub struct PoolVitals {
     ended: [AtomicU64; OutcomeKind::ALL.len()],
 }
 
-impl PoolVitals {
+impl PoolHealth {
     /// Those of a pool that is yet to be opened.
     pub fn new(pool: &str) -> Self {
         Self { pool: pool.to_owned(), ..Self::default() }
@@ -51,7 +51,7 @@ impl PoolVitals {
     }
 
     /// An attempt was given to the backend.
-    pub fn count_launch(&self) {
+    pub fn count_start(&self) {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -74,51 +74,51 @@ impl PoolVitals {
 }
 
 /// A family of metrics: name, type, what it is, its value for a pool.
-type Family = (&'static str, &'static str, &'static str, fn(&PoolVitals) -> u64);
+type Family = (&'static str, &'static str, &'static str, fn(&PoolHealth) -> u64);
 
 const FAMILIES: [Family; 7] = [
-    ("weir_agent_opened", "gauge", "Whether the pool's backend has told all that is there.", |vitals| {
-        u64::from(vitals.opened.load(Ordering::Relaxed))
+    ("weir_agent_synced", "gauge", "Whether the pool's backend has told all that is there.", |pool_health| {
+        u64::from(pool_health.opened.load(Ordering::Relaxed))
     }),
     (
         "weir_agent_answering",
         "gauge",
         "Whether what the backend works with, as an API server, answers.",
-        |vitals| u64::from(vitals.answering.load(Ordering::Relaxed)),
+        |pool_health| u64::from(pool_health.answering.load(Ordering::Relaxed)),
     ),
-    ("weir_agent_connected", "gauge", "Whether the session with the broker stands.", |vitals| {
-        u64::from(vitals.connected.load(Ordering::Relaxed))
+    ("weir_agent_connected", "gauge", "Whether the session with the broker stands.", |pool_health| {
+        u64::from(pool_health.connected.load(Ordering::Relaxed))
     }),
-    ("weir_agent_nodes", "gauge", "Nodes that the pool offers.", |vitals| {
-        vitals.nodes.load(Ordering::Relaxed)
+    ("weir_agent_nodes", "gauge", "Nodes that the pool offers.", |pool_health| {
+        pool_health.nodes.load(Ordering::Relaxed)
     }),
-    ("weir_agent_sessions_total", "counter", "Sessions with the broker that stood.", |vitals| {
-        vitals.sessions.load(Ordering::Relaxed)
+    ("weir_agent_sessions_total", "counter", "Sessions with the broker that stood.", |pool_health| {
+        pool_health.sessions.load(Ordering::Relaxed)
     }),
-    ("weir_agent_launches_total", "counter", "Attempts given to the backend.", |vitals| {
-        vitals.launches.load(Ordering::Relaxed)
+    ("weir_agent_starts_total", "counter", "Attempts given to the backend.", |pool_health| {
+        pool_health.launches.load(Ordering::Relaxed)
     }),
-    ("weir_agent_stops_total", "counter", "Attempts told to stop.", |vitals| {
-        vitals.stops.load(Ordering::Relaxed)
+    ("weir_agent_stops_total", "counter", "Attempts told to stop.", |pool_health| {
+        pool_health.stops.load(Ordering::Relaxed)
     }),
 ];
 
 /// The metrics of an agent's pools, as Prometheus reads them:
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
-pub fn metrics<'a>(pools: impl Iterator<Item = &'a PoolVitals> + Clone) -> String {
+pub fn metrics<'a>(pools: impl Iterator<Item = &'a PoolHealth> + Clone) -> String {
     let mut text = String::new();
     for (name, kind, help, value) in FAMILIES {
         // Writing to a string can't fail.
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        for vitals in pools.clone() {
-            let _ = writeln!(text, "{name}{{pool=\"{}\"}} {}", vitals.pool, value(vitals));
+        for pool_health in pools.clone() {
+            let _ = writeln!(text, "{name}{{pool=\"{}\"}} {}", pool_health.pool, value(pool_health));
         }
     }
     let name = "weir_agent_ended_total";
     let _ = write!(text, "# HELP {name} Attempts that ended, by outcome.\n# TYPE {name} counter\n");
-    for vitals in pools {
-        for (kind, count) in OutcomeKind::ALL.iter().zip(&vitals.ended) {
-            let (pool, code, count) = (&vitals.pool, kind.code(), count.load(Ordering::Relaxed));
+    for pool_health in pools {
+        for (kind, count) in OutcomeKind::ALL.iter().zip(&pool_health.ended) {
+            let (pool, code, count) = (&pool_health.pool, kind.code(), count.load(Ordering::Relaxed));
             let _ = writeln!(text, "{name}{{pool=\"{pool}\",outcome=\"{code}\"}} {count}");
         }
     }
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn each_pool_has_a_line_of_each_metric() {
-        let (a, b) = (PoolVitals::new("a"), PoolVitals::new("b"));
+        let (a, b) = (PoolHealth::new("a"), PoolHealth::new("b"));
         a.set_opened(true);
         a.set_connected(true);
         a.set_connected(true);

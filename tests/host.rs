@@ -77,7 +77,7 @@ fn the_first_task_that_fails_ends_its_gang_and_is_named() {
         let go = supervisor.scratch().join("go");
         let failing = format!("while [ ! -e {} ]; do sleep 0.05; done; exit 3", go.display());
         let tasks = [Task::script(&lasting), Task::script(&failing), Task::script(&stubborn)];
-        supervisor.launch_with(&attempt, &tasks, json!({ "grace_ms": 300 }));
+        supervisor.start_attempt_with(&attempt, &tasks, json!({ "grace_ms": 300 }));
         let pids = [supervisor.pid("lasting"), supervisor.pid("stubborn")];
         std::fs::write(go, "").expect("a file");
         let expected = ended("failed", Some(3), None, "task 1 of 3: exit code 3");
@@ -215,13 +215,13 @@ fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
 fn what_strayed_and_forgot_its_name_is_found_and_killed() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
-        let note = supervisor.note_pid("stray");
+        let note = supervisor.note_pid("orphan");
         // A session of its own, an orphan, and without the variable that would name it.
         let script =
             format!("env -i setsid sh -c '{note}; trap \"\" TERM; while :; do sleep 1; done' & wait");
-        let stray = format!("( {script} ) & sleep 1000");
-        supervisor.launch(&attempt, &[Task::script(&stray)]);
-        let pid = supervisor.pid("stray");
+        let orphan = format!("( {script} ) & sleep 1000");
+        supervisor.launch(&attempt, &[Task::script(&orphan)]);
+        let pid = supervisor.pid("orphan");
         assert!(is_alive(pid));
         supervisor.stop(&attempt, 200);
         assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
@@ -248,7 +248,7 @@ fn a_task_that_ignores_the_polite_signal_is_killed_after_its_grace() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let script = format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("pid"));
-        supervisor.launch_with(
+        supervisor.start_attempt_with(
             &attempt,
             &[Task::script(&script)],
             json!({ "max_run_ms": 3_000, "grace_ms": 200 }),
@@ -302,7 +302,7 @@ fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
     // An odd bound, so that the hole's edges lie within blocks.
     let fields = json!({ "log_max_bytes": 300_003, "max_run_ms": 60_000 });
     let script = "i=0; while [ $i -lt 60 ]; do seq 100000 105000; i=$((i+1)); done";
-    supervisor.launch_with(&attempt, &[Task::script(script)], fields);
+    supervisor.start_attempt_with(&attempt, &[Task::script(script)], fields);
     supervisor.running(&attempt);
     let reader = logs(&supervisor);
     let id: AttemptId = attempt.parse().expect("an attempt");
@@ -493,10 +493,14 @@ fn a_lease_that_runs_out_ends_what_needs_it() {
     let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
     let until_boot_ms = (seconds * 1_000.0) as u64 + 1_500;
     supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
-    supervisor.launch_with(&attempt, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
+    supervisor.start_attempt_with(&attempt, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
     assert!(supervisor.running(&attempt).get("running").is_some());
     assert_eq!(supervisor.ended(&attempt).kind, "lease_ended");
-    supervisor.launch_with(&format!("{attempt}0"), &[Task::command(&["true"])], json!({ "leased": true }));
+    supervisor.start_attempt_with(
+        &format!("{attempt}0"),
+        &[Task::command(&["true"])],
+        json!({ "leased": true }),
+    );
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "not_started");
 }
 

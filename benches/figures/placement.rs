@@ -146,7 +146,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
         pool,
         instance: InstanceId(index as u128 + 1),
         key: (index as u128).to_le_bytes(),
-        seen: None,
+        high_water: None,
     };
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);

@@ -91,8 +91,12 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let now = 1_700_000_000_000;
-        let mut broker =
-            Broker::new(State::default(), Term(1), Random { turn: 7, journal: 7, key: 7 }, Timestamp(now));
+        let mut broker = Broker::new(
+            State::default(),
+            Term(1),
+            Random { writer_session: 7, journal: 7, key: 7 },
+            Timestamp(now),
+        );
         broker.step(Timestamp(now), Input::Wake);
         let mut machine = Self {
             broker,

@@ -21,7 +21,7 @@ use weir::model::pool::{Capabilities, NodeSpec, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::pools::PoolBackend;
 use weir::pools::simulated::{Settings, Simulated};
-use weir::telemetry::PoolVitals;
+use weir::telemetry::PoolHealth;
 
 use crate::traces::openb::{self, Task};
 
@@ -121,7 +121,8 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             capabilities,
             notes: Vec::new(),
         };
-        let hello = Hello { pool, instance: InstanceId(rand::random()), key: rand::random(), seen: None };
+        let hello =
+            Hello { pool, instance: InstanceId(rand::random()), key: rand::random(), high_water: None };
         let settings = Settings { pool: name.clone(), nodes, state: None, speedup_millis: 1_000 };
         let backend = Simulated::new(settings, clock);
         let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
@@ -131,7 +132,7 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             dialer,
             clock,
             |_| {},
-            Arc::new(PoolVitals::new(&name)),
+            Arc::new(PoolHealth::new(&name)),
             std::future::pending(),
         ));
         names.push(name);
@@ -139,8 +140,9 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
-        let ready =
-            pools.iter().filter(|pool| names.contains(&pool.name) && pool.reach() == v1::Reach::Ready);
+        let ready = pools
+            .iter()
+            .filter(|pool| names.contains(&pool.name) && pool.connectivity() == v1::Connectivity::Ready);
         if ready.count() == names.len() {
             return Ok(names);
         }
@@ -276,7 +278,7 @@ async fn watch(
             // It may have been placed meanwhile: then there is nothing to explain.
             if let Ok(why) = client.jobs().why(v1::WhyRequest { job }).await {
                 for pool in why.into_inner().groups.iter().flat_map(|group| &group.pools) {
-                    if pool.standing() == v1::Standing::Full {
+                    if pool.permanence() == v1::Permanence::Busy {
                         let code = pool.reason.clone().unwrap_or_default().code;
                         *watched.reasons.entry(code).or_default() += 1;
                     }

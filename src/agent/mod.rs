@@ -13,22 +13,22 @@ use std::sync::Arc;
 
 use crate::model::attempt::{AttemptReport, AttemptStatus};
 use crate::model::exchange::{
-    FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, ToAgent, Welcome,
+    Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, SpecWindow, StartOrder, Stop, ToAgent,
 };
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, JournalId, Revision, SpecId, Term};
 use crate::model::mutant::Mutant;
 use crate::model::pool::NodeSpec;
 use crate::model::spec::{JobSpec, OnPoolLost};
-use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 
 /// What happens to the agent.
 #[derive(Debug)]
 pub enum Input {
     /// The backend has told all of its nodes and attempts: the agent may speak.
-    Opened {
+    InitialSync {
         nodes: Vec<NodeSpec>,
-        attempts: Vec<Seen>,
+        attempts: Vec<ObservedAttempt>,
     },
     /// The connection stands; the hello may go out.
     Connected,
@@ -40,7 +40,7 @@ pub enum Input {
         removed: Vec<String>,
     },
     /// An attempt moved on at the backend.
-    Moved {
+    StatusChanged {
         attempt: AttemptId,
         status: AttemptStatus,
     },
@@ -49,12 +49,12 @@ pub enum Input {
 
 /// An attempt found at the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ObservedAttempt {
     pub attempt: AttemptId,
     pub ordered_revision: Revision,
     pub start_by: Timestamp,
     /// As it came with the order.
-    pub stamp: Option<Stamp>,
+    pub high_water: Option<HighWaterMark>,
     pub status: AttemptStatus,
 }
 
@@ -64,8 +64,8 @@ pub enum Effect {
     Connect,
     Disconnect,
     Send(FromAgent),
-    /// Create the attempt unless it is there; `Moved` tells what became of it.
-    Launch(Box<Launch>),
+    /// Create the attempt unless it is there; `StatusChanged` tells what became of it.
+    StartRequest(Box<StartRequest>),
     Stop(Stop),
     /// The outcome is durable at the broker: the object or tombstone may go.
     Forget(AttemptId),
@@ -74,15 +74,15 @@ pub enum Effect {
         until: Timestamp,
     },
     /// Keep this for the next life: it goes into that one's hello.
-    Remember(Stamp),
+    Remember(HighWaterMark),
     /// Step again no later than this.
     WakeAt(Timestamp),
 }
 
 /// An order with its spec.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Launch {
-    pub order: Order,
+pub struct StartRequest {
+    pub order: StartOrder,
     pub spec: Arc<JobSpec>,
     /// By this agent's clock: never create after this.
     pub start_by: Timestamp,
@@ -98,7 +98,7 @@ const REPORTS_MAX: usize = 256;
 /// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
 const NODES_MAX: usize = 64;
 /// Silence after which the broker is taken for gone.
-const SILENCE_MS: u64 = 10_000;
+const HEARTBEAT_TIMEOUT_MS: u64 = 10_000;
 /// Heartbeats whose sending time is remembered: later answers renew nothing.
 const HEARTBEATS_MAX: usize = 16;
 
@@ -110,15 +110,15 @@ pub struct Agent {
     opened: bool,
     link: Link,
     nodes: BTreeMap<String, NodeSpec>,
-    attempts: BTreeMap<AttemptId, Local>,
+    attempts: BTreeMap<AttemptId, TrackedAttempt>,
     /// Attempts that wait, by the one whose place they take.
-    followers: BTreeMap<AttemptId, BTreeSet<AttemptId>>,
+    successors: BTreeMap<AttemptId, BTreeSet<AttemptId>>,
     /// When waiting attempts must not be started any more.
     expiring: BTreeSet<(Timestamp, AttemptId)>,
     /// Ended attempts whose outcome is durable at the broker, by when they may be forgotten.
     forgettable: BTreeSet<(Timestamp, AttemptId)>,
     /// Orders that wait for the end of something else of their name, with their revisions.
-    namesakes: BTreeMap<AttemptId, Revision>,
+    stale_ids: BTreeMap<AttemptId, Revision>,
     /// Whose term it is: terms of two journals are not to be compared.
     journal: JournalId,
     term: Term,
@@ -137,8 +137,8 @@ enum Link {
         retry_at: Timestamp,
     },
     Connecting,
-    /// The hello is sent, the welcome has not come.
-    Greeting {
+    /// The hello is sent, the accepted has not come.
+    Handshaking {
         sent_at: Timestamp,
     },
     Up(Box<Up>),
@@ -146,12 +146,12 @@ enum Link {
 
 #[derive(Debug)]
 struct Up {
-    welcome: Welcome,
+    accepted: Accepted,
     /// This agent's clock less the broker's, in milliseconds.
     skew_ms: i64,
     heartbeat_at: Timestamp,
     /// When the broker last spoke.
-    heard_at: Timestamp,
+    last_received_at: Timestamp,
     sequence: u64,
     sent: VecDeque<(u64, Timestamp)>,
     window: SpecWindow,
@@ -164,16 +164,16 @@ struct Up {
 
 /// An attempt that this agent knows of.
 #[derive(Debug)]
-struct Local {
+struct TrackedAttempt {
     ordered_revision: Revision,
     start_by: Timestamp,
-    state: LocalState,
+    state: TrackedState,
 }
 
 #[derive(Debug)]
-enum LocalState {
+enum TrackedState {
     /// Ordered, to be launched when the attempt it follows is gone.
-    Waiting(Box<Launch>),
+    Waiting(Box<StartRequest>),
     /// At the backend; without a status it is on the way there, and nothing is told of it: who hears that it
     /// starts takes it for lost when the backend doesn't know it.
     Present(Option<AttemptStatus>),
@@ -197,10 +197,10 @@ impl Agent {
             link: Link::Down { retry_at: now },
             nodes: BTreeMap::new(),
             attempts: BTreeMap::new(),
-            followers: BTreeMap::new(),
+            successors: BTreeMap::new(),
             expiring: BTreeSet::new(),
             forgettable: BTreeSet::new(),
-            namesakes: BTreeMap::new(),
+            stale_ids: BTreeMap::new(),
             journal: JournalId::default(),
             term: Term(0),
             lease_until: Timestamp(0),
@@ -215,15 +215,15 @@ impl Agent {
     pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         self.now = self.now.max(now);
         match input {
-            Input::Opened { nodes, attempts } => self.open(nodes, attempts),
-            Input::Connected => self.greet(),
+            Input::InitialSync { nodes, attempts } => self.open(nodes, attempts),
+            Input::Connected => self.send_hello(),
             Input::Disconnected => self.lose_link(),
-            Input::FromBroker(message) => self.hear(message),
+            Input::FromBroker(message) => self.receive(message),
             Input::NodesChanged { nodes, removed } => self.change_nodes(nodes, removed),
-            Input::Moved { attempt, status } => self.note_moved(attempt, status),
+            Input::StatusChanged { attempt, status } => self.note_status(attempt, status),
             Input::Wake => {}
         }
-        self.give_up_if_silent();
+        self.disconnect_if_timed_out();
         self.connect_if_due();
         self.beat_if_due();
         self.expire_due();
@@ -243,34 +243,37 @@ impl Agent {
         self.nodes.len()
     }
 
-    fn open(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<Seen>) {
+    fn open(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<ObservedAttempt>) {
         self.opened = true;
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
         for seen in attempts {
-            self.note_stamp(seen.stamp);
+            self.note_high_water(seen.high_water);
             let ended = matches!(seen.status, AttemptStatus::Ended { .. });
             let state = if ended {
-                LocalState::Gone { status: seen.status, at_backend: true, ahead: None }
+                TrackedState::Gone { status: seen.status, at_backend: true, ahead: None }
             } else {
-                LocalState::Present(Some(seen.status))
+                TrackedState::Present(Some(seen.status))
             };
-            let local = Local { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
+            let local =
+                TrackedAttempt { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
             self.attempts.insert(seen.attempt, local);
         }
     }
 
     /// When a broker that says nothing is taken for gone: a half-open connection tells nobody.
-    fn silent_at(&self) -> Timestamp {
+    fn timeout_at(&self) -> Timestamp {
         match &self.link {
-            Link::Greeting { sent_at } => sent_at.plus_ms(SILENCE_MS),
-            Link::Up(up) => up.heard_at.plus_ms(SILENCE_MS.max(3 * up.welcome.heartbeat_ms)),
+            Link::Handshaking { sent_at } => sent_at.plus_ms(HEARTBEAT_TIMEOUT_MS),
+            Link::Up(up) => {
+                up.last_received_at.plus_ms(HEARTBEAT_TIMEOUT_MS.max(3 * up.accepted.heartbeat_ms))
+            }
             Link::Down { .. } | Link::Connecting => Timestamp::NEVER,
         }
     }
 
-    fn give_up_if_silent(&mut self) {
-        if self.silent_at() <= self.now {
-            self.hang_up();
+    fn disconnect_if_timed_out(&mut self) {
+        if self.timeout_at() <= self.now {
+            self.disconnect();
         }
     }
 
@@ -284,9 +287,9 @@ impl Agent {
         }
     }
 
-    fn greet(&mut self) {
+    fn send_hello(&mut self) {
         if matches!(self.link, Link::Connecting) {
-            self.link = Link::Greeting { sent_at: self.now };
+            self.link = Link::Handshaking { sent_at: self.now };
             self.out.push(Effect::Send(FromAgent::Hello(self.hello.clone())));
         }
     }
@@ -305,33 +308,33 @@ impl Agent {
         self.link = Link::Down { retry_at: self.now.plus_ms(wait_ms) };
         self.reports.clear();
         // Orders that were not begun come again with the next full set, if they still stand.
-        self.attempts.retain(|_, local| !matches!(local.state, LocalState::Waiting(_)));
-        self.followers.clear();
+        self.attempts.retain(|_, local| !matches!(local.state, TrackedState::Waiting(_)));
+        self.successors.clear();
         self.expiring.clear();
-        self.namesakes.clear();
+        self.stale_ids.clear();
     }
 
-    fn hang_up(&mut self) {
+    fn disconnect(&mut self) {
         self.out.push(Effect::Disconnect);
         self.lose_link();
     }
 
-    fn hear(&mut self, message: ToAgent) {
+    fn receive(&mut self, message: ToAgent) {
         if let Link::Up(up) = &mut self.link {
-            up.heard_at = self.now;
+            up.last_received_at = self.now;
         }
         let term = match &message {
             ToAgent::Orders { term, .. }
             | ToAgent::Stops { term, .. }
             | ToAgent::HeartbeatAnswer { term, .. } => *term,
-            ToAgent::Welcome(_) | ToAgent::Refused { .. } | ToAgent::Acknowledged { .. } => self.term,
+            ToAgent::Accepted(_) | ToAgent::Refused { .. } | ToAgent::Acknowledged { .. } => self.term,
         };
         if term < self.term {
             // A deposed broker: its orders are void.
-            return self.hang_up();
+            return self.disconnect();
         }
         match message {
-            ToAgent::Welcome(welcome) => self.enter(welcome),
+            ToAgent::Accepted(accepted) => self.begin_session(accepted),
             ToAgent::Refused { code, .. } => {
                 // Trying again at once would only take turns with whoever was let in.
                 self.tries = match code {
@@ -341,42 +344,44 @@ impl Agent {
                     | RefusedCode::UnknownWork => 6,
                     RefusedCode::ProtocolError | RefusedCode::Unavailable => self.tries,
                 };
-                self.hang_up();
+                self.disconnect();
             }
             ToAgent::Orders { part, specs, orders, .. } => self.take_orders(part, specs, orders),
             ToAgent::Stops { stops, .. } => stops.into_iter().for_each(|stop| self.take_stop(stop)),
             ToAgent::Acknowledged { attempts } => {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
             }
-            ToAgent::HeartbeatAnswer { sequence, now, stamp, .. } => {
-                self.remember(stamp);
+            ToAgent::HeartbeatAnswer { sequence, now, high_water, .. } => {
+                self.remember(high_water);
                 self.renew(sequence, now);
             }
         }
     }
 
     /// The session stands: full sets go out.
-    fn enter(&mut self, welcome: Welcome) {
-        let Link::Greeting { sent_at } = self.link else { return self.hang_up() };
+    fn begin_session(&mut self, accepted: Accepted) {
+        let Link::Handshaking { sent_at } = self.link else { return self.disconnect() };
         // A deposed broker has nothing newer than what its successor has told. A journal that was put
         // back after an older copy of it had been in use has, whatever that copy's terms were.
-        let newer = |stamp: &Stamp| self.hello.seen.is_some_and(|seen| seen.revision < stamp.revision);
-        let deposed = welcome.journal == self.journal && welcome.term < self.term;
-        if deposed && !welcome.stamp.as_ref().is_some_and(newer) {
-            return self.hang_up();
+        let newer = |high_water: &HighWaterMark| {
+            self.hello.high_water.is_some_and(|seen| seen.revision < high_water.revision)
+        };
+        let deposed = accepted.journal == self.journal && accepted.term < self.term;
+        if deposed && !accepted.high_water.as_ref().is_some_and(newer) {
+            return self.disconnect();
         }
-        self.journal = welcome.journal;
-        self.term = welcome.term;
-        self.remember(welcome.stamp);
+        self.journal = accepted.journal;
+        self.term = accepted.term;
+        self.remember(accepted.high_water);
         self.tries = 0;
         // The broker has heard the hello: it counts as the first heartbeat.
-        self.extend_lease(sent_at.plus_ms(welcome.lease_ms));
-        let skew_ms = skew_ms(sent_at, welcome.now);
+        self.extend_lease(sent_at.plus_ms(accepted.lease_ms));
+        let skew_ms = skew_ms(sent_at, accepted.now);
         self.link = Link::Up(Box::new(Up {
-            welcome,
+            accepted,
             skew_ms,
             heartbeat_at: self.now,
-            heard_at: self.now,
+            last_received_at: self.now,
             sequence: 0,
             sent: VecDeque::new(),
             window: SpecWindow::default(),
@@ -389,19 +394,19 @@ impl Agent {
         loop {
             let nodes = chunks.next().map(<[NodeSpec]>::to_vec).unwrap_or_default();
             let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
-            let inventory = Inventory { epoch: welcome.epoch, part, nodes, removed: Vec::new() };
+            let inventory = Inventory { epoch: accepted.epoch, part, nodes, removed: Vec::new() };
             self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
             if part == Part::FullEnd {
                 break;
             }
         }
-        let ours = self.attempts.keys().filter(|attempt| attempt.journal == welcome.journal);
+        let ours = self.attempts.keys().filter(|attempt| attempt.journal == accepted.journal);
         let all: Vec<AttemptReport> = ours.filter_map(|attempt| self.report_of(*attempt)).collect();
         let mut chunks = all.chunks(REPORTS_MAX).peekable();
         loop {
             let reports = chunks.next().map(<[AttemptReport]>::to_vec).unwrap_or_default();
             let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
-            self.out.push(Effect::Send(FromAgent::Observed { epoch: welcome.epoch, part, reports }));
+            self.out.push(Effect::Send(FromAgent::Observed { epoch: accepted.epoch, part, reports }));
             if part == Part::FullEnd {
                 break;
             }
@@ -414,54 +419,54 @@ impl Agent {
         if up.heartbeat_at > now {
             return;
         }
-        up.heartbeat_at = now.plus_ms(up.welcome.heartbeat_ms);
+        up.heartbeat_at = now.plus_ms(up.accepted.heartbeat_ms);
         up.sequence += 1;
         up.sent.push_back((up.sequence, now));
         if up.sent.len() > HEARTBEATS_MAX {
             up.sent.pop_front();
         }
-        let message = FromAgent::Heartbeat { epoch: up.welcome.epoch, sequence: up.sequence };
+        let message = FromAgent::Heartbeat { epoch: up.accepted.epoch, sequence: up.sequence };
         self.out.push(Effect::Send(message));
     }
 
     /// Keeps the newest stamp: it shows a broker on an older disk that there was more. Tells whether
     /// it is a new one.
-    fn note_stamp(&mut self, stamp: Option<Stamp>) -> bool {
-        let Some(stamp) = stamp else { return false };
-        let is_new = self.hello.seen.is_none_or(|seen| {
-            if seen.journal == stamp.journal {
-                seen.revision < stamp.revision
+    fn note_high_water(&mut self, high_water: Option<HighWaterMark>) -> bool {
+        let Some(high_water) = high_water else { return false };
+        let is_new = self.hello.high_water.is_none_or(|seen| {
+            if seen.journal == high_water.journal {
+                seen.revision < high_water.revision
             } else {
                 // What is left of another journal's work must not displace the present one's.
-                stamp.journal == self.journal
+                high_water.journal == self.journal
             }
         });
         if is_new {
-            self.hello.seen = Some(stamp);
+            self.hello.high_water = Some(high_water);
         }
         is_new
     }
 
     /// The same, also for the agent's next life. Stamps of orders are kept with their attempts.
-    fn remember(&mut self, stamp: Option<Stamp>) {
-        if self.note_stamp(stamp) {
-            self.out.extend(stamp.map(Effect::Remember));
+    fn remember(&mut self, high_water: Option<HighWaterMark>) {
+        if self.note_high_water(high_water) {
+            self.out.extend(high_water.map(Effect::Remember));
         }
     }
 
     /// The lease counts from when the answered heartbeat was sent.
-    fn renew(&mut self, sequence: u64, heard_at: Timestamp) {
+    fn renew(&mut self, sequence: u64, last_received_at: Timestamp) {
         let Link::Up(up) = &mut self.link else { return };
         while let Some((number, sent_at)) = up.sent.front().copied().filter(|(number, _)| *number <= sequence)
         {
             up.sent.pop_front();
             if number == sequence {
                 // Clocks drift apart: in a day by seconds. An older broker doesn't say.
-                if heard_at != Timestamp::default() {
-                    up.skew_ms = skew_ms(sent_at, heard_at);
+                if last_received_at != Timestamp::default() {
+                    up.skew_ms = skew_ms(sent_at, last_received_at);
                 }
                 let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
-                let until = sent_at.plus_ms(up.welcome.lease_ms);
+                let until = sent_at.plus_ms(up.accepted.lease_ms);
                 return self.extend_lease(until);
             }
         }
@@ -482,7 +487,7 @@ impl Agent {
             self.nodes.insert(node.name.clone(), node.clone());
         }
         let Link::Up(up) = &self.link else { return };
-        let inventory = Inventory { epoch: up.welcome.epoch, part: Part::Delta, nodes, removed };
+        let inventory = Inventory { epoch: up.accepted.epoch, part: Part::Delta, nodes, removed };
         self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
     }
 
@@ -490,19 +495,19 @@ impl Agent {
         let link = match &self.link {
             Link::Down { retry_at } if self.opened => *retry_at,
             Link::Up(up) => up.heartbeat_at,
-            Link::Down { .. } | Link::Connecting | Link::Greeting { .. } => Timestamp::NEVER,
+            Link::Down { .. } | Link::Connecting | Link::Handshaking { .. } => Timestamp::NEVER,
         };
         let forget = self.forgettable.first().map_or(Timestamp::NEVER, |(at, _)| *at);
         // A waiting attempt may be started until its start-by, and comes back after it.
         let expire = self.expiring.first().map_or(Timestamp::NEVER, |(at, _)| at.plus_ms(1));
-        link.min(forget).min(expire).min(self.silent_at()).max(self.now)
+        link.min(forget).min(expire).min(self.timeout_at()).max(self.now)
     }
 }
 
 /// How far this agent's clock is ahead of the broker's, as a message says that was sent and heard
 /// at these times: less the way there, so that what must not start late rather starts not at all.
-fn skew_ms(sent_at: Timestamp, heard_at: Timestamp) -> i64 {
-    i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(heard_at.0).unwrap_or(0)
+fn skew_ms(sent_at: Timestamp, last_received_at: Timestamp) -> i64 {
+    i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(last_received_at.0).unwrap_or(0)
 }
 
 /// It was ordered with a lease.

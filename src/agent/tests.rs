@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Agent, Effect, Input};
 use crate::model::attempt::AttemptStatus;
-use crate::model::exchange::{FromAgent, Hello, Order, Part, ToAgent, Welcome};
+use crate::model::exchange::{Accepted, FromAgent, Hello, Part, StartOrder, ToAgent};
 use crate::model::id::{AttemptId, Epoch, InstanceId, JobId, JournalId, Revision, SpecId, Term};
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
@@ -20,16 +20,16 @@ fn step(agent: &mut Agent, input: Input) -> Vec<Effect> {
 /// A session begins; tells which attempts its full set names.
 fn begin_session(agent: &mut Agent) -> Vec<AttemptId> {
     step(agent, Input::Connected);
-    let welcome = Welcome {
+    let accepted = Accepted {
         journal: JournalId::from_random(42),
         term: Term(1),
         epoch: Epoch(1),
         now: NOW,
         heartbeat_ms: 1_000,
         lease_ms: 60_000,
-        stamp: None,
+        high_water: None,
     };
-    let effects = step(agent, Input::FromBroker(ToAgent::Welcome(welcome)));
+    let effects = step(agent, Input::FromBroker(ToAgent::Accepted(accepted)));
     let told = effects.into_iter().filter_map(|effect| match effect {
         Effect::Send(FromAgent::Observed { reports, .. }) => Some(reports),
         _ => None,
@@ -47,15 +47,15 @@ fn launch_that_the_backend_has_not_confirmed_is_not_told_as_starting() {
         capabilities: Capabilities::default(),
         notes: Vec::new(),
     };
-    let hello = Hello { pool, instance: InstanceId(7), key: [7; 16], seen: None };
+    let hello = Hello { pool, instance: InstanceId(7), key: [7; 16], high_water: None };
     let mut agent = Agent::new(hello, NOW);
-    step(&mut agent, Input::Opened { nodes: Vec::new(), attempts: Vec::new() });
+    step(&mut agent, Input::InitialSync { nodes: Vec::new(), attempts: Vec::new() });
     assert_eq!(begin_session(&mut agent), []);
     let attempt = AttemptId { journal: JournalId::from_random(42), job: JobId(1), unit: 0, number: 1 };
-    let order = Order {
+    let order = StartOrder {
         attempt,
         revision: Revision(9),
-        stamp: None,
+        high_water: None,
         spec: SpecId([1; 16]),
         job_name: "job".into(),
         queue: "default".into(),
@@ -67,12 +67,12 @@ fn launch_that_the_backend_has_not_confirmed_is_not_told_as_starting() {
     let specs = vec![(SpecId([1; 16]), Arc::new(minimal()))];
     let orders = ToAgent::Orders { term: Term(1), part: Part::FullEnd, specs, orders: vec![order] };
     let effects = step(&mut agent, Input::FromBroker(orders));
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Launch(_))));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::StartRequest(_))));
     // Would it be told, and this agent die, the next one would find nothing of what "was starting".
     step(&mut agent, Input::Disconnected);
     agent.step(NOW.plus_ms(60_000), Input::Wake);
     assert_eq!(begin_session(&mut agent), []);
-    step(&mut agent, Input::Moved { attempt, status: AttemptStatus::Starting });
+    step(&mut agent, Input::StatusChanged { attempt, status: AttemptStatus::Starting });
     step(&mut agent, Input::Disconnected);
     agent.step(NOW.plus_ms(120_000), Input::Wake);
     assert_eq!(begin_session(&mut agent), [attempt]);

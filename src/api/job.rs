@@ -232,7 +232,7 @@ impl Jobs {
             // Each edge is a look into the archive.
             let edges = spec.depends_on.len();
             count(&format!("{path}.depends_on"), "entries", edges, 0, DEPENDENCIES_MAX)?;
-            self.settle_dependencies(&mut spec).await?;
+            self.resolve_dependencies(&mut spec).await?;
             jobs.push(Submission {
                 name: message.name.clone(),
                 name_prefix: message.name_prefix.clone(),
@@ -245,7 +245,7 @@ impl Jobs {
 
     /// Takes out the edges to jobs that have ended as they ask. Those that never will be met stay:
     /// the kernel refuses them, unless the request is the repetition of one that it took.
-    async fn settle_dependencies(&self, spec: &mut JobSpec) -> Result<(), Status> {
+    async fn resolve_dependencies(&self, spec: &mut JobSpec) -> Result<(), Status> {
         let mut pending = Vec::new();
         for edge in std::mem::take(&mut spec.depends_on) {
             let id = edge.job;

@@ -31,8 +31,8 @@ macro_rules! named {
     )*};
 }
 named!(
-    JobPhase "JOB_PHASE_", AttemptPhase "ATTEMPT_PHASE_", Reach "REACH_", DrainMode "DRAIN_MODE_",
-    Standing "STANDING_", OnPoolLost "ON_POOL_LOST_", DependencyCondition "DEPENDENCY_CONDITION_", RetryOn "RETRY_ON_",
+    JobPhase "JOB_PHASE_", AttemptPhase "ATTEMPT_PHASE_", Connectivity "CONNECTIVITY_", DrainMode "DRAIN_MODE_",
+    Permanence "PERMANENCE_", OnPoolLost "ON_POOL_LOST_", DependencyCondition "DEPENDENCY_CONDITION_", RetryOn "RETRY_ON_",
 );
 
 /// The short name of an enum's value: `PENDING`.

@@ -18,14 +18,14 @@ impl Broker {
             let revision = self.state.revision().next();
             let record = EventRecord { revision, at: self.now, principal: principal.clone(), event };
             let mut applied = Applied::default();
-            if self.policy.learns()
+            if self.policy.uses_profile()
                 && let Event::AttemptEnded { unit, .. } = &record.event
             {
                 self.scheduler.depart(self.state.attempt(*unit).map_or(0, |at| at.placements.len() as u64));
             }
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
-            if self.policy.learns()
+            if self.policy.uses_profile()
                 && let Event::JobSubmitted { job, .. } = &record.event
             {
                 self.scheduler.arrive(&self.state, *job);
@@ -49,7 +49,7 @@ impl Broker {
                 Change::Job(_) | Change::Pool(_) | Change::Queue(_) | Change::Node(_) => {
                     self.pending_changes.push((revision, change));
                 }
-                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) | Change::Lesson => {}
+                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) | Change::WorkloadProfile => {}
             }
         }
     }
@@ -62,7 +62,7 @@ impl Broker {
     /// Holds an effect until the journal has been asked once more whose turn it is: for what rests
     /// on being the writer, not on an event of its own.
     pub(super) fn hold_unconfirmed(&mut self, effect: Effect) {
-        if Mutant::AnswerHeartbeatUnasked.is_on() {
+        if Mutant::AnswerHeartbeatUnconfirmed.is_on() {
             return self.hold(effect);
         }
         self.unconfirmed.push((self.state.revision(), effect));

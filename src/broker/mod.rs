@@ -1,17 +1,17 @@
 //! The broker as a step machine: it decides *when*, and says what is to be done.
 //!
-//! `step(now, input)` reads no clock, awaits nothing, sends nothing; it returns effects. What
+//! `step(now, input)` reads no clock, recovery_grace nothing, sends nothing; it returns effects. What
 //! rests on an event is held until the event is durable. A step's work is bounded by counts; what
 //! is left over asks for another step at once (`WakeAt(now)`).
 
 mod commit;
+mod liveness;
 mod query;
+mod recovery;
 mod session;
-mod silence;
 mod snapshot;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 pub use query::{
     Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView, defrag,
@@ -23,15 +23,15 @@ use std::sync::Arc;
 use session::Session;
 
 use crate::model::change::Change;
-use crate::model::demand::Lesson;
+use crate::model::demand::WorkloadProfile;
 use crate::model::exchange::{FromAgent, ToAgent};
+use crate::model::high_water::JournalKey;
 use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::mutant::Mutant;
 use crate::model::plan::Policy;
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
-use crate::scheduler::{Budget, Keeping, Scheduler};
+use crate::scheduler::{Budget, ReservationPolicy, Scheduler};
 use crate::state::State;
 use crate::state::apply::{ArchiveRow, FinishedJob};
 use crate::state::command::{Command, Request};
@@ -120,7 +120,7 @@ pub enum Effect {
 #[derive(Clone, Copy)]
 pub struct Random {
     /// Names the turn. Shown.
-    pub turn: u64,
+    pub writer_session: u64,
     /// Names a journal that is new. Shown.
     pub journal: u64,
     /// The key of a journal without one. Secret.
@@ -133,26 +133,26 @@ pub struct Broker {
     scheduler: Scheduler,
     term: Term,
     /// A random number of this turn, for stamps.
-    turn: u64,
+    writer_session: u64,
     policy: Policy,
     /// Where the journal ended when this turn began.
     recovered: Revision,
-    /// Pools to be heard before anything new is started, at the latest by `awaited_until`.
-    awaited: BTreeSet<PoolId>,
-    awaited_until: Timestamp,
+    /// Pools to be heard before anything new is started, at the latest by `recovery_grace_until`.
+    unreported_pools: BTreeSet<PoolId>,
+    recovery_grace_until: Timestamp,
     /// No request token is forgotten before. The clock may show a much later time after a start or a
     /// sleep, while the clients that repeat their requests have waited only seconds.
-    tokens_kept: Timestamp,
+    token_expiry_floor: Timestamp,
     now: Timestamp,
     /// How far the clock that we are given is behind the journal's time. Time goes on from where the
     /// journal ends: waiting for the clock to catch up would hold up everything that is due.
     behind_ms: u64,
     sessions: BTreeMap<SessionId, Session>,
-    speakers: BTreeMap<PoolId, SessionId>,
-    heard: BTreeMap<PoolId, Timestamp>,
-    silence: BTreeSet<(Timestamp, PoolId)>,
+    active_sessions: BTreeMap<PoolId, SessionId>,
+    last_heartbeat: BTreeMap<PoolId, Timestamp>,
+    heartbeat_deadlines: BTreeSet<(Timestamp, PoolId)>,
     /// No lease has surely ended before, whatever the state says of its pool.
-    leases_kept: Timestamp,
+    lease_expiry_floor: Timestamp,
     /// Sessions whose full set of orders isn't all sent.
     syncing: BTreeSet<SessionId>,
     pending: Vec<EventRecord>,
@@ -186,17 +186,17 @@ impl Broker {
             behind_ms: if Mutant::StandStill.is_on() { 0 } else { state.now().ms_since(now) },
             scheduler,
             term,
-            turn: random.turn,
+            writer_session: random.writer_session,
             policy: Policy::BestFit,
             recovered: durable,
-            awaited: BTreeSet::new(),
-            awaited_until: Timestamp::NEVER,
-            tokens_kept: now.max(state.now()).plus_ms(TOKEN_RETENTION_MS),
+            unreported_pools: BTreeSet::new(),
+            recovery_grace_until: Timestamp::NEVER,
+            token_expiry_floor: now.max(state.now()).plus_ms(TOKEN_RETENTION_MS),
             sessions: BTreeMap::new(),
-            speakers: BTreeMap::new(),
-            heard: BTreeMap::new(),
-            silence: BTreeSet::new(),
-            leases_kept: Timestamp::NEVER,
+            active_sessions: BTreeMap::new(),
+            last_heartbeat: BTreeMap::new(),
+            heartbeat_deadlines: BTreeSet::new(),
+            lease_expiry_floor: Timestamp::NEVER,
             syncing: BTreeSet::new(),
             pending: Vec::new(),
             pending_archive: Vec::new(),
@@ -213,12 +213,13 @@ impl Broker {
             out: Vec::new(),
             state,
         };
-        let (journal, turn) = (JournalId::from_random(random.journal), random.turn);
-        let start = Command::StartTerm { journal, key: JournalKey::from_random(random.key), turn, term };
+        let (journal, writer_session) = (JournalId::from_random(random.journal), random.writer_session);
+        let start =
+            Command::StartTerm { journal, key: JournalKey::from_random(random.key), writer_session, term };
         let started = broker.command(Principal::System, start);
         assert!(started.is_ok(), "term {term} can't be started: {started:?}");
-        broker.restart_silence();
-        broker.await_pools();
+        broker.reset_heartbeats();
+        broker.begin_recovery_grace();
         broker
     }
 
@@ -229,8 +230,8 @@ impl Broker {
     }
 
     /// Keeps nodes sooner or later, more or fewer, from now on.
-    pub fn set_keeping(&mut self, keeping: Keeping) {
-        self.scheduler.set_keeping(keeping);
+    pub fn set_reservation_policy(&mut self, reservation_policy: ReservationPolicy) {
+        self.scheduler.set_reservation_policy(reservation_policy);
     }
 
     /// The state as it is, durable or not.
@@ -266,15 +267,15 @@ impl Broker {
         self.now = self.now.max(now);
         if gap > self.state.settings().heartbeat_ms {
             // We were away, not they: their silence proves nothing.
-            self.restart_silence();
-            self.awaited_until = self.awaited_until.plus_ms(gap);
-            self.tokens_kept = self.tokens_kept.max(self.now.plus_ms(TOKEN_RETENTION_MS));
+            self.reset_heartbeats();
+            self.recovery_grace_until = self.recovery_grace_until.plus_ms(gap);
+            self.token_expiry_floor = self.token_expiry_floor.max(self.now.plus_ms(TOKEN_RETENTION_MS));
         }
         self.take(input);
         let mut more = false;
         if self.outdated.is_none() {
-            self.watch_silence();
-            more |= self.do_chores();
+            self.check_heartbeats();
+            more |= self.run_due_actions();
             more |= self.schedule();
         }
         if self.outdated.is_none() {
@@ -307,7 +308,7 @@ impl Broker {
                 let revision = self.state.revision();
                 self.hold(Effect::Answer { call, revision, answer });
             }
-            Input::FromAgent { session, message } => self.hear(session, message),
+            Input::FromAgent { session, message } => self.receive(session, message),
             Input::AgentGone { session } => self.end_session(session),
             Input::Appended { through } => {
                 self.in_flight = false;
@@ -335,27 +336,28 @@ impl Broker {
     }
 
     /// Does what is due; tells whether more is.
-    fn do_chores(&mut self) -> bool {
+    fn run_due_actions(&mut self) -> bool {
         let timer_due = self.next_timer() <= self.now;
         if !timer_due && !self.state.has_backlog() && !self.state.has_lost() {
             return false;
         }
-        let chores = self.state.chores(self.now, self.brake(), self.tokens_kept);
-        let more = chores.len() >= crate::state::decide::CHORES_MAX;
-        for chore in chores {
-            // One chore may make another void, such as the end of a job's last attempt.
-            let _ = self.command(Principal::System, Command::Chore(chore));
+        let due_actions = self.state.due_actions(self.now, self.is_circuit_open(), self.token_expiry_floor);
+        let more = due_actions.len() >= crate::state::decide::DUE_ACTIONS_MAX;
+        for due_action in due_actions {
+            // One due_action may make another void, such as the end of a job's last attempt.
+            let _ = self.command(Principal::System, Command::DueAction(due_action));
         }
         more
     }
 
     /// Plans and starts what fits; tells whether there is more to plan.
     fn schedule(&mut self) -> bool {
-        if !self.scheduler.has_work() || self.is_awaiting() {
+        if !self.scheduler.has_work() || self.in_recovery_grace() {
             return false;
         }
-        if let Some(lesson) = self.next_lesson() {
-            let _ = self.command(Principal::System, Command::Learn { lesson: Arc::new(lesson) });
+        if let Some(profile) = self.next_profile() {
+            let _ = self
+                .command(Principal::System, Command::UpdateWorkloadProfile { profile: Arc::new(profile) });
             return true;
         }
         let mut plan = self.scheduler.plan(&self.state, self.budget);
@@ -382,16 +384,16 @@ impl Broker {
     }
 
     /// What is to be learned, or forgotten where nothing is to be: plans go by the journal's lesson.
-    fn next_lesson(&mut self) -> Option<Lesson> {
+    fn next_profile(&mut self) -> Option<WorkloadProfile> {
         match self.policy {
-            Policy::Fgd | Policy::Overflow => self.scheduler.lesson(&self.state),
-            Policy::BestFit => (!self.state.lesson().kinds.is_empty()).then(Lesson::default),
+            Policy::Fgd | Policy::Overflow => self.scheduler.profile(&self.state),
+            Policy::BestFit => (!self.state.profile().kinds.is_empty()).then(WorkloadProfile::default),
         }
     }
 
     /// When the next timer or request token falls due.
     fn next_timer(&self) -> Timestamp {
-        let token = self.state.next_token().map(|at| at.max(self.tokens_kept));
+        let token = self.state.next_token().map(|at| at.max(self.token_expiry_floor));
         self.state.next_timer().into_iter().chain(token).min().unwrap_or(Timestamp::NEVER)
     }
 
@@ -402,14 +404,14 @@ impl Broker {
         }
         let settings = self.state.settings();
         let timer = self.next_timer();
-        let silence = self.silence.first().map_or(Timestamp::NEVER, |(at, _)| *at);
+        let heartbeat_deadlines = self.heartbeat_deadlines.first().map_or(Timestamp::NEVER, |(at, _)| *at);
         // While a pool may fall silent we must not sleep long enough to doubt our own clock.
-        let attentive = if self.silence.is_empty() && !self.state.has_lost() {
+        let attentive = if self.heartbeat_deadlines.is_empty() && !self.state.has_lost() {
             Timestamp::NEVER
         } else {
             self.now.plus_ms(settings.heartbeat_ms / 2)
         };
-        let awaited = self.awaits().map_or(Timestamp::NEVER, |(_, until)| until);
-        timer.min(silence).min(attentive).min(awaited).max(self.now)
+        let unreported_pools = self.recovery_grace().map_or(Timestamp::NEVER, |(_, until)| until);
+        timer.min(heartbeat_deadlines).min(attentive).min(unreported_pools).max(self.now)
     }
 }

@@ -264,7 +264,7 @@ impl Broker {
         PoolView {
             nodes: pool.nodes.len() as u32,
             attempts: pool.attempts.len() as u32,
-            connected: self.speakers.contains_key(&pool.id),
+            connected: self.active_sessions.contains_key(&pool.id),
             pool: pool.without_nodes(),
         }
     }
@@ -289,8 +289,8 @@ impl Broker {
         if self.outdated.is_some() {
             reasons.push(JobReason::BrokerReadOnly);
         }
-        if let Some((pools, until)) = self.awaits() {
-            reasons.push(JobReason::PoolsAwaited { pools, until });
+        if let Some((pools, until)) = self.recovery_grace() {
+            reasons.push(JobReason::RecoveryGracePeriod { pools, until });
         }
         for dependency in &view.spec.depends_on {
             if job.pending_dependencies > 0 && self.state.job(dependency.job).is_some() {

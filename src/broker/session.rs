@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use super::{Broker, Effect, SessionId};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Phase, StopReason};
 use crate::model::exchange::{
-    FromAgent, Hello, Inventory, Order, Part, RefusedCode, SpecWindow, Stop, TaskOrder, ToAgent, Welcome,
+    Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, SpecWindow, StartOrder, Stop, TaskStart,
+    ToAgent,
 };
 use crate::model::id::{Epoch, NodeId, PoolId, Revision, SpecId, UnitId};
 use crate::model::limit::{CHUNK_BYTES_MAX, STOPS_PER_MESSAGE_MAX};
 use crate::model::mutant::Mutant;
-use crate::model::pool::Reach;
+use crate::model::pool::Connectivity;
 use crate::model::spec::JobSpec;
 use crate::state::command::Command;
 use crate::state::decide::Reply;
@@ -43,15 +44,15 @@ pub(super) struct Session {
 
 impl Broker {
     /// Takes a message of an agent.
-    pub(super) fn hear(&mut self, id: SessionId, message: FromAgent) {
+    pub(super) fn receive(&mut self, id: SessionId, message: FromAgent) {
         let session =
             self.sessions.get(&id).map(|session| (session.pool, session.epoch, session.principal.clone()));
         match (message, session) {
-            (FromAgent::Hello(hello), None) => self.greet(id, &hello),
+            (FromAgent::Hello(hello), None) => self.open_session(id, &hello),
             (FromAgent::Hello(_), Some(_)) => self.refuse(id, RefusedCode::ProtocolError, "a second hello"),
             (_, None) => self.refuse(id, RefusedCode::ProtocolError, "the first message must be a hello"),
             (message, Some((pool, epoch, principal))) => {
-                self.note_heard(pool);
+                self.note_heartbeat(pool);
                 self.make_ready(id);
                 match message {
                     FromAgent::Inventory(inventory) => self.take_inventory(id, pool, inventory, principal),
@@ -61,8 +62,8 @@ impl Broker {
                     FromAgent::Heartbeat { epoch: theirs, sequence } if theirs == epoch => {
                         // The answer keeps the pool's leases: a deposed writer that doesn't know it
                         // must not keep alive what its successor will take for ended.
-                        let (term, stamp) = (self.term, self.stamp(self.durable));
-                        let message = ToAgent::HeartbeatAnswer { term, sequence, now: self.now, stamp };
+                        let (term, high_water) = (self.term, self.high_water(self.durable));
+                        let message = ToAgent::HeartbeatAnswer { term, sequence, now: self.now, high_water };
                         self.hold_unconfirmed(Effect::Direct { session: id, message });
                     }
                     FromAgent::Heartbeat { .. } => self.refuse(id, RefusedCode::Superseded, "an older epoch"),
@@ -72,10 +73,10 @@ impl Broker {
         }
     }
 
-    fn greet(&mut self, id: SessionId, hello: &Hello) {
+    fn open_session(&mut self, id: SessionId, hello: &Hello) {
         let bound = self.state.pool_named(&hello.pool.name).is_none_or(|pool| pool.is_bound_to(hello));
-        if let Some(stamp) = hello.seen.filter(|stamp| bound && self.is_missing(stamp)) {
-            self.turn_read_only(stamp.revision);
+        if let Some(high_water) = hello.high_water.filter(|high_water| bound && self.is_missing(high_water)) {
+            self.become_read_only(high_water.revision);
         }
         let name: std::sync::Arc<str> = hello.pool.name.as_str().into();
         let principal = Principal::Agent(name);
@@ -85,7 +86,7 @@ impl Broker {
             Ok(_) => return,
             Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
         };
-        if let Some(old) = self.speakers.insert(pool, id) {
+        if let Some(old) = self.active_sessions.insert(pool, id) {
             self.refuse(old, RefusedCode::Superseded, "a newer session speaks for the pool");
         }
         let first = UnitId { job: crate::model::id::JobId(0), unit: 0 };
@@ -101,16 +102,16 @@ impl Broker {
         };
         self.sessions.insert(id, session);
         self.syncing.insert(id);
-        self.note_heard(pool);
+        self.note_heartbeat(pool);
         let settings = self.state.settings();
-        let message = ToAgent::Welcome(Welcome {
+        let message = ToAgent::Accepted(Accepted {
             journal: self.state.journal(),
             term: self.term,
             epoch,
             now: self.now,
             heartbeat_ms: settings.heartbeat_ms,
             lease_ms: settings.lease_ms,
-            stamp: self.stamp(self.state.revision()),
+            high_water: self.high_water(self.state.revision()),
         });
         self.hold(Effect::Direct { session: id, message });
     }
@@ -132,9 +133,9 @@ impl Broker {
         self.unconfirmed.retain(other);
         self.confirming.retain(other);
         if let Some(session) = self.sessions.remove(&id)
-            && self.speakers.get(&session.pool) == Some(&id)
+            && self.active_sessions.get(&session.pool) == Some(&id)
         {
-            self.speakers.remove(&session.pool);
+            self.active_sessions.remove(&session.pool);
         }
     }
 
@@ -185,9 +186,11 @@ impl Broker {
                 continue;
             }
             match self.command(principal.clone(), Command::ReportAttempt { pool, epoch, report }) {
-                Ok(Reply::Namesake) => {}
+                Ok(Reply::StaleId) => {}
                 Ok(_) if ended => acknowledged.push(attempt),
-                Ok(Reply::Stray) => stops.push(Stop { attempt, reason: StopReason::Stray, grace_ms: 0 }),
+                Ok(Reply::Orphaned) => {
+                    stops.push(Stop { attempt, reason: StopReason::Orphaned, grace_ms: 0 })
+                }
                 Ok(_) => {}
                 Err(Rejection::ReadOnly { .. }) => return,
                 Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
@@ -204,8 +207,8 @@ impl Broker {
         }
         if let Some(attempt) = unknown {
             // Until that has ended, the pool gets nothing new, and what it runs is left alone.
-            let reach = Reach::Suspect;
-            let _ = self.command(principal.clone(), Command::ChangeReach { pool, reach });
+            let connectivity = Connectivity::Suspect;
+            let _ = self.command(principal.clone(), Command::ChangeConnectivity { pool, connectivity });
             let message = format!("attempt {attempt} was never ordered by this journal");
             return self.refuse(id, RefusedCode::UnknownWork, &message);
         }
@@ -221,10 +224,13 @@ impl Broker {
     fn make_ready(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         if session.nodes_known && session.attempts_known {
-            self.awaited.remove(&session.pool);
+            self.unreported_pools.remove(&session.pool);
             let (pool, principal) = (session.pool, session.principal.clone());
-            if self.state.pool(pool).is_some_and(|pool| pool.reach != Reach::Ready) {
-                let _ = self.command(principal, Command::ChangeReach { pool, reach: Reach::Ready });
+            if self.state.pool(pool).is_some_and(|pool| pool.connectivity != Connectivity::Ready) {
+                let _ = self.command(
+                    principal,
+                    Command::ChangeConnectivity { pool, connectivity: Connectivity::Ready },
+                );
             }
         }
     }
@@ -233,7 +239,7 @@ impl Broker {
     pub(super) fn route(&mut self, record: &EventRecord) {
         match &record.event {
             Event::AttemptOrdered { order } => {
-                let Some(id) = self.speakers.get(&order.pool).copied() else { return };
+                let Some(id) = self.active_sessions.get(&order.pool).copied() else { return };
                 let unsent = self.sessions.get(&id).and_then(|session| session.sent_to);
                 // What the full set has not come to yet, it will carry.
                 if unsent.is_none_or(|sent_to| order.unit <= sent_to) {
@@ -242,7 +248,7 @@ impl Broker {
             }
             Event::AttemptStopping { unit, .. } => {
                 let pool = self.state.attempt(*unit).map(|attempt| attempt.pool);
-                let Some(id) = pool.and_then(|pool| self.speakers.get(&pool)).copied() else { return };
+                let Some(id) = pool.and_then(|pool| self.active_sessions.get(&pool)).copied() else { return };
                 let stops: Vec<Stop> = self.stop_of(*unit).into_iter().collect();
                 let term = self.term;
                 self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
@@ -263,7 +269,7 @@ impl Broker {
     /// While pools are still to be heard none is sent: of what an older copy has ordered, and its agent
     /// not launched yet, a newer one may have started the next attempt elsewhere.
     pub(super) fn sync_sessions(&mut self) -> bool {
-        if self.is_awaiting() {
+        if self.in_recovery_grace() {
             return false;
         }
         let ids: Vec<SessionId> = self.syncing.iter().copied().collect();
@@ -322,26 +328,26 @@ impl Broker {
         &self,
         part: Part,
         specs: Vec<(SpecId, std::sync::Arc<JobSpec>)>,
-        orders: Vec<Order>,
+        orders: Vec<StartOrder>,
     ) -> ToAgent {
         ToAgent::Orders { term: self.term, part, specs, orders }
     }
 
-    fn order_of(&self, unit: UnitId) -> Option<(Order, std::sync::Arc<JobSpec>)> {
+    fn order_of(&self, unit: UnitId) -> Option<(StartOrder, std::sync::Arc<JobSpec>)> {
         let attempt: &Attempt = self.state.attempt(unit)?;
         let job = self.state.job(unit.job)?;
         let pool = self.state.pool(attempt.pool)?;
-        let task = |placement: &crate::model::attempt::Placement| TaskOrder {
+        let task = |placement: &crate::model::attempt::Placement| TaskStart {
             group: placement.group,
             task: placement.task,
             node: pool.nodes.get(&placement.node).map_or_else(String::new, |node| node.spec.name.clone()),
             devices: placement.devices.clone(),
         };
         let journal = self.state.journal();
-        let order = Order {
+        let order = StartOrder {
             attempt: attempt.id(journal),
             revision: attempt.ordered_revision,
-            stamp: self.stamp(attempt.ordered_revision),
+            high_water: self.high_water(attempt.ordered_revision),
             spec: job.spec,
             job_name: job.name.to_string(),
             queue: self.state.queue(job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),

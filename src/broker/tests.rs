@@ -5,7 +5,7 @@ use crate::model::attempt::AttemptStatus;
 use crate::model::demand::{Demand, Expected};
 use crate::model::exchange::{Hello, Inventory, Part};
 use crate::model::id::{Epoch, InstanceId};
-use crate::model::pool::Reach;
+use crate::model::pool::Connectivity;
 use crate::model::resource::Resources;
 use crate::model::shape::Needs;
 use crate::model::spec::{JobSpec, OnPoolLost, minimal};
@@ -48,7 +48,7 @@ fn effects(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Effect> {
 }
 
 fn restart(state: State, now: Timestamp) -> Broker {
-    let random = Random { turn: 7, journal: 7, key: 7 };
+    let random = Random { writer_session: 7, journal: 7, key: 7 };
     Broker::new(state, Term(2), random, now)
 }
 
@@ -89,7 +89,7 @@ fn new_turn_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
     let job = world.submit_spec(JobSpec { on_pool_lost: OnPoolLost::Requeue, ..minimal() });
     world.must_start(unit(job, 0), pool);
     world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
-    world.must(Command::ChangeReach { pool, reach: Reach::Lost });
+    world.must(Command::ChangeConnectivity { pool, connectivity: Connectivity::Lost });
     let lost_ms = world.state.settings().lost_ms;
     let began = world.now.plus_ms(HOUR_MS);
     let mut broker = restart(world.state, began);
@@ -122,7 +122,7 @@ fn new_turn_orders_nothing_again_before_the_other_pools_are_heard() {
         };
         effects.iter().map(orders).sum::<usize>()
     };
-    let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], seen: None };
+    let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], high_water: None };
     assert_eq!(ordered(now, FromAgent::Hello(hello)), 0);
     let epoch = Epoch(2);
     let nodes = vec![node_spec("n1", 8, 0)];
@@ -152,13 +152,13 @@ fn kinds_kept(policy: Policy) -> usize {
         needs: Needs::default(),
     });
     let kinds = vec![Expected { demand, weight: 1, overflow: 1 }];
-    world.must(Command::Learn { lesson: Arc::new(Lesson { arrivals: 16, kinds }) });
+    world.must(Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 16, kinds }) });
     let mut now = world.now;
     let mut broker = restart(world.state, now);
     broker.set_policy(policy);
     replies(&mut broker, now, Input::Request { call: CallId(1), request: submit() });
     pass(&mut broker, &mut now, world.now.plus_ms(60_000));
-    broker.state().lesson().kinds.len()
+    broker.state().profile().kinds.len()
 }
 
 #[test]

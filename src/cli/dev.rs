@@ -18,7 +18,7 @@ use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
-use crate::telemetry::PoolVitals;
+use crate::telemetry::PoolHealth;
 
 /// Runs everything in one process.
 #[derive(clap::Args)]
@@ -178,7 +178,7 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
         let backend = Simulated::new(settings, clock);
-        let vitals = Arc::new(PoolVitals::new(province.name));
+        let vitals = Arc::new(PoolHealth::new(province.name));
         serve(hello, &state, backend, client, clock, &vitals, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
@@ -206,7 +206,7 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
     let ran = async {
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
-        let vitals = Arc::new(PoolVitals::new("local"));
+        let vitals = Arc::new(PoolHealth::new("local"));
         serve_host(hello, &state, settings, client, clock, &vitals, std::future::pending()).await
     };
     if let Err(failure) = ran.await {

@@ -317,11 +317,11 @@ fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
 
 /// A pool's state in one word, kubectl's way.
 pub(super) fn pool_state(pool: &v1::Pool) -> String {
-    let reach = name_of::<v1::Reach>(pool.reach);
+    let connectivity = name_of::<v1::Connectivity>(pool.connectivity);
     match (pool.drain.is_some(), pool.cordoned) {
-        (true, _) => format!("{reach},DRAINING"),
-        (false, true) => format!("{reach},CORDONED"),
-        (false, false) => reach.to_owned(),
+        (true, _) => format!("{connectivity},DRAINING"),
+        (false, true) => format!("{connectivity},CORDONED"),
+        (false, false) => connectivity.to_owned(),
     }
 }
 
@@ -343,7 +343,7 @@ fn pool_row(pool: &v1::Pool) -> Vec<String> {
 
 fn node_row(node: &v1::Node) -> Vec<String> {
     let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());
-    let state = match (node.gone, node.cordoned, node.held_until_unix_ms) {
+    let state = match (node.gone, node.cordoned, node.quarantined_until_unix_ms) {
         (true, ..) => "GONE",
         (false, true, _) => "CORDONED",
         (false, false, Some(_)) => "HELD",

@@ -131,13 +131,13 @@ pub fn main() -> ExitCode {
 /// Prints what is wrong with the arguments, or the help that was asked for.
 fn refuse(error: &clap::Error) -> ExitCode {
     let plain = error.render().to_string();
-    let honest = output::honest(&plain);
-    if plain == honest {
+    let sanitised = output::sanitised(&plain);
+    if plain == sanitised {
         // Where nobody reads it there is nobody to tell.
         let _ = error.print();
     } else {
         // An argument would show as what it isn't.
-        eprint!("{honest}");
+        eprint!("{sanitised}");
     }
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
@@ -182,7 +182,7 @@ fn start_logging(default: &str) {
     let coloured = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(move || output::HonestLog { coloured })
+        .with_writer(move || output::SanitisedLog { coloured })
         .with_ansi(coloured)
         .with_target(false);
     // A second start, in one process, keeps the first.

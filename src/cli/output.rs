@@ -39,7 +39,11 @@ fn json(value: &impl Serialize, escape: fn(char) -> String) -> Result<String, Fa
 /// YAML; as JSON, which is YAML too, where its plain texts would deceive.
 fn yaml(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_saphyr::to_string(value).map_err(anyhow::Error::from)?;
-    if text.chars().any(|c| c != '\n' && text::is_deceptive(c)) { json(value, yaml_escape) } else { Ok(text) }
+    if text.chars().any(|c| c != '\n' && text::is_control_or_bidi(c)) {
+        json(value, yaml_escape)
+    } else {
+        Ok(text)
+    }
 }
 
 fn json_escape(c: char) -> String {
@@ -54,13 +58,13 @@ fn yaml_escape(c: char) -> String {
 fn escaped(text: &str, escape: fn(char) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c != '\n' && text::is_deceptive(c) { out.push_str(&escape(c)) } else { out.push(c) }
+        if c != '\n' && text::is_control_or_bidi(c) { out.push_str(&escape(c)) } else { out.push(c) }
     }
     out
 }
 
 /// The text's lines as they may be shown.
-pub fn honest(text: &str) -> String {
+pub fn sanitised(text: &str) -> String {
     escaped(text, |c| c.escape_unicode().to_string())
 }
 
@@ -70,7 +74,7 @@ pub fn honest(text: &str) -> String {
 /// # Errors
 /// If it can't be written.
 pub fn print(text: &str) -> Result<(), Failure> {
-    print_raw(&honest(text))
+    print_raw(&sanitised(text))
 }
 
 /// Writes what is our own in every byte.
@@ -86,18 +90,18 @@ pub fn print_raw(text: &str) -> Result<(), Failure> {
 
 /// A log's lines on standard error, honest ones.
 #[derive(Clone, Copy, Debug)]
-pub struct HonestLog {
+pub struct SanitisedLog {
     /// Colours are ours; the formatter sees to it that no value brings its own.
     pub coloured: bool,
 }
 
-impl Write for HonestLog {
+impl Write for SanitisedLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
         let mut out = String::with_capacity(text.len());
         for c in text.chars() {
             let ours = c == '\n' || (c == '\u{1b}' && self.coloured);
-            if !ours && text::is_deceptive(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+            if !ours && text::is_control_or_bidi(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
         }
         // Whoever read the log may be gone: an agent goes on without.
         let _ = std::io::stderr().write_all(out.as_bytes());
@@ -206,10 +210,10 @@ mod tests {
         let text = "a\u{202e}b\u{0}\u{1b}[31m\u{7f}\u{9b}\u{200b}\u{e0001}\t\u{feff}: - é\n";
         let value = serde_json::json!({ text: [text, "plain"] });
         let shown = json(&value, json_escape).expect("JSON");
-        assert!(shown.chars().all(|c| c == '\n' || !text::is_deceptive(c)), "{shown}");
+        assert!(shown.chars().all(|c| c == '\n' || !text::is_control_or_bidi(c)), "{shown}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
         let shown = yaml(&value).expect("YAML");
-        assert!(shown.chars().all(|c| c == '\n' || !text::is_deceptive(c)), "{shown}");
+        assert!(shown.chars().all(|c| c == '\n' || !text::is_control_or_bidi(c)), "{shown}");
         assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&shown).expect("YAML"), value);
         let plain = serde_json::json!({ "name": "train", "args": ["two\nlines"] });
         assert!(yaml(&plain).expect("YAML").contains("name: train"));

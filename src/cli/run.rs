@@ -284,8 +284,8 @@ async fn say_why_it_waits(client: Client, at: v1::JobRef) {
     let why = why.into_inner();
     let Some(job) = why.job.clone().filter(|job| job.phase() == v1::JobPhase::Pending) else { return };
     let pools: Vec<&v1::PoolReason> = why.groups.iter().flat_map(|group| &group.pools).collect();
-    let never = pools.iter().all(|pool| pool.standing() == v1::Standing::Never);
-    let nearest = pools.iter().max_by_key(|pool| pool.standing);
+    let never = pools.iter().all(|pool| pool.permanence() == v1::Permanence::Never);
+    let nearest = pools.iter().max_by_key(|pool| pool.permanence);
     let nearest = nearest.and_then(|pool| Some((pool.pool.clone(), pool.reason.as_ref()?)));
     let reason = match (why.reasons.first(), nearest) {
         (Some(reason), _) => reason.message.clone(),

@@ -33,7 +33,7 @@ pub struct Server {
     #[arg(long, value_name = "N", default_value_t = MUTATIONS_PER_S_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     mutations_per_second: u32,
-    /// How places are chosen. `overflow` learns what comes and strands least of it; the others are simpler,
+    /// How places are chosen. `overflow` uses_profile what comes and strands least of it; the others are simpler,
     /// allocate less and keep nothing for large jobs.
     #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,

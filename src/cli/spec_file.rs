@@ -163,7 +163,7 @@ struct RetryFile {
 enum RetryOnFile {
     Failed,
     TimedOut,
-    LaunchFailed,
+    StartFailed,
     Unknown,
 }
 
@@ -274,7 +274,7 @@ fn retry(file: RetryFile) -> Result<v1::RetryPolicy, String> {
     let on = |on: RetryOnFile| match on {
         RetryOnFile::Failed => v1::RetryOn::Failed as i32,
         RetryOnFile::TimedOut => v1::RetryOn::TimedOut as i32,
-        RetryOnFile::LaunchFailed => v1::RetryOn::LaunchFailed as i32,
+        RetryOnFile::StartFailed => v1::RetryOn::StartFailed as i32,
         RetryOnFile::Unknown => v1::RetryOn::Unknown as i32,
     };
     Ok(v1::RetryPolicy {

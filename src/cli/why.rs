@@ -26,7 +26,7 @@ impl Why {
         let why = client.jobs().why(request).await?.into_inner();
         print(&why_text(&why))?;
         let never =
-            |group: &v1::GroupWhy| group.pools.iter().all(|pool| pool.standing() == v1::Standing::Never);
+            |group: &v1::GroupWhy| group.pools.iter().all(|pool| pool.permanence() == v1::Permanence::Never);
         Ok(if why.groups.iter().any(never) { NEVER_FITS } else { 0 })
     }
 }
@@ -57,15 +57,15 @@ fn why_text(why: &v1::WhyResponse) -> String {
             let reason = pool.reason.as_ref();
             let code = reason.map_or("", |reason| reason.code.as_str());
             let message = reason.map_or("", |reason| reason.message.as_str());
-            by_code.entry((pool.standing, code)).or_default().push((&pool.pool, message));
+            by_code.entry((pool.permanence, code)).or_default().push((&pool.pool, message));
         }
-        for ((standing, code), pools) in by_code {
-            let standing = match v1::Standing::try_from(standing).unwrap_or_default() {
-                v1::Standing::Unspecified => "unknown",
-                v1::Standing::Never => "never",
-                v1::Standing::Closed => "closed",
-                v1::Standing::Full => "full",
-                v1::Standing::Fits => "fits",
+        for ((permanence, code), pools) in by_code {
+            let permanence = match v1::Permanence::try_from(permanence).unwrap_or_default() {
+                v1::Permanence::Unspecified => "unknown",
+                v1::Permanence::Never => "never",
+                v1::Permanence::Closed => "closed",
+                v1::Permanence::Busy => "busy",
+                v1::Permanence::Fits => "fits",
             };
             let mut shown: Vec<String> = pools
                 .iter()
@@ -75,7 +75,7 @@ fn why_text(why: &v1::WhyResponse) -> String {
             if pools.len() > POOLS_SHOWN {
                 shown.push(format!("and {} more", pools.len() - POOLS_SHOWN));
             }
-            out.push_str(&format!("{:>4}  {standing:<7} {code:<20} {}\n", pools.len(), shown.join("; ")));
+            out.push_str(&format!("{:>4}  {permanence:<7} {code:<20} {}\n", pools.len(), shown.join("; ")));
         }
         if !group.would_help.is_empty() {
             out.push_str(&format!("Would start now with: {}\n", escape(&group.would_help.join(", or "))));

@@ -32,7 +32,7 @@ pub enum StopReason {
     /// An admin gave it up.
     Abandoned,
     /// The broker does not know it as alive.
-    Stray,
+    Orphaned,
 }
 
 /// How an attempt ended.
@@ -62,7 +62,7 @@ pub enum OutcomeKind {
     OutOfMemory,
     TimedOut,
     Cancelled,
-    LaunchFailed,
+    StartFailed,
     Preempted,
     Drained,
     NodeLost,
@@ -84,7 +84,7 @@ impl OutcomeKind {
         Self::OutOfMemory,
         Self::TimedOut,
         Self::Cancelled,
-        Self::LaunchFailed,
+        Self::StartFailed,
         Self::Preempted,
         Self::Drained,
         Self::NodeLost,
@@ -102,7 +102,7 @@ impl OutcomeKind {
             Self::OutOfMemory => "OutOfMemory",
             Self::TimedOut => "TimedOut",
             Self::Cancelled => "Cancelled",
-            Self::LaunchFailed => "LaunchFailed",
+            Self::StartFailed => "StartFailed",
             Self::Preempted => "Preempted",
             Self::Drained => "Drained",
             Self::NodeLost => "NodeLost",
@@ -119,7 +119,7 @@ impl OutcomeKind {
             Self::Failed
             | Self::OutOfMemory
             | Self::TimedOut
-            | Self::LaunchFailed
+            | Self::StartFailed
             | Self::NodeLost
             | Self::Vanished
             | Self::LeaseEnded
@@ -130,7 +130,7 @@ impl OutcomeKind {
 
     /// The node could not do its part, whatever the job's program is like.
     pub fn is_node_fault(self) -> bool {
-        matches!(self, Self::LaunchFailed | Self::NodeLost | Self::Vanished)
+        matches!(self, Self::StartFailed | Self::NodeLost | Self::Vanished)
     }
 
     /// The program ran to an end of its own: the node does its part.
@@ -146,7 +146,7 @@ impl OutcomeKind {
             Self::OutOfMemory => "a task used more memory than it asked for and was killed",
             Self::TimedOut => "it ran longer than its max_run",
             Self::Cancelled => "its job was cancelled, or failed elsewhere",
-            Self::LaunchFailed => "the backend could not start it, or a gang did not start whole in time",
+            Self::StartFailed => "the backend could not start it, or a gang did not start whole in time",
             Self::Preempted => "it made room for a more important job",
             Self::Drained => "its pool or node was drained",
             Self::NodeLost => "its node is gone",

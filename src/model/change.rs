@@ -19,7 +19,7 @@ pub enum Change {
     /// A class gained or lost waiting units.
     Class(ClassKey),
     /// What is expected to come.
-    Lesson,
+    WorkloadProfile,
     /// A line of this class may take one more: units may wait behind running ones of their kind.
     Line(ClassKey),
 }

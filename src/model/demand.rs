@@ -113,7 +113,7 @@ pub struct NodeClass {
 
 /// What has been learned of the tasks that come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lesson {
+pub struct WorkloadProfile {
     /// Tasks that had come by then.
     pub arrivals: u64,
     /// By demand.

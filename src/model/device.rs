@@ -2,7 +2,7 @@
 
 use super::limit::DEVICE_MILLIS;
 
-/// The built-in catalogue; a broker's own starts from it and learns what agents report.
+/// The built-in catalogue; a broker's own starts from it and uses_profile what agents report.
 const TABLE: &str = include_str!("devices.csv");
 
 /// A model's number in a broker's catalogue, which only grows.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::attempt::{AttemptReport, StopReason};
 use super::device::DeviceShare;
+use super::high_water::HighWaterMark;
 use super::id::{AttemptId, Epoch, InstanceId, JournalId, Revision, SpecId, Term};
 use super::limit::SESSION_SPECS_MAX;
 use super::pool::{NodeSpec, PoolSpec};
 use super::spec::JobSpec;
-use super::stamp::Stamp;
 use super::time::Timestamp;
 
 /// From agent to broker.
@@ -42,7 +42,7 @@ pub struct Hello {
     /// Proves the instance: the first one binds the pool's name.
     pub key: [u8; 16],
     /// The newest stamp that the agent was given, by whatever broker.
-    pub seen: Option<Stamp>,
+    pub high_water: Option<HighWaterMark>,
 }
 
 /// Nodes that are new or altered, and names of those that are gone.
@@ -68,7 +68,7 @@ pub enum Part {
 /// From broker to agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToAgent {
-    Welcome(Welcome),
+    Accepted(Accepted),
     /// The session ends; the agent may try again later.
     Refused {
         code: RefusedCode,
@@ -80,7 +80,7 @@ pub enum ToAgent {
         term: Term,
         part: Part,
         specs: Vec<(SpecId, Arc<JobSpec>)>,
-        orders: Vec<Order>,
+        orders: Vec<StartOrder>,
     },
     Stops {
         term: Term,
@@ -96,13 +96,13 @@ pub enum ToAgent {
         sequence: u64,
         /// The broker's clock when the heartbeat came in.
         now: Timestamp,
-        stamp: Option<Stamp>,
+        high_water: Option<HighWaterMark>,
     },
 }
 
 /// The session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Welcome {
+pub struct Accepted {
     pub journal: JournalId,
     pub term: Term,
     pub epoch: Epoch,
@@ -111,7 +111,7 @@ pub struct Welcome {
     pub heartbeat_ms: u64,
     /// How long an attempt with a lease may go on after the last answered heartbeat was sent.
     pub lease_ms: u64,
-    pub stamp: Option<Stamp>,
+    pub high_water: Option<HighWaterMark>,
 }
 
 /// Why a session was refused.
@@ -147,12 +147,12 @@ impl RefusedCode {
 
 /// An attempt that the pool should run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct StartOrder {
     pub attempt: AttemptId,
     /// The revision that ordered it.
     pub revision: Revision,
     /// Of that revision; kept with the attempt by the pool's backend.
-    pub stamp: Option<Stamp>,
+    pub high_water: Option<HighWaterMark>,
     pub spec: SpecId,
     pub job_name: String,
     pub queue: String,
@@ -162,12 +162,12 @@ pub struct Order {
     pub started: bool,
     /// An attempt of the same demand whose place this one takes the moment that one is gone.
     pub after: Option<AttemptId>,
-    pub tasks: Vec<TaskOrder>,
+    pub tasks: Vec<TaskStart>,
 }
 
 /// One task of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskOrder {
+pub struct TaskStart {
     pub group: u16,
     pub task: u32,
     pub node: String,

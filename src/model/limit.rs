@@ -82,11 +82,11 @@ pub const PASSES_AGE_MS_MAX: u64 = 60 * 1_000;
 /// A job with more waiting units passes nobody over: its units would be as many passes.
 pub const PASSING_UNITS_MAX: u32 = 1_000;
 /// Nobody gets a node kept who has waited less than this, in milliseconds.
-pub const KEPT_WAIT_MS_MIN: u64 = 10 * 60 * 1_000;
+pub const RESERVATION_WAIT_MS_MIN: u64 = 10 * 60 * 1_000;
 /// One of so many nodes is kept at a time, at most, rounded: none in clusters of less than half as many.
-pub const KEPT_ONE_OF: usize = 400;
+pub const RESERVATION_ONE_OF: usize = 400;
 /// Kinds of tasks in one lesson: what matters of any mix.
-pub const LESSON_KINDS_MAX: usize = 256;
+pub const PROFILE_ENTRIES_MAX: usize = 256;
 /// How long a request token is remembered at the least, in milliseconds: clients repeat within seconds.
 /// A broker that starts, or wakes, remembers all that it has for as long again.
 pub const TOKEN_RETENTION_MS: u64 = 15 * 60 * 1_000;

@@ -5,7 +5,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
     AnswerBeforeDurable,
-    AnswerHeartbeatUnasked,
+    AnswerHeartbeatUnconfirmed,
     TakeOldEpochs,
     ForgetHeldDevices,
     ForgetLastUndo,
@@ -13,7 +13,7 @@ pub enum Mutant {
     LoseEarly,
     LeaseFromAnswer,
     EndStopsEarly,
-    OvertakeInLine,
+    OvertakePredecessor,
     ForgetUnacknowledged,
     DropTouchedAttempts,
     ForgetTokens,
@@ -21,9 +21,9 @@ pub enum Mutant {
     HideStops,
     OmitCordonedPools,
     TrustOldDisk,
-    WaitForNobody,
+    SkipRecoveryGrace,
     StandStill,
-    ObeyNamesakes,
+    ObeyStaleIds,
     SwallowTornBatch,
     AppendWhenDeposed,
 }
@@ -32,7 +32,10 @@ impl Mutant {
     /// Every fault, with what it does.
     pub const ALL: [(Self, &'static str); 22] = [
         (Self::AnswerBeforeDurable, "replies and orders go out before their events are durable"),
-        (Self::AnswerHeartbeatUnasked, "heartbeats are answered without asking the journal whose turn it is"),
+        (
+            Self::AnswerHeartbeatUnconfirmed,
+            "heartbeats are answered without asking the journal whose turn it is",
+        ),
         (Self::TakeOldEpochs, "what older speakers of a pool say is taken"),
         (Self::ForgetHeldDevices, "a device counts as free while it is held"),
         (Self::ForgetLastUndo, "a gang that does not fit gives back all that it took but one"),
@@ -40,7 +43,7 @@ impl Mutant {
         (Self::LoseEarly, "a pool is lost, and its work requeued, before its lease has ended"),
         (Self::LeaseFromAnswer, "an agent counts its lease from the answer, not from its heartbeat"),
         (Self::EndStopsEarly, "an agent reports the end of what it has only begun to stop"),
-        (Self::OvertakeInLine, "an attempt starts beside the one it is to follow"),
+        (Self::OvertakePredecessor, "an attempt starts beside the one it is to follow"),
         (Self::ForgetUnacknowledged, "an agent forgets an end when it has told it, not when it is durable"),
         (Self::DropTouchedAttempts, "a snapshot leaves out attempts that change while it is written"),
         (Self::ForgetTokens, "request tokens are not remembered"),
@@ -48,9 +51,9 @@ impl Mutant {
         (Self::HideStops, "watchers are not told that an attempt is stopping"),
         (Self::OmitCordonedPools, "`why` leaves out cordoned pools"),
         (Self::TrustOldDisk, "an older copy of the journal is taken for the newest"),
-        (Self::WaitForNobody, "a new turn starts work before its pools are heard"),
+        (Self::SkipRecoveryGrace, "a new turn starts work before its pools are heard"),
         (Self::StandStill, "time stands still while the clock is behind the journal"),
-        (Self::ObeyNamesakes, "a report on another attempt of the same name is taken"),
+        (Self::ObeyStaleIds, "a report on another attempt of the same name is taken"),
         (Self::SwallowTornBatch, "a record that ends early is read as far as it goes"),
         (Self::AppendWhenDeposed, "the journal takes what a deposed writer appends"),
     ];

@@ -45,7 +45,7 @@ impl Policy {
     pub const VERSION: u32 = 4;
 
     /// It goes by what has been learned of the tasks that come.
-    pub fn learns(self) -> bool {
+    pub fn uses_profile(self) -> bool {
         matches!(self, Self::Fgd | Self::Overflow)
     }
 

@@ -37,7 +37,7 @@ pub struct Capabilities {
 
 /// How far a pool's silence has gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reach {
+pub enum Connectivity {
     /// Its agent is heard and has told all of its nodes.
     Ready,
     /// A few heartbeats are missing: no new orders.

@@ -9,13 +9,13 @@ use super::time::Timestamp;
 
 /// How long a reason will hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum Permanence {
     /// Only another job spec or another pool would help.
     Never,
     /// An admin or an agent must act.
     Closed,
     /// Running work must end first.
-    Full,
+    Busy,
     /// It fits; its turn will come.
     Fits,
 }
@@ -42,8 +42,8 @@ pub enum PoolReason {
     PoolUnreachable,
     PoolLost,
     NodesCordoned { nodes: u64 },
-    NodesHeldBack { nodes: u64 },
-    NodesKept { nodes: u64 },
+    NodesQuarantined { nodes: u64 },
+    NodesReserved { nodes: u64 },
     ResourcesBusy { kind: ResourceKind, needed: u64, free: u64 },
     NodeFragmentation { kind: ResourceKind, needed: u64, free: u64, largest: u64 },
     Fits,
@@ -72,8 +72,8 @@ impl PoolReason {
             Self::PoolUnreachable => "PoolUnreachable",
             Self::PoolLost => "PoolLost",
             Self::NodesCordoned { .. } => "NodesCordoned",
-            Self::NodesHeldBack { .. } => "NodesHeldBack",
-            Self::NodesKept { .. } => "NodesKept",
+            Self::NodesQuarantined { .. } => "NodesQuarantined",
+            Self::NodesReserved { .. } => "NodesReserved",
             Self::ResourcesBusy { .. } => "ResourcesBusy",
             Self::NodeFragmentation { .. } => "NodeFragmentation",
             Self::Fits => "Fits",
@@ -81,7 +81,7 @@ impl PoolReason {
     }
 
     /// How long the reason will hold.
-    pub fn standing(&self) -> Standing {
+    pub fn permanence(&self) -> Permanence {
         match self {
             Self::RegionNotAllowed { .. }
             | Self::PoolNotAllowed
@@ -95,18 +95,18 @@ impl PoolReason {
             | Self::NodeLabelMissing { .. }
             | Self::TaintNotTolerated { .. }
             | Self::TaskTooLarge { .. }
-            | Self::PoolTooSmall { .. } => Standing::Never,
+            | Self::PoolTooSmall { .. } => Permanence::Never,
             Self::PoolCordoned
             | Self::PoolDraining
             | Self::PoolSuspect
             | Self::PoolUnreachable
             | Self::PoolLost
             | Self::NodesCordoned { .. }
-            | Self::NodesHeldBack { .. } => Standing::Closed,
-            Self::NodesKept { .. } | Self::ResourcesBusy { .. } | Self::NodeFragmentation { .. } => {
-                Standing::Full
+            | Self::NodesQuarantined { .. } => Permanence::Closed,
+            Self::NodesReserved { .. } | Self::ResourcesBusy { .. } | Self::NodeFragmentation { .. } => {
+                Permanence::Busy
             }
-            Self::Fits => Standing::Fits,
+            Self::Fits => Permanence::Fits,
         }
     }
 
@@ -161,12 +161,12 @@ impl PoolReason {
             ("PoolLost", "the pool's agent has been silent for long", "start the agent"),
             ("NodesCordoned", "the nodes that would do are closed for new work", "uncordon a node"),
             (
-                "NodesHeldBack",
+                "NodesQuarantined",
                 "the nodes that would do failed everything they were given, and rest for a while",
                 "wait, look at the nodes, or uncordon one",
             ),
             (
-                "NodesKept",
+                "NodesReserved",
                 "the nodes that would do are kept for jobs that have waited longer, or matter more",
                 "wait: later the job may have them, too",
             ),
@@ -246,10 +246,10 @@ impl fmt::Display for PoolReason {
             Self::PoolUnreachable => f.write_str("its agent is silent"),
             Self::PoolLost => f.write_str("its agent has been silent for long"),
             Self::NodesCordoned { nodes } => write!(f, "{nodes} nodes that would do are cordoned"),
-            Self::NodesHeldBack { nodes } => {
+            Self::NodesQuarantined { nodes } => {
                 write!(f, "{nodes} nodes that would do failed all they were given, and are held back")
             }
-            Self::NodesKept { nodes } => {
+            Self::NodesReserved { nodes } => {
                 write!(f, "{nodes} nodes that would do are kept for jobs that have waited longer")
             }
             Self::ResourcesBusy { kind, needed, free } => {
@@ -274,7 +274,7 @@ pub enum JobReason {
     DependencyPending { job: JobId },
     BackingOff { until: Timestamp },
     BrokerReadOnly,
-    PoolsAwaited { pools: u64, until: Timestamp },
+    RecoveryGracePeriod { pools: u64, until: Timestamp },
 }
 
 impl JobReason {
@@ -285,7 +285,7 @@ impl JobReason {
             Self::DependencyPending { .. } => "DependencyPending",
             Self::BackingOff { .. } => "BackingOff",
             Self::BrokerReadOnly => "BrokerReadOnly",
-            Self::PoolsAwaited { .. } => "PoolsAwaited",
+            Self::RecoveryGracePeriod { .. } => "RecoveryGracePeriod",
         }
     }
 
@@ -301,7 +301,7 @@ impl JobReason {
                 "restore the newer journal",
             ),
             (
-                "PoolsAwaited",
+                "RecoveryGracePeriod",
                 "the broker has just started and starts nothing until its pools have told what they run",
                 "wait some seconds",
             ),
@@ -324,7 +324,7 @@ impl fmt::Display for JobReason {
             Self::BrokerReadOnly => {
                 f.write_str("the broker is read-only: its journal is older than what agents run")
             }
-            Self::PoolsAwaited { pools, until } => {
+            Self::RecoveryGracePeriod { pools, until } => {
                 write!(f, "the broker has just started: {pools} pools are still to be heard, until {until}")
             }
         }

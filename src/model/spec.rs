@@ -190,7 +190,7 @@ pub struct RetryPolicy {
 pub enum RetryOn {
     Failed,
     TimedOut,
-    LaunchFailed,
+    StartFailed,
     Unknown,
 }
 

@@ -4,7 +4,7 @@ use super::limit::{LABEL_LEN_MAX, NAME_LEN_MAX};
 
 /// Tells whether `c` can change how a line looks without being seen: controls, bidirectional
 /// overrides, zero-width and other format characters.
-pub fn is_deceptive(c: char) -> bool {
+pub fn is_control_or_bidi(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{00ad}' | '\u{061c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
@@ -17,7 +17,7 @@ pub fn is_deceptive(c: char) -> bool {
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_deceptive(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+        if is_control_or_bidi(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
     }
     out
 }

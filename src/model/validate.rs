@@ -88,7 +88,7 @@ impl Violations {
     pub fn line(&mut self, field: &str, value: &str, len_max: usize) {
         if value.len() > len_max {
             self.push(field, format!("{} bytes, at most {len_max} are allowed", value.len()));
-        } else if value.chars().any(text::is_deceptive) {
+        } else if value.chars().any(text::is_control_or_bidi) {
             self.push(field, format!("{} contains control or invisible characters", quote(value)));
         }
     }
@@ -206,7 +206,7 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
     if let Run::Container { image, .. } = &group.run {
         let field = format!("{path}.container.image");
         out.free_text(&field, image, at_most::LABEL_LEN_MAX);
-        if image.is_empty() || image.chars().any(|c| c.is_whitespace() || text::is_deceptive(c)) {
+        if image.is_empty() || image.chars().any(|c| c.is_whitespace() || text::is_control_or_bidi(c)) {
             out.push(field, format!("{} is not an image reference", quote(image)));
         }
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::agent::{Launch, Seen};
+use crate::agent::{ObservedAttempt, StartRequest};
 use crate::model::attempt::AttemptStatus;
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, JournalId};
@@ -22,9 +22,9 @@ use crate::model::time::Timestamp;
 
 /// What a backend tells of itself when it is opened.
 #[derive(Debug, Default)]
-pub struct Opened {
+pub struct InitialSync {
     pub nodes: Vec<NodeSpec>,
-    pub attempts: Vec<Seen>,
+    pub attempts: Vec<ObservedAttempt>,
     /// What it can't enforce or promise.
     pub notes: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub struct Opened {
 /// What a backend tells later.
 #[derive(Debug)]
 pub enum Event {
-    Moved {
+    StatusChanged {
         attempt: AttemptId,
         status: AttemptStatus,
     },
@@ -66,14 +66,14 @@ pub trait PoolBackend: Send {
     fn open(
         &mut self,
         events: mpsc::UnboundedSender<Event>,
-    ) -> impl Future<Output = Result<Opened, Error>> + Send;
+    ) -> impl Future<Output = Result<InitialSync, Error>> + Send;
 
     /// A broker has let the pool in, and this is its journal: what runs for other journals is load like
     /// anybody's.
     fn serves(&mut self, _journal: JournalId) {}
 
     /// Creates an attempt unless it is there; never after its start-by time.
-    fn launch(&mut self, launch: Launch);
+    fn start(&mut self, start: StartRequest);
 
     /// Ends an attempt: politely, then hard after its grace.
     fn stop(&mut self, stop: Stop);

@@ -9,10 +9,10 @@ use crate::agent::{Agent, Effect, Input};
 use crate::clock::Clock;
 use crate::model::attempt::AttemptStatus;
 use crate::model::exchange::{FromAgent, Hello, ToAgent};
-use crate::model::stamp::Stamp;
+use crate::model::high_water::HighWaterMark;
 use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
-use crate::telemetry::PoolVitals;
+use crate::telemetry::PoolHealth;
 
 /// Both ends of a connection to the broker. When either channel ends, the connection is gone.
 pub struct Connection {
@@ -41,21 +41,21 @@ pub async fn run<B: PoolBackend, D: Dial>(
     mut backend: B,
     dial: D,
     clock: Clock,
-    remember: impl FnMut(Stamp) + Send,
-    vitals: Arc<PoolVitals>,
+    remember: impl FnMut(HighWaterMark) + Send,
+    pool_health: Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), crate::pools::Error> {
     let (events, mut moved) = mpsc::unbounded_channel();
-    vitals.set_opened(false);
-    vitals.set_connected(false);
+    pool_health.set_opened(false);
+    pool_health.set_connected(false);
     tokio::pin!(stop);
     // A backend may be long in coming: who wants to end the agent need not wait for it.
     let opened = tokio::select! {
         opened = backend.open(events) => opened?,
         () = &mut stop => return Ok(()),
     };
-    vitals.set_opened(true);
-    vitals.set_answering(true);
+    pool_health.set_opened(true);
+    pool_health.set_answering(true);
     let mut hello = hello;
     hello.pool.notes = opened.notes;
     let pool = hello.pool.name.clone();
@@ -66,14 +66,14 @@ pub async fn run<B: PoolBackend, D: Dial>(
         dial_wanted: false,
         clock,
         remember,
-        vitals: vitals.clone(),
+        pool_health: pool_health.clone(),
     };
-    let first = Input::Opened { nodes: opened.nodes, attempts: opened.attempts };
+    let first = Input::InitialSync { nodes: opened.nodes, attempts: opened.attempts };
     shell.execute(machine.step(clock.now(), first), &mut backend);
     let mut warned_at = None;
     loop {
-        vitals.set_connected(machine.is_up());
-        vitals.set_nodes(machine.node_count());
+        pool_health.set_connected(machine.is_up());
+        pool_health.set_nodes(machine.node_count());
         if std::mem::take(&mut shell.dial_wanted) {
             let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
             let input = match dialled {
@@ -96,15 +96,15 @@ pub async fn run<B: PoolBackend, D: Dial>(
         let input = tokio::select! {
             () = &mut stop => return Ok(()),
             event = moved.recv() => match event {
-                Some(Event::Moved { attempt, status }) => {
+                Some(Event::StatusChanged { attempt, status }) => {
                     if let AttemptStatus::Ended { outcome, .. } = &status {
-                        vitals.count_end(outcome.kind);
+                        pool_health.count_end(outcome.kind);
                     }
-                    Input::Moved { attempt, status }
+                    Input::StatusChanged { attempt, status }
                 }
                 Some(Event::NodesChanged { nodes, removed }) => Input::NodesChanged { nodes, removed },
                 Some(Event::Answers(answers)) => {
-                    vitals.set_answering(answers);
+                    pool_health.set_answering(answers);
                     match answers {
                         true => tracing::info!(pool, "what the pool's tasks run on answers again"),
                         false => tracing::warn!(pool, "what the pool's tasks run on does not answer: orders wait"),
@@ -116,8 +116,8 @@ pub async fn run<B: PoolBackend, D: Dial>(
             message = shell.receive() => match message {
                 Some(message) => {
                     log_message(&pool, &message);
-                    if let ToAgent::Welcome(welcome) = &message {
-                        backend.serves(welcome.journal);
+                    if let ToAgent::Accepted(accepted) = &message {
+                        backend.serves(accepted.journal);
                     }
                     Input::FromBroker(message)
                 }
@@ -146,8 +146,8 @@ fn warn_at_times(warned_at: &mut Option<std::time::Instant>, pool: &str, error: 
 
 fn log_message(pool: &str, message: &ToAgent) {
     match message {
-        ToAgent::Welcome(welcome) => {
-            tracing::info!(pool, epoch = welcome.epoch.0, "the broker let the pool in")
+        ToAgent::Accepted(accepted) => {
+            tracing::info!(pool, epoch = accepted.epoch.0, "the broker let the pool in")
         }
         ToAgent::Refused { code, message } => {
             tracing::warn!(pool, code = code.code(), message, "the broker refused the pool")
@@ -165,10 +165,10 @@ struct Shell<R> {
     dial_wanted: bool,
     clock: Clock,
     remember: R,
-    vitals: Arc<PoolVitals>,
+    pool_health: Arc<PoolHealth>,
 }
 
-impl<R: FnMut(Stamp)> Shell<R> {
+impl<R: FnMut(HighWaterMark)> Shell<R> {
     /// The broker's next message; never, while there is no connection.
     async fn receive(&mut self) -> Option<ToAgent> {
         match &mut self.connection {
@@ -193,17 +193,17 @@ impl<R: FnMut(Stamp)> Shell<R> {
                         back = Some(Input::Disconnected);
                     }
                 }
-                Effect::Launch(launch) => {
-                    self.vitals.count_launch();
-                    backend.launch(*launch);
+                Effect::StartRequest(start) => {
+                    self.pool_health.count_start();
+                    backend.start(*start);
                 }
                 Effect::Stop(stop) => {
-                    self.vitals.count_stop();
+                    self.pool_health.count_stop();
                     backend.stop(stop);
                 }
                 Effect::Forget(attempt) => backend.forget(attempt),
                 Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
-                Effect::Remember(stamp) => (self.remember)(stamp),
+                Effect::Remember(high_water) => (self.remember)(high_water),
                 Effect::WakeAt(at) => self.wake_at = at,
             }
         }

@@ -172,7 +172,8 @@ pub fn start(
         let Ok(runtime) = runtime else { return };
         let mut next = Some((journal, recovered));
         while let Some((journal, (state, term))) = next.take() {
-            let random = Random { turn: rand::random(), journal: rand::random(), key: rand::random() };
+            let random =
+                Random { writer_session: rand::random(), journal: rand::random(), key: rand::random() };
             let mut broker = Broker::new(state, term, random, clock.now());
             broker.set_policy(policy);
             let ended = runtime.block_on(serve(broker, journal, &mut incoming, &shared, clock));

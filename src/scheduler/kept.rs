@@ -17,7 +17,7 @@ use super::{ClassState, Round, RunKey, Scheduler, nodes, why};
 use crate::model::attempt::Placement;
 use crate::model::demand::Demand;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{DEVICE_MILLIS, KEPT_ONE_OF, KEPT_WAIT_MS_MIN};
+use crate::model::limit::{DEVICE_MILLIS, RESERVATION_ONE_OF, RESERVATION_WAIT_MS_MIN};
 use crate::model::resource::{Resources, TASK_SIZES, task_size};
 use crate::model::shape::ClassKey;
 use crate::state::State;
@@ -33,16 +33,16 @@ const PATIENCE_TENTHS: u64 = 7;
 
 /// How soon nodes are kept, and how many.
 #[derive(Clone, Copy, Debug)]
-pub struct Keeping {
+pub struct ReservationPolicy {
     /// One of so many nodes at a time, at most; rounded.
     pub one_of: usize,
     /// For nobody who has waited less, in milliseconds.
     pub wait_ms_min: u64,
 }
 
-impl Default for Keeping {
+impl Default for ReservationPolicy {
     fn default() -> Self {
-        Self { one_of: KEPT_ONE_OF, wait_ms_min: KEPT_WAIT_MS_MIN }
+        Self { one_of: RESERVATION_ONE_OF, wait_ms_min: RESERVATION_WAIT_MS_MIN }
     }
 }
 
@@ -50,7 +50,7 @@ impl Default for Keeping {
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) packer: Packer,
-    keeping: Keeping,
+    reservation_policy: ReservationPolicy,
     owners: BTreeMap<NodeRef, RunKey>,
     /// How long those waited that started, each device counted, in microseconds.
     mean_wait_us: i128,
@@ -60,7 +60,12 @@ impl Default for Kept {
     fn default() -> Self {
         // There is nothing to choose but devices.
         let packer = Packer::new(Scorer::BestFit);
-        Self { packer, keeping: Keeping::default(), owners: BTreeMap::new(), mean_wait_us: 0 }
+        Self {
+            packer,
+            reservation_policy: ReservationPolicy::default(),
+            owners: BTreeMap::new(),
+            mean_wait_us: 0,
+        }
     }
 }
 
@@ -98,7 +103,7 @@ impl Kept {
             return None;
         }
         let mean_ms = u64::try_from(self.mean_wait_us / 1_000).unwrap_or(0);
-        Some((mean_ms.saturating_mul(times) / 10).max(self.keeping.wait_ms_min))
+        Some((mean_ms.saturating_mul(times) / 10).max(self.reservation_policy.wait_ms_min))
     }
 
     /// The node that is least free, of one class or of all, with its free device thousandths.
@@ -110,14 +115,14 @@ impl Kept {
 
 impl Scheduler {
     /// Keeps nodes sooner or later, more or fewer, from now on.
-    pub fn set_keeping(&mut self, keeping: Keeping) {
-        self.kept.keeping = keeping;
+    pub fn set_reservation_policy(&mut self, reservation_policy: ReservationPolicy) {
+        self.kept.reservation_policy = reservation_policy;
     }
 
     /// Keeps a node on which something has become free, if somebody is to have it who doesn't fit it yet.
     pub(super) fn keep(&mut self, state: &State, at: NodeRef) {
         let nodes = self.packer.node_count() + self.kept.owners.len();
-        let one_of = self.kept.keeping.one_of.max(1);
+        let one_of = self.kept.reservation_policy.one_of.max(1);
         let most = NODES_MAX.min((nodes + one_of / 2) / one_of);
         if most == 0 || !self.packer.compares_costs() || self.kept.holds(at) {
             return;

@@ -1,4 +1,4 @@
-//! Puts units of short tasks in line behind running ones; `state::line` says when and why.
+//! Puts units of short tasks in line behind running ones; `state::claim` says when and why.
 
 use super::{Round, RunKey, Scheduler, why};
 use crate::model::attempt::Placement;
@@ -25,7 +25,7 @@ impl Scheduler {
         avoid: Option<NodeRef>,
         round: &mut Round,
     ) -> Option<Start> {
-        let len_max = state.line_len_max(class.shape);
+        let len_max = state.claim_depth_max(class.shape);
         if len_max == 0 {
             return None;
         }

@@ -18,7 +18,7 @@ mod tests;
 mod why;
 mod window;
 
-pub use kept::Keeping;
+pub use kept::ReservationPolicy;
 pub use why::{PoolWhy, Why};
 
 use std::cmp::Reverse;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use crate::model::demand::{Demand, Lesson};
+use crate::model::demand::{Demand, WorkloadProfile};
 use full::{Full, Gain};
 use kept::Kept;
 use packing::bucket::{Bucket, ClassRef};
@@ -43,7 +43,7 @@ use crate::model::change::Change;
 use crate::model::id::{JobId, NodeRef, PoolId, QueueId, UnitId};
 use crate::model::mutant::Mutant;
 use crate::model::plan::{Plan, Policy, Start};
-use crate::model::reason::Standing;
+use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
 use crate::state::State;
@@ -111,14 +111,14 @@ const IDLE_SHAPES_MAX: usize = 4_096;
 /// Seed of what the policy draws: nothing depends on which it is, and plans must not differ.
 const SEED: u64 = 0;
 
-fn scorer(policy: Policy, lesson: &Lesson, mix: &Mix) -> Scorer {
+fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
     match policy {
         // Until something is known of what comes.
-        _ if lesson.kinds.is_empty() => Scorer::BestFit,
-        Policy::Fgd => Scorer::Fgd(Fgd::new(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
+        _ if profile.kinds.is_empty() => Scorer::BestFit,
+        Policy::Fgd => Scorer::Fgd(Fgd::new(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
         // Of best fit, until what an earlier policy has learned is forgotten.
         Policy::Overflow | Policy::BestFit => {
-            Scorer::Overflow(Overflow::of(lesson, mix.turnover_percent(), SEED))
+            Scorer::Overflow(Overflow::of(profile, mix.turnover_percent(), SEED))
         }
     }
 }
@@ -126,10 +126,10 @@ fn scorer(policy: Policy, lesson: &Lesson, mix: &Mix) -> Scorer {
 impl Scheduler {
     /// Builds the indexes of a state anew, to plan by best fit until told otherwise.
     pub fn rebuild(state: &State) -> Self {
-        let (policy, mix) = (Policy::BestFit, Mix::resume(state.lesson()));
+        let (policy, mix) = (Policy::BestFit, Mix::resume(state.profile()));
         let mut scheduler = Self {
             policy,
-            packer: Packer::new(scorer(policy, state.lesson(), &mix)),
+            packer: Packer::new(scorer(policy, state.profile(), &mix)),
             kept: Kept::default(),
             mix,
             pools: nodes::Pools::new(),
@@ -172,7 +172,9 @@ impl Scheduler {
                         self.fold_class(state, *class);
                     }
                 }
-                Change::Lesson => self.packer.set_scorer(scorer(self.policy, state.lesson(), &self.mix)),
+                Change::WorkloadProfile => {
+                    self.packer.set_scorer(scorer(self.policy, state.profile(), &self.mix))
+                }
                 Change::Job(_) => {}
             }
         }
@@ -187,7 +189,7 @@ impl Scheduler {
     /// Plans by another policy from now on.
     pub fn set_policy(&mut self, state: &State, policy: Policy) {
         self.policy = policy;
-        self.packer.set_scorer(scorer(policy, state.lesson(), &self.mix));
+        self.packer.set_scorer(scorer(policy, state.profile(), &self.mix));
     }
 
     /// The nodes that take work, each with all that packing knows of it, in no order.
@@ -216,12 +218,12 @@ impl Scheduler {
 
     /// What is to be learned from the tasks that have come, if enough have since the last time and it is
     /// news.
-    pub fn lesson(&mut self, state: &State) -> Option<Lesson> {
-        if !self.mix.is_lesson_due() {
+    pub fn profile(&mut self, state: &State) -> Option<WorkloadProfile> {
+        if !self.mix.is_update_due() {
             return None;
         }
         let empty = nodes::sample(state);
-        self.mix.learn(empty.iter(), SEED, state.lesson())
+        self.mix.update(empty.iter(), SEED, state.profile())
     }
 
     /// There is something to plan.
@@ -458,7 +460,7 @@ impl Scheduler {
 
     /// Some pool could take a unit of this shape one day.
     pub fn could_ever_fit(&self, state: &State, shape: &Shape) -> bool {
-        self.why(state, shape).pools.iter().any(|pool| pool.reason.standing() != Standing::Never)
+        self.why(state, shape).pools.iter().any(|pool| pool.reason.permanence() != Permanence::Never)
     }
 }
 

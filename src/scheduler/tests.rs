@@ -7,14 +7,14 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Budget, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
-use crate::model::demand::{Expected, Lesson};
+use crate::model::demand::{Expected, WorkloadProfile};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{KEPT_ONE_OF, KEPT_WAIT_MS_MIN, PASSES_AGE_MS_MAX, PASSES_MAX};
+use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, RESERVATION_ONE_OF, RESERVATION_WAIT_MS_MIN};
 use crate::model::plan::Plan;
-use crate::model::pool::{DrainMode, Reach};
+use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::queue::default_settings;
-use crate::model::reason::{PoolReason, Standing};
+use crate::model::reason::{Permanence, PoolReason};
 use crate::model::region::RegionCode;
 use crate::model::resource::ResourceKind;
 use crate::model::shape::Shape;
@@ -67,7 +67,7 @@ fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
     let busy = world.pool("busy", "CN-CQ", node(2));
     world.must(Command::CordonPool { pool: cordoned, cordoned: true });
     world.must(Command::DrainPool { pool: draining, mode: DrainMode::Wait, deadline_ms: 0 });
-    world.must(Command::ChangeReach { pool: silent, reach: Reach::Unreachable });
+    world.must(Command::ChangeConnectivity { pool: silent, connectivity: Connectivity::Unreachable });
     world.must(Command::CordonNode { pool: closed_node, node: NodeId(1), cordoned: true });
     let mut filler = with_devices(DeviceAmount::Whole(1));
     filler.constraints.pools = vec!["busy".to_owned()];
@@ -107,7 +107,7 @@ fn why_agrees_with_what_planning_does() {
                 let why = scheduler.why(&world.state, shape);
                 let pools: Vec<PoolId> = world.state.pools().map(|pool| pool.id).collect();
                 assert_eq!(why.pools.iter().map(|why| why.pool).collect::<Vec<_>>(), pools, "seed {seed}");
-                let fits = why.pools.iter().any(|why| why.reason.standing() == Standing::Fits);
+                let fits = why.pools.iter().any(|why| why.reason.permanence() == Permanence::Fits);
                 let limited = world.state.queue_path(class.queue).any(|queue| {
                     let sum = queue.usage.checked_add(&shape.total()).unwrap();
                     queue.spec.limit.first_excess(&sum).is_some()
@@ -363,7 +363,7 @@ fn whole_devices_overflow() -> Command {
     };
     let expected = |amount, overflow| Expected { demand: demand(amount), weight: 1, overflow };
     let kinds = vec![expected(DeviceAmount::Whole(1), 9), expected(DeviceAmount::Fraction(500), 1)];
-    Command::Learn { lesson: Arc::new(Lesson { arrivals: 100, kinds }) }
+    Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 100, kinds }) }
 }
 
 /// The job that is started first of one that asks for a share and, `later`, one that asks for a device.
@@ -403,19 +403,19 @@ fn lesson_is_due_after_some_tasks_and_names_what_finds_no_room() {
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2), node_spec("n2", 8, 2)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
     for _ in 0..16 {
-        assert_eq!(scheduler.lesson(&world.state), None);
+        assert_eq!(scheduler.profile(&world.state), None);
         let job = world.submit_spec(with_devices(DeviceAmount::Whole(1)));
         scheduler.arrive(&world.state, job);
     }
-    let lesson = scheduler.lesson(&world.state).unwrap();
-    assert_eq!((lesson.arrivals, lesson.kinds.len()), (16, 1));
-    assert!(lesson.kinds[0].overflow > 0);
-    world.must(Command::Learn { lesson: Arc::new(lesson) });
-    assert_eq!(Scheduler::rebuild(&world.state).lesson(&world.state), None);
+    let profile = scheduler.profile(&world.state).unwrap();
+    assert_eq!((profile.arrivals, profile.kinds.len()), (16, 1));
+    assert!(profile.kinds[0].overflow > 0);
+    world.must(Command::UpdateWorkloadProfile { profile: Arc::new(profile) });
+    assert_eq!(Scheduler::rebuild(&world.state).profile(&world.state), None);
 }
 
 /// The least nodes of which one is kept.
-const NODES: usize = KEPT_ONE_OF / 2;
+const NODES: usize = RESERVATION_ONE_OF / 2;
 
 /// A full cluster of nodes of two devices: running are tasks of one, in front of the line stands a job of two,
 /// and behind it more of one.
@@ -468,11 +468,11 @@ fn node_is_kept_for_a_wide_job_once_it_has_waited_long() {
     let mut crowd = crowd();
     let small = JobId(crowd.wide.0 + 1);
     assert_eq!(crowd.end_on(NodeId(1)), [small], "at first nothing is kept");
-    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
     assert_eq!(crowd.end_on(NodeId(2)), []);
     assert_eq!(crowd.end_on(NodeId(3)), [small], "one node is kept, and no more");
     let why = crowd.scheduler.why(&crowd.world.state, &shape(&with_devices(DeviceAmount::Whole(1))));
-    assert_eq!(why.pools[0].reason, PoolReason::NodesKept { nodes: 1 });
+    assert_eq!(why.pools[0].reason, PoolReason::NodesReserved { nodes: 1 });
     // Who comes before it in the line may have it.
     let mut urgent = with_devices(DeviceAmount::Whole(1));
     urgent.priority = 1;
@@ -492,7 +492,7 @@ fn nothing_is_kept_for_those_who_have_much_already() {
     // it brings, and does not with half as many.
     for (wide, keeps) in [(NODES / 2, false), (NODES / 3, true)] {
         let mut crowd = crowd_beside(wide as u32);
-        crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+        crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
         let node = *crowd.nodes.last().unwrap();
         let small = JobId(crowd.wide.0 + 1);
         let started = if keeps { vec![] } else { vec![small] };
@@ -504,7 +504,7 @@ fn nothing_is_kept_for_those_who_have_much_already() {
 fn node_is_given_back_when_who_it_is_kept_for_goes() {
     let mut crowd = crowd();
     let small = JobId(crowd.wide.0 + 1);
-    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
     assert_eq!(crowd.end_on(NodeId(2)), []);
     crowd.world.must(Command::Cancel { jobs: vec![crowd.wide] });
     let starts = settle(&mut crowd.world, &mut crowd.scheduler);
@@ -517,12 +517,12 @@ fn node_is_given_back_when_who_it_is_kept_for_goes() {
 #[test]
 fn nothing_is_kept_by_best_fit_and_in_small_clusters() {
     let mut crowd = crowd();
-    crowd.world.pass(KEPT_WAIT_MS_MIN + 1);
+    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
     let pool = crowd.world.state.pool_named("p").unwrap().id;
     crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: true });
     let small = JobId(crowd.wide.0 + 1);
     assert_eq!(crowd.end_on(NodeId(2)), [small], "one node less than it takes");
     crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
-    crowd.world.must(Command::Learn { lesson: Arc::default() });
+    crowd.world.must(Command::UpdateWorkloadProfile { profile: Arc::default() });
     assert_eq!(crowd.end_on(NodeId(3)), [small]);
 }

@@ -11,8 +11,8 @@ use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
-use crate::model::pool::{Device, Reach};
-use crate::model::reason::{PoolReason, Standing};
+use crate::model::pool::{Connectivity, Device};
+use crate::model::reason::{Permanence, PoolReason};
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::Shape;
 use crate::model::spec::TaskRequest;
@@ -207,11 +207,11 @@ fn never(pool: &Pool, demand: &Demand, models: &[String], count: u32, shape: &Sh
 }
 
 fn closed(pool: &Pool) -> Option<PoolReason> {
-    match pool.reach {
-        Reach::Suspect => return Some(PoolReason::PoolSuspect),
-        Reach::Unreachable => return Some(PoolReason::PoolUnreachable),
-        Reach::Lost => return Some(PoolReason::PoolLost),
-        Reach::Ready => {}
+    match pool.connectivity {
+        Connectivity::Suspect => return Some(PoolReason::PoolSuspect),
+        Connectivity::Unreachable => return Some(PoolReason::PoolUnreachable),
+        Connectivity::Lost => return Some(PoolReason::PoolLost),
+        Connectivity::Ready => {}
     }
     if pool.drain.is_some() {
         return Some(PoolReason::PoolDraining);
@@ -251,7 +251,7 @@ fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Optio
     let mut admits = Admission::new(pool, demand);
     let suits = |node: &&Node| !node.gone && admits.of(node) && has_device(node, demand);
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
-    let is_held = |node: &Node| node.trouble.held_until.is_some();
+    let is_held = |node: &Node| node.failure_tracker.quarantined_until.is_some();
     let is_shut = |node: &&&Node| node.cordoned || node.spec.cordoned || is_held(node);
     let shut: Vec<&Node> = suitable.iter().filter(is_shut).copied().collect();
     // If the others would not do even when empty, it is not running work that must end first.
@@ -260,7 +260,7 @@ fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Optio
     if places < count && !shut.is_empty() {
         return Some(match shut.iter().filter(|node| is_held(node)).count() as u64 {
             0 => PoolReason::NodesCordoned { nodes: shut.len() as u64 },
-            nodes => PoolReason::NodesHeldBack { nodes },
+            nodes => PoolReason::NodesQuarantined { nodes },
         });
     }
     lacking(&open_by_node(packers, pool, demand, &suitable), demand, count)
@@ -316,7 +316,7 @@ fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
         }
         let nodes = open.iter().filter(|alike| alike.fits).map(|alike| alike.nodes).sum();
         if nodes > 0 {
-            return Some(PoolReason::NodesKept { nodes });
+            return Some(PoolReason::NodesReserved { nodes });
         }
     }
     let (needed, mut free, mut places) = (needed_by(demand), Resources::default(), 0u64);
@@ -332,7 +332,7 @@ fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
         let (nodes, kept_places) = kept.fold((0, 0), |(nodes, places), alike| {
             (nodes + alike.nodes, alike.places.saturating_mul(alike.nodes).saturating_add(places))
         });
-        return (places.saturating_sub(kept_places) < count).then_some(PoolReason::NodesKept { nodes });
+        return (places.saturating_sub(kept_places) < count).then_some(PoolReason::NodesReserved { nodes });
     }
     let unit = needed.checked_mul(count).unwrap_or_else(|| needed.clone());
     if let Some(excess) = unit.first_excess(&free) {
@@ -471,7 +471,7 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
     }
     for why in pools {
         let Some(pool) = state.pool(why.pool) else { continue };
-        if why.reason.standing() == Standing::Closed && matches!(why.reason, PoolReason::PoolCordoned) {
+        if why.reason.permanence() == Permanence::Closed && matches!(why.reason, PoolReason::PoolCordoned) {
             help.push(format!("pool {} uncordoned", pool.spec.name));
         }
     }

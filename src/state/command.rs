@@ -5,19 +5,19 @@ use std::sync::Arc;
 use super::job::{Closing, Principal};
 use super::token::RequestToken;
 use crate::model::attempt::AttemptReport;
-use crate::model::demand::Lesson;
+use crate::model::demand::WorkloadProfile;
 use crate::model::exchange::{Hello, Inventory};
+use crate::model::high_water::JournalKey;
 use crate::model::id::{
     AttemptId, Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
 };
 use crate::model::link::Link;
 use crate::model::plan::{Plan, Start};
-use crate::model::pool::{DrainMode, Reach};
+use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::price::PriceSchedule;
 use crate::model::queue::QueueSpec;
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// A command with who gives it and, from clients, the token that makes it repeatable.
@@ -38,7 +38,7 @@ pub enum Command {
         /// For a journal that has no key yet.
         key: JournalKey,
         /// A random number that no other turn has.
-        turn: u64,
+        writer_session: u64,
         term: Term,
     },
     Submit {
@@ -102,9 +102,9 @@ pub enum Command {
         epoch: Epoch,
         report: AttemptReport,
     },
-    ChangeReach {
+    ChangeConnectivity {
         pool: PoolId,
-        reach: Reach,
+        connectivity: Connectivity,
     },
     /// A full inventory has ended: these nodes were not in it.
     RemoveNodes {
@@ -120,10 +120,10 @@ pub enum Command {
         start: Start,
     },
     /// Takes in what the scheduler has learned.
-    Learn {
-        lesson: Arc<Lesson>,
+    UpdateWorkloadProfile {
+        profile: Arc<WorkloadProfile>,
     },
-    Chore(Chore),
+    DueAction(DueAction),
 }
 
 /// A job to be submitted.
@@ -140,7 +140,7 @@ pub struct Submission {
 
 /// What falls due by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chore {
+pub enum DueAction {
     ExpireTokens {
         count: u32,
     },
@@ -159,7 +159,7 @@ pub enum Chore {
     /// A leased attempt in a lost pool.
     EndLease(UnitId),
     /// A node has been held back long enough.
-    Readmit(NodeRef),
+    ReleaseNode(NodeRef),
     /// A reservation's interval is over.
     EndReservation(ReservationId),
     /// A job whose dependency ended otherwise than it asked.

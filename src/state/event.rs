@@ -5,20 +5,20 @@ use std::sync::Arc;
 use super::job::{Closing, JobEnd, Principal};
 use super::token::{TokenEntry, TokenKey};
 use crate::model::attempt::{Outcome, Placement, StopReason};
-use crate::model::demand::Lesson;
+use crate::model::demand::WorkloadProfile;
 use crate::model::device::DeviceModel;
+use crate::model::high_water::JournalKey;
 use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision, SpecId, Term,
     UnitId,
 };
 use crate::model::link::Link;
-use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
 use crate::model::region::Region;
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// An event with its place in the journal, its time and who caused it.
@@ -57,21 +57,21 @@ pub enum Event {
     PoolRegistered { pool: PoolId, spec: PoolSpec, instance: InstanceId, key_digest: [u8; 16] },
     PoolUpdated { pool: PoolId, spec: PoolSpec },
     SessionOpened { pool: PoolId, epoch: Epoch },
-    PoolReachChanged { pool: PoolId, reach: Reach },
+    PoolConnectivityChanged { pool: PoolId, connectivity: Connectivity },
     PoolCordoned { pool: PoolId, cordoned: bool },
     PoolDrainChanged { pool: PoolId, drain: Option<Drain> },
     NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
     NodeRemoved { pool: PoolId, node: NodeId },
     NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
-    NodeHeldBack { pool: PoolId, node: NodeId, until: Timestamp },
-    NodeReadmitted { pool: PoolId, node: NodeId },
+    NodeQuarantined { pool: PoolId, node: NodeId, until: Timestamp },
+    NodeReleased { pool: PoolId, node: NodeId },
     PricesSet { price: Price },
     LinkSet { link: Link },
     ReservationMade { reservation: Reservation },
     ReservationEnded { reservation: ReservationId },
     KeyDrawn { key: JournalKey },
-    TurnBegan { turn: u64 },
-    LessonLearned { lesson: Arc<Lesson> },
+    WriterSessionStarted { writer_session: u64 },
+    WorkloadProfileUpdated { profile: Arc<WorkloadProfile> },
 }
 
 impl Event {
@@ -100,21 +100,21 @@ impl Event {
         "PoolRegistered",
         "PoolUpdated",
         "SessionOpened",
-        "PoolReachChanged",
+        "PoolConnectivityChanged",
         "PoolCordoned",
         "PoolDrainChanged",
         "NodeReported",
         "NodeRemoved",
         "NodeCordoned",
-        "NodeHeldBack",
-        "NodeReadmitted",
+        "NodeQuarantined",
+        "NodeReleased",
         "PricesSet",
         "LinkSet",
         "ReservationMade",
         "ReservationEnded",
         "KeyDrawn",
-        "TurnBegan",
-        "LessonLearned",
+        "WriterSessionStarted",
+        "WorkloadProfileUpdated",
     ];
 
     /// The kind's place in [`Event::KINDS`].
@@ -143,21 +143,21 @@ impl Event {
             Self::PoolRegistered { .. } => 20,
             Self::PoolUpdated { .. } => 21,
             Self::SessionOpened { .. } => 22,
-            Self::PoolReachChanged { .. } => 23,
+            Self::PoolConnectivityChanged { .. } => 23,
             Self::PoolCordoned { .. } => 24,
             Self::PoolDrainChanged { .. } => 25,
             Self::NodeReported { .. } => 26,
             Self::NodeRemoved { .. } => 27,
             Self::NodeCordoned { .. } => 28,
-            Self::NodeHeldBack { .. } => 29,
-            Self::NodeReadmitted { .. } => 30,
+            Self::NodeQuarantined { .. } => 29,
+            Self::NodeReleased { .. } => 30,
             Self::PricesSet { .. } => 31,
             Self::LinkSet { .. } => 32,
             Self::ReservationMade { .. } => 33,
             Self::ReservationEnded { .. } => 34,
             Self::KeyDrawn { .. } => 35,
-            Self::TurnBegan { .. } => 36,
-            Self::LessonLearned { .. } => 37,
+            Self::WriterSessionStarted { .. } => 36,
+            Self::WorkloadProfileUpdated { .. } => 37,
         }
     }
 }

@@ -16,15 +16,15 @@ use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, 
 use crate::model::change::Change;
 use crate::model::device::{DeviceAmount, DeviceShare};
 use crate::model::exchange::{Hello, Inventory, Part};
+use crate::model::high_water::JournalKey;
 use crate::model::id::{InstanceId, JobId, JournalId, NodeId, PoolId, Revision, Term, UnitId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::plan::Start;
-use crate::model::pool::{Capabilities, Device, DrainMode, NodeSpec, PoolSpec, Reach};
+use crate::model::pool::{Capabilities, Connectivity, Device, DrainMode, NodeSpec, PoolSpec};
 use crate::model::queue::default_settings;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{DeviceRequest, JobSpec, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy, minimal};
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// A state with all that its events led to.
@@ -50,7 +50,7 @@ impl Fixture {
         fixture.must(Command::StartTerm {
             journal: JournalId::from_random(42),
             key: JournalKey::from_random(42),
-            turn: term.0,
+            writer_session: term.0,
             term,
         });
         fixture
@@ -98,13 +98,13 @@ impl Fixture {
             capabilities,
             notes: Vec::new(),
         };
-        let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], seen: None };
+        let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], high_water: None };
         let Reply::Session { pool, epoch } = self.must(Command::OpenSession { hello }) else {
             panic!("no session")
         };
         let inventory = Inventory { epoch, part: Part::FullEnd, nodes, removed: Vec::new() };
         self.must(Command::ReportNodes { pool, inventory });
-        self.must(Command::ChangeReach { pool, reach: Reach::Ready });
+        self.must(Command::ChangeConnectivity { pool, connectivity: Connectivity::Ready });
         pool
     }
 
@@ -162,16 +162,16 @@ impl Fixture {
     pub(crate) fn pass(&mut self, ms: u64) {
         self.now = self.now.plus_ms(ms);
         for _ in 0..1_000 {
-            let chores = self.state.chores(self.now, false, Timestamp(0));
-            if chores.is_empty() {
+            let due_actions = self.state.due_actions(self.now, false, Timestamp(0));
+            if due_actions.is_empty() {
                 return;
             }
-            for chore in chores {
-                // One chore may make the next one needless.
-                let _outdated = self.command(Command::Chore(chore));
+            for due_action in due_actions {
+                // One due_action may make the next one needless.
+                let _outdated = self.command(Command::DueAction(due_action));
             }
         }
-        panic!("chores never end");
+        panic!("due_actions never end");
     }
 
     /// How a job ended, if it did.
@@ -259,7 +259,7 @@ impl Fixture {
             0 => drop(self.command(Command::CordonPool { pool, cordoned })),
             1 => drop(self.command(Command::CordonNode { pool, node, cordoned })),
             2 => drop(self.command(Command::DrainPool { pool, mode: DrainMode::Wait, deadline_ms: 500 })),
-            3 => drop(self.command(Command::ChangeReach { pool, reach: Reach::Lost })),
+            3 => drop(self.command(Command::ChangeConnectivity { pool, connectivity: Connectivity::Lost })),
             4 => {
                 let nodes =
                     vec![node_spec(&format!("n{}", rng.random_range(1..6)), rng.random_range(1..33), 4)];
@@ -268,7 +268,8 @@ impl Fixture {
                 let _refused = self.command(Command::ReportNodes { pool, inventory });
             }
             _ => {
-                let _refused = self.command(Command::ChangeReach { pool, reach: Reach::Ready });
+                let _refused =
+                    self.command(Command::ChangeConnectivity { pool, connectivity: Connectivity::Ready });
                 let _refused = self.command(Command::CordonPool { pool, cordoned: false });
             }
         }

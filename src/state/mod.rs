@@ -4,13 +4,13 @@
 //! and can't fail. `record` is the only translator to the disk's form. Nothing here does I/O.
 
 pub mod apply;
+pub mod claim;
 pub mod class;
 pub mod command;
 pub mod decide;
 pub mod event;
 pub mod invariant;
 pub mod job;
-pub mod line;
 pub mod live;
 pub mod pool;
 pub mod record;
@@ -36,8 +36,9 @@ use pool::{Node, Pool};
 use snapshot::{Key, Snapshotter};
 use token::Tokens;
 
-use crate::model::demand::Lesson;
+use crate::model::demand::WorkloadProfile;
 use crate::model::device::{DeviceModel, DeviceModelId};
+use crate::model::high_water::JournalKey;
 use crate::model::id::{
     AttemptId, JobId, JournalId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId, Term, UnitId,
 };
@@ -49,7 +50,6 @@ use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::resource::{Resources, TASK_SIZES};
 use crate::model::shape::{ClassKey, Shape, ShapeId};
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 
 /// All that the broker knows and that is alive.
@@ -58,9 +58,9 @@ pub struct State {
     journal: JournalId,
     key: Option<JournalKey>,
     /// The latest turns with the revisions that began them.
-    turns: VecDeque<(u64, Revision)>,
+    writer_sessions: VecDeque<(u64, Revision)>,
     /// The latest, empty at first.
-    lesson: Arc<Lesson>,
+    profile: Arc<WorkloadProfile>,
     term: Term,
     revision: Revision,
     now: Timestamp,
@@ -74,7 +74,7 @@ pub struct State {
     pools: BTreeMap<PoolId, Pool>,
     tokens: Tokens,
     /// How long attempts of a shape run, in microseconds, newer ones counting more; see `line`.
-    paces: BTreeMap<ShapeDigest, u32>,
+    run_times: BTreeMap<ShapeDigest, u32>,
     prices: BTreeMap<(PoolId, Timestamp), Price>,
     links: BTreeMap<(RegionCode, RegionCode), Link>,
     reservations: BTreeMap<ReservationId, Reservation>,
@@ -123,9 +123,9 @@ struct Derived {
     evicting: BTreeSet<PoolId>,
     /// Lost pools that have attempts to requeue.
     lost: BTreeSet<PoolId>,
-    doomed: BTreeSet<JobId>,
+    dependency_failed_jobs: BTreeSet<JobId>,
     /// Successors in a slot, by the attempt whose place they take.
-    followers: BTreeMap<UnitId, UnitId>,
+    successors: BTreeMap<UnitId, UnitId>,
     /// Ends of lines by class and length, and where each one stands there.
     tails: BTreeSet<(ClassKey, u8, UnitId)>,
     tail_of: BTreeMap<UnitId, (ClassKey, u8)>,
@@ -138,7 +138,7 @@ enum Timer {
     EndRun(UnitId),
     EndStart(UnitId),
     Drain(PoolId),
-    Readmit(NodeRef),
+    ReleaseNode(NodeRef),
     EndReservation(ReservationId),
 }
 
@@ -155,9 +155,9 @@ impl State {
 
     /// How far the turn of this number came in this journal, if it is one of the latest: to `None`
     /// while it lasts.
-    pub fn turn_end(&self, turn: u64) -> Option<Option<Revision>> {
-        let at = self.turns.iter().position(|(other, _)| *other == turn)?;
-        Some(self.turns.get(at + 1).map(|(_, begun)| *begun))
+    pub fn writer_session_end(&self, writer_session: u64) -> Option<Option<Revision>> {
+        let at = self.writer_sessions.iter().position(|(other, _)| *other == writer_session)?;
+        Some(self.writer_sessions.get(at + 1).map(|(_, begun)| *begun))
     }
 
     /// The current writer's turn.
@@ -312,8 +312,8 @@ impl State {
     }
 
     /// The attempt that takes over this unit's place.
-    pub fn follower_of(&self, unit: UnitId) -> Option<UnitId> {
-        self.derived.followers.get(&unit).copied()
+    pub fn successor_of(&self, unit: UnitId) -> Option<UnitId> {
+        self.derived.successors.get(&unit).copied()
     }
 
     /// A pool's prices, oldest first.
@@ -371,9 +371,9 @@ impl State {
                 node.committed = Resources::default();
                 node.committed_devices = vec![0; node.spec.devices.len()];
                 node.tasks = 0;
-                if let Some(until) = node.trouble.held_until {
+                if let Some(until) = node.failure_tracker.quarantined_until {
                     let at = NodeRef { pool: pool.id, node: node.id };
-                    self.derived.timers.insert((until, Timer::Readmit(at)));
+                    self.derived.timers.insert((until, Timer::ReleaseNode(at)));
                 }
             }
             apply::refresh_pool_total(pool);
@@ -400,11 +400,11 @@ impl State {
         }
         let units: Vec<UnitId> = self.attempts.keys().copied().collect();
         for unit in units {
-            self.settle_tail(unit);
+            self.reconcile_claim_end(unit);
         }
         let pools: Vec<PoolId> = self.pools.keys().copied().collect();
         for pool in pools {
-            self.settle_pool(pool);
+            self.reconcile_pool(pool);
         }
     }
 
@@ -439,7 +439,9 @@ impl State {
     /// Something is due that waits for no timer.
     pub fn has_backlog(&self) -> bool {
         let derived = &self.derived;
-        !(derived.closing.is_empty() && derived.evicting.is_empty() && derived.doomed.is_empty())
+        !(derived.closing.is_empty()
+            && derived.evicting.is_empty()
+            && derived.dependency_failed_jobs.is_empty())
     }
 
     /// A lost pool has attempts that wait to be requeued.
@@ -453,8 +455,8 @@ impl State {
     }
 
     /// What has been learned of the tasks that come.
-    pub fn lesson(&self) -> &Lesson {
-        &self.lesson
+    pub fn profile(&self) -> &WorkloadProfile {
+        &self.profile
     }
 
     /// When the next timer falls due.

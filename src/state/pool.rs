@@ -9,7 +9,7 @@ use crate::model::device::DeviceModelId;
 use crate::model::exchange::Hello;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, PoolId, Revision, UnitId};
 use crate::model::mutant::Mutant;
-use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
@@ -26,7 +26,7 @@ pub struct Pool {
     pub key_digest: [u8; 16],
     /// The current speaker; reports of an older one are refused.
     pub epoch: Epoch,
-    pub reach: Reach,
+    pub connectivity: Connectivity,
     pub cordoned: bool,
     pub drain: Option<Drain>,
     pub registered_at: Timestamp,
@@ -52,7 +52,7 @@ impl Pool {
             instance: self.instance,
             key_digest: self.key_digest,
             epoch: self.epoch,
-            reach: self.reach,
+            connectivity: self.connectivity,
             cordoned: self.cordoned,
             drain: self.drain,
             registered_at: self.registered_at,
@@ -73,7 +73,7 @@ impl Pool {
 
     /// New work may be ordered here.
     pub fn is_open(&self) -> bool {
-        self.reach == Reach::Ready && !self.cordoned && self.drain.is_none()
+        self.connectivity == Connectivity::Ready && !self.cordoned && self.drain.is_none()
     }
 }
 
@@ -94,7 +94,7 @@ pub struct Node {
     /// No longer in the inventory, but attempts on it have not been reported gone.
     pub gone: bool,
     pub revision: Revision,
-    pub trouble: Trouble,
+    pub failure_tracker: FailureTracker,
     /// Derived.
     pub committed: Resources,
     /// Thousandths per device. Derived.
@@ -105,16 +105,16 @@ pub struct Node {
 
 /// A node's faults since it last did its part: a broken one must not swallow a whole queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Trouble {
+pub struct FailureTracker {
     /// Attempts in a row that the node could not run.
     pub faults: u32,
     /// Changes of job among them, from 1: one bad job must not close every node.
     pub jobs: u32,
     pub last_job: JobId,
     /// How often it was held back: each time is twice as long.
-    pub holds: u32,
+    pub quarantines: u32,
     /// It takes no new work until then.
-    pub held_until: Option<Timestamp>,
+    pub quarantined_until: Option<Timestamp>,
 }
 
 /// Faults in a row before a node is held back, and of how many jobs at least.
@@ -124,7 +124,7 @@ const FAULT_JOBS_MIN: u32 = 2;
 const HOLD_MS: u64 = 60_000;
 const HOLD_MS_MAX: u64 = 3_600_000;
 
-impl Trouble {
+impl FailureTracker {
     /// The same with one more fault.
     pub fn after_fault(self, job: JobId) -> Self {
         let jobs = self.jobs + u32::from(self.faults == 0 || self.last_job != job);
@@ -132,14 +132,15 @@ impl Trouble {
     }
 
     /// How long the node is to be held back now, if it is.
-    pub fn hold_ms(self) -> Option<u64> {
-        let due = self.faults >= FAULTS_MAX && self.jobs >= FAULT_JOBS_MIN && self.held_until.is_none();
-        due.then(|| HOLD_MS.checked_shl(self.holds.min(16)).unwrap_or(HOLD_MS_MAX).min(HOLD_MS_MAX))
+    pub fn quarantine_ms(self) -> Option<u64> {
+        let due =
+            self.faults >= FAULTS_MAX && self.jobs >= FAULT_JOBS_MIN && self.quarantined_until.is_none();
+        due.then(|| HOLD_MS.checked_shl(self.quarantines.min(16)).unwrap_or(HOLD_MS_MAX).min(HOLD_MS_MAX))
     }
 
     /// The same, held back, with its faults counted anew.
-    pub fn held(self, until: Timestamp) -> Self {
-        Self { faults: 0, jobs: 0, holds: self.holds + 1, held_until: Some(until), ..self }
+    pub fn quarantined(self, until: Timestamp) -> Self {
+        Self { faults: 0, jobs: 0, quarantines: self.quarantines + 1, quarantined_until: Some(until), ..self }
     }
 }
 
@@ -154,7 +155,7 @@ impl Node {
             cordoned: false,
             gone: false,
             revision,
-            trouble: Trouble::default(),
+            failure_tracker: FailureTracker::default(),
             committed: Resources::default(),
             committed_devices,
             tasks: 0,
@@ -166,7 +167,7 @@ impl Node {
         !self.cordoned
             && !self.spec.cordoned
             && !self.gone
-            && self.trouble.held_until.is_none()
+            && self.failure_tracker.quarantined_until.is_none()
             && !self.is_overcommitted()
     }
 
@@ -174,7 +175,7 @@ impl Node {
     pub fn is_overcommitted(&self) -> bool {
         let devices = self.committed_devices.iter().enumerate();
         !Resources { device_millis: 0, ..self.committed.clone() }.fits(&self.spec.allocatable)
-            || devices.into_iter().any(|(index, held)| *held > self.device_capacity(index))
+            || devices.into_iter().any(|(index, quarantined)| *quarantined > self.device_capacity(index))
     }
 
     /// What the node has, devices included.
@@ -244,16 +245,17 @@ impl Node {
         self.committed = rest.unwrap_or_default();
         self.tasks -= 1;
         for share in &placement.devices {
-            let held = &mut self.committed_devices[usize::from(share.index)];
-            assert!(*held >= share.millis, "device {} gives back what it never held", share.index);
-            *held -= share.millis;
+            let quarantined = &mut self.committed_devices[usize::from(share.index)];
+            assert!(*quarantined >= share.millis, "device {} gives back what it never held", share.index);
+            *quarantined -= share.millis;
         }
         self.fit_devices();
     }
 
     /// Counts as many devices as there are, and those beyond that are still held.
     pub fn fit_devices(&mut self) {
-        let held = self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
-        self.committed_devices.resize(held.max(self.spec.devices.len()), 0);
+        let quarantined =
+            self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
+        self.committed_devices.resize(quarantined.max(self.spec.devices.len()), 0);
     }
 }

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use super::class::ShapeDigest;
 use super::job::Job;
 use super::live::Attempt;
-use super::pool::{Node, Pool, Trouble};
+use super::pool::{FailureTracker, Node, Pool};
 use super::token::{TokenEntry, TokenKey};
 use super::{Queue, State};
-use crate::model::demand::Lesson;
+use crate::model::demand::WorkloadProfile;
 use crate::model::device::DeviceModel;
+use crate::model::high_water::JournalKey;
 use crate::model::id::{
     JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, SpecId, Term, UnitId,
 };
@@ -26,7 +27,6 @@ use crate::model::price::Price;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::spec::JobSpec;
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::state::event::Settings;
 
@@ -42,7 +42,7 @@ pub enum Key {
     Pool(PoolId),
     Node(NodeRef),
     Token(TokenKey),
-    Pace(ShapeDigest),
+    RunTime(ShapeDigest),
     Price((PoolId, Timestamp)),
     Link((RegionCode, RegionCode)),
     Reservation(ReservationId),
@@ -57,7 +57,7 @@ enum Table {
     Pool,
     Node,
     Token,
-    Pace,
+    RunTime,
     Price,
     Link,
     Reservation,
@@ -72,7 +72,7 @@ impl Key {
             Self::Pool(_) => Table::Pool,
             Self::Node(_) => Table::Node,
             Self::Token(_) => Table::Token,
-            Self::Pace(_) => Table::Pace,
+            Self::RunTime(_) => Table::RunTime,
             Self::Price(_) => Table::Price,
             Self::Link(_) => Table::Link,
             Self::Reservation(_) => Table::Reservation,
@@ -93,9 +93,9 @@ pub enum Object {
     Node(PoolId, Box<Node>),
     Token(TokenKey, TokenEntry),
     /// In microseconds.
-    Pace(ShapeDigest, u32),
+    RunTime(ShapeDigest, u32),
     /// Follows its node.
-    Trouble(NodeRef, Trouble),
+    FailureTracker(NodeRef, FailureTracker),
     Price(Price),
     Link(Link),
     Reservation(Reservation),
@@ -105,10 +105,10 @@ pub enum Object {
     },
     Key(JournalKey),
     Turn {
-        turn: u64,
+        writer_session: u64,
         begun: Revision,
     },
-    Lesson(Arc<Lesson>),
+    WorkloadProfile(Arc<WorkloadProfile>),
 }
 
 /// What there is only one of.
@@ -169,8 +169,13 @@ impl State {
         let mut pending = vec![Object::Head(Box::new(head))];
         pending.push(Object::Next { reservation: self.next_reservation });
         pending.extend(self.key.map(Object::Key));
-        pending.extend(self.turns.iter().map(|(turn, begun)| Object::Turn { turn: *turn, begun: *begun }));
-        pending.push(Object::Lesson(self.lesson.clone()));
+        pending.extend(
+            self.writer_sessions.iter().map(|(writer_session, begun)| Object::Turn {
+                writer_session: *writer_session,
+                begun: *begun,
+            }),
+        );
+        pending.push(Object::WorkloadProfile(self.profile.clone()));
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -207,7 +212,7 @@ impl State {
 
     /// Builds the state that a snapshot's objects show, in any order.
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
-        let (mut state, mut nodes, mut troubles) = (Self::default(), Vec::new(), Vec::new());
+        let (mut state, mut nodes, mut failure_trackers) = (Self::default(), Vec::new(), Vec::new());
         for object in objects {
             match object {
                 Object::Head(head) => {
@@ -239,10 +244,10 @@ impl State {
                 }
                 Object::Node(pool, node) => nodes.push((pool, node)),
                 Object::Token(key, entry) => state.tokens.insert(key, entry),
-                Object::Pace(shape, micros) => {
-                    state.paces.insert(shape, micros);
+                Object::RunTime(shape, micros) => {
+                    state.run_times.insert(shape, micros);
                 }
-                Object::Trouble(at, trouble) => troubles.push((at, trouble)),
+                Object::FailureTracker(at, failure_tracker) => failure_trackers.push((at, failure_tracker)),
                 Object::Price(price) => {
                     state.prices.insert((price.pool, price.valid_from), price);
                 }
@@ -254,8 +259,10 @@ impl State {
                 }
                 Object::Next { reservation } => state.next_reservation = reservation,
                 Object::Key(key) => state.key = Some(key),
-                Object::Turn { turn, begun } => state.turns.push_back((turn, begun)),
-                Object::Lesson(lesson) => state.lesson = lesson,
+                Object::Turn { writer_session, begun } => {
+                    state.writer_sessions.push_back((writer_session, begun))
+                }
+                Object::WorkloadProfile(profile) => state.profile = profile,
             }
         }
         for (pool, node) in nodes {
@@ -263,10 +270,10 @@ impl State {
                 pool.nodes.insert(node.id, *node);
             }
         }
-        for (at, trouble) in troubles {
+        for (at, failure_tracker) in failure_trackers {
             let pool = state.pools.get_mut(&at.pool);
             if let Some(node) = pool.and_then(|pool| pool.nodes.get_mut(&at.node)) {
-                node.trouble = trouble;
+                node.failure_tracker = failure_tracker;
             }
         }
         state.rebuild();
@@ -282,15 +289,16 @@ impl State {
             Key::Pool(id) => self.pools.get(&id).map(|pool| Object::Pool(Box::new(pool.without_nodes()))),
             Key::Node(at) => self.node(at).cloned().map(|node| Object::Node(at.pool, Box::new(node))),
             Key::Token(key) => self.tokens.get(&key).map(|entry| Object::Token(key, *entry)),
-            Key::Pace(shape) => self.paces.get(&shape).map(|micros| Object::Pace(shape, *micros)),
+            Key::RunTime(shape) => self.run_times.get(&shape).map(|micros| Object::RunTime(shape, *micros)),
             Key::Price(key) => self.prices.get(&key).cloned().map(Object::Price),
             Key::Link(ends) => self.links.get(&ends).copied().map(Object::Link),
             Key::Reservation(id) => self.reservations.get(&id).cloned().map(Object::Reservation),
         });
         if let Key::Node(at) = key
-            && let Some(trouble) = self.node(at).map(|node| node.trouble).filter(|t| *t != Trouble::default())
+            && let Some(failure_tracker) =
+                self.node(at).map(|node| node.failure_tracker).filter(|t| *t != FailureTracker::default())
         {
-            out.push(Object::Trouble(at, trouble));
+            out.push(Object::FailureTracker(at, failure_tracker));
         }
     }
 
@@ -333,7 +341,7 @@ impl State {
             .chain(keys!(Pool, self.pools))
             .chain(nodes)
             .chain(tokens)
-            .chain(keys!(Pace, self.paces))
+            .chain(keys!(RunTime, self.run_times))
             .chain(keys!(Price, self.prices))
             .chain(keys!(Link, self.links))
             .chain(keys!(Reservation, self.reservations))

@@ -409,11 +409,11 @@ fn snapshot_shows_the_state_at_its_beginning_whatever_happens_meanwhile() {
         assert_eq!(restored.check(), Ok(()), "seed {seed}");
         assert!(encoded(&restored) == begun, "seed {seed}: the snapshot is not of revision {revision}");
         // And what followed leads on to the present.
-        let mut follower = restored;
+        let mut successor = restored;
         for event in world.events.iter().filter(|event| event.revision > revision) {
-            follower.apply(event, &mut super::apply::Applied::default());
+            successor.apply(event, &mut super::apply::Applied::default());
         }
-        assert!(encoded(&follower) == encoded(&world.state), "seed {seed}: replay differs");
+        assert!(encoded(&successor) == encoded(&world.state), "seed {seed}: replay differs");
     }
 }
 
@@ -436,11 +436,11 @@ fn node_that_fails_what_several_jobs_give_it_rests_and_comes_back() {
     let mut world = Fixture::new();
     let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
     let at = NodeRef { pool, node: NodeId(1) };
-    let held = |world: &Fixture| world.state.node(at).unwrap().trouble.held_until;
+    let held = |world: &Fixture| world.state.node(at).unwrap().failure_tracker.quarantined_until;
     let fault = |world: &mut Fixture| {
         let job = world.submit_spec(tasks(1, 1));
         world.must_start(unit(job, 0), pool);
-        world.end(unit(job, 0), OutcomeKind::LaunchFailed);
+        world.end(unit(job, 0), OutcomeKind::StartFailed);
     };
     (0..4).for_each(|_| fault(&mut world));
     // One attempt that really ran proves the node: the count begins anew.
@@ -456,7 +456,7 @@ fn node_that_fails_what_several_jobs_give_it_rests_and_comes_back() {
     world.pass(60_000);
     assert_eq!(held(&world), None);
     world.must_start(unit(job, 0), pool);
-    world.end(unit(job, 0), OutcomeKind::LaunchFailed);
+    world.end(unit(job, 0), OutcomeKind::StartFailed);
     (0..4).for_each(|_| fault(&mut world));
     assert_eq!(held(&world), Some(world.now.plus_ms(120_000)), "the second time is twice as long");
     world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: false });
@@ -473,9 +473,12 @@ fn one_job_that_fails_everywhere_closes_no_node() {
     let job = world.submit_spec(spec);
     for index in 0..20 {
         world.must_start(unit(job, index), pool);
-        world.end(unit(job, index), OutcomeKind::LaunchFailed);
+        world.end(unit(job, index), OutcomeKind::StartFailed);
     }
-    assert_eq!(world.state.node(NodeRef { pool, node: NodeId(1) }).unwrap().trouble.held_until, None);
+    assert_eq!(
+        world.state.node(NodeRef { pool, node: NodeId(1) }).unwrap().failure_tracker.quarantined_until,
+        None
+    );
 }
 
 #[test]

@@ -111,8 +111,13 @@ pub fn cases() -> Vec<Case> {
 const JOURNAL: &str = "aaaaaaaaaa";
 
 /// A stamp with a proof of so many bytes.
-fn stamp(journal: &str, proof: usize) -> Option<v1::Stamp> {
-    Some(v1::Stamp { journal: journal.to_owned(), turn: 1, revision: u64::MAX, proof: vec![0; proof] })
+fn high_water(journal: &str, proof: usize) -> Option<v1::HighWaterMark> {
+    Some(v1::HighWaterMark {
+        journal: journal.to_owned(),
+        writer_session: 1,
+        revision: u64::MAX,
+        proof: vec![0; proof],
+    })
 }
 
 fn hello_cases() -> Vec<Case> {
@@ -156,10 +161,26 @@ fn hello_cases() -> Vec<Case> {
         invalid(greeting(|h| h.pool = None), "hello.pool", "is missing"),
         invalid(greeting(|h| h.instance.clear()), "hello.instance", "0 bytes, 16 are needed"),
         invalid(greeting(|h| h.key = vec![0; 1 << 20]), "hello.key", "1048576 bytes, 16 are needed"),
-        invalid(greeting(|h| h.seen = stamp("x", 16)), "hello.seen.journal", "\"x\" is not a journal id"),
-        invalid(greeting(|h| h.seen = stamp(JOURNAL, 3)), "hello.seen.proof", "3 bytes, 16 are needed"),
-        invalid(serve(with(|h| h.seen = stamp("x", 16))), "hello.seen.journal", "is not a journal id"),
-        invalid(serve(with(|h| h.seen = stamp(JOURNAL, 0))), "hello.seen.proof", "0 bytes, 16 are needed"),
+        invalid(
+            greeting(|h| h.high_water = high_water("x", 16)),
+            "hello.high_water.journal",
+            "\"x\" is not a journal id",
+        ),
+        invalid(
+            greeting(|h| h.high_water = high_water(JOURNAL, 3)),
+            "hello.high_water.proof",
+            "3 bytes, 16 are needed",
+        ),
+        invalid(
+            serve(with(|h| h.high_water = high_water("x", 16))),
+            "hello.high_water.journal",
+            "is not a journal id",
+        ),
+        invalid(
+            serve(with(|h| h.high_water = high_water(JOURNAL, 0))),
+            "hello.high_water.proof",
+            "0 bytes, 16 are needed",
+        ),
         invalid(declaration(|p| p.region = "CN-CX".to_owned()), "hello.pool.region", "CN-CX does not exist"),
         invalid(note("x".repeat(3 << 20)), "hello.pool.notes", "3145728 bytes, at most 1024"),
         invalid(note("a\u{202e}b".to_owned()), "hello.pool.notes", "contains control or invisible"),
@@ -307,7 +328,7 @@ fn report_cases() -> Vec<Case> {
 }
 
 /// Submits a job and gives the order that the agent gets for it.
-async fn ordered(client: &Client, agent: &mut Agent) -> (u64, v1::Order) {
+async fn ordered(client: &Client, agent: &mut Agent) -> (u64, v1::StartOrder) {
     let response = client.jobs().submit(job::valid()).await.expect("accepted").into_inner();
     let order = agent.hear_until(|answer| match answer {
         Answer::Orders(orders) => orders.orders.into_iter().next(),
@@ -326,8 +347,8 @@ async fn phase(client: &Client, id: u64) -> v1::JobPhase {
 async fn attempt_is_ended_only_by_the_pool_that_has_it() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut honest = Agent::ready(&client, "honest", 1).await;
-    let (id, order) = ordered(&client, &mut honest).await;
+    let mut sanitised = Agent::ready(&client, "honest", 1).await;
+    let (id, order) = ordered(&client, &mut sanitised).await;
     let mut rogue = Agent::greet(&client, hello("rogue", 9)).await;
     // The honest pool's attempt, ended and running; one that the unit never had.
     let running = Some(Reported::Running(v1::Running::default()));
@@ -335,13 +356,13 @@ async fn attempt_is_ended_only_by_the_pool_that_has_it() {
     rogue.tell_attempts(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
     let reports = vec![report(&order.attempt, running.clone()), report(&later, running)];
     rogue.tell_attempts(reports, v1::Part::FullEnd).await;
-    let strays = rogue.hear_until(|answer| match answer {
+    let orphans = rogue.hear_until(|answer| match answer {
         Answer::Stops(stops) => Some(stops.stops),
         _ => None,
     });
-    let strays: Vec<(String, String)> =
-        strays.await.into_iter().map(|stop| (stop.attempt, stop.reason)).collect();
-    assert_eq!(strays, [(order.attempt.clone(), "Stray".to_owned()), (later, "Stray".to_owned())]);
+    let orphans: Vec<(String, String)> =
+        orphans.await.into_iter().map(|stop| (stop.attempt, stop.reason)).collect();
+    assert_eq!(orphans, [(order.attempt.clone(), "Orphaned".to_owned()), (later, "Orphaned".to_owned())]);
     assert_eq!(phase(&client, id).await, v1::JobPhase::Running);
     // An attempt of another journal is no attempt of ours at all.
     rogue.tell_attempts(vec![report("aaaaaaaaaa-1-0-1", succeeded())], v1::Part::Delta).await;
@@ -349,10 +370,10 @@ async fn attempt_is_ended_only_by_the_pool_that_has_it() {
     assert_eq!(code, "ProtocolError");
     assert!(message.contains("aaaaaaaaaa-1-0-1 is not live in this pool"), "{message}");
     // The pool that has it may end it.
-    honest.tell_attempts(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
-    honest.hear_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
+    sanitised.tell_attempts(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
+    sanitised.hear_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
     assert_eq!(phase(&client, id).await, v1::JobPhase::Succeeded);
-    honest.check_heard(&client).await;
+    sanitised.check_heard(&client).await;
     broker.is_well(&client).await;
 }
 
@@ -381,10 +402,10 @@ async fn older_epoch_is_refused_before_its_reports_are_read() {
 async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut honest = Agent::ready(&client, "honest", 1).await;
-    let journal = honest.journal.clone();
+    let mut sanitised = Agent::ready(&client, "honest", 1).await;
+    let journal = sanitised.journal.clone();
     // A stamp that this journal did not give proves nothing: its bearer is let in as if without.
-    let forged = v1::Hello { seen: stamp(&journal, 16), ..hello("liar", 2) };
+    let forged = v1::Hello { high_water: high_water(&journal, 16), ..hello("liar", 2) };
     let mut liar = Agent::greet(&client, forged).await;
     let attempt = format!("{journal}-7-0-1");
     let running = Some(Reported::Running(v1::Running::default()));
@@ -394,7 +415,7 @@ async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
     assert_eq!(code, "UnknownWork");
     assert_eq!(message, format!("attempt {attempt} was never ordered by this journal"));
     client.jobs().submit(job::valid()).await.expect("the broker still writes");
-    honest.beat(1).await;
+    sanitised.beat(1).await;
     broker.is_well(&client).await;
 }
 
@@ -402,7 +423,7 @@ async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
 async fn session_begins_with_one_hello() {
     let broker = Broker::start();
     let client = broker.client();
-    let honest = Agent::ready(&client, "honest", 1).await;
+    let sanitised = Agent::ready(&client, "honest", 1).await;
     let mut early = Agent::open(&client).await;
     early.say(Body::Heartbeat(v1::Heartbeat::default())).await;
     let (code, message) = early.hear_refusal().await;
@@ -421,7 +442,7 @@ async fn session_begins_with_one_hello() {
     long.say(Body::Inventory(v1::Inventory { removed, ..Default::default() })).await;
     let (code, message) = long.hear_refusal().await;
     assert!(code == "OutOfRange" && message.contains("the limit is: 4194304"), "{code}: {message}");
-    honest.check_heard(&client).await;
+    sanitised.check_heard(&client).await;
     broker.is_well(&client).await;
 }
 
@@ -429,7 +450,7 @@ async fn session_begins_with_one_hello() {
 async fn pool_takes_no_more_nodes_than_a_pool_may_have() {
     let broker = Broker::start();
     let client = broker.client();
-    let honest = Agent::ready(&client, "honest", 1).await;
+    let sanitised = Agent::ready(&client, "honest", 1).await;
     let before = broker.resident_bytes();
     let mut vast = Agent::greet(&client, hello("vast", 2)).await;
     let names: Vec<v1::Node> =
@@ -442,7 +463,7 @@ async fn pool_takes_no_more_nodes_than_a_pool_may_have() {
         (code.as_str(), message.as_str()),
         ("InvalidPool", "at most 100000 nodes in one pool are allowed")
     );
-    honest.check_heard(&client).await;
+    sanitised.check_heard(&client).await;
     broker.is_well(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 512 << 20, "the broker holds {grown} bytes more than before");
@@ -452,7 +473,7 @@ async fn pool_takes_no_more_nodes_than_a_pool_may_have() {
 async fn flood_of_one_agent_leaves_the_others_heard() {
     let broker = Broker::start();
     let client = broker.client();
-    let honest = Agent::ready(&client, "honest", 1).await;
+    let sanitised = Agent::ready(&client, "honest", 1).await;
     let before = broker.resident_bytes();
     let flood = tokio::spawn({
         let client = broker.client();
@@ -477,7 +498,7 @@ async fn flood_of_one_agent_leaves_the_others_heard() {
         client.jobs().submit(job::valid()).await.expect("the broker is there for others");
     }
     flood.await.expect("the flood is over");
-    honest.check_heard(&client).await;
+    sanitised.check_heard(&client).await;
     broker.is_well(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 256 << 20, "the broker holds {grown} bytes more than before");

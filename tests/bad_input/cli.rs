@@ -28,13 +28,13 @@ fn check_one(home: &Home, command: &str, row: &Row) -> Result<(), String> {
     std::fs::write(&file, &row.content).expect("a file");
     let (code, printed, said) = home.run(&[command, file.to_str().expect("a plain path")]);
     let shown = String::from_utf8_lossy(&row.content[..row.content.len().min(80)]).into_owned();
-    let honest = |c: char| c == '\n' || !weir::model::text::is_deceptive(c);
+    let sanitised = |c: char| c == '\n' || !weir::model::text::is_control_or_bidi(c);
     let facts = [
         ("exit code 8", code == 8),
         ("nothing printed", printed.is_empty()),
         ("the file's name", said.starts_with("error: ") && said.contains("given.yaml: ")),
         ("at most 4 KiB", said.len() < 4_096),
-        ("no deceptive character", said.chars().all(honest)),
+        ("no deceptive character", said.chars().all(sanitised)),
     ];
     let parts = row.says.iter().map(|part| (*part, said.contains(part)));
     match facts.into_iter().chain(parts).find(|(_, holds)| !holds) {
@@ -286,7 +286,7 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
         ),
         (
             format!("{head}[kubernetes]\nstart_patience_seconds = 0\n"),
-            "kubernetes.start_patience_seconds: 0 is not within 1 and 86400",
+            "kubernetes.start_timeout_seconds: 0 is not within 1 and 86400",
         ),
         (format!("{head}[kubernetes]\nkubconfig = \"k\"\n"), "unknown field `kubconfig`"),
         (format!("{head}[simulated]\nnodes = []\n"), "simulated.nodes: 0 is not within 1 and 100000"),

@@ -102,7 +102,7 @@ pub fn hello(pool: &str, installation: u8) -> v1::Hello {
         }),
         instance: vec![installation; 16],
         key: vec![installation; 16],
-        seen: None,
+        high_water: None,
     }
 }
 
@@ -138,11 +138,11 @@ impl Agent {
         agent.pool = hello.pool.as_ref().map_or_else(String::new, |pool| pool.name.clone());
         agent.say(Body::Hello(hello)).await;
         match agent.hear().await.expect("an answer") {
-            Answer::Welcome(welcome) => {
-                (agent.epoch, agent.journal) = (welcome.epoch, welcome.journal);
+            Answer::Accepted(accepted) => {
+                (agent.epoch, agent.journal) = (accepted.epoch, accepted.journal);
                 agent
             }
-            other => panic!("instead of a welcome: {other:?}"),
+            other => panic!("instead of a accepted: {other:?}"),
         }
     }
 
@@ -217,7 +217,7 @@ impl Agent {
         // A heartbeat's answer comes after what the messages before it led to.
         self.beat(1).await;
         let pool = self.seen(client).await;
-        assert_eq!(pool.reach(), v1::Reach::Ready, "{pool:?}");
+        assert_eq!(pool.connectivity(), v1::Connectivity::Ready, "{pool:?}");
     }
 
     /// Sends a heartbeat and waits for its answer.
@@ -240,6 +240,9 @@ impl Agent {
     pub async fn check_heard(mut self, client: &Client) {
         self.beat(1_000_000).await;
         let pool = self.seen(client).await;
-        assert!(pool.connected && pool.nodes == 1 && pool.reach() == v1::Reach::Ready, "{pool:?}");
+        assert!(
+            pool.connected && pool.nodes == 1 && pool.connectivity() == v1::Connectivity::Ready,
+            "{pool:?}"
+        );
     }
 }

@@ -94,8 +94,8 @@ async fn serve(
         while let Ok(Some(ask)) = asks.message().await {
             let part = answer(ask);
             // An answer to nothing first: it is nobody's.
-            let stray = v1::LogPart { request: u64::MAX, ..part.clone() };
-            for part in [stray, part] {
+            let orphan = v1::LogPart { request: u64::MAX, ..part.clone() };
+            for part in [orphan, part] {
                 if sender.send(v1::ServeLogsRequest { body: Some(Body::Part(part)) }).await.is_err() {
                     return;
                 }

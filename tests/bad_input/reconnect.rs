@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use weir::agent::{Agent, Effect, Input, Launch};
+use weir::agent::{Agent, Effect, Input, StartRequest};
 use weir::api::agent::Dialer;
 use weir::api::client::Client;
 use weir::api::proto::v1;
 use weir::clock::Clock;
-use weir::model::exchange::{Hello, Stop, ToAgent, Welcome};
+use weir::model::exchange::{Accepted, Hello, Stop, ToAgent};
 use weir::model::id::{AttemptId, Epoch, InstanceId, JournalId, Term};
 use weir::model::pool::{Capabilities, NodeSpec, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::model::resource::Resources;
 use weir::model::time::Timestamp;
-use weir::pools::{Error, Event, LogPart, Opened, PoolBackend, ReadLogs, Stream};
-use weir::telemetry::PoolVitals;
+use weir::pools::{Error, Event, InitialSync, LogPart, PoolBackend, ReadLogs, Stream};
+use weir::telemetry::PoolHealth;
 
 use crate::fake::{Broker, waiting_job};
 
@@ -33,7 +33,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(4);
 struct Idle;
 
 impl PoolBackend for Idle {
-    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
         // Its end would mean that the backend is gone.
         tokio::spawn(async move { events.closed().await });
         let allocatable = Resources { cpu_millis: 1_000, memory_bytes: 1 << 30, ..Default::default() };
@@ -45,10 +45,10 @@ impl PoolBackend for Idle {
             allocatable,
             devices: Vec::new(),
         };
-        Ok(Opened { nodes: vec![node], ..Opened::default() })
+        Ok(InitialSync { nodes: vec![node], ..InitialSync::default() })
     }
 
-    fn launch(&mut self, _: Launch) {}
+    fn launch(&mut self, _: StartRequest) {}
 
     fn stop(&mut self, _: Stop) {}
 
@@ -89,14 +89,17 @@ fn hello(number: usize) -> Hello {
         capabilities,
         notes: Vec::new(),
     };
-    Hello { pool, instance: InstanceId(mixed), key: mixed.to_le_bytes(), seen: None }
+    Hello { pool, instance: InstanceId(mixed), key: mixed.to_le_bytes(), high_water: None }
 }
 
 /// How many pools are READY with their agent connected.
 async fn ready(client: &Client) -> usize {
     let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await;
     let pools = pools.map(|answer| answer.into_inner().pools).unwrap_or_default();
-    pools.iter().filter(|pool| pool.connected && pool.reach() == v1::Reach::Ready && pool.nodes == 1).count()
+    pools
+        .iter()
+        .filter(|pool| pool.connected && pool.connectivity() == v1::Connectivity::Ready && pool.nodes == 1)
+        .count()
 }
 
 async fn all_ready(client: &Client, what: &str) -> Duration {
@@ -124,9 +127,9 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
         agents.spawn(async move {
             let dial = Dialer { client, hello: hello.clone(), logs: Arc::new(NoLogs) };
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-            let vitals = Arc::new(PoolVitals::new("idle"));
+            let pool_health = Arc::new(PoolHealth::new("idle"));
             let clock = Clock::start();
-            let _ = weir::runtime::agent::run(hello, Idle, dial, clock, |_| {}, vitals, stop).await;
+            let _ = weir::runtime::agent::run(hello, Idle, dial, clock, |_| {}, pool_health, stop).await;
         });
     }
     let client = broker.client();
@@ -137,7 +140,7 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
     broker.process = broker.home.start_broker("server");
     let before = broker.resident_bytes();
     let (done, mut done_seen) = watch::channel(false);
-    let honest = tokio::spawn({
+    let sanitised = tokio::spawn({
         let client = broker.client();
         async move {
             let mut took = Vec::new();
@@ -153,7 +156,7 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
     });
     let back = all_ready(&client, "after the restart").await;
     let _ = done.send(true);
-    let took = honest.await.expect("an honest client");
+    let took = sanitised.await.expect("an honest client");
     let p99 = took[(took.len() * 99).div_ceil(100) - 1];
     let grown = broker.resident_bytes().saturating_sub(before);
     println!(
@@ -172,18 +175,18 @@ async fn thousand_agents_come_back_at_once_after_their_broker_was_killed() {
 fn redials(number: usize, tries: usize) -> Vec<u64> {
     let mut now = Timestamp(1_000_000);
     let mut agent = Agent::new(hello(number), now);
-    agent.step(now, Input::Opened { nodes: Vec::new(), attempts: Vec::new() });
+    agent.step(now, Input::InitialSync { nodes: Vec::new(), attempts: Vec::new() });
     agent.step(now, Input::Connected);
-    let welcome = Welcome {
+    let accepted = Accepted {
         journal: JournalId::from_random(7),
         term: Term(1),
         epoch: Epoch(1),
         now,
         heartbeat_ms: 2_000,
         lease_ms: 30_000,
-        stamp: None,
+        high_water: None,
     };
-    agent.step(now, Input::FromBroker(ToAgent::Welcome(welcome)));
+    agent.step(now, Input::FromBroker(ToAgent::Accepted(accepted)));
     assert!(agent.is_up());
     let mut found = Vec::new();
     for _ in 0..tries {

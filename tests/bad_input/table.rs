@@ -135,8 +135,8 @@ async fn check(client: &Client, case: Case) -> Result<(), String> {
     } else {
         status.message().to_owned()
     };
-    let honest = |text: &str| !text.chars().any(weir::model::text::is_deceptive);
-    if !honest(&said) || !honest(status.message()) || said.len() > 2_048 {
+    let sanitised = |text: &str| !text.chars().any(weir::model::text::is_control_or_bidi);
+    if !sanitised(&said) || !sanitised(status.message()) || said.len() > 2_048 {
         return Err(format!("{what}: repeats what deceives, or too much: {said:?}"));
     }
     if said.contains(&case.says) { Ok(()) } else { Err(format!("{what}: {said:?} lacks {:?}", case.says)) }
@@ -155,7 +155,7 @@ fn cases() -> Vec<Case> {
 async fn every_bad_value_is_refused_with_the_name_of_its_field() {
     let broker = Broker::start();
     let client = broker.client();
-    let honest = Agent::ready(&client, "honest", 1).await;
+    let sanitised = Agent::ready(&client, "honest", 1).await;
     waiting_job(&client, "waits").await;
     let before = broker.resident_bytes();
     let mut wrong = Vec::new();
@@ -164,7 +164,7 @@ async fn every_bad_value_is_refused_with_the_name_of_its_field() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     broker.is_well(&client).await;
-    honest.check_heard(&client).await;
+    sanitised.check_heard(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
     assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
 }
@@ -186,15 +186,15 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Sync inventory.nodes.pool", "the session says the pool: not read"),
     ("Sync inventory.nodes.committed.*", "the broker counts itself: not read"),
     ("Sync inventory.nodes.total.device_millis", "the devices say it: not read"),
-    ("Sync inventory.nodes.held_until_unix_ms", "the broker decides it itself: not read"),
+    ("Sync inventory.nodes.quarantined_until_unix_ms", "the broker decides it itself: not read"),
     ("Sync inventory.nodes.stranded_millis", "the broker finds it itself: not read"),
     ("Sync inventory.nodes.devices.committed_millis", "the broker counts itself: not read"),
     ("Sync inventory.nodes.tasks", "the broker counts itself: not read"),
     ("Sync inventory.nodes.revision", "the broker counts itself: not read"),
-    ("Sync hello.seen.turn", "a stamp that this journal did not give proves nothing"),
-    ("Sync hello.seen.revision", "a stamp that this journal did not give proves nothing"),
-    ("ServeLogs hello.seen.turn", "the session tells it: not read"),
-    ("ServeLogs hello.seen.revision", "the session tells it: not read"),
+    ("Sync hello.high_water.writer_session", "a stamp that this journal did not give proves nothing"),
+    ("Sync hello.high_water.revision", "a stamp that this journal did not give proves nothing"),
+    ("ServeLogs hello.high_water.writer_session", "the session tells it: not read"),
+    ("ServeLogs hello.high_water.revision", "the session tells it: not read"),
     ("Sync observed.reports.ordered_revision", "one above the journal's end: the pool is refused"),
     ("Sync observed.reports.running.started_unix_ms", "clocks differ: cut to the order and now"),
     ("Sync observed.reports.ended.started_unix_ms", "the same"),

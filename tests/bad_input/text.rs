@@ -6,7 +6,7 @@ use std::io::Write;
 use weir::api::proto::v1;
 use weir::api::proto::v1::attempt_report::Status as Reported;
 use weir::api::proto::v1::sync_response::Body as Answer;
-use weir::model::text::is_deceptive;
+use weir::model::text::is_control_or_bidi;
 
 use crate::fake::{Agent, Broker};
 use crate::job;
@@ -15,8 +15,8 @@ use crate::job;
 const HOSTILE: &str =
     "a\u{1b}[31mb\u{1b}]0;t\u{7}c\u{202e}d\u{200b}e\u{ad}f\u{9b}2Jg\u{e0041}h\u{2066}i\u{feff}j\rk\tl";
 
-fn honest(text: &str) -> bool {
-    text.chars().all(|c| c == '\n' || !is_deceptive(c))
+fn sanitised(text: &str) -> bool {
+    text.chars().all(|c| c == '\n' || !is_control_or_bidi(c))
 }
 
 /// A job with such texts wherever they may stand, ended by an agent with such a message.
@@ -111,7 +111,7 @@ async fn nothing_that_deceives_is_printed_by_any_command() {
         .filter_map(|arguments| {
             let (code, printed, said) = broker.home.run(arguments);
             let spoke = !(printed.is_empty() && said.is_empty());
-            (!honest(&printed) || !honest(&said) || !spoke || code == 101)
+            (!sanitised(&printed) || !sanitised(&said) || !spoke || code == 101)
                 .then(|| format!("{arguments:?}: {code} {printed:?} {said:?}"))
         })
         .collect();
@@ -125,7 +125,7 @@ async fn nothing_that_deceives_is_printed_by_any_command() {
     // What was ended is said with its message on one line.
     let (_, printed, _) = broker.home.run(&["describe", "job/odd"]);
     assert!(!printed.lines().any(|line| line.starts_with("forged line")), "{printed}");
-    assert!(honest(&broker.home.log()), "{}", broker.home.log());
+    assert!(sanitised(&broker.home.log()), "{}", broker.home.log());
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn nothing_that_deceives_gets_into_a_log() {
         std::thread::park_timeout(std::time::Duration::from_millis(20));
     }
     let log = home.log();
-    assert!(honest(&log), "{log:?}");
+    assert!(sanitised(&log), "{log:?}");
     assert!(log.contains("d\\u{202e}ata"), "{log}");
     assert!(log.contains("127.0.0.1:9"), "it names the address: {log}");
 }

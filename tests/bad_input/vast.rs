@@ -132,7 +132,7 @@ async fn gang_that_fits_nowhere_waits_and_says_truly_why() {
         let why = client.jobs().why(v1::WhyRequest { job: at }).await.expect("a reason").into_inner();
         let pool = &why.groups[0].pools[0];
         let found = pool.reason.as_ref().map(|reason| reason.code.as_str());
-        assert_eq!((found, pool.standing()), (Some(code), v1::Standing::Never), "{shown}: {why:?}");
+        assert_eq!((found, pool.permanence()), (Some(code), v1::Permanence::Never), "{shown}: {why:?}");
         let (exit, printed, said) = broker.home.run(&["why", &job.name]);
         assert_eq!(exit, 11, "{printed}{said}");
         assert!(printed.contains("never") && printed.contains(code), "{printed}");

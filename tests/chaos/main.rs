@@ -96,7 +96,10 @@ fn acknowledged_jobs_end_and_nothing_runs_twice_though_everything_fails() {
 #[test]
 fn short_run_has_every_kind_of_fault_and_of_job() {
     let drawn = short(SHORT_SEED).into_iter().flat_map(schedule::draw);
-    let kinds: BTreeSet<_> = drawn.flat_map(|(_, turns)| turns).map(|turn| turn.fault.kind()).collect();
+    let kinds: BTreeSet<_> = drawn
+        .flat_map(|(_, writer_sessions)| writer_sessions)
+        .map(|writer_session| writer_session.fault.kind())
+        .collect();
     assert_eq!(kinds, BTreeSet::from(schedule::KINDS));
     let pieces = short(SHORT_SEED).into_iter().flat_map(|seed| work::draw(seed, Path::new("/history")));
     let what = pieces.map(|piece| (piece.expected, piece.requeues(), piece.spec.groups[0].gang)).collect();

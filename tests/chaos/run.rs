@@ -64,7 +64,12 @@ pub fn run(seed: Seed) {
     let summary = format!(
         "{seed}: {submitted} jobs, {} commands; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
         commands.len(),
-        count(schedule.iter().flat_map(|(_, turns)| turns).map(|turn| turn.fault.kind())),
+        count(
+            schedule
+                .iter()
+                .flat_map(|(_, writer_sessions)| writer_sessions)
+                .map(|writer_session| writer_session.fault.kind())
+        ),
         count(told.iter().flat_map(|told| &told.attempts).map(code)),
         begun.elapsed().as_secs()
     );
@@ -98,8 +103,12 @@ fn count<'a>(kinds: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
 fn strike(world: &World, schedule: &Schedule, pieces: Vec<commands::Piece>) -> Vec<commands::Running> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        for (lane, turns) in schedule {
-            scope.spawn(move || turns.iter().for_each(|turn| take_turn(world, *lane, *turn, begun)));
+        for (lane, writer_sessions) in schedule {
+            scope.spawn(move || {
+                writer_sessions
+                    .iter()
+                    .for_each(|writer_session| take_turn(world, *lane, *writer_session, begun))
+            });
         }
         let started = pieces.into_iter().map(|piece| {
             wait_until(begun, piece.start_at);
@@ -115,12 +124,12 @@ fn wait_until(begun: Instant, at: Duration) {
     }
 }
 
-fn take_turn(world: &World, lane: Lane, turn: Turn, begun: Instant) {
-    wait_until(begun, turn.at);
-    world.strike(lane, turn.fault);
+fn take_turn(world: &World, lane: Lane, writer_session: Turn, begun: Instant) {
+    wait_until(begun, writer_session.at);
+    world.strike(lane, writer_session.fault);
     // Measured from when it struck: on a busy machine that may be late, and a lease waits for nobody.
-    wait_until(begun, begun.elapsed() + turn.lasts);
-    world.heal(lane, turn.fault);
+    wait_until(begun, begun.elapsed() + writer_session.lasts);
+    world.heal(lane, writer_session.fault);
 }
 
 /// What the broker says of each acknowledged job once all have ended.
@@ -180,12 +189,16 @@ impl Drop for Witness<'_> {
             self.seed,
             self.world.home.path().display()
         );
-        for (lane, turns) in self.schedule {
-            let turn = |turn: &Turn| {
-                let (from, to) = (turn.at.as_millis(), (turn.at + turn.lasts).as_millis());
-                format!("  {from:>6} to {to:>6} ms: {:?}", turn.fault)
+        for (lane, writer_sessions) in self.schedule {
+            let writer_session = |writer_session: &Turn| {
+                let (from, to) =
+                    (writer_session.at.as_millis(), (writer_session.at + writer_session.lasts).as_millis());
+                format!("  {from:>6} to {to:>6} ms: {:?}", writer_session.fault)
             };
-            eprintln!("{lane:?}\n{}", turns.iter().map(turn).collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "{lane:?}\n{}",
+                writer_sessions.iter().map(writer_session).collect::<Vec<_>>().join("\n")
+            );
         }
         let complaints = self.ledger.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         eprintln!("clients complain of {complaints:#?}");
@@ -210,8 +223,8 @@ fn check(
     }
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64;
     let text = std::fs::read_to_string(world.history()).expect("the history");
-    let mut turns = schedule.iter().flat_map(|(_, turns)| turns);
-    let supervisors_killed = turns.any(|turn| turn.fault.kills_supervisor());
+    let mut writer_sessions = schedule.iter().flat_map(|(_, writer_sessions)| writer_sessions);
+    let supervisors_killed = writer_sessions.any(|writer_session| writer_session.fault.kills_supervisor());
     let history = History::read(&text, wall_ms - weir::clock::boot_ms());
     complaints.extend(history.check(told, supervisors_killed));
     // Once more after a power cut: what was told must have been durable.

@@ -122,7 +122,7 @@ pub enum Fault {
     /// The broker is killed, and its next lives find a read-only disk.
     DiskMountedReadOnly,
     /// The disk turns read-only under open files.
-    DiskTurnsReadOnly,
+    JournalBecomesReadOnly,
     SyncsFail,
 }
 
@@ -141,7 +141,7 @@ pub const KINDS: [&str; 15] = [
     "LinkReset",
     "DiskFull",
     "DiskMountedReadOnly",
-    "DiskTurnsReadOnly",
+    "JournalBecomesReadOnly",
     "SyncsFail",
 ];
 
@@ -168,7 +168,7 @@ impl Fault {
             Self::Link { weather: Weather::Torn, .. } => "LinkReset",
             Self::DiskFull => "DiskFull",
             Self::DiskMountedReadOnly => "DiskMountedReadOnly",
-            Self::DiskTurnsReadOnly => "DiskTurnsReadOnly",
+            Self::JournalBecomesReadOnly => "JournalBecomesReadOnly",
             Self::SyncsFail => "SyncsFail",
         }
     }
@@ -196,12 +196,12 @@ pub fn draw(seed: Seed) -> Schedule {
         Profile::Crash => drawing.crash(),
         Profile::All => drawing.all(),
     };
-    for (lane, turns) in &mut schedule {
+    for (lane, writer_sessions) in &mut schedule {
         if *lane == Lane::Agent(STEADY_POOL) {
-            turns.retain(|turn| !turn.fault.kills_supervisor());
+            writer_sessions.retain(|writer_session| !writer_session.fault.kills_supervisor());
         }
     }
-    schedule.retain(|(_, turns)| !turns.is_empty());
+    schedule.retain(|(_, writer_sessions)| !writer_sessions.is_empty());
     schedule
 }
 
@@ -229,8 +229,12 @@ impl Drawing<'_> {
 
     fn disk(&mut self) -> Schedule {
         // Every kind in turn, in an order that is drawn: even a short run has them all.
-        let mut kinds =
-            vec![Fault::DiskFull, Fault::DiskMountedReadOnly, Fault::DiskTurnsReadOnly, Fault::SyncsFail];
+        let mut kinds = vec![
+            Fault::DiskFull,
+            Fault::DiskMountedReadOnly,
+            Fault::JournalBecomesReadOnly,
+            Fault::SyncsFail,
+        ];
         for at in (1..kinds.len()).rev() {
             kinds.swap(at, self.rng.random_range(0..=at));
         }
@@ -267,27 +271,33 @@ impl Drawing<'_> {
         schedule.push((
             Lane::Disk,
             self.lane(5_000..20_000, |drawing| {
-                let kinds =
-                    [Fault::DiskFull, Fault::DiskMountedReadOnly, Fault::DiskTurnsReadOnly, Fault::SyncsFail];
+                let kinds = [
+                    Fault::DiskFull,
+                    Fault::DiskMountedReadOnly,
+                    Fault::JournalBecomesReadOnly,
+                    Fault::SyncsFail,
+                ];
                 let fault = kinds[drawing.rng.random_range(0..kinds.len())];
                 (fault, drawing.rng.random_range(1_500..15_000))
             }),
         ));
         // Now and then the broker is left alone for so long that a pool can be lost.
-        for (lane, turns) in &mut schedule {
+        for (lane, writer_sessions) in &mut schedule {
             if matches!(lane, Lane::Broker | Lane::Disk) {
-                turns.retain(|turn| turn.at.as_secs() / 50 % 2 == 0);
+                writer_sessions.retain(|writer_session| writer_session.at.as_secs() / 50 % 2 == 0);
             }
         }
-        for (lane, turns) in &mut schedule {
+        for (lane, writer_sessions) in &mut schedule {
             let Lane::Agent(pool) = *lane else { continue };
             let quiet_ms = 50_000 + 1_000 * pool as u64;
             if pool < 2 && quiet_ms + PAST_LOST_MS <= self.end_ms {
                 let (at, lasts) = (Duration::from_millis(quiet_ms), Duration::from_millis(PAST_LOST_MS));
-                turns.retain(|turn| turn.at + turn.lasts < at || turn.at > at + lasts);
+                writer_sessions.retain(|writer_session| {
+                    writer_session.at + writer_session.lasts < at || writer_session.at > at + lasts
+                });
                 let fault = if self.rng.random_bool(0.6) { Fault::Pause } else { Fault::Down };
-                turns.push(Turn { at, fault, lasts });
-                turns.sort_by_key(|turn| turn.at);
+                writer_sessions.push(Turn { at, fault, lasts });
+                writer_sessions.sort_by_key(|writer_session| writer_session.at);
             }
         }
         schedule
@@ -295,13 +305,13 @@ impl Drawing<'_> {
 
     /// The fault until the pool is lost, and again as long as there is time.
     fn silences(&mut self, begin_ms: std::ops::Range<u64>, fault: Fault) -> Vec<Turn> {
-        let (mut turns, mut at) = (Vec::new(), self.rng.random_range(begin_ms));
+        let (mut writer_sessions, mut at) = (Vec::new(), self.rng.random_range(begin_ms));
         while at + PAST_LOST_MS <= self.end_ms {
             let (begins, lasts) = (Duration::from_millis(at), Duration::from_millis(PAST_LOST_MS));
-            turns.push(Turn { at: begins, fault, lasts });
+            writer_sessions.push(Turn { at: begins, fault, lasts });
             at += PAST_LOST_MS + self.rng.random_range(3_000..15_000);
         }
-        turns
+        writer_sessions
     }
 
     /// Fault after fault with pauses between them, as long as there is time.
@@ -310,14 +320,18 @@ impl Drawing<'_> {
         pause_ms: std::ops::Range<u64>,
         mut fault: impl FnMut(&mut Self) -> (Fault, u64),
     ) -> Vec<Turn> {
-        let (mut turns, mut at) = (Vec::new(), CALM_MS);
+        let (mut writer_sessions, mut at) = (Vec::new(), CALM_MS);
         loop {
             at += self.rng.random_range(pause_ms.clone());
             let (fault, lasts) = fault(self);
             if at + lasts > self.end_ms {
-                return turns;
+                return writer_sessions;
             }
-            turns.push(Turn { at: Duration::from_millis(at), fault, lasts: Duration::from_millis(lasts) });
+            writer_sessions.push(Turn {
+                at: Duration::from_millis(at),
+                fault,
+                lasts: Duration::from_millis(lasts),
+            });
             at += lasts;
         }
     }

@@ -139,7 +139,7 @@ impl World {
             Fault::Link { weather, .. } => self.link(lane).set(weather),
             Fault::DiskFull => self.fill_disk(),
             Fault::DiskMountedReadOnly => self.mount_read_only(),
-            Fault::DiskTurnsReadOnly => self.faulty(|_, faulty| faulty.make_read_only(true)),
+            Fault::JournalBecomesReadOnly => self.faulty(|_, faulty| faulty.make_read_only(true)),
             Fault::SyncsFail => self.faulty(|_, faulty| faulty.fail_syncs(true)),
         }
     }
@@ -155,7 +155,7 @@ impl World {
                 let _ = std::fs::remove_file(self.ballast());
             }
             Fault::DiskMountedReadOnly => self.faulty(|small, _| small.remount("rw").expect("a disk")),
-            Fault::DiskTurnsReadOnly => self.faulty(|_, faulty| faulty.make_read_only(false)),
+            Fault::JournalBecomesReadOnly => self.faulty(|_, faulty| faulty.make_read_only(false)),
             Fault::SyncsFail => self.faulty(|_, faulty| faulty.fail_syncs(false)),
         }
     }

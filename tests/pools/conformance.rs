@@ -99,7 +99,7 @@ fn outcomes_are_typed<B: Bench>(bench: &B) {
         let broken = life.order(4, |spec| spec.groups[0].run = run);
         life.launch(&broken);
         let outcome = life.until_ended(broken.order.attempt);
-        assert_kind(&outcome, OutcomeKind::LaunchFailed);
+        assert_kind(&outcome, OutcomeKind::StartFailed);
         assert!(!outcome.message.is_empty(), "it says why");
     }
     (1..=4).for_each(|job| life.forget(life.order(job, |_| {}).order.attempt));
@@ -203,7 +203,7 @@ fn settle<B: PoolBackend>(life: &mut Life<B>) {
 /// The agent's calls for one attempt, each with how long it lives on after it.
 #[derive(Clone, Copy, Debug)]
 enum Call {
-    Launch,
+    StartRequest,
     Stop,
     Forget,
 }
@@ -216,10 +216,10 @@ fn a_kill_between_any_two_calls_doubles_nothing_and_loses_nothing<B: Bench>(benc
             bench,
             job,
             task(bench, 600, 0),
-            &[Call::Launch, Call::Launch, Call::Forget],
+            &[Call::StartRequest, Call::StartRequest, Call::Forget],
             wait_ms,
         );
-        let calls = [Call::Launch, Call::Stop, Call::Stop, Call::Forget];
+        let calls = [Call::StartRequest, Call::Stop, Call::Stop, Call::Forget];
         one_call_a_life(bench, job + 1, task(bench, 3_600_000, 0), &calls, wait_ms);
     }
 }
@@ -240,8 +240,8 @@ fn one_call_a_life<B: Bench>(
         let mut life = Life::begin(|clock| bench.backend(clock));
         match call {
             // As the agent does: what is there is adopted, what isn't is launched.
-            Call::Launch if life.status(attempt).is_none() => life.launch(&launch),
-            Call::Launch => {}
+            Call::StartRequest if life.status(attempt).is_none() => life.launch(&launch),
+            Call::StartRequest => {}
             Call::Stop => {
                 if life.status(attempt).is_some() {
                     life.stop(attempt);

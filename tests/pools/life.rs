@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use weir::agent::{Launch, Seen};
+use weir::agent::{ObservedAttempt, StartRequest};
 use weir::clock::Clock;
 use weir::model::attempt::{AttemptStatus, Outcome, OutcomeKind, StopReason};
-use weir::model::exchange::{Order, Stop, TaskOrder};
+use weir::model::exchange::{StartOrder, Stop, TaskStart};
 use weir::model::id::{AttemptId, JobId, JournalId, Revision};
 use weir::model::pool::NodeSpec;
 use weir::model::spec::{self, JobSpec};
@@ -25,7 +25,7 @@ pub struct Life<B> {
     runtime: Option<Runtime>,
     events: mpsc::UnboundedReceiver<Event>,
     pub nodes: Vec<NodeSpec>,
-    pub found: Vec<Seen>,
+    pub found: Vec<ObservedAttempt>,
     /// All that was told of attempts, in order.
     pub told: Vec<(AttemptId, AttemptStatus)>,
     pub gone: bool,
@@ -74,9 +74,9 @@ impl<B: PoolBackend> Life<B> {
         call(&mut self.backend);
     }
 
-    pub fn launch(&mut self, launch: &Launch) {
+    pub fn launch(&mut self, launch: &StartRequest) {
         let launch = launch.clone();
-        self.call(|backend| backend.launch(launch));
+        self.call(|backend| backend.start(launch));
     }
 
     pub fn stop(&mut self, attempt: AttemptId) {
@@ -94,7 +94,7 @@ impl<B: PoolBackend> Life<B> {
         loop {
             while let Ok(event) = self.events.try_recv() {
                 match event {
-                    Event::Moved { attempt, status } => self.told.push((attempt, status)),
+                    Event::StatusChanged { attempt, status } => self.told.push((attempt, status)),
                     Event::NodesChanged { nodes, removed } => {
                         self.nodes.retain(|node| {
                             !removed.contains(&node.name) && !nodes.iter().any(|new| new.name == node.name)
@@ -138,7 +138,7 @@ impl<B: PoolBackend> Life<B> {
     }
 
     /// An order for one unit of such a job on the pool's first node.
-    pub fn order(&self, job: u64, change: impl FnOnce(&mut JobSpec)) -> Launch {
+    pub fn order(&self, job: u64, change: impl FnOnce(&mut JobSpec)) -> StartRequest {
         order_on(self.clock.now(), &self.nodes[0].name, job, change)
     }
 }
@@ -149,7 +149,7 @@ fn journal() -> JournalId {
 }
 
 /// An order that may be started within the next minute.
-pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut JobSpec)) -> Launch {
+pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut JobSpec)) -> StartRequest {
     let mut spec = spec::minimal();
     spec.groups[0].request.resources.cpu_millis = 100;
     spec.groups[0].request.resources.memory_bytes = 16 << 20;
@@ -157,14 +157,14 @@ pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut J
     spec.grace_ms = 1_000;
     change(&mut spec);
     let attempt = AttemptId { journal: journal(), job: JobId(job), unit: 0, number: 1 };
-    let task = |task| TaskOrder { group: 0, task, node: node.to_owned(), devices: Vec::new() };
+    let task = |task| TaskStart { group: 0, task, node: node.to_owned(), devices: Vec::new() };
     let start_by = Timestamp(now.0 + 60_000);
     let tasks =
         if spec.groups[0].gang { (0..spec.groups[0].count).map(task).collect() } else { vec![task(0)] };
-    let order = Order {
+    let order = StartOrder {
         attempt,
         revision: Revision(40 + job),
-        stamp: None,
+        high_water: None,
         spec: Default::default(),
         job_name: format!("job-{job}"),
         queue: "default".to_owned(),
@@ -173,7 +173,7 @@ pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut J
         after: None,
         tasks,
     };
-    Launch { order, spec: Arc::new(spec), start_by, leased: false }
+    StartRequest { order, spec: Arc::new(spec), start_by, leased: false }
 }
 
 /// Asserts how something ended.

@@ -154,11 +154,11 @@ impl Supervisor {
 
     /// Asks it to start an attempt.
     pub fn launch(&mut self, attempt: &str, tasks: &[Task]) {
-        self.launch_with(attempt, tasks, json!({}));
+        self.start_attempt_with(attempt, tasks, json!({}));
     }
 
     /// Asks it to start an attempt, with such fields instead of the usual.
-    pub fn launch_with(&mut self, attempt: &str, tasks: &[Task], fields: Value) {
+    pub fn start_attempt_with(&mut self, attempt: &str, tasks: &[Task], fields: Value) {
         let mut launch = json!({
             "attempt": attempt, "revision": 1, "start_by_unix_ms": 4_000_000_000_000_u64, "leased": false,
             "env": [["WEIR_ATTEMPT_ID", attempt]],

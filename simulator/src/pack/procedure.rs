@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use weir::model::demand::{Demand, DeviceDemand, Lesson, NodeClass};
+use weir::model::demand::{Demand, DeviceDemand, NodeClass, WorkloadProfile};
 use weir::model::device::DeviceModelId;
 use weir::model::id::{NodeId, NodeRef, PoolId};
 use weir::model::limit::DEVICE_MILLIS;
@@ -186,14 +186,14 @@ fn demand(task: &Task, models: &BTreeMap<String, DeviceModelId>) -> anyhow::Resu
     })
 }
 
-/// A policy on a cluster, with what it learns.
+/// A policy on a cluster, with what it uses_profile.
 pub(crate) struct Player<'a> {
     cluster: &'a Cluster,
     pub(crate) packer: Packer,
     ids: Vec<DemandId>,
     mix: Option<Mix>,
     /// What was learned last.
-    lesson: Lesson,
+    profile: WorkloadProfile,
     policy_seed: u64,
 }
 
@@ -216,13 +216,20 @@ impl<'a> Player<'a> {
             // Until something is known of what comes, overflow goes by best fit.
             PolicyName::Overflow | PolicyName::Default => Scorer::BestFit,
         };
-        let learns = policy == PolicyName::Overflow;
+        let uses_profile = policy == PolicyName::Overflow;
         let mut packer = Packer::new(scorer);
         for (at, node) in cluster.nodes.iter().enumerate() {
             packer.set(node_ref(at), node.clone());
         }
         let ids = cluster.demands.iter().map(|demand| packer.demand(demand, None)).collect();
-        Self { cluster, packer, ids, mix: learns.then(Mix::default), lesson: Lesson::default(), policy_seed }
+        Self {
+            cluster,
+            packer,
+            ids,
+            mix: uses_profile.then(Mix::default),
+            profile: WorkloadProfile::default(),
+            policy_seed,
+        }
     }
 
     fn play(&mut self, arrivals: &[usize], window: usize, observe: Observe) -> Vec<Placed> {
@@ -239,7 +246,7 @@ impl<'a> Player<'a> {
         placed
     }
 
-    /// Empties the cluster. What the policy has learned stays, and is all that it learns.
+    /// Empties the cluster. What the policy has learned stays, and is all that it uses_profile.
     fn empty(&mut self) {
         for (at, node) in self.cluster.nodes.iter().enumerate() {
             self.packer.set(node_ref(at), node.clone());
@@ -247,16 +254,16 @@ impl<'a> Player<'a> {
         self.mix = None;
     }
 
-    /// A task arrives: learns from it, if the policy does.
+    /// A task arrives: uses_profile from it, if the policy does.
     pub(crate) fn arrive(&mut self, demand: usize) {
         let Some(mix) = &mut self.mix else { return };
         mix.arrive(&self.cluster.demands[demand], 1);
-        if mix.is_lesson_due()
-            && let Some(lesson) = mix.learn(self.cluster.nodes.iter(), self.policy_seed, &self.lesson)
+        if mix.is_update_due()
+            && let Some(profile) = mix.update(self.cluster.nodes.iter(), self.policy_seed, &self.profile)
         {
-            let overflow = Overflow::of(&lesson, mix.turnover_percent(), self.policy_seed);
+            let overflow = Overflow::of(&profile, mix.turnover_percent(), self.policy_seed);
             self.packer.set_scorer(Scorer::Overflow(overflow));
-            self.lesson = lesson;
+            self.profile = profile;
         }
     }
 

@@ -96,7 +96,7 @@ pub(super) struct Calm<'a> {
 impl<'a> Calm<'a> {
     /// A world with these nodes, dealt out to so many pools, planning by a policy.
     pub(super) fn new(nodes: &[NodeSpec], pools: usize, jobs: &'a [Job], policy: Policy) -> Self {
-        let random = Random { turn: 1, journal: 1, key: 1 };
+        let random = Random { writer_session: 1, journal: 1, key: 1 };
         let mut broker = Broker::new(Default::default(), Term(1), random, EPOCH);
         broker.set_policy(policy);
         let (mut specs, mut known, mut spec_of) = (Vec::new(), BTreeMap::new(), Vec::new());
@@ -111,7 +111,7 @@ impl<'a> Calm<'a> {
         let shares = (0..pools).map(|pool| nodes.iter().skip(pool).step_by(pools).cloned().collect());
         let pools = shares.enumerate().map(|(at, share): (usize, Vec<NodeSpec>)| {
             let mut agent = Agent::new(hello(at), EPOCH);
-            let opened = agent.step(EPOCH, agent::Input::Opened { nodes: share, attempts: Vec::new() });
+            let opened = agent.step(EPOCH, agent::Input::InitialSync { nodes: share, attempts: Vec::new() });
             (Pool { agent, wake: Timestamp::NEVER, started: BTreeMap::new() }, opened)
         });
         let (pools, opened): (Vec<Pool>, Vec<_>) = pools.unzip();
@@ -250,9 +250,9 @@ impl<'a> Calm<'a> {
         match effect {
             agent::Effect::Connect => self.after(NETWORK_MS, Event::Connected(pool)),
             agent::Effect::Send(message) => self.after(NETWORK_MS, Event::ToBroker(pool, message)),
-            agent::Effect::Launch(launch) => {
+            agent::Effect::StartRequest(start) => {
                 self.running += 1;
-                self.after(0, Event::Begins(pool, launch.order.attempt));
+                self.after(0, Event::Begins(pool, start.order.attempt));
             }
             agent::Effect::WakeAt(at) => {
                 if at != self.pools[pool].wake && at != Timestamp::NEVER {
@@ -279,7 +279,7 @@ impl<'a> Calm<'a> {
         self.pools[pool].started.insert(attempt, self.now);
         self.after(length_ms, Event::Ends(pool, attempt));
         let status = AttemptStatus::Running { started_at: self.now };
-        self.agent_step(pool, agent::Input::Moved { attempt, status });
+        self.agent_step(pool, agent::Input::StatusChanged { attempt, status });
     }
 
     fn end(&mut self, pool: usize, attempt: AttemptId) {
@@ -288,7 +288,7 @@ impl<'a> Calm<'a> {
         let started_at = self.pools[pool].started.remove(&attempt);
         let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
         let status = AttemptStatus::Ended { started_at, ended_at: self.now, outcome };
-        self.agent_step(pool, agent::Input::Moved { attempt, status });
+        self.agent_step(pool, agent::Input::StatusChanged { attempt, status });
     }
 }
 
@@ -306,7 +306,7 @@ fn hello(at: usize) -> Hello {
         capabilities: Capabilities { processes: true, ..Capabilities::default() },
         notes: Vec::new(),
     };
-    Hello { pool, instance: InstanceId(at as u128 + 1), key: [at as u8; 16], seen: None }
+    Hello { pool, instance: InstanceId(at as u128 + 1), key: [at as u8; 16], high_water: None }
 }
 
 /// What is submitted of a job of the trace.

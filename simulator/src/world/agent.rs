@@ -97,7 +97,7 @@ impl AgentHost {
             life: 0,
             clock: Clock::new(0, 0, 0),
             wake: 0,
-            hello: Hello { pool, instance, key: [index as u8; 16], seen: None },
+            hello: Hello { pool, instance, key: [index as u8; 16], high_water: None },
             backend: Backend::new(index, setup),
             session: None,
             paused: false,
@@ -126,7 +126,7 @@ impl World {
         host.machine = Some(Agent::new(host.hello.clone(), now));
         (host.clock, host.wake, host.paused, host.crash) = (clock, 0, false, None);
         let (nodes, attempts) = host.backend.open();
-        self.agent_step(index, Input::Opened { nodes, attempts })
+        self.agent_step(index, Input::InitialSync { nodes, attempts })
     }
 
     fn crash_agent(&mut self, index: usize, down_ms: u64) {
@@ -210,7 +210,7 @@ impl World {
         let host = &mut self.agents[index];
         let (beat, lease_ms) = match message {
             // The hello counts as the first heartbeat.
-            ToAgent::Welcome(welcome) => (0, welcome.lease_ms),
+            ToAgent::Accepted(accepted) => (0, accepted.lease_ms),
             ToAgent::HeartbeatAnswer { sequence, .. } => (*sequence, Settings::default().lease_ms),
             _ => return,
         };
@@ -272,9 +272,9 @@ impl World {
                 }
                 self.send_to_broker(index, message);
             }
-            Effect::Launch(launch) => {
-                let attempt = launch.order.attempt;
-                self.ask_backend(index, attempt, Step::Create(launch));
+            Effect::StartRequest(start) => {
+                let attempt = start.order.attempt;
+                self.ask_backend(index, attempt, Step::Create(start));
             }
             Effect::Stop(stop) => self.ask_backend(index, stop.attempt, Step::Stop),
             Effect::Forget(attempt) => self.agents[index].backend.forget(attempt),
@@ -287,11 +287,11 @@ impl World {
                 self.agents[index].backend.renew(until);
                 self.at(until + 1, Event::LeaseCheck { agent: index });
             }
-            Effect::Remember(stamp) => {
+            Effect::Remember(high_water) => {
                 let host = &mut self.agents[index];
-                host.hello.seen = Some(stamp);
-                if !self.fork_turns.contains_key(&stamp.turn) {
-                    host.told = host.told.max(stamp.revision);
+                host.hello.high_water = Some(high_water);
+                if !self.fork_turns.contains_key(&high_water.writer_session) {
+                    host.told = host.told.max(high_water.revision);
                 }
             }
             Effect::WakeAt(at) => self.wake_agent(index, at),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use weir::agent::{self, Launch, Seen};
+use weir::agent::{self, ObservedAttempt, StartRequest};
 use weir::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use weir::model::id::AttemptId;
 use weir::model::pool::{Device, NodeSpec};
@@ -21,7 +21,7 @@ pub(crate) const DEVICE_MILLIS: u32 = 1_000;
 /// What a backend does with an attempt next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Create(Box<Launch>),
+    Create(Box<StartRequest>),
     Run,
     Finish,
     Stop,
@@ -46,7 +46,7 @@ pub(crate) struct Backend {
 }
 
 pub(crate) struct Object {
-    pub(crate) launch: Launch,
+    pub(crate) start: StartRequest,
     pub(crate) status: AttemptStatus,
     stopping: bool,
     /// Ordered by a broker on an older copy of the journal.
@@ -70,12 +70,12 @@ impl Backend {
         }
     }
 
-    pub(crate) fn open(&self) -> (Vec<NodeSpec>, Vec<Seen>) {
-        let seen = |(attempt, object): (&AttemptId, &Object)| Seen {
+    pub(crate) fn open(&self) -> (Vec<NodeSpec>, Vec<ObservedAttempt>) {
+        let seen = |(attempt, object): (&AttemptId, &Object)| ObservedAttempt {
             attempt: *attempt,
-            ordered_revision: object.launch.order.revision,
-            start_by: object.launch.start_by,
-            stamp: object.launch.order.stamp,
+            ordered_revision: object.start.order.revision,
+            start_by: object.start.start_by,
+            high_water: object.start.order.high_water,
             status: object.status.clone(),
         };
         (self.nodes.clone(), self.objects.iter().map(seen).collect())
@@ -189,11 +189,11 @@ impl Object {
     }
 
     pub(crate) fn is_on(&self, node: &str) -> bool {
-        self.launch.order.tasks.iter().any(|task| task.node == node)
+        self.start.order.tasks.iter().any(|task| task.node == node)
     }
 
     pub(crate) fn may_overlap(&self) -> bool {
-        self.launch.spec.may_overlap
+        self.start.spec.may_overlap
     }
 }
 
@@ -204,7 +204,7 @@ impl World {
         if backend.lease_until >= self.now {
             return Ok(());
         }
-        let leased = backend.live().filter(|(_, object)| object.launch.leased);
+        let leased = backend.live().filter(|(_, object)| object.start.leased);
         let attempts: Vec<AttemptId> = leased.map(|(attempt, _)| *attempt).collect();
         for attempt in attempts {
             self.end_object(index, attempt, OutcomeKind::LeaseEnded, None)?;
@@ -219,12 +219,12 @@ impl World {
         step: Step,
     ) -> Result<(), String> {
         match step {
-            Step::Create(launch) => self.create(index, attempt, *launch),
+            Step::Create(start) => self.create(index, attempt, *start),
             Step::Run => self.begin_run(index, attempt),
             Step::Finish => {
                 let Some(object) = self.agents[index].backend.objects.get(&attempt) else { return Ok(()) };
-                let simulate = object.launch.spec.groups[0].simulate;
-                let too_long = simulate.is_some_and(|s| s.duration_ms > object.launch.spec.max_run_ms);
+                let simulate = object.start.spec.groups[0].simulate;
+                let too_long = simulate.is_some_and(|s| s.duration_ms > object.start.spec.max_run_ms);
                 let code = i32::from(simulate.map_or(0, |simulate| simulate.exit_code));
                 let kind = match code {
                     _ if too_long => OutcomeKind::TimedOut,
@@ -257,8 +257,8 @@ impl World {
             return Ok(());
         }
         object.status = AttemptStatus::Running { started_at };
-        let ms = object.launch.spec.groups[0].simulate.map_or(1_000, |simulate| simulate.duration_ms);
-        let limit = object.launch.spec.max_run_ms;
+        let ms = object.start.spec.groups[0].simulate.map_or(1_000, |simulate| simulate.duration_ms);
+        let limit = object.start.spec.max_run_ms;
         self.after(ms.min(limit), Event::Backend { agent: index, attempt, step: Step::Finish });
         if self.faulty() && self.backends.random_bool(0.01) {
             let at = self.backends.random_range(0..ms.max(1));
@@ -267,21 +267,21 @@ impl World {
         self.tell(index, attempt)
     }
 
-    fn create(&mut self, index: usize, attempt: AttemptId, launch: Launch) -> Result<(), String> {
+    fn create(&mut self, index: usize, attempt: AttemptId, start: StartRequest) -> Result<(), String> {
         let host = &self.agents[index];
         if host.backend.objects.contains_key(&attempt) {
             return self.tell(index, attempt);
         }
         let now = host.clock.at(self.now);
-        if now > launch.start_by || (launch.leased && self.now > host.backend.lease_until) {
+        if now > start.start_by || (start.leased && self.now > host.backend.lease_until) {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "too late");
             let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
-            return self.tell_agent(index, agent::Input::Moved { attempt, status });
+            return self.tell_agent(index, agent::Input::StatusChanged { attempt, status });
         }
-        let of_fork = self.is_of_fork(&launch);
-        self.check_no_overlap(attempt, &launch, of_fork)?;
+        let of_fork = self.is_of_fork(&start);
+        self.check_no_overlap(attempt, &start, of_fork)?;
         if !of_fork && !self.is_liar(index) {
-            self.check_room(index, &launch)?;
+            self.check_room(index, &start)?;
         }
         let backend = &mut self.agents[index].backend;
         // An outcome that went down with an older copy of the journal is asked for again.
@@ -290,11 +290,11 @@ impl World {
             return Err(format!("attempt {attempt} is created twice"));
         }
         let status = AttemptStatus::Starting;
-        backend.objects.insert(attempt, Object { launch, status, stopping: false, of_fork });
+        backend.objects.insert(attempt, Object { start, status, stopping: false, of_fork });
         let broken = backend.broken.clone();
         let on_broken = broken.is_some_and(|node| backend.objects[&attempt].is_on(&node));
         if self.faulty() && (on_broken || self.backends.random_bool(0.03)) {
-            return self.end_object(index, attempt, OutcomeKind::LaunchFailed, None);
+            return self.end_object(index, attempt, OutcomeKind::StartFailed, None);
         }
         let delay = self.backends.random_range(1..300);
         self.after(delay, Event::Backend { agent: index, attempt, step: Step::Run });
@@ -328,6 +328,6 @@ impl World {
     fn tell(&mut self, index: usize, attempt: AttemptId) -> Result<(), String> {
         let Some(object) = self.agents[index].backend.objects.get(&attempt) else { return Ok(()) };
         let status = object.status.clone();
-        self.tell_agent(index, agent::Input::Moved { attempt, status })
+        self.tell_agent(index, agent::Input::StatusChanged { attempt, status })
     }
 }

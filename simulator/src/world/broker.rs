@@ -5,9 +5,9 @@ use weir::broker::{Broker, CallId, Effect, Input, Query, Random, SessionId};
 use weir::model::exchange::{FromAgent, RefusedCode, ToAgent};
 use weir::model::id::{Revision, Term};
 use weir::model::plan::Policy;
-use weir::model::pool::Reach;
+use weir::model::pool::Connectivity;
 use weir::model::time::Timestamp;
-use weir::scheduler::Keeping;
+use weir::scheduler::ReservationPolicy;
 use weir::state::command::Request;
 use weir::state::rejection::Rejection;
 
@@ -66,7 +66,7 @@ pub(crate) struct BrokerHost {
     /// When it first told the time, in the world's time, and what it told.
     first_told: Option<(u64, Timestamp)>,
     /// Its turn, and the revision by which that had begun.
-    turn: u64,
+    writer_session: u64,
     begun: Revision,
     pub(crate) checked_at: Revision,
 }
@@ -103,11 +103,11 @@ impl World {
         }
         // A deposed one may still stand here.
         self.kill_broker(host, Tail::Lost)?;
-        self.launch_broker(host)
+        self.start_broker_on(host)
     }
 
     /// Takes the writer's turn, whoever has it.
-    pub(crate) fn launch_broker(&mut self, host: usize) -> Result<(), String> {
+    pub(crate) fn start_broker_on(&mut self, host: usize) -> Result<(), String> {
         let clock = self.new_clock();
         self.brokers[host].on_fork = self.fork.is_some();
         let disk = self.disk_of(host);
@@ -115,12 +115,15 @@ impl World {
         let term: Term = disk.claim();
         state.check().map_err(|what| format!("recovered state: {what}"))?;
         let recovered = state.revision();
-        let (turn, journal, key) = (self.turns.random(), self.turns.random(), self.turns.random());
-        let random = Random { turn, journal, key };
+        let (writer_session, journal, key) =
+            (self.writer_sessions.random(), self.writer_sessions.random(), self.writer_sessions.random());
+        let random = Random { writer_session, journal, key };
         if self.fork.is_some() {
-            self.fork_turns.insert(turn, self.fork_from);
+            self.fork_turns.insert(writer_session, self.fork_from);
             let there = |host: &&super::AgentHost| {
-                state.pool_named(&host.hello.pool.name).is_some_and(|pool| pool.reach < Reach::Lost)
+                state
+                    .pool_named(&host.hello.pool.name)
+                    .is_some_and(|pool| pool.connectivity < Connectivity::Lost)
             };
             let agents = self.agents.iter().enumerate().filter(|(_, host)| there(host));
             self.fork_awaits = agents.map(|(index, _)| index).collect();
@@ -132,12 +135,13 @@ impl World {
         kept.life += 1;
         let mut machine = Broker::new(state, term, random, now);
         // Its clusters are small and its time is short.
-        machine.set_keeping(Keeping { one_of: 1, wait_ms_min: 0 });
+        machine.set_reservation_policy(ReservationPolicy { one_of: 1, wait_ms_min: 0 });
         // The two policies take turns, so that what one has learned the other forgets.
-        machine.set_policy(if turn.is_multiple_of(4) { Policy::BestFit } else { Policy::Overflow });
+        machine.set_policy(if writer_session.is_multiple_of(4) { Policy::BestFit } else { Policy::Overflow });
         kept.machine = Some(machine);
         (kept.clock, kept.recovered, kept.checked_at) = (Some(clock), recovered, Revision(0));
-        (kept.turn, kept.begun) = (turn, kept.machine.as_ref().map_or(recovered, |m| m.state().revision()));
+        (kept.writer_session, kept.begun) =
+            (writer_session, kept.machine.as_ref().map_or(recovered, |m| m.state().revision()));
         (kept.wake, kept.paused, kept.crash, kept.fail_append) = (0, false, None, None);
         kept.first_told = None;
         if !kept.on_fork {
@@ -376,13 +380,13 @@ impl World {
         self.fork_from = older.replica.revision();
         // Of the writer whose last batches are missing, if it began before the copy ends.
         let begun = self.brokers[host].begun;
-        self.fork_turn = if begun <= self.fork_from { self.brokers[host].turn } else { 0 };
+        self.fork_turn = if begun <= self.fork_from { self.brokers[host].writer_session } else { 0 };
         self.fork = Some(older);
         self.fork_lives = 0;
         self.fork_heard.clear();
         self.counts.older_disks += 1;
         self.after(ms, Event::RestoreDisk);
-        self.launch_broker(host)
+        self.start_broker_on(host)
     }
 
     pub(crate) fn restore_disk(&mut self) -> Result<(), String> {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use weir::agent::Launch;
+use weir::agent::StartRequest;
 use weir::broker::{Answer, Broker, CallId, SessionId};
 use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, ToAgent};
+use weir::model::high_water::HighWaterMark;
 use weir::model::id::{AttemptId, Revision, UnitId};
-use weir::model::pool::Reach;
-use weir::model::stamp::Stamp;
+use weir::model::pool::Connectivity;
 use weir::scheduler::Scheduler;
 use weir::state::decide::Reply;
 use weir::state::rejection::Rejection;
@@ -118,7 +118,7 @@ impl World {
                 // What users do on an older disk is theirs to do; the broker itself must not.
                 let wrong = stops
                     .iter()
-                    .filter(|stop| !on_fork || (stop.reason == StopReason::Stray && self.fork_lives == 1))
+                    .filter(|stop| !on_fork || (stop.reason == StopReason::Orphaned && self.fork_lives == 1))
                     .find(|stop| here(&stop.attempt).is_some_and(good));
                 // An older disk's work of the same name must end before the newer one's is there.
                 match wrong {
@@ -129,9 +129,9 @@ impl World {
                 }
             }
             _ if on_fork => Ok(()),
-            ToAgent::Welcome(welcome) => match pool {
-                Some(pool) if pool.epoch >= welcome.epoch => Ok(()),
-                _ => Err(format!("agent {agent} is welcome in an epoch that is not durable")),
+            ToAgent::Accepted(accepted) => match pool {
+                Some(pool) if pool.epoch >= accepted.epoch => Ok(()),
+                _ => Err(format!("agent {agent} is accepted in an epoch that is not durable")),
             },
             ToAgent::Orders { orders, .. } => {
                 let known = |attempt: &AttemptId| self.journal.history.was_ordered(*attempt);
@@ -170,12 +170,12 @@ impl World {
     }
 
     /// A broker on an older copy of the journal ordered it, or what has ended since by the true one.
-    pub(crate) fn is_of_fork(&self, launch: &Launch) -> bool {
-        let order = &launch.order;
-        let copied = |stamp: Stamp| self.fork_turns.get(&stamp.turn);
+    pub(crate) fn is_of_fork(&self, start: &StartRequest) -> bool {
+        let order = &start.order;
+        let copied = |high_water: HighWaterMark| self.fork_turns.get(&high_water.writer_session);
         let live = self.journal.replica.attempt(order.attempt.unit_id());
         let live = live.is_some_and(|live| live.number == order.attempt.number);
-        order.stamp.and_then(copied).is_some_and(|copied| order.revision > *copied || !live)
+        order.high_water.and_then(copied).is_some_and(|copied| order.revision > *copied || !live)
     }
 
     /// An agent reports in an epoch that is not its pool's any more.
@@ -191,7 +191,7 @@ impl World {
     }
 
     /// Live attempts that a report names, and which are not what it is about: with their revisions.
-    pub(crate) fn namesakes(&self, host: usize, message: &FromAgent) -> Vec<(UnitId, Revision)> {
+    pub(crate) fn stale_ids(&self, host: usize, message: &FromAgent) -> Vec<(UnitId, Revision)> {
         let (FromAgent::Observed { reports, .. }, Some(broker)) = (message, &self.brokers[host].machine)
         else {
             return Vec::new();
@@ -201,7 +201,8 @@ impl World {
             let named = live.number == report.attempt.number && report.ordered_revision != Revision(0);
             let other = named && live.ordered_revision != report.ordered_revision;
             // Its lease may end in the same step, as soon as the pool that speaks is heard.
-            let silent = broker.state().pool(live.pool).is_some_and(|pool| pool.reach > Reach::Suspect);
+            let silent =
+                broker.state().pool(live.pool).is_some_and(|pool| pool.connectivity > Connectivity::Suspect);
             (other && !silent).then_some((live.unit, live.revision))
         };
         // One that is named rightly as well may move on.
@@ -214,7 +215,7 @@ impl World {
         reports.iter().filter_map(other).filter(|(unit, _)| !right(unit)).collect()
     }
 
-    pub(crate) fn check_namesakes(&self, host: usize, before: &[(UnitId, Revision)]) -> Result<(), String> {
+    pub(crate) fn check_stale_ids(&self, host: usize, before: &[(UnitId, Revision)]) -> Result<(), String> {
         let Some(broker) = &self.brokers[host].machine else { return Ok(()) };
         for (unit, revision) in before {
             let after = broker.state().attempt(*unit).map(|live| live.revision);
@@ -240,16 +241,18 @@ impl World {
             return Ok(());
         }
         // The turn in which the copy was taken went on elsewhere: that is seen whoever opens the copy.
-        let stamp = self.agents[agent].hello.seen;
-        let went_on = |stamp: Stamp| {
-            stamp.turn == self.fork_turn && stamp.revision > self.fork_from && self.fork_turn != 0
+        let high_water = self.agents[agent].hello.high_water;
+        let went_on = |high_water: HighWaterMark| {
+            high_water.writer_session == self.fork_turn
+                && high_water.revision > self.fork_from
+                && self.fork_turn != 0
         };
-        if stamp.is_some_and(went_on) {
+        if high_water.is_some_and(went_on) {
             return Err(format!("agent {agent} was told more in the turn that the copy is of, unnoticed"));
         }
         let recovered = self.brokers[host].recovered;
         let known = self.agents[agent].backend.objects.values().filter(|object| !object.of_fork);
-        let known = known.map(|object| object.launch.order.revision);
+        let known = known.map(|object| object.start.order.revision);
         match known.chain([self.agents[agent].told]).max() {
             Some(newest) if newest > recovered => Err(format!(
                 "agent {agent} knows of revision {newest}, the broker recovered {recovered} and doesn't notice"
@@ -262,7 +265,7 @@ impl World {
     pub(crate) fn check_no_overlap(
         &self,
         attempt: AttemptId,
-        launch: &Launch,
+        start: &StartRequest,
         of_fork: bool,
     ) -> Result<(), String> {
         let live = self.agents.iter().enumerate();
@@ -272,7 +275,7 @@ impl World {
                     continue;
                 }
                 let allowed = object.may_overlap()
-                    || launch.spec.may_overlap
+                    || start.spec.may_overlap
                     || object.of_fork
                     || self.is_liar(index)
                     || self.client.abandoned.contains(other)
@@ -280,7 +283,7 @@ impl World {
                 // On an older disk a broker can't know what no agent has told it yet, but must give
                 // them time to tell it.
                 let heard = self.fork_heard.get(&index);
-                let unheard = of_fork && heard.is_none_or(|heard| *heard >= launch.order.revision);
+                let unheard = of_fork && heard.is_none_or(|heard| *heard >= start.order.revision);
                 let too_soon = self.fork_awaits.contains(&index) && self.now < self.fork_awaits_until;
                 let unheard = of_fork && ((unheard && !too_soon) || self.fork_lives > 1);
                 if !allowed && !unheard {
@@ -292,29 +295,29 @@ impl World {
     }
 
     /// No node ever holds more than the most it had, whatever orders and lines led here.
-    pub(crate) fn check_room(&self, index: usize, launch: &Launch) -> Result<(), String> {
+    pub(crate) fn check_room(&self, index: usize, start: &StartRequest) -> Result<(), String> {
         // What the broker has given up, or may overlap, is not on its books any more.
         let counted = |attempt: &AttemptId, object: &super::backend::Object| {
             !object.may_overlap() && !object.of_fork && !self.client.abandoned.contains(attempt)
         };
         let live = self.agents[index].backend.live().filter(|(attempt, object)| counted(attempt, object));
-        let launches: Vec<&Launch> = live.map(|(_, object)| &object.launch).chain([launch]).collect();
-        for task in &launch.order.tasks {
-            let cpu: u64 = launches.iter().map(|launch| cpu_on(launch, &task.node)).sum();
+        let starts: Vec<&StartRequest> = live.map(|(_, object)| &object.start).chain([start]).collect();
+        for task in &start.order.tasks {
+            let cpu: u64 = starts.iter().map(|start| cpu_on(start, &task.node)).sum();
             if cpu > NODE_CPU_MILLIS {
-                let who: Vec<String> = launches
+                let who: Vec<String> = starts
                     .iter()
-                    .filter(|launch| cpu_on(launch, &task.node) > 0)
-                    .map(|launch| format!("{} {}", launch.order.attempt, cpu_on(launch, &task.node)))
+                    .filter(|start| cpu_on(start, &task.node) > 0)
+                    .map(|start| format!("{} {}", start.order.attempt, cpu_on(start, &task.node)))
                     .collect();
                 let who = who.join(", ");
                 return Err(format!("node {} holds {cpu} of {NODE_CPU_MILLIS} millicores: {who}", task.node));
             }
             for share in &task.devices {
-                let of = |launch: &&Launch| device_on(launch, &task.node, share.index);
-                let held: u32 = launches.iter().map(of).sum();
+                let of = |start: &&StartRequest| device_on(start, &task.node, share.index);
+                let held: u32 = starts.iter().map(of).sum();
                 if held > DEVICE_MILLIS {
-                    let attempt = launch.order.attempt;
+                    let attempt = start.order.attempt;
                     return Err(format!(
                         "{attempt} brings device {} of {} to {held}",
                         share.index, task.node
@@ -326,12 +329,12 @@ impl World {
     }
 }
 
-fn cpu_on(launch: &Launch, node: &str) -> u64 {
-    let tasks = launch.order.tasks.iter().filter(|task| task.node == node);
-    tasks.map(|task| launch.spec.groups[usize::from(task.group)].request.resources.cpu_millis).sum()
+fn cpu_on(start: &StartRequest, node: &str) -> u64 {
+    let tasks = start.order.tasks.iter().filter(|task| task.node == node);
+    tasks.map(|task| start.spec.groups[usize::from(task.group)].request.resources.cpu_millis).sum()
 }
 
-fn device_on(launch: &Launch, node: &str, index: u16) -> u32 {
-    let tasks = launch.order.tasks.iter().filter(|task| task.node == node);
+fn device_on(start: &StartRequest, node: &str, index: u16) -> u32 {
+    let tasks = start.order.tasks.iter().filter(|task| task.node == node);
     tasks.flat_map(|task| &task.devices).filter(|share| share.index == index).map(|share| share.millis).sum()
 }

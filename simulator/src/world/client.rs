@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use weir::broker::{CallId, JobFilter, JobRef, Query};
 use weir::model::id::{AttemptId, JobId, NodeId, PoolId, QueueId, ReservationId, Revision};
 use weir::model::link::Link;
-use weir::model::pool::{DrainMode, Reach};
+use weir::model::pool::{Connectivity, DrainMode};
 use weir::model::price::{PriceSchedule, Rate};
 use weir::model::queue::default_settings;
 use weir::model::region::RegionCode;
@@ -315,7 +315,9 @@ impl World {
             }
             _ => {
                 let silent = self.writers_state().and_then(|state| {
-                    let silent = |pool: &PoolId| state.pool(*pool).is_some_and(|p| p.reach > Reach::Suspect);
+                    let silent = |pool: &PoolId| {
+                        state.pool(*pool).is_some_and(|p| p.connectivity > Connectivity::Suspect)
+                    };
                     let attempt = state.attempts().find(|attempt| silent(&attempt.pool))?;
                     Some(attempt.id(state.journal()))
                 });

@@ -93,8 +93,9 @@ impl World {
                 };
                 let unit_id = AttemptId { journal, job: *job, unit: number as u32, number: attempt };
                 let ran = |id: &AttemptId| id.unit_id() == unit_id.unit_id();
-                let honest = self.agents.iter().enumerate().filter(|(index, _)| !self.is_liar(*index));
-                let runs = honest.map(|(_, host)| host.backend.succeeded.iter().filter(|id| ran(id)).count());
+                let sanitised = self.agents.iter().enumerate().filter(|(index, _)| !self.is_liar(*index));
+                let runs =
+                    sanitised.map(|(_, host)| host.backend.succeeded.iter().filter(|id| ran(id)).count());
                 let runs: usize = runs.sum();
                 let lost = self.fork_took.contains(&unit_id.unit_id());
                 if runs > 1 && !unit.doubtful && !lost {

@@ -41,7 +41,7 @@ impl World {
             Fault::Takeover => {
                 let free = (0..self.brokers.len()).find(|host| self.brokers[*host].machine.is_none());
                 if let Some(host) = free.filter(|_| self.fork.is_none() && writer.is_some()) {
-                    self.launch_broker(host)?;
+                    self.start_broker_on(host)?;
                 }
             }
             Fault::FailAppend { tail } => {

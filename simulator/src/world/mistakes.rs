@@ -4,12 +4,12 @@ use rand::{Rng, RngExt};
 use weir::broker::{CallId, Input};
 use weir::model::attempt::{AttemptReport, AttemptStatus};
 use weir::model::exchange::{FromAgent, Hello, Part};
+use weir::model::high_water::JournalKey;
 use weir::model::id::{AttemptId, Epoch, InstanceId, JobId, JournalId, PoolId, Revision, Term};
-use weir::model::pool::Reach;
+use weir::model::pool::Connectivity;
 use weir::model::price::PriceSchedule;
 use weir::model::queue::default_settings;
 use weir::model::spec::{Dependency, DependencyCondition, JobSpec, Simulate, minimal};
-use weir::model::stamp::JournalKey;
 use weir::state::command::{Command, Request, Submission};
 use weir::state::job::Principal;
 use weir::state::token::RequestToken;
@@ -71,7 +71,7 @@ impl World {
                 let command = Command::StartTerm {
                     journal: JournalId::from_random(7),
                     key: JournalKey::from_random(7),
-                    turn: 7,
+                    writer_session: 7,
                     term: Term(0),
                 };
                 self.send_only(Request { principal, token: None, command });
@@ -112,7 +112,8 @@ impl World {
     /// Its pool answers: there is nothing to give up.
     fn abandon_what_is_heard(&mut self) {
         let attempt = self.writers_state().and_then(|state| {
-            let heard = |pool: PoolId| state.pool(pool).is_some_and(|pool| pool.reach == Reach::Ready);
+            let heard =
+                |pool: PoolId| state.pool(pool).is_some_and(|pool| pool.connectivity == Connectivity::Ready);
             let attempt = state.attempts().find(|attempt| heard(attempt.pool))?;
             Some(attempt.id(state.journal()))
         });

@@ -180,7 +180,7 @@ pub struct World {
     watch: Watch,
     hosts: StdRng,
     /// Random numbers that brokers draw at the beginning of each turn.
-    turns: StdRng,
+    writer_sessions: StdRng,
     disk: StdRng,
     backends: StdRng,
     liar: StdRng,
@@ -259,7 +259,7 @@ impl World {
             client: Client::new(seed, schedule.acts),
             watch: Watch::default(),
             hosts: split(seed, Purpose::Hosts),
-            turns: split(seed, Purpose::Turns),
+            writer_sessions: split(seed, Purpose::Turns),
             disk: split(seed, Purpose::Disk),
             backends: split(seed, Purpose::Backend),
             liar: split(seed, Purpose::Liar),
@@ -340,8 +340,8 @@ impl World {
     /// A machine's clock after a start: near the world's time, or now and then far off.
     pub(crate) fn new_clock(&mut self) -> clock::Clock {
         let far = self.faulty() && self.hosts.random_bool(0.2);
-        let reach: i64 = if far { 600_000 } else { 200 };
-        let offset_ms = self.hosts.random_range(-reach..=reach);
+        let connectivity: i64 = if far { 600_000 } else { 200 };
+        let offset_ms = self.hosts.random_range(-connectivity..=connectivity);
         clock::Clock::new(self.now, offset_ms, self.hosts.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX))
     }
 }

@@ -233,9 +233,9 @@ impl World {
                 {
                     self.network.unanswerable.insert((session, *sequence));
                 }
-                let namesakes = self.namesakes(host, &message);
+                let stale_ids = self.stale_ids(host, &message);
                 self.broker_step(host, Input::FromAgent { session, message })?;
-                self.check_namesakes(host, &namesakes)?;
+                self.check_stale_ids(host, &stale_ids)?;
                 let stands = self.network.links.get(&session).is_some_and(|link| !link.ways[TO_BROKER].over);
                 if stale && stands && self.brokers[host].machine.is_some() {
                     return Err(format!("agent {agent} speaks in an older epoch and is not refused"));
@@ -287,7 +287,7 @@ impl World {
         self.tell_end(session, TO_AGENT);
     }
 
-    /// The agent's end is gone; the broker learns of it when the network lets it.
+    /// The agent's end is gone; the broker uses_profile of it when the network lets it.
     pub(crate) fn drop_link_of_agent(&mut self, session: SessionId) {
         self.end_at_agent(session);
         self.tell_end(session, TO_BROKER);

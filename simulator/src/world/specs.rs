@@ -39,7 +39,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     }
     spec.priority = rng.random_range(-1..3);
     if rng.random_bool(0.5) {
-        let on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::LaunchFailed, RetryOn::Unknown];
+        let on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::StartFailed, RetryOn::Unknown];
         spec.retry =
             RetryPolicy { max_attempts: rng.random_range(1..4), on, backoff_ms: 500, backoff_max_ms: 5_000 };
     }
@@ -109,7 +109,7 @@ pub(crate) fn burst_spec(rng: &mut StdRng) -> JobSpec {
     group.request.resources.cpu_millis = 8_000;
     group.count = rng.random_range(5..40);
     group.simulate = Some(Simulate { duration_ms: rng.random_range(1..30), exit_code: 0 });
-    spec.retry.on = vec![RetryOn::Unknown, RetryOn::LaunchFailed];
+    spec.retry.on = vec![RetryOn::Unknown, RetryOn::StartFailed];
     spec.retry.max_attempts = 3;
     spec
 }

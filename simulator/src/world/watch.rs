@@ -85,8 +85,11 @@ impl Picture {
                 Some(node) => drop(self.nodes.insert(at, (node.revision, node.tasks))),
                 None => drop(self.nodes.remove(&at)),
             },
-            Change::Queue(_) | Change::UsageFell(_) | Change::Class(_) | Change::Line(_) | Change::Lesson => {
-            }
+            Change::Queue(_)
+            | Change::UsageFell(_)
+            | Change::Class(_)
+            | Change::Line(_)
+            | Change::WorkloadProfile => {}
         }
     }
 

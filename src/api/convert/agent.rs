@@ -7,14 +7,14 @@ use crate::api::proto::v1;
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
 use crate::model::device::DeviceShare;
 use crate::model::exchange::{
-    FromAgent, Hello, Inventory, Order, Part, RefusedCode, Stop, TaskOrder, ToAgent, Welcome,
+    Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, StartOrder, Stop, TaskStart, ToAgent,
 };
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, Epoch, InstanceId, ParseIdError, Revision, SpecId, Term};
 use crate::model::limit::{DEVICE_MILLIS, ENTRIES_PER_MESSAGE_MAX};
 use crate::model::pool::{Capabilities, Device, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::spec::Taint;
-use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use crate::model::validate::quote;
 
@@ -101,22 +101,31 @@ pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
         },
         instance: InstanceId(u128::from_be_bytes(sixteen("hello.instance", &message.instance)?)),
         key: sixteen("hello.key", &message.key)?,
-        seen: message.seen.as_ref().map(|seen| stamp("hello.seen", seen)).transpose()?,
+        high_water: message
+            .high_water
+            .as_ref()
+            .map(|seen| high_water("hello.high_water", seen))
+            .transpose()?,
     })
 }
 
-fn stamp(path: &str, message: &v1::Stamp) -> Result<Stamp, Invalid> {
-    Ok(Stamp {
+fn high_water(path: &str, message: &v1::HighWaterMark) -> Result<HighWaterMark, Invalid> {
+    Ok(HighWaterMark {
         revision: Revision(message.revision),
         journal: parse(&format!("{path}.journal"), &message.journal)?,
-        turn: message.turn,
+        writer_session: message.writer_session,
         proof: sixteen(&format!("{path}.proof"), &message.proof)?,
     })
 }
 
-fn stamp_message(stamp: &Stamp) -> v1::Stamp {
-    let (journal, proof) = (stamp.journal.to_string(), stamp.proof.to_vec());
-    v1::Stamp { journal, turn: stamp.turn, revision: stamp.revision.0, proof }
+fn high_water_message(high_water: &HighWaterMark) -> v1::HighWaterMark {
+    let (journal, proof) = (high_water.journal.to_string(), high_water.proof.to_vec());
+    v1::HighWaterMark {
+        journal,
+        writer_session: high_water.writer_session,
+        revision: high_water.revision.0,
+        proof,
+    }
 }
 
 fn part(field: &str, value: i32) -> Result<Part, Invalid> {
@@ -241,7 +250,7 @@ pub(crate) fn hello_message(hello: &Hello) -> v1::Hello {
         }),
         instance: hello.instance.0.to_be_bytes().to_vec(),
         key: hello.key.to_vec(),
-        seen: hello.seen.as_ref().map(stamp_message),
+        high_water: hello.high_water.as_ref().map(high_water_message),
     }
 }
 
@@ -294,14 +303,14 @@ fn report_message(report: &AttemptReport) -> v1::AttemptReport {
 /// Writes a broker's message.
 pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
     let body = match message {
-        ToAgent::Welcome(welcome) => v1::sync_response::Body::Welcome(v1::Welcome {
-            journal: welcome.journal.to_string(),
-            term: welcome.term.0,
-            epoch: welcome.epoch.0,
-            now_unix_ms: welcome.now.0,
-            heartbeat_ms: welcome.heartbeat_ms,
-            lease_ms: welcome.lease_ms,
-            stamp: welcome.stamp.as_ref().map(stamp_message),
+        ToAgent::Accepted(accepted) => v1::sync_response::Body::Accepted(v1::Accepted {
+            journal: accepted.journal.to_string(),
+            term: accepted.term.0,
+            epoch: accepted.epoch.0,
+            now_unix_ms: accepted.now.0,
+            heartbeat_ms: accepted.heartbeat_ms,
+            lease_ms: accepted.lease_ms,
+            high_water: accepted.high_water.as_ref().map(high_water_message),
         }),
         ToAgent::Refused { code, message } => v1::sync_response::Body::Refused(v1::Refused {
             code: code.code().to_owned(),
@@ -330,29 +339,29 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
         ToAgent::Acknowledged { attempts } => v1::sync_response::Body::Acknowledged(v1::Acknowledged {
             attempts: attempts.iter().map(ToString::to_string).collect(),
         }),
-        ToAgent::HeartbeatAnswer { term, sequence, now, stamp } => {
+        ToAgent::HeartbeatAnswer { term, sequence, now, high_water } => {
             v1::sync_response::Body::HeartbeatAnswer(v1::HeartbeatAnswer {
                 term: term.0,
                 sequence: *sequence,
                 now_unix_ms: now.0,
-                stamp: stamp.as_ref().map(stamp_message),
+                high_water: high_water.as_ref().map(high_water_message),
             })
         }
     };
     v1::SyncResponse { number, body: Some(body) }
 }
 
-fn order_message(order: &Order) -> v1::Order {
-    let task = |task: &TaskOrder| v1::TaskPlacement {
+fn order_message(order: &StartOrder) -> v1::StartOrder {
+    let task = |task: &TaskStart| v1::TaskPlacement {
         group: u32::from(task.group),
         task: task.task,
         node: task.node.clone(),
         devices: shares_message(&task.devices),
     };
-    v1::Order {
+    v1::StartOrder {
         attempt: order.attempt.to_string(),
         revision: order.revision.0,
-        stamp: order.stamp.as_ref().map(stamp_message),
+        high_water: order.high_water.as_ref().map(high_water_message),
         spec_id: order.spec.0.to_vec(),
         job_name: order.job_name.clone(),
         queue: order.queue.clone(),
@@ -370,7 +379,7 @@ const STOPS: [(StopReason, &str); 7] = [
     (StopReason::JobFailed, "JobFailed"),
     (StopReason::StartLimit, "StartLimit"),
     (StopReason::Abandoned, "Abandoned"),
-    (StopReason::Stray, "Stray"),
+    (StopReason::Orphaned, "Orphaned"),
 ];
 
 const REFUSALS: [RefusedCode; 6] = [
@@ -383,7 +392,7 @@ const REFUSALS: [RefusedCode; 6] = [
 ];
 
 fn stop_code(reason: StopReason) -> &'static str {
-    STOPS.iter().find(|(known, _)| *known == reason).map_or("Stray", |(_, code)| code)
+    STOPS.iter().find(|(known, _)| *known == reason).map_or("Orphaned", |(_, code)| code)
 }
 
 /// Reads a broker's message.
@@ -392,14 +401,18 @@ fn stop_code(reason: StopReason) -> &'static str {
 /// The fields that have no meaning.
 pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
     Ok(match body {
-        v1::sync_response::Body::Welcome(welcome) => ToAgent::Welcome(Welcome {
-            journal: parse("welcome.journal", &welcome.journal)?,
-            term: Term(welcome.term),
-            epoch: Epoch(welcome.epoch),
-            now: Timestamp(welcome.now_unix_ms),
-            heartbeat_ms: welcome.heartbeat_ms.max(1),
-            lease_ms: welcome.lease_ms,
-            stamp: welcome.stamp.as_ref().map(|given| stamp("welcome.stamp", given)).transpose()?,
+        v1::sync_response::Body::Accepted(accepted) => ToAgent::Accepted(Accepted {
+            journal: parse("accepted.journal", &accepted.journal)?,
+            term: Term(accepted.term),
+            epoch: Epoch(accepted.epoch),
+            now: Timestamp(accepted.now_unix_ms),
+            heartbeat_ms: accepted.heartbeat_ms.max(1),
+            lease_ms: accepted.lease_ms,
+            high_water: accepted
+                .high_water
+                .as_ref()
+                .map(|given| high_water("accepted.stamp", given))
+                .transpose()?,
         }),
         v1::sync_response::Body::Refused(refused) => {
             let code = REFUSALS.into_iter().find(|code| code.code() == refused.code);
@@ -423,7 +436,7 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
                 let reason = STOPS
                     .iter()
                     .find(|(_, code)| *code == stop.reason)
-                    .map_or(StopReason::Stray, |(r, _)| *r);
+                    .map_or(StopReason::Orphaned, |(r, _)| *r);
                 list.push(Stop {
                     attempt: parse("stops.attempt", &stop.attempt)?,
                     reason,
@@ -437,15 +450,15 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             ToAgent::Acknowledged { attempts: attempts.collect::<Result<_, _>>()? }
         }
         v1::sync_response::Body::HeartbeatAnswer(answer) => {
-            let given = answer.stamp.as_ref().map(|given| stamp("heartbeat_answer.stamp", given));
-            let (term, stamp) = (Term(answer.term), given.transpose()?);
+            let given = answer.high_water.as_ref().map(|given| high_water("heartbeat_answer.stamp", given));
+            let (term, high_water) = (Term(answer.term), given.transpose()?);
             let now = Timestamp(answer.now_unix_ms);
-            ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, now, stamp }
+            ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, now, high_water }
         }
     })
 }
 
-fn order(message: v1::Order) -> Result<Order, Invalid> {
+fn order(message: v1::StartOrder) -> Result<StartOrder, Invalid> {
     let share = |share: &v1::DeviceShare| {
         let index =
             u16::try_from(share.index).map_err(|_| invalid("devices.index", "is not within 0 and 65535"))?;
@@ -455,12 +468,12 @@ fn order(message: v1::Order) -> Result<Order, Invalid> {
         let group =
             u16::try_from(task.group).map_err(|_| invalid("tasks.group", "is not within 0 and 65535"))?;
         let devices = task.devices.iter().map(share).collect::<Result<_, Invalid>>()?;
-        Ok::<_, Invalid>(TaskOrder { group, task: task.task, node: task.node, devices })
+        Ok::<_, Invalid>(TaskStart { group, task: task.task, node: task.node, devices })
     };
-    Ok(Order {
+    Ok(StartOrder {
         attempt: parse("orders.attempt", &message.attempt)?,
         revision: Revision(message.revision),
-        stamp: message.stamp.as_ref().map(|given| stamp("orders.stamp", given)).transpose()?,
+        high_water: message.high_water.as_ref().map(|given| high_water("orders.stamp", given)).transpose()?,
         spec: SpecId(sixteen("orders.spec_id", &message.spec_id)?),
         job_name: message.job_name,
         queue: message.queue,

@@ -188,7 +188,7 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
         match v1::RetryOn::try_from(*value) {
             Ok(v1::RetryOn::Failed) => on.push(RetryOn::Failed),
             Ok(v1::RetryOn::TimedOut) => on.push(RetryOn::TimedOut),
-            Ok(v1::RetryOn::LaunchFailed) => on.push(RetryOn::LaunchFailed),
+            Ok(v1::RetryOn::StartFailed) => on.push(RetryOn::StartFailed),
             Ok(v1::RetryOn::Unknown) => on.push(RetryOn::Unknown),
             Ok(v1::RetryOn::Unspecified) | Err(_) => {
                 return Err(invalid(&field, format!("{value} is not an outcome to retry on")));
@@ -196,7 +196,7 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
         }
     }
     if on.is_empty() && max_attempts > 1 {
-        on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::LaunchFailed, RetryOn::Unknown];
+        on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::StartFailed, RetryOn::Unknown];
     }
     on.sort_unstable();
     on.dedup();
@@ -216,7 +216,7 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
     let retry_on = |on: &RetryOn| match on {
         RetryOn::Failed => v1::RetryOn::Failed as i32,
         RetryOn::TimedOut => v1::RetryOn::TimedOut as i32,
-        RetryOn::LaunchFailed => v1::RetryOn::LaunchFailed as i32,
+        RetryOn::StartFailed => v1::RetryOn::StartFailed as i32,
         RetryOn::Unknown => v1::RetryOn::Unknown as i32,
     };
     let edge = |edge: &Dependency| v1::Dependency {

@@ -8,9 +8,9 @@ use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
 use crate::model::attempt::{Outcome, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, Revision};
-use crate::model::pool::{Device, DrainMode, Reach};
+use crate::model::pool::{Connectivity, Device, DrainMode};
 use crate::model::queue::{Limits, QueueSpec, default_settings};
-use crate::model::reason::Standing;
+use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::state::job::Principal;
 use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView};
@@ -190,11 +190,11 @@ pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
 /// Writes a pool.
 pub fn pool_message(view: &PoolView) -> v1::Pool {
     let pool = &view.pool;
-    let reach = match pool.reach {
-        Reach::Ready => v1::Reach::Ready,
-        Reach::Suspect => v1::Reach::Suspect,
-        Reach::Unreachable => v1::Reach::Unreachable,
-        Reach::Lost => v1::Reach::Lost,
+    let connectivity = match pool.connectivity {
+        Connectivity::Ready => v1::Connectivity::Ready,
+        Connectivity::Suspect => v1::Connectivity::Suspect,
+        Connectivity::Unreachable => v1::Connectivity::Unreachable,
+        Connectivity::Lost => v1::Connectivity::Lost,
     };
     let drain = pool.drain.map(|drain| v1::Drain {
         mode: match drain.mode {
@@ -208,7 +208,7 @@ pub fn pool_message(view: &PoolView) -> v1::Pool {
         region: pool.spec.region.to_string(),
         backend: pool.spec.backend.clone(),
         labels: pool.spec.labels.clone(),
-        reach: reach as i32,
+        connectivity: connectivity as i32,
         connected: view.connected,
         cordoned: pool.cordoned,
         drain,
@@ -253,7 +253,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
         devices: node.spec.devices.iter().enumerate().map(device).collect(),
         tasks: node.tasks,
         revision: node.revision.0,
-        held_until_unix_ms: node.trouble.held_until.map(|until| until.0),
+        quarantined_until_unix_ms: node.failure_tracker.quarantined_until.map(|until| until.0),
         stranded_millis: view.stranded_millis,
     }
 }
@@ -311,11 +311,11 @@ pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
     let group = |group: &crate::broker::GroupWhy| {
         let pools = group.why.pools.iter().zip(&group.pool_names).map(|(pool, name)| v1::PoolReason {
             pool: name.clone(),
-            standing: match pool.reason.standing() {
-                Standing::Never => v1::Standing::Never as i32,
-                Standing::Closed => v1::Standing::Closed as i32,
-                Standing::Full => v1::Standing::Full as i32,
-                Standing::Fits => v1::Standing::Fits as i32,
+            permanence: match pool.reason.permanence() {
+                Permanence::Never => v1::Permanence::Never as i32,
+                Permanence::Closed => v1::Permanence::Closed as i32,
+                Permanence::Busy => v1::Permanence::Busy as i32,
+                Permanence::Fits => v1::Permanence::Fits as i32,
             },
             reason: Some(reason(pool.reason.code(), pool.reason.to_string())),
         });

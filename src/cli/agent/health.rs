@@ -10,18 +10,18 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::cli::Failure;
-use crate::telemetry::{PoolVitals, metrics};
+use crate::telemetry::{PoolHealth, metrics};
 
 /// How long an answer may take.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
 
-type Pools = Arc<Vec<Arc<PoolVitals>>>;
+type Pools = Arc<Vec<Arc<PoolHealth>>>;
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until the process ends. Returns where.
 ///
 /// # Errors
 /// If the address can't be listened on.
-pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolVitals>>) -> Result<SocketAddr, Failure> {
+pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolHealth>>) -> Result<SocketAddr, Failure> {
     let failed = |error: std::io::Error| Failure::new(1, format!("can't listen on {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr()?;
@@ -44,8 +44,11 @@ pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolVitals>>) -> Result<
 }
 
 async fn ready(State(pools): State<Pools>) -> (StatusCode, String) {
-    let missing: Vec<&str> =
-        pools.iter().filter(|vitals| !vitals.is_ready()).map(|vitals| vitals.pool.as_str()).collect();
+    let missing: Vec<&str> = pools
+        .iter()
+        .filter(|pool_health| !pool_health.is_ready())
+        .map(|pool_health| pool_health.pool.as_str())
+        .collect();
     if missing.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
@@ -54,6 +57,6 @@ async fn ready(State(pools): State<Pools>) -> (StatusCode, String) {
 }
 
 async fn numbers(State(pools): State<Pools>) -> ([(&'static str, &'static str); 1], String) {
-    let text = metrics(pools.iter().map(|vitals| &**vitals));
+    let text = metrics(pools.iter().map(|pool_health| &**pool_health));
     ([("content-type", "text/plain; version=0.0.4")], text)
 }

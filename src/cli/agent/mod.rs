@@ -19,14 +19,14 @@ use crate::clock::Clock;
 use crate::config::{self, AgentFile};
 use crate::lock::{self, Lock};
 use crate::model::exchange::Hello;
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::InstanceId;
 use crate::model::pool::{Capabilities, PoolSpec};
-use crate::model::stamp::Stamp;
 use crate::pools::host::{self, Host};
 use crate::pools::kubernetes::Kubernetes;
 use crate::pools::simulated::Simulated;
 use crate::pools::{Error, PoolBackend};
-use crate::telemetry::PoolVitals;
+use crate::telemetry::PoolHealth;
 use pool::Backend;
 
 /// Runs the agents of one pool or more.
@@ -89,9 +89,9 @@ impl AgentCommand {
         let (mut pools, mut all, clock) = (JoinSet::new(), Vec::new(), Clock::start());
         for file in files {
             let client = client(connect, &file)?;
-            let vitals = Arc::new(PoolVitals::new(&file.name));
-            all.push(vitals.clone());
-            pools.spawn(async move { run_pool(&file, client, clock, &vitals).await });
+            let pool_health = Arc::new(PoolHealth::new(&file.name));
+            all.push(pool_health.clone());
+            pools.spawn(async move { run_pool(&file, client, clock, &pool_health).await });
         }
         if let Some(address) = &self.listen {
             let address = health::serve(address, all).await?;
@@ -121,22 +121,30 @@ async fn run_pool(
     file: &AgentFile,
     client: Client,
     clock: Clock,
-    vitals: &Arc<PoolVitals>,
+    pool_health: &Arc<PoolHealth>,
 ) -> Result<(), Failure> {
     let _lock = claim(&file.state)?;
     let backend = pool::backend(file)?;
     let hello = hello(pool::spec(file, &backend)?, &file.state)?;
     match backend {
         Backend::Host(settings) => {
-            serve_host(hello, &file.state, settings, client, clock, vitals, terminated()).await
+            serve_host(hello, &file.state, settings, client, clock, pool_health, terminated()).await
         }
         Backend::Kubernetes(settings) => {
             let open = || Kubernetes::new((*settings).clone(), clock);
-            serve_again(hello, &file.state, open, client, clock, vitals, terminated()).await
+            serve_again(hello, &file.state, open, client, clock, pool_health, terminated()).await
         }
         Backend::Simulated(settings) => {
-            serve(hello, &file.state, Simulated::new(settings, clock), client, clock, vitals, terminated())
-                .await
+            serve(
+                hello,
+                &file.state,
+                Simulated::new(settings, clock),
+                client,
+                clock,
+                pool_health,
+                terminated(),
+            )
+            .await
         }
     }
 }
@@ -173,7 +181,7 @@ pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
 pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
-    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, seen: None })
+    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, high_water: None })
 }
 
 /// The newest stamp that an earlier life of the agent was given, in its state folder.
@@ -186,10 +194,10 @@ pub(super) async fn serve(
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
-    vitals: &Arc<PoolVitals>,
+    pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    run_agent(hello, state, backend, client, clock, vitals, stop).await.map_err(down)
+    run_agent(hello, state, backend, client, clock, pool_health, stop).await.map_err(down)
 }
 
 async fn run_agent(
@@ -198,7 +206,7 @@ async fn run_agent(
     backend: impl PoolBackend,
     client: Client,
     clock: Clock,
-    vitals: &Arc<PoolVitals>,
+    pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
@@ -206,20 +214,20 @@ async fn run_agent(
     // Without it, or with one that can't be read, a broker on an older journal is told a little less.
     let seen = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
     let mut failed = false;
-    let remember = move |stamp: Stamp| {
-        if let Err(error) = config::write_private(&file, stamp.to_string().as_bytes())
+    let remember = move |high_water: HighWaterMark| {
+        if let Err(error) = config::write_private(&file, high_water.to_string().as_bytes())
             && !std::mem::replace(&mut failed, true)
         {
             tracing::warn!(file = %file.display(), %error, "the broker's newest stamp can't be kept");
         }
     };
     crate::runtime::agent::run(
-        Hello { seen, ..hello },
+        Hello { high_water: seen, ..hello },
         backend,
         dialer,
         clock,
         remember,
-        vitals.clone(),
+        pool_health.clone(),
         stop,
     )
     .await
@@ -237,10 +245,10 @@ pub(super) async fn serve_host(
     settings: host::Settings,
     client: Client,
     clock: Clock,
-    vitals: &Arc<PoolVitals>,
+    pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    serve_again(hello, state, || Host::new(settings.clone(), clock), client, clock, vitals, stop).await
+    serve_again(hello, state, || Host::new(settings.clone(), clock), client, clock, pool_health, stop).await
 }
 
 /// Runs a pool's agent until `stop` ends, and opens its backend anew whenever that is gone.
@@ -250,12 +258,13 @@ async fn serve_again<B: PoolBackend>(
     backend: impl Fn() -> B,
     client: Client,
     clock: Clock,
-    vitals: &Arc<PoolVitals>,
+    pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     tokio::pin!(stop);
     loop {
-        match run_agent(hello.clone(), state, backend(), client.clone(), clock, vitals, &mut stop).await {
+        match run_agent(hello.clone(), state, backend(), client.clone(), clock, pool_health, &mut stop).await
+        {
             Ok(()) => return Ok(()),
             Err(Error::Gone { pool }) => {
                 tracing::warn!(

@@ -97,7 +97,7 @@ fn cluster(
         process_image: section.process_image.clone(),
         service_account: section.service_account.clone(),
         image_pull_secrets: section.image_pull_secrets.clone(),
-        start_patience_ms: section.start_patience_seconds * 1_000,
+        start_timeout_ms: section.start_timeout_seconds * 1_000,
         devices: section.devices.clone(),
         log_max_bytes: section.log_max_mib.map_or(kubernetes::LOG_MAX_BYTES, |mib| mib << 20),
     })

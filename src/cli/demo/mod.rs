@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::connect::new_token;
-use super::output::{honest, is_terminal, print, print_raw, table};
+use super::output::{is_terminal, print, print_raw, sanitised, table};
 use super::{Failure, run, spec_file};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -66,7 +66,7 @@ async fn wait_for_pools(client: &Client) -> Result<(), Failure> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
-        let ready = pools.iter().filter(|pool| pool.reach() == v1::Reach::Ready).count();
+        let ready = pools.iter().filter(|pool| pool.connectivity() == v1::Connectivity::Ready).count();
         if ready >= 6 || Instant::now() > deadline {
             return Ok(());
         }
@@ -133,7 +133,7 @@ async fn draw(
             share(held.device_millis, total.device_millis),
         ]);
     }
-    let text = format!("{}\x1b[K\n{}", honest(&head), table(&rows));
+    let text = format!("{}\x1b[K\n{}", sanitised(&head), table(&rows));
     let up = if lines > 0 { format!("\x1b[{lines}A\x1b[J") } else { String::new() };
     print_raw(&format!("{up}{text}"))?;
     Ok(text.lines().count())
@@ -145,8 +145,11 @@ async fn why_one(client: &Client, job: Option<&v1::Job>) -> String {
     let request = v1::WhyRequest { job: Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }) };
     let Ok(why) = client.jobs().why(request).await else { return String::new() };
     let why = why.into_inner();
-    let full =
-        why.groups.iter().flat_map(|group| &group.pools).filter(|pool| pool.standing() == v1::Standing::Full);
+    let full = why
+        .groups
+        .iter()
+        .flat_map(|group| &group.pools)
+        .filter(|pool| pool.permanence() == v1::Permanence::Busy);
     let mut counts: BTreeMap<String, (usize, String)> = BTreeMap::new();
     for pool in full {
         let reason = pool.reason.clone().unwrap_or_default();

@@ -8,7 +8,7 @@ use super::cgroup::{Group, Groups};
 use super::memory::Excess;
 use super::output;
 use super::process;
-use super::protocol::{Attempt, EndKind, Launch, Status};
+use super::protocol::{Attempt, EndKind, StartAttempt, Status};
 use super::store::{Entry, Journal, ProcessRecord};
 use super::task::{Exit, Task};
 
@@ -28,8 +28,8 @@ pub(super) struct Now {
 }
 
 /// An attempt that may still have processes.
-pub(super) struct KeptAttempt {
-    pub(super) launch: Launch,
+pub(super) struct TrackedAttempt {
+    pub(super) launch: StartAttempt,
     directory: PathBuf,
     /// Those that were started, by rank.
     tasks: Vec<Task>,
@@ -56,7 +56,7 @@ struct Stopping {
     kill_at: u64,
 }
 
-impl KeptAttempt {
+impl TrackedAttempt {
     /// Starts all tasks of an attempt whose directory is made.
     ///
     /// If one can't be started, those before it are stopped.
@@ -64,7 +64,7 @@ impl KeptAttempt {
     /// # Errors
     /// If nothing was started: how the attempt ends.
     pub(super) fn start(
-        launch: Launch,
+        launch: StartAttempt,
         directory: PathBuf,
         groups: Option<&Groups>,
         now: Now,
@@ -75,7 +75,7 @@ impl KeptAttempt {
             Some(Ok((group, each))) => (Some(group), each),
             Some(Err(error)) => {
                 let message = format!("its control group can't be made: {error}");
-                return Err(Exit::plain(EndKind::LaunchFailed, &message));
+                return Err(Exit::plain(EndKind::StartFailed, &message));
             }
             None => (None, Vec::new()),
         };
@@ -106,7 +106,7 @@ impl KeptAttempt {
         if let (Some(groups), Some(group), Some(what)) = (groups, &group, self.launch.group_of(rank)) {
             let limited = groups.limit(group, what.cpu_max_millis, what.memory_max_bytes);
             limited.map_err(|error| {
-                Exit::plain(EndKind::LaunchFailed, &format!("its limits can't be set: {error}"))
+                Exit::plain(EndKind::StartFailed, &format!("its limits can't be set: {error}"))
             })?;
         }
         let spawned = Task::spawn(&self.launch, &self.directory, rank, group);
@@ -122,7 +122,7 @@ impl KeptAttempt {
     /// `records` names its tasks, and `started` is when it was. A task without a record was never
     /// started: then the others are stopped.
     pub(super) fn adopt(
-        launch: Launch,
+        launch: StartAttempt,
         directory: PathBuf,
         groups: Option<&Groups>,
         records: &[ProcessRecord],
@@ -142,13 +142,13 @@ impl KeptAttempt {
         if let Some(missing) = (0..count).find(|rank| !attempt.tasks.iter().any(|task| task.rank() == *rank))
         {
             let message = "its supervisor was killed while it started the tasks";
-            attempt.fail(missing, Exit::plain(EndKind::LaunchFailed, message), now.boot_ms);
+            attempt.fail(missing, Exit::plain(EndKind::StartFailed, message), now.boot_ms);
         }
         attempt.notice_ends(now);
         attempt
     }
 
-    fn new(launch: Launch, directory: PathBuf, group: Option<Group>, started: Now) -> Self {
+    fn new(launch: StartAttempt, directory: PathBuf, group: Option<Group>, started: Now) -> Self {
         Self {
             launch,
             directory,
@@ -386,11 +386,11 @@ impl KeptAttempt {
 }
 
 /// An attempt in a status.
-pub(super) fn attempt(launch: &Launch, status: Status) -> Attempt {
+pub(super) fn attempt(launch: &StartAttempt, status: Status) -> Attempt {
     Attempt {
         attempt: launch.attempt.clone(),
         revision: launch.revision,
-        stamp: launch.stamp.clone(),
+        high_water: launch.high_water.clone(),
         start_by_unix_ms: launch.start_by_unix_ms,
         leased: launch.leased,
         status,

@@ -2,9 +2,9 @@
 
 use super::process::{ATTEMPT_VARIABLE, RANK_VARIABLE};
 use super::protocol;
-use crate::agent::Launch;
+use crate::agent::StartRequest;
 use crate::model::device::{self, DeviceShare};
-use crate::model::exchange::TaskOrder;
+use crate::model::exchange::TaskStart;
 use crate::model::pool::Device;
 use crate::model::region::RegionCode;
 use crate::model::spec::{EnvValue, Run, TaskGroup};
@@ -26,7 +26,10 @@ pub(super) struct Pool<'a> {
 ///
 /// # Errors
 /// In words for the job's owner, if this pool can't run it.
-pub(super) fn launch_request(pool: &Pool<'_>, launch: &Launch) -> Result<protocol::Launch, String> {
+pub(super) fn launch_request(
+    pool: &Pool<'_>,
+    launch: &StartRequest,
+) -> Result<protocol::StartAttempt, String> {
     let order = &launch.order;
     let groups = launch.spec.groups.iter().map(group_launch).collect::<Result<_, _>>()?;
     let mut env = vec![
@@ -52,12 +55,12 @@ pub(super) fn launch_request(pool: &Pool<'_>, launch: &Launch) -> Result<protoco
         if gang {
             own.push((RANK_VARIABLE.to_owned(), rank.to_string()));
         }
-        tasks.push(protocol::TaskLaunch { group: usize::from(task.group), env: own });
+        tasks.push(protocol::TaskStart { group: usize::from(task.group), env: own });
     }
-    Ok(protocol::Launch {
+    Ok(protocol::StartAttempt {
         attempt: order.attempt.to_string(),
         revision: order.revision.0,
-        stamp: order.stamp.map_or_else(String::new, |stamp| stamp.to_string()),
+        high_water: order.high_water.map_or_else(String::new, |high_water| high_water.to_string()),
         start_by_unix_ms: launch.start_by.0,
         leased: launch.leased,
         env,
@@ -69,7 +72,7 @@ pub(super) fn launch_request(pool: &Pool<'_>, launch: &Launch) -> Result<protoco
     })
 }
 
-fn group_launch(group: &TaskGroup) -> Result<protocol::GroupLaunch, String> {
+fn group_launch(group: &TaskGroup) -> Result<protocol::GroupStart, String> {
     let Run::Process(program) = &group.run else { return Err("this pool runs no containers".to_owned()) };
     let mut env = Vec::new();
     for var in &program.env {
@@ -78,7 +81,7 @@ fn group_launch(group: &TaskGroup) -> Result<protocol::GroupLaunch, String> {
             EnvValue::Secret { name, .. } => return Err(format!("this pool resolves no secrets: {name}")),
         }
     }
-    Ok(protocol::GroupLaunch {
+    Ok(protocol::GroupStart {
         command: program.command.iter().chain(&program.args).cloned().collect(),
         env,
         workdir: (!program.workdir.is_empty()).then(|| program.workdir.clone()),
@@ -87,7 +90,7 @@ fn group_launch(group: &TaskGroup) -> Result<protocol::GroupLaunch, String> {
     })
 }
 
-fn task_env(group: &TaskGroup, task: &TaskOrder, devices: &[Device]) -> Vec<(String, String)> {
+fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[Device]) -> Vec<(String, String)> {
     let mut env = vec![
         ("WEIR_TASK_GROUP".to_owned(), group.name.clone()),
         ("WEIR_TASK_INDEX".to_owned(), task.task.to_string()),
@@ -127,7 +130,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::exchange::Order;
+    use crate::model::exchange::StartOrder;
     use crate::model::id::{AttemptId, JobId, JournalId, Revision};
     use crate::model::spec::{self, JobSpec, Program};
     use crate::model::time::Timestamp;
@@ -148,16 +151,16 @@ mod tests {
         indices.iter().map(|index| DeviceShare { index: *index, millis: 1_000 }).collect()
     }
 
-    fn task(group: u16, task: u32, indices: &[u16]) -> TaskOrder {
-        TaskOrder { group, task, node: "node".to_owned(), devices: shares(indices) }
+    fn task(group: u16, task: u32, indices: &[u16]) -> TaskStart {
+        TaskStart { group, task, node: "node".to_owned(), devices: shares(indices) }
     }
 
-    fn request(spec: JobSpec, tasks: Vec<TaskOrder>) -> Result<protocol::Launch, String> {
+    fn request(spec: JobSpec, tasks: Vec<TaskStart>) -> Result<protocol::StartAttempt, String> {
         let attempt = AttemptId { journal: JournalId::from_random(1), job: JobId(2), unit: 0, number: 1 };
-        let order = Order {
+        let order = StartOrder {
             attempt,
             revision: Revision(1),
-            stamp: None,
+            high_water: None,
             spec: Default::default(),
             job_name: "job".to_owned(),
             queue: "main".to_owned(),
@@ -166,7 +169,7 @@ mod tests {
             after: None,
             tasks,
         };
-        let launch = Launch { order, spec: Arc::new(spec), start_by: Timestamp(1), leased: false };
+        let launch = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), leased: false };
         let devices = devices(&[("A100-80G", 2), ("Ascend910B3", 2)]);
         let pool =
             Pool { name: "p", region: RegionCode::default(), devices: &devices, log_max_bytes: 1 << 20 };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::attempt::KeptAttempt;
+use super::attempt::TrackedAttempt;
 use super::process::{self, Stat};
 
 /// How many parents are followed: deeper trees are counted without their deepest.
@@ -18,7 +18,7 @@ pub(super) struct Excess {
 }
 
 /// Finds the tasks that hold more memory than they asked for.
-pub(super) fn excesses(attempts: &BTreeMap<String, KeptAttempt>) -> Vec<Excess> {
+pub(super) fn excesses(attempts: &BTreeMap<String, TrackedAttempt>) -> Vec<Excess> {
     let mut limits = BTreeMap::new();
     for (name, attempt) in attempts.iter().filter(|(_, attempt)| !attempt.is_over()) {
         for rank in 0..attempt.launch.tasks.len() {
@@ -39,7 +39,7 @@ pub(super) fn excesses(attempts: &BTreeMap<String, KeptAttempt>) -> Vec<Excess> 
     over.collect()
 }
 
-fn held_bytes(attempts: &BTreeMap<String, KeptAttempt>) -> BTreeMap<(String, usize), u64> {
+fn held_bytes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, usize), u64> {
     let page = rustix::param::page_size() as u64;
     let (mut held, mut mains) = (BTreeMap::new(), BTreeMap::new());
     for (name, attempt) in attempts {

@@ -33,8 +33,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::{Error, Event, Opened, PoolBackend, ReadLogs};
-use crate::agent::{Launch, Seen};
+use super::{Error, Event, InitialSync, PoolBackend, ReadLogs};
+use crate::agent::{ObservedAttempt, StartRequest};
 use crate::clock::Clock;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::exchange::Stop;
@@ -107,10 +107,10 @@ impl Host {
 
     fn refuse(&self, attempt: AttemptId, message: String) {
         let now = self.clock.now();
-        let outcome = Outcome::plain(OutcomeKind::LaunchFailed, &message);
+        let outcome = Outcome::plain(OutcomeKind::StartFailed, &message);
         let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
         if let Some(events) = &self.events {
-            let _ = events.send(Event::Moved { attempt, status });
+            let _ = events.send(Event::StatusChanged { attempt, status });
         }
     }
 
@@ -157,14 +157,14 @@ fn outcome_kind(kind: EndKind) -> OutcomeKind {
         EndKind::OutOfMemory => OutcomeKind::OutOfMemory,
         EndKind::TimedOut => OutcomeKind::TimedOut,
         EndKind::Cancelled => OutcomeKind::Cancelled,
-        EndKind::LaunchFailed => OutcomeKind::LaunchFailed,
+        EndKind::StartFailed => OutcomeKind::StartFailed,
         EndKind::Vanished => OutcomeKind::Vanished,
         EndKind::LeaseEnded => OutcomeKind::LeaseEnded,
         EndKind::NotStarted => OutcomeKind::NotStarted,
     }
 }
 
-fn seen(attempt: Attempt) -> Option<Seen> {
+fn seen(attempt: Attempt) -> Option<ObservedAttempt> {
     let status = match attempt.status {
         Status::Running { started_unix_ms } => {
             AttemptStatus::Running { started_at: Timestamp(started_unix_ms) }
@@ -177,17 +177,17 @@ fn seen(attempt: Attempt) -> Option<Seen> {
             }
         }
     };
-    Some(Seen {
+    Some(ObservedAttempt {
         attempt: attempt.attempt.parse().ok()?,
         ordered_revision: Revision(attempt.revision),
         start_by: Timestamp(attempt.start_by_unix_ms),
-        stamp: attempt.stamp.parse().ok(),
+        high_water: attempt.high_water.parse().ok(),
         status,
     })
 }
 
 impl PoolBackend for Host {
-    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
         let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
         let (program, folder) = (self.settings.program.clone(), self.folder());
         let parent = self.settings.cgroup_parent.clone();
@@ -201,7 +201,7 @@ impl PoolBackend for Host {
         let (read, mut write) = stream.map_err(failed)?.into_split();
         let mut lines = BufReader::new(read).lines();
         let mut opened =
-            Opened { nodes: vec![node(&self.settings)], notes: self.notes(), ..Opened::default() };
+            InitialSync { nodes: vec![node(&self.settings)], notes: self.notes(), ..InitialSync::default() };
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
@@ -213,7 +213,7 @@ impl PoolBackend for Host {
                     opened.attempts = attempts.into_iter().filter_map(seen).collect();
                     listed = true;
                 }
-                FromSupervisor::Moved(_) => {}
+                FromSupervisor::StatusChanged(_) => {}
             }
         }
         for note in &opened.notes {
@@ -232,9 +232,11 @@ impl PoolBackend for Host {
         // When the supervisor goes, the events end, and with them the agent: it starts over.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                let Ok(FromSupervisor::Moved(attempt)) = serde_json::from_str(&line) else { continue };
-                if let Some(Seen { attempt, status, .. }) = seen(attempt) {
-                    let _ = events.send(Event::Moved { attempt, status });
+                let Ok(FromSupervisor::StatusChanged(attempt)) = serde_json::from_str(&line) else {
+                    continue;
+                };
+                if let Some(ObservedAttempt { attempt, status, .. }) = seen(attempt) {
+                    let _ = events.send(Event::StatusChanged { attempt, status });
                 }
             }
             let _ = events.send(Event::Gone);
@@ -242,7 +244,7 @@ impl PoolBackend for Host {
         Ok(opened)
     }
 
-    fn launch(&mut self, launch: Launch) {
+    fn start(&mut self, launch: StartRequest) {
         let pool = Pool {
             name: &self.settings.pool,
             region: self.settings.region,
@@ -250,7 +252,7 @@ impl PoolBackend for Host {
             log_max_bytes: self.settings.log_max_bytes,
         };
         match launch_request(&pool, &launch) {
-            Ok(request) => self.send(ToSupervisor::Launch(request)),
+            Ok(request) => self.send(ToSupervisor::StartAttempt(request)),
             Err(message) => self.refuse(launch.order.attempt, message),
         }
     }

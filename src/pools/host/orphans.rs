@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::attempt::KeptAttempt;
+use super::attempt::TrackedAttempt;
 use super::process;
 use super::task::Task;
 
@@ -21,13 +21,13 @@ pub(super) struct Orphans {
 
 impl Orphans {
     /// Looks at this process's children anew.
-    pub(super) fn look(&mut self, attempts: &BTreeMap<String, KeptAttempt>) {
+    pub(super) fn look(&mut self, attempts: &BTreeMap<String, TrackedAttempt>) {
         self.named.clear();
         let children = process::own_children();
         if children.is_empty() {
             return self.unnamed.clear();
         }
-        let tasks = attempts.values().flat_map(KeptAttempt::tasks);
+        let tasks = attempts.values().flat_map(TrackedAttempt::tasks);
         let mains: BTreeSet<i32> = tasks.filter(|task| task.exit().is_none()).map(Task::pid).collect();
         let mut unnamed = BTreeMap::new();
         for pid in children.into_iter().filter(|pid| !mains.contains(pid)) {

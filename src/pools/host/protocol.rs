@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum ToSupervisor {
     /// Starts an attempt, unless it is known: then its status is only sent again.
-    Launch(Launch),
+    StartAttempt(StartAttempt),
     /// Ends a running attempt: SIGTERM to its process groups, SIGKILL after `grace_ms`.
     Stop { attempt: String, grace_ms: u64 },
     /// Drops the memory of an ended attempt; its logs are kept until their retention is over.
@@ -25,13 +25,13 @@ pub enum ToSupervisor {
 
 /// Tasks that start and end together, each as a process group of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Launch {
+pub struct StartAttempt {
     /// At most 40 characters out of `a-z`, `0-9` and `-`.
     pub attempt: String,
     pub revision: u64,
     /// The order's stamp as text; empty if it had none.
     #[serde(default)]
-    pub stamp: String,
+    pub high_water: String,
     /// Wall clock. After it nothing is started.
     pub start_by_unix_ms: u64,
     /// Whether the tasks may only run while the lease lasts.
@@ -39,9 +39,9 @@ pub struct Launch {
     /// Of every task, on top of its group's.
     pub env: Vec<(String, String)>,
     /// What the tasks run: equal ones share an entry.
-    pub groups: Vec<GroupLaunch>,
+    pub groups: Vec<GroupStart>,
     /// At least one. A task's place here is its rank.
-    pub tasks: Vec<TaskLaunch>,
+    pub tasks: Vec<TaskStart>,
     /// 0: no limit.
     pub max_run_ms: u64,
     /// Between SIGTERM and SIGKILL when `max_run_ms` is over, or another task has failed.
@@ -52,7 +52,7 @@ pub struct Launch {
 
 /// What the tasks of one group run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupLaunch {
+pub struct GroupStart {
     pub command: Vec<String>,
     /// On top of `PATH`, `HOME`, `LANG` and `USER` of the supervisor.
     pub env: Vec<(String, String)>,
@@ -66,16 +66,16 @@ pub struct GroupLaunch {
 
 /// One task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskLaunch {
+pub struct TaskStart {
     /// Its place in `Launch::groups`.
     pub group: usize,
     /// Its own, on top of all others.
     pub env: Vec<(String, String)>,
 }
 
-impl Launch {
+impl StartAttempt {
     /// What the task of this rank runs; `None` if the launch contradicts itself.
-    pub fn group_of(&self, rank: usize) -> Option<&GroupLaunch> {
+    pub fn group_of(&self, rank: usize) -> Option<&GroupStart> {
         self.groups.get(self.tasks.get(rank)?.group)
     }
 
@@ -92,7 +92,7 @@ pub enum FromSupervisor {
     /// Answers `List`: every attempt that is not forgotten.
     Attempts { attempts: Vec<Attempt> },
     /// An attempt changed, or was asked for again.
-    Moved(Attempt),
+    StatusChanged(Attempt),
     /// What this supervisor doesn't enforce, in words for an operator. Sent first.
     Notes { notes: Vec<String> },
 }
@@ -103,7 +103,7 @@ pub struct Attempt {
     pub attempt: String,
     pub revision: u64,
     #[serde(default)]
-    pub stamp: String,
+    pub high_water: String,
     pub start_by_unix_ms: u64,
     pub leased: bool,
     pub status: Status,
@@ -137,7 +137,7 @@ pub enum EndKind {
     /// Ended by `Stop`.
     Cancelled,
     /// The operating system refused to start the command.
-    LaunchFailed,
+    StartFailed,
     /// The process is gone and nobody saw its exit status.
     Vanished,
     LeaseEnded,

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use super::attempt::{KeptAttempt, Now};
+use super::attempt::{Now, TrackedAttempt};
 use super::cgroup::Groups;
 use super::process;
-use super::protocol::{Attempt, Launch};
+use super::protocol::{Attempt, StartAttempt};
 use super::store::{self, Entry, ProcessRecord};
 
 /// What was found in a supervisor's folder.
 #[derive(Default)]
 pub(super) struct Recovered {
     /// Something of them may be alive.
-    pub(super) kept: BTreeMap<String, KeptAttempt>,
+    pub(super) kept: BTreeMap<String, TrackedAttempt>,
     pub(super) ended: BTreeMap<String, Attempt>,
     /// Nothing of them is alive, and nobody saw how they ended.
-    pub(super) vanished: Vec<Launch>,
+    pub(super) vanished: Vec<StartAttempt>,
 }
 
 /// Makes of a journal's entries what stands, and finds what still runs.
@@ -60,7 +60,7 @@ pub(super) fn recover(
             let _ = std::fs::rename(entry.path(), store::logs_dir(state).join(name));
         }
     }
-    let unseen: Vec<(Launch, Vec<ProcessRecord>)> = launched
+    let unseen: Vec<(StartAttempt, Vec<ProcessRecord>)> = launched
         .into_iter()
         .map(|(attempt, launch)| (launch, started.remove(&attempt).unwrap_or_default()))
         .collect();
@@ -100,7 +100,7 @@ pub(super) fn recover(
         let first = records.iter().min_by_key(|record| record.started_boot_ms);
         let started = first
             .map_or(now, |record| Now { unix_ms: record.started_unix_ms, boot_ms: record.started_boot_ms });
-        let attempt = KeptAttempt::adopt(launch, directory, groups, &records, started, now);
+        let attempt = TrackedAttempt::adopt(launch, directory, groups, &records, started, now);
         recovered.kept.insert(attempt.launch.attempt.clone(), attempt);
     }
     Ok(recovered)

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{Attempt, Launch};
+use super::protocol::{Attempt, StartAttempt};
 
 /// Longer names would not fit the paths of control groups and file systems comfortably.
 const ATTEMPT_LEN_MAX: usize = 40;
@@ -30,7 +30,7 @@ const ATTEMPT_LEN_MAX: usize = 40;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Entry {
     /// Written before anything is started.
-    Launched(Launch),
+    Launched(StartAttempt),
     /// Written after a task was: who it is.
     Started(ProcessRecord),
     /// Written when nothing of the attempt is left.

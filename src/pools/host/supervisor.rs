@@ -14,12 +14,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use super::attempt::{KeptAttempt, Now, attempt};
+use super::attempt::{Now, TrackedAttempt, attempt};
 use super::cgroup::Groups;
 use super::connection::Connection;
 use super::memory;
 use super::orphans::Orphans;
-use super::protocol::{Attempt, EndKind, FromSupervisor, Launch, Status, ToSupervisor};
+use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::Exit;
@@ -113,13 +113,13 @@ struct Supervisor {
     journal: Journal,
     groups: Option<Groups>,
     notes: Vec<String>,
-    attempts: BTreeMap<String, KeptAttempt>,
+    attempts: BTreeMap<String, TrackedAttempt>,
     orphans: Orphans,
     ended: BTreeMap<String, Attempt>,
     /// Ends that found no room on the disk.
     unwritten: Vec<String>,
     /// Ended attempts whose control groups the kernel would not remove yet.
-    emptied: Vec<KeptAttempt>,
+    emptied: Vec<TrackedAttempt>,
     lease_until_boot_ms: u64,
     agent: Option<Connection>,
     /// When memory and all output were last looked at.
@@ -253,12 +253,12 @@ impl Supervisor {
 
     fn take(&mut self, request: ToSupervisor) {
         match request {
-            ToSupervisor::Launch(launch) => self.launch(launch),
+            ToSupervisor::StartAttempt(launch) => self.launch(launch),
             ToSupervisor::Stop { attempt, grace_ms } => {
                 if let Some(kept) = self.attempts.get_mut(&attempt) {
                     kept.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
                 } else if let Some(ended) = self.ended.get(&attempt).cloned() {
-                    self.say(&FromSupervisor::Moved(ended));
+                    self.say(&FromSupervisor::StatusChanged(ended));
                 }
             }
             ToSupervisor::Forget { attempt } => self.forget(&attempt),
@@ -272,7 +272,7 @@ impl Supervisor {
                 }
             }
             ToSupervisor::List => {
-                let running = self.attempts.values().map(KeptAttempt::running);
+                let running = self.attempts.values().map(TrackedAttempt::running);
                 let attempts = running.chain(self.ended.values().cloned()).collect();
                 self.say(&FromSupervisor::Attempts { attempts });
             }
@@ -280,13 +280,13 @@ impl Supervisor {
         }
     }
 
-    fn launch(&mut self, launch: Launch) {
+    fn launch(&mut self, launch: StartAttempt) {
         if let Some(kept) = self.attempts.get(&launch.attempt) {
             let running = kept.running();
-            return self.say(&FromSupervisor::Moved(running));
+            return self.say(&FromSupervisor::StatusChanged(running));
         }
         if let Some(ended) = self.ended.get(&launch.attempt).cloned() {
-            return self.say(&FromSupervisor::Moved(ended));
+            return self.say(&FromSupervisor::StatusChanged(ended));
         }
         if !store::is_attempt(&launch.attempt) {
             return;
@@ -296,7 +296,7 @@ impl Supervisor {
         if late || (launch.leased && now.boot_ms >= self.lease_until_boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
             let status = unstarted(Exit::plain(EndKind::NotStarted, message));
-            return self.say(&FromSupervisor::Moved(attempt(&launch, status)));
+            return self.say(&FromSupervisor::StatusChanged(attempt(&launch, status)));
         }
         let directory = store::attempts_dir(&self.state).join(&launch.attempt);
         let prepared = self
@@ -306,13 +306,13 @@ impl Supervisor {
         let started = match prepared {
             Ok(()) => {
                 let (groups, journal) = (self.groups.as_ref(), &mut self.journal);
-                KeptAttempt::start(launch.clone(), directory, groups, now, &self.boot_id, journal)
+                TrackedAttempt::start(launch.clone(), directory, groups, now, &self.boot_id, journal)
             }
-            Err(error) => Err(Exit::plain(EndKind::LaunchFailed, &error.to_string())),
+            Err(error) => Err(Exit::plain(EndKind::StartFailed, &error.to_string())),
         };
         match started {
             Ok(kept) => {
-                self.say(&FromSupervisor::Moved(kept.running()));
+                self.say(&FromSupervisor::StatusChanged(kept.running()));
                 self.attempts.insert(launch.attempt, kept);
                 self.watch = WATCH_CLOSELY;
             }
@@ -326,7 +326,7 @@ impl Supervisor {
             // It is told as long as this process lives, and written when there is room again.
             self.unwritten.push(ended.attempt.clone());
         }
-        self.say(&FromSupervisor::Moved(ended.clone()));
+        self.say(&FromSupervisor::StatusChanged(ended.clone()));
         self.ended.insert(ended.attempt.clone(), ended);
     }
 
@@ -362,7 +362,7 @@ impl Supervisor {
             }
             attempt.notice_ends(now);
         }
-        let due = |attempt: &KeptAttempt| attempt.is_over() || attempt.deadline() <= now.boot_ms;
+        let due = |attempt: &TrackedAttempt| attempt.is_over() || attempt.deadline() <= now.boot_ms;
         let due = self.attempts.iter().filter(|(_, attempt)| due(attempt)).map(|(name, _)| name.clone());
         let due: Vec<String> = due.collect();
         if !due.is_empty() {

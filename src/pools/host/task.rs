@@ -14,7 +14,7 @@ use super::cgroup::Group;
 use super::enter;
 use super::output::{self, Look};
 use super::process;
-use super::protocol::{EndKind, Launch};
+use super::protocol::{EndKind, StartAttempt};
 use super::store::{self, ProcessRecord};
 use crate::pools::Stream;
 
@@ -65,7 +65,7 @@ impl Exit {
             io::ErrorKind::PermissionDenied => Some(NOT_EXECUTABLE),
             _ => None,
         };
-        let kind = if exit_code.is_some() { EndKind::Failed } else { EndKind::LaunchFailed };
+        let kind = if exit_code.is_some() { EndKind::Failed } else { EndKind::StartFailed };
         Self { exit_code, ..Self::plain(kind, &error.to_string()) }
     }
 }
@@ -76,7 +76,7 @@ impl Task {
     /// # Errors
     /// What keeps the program from being started, naming what it is about.
     pub(super) fn spawn(
-        launch: &Launch,
+        launch: &StartAttempt,
         directory: &Path,
         rank: usize,
         group: Option<Group>,
@@ -154,14 +154,14 @@ impl Task {
             (None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
             _ => (EndKind::Failed, String::new()),
         };
-        let exit_code = exit_code.filter(|_| kind != EndKind::LaunchFailed);
+        let exit_code = exit_code.filter(|_| kind != EndKind::StartFailed);
         self.end(Exit { kind, exit_code, signal, message });
     }
 
     /// Tells a program that never began from one that itself ended with that code.
     fn why_not_started(&self, directory: &Path) -> (EndKind, String) {
         match std::fs::read_to_string(failure_path(directory, self.rank)) {
-            Ok(message) => (EndKind::LaunchFailed, message),
+            Ok(message) => (EndKind::StartFailed, message),
             Err(_) => (EndKind::Failed, String::new()),
         }
     }
@@ -223,7 +223,7 @@ impl Task {
 }
 
 /// The directory that a task starts in.
-fn workdir(launch: &Launch, directory: &Path, rank: usize) -> io::Result<PathBuf> {
+fn workdir(launch: &StartAttempt, directory: &Path, rank: usize) -> io::Result<PathBuf> {
     match launch.group_of(rank).and_then(|group| group.workdir.as_ref()) {
         Some(path) => Ok(PathBuf::from(path)),
         None => {
@@ -240,7 +240,7 @@ fn failure_path(directory: &Path, rank: usize) -> PathBuf {
 
 /// The command of a task, all but its streams.
 fn command(
-    launch: &Launch,
+    launch: &StartAttempt,
     directory: &Path,
     rank: usize,
     group: Option<&Group>,

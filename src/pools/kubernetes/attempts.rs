@@ -14,7 +14,7 @@ use super::logs::Logs;
 use super::places::Places;
 use super::status::{self, StopCause, Task, View};
 use super::{Settings, names, pod};
-use crate::agent::{Launch, Seen};
+use crate::agent::{ObservedAttempt, StartRequest};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::id::{AttemptId, JournalId};
 use crate::model::time::Timestamp;
@@ -63,7 +63,7 @@ impl Attempts {
     }
 
     /// Everything that was found, for an agent that begins.
-    pub(super) fn seen(&mut self) -> Vec<Seen> {
+    pub(super) fn seen(&mut self) -> Vec<ObservedAttempt> {
         let now = self.cluster.clock.now();
         let mut all = Vec::new();
         for (attempt, kept) in &mut self.kept {
@@ -72,11 +72,11 @@ impl Attempts {
             }
             let status = kept.status(now);
             kept.told = Some(status.clone());
-            all.push(Seen {
+            all.push(ObservedAttempt {
                 attempt: *attempt,
                 ordered_revision: kept.revision,
                 start_by: kept.start_by,
-                stamp: kept.stamp,
+                high_water: kept.high_water,
                 status,
             });
         }
@@ -99,9 +99,9 @@ impl Attempts {
     }
 
     /// A node on which the launch would be more pods than it takes.
-    fn crowded<'a>(&self, launch: &'a Launch, inventory: &Inventory) -> Option<&'a str> {
+    fn crowded<'a>(&self, start: &'a StartRequest, inventory: &Inventory) -> Option<&'a str> {
         let mut wanted: BTreeMap<&str, u64> = BTreeMap::new();
-        for task in &launch.order.tasks {
+        for task in &start.order.tasks {
             *wanted.entry(&task.node).or_default() += 1;
         }
         let is_crowded = |(node, count): &(&str, u64)| {
@@ -111,27 +111,27 @@ impl Attempts {
     }
 
     /// Creates an attempt's pods.
-    pub(super) fn launch(&mut self, launch: Launch, inventory: &mut Inventory) {
-        let (attempt, now) = (launch.order.attempt, self.cluster.clock.now());
+    pub(super) fn start(&mut self, start: StartRequest, inventory: &mut Inventory) {
+        let (attempt, now) = (start.order.attempt, self.cluster.clock.now());
         if let Some(kept) = self.kept.get(&attempt) {
             if let Some(status) = kept.told.clone() {
-                let _ = self.events.send(Event::Moved { attempt, status });
+                let _ = self.events.send(Event::StatusChanged { attempt, status });
             }
             return;
         }
-        let pods = if now > launch.start_by {
+        let pods = if now > start.start_by {
             Err(Outcome::plain(OutcomeKind::NotStarted, "the order came too late"))
-        } else if let Some(node) = self.crowded(&launch, inventory) {
+        } else if let Some(node) = self.crowded(&start, inventory) {
             // Before the launch comes back, so that it goes elsewhere.
             self.tell_nodes(inventory);
             Err(Outcome::plain(OutcomeKind::NotStarted, &format!("node {node} takes no more pods")))
         } else {
             let resource = |node: &str, index: u16| inventory.resource_of(node, index).map(str::to_owned);
-            pod::pods(&self.settings, &launch, resource)
-                .map_err(|why| Outcome::plain(OutcomeKind::LaunchFailed, &why))
+            pod::pods(&self.settings, &start, resource)
+                .map_err(|why| Outcome::plain(OutcomeKind::StartFailed, &why))
         };
-        let namespace = self.settings.namespace_of(&launch.order.queue);
-        let kept = Kept::ordered(&launch, namespace, pods.as_ref().err().cloned());
+        let namespace = self.settings.namespace_of(&start.order.queue);
+        let kept = Kept::ordered(&start, namespace, pods.as_ref().err().cloned());
         let stopped = kept.stopped.clone();
         if pods.is_ok() {
             for (rank, slot) in kept.tasks.iter().enumerate() {
@@ -140,10 +140,10 @@ impl Attempts {
             self.logs.place(attempt, namespace);
         }
         self.kept.insert(attempt, kept);
-        let gang = pod::is_gang(&launch.order, &launch.spec);
+        let gang = pod::is_gang(&start.order, &start.spec);
         for (rank, pod) in pods.unwrap_or_default().into_iter().enumerate() {
             let (cluster, reports) = (self.cluster.clone(), self.reports.clone());
-            let (start_by, stopped) = (launch.start_by, stopped.clone());
+            let (start_by, stopped) = (start.start_by, stopped.clone());
             let rank = rank as u32;
             tokio::spawn(async move {
                 let created = cluster.create(pod, start_by, &stopped).await;
@@ -170,7 +170,7 @@ impl Attempts {
         if ended {
             // Told once more: whoever asks again has not heard.
             if let Some(status) = kept.told.clone() {
-                let _ = self.events.send(Event::Moved { attempt, status });
+                let _ = self.events.send(Event::StatusChanged { attempt, status });
             }
             return;
         }
@@ -246,7 +246,7 @@ impl Attempts {
         match done {
             Done::NoService { why, .. } => {
                 let why = format!("its service can't be created: {why}");
-                kept.failed.get_or_insert_with(|| Outcome::plain(OutcomeKind::LaunchFailed, &why));
+                kept.failed.get_or_insert_with(|| Outcome::plain(OutcomeKind::StartFailed, &why));
             }
             Done::Created { rank, created, .. } => {
                 let Some(slot) = kept.tasks.get_mut(rank as usize) else { return };
@@ -255,7 +255,7 @@ impl Attempts {
                     // The watch may have told more of it already.
                     Created::Made(_) if slot.view.is_some() => None,
                     Created::Made(pod) => return self.set(attempt, rank, status::view(&pod, now), &pod),
-                    Created::Refused(why) => Some((OutcomeKind::LaunchFailed, why)),
+                    Created::Refused(why) => Some((OutcomeKind::StartFailed, why)),
                     Created::Late(_) if kept.stopped.load(Ordering::Relaxed) => {
                         Some((OutcomeKind::Cancelled, "stopped before it was started".to_owned()))
                     }
@@ -497,14 +497,14 @@ impl Attempts {
         };
         if is_news {
             kept.told = Some(status.clone());
-            let _ = self.events.send(Event::Moved { attempt, status });
+            let _ = self.events.send(Event::StatusChanged { attempt, status });
         }
     }
 
     /// Gives up tasks that have failed to start for too long, or never will.
     pub(super) fn lose_patience(&mut self) {
         let now = self.cluster.clock.now();
-        let patience_ms = self.settings.start_patience_ms;
+        let patience_ms = self.settings.start_timeout_ms;
         let mut hopeless = Vec::new();
         for (since, attempt, rank) in self.troubled.iter().filter(|(_, attempt, _)| self.is_own(*attempt)) {
             let slot = self.kept.get(attempt).and_then(|kept| kept.tasks.get(*rank as usize));
@@ -520,7 +520,7 @@ impl Attempts {
         for (since, attempt, rank, message) in hopeless {
             self.troubled.remove(&(since, attempt, rank));
             if let Some(kept) = self.kept.get_mut(&attempt) {
-                kept.failed.get_or_insert_with(|| Outcome::plain(OutcomeKind::LaunchFailed, &message));
+                kept.failed.get_or_insert_with(|| Outcome::plain(OutcomeKind::StartFailed, &message));
             }
             self.settle(attempt);
         }

@@ -12,18 +12,18 @@ use super::names;
 use super::nodes::PODS;
 use super::requests::{Amounts, of_pod};
 use super::status::{self, StopCause, View};
-use crate::agent::Launch;
+use crate::agent::StartRequest;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
-use crate::model::exchange::TaskOrder;
+use crate::model::exchange::TaskStart;
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, JournalId, Revision};
-use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 
 /// An attempt.
 pub(super) struct Kept {
     pub(super) namespace: String,
     pub(super) revision: Revision,
-    pub(super) stamp: Option<Stamp>,
+    pub(super) high_water: Option<HighWaterMark>,
     pub(super) start_by: Timestamp,
     /// By rank.
     pub(super) tasks: Vec<Slot>,
@@ -80,8 +80,8 @@ impl Slot {
 
 impl Kept {
     /// One that is to be created, or has failed already.
-    pub(super) fn ordered(launch: &Launch, namespace: &str, failed: Option<Outcome>) -> Self {
-        let slot = |task: &TaskOrder| Slot {
+    pub(super) fn ordered(start: &StartRequest, namespace: &str, failed: Option<Outcome>) -> Self {
+        let slot = |task: &TaskStart| Slot {
             creating: failed.is_none(),
             node: task.node.clone(),
             devices: task.devices.iter().map(|share| share.index).collect(),
@@ -89,10 +89,10 @@ impl Kept {
         };
         Self {
             namespace: namespace.to_owned(),
-            revision: launch.order.revision,
-            stamp: launch.order.stamp,
-            start_by: launch.start_by,
-            tasks: launch.order.tasks.iter().map(slot).collect(),
+            revision: start.order.revision,
+            high_water: start.order.high_water,
+            start_by: start.start_by,
+            tasks: start.order.tasks.iter().map(slot).collect(),
             failed,
             stopped: Arc::default(),
             told: None,
@@ -106,7 +106,7 @@ impl Kept {
         Self {
             namespace: pod.metadata.namespace.clone().unwrap_or_default(),
             revision: Revision(number(names::REVISION)),
-            stamp: annotation(pod, names::STAMP).and_then(|text| text.parse().ok()),
+            high_water: annotation(pod, names::STAMP).and_then(|text| text.parse().ok()),
             start_by: Timestamp(number(names::START_BY)),
             tasks: (0..size).map(|_| Slot::default()).collect(),
             failed: None,

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::cluster::{Cluster, code, is_refusal, said};
 use super::names;
-use super::stamped::{Mark, Stamped};
+use super::timestamped::{Mark, TimestampedLog};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream, retention, saved};
 
@@ -166,8 +166,8 @@ impl Logs {
         if began {
             // Whoever follows it comes to its end by itself, most likely. One at a time may write.
             tokio::time::sleep(LAST_WORDS).await;
-            while let Err(follower) = self.shared.take_pen(key, &Follower::new()) {
-                follower.ended.notify_one();
+            while let Err(successor) = self.shared.take_pen(key, &Follower::new()) {
+                successor.ended.notify_one();
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             if let Err(error) = self.shared.fetch_all(key).await {
@@ -241,7 +241,7 @@ impl Shared {
     /// Tells whoever writes a task's file that it is read; `false` if nobody writes it.
     fn is_being_written(&self, key: Key) -> bool {
         let following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        following.get(&key).inspect(|follower| follower.is_read()).is_some()
+        following.get(&key).inspect(|successor| successor.is_read()).is_some()
     }
 
     fn place_of(&self, attempt: AttemptId) -> Option<Place> {
@@ -307,16 +307,16 @@ impl Shared {
         let mut options = tokio::fs::OpenOptions::new();
         let mut file = options.create(true).append(true).open(path).await?;
         let mut len = file.metadata().await?.len();
-        let mut stamped = Stamped::new(mark, len);
+        let mut stamped = TimestampedLog::new(mark, len);
         let (mut buffer, mut new) = (vec![0; 16 * 1024], Vec::new());
         let mut stream = std::pin::pin!(stream);
         while len < self.bytes_max {
             let read = stream.read(&mut buffer);
             // A task that is followed may be silent for as long as it likes.
             let count = match follow {
-                Some(follower) => tokio::select! {
+                Some(successor) => tokio::select! {
                     count = read => count?,
-                    () = follower.is_over(UNREAD_MAX) => return Ok(()),
+                    () = successor.is_over(UNREAD_MAX) => return Ok(()),
                 },
                 None => {
                     let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "its node fell silent");
@@ -344,7 +344,7 @@ impl Shared {
     }
 
     fn follow(self: &Arc<Self>, key: Key, runtime: &Handle) {
-        let follower = Follower::new();
+        let successor = Follower::new();
         if self.finishing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
             return;
         }
@@ -352,14 +352,14 @@ impl Shared {
             return;
         }
         let crowded = self.following.lock().unwrap_or_else(PoisonError::into_inner).len() >= FOLLOWED_MAX;
-        if crowded || self.take_pen(key, &follower).is_err() {
+        if crowded || self.take_pen(key, &successor).is_err() {
             return;
         }
         let shared = self.clone();
         runtime.spawn(async move {
             // It may not have begun yet, or it broke off: readers that still wait ask again.
-            if shared.fetch(key, Some(&follower)).await.is_err() || !shared.is_done(key) {
-                let _ = tokio::time::timeout(AGAIN, follower.ended.notified()).await;
+            if shared.fetch(key, Some(&successor)).await.is_err() || !shared.is_done(key) {
+                let _ = tokio::time::timeout(AGAIN, successor.ended.notified()).await;
             }
             shared.put_pen_down(key);
         });
@@ -425,16 +425,16 @@ mod tests {
 
     #[tokio::test]
     async fn output_is_followed_until_the_task_ends_or_nobody_reads() {
-        let (follower, patience) = (Follower::new(), Duration::from_millis(300));
+        let (successor, patience) = (Follower::new(), Duration::from_millis(300));
         let reader = async {
             for _ in 0..10 {
                 tokio::time::sleep(patience / 5).await;
-                follower.is_read();
+                successor.is_read();
             }
             Instant::now()
         };
         let (read_last, over) = tokio::join!(reader, async {
-            follower.is_over(patience).await;
+            successor.is_over(patience).await;
             Instant::now()
         });
         assert!(
@@ -442,9 +442,9 @@ mod tests {
             "it was read, until {:?} before",
             over.duration_since(read_last)
         );
-        follower.is_read();
-        follower.ended.notify_one();
-        let ended = follower.is_over(Duration::from_secs(3_600));
+        successor.is_read();
+        successor.ended.notify_one();
+        let ended = successor.is_over(Duration::from_secs(3_600));
         tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the task has ended");
     }
 }

@@ -25,8 +25,8 @@ mod places;
 mod pod;
 mod quantity;
 mod requests;
-mod stamped;
 mod status;
+mod timestamped;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Error, Event, Opened, PoolBackend, ReadLogs};
-use crate::agent::Launch;
+use super::{Error, Event, InitialSync, PoolBackend, ReadLogs};
+use crate::agent::StartRequest;
 use crate::clock::Clock;
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, JournalId};
@@ -83,7 +83,7 @@ pub struct Settings {
     pub service_account: Option<String>,
     pub image_pull_secrets: Vec<String>,
     /// How long a pod may fail to start, for want of its image or a place.
-    pub start_patience_ms: u64,
+    pub start_timeout_ms: u64,
     /// Models by the cluster's resource; they go before what labels say.
     pub devices: BTreeMap<String, String>,
     /// Output kept per task.
@@ -141,7 +141,7 @@ impl Settings {
             process_image: None,
             service_account: None,
             image_pull_secrets: Vec::new(),
-            start_patience_ms: 120_000,
+            start_timeout_ms: 120_000,
             devices: BTreeMap::new(),
             log_max_bytes: LOG_MAX_BYTES,
         }
@@ -187,7 +187,7 @@ impl Kubernetes {
 }
 
 impl PoolBackend for Kubernetes {
-    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
         let pool = self.settings.pool.clone();
         let failed = |why: String| Error::Open { pool: pool.clone(), source: std::io::Error::other(why) };
         let inbox = self.inbox.take().ok_or_else(|| Error::Gone { pool: pool.clone() })?;
@@ -209,8 +209,8 @@ impl PoolBackend for Kubernetes {
         self.send(Command::Serves(journal));
     }
 
-    fn launch(&mut self, launch: Launch) {
-        self.send(Command::Launch(Box::new(launch)));
+    fn start(&mut self, start: StartRequest) {
+        self.send(Command::StartRequest(Box::new(start)));
     }
 
     fn stop(&mut self, stop: Stop) {

@@ -14,9 +14,9 @@ use serde_json::Value;
 
 use super::requests::{Amounts, of_pod};
 use super::{Binding, Settings, names, quantity};
-use crate::agent::Launch;
+use crate::agent::StartRequest;
 use crate::model::device::DeviceAmount;
-use crate::model::exchange::{Order, TaskOrder};
+use crate::model::exchange::{StartOrder, TaskStart};
 use crate::model::id::AttemptId;
 use crate::model::spec::{self, EnvValue, JobSpec, Program, Run, TaskGroup};
 
@@ -26,31 +26,31 @@ use crate::model::spec::{self, EnvValue, JobSpec, Program, Run, TaskGroup};
 /// In words for the job's owner, if this pool can't run it.
 pub(super) fn pods(
     settings: &Settings,
-    launch: &Launch,
+    start: &StartRequest,
     resource: impl Fn(&str, u16) -> Option<String>,
 ) -> Result<Vec<Pod>, String> {
-    let order = &launch.order;
+    let order = &start.order;
     if order.tasks.is_empty() {
         return Err("the order names no task".to_owned());
     }
     let tasks = order.tasks.iter().enumerate();
-    tasks.map(|(rank, task)| pod(settings, launch, rank, task, &resource)).collect()
+    tasks.map(|(rank, task)| pod(settings, start, rank, task, &resource)).collect()
 }
 
 /// It starts and ends as a whole: a gang, if only of one.
-pub(super) fn is_gang(order: &Order, spec: &JobSpec) -> bool {
+pub(super) fn is_gang(order: &StartOrder, spec: &JobSpec) -> bool {
     let first = order.tasks.first().and_then(|task| spec.groups.get(usize::from(task.group)));
     spec.gang_job || first.is_some_and(|group| group.gang)
 }
 
 fn pod(
     settings: &Settings,
-    launch: &Launch,
+    start: &StartRequest,
     rank: usize,
-    task: &TaskOrder,
+    task: &TaskStart,
     resource: &impl Fn(&str, u16) -> Option<String>,
 ) -> Result<Pod, String> {
-    let (order, spec) = (&launch.order, &*launch.spec);
+    let (order, spec) = (&start.order, &*start.spec);
     let group = spec.groups.get(usize::from(task.group)).ok_or("its spec lacks a task's group")?;
     let namespace = settings.namespace_of(&order.queue);
     let gang = is_gang(order, spec);
@@ -103,7 +103,7 @@ fn pod(
             name: Some(names::pod(order.attempt, rank)),
             namespace: Some(namespace.to_owned()),
             labels: Some(labels(settings, order, rank)),
-            annotations: Some(annotations(launch, task, &given)),
+            annotations: Some(annotations(start, task, &given)),
             ..ObjectMeta::default()
         },
         spec: Some(pod_spec),
@@ -300,7 +300,7 @@ fn on_node(node: &str) -> Affinity {
     }
 }
 
-fn labels(settings: &Settings, order: &Order, rank: usize) -> BTreeMap<String, String> {
+fn labels(settings: &Settings, order: &StartOrder, rank: usize) -> BTreeMap<String, String> {
     let label = |name: &str, value: String| (name.to_owned(), value);
     BTreeMap::from([
         label(names::MANAGED_BY.0, names::MANAGED_BY.1.to_owned()),
@@ -319,17 +319,17 @@ fn queue_label(path: &str) -> String {
 }
 
 fn annotations(
-    launch: &Launch,
-    task: &TaskOrder,
+    start: &StartRequest,
+    task: &TaskStart,
     given: &BTreeMap<String, Quantity>,
 ) -> BTreeMap<String, String> {
-    let order = &launch.order;
+    let order = &start.order;
     let devices: Vec<String> = task.devices.iter().map(|share| share.index.to_string()).collect();
-    let stamp = order.stamp.map_or_else(String::new, |stamp| stamp.to_string());
+    let high_water = order.high_water.map_or_else(String::new, |high_water| high_water.to_string());
     let all = [
         (names::REVISION, order.revision.0.to_string()),
-        (names::STAMP, stamp),
-        (names::START_BY, launch.start_by.0.to_string()),
+        (names::STAMP, high_water),
+        (names::START_BY, start.start_by.0.to_string()),
         (names::TASKS, order.tasks.len().to_string()),
         (names::DEVICES, devices.join(",")),
         (names::GIVEN, serde_json::json!(given).to_string()),
@@ -343,7 +343,7 @@ fn annotations(
 /// Requests are limits: what a job asked for is what it gets, and what it may use.
 fn resources(
     group: &TaskGroup,
-    task: &TaskOrder,
+    task: &TaskStart,
     resource: &impl Fn(&str, u16) -> Option<String>,
 ) -> Result<BTreeMap<String, Quantity>, String> {
     let asked = &group.request.resources;
@@ -378,10 +378,10 @@ fn resources(
 
 fn env(
     settings: &Settings,
-    order: &Order,
+    order: &StartOrder,
     group: &TaskGroup,
     rank: usize,
-    task: &TaskOrder,
+    task: &TaskStart,
     gang_in: Option<&str>,
 ) -> Vec<EnvVar> {
     let plain = plain_variable;
@@ -450,7 +450,7 @@ mod tests {
     use crate::model::spec::{DeviceRequest, EnvVar as JobVar};
     use crate::model::time::Timestamp;
 
-    fn launch(change: impl Fn(&mut JobSpec)) -> Launch {
+    fn start(change: impl Fn(&mut JobSpec)) -> StartRequest {
         let attempt = AttemptId { journal: JournalId::from_random(1), job: JobId(2), unit: 0, number: 1 };
         let mut spec = spec::minimal();
         let program = Program { command: vec!["train".to_owned()], ..Program::default() };
@@ -459,11 +459,11 @@ mod tests {
         change(&mut spec);
         let shares = vec![DeviceShare { index: 1, millis: 1_000 }, DeviceShare { index: 3, millis: 1_000 }];
         let task =
-            |task: u32| TaskOrder { group: 0, task, node: "gpu-7".to_owned(), devices: shares.clone() };
-        let order = Order {
+            |task: u32| TaskStart { group: 0, task, node: "gpu-7".to_owned(), devices: shares.clone() };
+        let order = StartOrder {
             attempt,
             revision: Revision(41),
-            stamp: None,
+            high_water: None,
             spec: Default::default(),
             job_name: "train".to_owned(),
             queue: "team-a".to_owned(),
@@ -472,11 +472,11 @@ mod tests {
             after: None,
             tasks: (0..spec.groups[0].count).map(task).collect(),
         };
-        Launch { order, spec: Arc::new(spec), start_by: Timestamp(99), leased: false }
+        StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(99), leased: false }
     }
 
-    fn made(settings: &Settings, launch: &Launch) -> Result<Vec<Pod>, String> {
-        pods(settings, launch, |_, index| (index < 4).then(|| "nvidia.com/gpu".to_owned()))
+    fn made(settings: &Settings, start: &StartRequest) -> Result<Vec<Pod>, String> {
+        pods(settings, start, |_, index| (index < 4).then(|| "nvidia.com/gpu".to_owned()))
     }
 
     fn value<'a>(pod: &'a Pod, name: &str) -> &'a EnvVar {
@@ -487,7 +487,7 @@ mod tests {
     #[test]
     fn a_task_becomes_a_pod_on_its_node() {
         let settings = Settings::for_tests();
-        let launch = launch(|spec| {
+        let start = start(|spec| {
             spec.groups[0].request.devices =
                 Some(DeviceRequest { models: Vec::new(), amount: DeviceAmount::Whole(2) });
             spec.constraints.tolerations =
@@ -506,10 +506,10 @@ mod tests {
                 },
             };
         });
-        let pods = made(&settings, &launch).expect("pods");
+        let pods = made(&settings, &start).expect("pods");
         let pod = &pods[0];
         let spec = pod.spec.as_ref().expect("a spec");
-        assert_eq!(pod.metadata.name, Some(names::pod(launch.order.attempt, 0)));
+        assert_eq!(pod.metadata.name, Some(names::pod(start.order.attempt, 0)));
         assert_eq!(pod.metadata.namespace.as_deref(), Some("weir-team-a"));
         assert_eq!(
             (spec.node_name.as_deref(), spec.restart_policy.as_deref()),
@@ -538,7 +538,7 @@ mod tests {
             "volumes": [{"name": "v", "emptyDir": {}}]}"#;
         let pods = made(
             &Settings::for_tests(),
-            &launch(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() }),
+            &start(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() }),
         );
         let pods = pods.expect("pods");
         let spec = pods[0].spec.as_ref().expect("a spec");
@@ -573,8 +573,8 @@ mod tests {
         let text = r#"{"containers": [{"name": "task"}], "initContainers": [
             {"name": "helper", "restartPolicy": "Always", "resources": {"requests": {"cpu": "250m"}}},
             {"name": "first", "resources": {"requests": {"cpu": "750m"}}}]}"#;
-        let launch = launch(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
-        let pods = made(&Settings::for_tests(), &launch).expect("pods");
+        let start = start(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
+        let pods = made(&Settings::for_tests(), &start).expect("pods");
         let task = &pods[0].spec.as_ref().expect("a spec").containers[0];
         let requests = task.resources.as_ref().and_then(|all| all.requests.as_ref()).expect("requests");
         assert_eq!(requests["cpu"].0, "750m");
@@ -586,7 +586,7 @@ mod tests {
         let refused = |text: &str| {
             made(
                 &Settings::for_tests(),
-                &launch(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() }),
+                &start(|spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() }),
             )
             .expect_err("refused")
         };
@@ -617,26 +617,26 @@ mod tests {
 
     #[test]
     fn members_of_a_gang_know_each_other() {
-        let launch = launch(|spec| {
+        let start = start(|spec| {
             spec.groups[0].count = 2;
             spec.groups[0].gang = true;
         });
-        let pods = made(&Settings::for_tests(), &launch).expect("pods");
-        let service = names::service(launch.order.attempt);
+        let pods = made(&Settings::for_tests(), &start).expect("pods");
+        let service = names::service(start.order.attempt);
         let addresses = format!("rank-0.{service}.weir-team-a.svc,rank-1.{service}.weir-team-a.svc");
         assert_eq!(value(&pods[1], "WEIR_GANG_ADDRESSES").value.as_deref(), Some(addresses.as_str()));
         assert_eq!(pods[1].spec.as_ref().and_then(|spec| spec.subdomain.clone()), Some(service));
-        let found = super::service(launch.order.attempt, &pods[0]);
+        let found = super::service(start.order.attempt, &pods[0]);
         assert_eq!(
             found.metadata.owner_references.expect("an owner")[0].name,
-            names::pod(launch.order.attempt, 0)
+            names::pod(start.order.attempt, 0)
         );
     }
 
     #[test]
     fn what_a_pool_cannot_run_is_refused_in_words() {
         let refused =
-            |change: fn(&mut JobSpec)| made(&Settings::for_tests(), &launch(change)).expect_err("refused");
+            |change: fn(&mut JobSpec)| made(&Settings::for_tests(), &start(change)).expect_err("refused");
         let process = refused(|spec| spec.groups[0].run = Run::Process(Program::default()));
         assert!(process.contains("process_image"), "{process}");
         let part = refused(|spec| {
@@ -644,7 +644,7 @@ mod tests {
                 Some(DeviceRequest { models: Vec::new(), amount: DeviceAmount::Fraction(500) });
         });
         assert!(part.contains("whole devices"), "{part}");
-        let gone = pods(&Settings::for_tests(), &launch(|_| {}), |_, _| None).expect_err("refused");
+        let gone = pods(&Settings::for_tests(), &start(|_| {}), |_, _| None).expect_err("refused");
         assert!(gone.contains("gpu-7"), "{gone}");
     }
 
@@ -652,7 +652,7 @@ mod tests {
     fn a_pool_may_leave_the_binding_to_a_scheduler() {
         let settings =
             Settings { binding: Binding::Scheduler("volcano".to_owned()), ..Settings::for_tests() };
-        let pods = made(&settings, &launch(|_| {})).expect("pods");
+        let pods = made(&settings, &start(|_| {})).expect("pods");
         let spec = pods[0].spec.as_ref().expect("a spec");
         assert_eq!((spec.node_name.as_deref(), spec.scheduler_name.as_deref()), (None, Some("volcano")));
         assert!(serde_json::to_string(&spec.affinity).expect("JSON").contains("gpu-7"));

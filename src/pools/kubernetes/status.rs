@@ -266,7 +266,7 @@ fn ended(
         // Somebody else was quicker to the place.
         None if reason.starts_with(OUT_OF) => outcome(OutcomeKind::NotStarted, said),
         // Refused by its node's kubelet: NodeAffinity, UnexpectedAdmissionError and the like.
-        None => outcome(OutcomeKind::LaunchFailed, said),
+        None => outcome(OutcomeKind::StartFailed, said),
     })
 }
 
@@ -280,14 +280,14 @@ fn of_container(ended: &ContainerStateTerminated, other: Option<&str>) -> Outcom
     let (kind, message) = match why {
         _ if ended.exit_code == 0 => (OutcomeKind::Succeeded, String::new()),
         "OOMKilled" => (OutcomeKind::OutOfMemory, "used more memory than was asked for".to_owned()),
-        "StartError" | "ContainerCannotRun" => (OutcomeKind::LaunchFailed, format!("{why}: {detail}")),
+        "StartError" | "ContainerCannotRun" => (OutcomeKind::StartFailed, format!("{why}: {detail}")),
         "ContainerStatusUnknown" => (OutcomeKind::Vanished, "its node lost sight of it".to_owned()),
         _ => (OutcomeKind::Failed, detail.trim().to_owned()),
     };
     // As runtimes tell of signals; beyond them it is a code like any other.
     let by_code = (129..=192).contains(&ended.exit_code).then(|| ended.exit_code - 128);
     let signal = ended.signal.filter(|signal| *signal > 0).or(by_code);
-    let real = kind != OutcomeKind::LaunchFailed && kind != OutcomeKind::Vanished;
+    let real = kind != OutcomeKind::StartFailed && kind != OutcomeKind::Vanished;
     let exit_code = (real && signal.is_none()).then_some(ended.exit_code);
     let message = match other {
         Some(name) => format!("container {name}: {message}").trim_end_matches([':', ' ']).to_owned(),
@@ -436,12 +436,12 @@ mod tests {
         check(exit(3, "Error"), OutcomeKind::Failed, Some(3), None);
         check(exit(137, "OOMKilled"), OutcomeKind::OutOfMemory, None, Some(9));
         check(exit(139, "Error"), OutcomeKind::Failed, None, Some(11));
-        check(exit(128, "StartError"), OutcomeKind::LaunchFailed, None, None);
+        check(exit(128, "StartError"), OutcomeKind::StartFailed, None, None);
         check(exit(137, "ContainerStatusUnknown"), OutcomeKind::Vanished, None, None);
         check(failed("DeadlineExceeded", ""), OutcomeKind::TimedOut, None, None);
         check(failed("Evicted", ""), OutcomeKind::Drained, None, None);
         check(failed("OutOfpods", ""), OutcomeKind::NotStarted, None, None);
-        check(failed("UnexpectedAdmissionError", ""), OutcomeKind::LaunchFailed, None, None);
+        check(failed("UnexpectedAdmissionError", ""), OutcomeKind::StartFailed, None, None);
         check(failed("NodeLost", ""), OutcomeKind::NodeLost, None, None);
         check(r#"{"phase": "Succeeded"}"#.to_owned(), OutcomeKind::Succeeded, Some(0), None);
         let disrupted = |reason: &str| {

@@ -22,10 +22,10 @@ use super::kept::Done;
 use super::lock::{Lock, RENEW};
 use super::logs::Logs;
 use super::{Settings, names, pod};
-use crate::agent::Launch;
+use crate::agent::StartRequest;
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, JournalId};
-use crate::pools::{Event, Opened};
+use crate::pools::{Event, InitialSync};
 
 /// How long changes of nodes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the agent wants.
 pub(super) enum Command {
-    Launch(Box<Launch>),
+    StartRequest(Box<StartRequest>),
     Stop(Stop),
     Forget(AttemptId),
     Serves(JournalId),
@@ -126,10 +126,10 @@ impl Worker {
     }
 
     /// All that there is.
-    pub(super) fn opened(&mut self) -> Opened {
+    pub(super) fn opened(&mut self) -> InitialSync {
         let attempts = self.attempts.seen();
         let nodes = self.inventory.all(|node| self.attempts.held_on(node));
-        Opened { nodes, attempts, notes: Vec::new() }
+        InitialSync { nodes, attempts, notes: Vec::new() }
     }
 
     /// Works until the agent is gone, or another speaks for the pool. Until it knows whose pods these are,
@@ -167,7 +167,7 @@ impl Worker {
                     break;
                 }
                 command = inbox.recv() => match command {
-                    Some(Command::Launch(launch)) => self.attempts.launch(*launch, &mut self.inventory),
+                    Some(Command::StartRequest(start)) => self.attempts.start(*start, &mut self.inventory),
                     Some(Command::Stop(stop)) => self.attempts.stop(stop.attempt),
                     Some(Command::Forget(attempt)) => self.attempts.forget(attempt),
                     Some(Command::Serves(journal)) => self.attempts.serve(journal, &mut self.inventory),

@@ -28,7 +28,7 @@ pub(super) struct Line {
     attempt: String,
     revision: u64,
     #[serde(default)]
-    stamp: String,
+    high_water: String,
     start_by: u64,
     leased: bool,
     started_at: u64,
@@ -44,7 +44,7 @@ impl Line {
         Self {
             attempt: attempt.to_string(),
             revision: task.revision.0,
-            stamp: task.stamp.map_or_else(String::new, |stamp| stamp.to_string()),
+            high_water: task.high_water.map_or_else(String::new, |high_water| high_water.to_string()),
             start_by: task.start_by.0,
             leased: task.leased,
             started_at: task.started_at.0,
@@ -72,7 +72,7 @@ impl Line {
         };
         let task = Task {
             revision: Revision(self.revision),
-            stamp: self.stamp.parse().ok(),
+            high_water: self.high_water.parse().ok(),
             start_by: Timestamp(self.start_by),
             leased: self.leased,
             started_at: Timestamp(self.started_at),
@@ -121,7 +121,7 @@ impl Journal {
         let line = Line {
             attempt: attempt.to_string(),
             revision: 0,
-            stamp: String::new(),
+            high_water: String::new(),
             start_by: 0,
             leased: false,
             started_at: 0,

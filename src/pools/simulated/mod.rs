@@ -13,14 +13,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Error, Event, LogPart, Opened, PoolBackend, ReadLogs, Stream};
-use crate::agent::{Launch, Seen};
+use super::{Error, Event, InitialSync, LogPart, PoolBackend, ReadLogs, Stream};
+use crate::agent::{ObservedAttempt, StartRequest};
 use crate::clock::Clock;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::exchange::Stop;
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, Revision};
 use crate::model::pool::NodeSpec;
-use crate::model::stamp::Stamp;
 use crate::model::time::Timestamp;
 use journal::{Journal, Line};
 
@@ -48,7 +48,7 @@ pub struct Simulated {
 }
 
 enum Command {
-    Launch(Box<Launch>),
+    StartRequest(Box<StartRequest>),
     Stop(Stop),
     Forget(AttemptId),
     Renew(Timestamp),
@@ -58,7 +58,7 @@ enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) revision: Revision,
-    pub(crate) stamp: Option<Stamp>,
+    pub(crate) high_water: Option<HighWaterMark>,
     pub(crate) start_by: Timestamp,
     pub(crate) leased: bool,
     pub(crate) started_at: Timestamp,
@@ -104,15 +104,15 @@ impl Simulated {
 }
 
 impl PoolBackend for Simulated {
-    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<Opened, Error> {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
         let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
         let (journal, tasks) = Journal::open(self.settings.state.as_deref()).map_err(failed)?;
         let now = self.clock.now();
-        let seen = |(attempt, task): (&AttemptId, &Task)| Seen {
+        let seen = |(attempt, task): (&AttemptId, &Task)| ObservedAttempt {
             attempt: *attempt,
             ordered_revision: task.revision,
             start_by: task.start_by,
-            stamp: task.stamp,
+            high_water: task.high_water,
             status: task.status(now),
         };
         let attempts = tasks.iter().map(seen).collect();
@@ -131,11 +131,11 @@ impl PoolBackend for Simulated {
         };
         tokio::spawn(worker.run(inbox));
         let notes = vec!["tasks are only simulated: their commands do not run".to_owned()];
-        Ok(Opened { nodes: self.settings.nodes.clone(), attempts, notes })
+        Ok(InitialSync { nodes: self.settings.nodes.clone(), attempts, notes })
     }
 
-    fn launch(&mut self, launch: Launch) {
-        self.send(Command::Launch(Box::new(launch)));
+    fn start(&mut self, start: StartRequest) {
+        self.send(Command::StartRequest(Box::new(start)));
     }
 
     fn stop(&mut self, stop: Stop) {
@@ -199,7 +199,7 @@ impl Worker {
             let wait = Duration::from_millis(next.min(86_400_000));
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Launch(launch)) => self.launch(*launch),
+                    Some(Command::StartRequest(start)) => self.start(*start),
                     Some(Command::Stop(stop)) => self.stop(stop.attempt, OutcomeKind::Cancelled),
                     Some(Command::Forget(attempt)) => self.forget(attempt),
                     Some(Command::Renew(until)) => self.lease_until = self.lease_until.max(until),
@@ -211,27 +211,27 @@ impl Worker {
         }
     }
 
-    fn launch(&mut self, launch: Launch) {
-        let (now, attempt) = (self.clock.now(), launch.order.attempt);
+    fn start(&mut self, start: StartRequest) {
+        let (now, attempt) = (self.clock.now(), start.order.attempt);
         if self.tasks.contains_key(&attempt) {
             return self.tell(attempt);
         }
-        if now > launch.start_by || (launch.leased && now > self.lease_until) {
+        if now > start.start_by || (start.leased && now > self.lease_until) {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "the order came too late");
             let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
-            let _ = self.events.send(Event::Moved { attempt, status });
+            let _ = self.events.send(Event::StatusChanged { attempt, status });
             return;
         }
-        let group = usize::from(launch.order.tasks.first().map_or(0, |task| task.group));
-        let simulate = launch.spec.groups.get(group).and_then(|group| group.simulate);
+        let group = usize::from(start.order.tasks.first().map_or(0, |task| task.group));
+        let simulate = start.spec.groups.get(group).and_then(|group| group.simulate);
         let asked_ms = simulate.map_or(DURATION_MS_DEFAULT, |simulate| simulate.duration_ms);
-        let timed_out = asked_ms > launch.spec.max_run_ms;
-        let duration_ms = asked_ms.min(launch.spec.max_run_ms).saturating_mul(1_000) / self.speedup_millis;
+        let timed_out = asked_ms > start.spec.max_run_ms;
+        let duration_ms = asked_ms.min(start.spec.max_run_ms).saturating_mul(1_000) / self.speedup_millis;
         let task = Task {
-            revision: launch.order.revision,
-            stamp: launch.order.stamp,
-            start_by: launch.start_by,
-            leased: launch.leased,
+            revision: start.order.revision,
+            high_water: start.order.high_water,
+            start_by: start.start_by,
+            leased: start.leased,
             started_at: now,
             duration_ms,
             timed_out,
@@ -239,7 +239,7 @@ impl Worker {
             ended: None,
         };
         self.journal.write(&Line::started(attempt, &task));
-        let banner = format!("simulated: {} would run here for {asked_ms} ms\n", launch.order.job_name);
+        let banner = format!("simulated: {} would run here for {asked_ms} ms\n", start.order.job_name);
         self.banners.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, banner);
         self.ends.insert((task.ends_at(), attempt));
         let at_once = duration_ms == 0;
@@ -286,7 +286,7 @@ impl Worker {
 
     fn tell(&self, attempt: AttemptId) {
         if let Some(task) = self.tasks.get(&attempt) {
-            let _ = self.events.send(Event::Moved { attempt, status: task.status(self.clock.now()) });
+            let _ = self.events.send(Event::StatusChanged { attempt, status: task.status(self.clock.now()) });
         }
     }
 }

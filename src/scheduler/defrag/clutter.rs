@@ -189,7 +189,7 @@ fn movable_task(
 ) -> Option<(Running, Moving)> {
     let is_settled = matches!(attempt.phase, Phase::Starting | Phase::Running)
         && attempt.after.is_none()
-        && state.follower_of(attempt.unit).is_none();
+        && state.successor_of(attempt.unit).is_none();
     let ([placement], true) = (&attempt.placements[..], is_settled) else { return None };
     let job = state.job(attempt.unit.job)?;
     let entry = state.spec(job.spec)?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::Node;
 use super::overflow::overflow_of;
-use crate::model::demand::{Demand, Expected, Lesson};
-use crate::model::limit::LESSON_KINDS_MAX;
+use crate::model::demand::{Demand, Expected, WorkloadProfile};
+use crate::model::limit::PROFILE_ENTRIES_MAX;
 
 /// Arrivals after which the weight of all before is halved: the mix of some thousand tasks is known
 /// well, and a shift is followed within as many.
@@ -39,22 +39,22 @@ pub struct Mix {
     /// By the latest lesson.
     turnover_percent: u64,
     /// The arrivals after which the next lesson is due.
-    lesson_at: u64,
+    profile_at: u64,
 }
 
 impl Mix {
     /// Goes on from what was learned. Tasks are expected to end as they come, until it is seen.
-    pub fn resume(lesson: &Lesson) -> Self {
-        let kinds = lesson.kinds.iter().filter(|kind| kind.weight > 0);
+    pub fn resume(profile: &WorkloadProfile) -> Self {
+        let kinds = profile.kinds.iter().filter(|kind| kind.weight > 0);
         let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
-        let recent = lesson.arrivals.min(HALVED_EVERY);
+        let recent = profile.arrivals.min(HALVED_EVERY);
         Self {
             weights,
-            arrivals: lesson.arrivals,
+            arrivals: profile.arrivals,
             came: recent,
             gone: recent,
             turnover_percent: 100,
-            lesson_at: next_lesson(lesson.arrivals),
+            profile_at: next_profile(profile.arrivals),
         }
     }
 
@@ -91,45 +91,47 @@ impl Mix {
 
     /// Enough has come since the last time to learn from it: after a few tasks, then whenever
     /// there are twice as many, in the end as often as weights are halved.
-    pub fn is_lesson_due(&self) -> bool {
-        self.arrivals >= self.lesson_at.max(FIRST)
+    pub fn is_update_due(&self) -> bool {
+        self.arrivals >= self.profile_at.max(FIRST)
     }
 
     /// Learns what overflows from nodes like these, when empty; `None` if that is hardly more than is
     /// known since the `last` time. All values of nodes rest on a lesson, and must be found anew.
-    pub fn learn<'a>(
+    pub fn update<'a>(
         &mut self,
         nodes: impl ExactSizeIterator<Item = &'a Node>,
         seed: u64,
-        last: &Lesson,
-    ) -> Option<Lesson> {
-        self.lesson_at = next_lesson(self.arrivals);
+        last: &WorkloadProfile,
+    ) -> Option<WorkloadProfile> {
+        self.profile_at = next_profile(self.arrivals);
         let mut kinds: Vec<_> = self.weights.iter().collect();
         kinds.sort_by_key(|(demand, weight)| {
             (Reverse(weight.saturating_mul(demand.device_millis() + 1)), (*demand).clone())
         });
-        kinds.truncate(LESSON_KINDS_MAX);
+        kinds.truncate(PROFILE_ENTRIES_MAX);
         let mix: Vec<_> = kinds.into_iter().map(|(demand, weight)| (demand.clone(), *weight)).collect();
         let overflow = overflow_of(nodes, &mix, seed);
         let expected = |(demand, weight): (Arc<Demand>, u64)| {
             let overflow = overflow.get(&demand).copied().unwrap_or_default();
             Expected { demand, weight, overflow }
         };
-        let lesson = Lesson { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
+        let profile =
+            WorkloadProfile { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
         let turnover_percent = self.gone.saturating_mul(100).checked_div(self.came).unwrap_or(100).min(100);
-        let is_news = differs(last, &lesson, |kind| kind.weight, MIX_NEWS)
-            || differs(last, &lesson, |kind| kind.overflow, OVERFLOW_NEWS)
+        let is_news = differs(last, &profile, |kind| kind.weight, MIX_NEWS)
+            || differs(last, &profile, |kind| kind.overflow, OVERFLOW_NEWS)
             || turnover_percent.abs_diff(self.turnover_percent) >= TURNOVER_NEWS;
         if is_news {
             self.turnover_percent = turnover_percent;
         }
-        is_news.then_some(lesson)
+        is_news.then_some(profile)
     }
 }
 
 /// More than one in so many tasks would have to be another for the one distribution to become the other.
-fn differs(old: &Lesson, new: &Lesson, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
-    let sum = |lesson: &Lesson| lesson.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
+fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
+    let sum =
+        |profile: &WorkloadProfile| profile.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
     let (of_old, of_new) = (sum(old), sum(new));
     if of_old == 0 || of_new == 0 {
         return of_old != of_new;
@@ -145,7 +147,7 @@ fn differs(old: &Lesson, new: &Lesson, weight: fn(&Expected) -> u64, one_in: u12
     (moved / 2).saturating_mul(one_in) > of_old.saturating_mul(of_new)
 }
 
-fn next_lesson(arrivals: u64) -> u64 {
+fn next_profile(arrivals: u64) -> u64 {
     arrivals + arrivals.min(HALVED_EVERY)
 }
 
@@ -192,22 +194,23 @@ mod tests {
         let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
         let usual: Vec<_> = [1, 2, 4, 8].map(|count| demand(DeviceAmount::Whole(count))).into();
         arrive(&mut mix, &usual, &mut random, 16_384);
-        let first = mix.learn(nodes.iter(), 0, &Lesson::default()).expect("something of nothing is news");
+        let first =
+            mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("something of nothing is news");
         for _ in 0..8 {
             arrive(&mut mix, &usual, &mut random, 8_192);
-            assert!(mix.is_lesson_due());
-            assert_eq!(mix.learn(nodes.iter(), 0, &first), None, "the same mix");
-            assert!(!mix.is_lesson_due(), "it was looked at");
+            assert!(mix.is_update_due());
+            assert_eq!(mix.update(nodes.iter(), 0, &first), None, "the same mix");
+            assert!(!mix.is_update_due(), "it was looked at");
         }
         // On smaller nodes others find no room.
         let smaller = self::nodes(2);
-        let second = mix.learn(smaller.iter(), 0, &first).expect("another cluster is news");
-        assert_eq!(mix.learn(smaller.iter(), 0, &second), None);
+        let second = mix.update(smaller.iter(), 0, &first).expect("another cluster is news");
+        assert_eq!(mix.update(smaller.iter(), 0, &second), None);
         // One in eight is a fraction from now on.
         let mut changed = [&usual[..], &usual[..]].concat();
         changed[0] = demand(DeviceAmount::Fraction(300));
         arrive(&mut mix, &changed, &mut random, 8_192);
-        assert!(mix.learn(smaller.iter(), 0, &second).is_some(), "another mix is news");
+        assert!(mix.update(smaller.iter(), 0, &second).is_some(), "another mix is news");
     }
 
     #[test]
@@ -215,14 +218,15 @@ mod tests {
         let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
         let usual = [demand(DeviceAmount::Whole(1)), demand(DeviceAmount::Whole(8))];
         arrive(&mut mix, &usual, &mut random, 4_096);
-        let first = mix.learn(nodes.iter(), 0, &Lesson::default()).expect("the first lesson is news");
+        let first =
+            mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first lesson is news");
         assert_eq!(mix.turnover_percent(), 0);
         // From now on two tasks end while three come.
         let mut second = None;
         for _ in 0..4 {
             arrive(&mut mix, &usual, &mut random, 6_000);
             mix.depart(4_000);
-            second = second.or(mix.learn(nodes.iter(), 0, &first));
+            second = second.or(mix.update(nodes.iter(), 0, &first));
         }
         assert!((40..=66).contains(&mix.turnover_percent()), "{}", mix.turnover_percent());
         let second = second.expect("that tasks end is news");
@@ -230,7 +234,7 @@ mod tests {
         assert_eq!(resumed.turnover_percent(), 100);
         for _ in 0..4 {
             arrive(&mut resumed, &usual, &mut random, 6_000);
-            resumed.learn(nodes.iter(), 0, &second);
+            resumed.update(nodes.iter(), 0, &second);
         }
         assert!(resumed.turnover_percent() < 20, "{}", resumed.turnover_percent());
     }

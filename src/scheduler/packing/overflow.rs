@@ -25,7 +25,7 @@ use super::bucket::{Bucket, DeviceRoom};
 use super::draw::Draw;
 use super::random::Random;
 use super::{Node, Packer, policy::Scorer};
-use crate::model::demand::{Demand, DeviceDemand, Lesson};
+use crate::model::demand::{Demand, DeviceDemand, WorkloadProfile};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
@@ -108,11 +108,11 @@ const BLOCK_LEN: usize = 8;
 
 impl Overflow {
     /// What a lesson tells to expect, where so many tasks end while a hundred come.
-    pub fn of(lesson: &Lesson, turnover_percent: u64, seed: u64) -> Self {
+    pub fn of(profile: &WorkloadProfile, turnover_percent: u64, seed: u64) -> Self {
         let together_micros =
             1_000 * TOGETHER_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
-        let wide = wide_of(lesson.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
-        let overflow = lesson.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
+        let wide = wide_of(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
+        let overflow = profile.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
         Self { wide, together_micros, ..Self::drawn(overflow, seed) }
     }
 

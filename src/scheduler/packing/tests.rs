@@ -3,7 +3,7 @@
 use super::fgd::Fgd;
 use super::overflow::{Overflow, overflow_of};
 use super::*;
-use crate::model::demand::{DeviceDemand, Expected, Lesson};
+use crate::model::demand::{DeviceDemand, Expected, WorkloadProfile};
 use crate::model::id::NodeId;
 use crate::model::shape::Needs;
 use crate::model::spec::Constraints;
@@ -46,9 +46,9 @@ fn node(random: &mut Random) -> Node {
 }
 
 /// All of them come as often, and are turned away as often.
-fn lesson(demands: &[Arc<Demand>]) -> Lesson {
+fn profile(demands: &[Arc<Demand>]) -> WorkloadProfile {
     let kind = |demand: &Arc<Demand>| Expected { demand: demand.clone(), weight: 3, overflow: 3 };
-    Lesson { arrivals: 0, kinds: demands.iter().map(kind).collect() }
+    WorkloadProfile { arrivals: 0, kinds: demands.iter().map(kind).collect() }
 }
 
 type Make = fn(&[Arc<Demand>]) -> Scorer;
@@ -65,7 +65,7 @@ fn scorers() -> [Make; 4] {
             },
         },
         |demands| Scorer::Fgd(Fgd::new(demands.iter().map(|demand| (&**demand, 3)))),
-        |demands| Scorer::Overflow(Overflow::of(&lesson(demands), 100, 7)),
+        |demands| Scorer::Overflow(Overflow::of(&profile(demands), 100, 7)),
     ]
 }
 
@@ -242,7 +242,7 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
 #[test]
 fn what_is_forgotten_changes_no_choice() {
     let demands = demands(&mut Random::new(5));
-    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&lesson(demands), 100, 7));
+    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&profile(demands), 100, 7));
     let (mut kept, mut random) = world(5, make(&demands));
     let (mut forgetful, _) = world(5, make(&demands));
     forgetful.buckets.set_empty_max(4);
@@ -332,7 +332,7 @@ fn halls(turnover_percent: u64) -> (Packer, Arc<Demand>) {
         })
     };
     let one = demand(1);
-    let overflow = Overflow::of(&lesson(&[one.clone(), demand(8)]), turnover_percent, 7);
+    let overflow = Overflow::of(&profile(&[one.clone(), demand(8)]), turnover_percent, 7);
     let mut packer = Packer::new(Scorer::Overflow(overflow));
     for (at, free) in [8, 5, 8, 3].into_iter().enumerate() {
         let node = Node {

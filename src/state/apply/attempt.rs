@@ -5,7 +5,7 @@ use crate::model::attempt::{OutcomeKind, Phase, StopReason};
 use crate::model::change::Change;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::mutant::Mutant;
-use crate::model::pool::{DrainMode, Reach};
+use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::region::RegionCode;
 use crate::model::resource::{Resources, task_size};
 use crate::model::spec::{JobSpec, OnPoolLost};
@@ -50,9 +50,9 @@ impl State {
         let before = self.attempts.insert(unit, attempt);
         assert!(before.is_none(), "unit {unit:?} has two live attempts");
         self.index_attempt(unit);
-        self.settle_tail(unit);
+        self.reconcile_claim_end(unit);
         if let Some(before) = order.after {
-            self.settle_tail(before);
+            self.reconcile_claim_end(before);
         }
         self.index_classes(unit.job);
         self.note_classes(unit.job, out);
@@ -76,13 +76,13 @@ impl State {
         if self.may_requeue(unit) {
             self.derived.requeueable.insert((pool, unit));
         }
-        self.settle_job(unit.job);
+        self.reconcile_job(unit.job);
         if let Some(pool) = self.pools.get_mut(&pool) {
             pool.attempts.insert(unit);
         }
         match after {
             Some(before) => {
-                self.derived.followers.insert(before, unit);
+                self.derived.successors.insert(before, unit);
             }
             None => self.commit(unit),
         }
@@ -96,7 +96,7 @@ impl State {
     }
 
     /// Notes whether a closing job still has attempts to be stopped.
-    pub(super) fn settle_job(&mut self, id: JobId) {
+    pub(super) fn reconcile_job(&mut self, id: JobId) {
         let range = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
         let closing = self.jobs.get(&id).is_some_and(|job| job.closing.is_some());
         if closing && self.derived.stoppable.range(range).next().is_some() {
@@ -107,10 +107,10 @@ impl State {
     }
 
     /// Notes whether a pool has attempts to be evicted or requeued.
-    pub(in crate::state) fn settle_pool(&mut self, id: PoolId) {
+    pub(in crate::state) fn reconcile_pool(&mut self, id: PoolId) {
         let Some(pool) = self.pools.get(&id) else { return };
         let evicts = pool.drain.is_some_and(|drain| drain.mode == DrainMode::Evict);
-        let lost = pool.reach == Reach::Lost;
+        let lost = pool.connectivity == Connectivity::Lost;
         let first = (id, UnitId { job: JobId(0), unit: 0 });
         let has = |set: &std::collections::BTreeSet<(PoolId, UnitId)>| {
             set.range(first..).next().is_some_and(|(pool, _)| *pool == id)
@@ -234,9 +234,9 @@ impl State {
         let pool = attempt.pool;
         self.derived.stoppable.remove(&unit);
         self.derived.stoppable_in.remove(&(pool, unit));
-        self.settle_tail(unit);
-        self.settle_job(unit.job);
-        self.settle_pool(pool);
+        self.reconcile_claim_end(unit);
+        self.reconcile_job(unit.job);
+        self.reconcile_pool(pool);
         if was_running && let Some(job) = self.job_mut(unit.job) {
             job.groups[group].running -= 1;
         }
@@ -255,29 +255,29 @@ impl State {
         if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node()) {
             self.note_node_health(at, unit.job, fault);
         }
-        let next_in_line = self.derived.followers.get(&unit).copied();
+        let next_in_line = self.derived.successors.get(&unit).copied();
         match attempt.after {
             None => self.uncommit(&attempt, next_in_line.is_some(), out),
             Some(before) => {
-                self.derived.followers.remove(&before);
+                self.derived.successors.remove(&before);
             }
         }
         self.hand_over(&attempt, out);
-        self.settle_tail(unit);
+        self.reconcile_claim_end(unit);
         if let Some(neighbour) = attempt.after.or(next_in_line) {
-            self.settle_line(neighbour);
+            self.reconcile_claim(neighbour);
             self.note_line(unit, &mut out.changes);
         }
         if let ([_], Some(started_at), OutcomeKind::Succeeded) =
             (&attempt.placements[..], ended.started_at, ended.outcome.kind)
         {
-            self.learn_pace(unit, ended.ended_at.ms_since(started_at));
+            self.update_run_time(unit, ended.ended_at.ms_since(started_at));
         }
         self.derived.stoppable.remove(&unit);
         self.derived.stoppable_in.remove(&(attempt.pool, unit));
         self.derived.requeueable.remove(&(attempt.pool, unit));
-        self.settle_job(unit.job);
-        self.settle_pool(attempt.pool);
+        self.reconcile_job(unit.job);
+        self.reconcile_pool(attempt.pool);
         if let Some(pool) = self.pools.get_mut(&attempt.pool) {
             pool.attempts.remove(&unit);
         }
@@ -327,15 +327,15 @@ impl State {
     }
 
     /// Gives the place of an ended attempt to the one that follows it, or that one's place in the
-    /// line to its own follower.
+    /// line to its own successor.
     fn hand_over(&mut self, ended: &Attempt, out: &mut Applied) {
-        let Some(next) = self.derived.followers.remove(&ended.unit) else { return };
-        if let Some(follower) = self.attempt_mut(next) {
-            follower.after = ended.after;
+        let Some(next) = self.derived.successors.remove(&ended.unit) else { return };
+        if let Some(successor) = self.attempt_mut(next) {
+            successor.after = ended.after;
         }
         match ended.after {
             Some(before) => {
-                self.derived.followers.insert(before, next);
+                self.derived.successors.insert(before, next);
             }
             None => {
                 self.commit(next);

@@ -65,7 +65,7 @@ impl State {
         }
         self.derived.job_names.insert((name_hash(job.queue, &job.name), id));
         if job.dependency_failed && job.closing.is_none() {
-            self.derived.doomed.insert(id);
+            self.derived.dependency_failed_jobs.insert(id);
         }
         if job.pending_dependencies > 0
             && let Some(entry) = self.specs.get(&job.spec)
@@ -129,8 +129,8 @@ impl State {
         }
         self.note_classes(id, out);
         self.index_classes(id);
-        self.derived.doomed.remove(&id);
-        self.settle_job(id);
+        self.derived.dependency_failed_jobs.remove(&id);
+        self.reconcile_job(id);
         out.changes.push(Change::Job(id));
     }
 
@@ -145,14 +145,14 @@ impl State {
         );
         self.derived.job_names.remove(&(name_hash(job.queue, &job.name), id));
         self.derived.closing.remove(&id);
-        self.derived.doomed.remove(&id);
+        self.derived.dependency_failed_jobs.remove(&id);
         let queue = self.queues.get_mut(&job.queue);
         let queue_name = queue.map_or_else(String::new, |queue| {
             queue.jobs -= 1;
             queue.spec.name.clone()
         });
         let spec = self.release_spec(job.spec);
-        self.settle_dependents(id, end, out);
+        self.reconcile_dependents(id, end, out);
         out.changes.push(Change::Job(id));
         if let Some(spec) = spec {
             let (ended_at, revision) = (self.now, self.revision);
@@ -176,7 +176,7 @@ impl State {
             if let Some(entry) = self.specs.remove(&id) {
                 for shape in entry.shapes {
                     if let Some(digest) = self.derived.shapes.release(shape) {
-                        self.forget_pace(digest);
+                        self.forget_run_time(digest);
                     }
                 }
             }
@@ -184,7 +184,7 @@ impl State {
         Some(spec)
     }
 
-    fn settle_dependents(&mut self, ended: JobId, end: JobEnd, out: &mut Applied) {
+    fn reconcile_dependents(&mut self, ended: JobId, end: JobEnd, out: &mut Applied) {
         let (revision, dependents) = (self.revision, self.derived.dependents.remove(&ended));
         for id in dependents.unwrap_or_default() {
             let Some(job) = self.jobs.get(&id) else { continue };
@@ -204,7 +204,7 @@ impl State {
             job.dependency_failed |= !met;
             job.revision = revision;
             if !met && job.closing.is_none() {
-                self.derived.doomed.insert(id);
+                self.derived.dependency_failed_jobs.insert(id);
             }
             self.index_classes(id);
             self.note_classes(id, out);

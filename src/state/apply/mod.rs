@@ -66,7 +66,7 @@ pub struct FinishedAttempt {
 
 /// Turns that are remembered: an agent that has been away for more restarts than that has a stamp
 /// that says nothing any more.
-const TURNS_MAX: usize = 256;
+const WRITER_SESSIONS_MAX: usize = 256;
 
 impl State {
     /// Folds one event.
@@ -95,15 +95,15 @@ impl State {
                 self.term = *term;
             }
             Event::KeyDrawn { key } => self.key = Some(*key),
-            Event::TurnBegan { turn } => {
-                if self.turns.len() >= TURNS_MAX {
-                    self.turns.pop_front();
+            Event::WriterSessionStarted { writer_session } => {
+                if self.writer_sessions.len() >= WRITER_SESSIONS_MAX {
+                    self.writer_sessions.pop_front();
                 }
-                self.turns.push_back((*turn, self.revision));
+                self.writer_sessions.push_back((*writer_session, self.revision));
             }
-            Event::LessonLearned { lesson } => {
-                self.lesson = lesson.clone();
-                out.changes.push(Change::Lesson);
+            Event::WorkloadProfileUpdated { profile } => {
+                self.profile = profile.clone();
+                out.changes.push(Change::WorkloadProfile);
             }
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
@@ -155,8 +155,8 @@ impl State {
                     pool.epoch = *epoch;
                 });
             }
-            Event::PoolReachChanged { pool, reach } => {
-                self.change_pool(*pool, out, |pool| pool.reach = *reach)
+            Event::PoolConnectivityChanged { pool, connectivity } => {
+                self.change_pool(*pool, out, |pool| pool.connectivity = *connectivity)
             }
             Event::PoolCordoned { pool, cordoned } => {
                 self.change_pool(*pool, out, |pool| pool.cordoned = *cordoned);
@@ -167,8 +167,8 @@ impl State {
             Event::NodeCordoned { pool, node, cordoned } => {
                 self.change_node(*pool, *node, out, |node| node.cordoned = *cordoned);
             }
-            Event::NodeHeldBack { pool, node, until } => self.hold_node(*pool, *node, *until, out),
-            Event::NodeReadmitted { pool, node } => self.readmit_node(*pool, *node, out),
+            Event::NodeQuarantined { pool, node, until } => self.quarantine_node(*pool, *node, *until, out),
+            Event::NodeReleased { pool, node } => self.release_node(*pool, *node, out),
             Event::PricesSet { price } => self.set_prices(price),
             Event::LinkSet { link } => self.set_link(link),
             Event::ReservationMade { reservation } => self.make_reservation(reservation),

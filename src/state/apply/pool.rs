@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Applied;
 use crate::model::change::Change;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, NodeRef, PoolId};
-use crate::model::pool::{Drain, NodeSpec, PoolSpec, Reach};
+use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
-use crate::state::pool::{Node, Pool, Trouble};
+use crate::state::pool::{FailureTracker, Node, Pool};
 use crate::state::snapshot::Key;
 use crate::state::{State, Timer};
 
@@ -27,7 +27,7 @@ impl State {
             instance,
             key_digest,
             epoch: Epoch(0),
-            reach: Reach::Lost,
+            connectivity: Connectivity::Lost,
             cordoned: false,
             drain: None,
             registered_at: self.now,
@@ -52,7 +52,7 @@ impl State {
         let Some(pool) = self.pool_mut(id) else { panic!("pool {id} changes but is not registered") };
         change(pool);
         pool.revision = revision;
-        self.settle_pool(id);
+        self.reconcile_pool(id);
         out.changes.push(Change::Pool(id));
     }
 
@@ -119,8 +119,8 @@ impl State {
         let Some(pool) = self.pools.get_mut(&at.pool) else { return };
         if let Some(node) = pool.nodes.remove(&at.node) {
             pool.node_names.remove(&node.spec.name);
-            if let Some(until) = node.trouble.held_until {
-                self.derived.timers.remove(&(until, Timer::Readmit(at)));
+            if let Some(until) = node.failure_tracker.quarantined_until {
+                self.derived.timers.remove(&(until, Timer::ReleaseNode(at)));
             }
         }
     }
@@ -141,33 +141,38 @@ impl State {
         out.changes.push(Change::Node(at));
     }
 
-    pub(super) fn hold_node(&mut self, pool: PoolId, id: NodeId, until: Timestamp, out: &mut Applied) {
-        self.derived.timers.insert((until, Timer::Readmit(NodeRef { pool, node: id })));
-        self.change_node(pool, id, out, |node| node.trouble = node.trouble.held(until));
+    pub(super) fn quarantine_node(&mut self, pool: PoolId, id: NodeId, until: Timestamp, out: &mut Applied) {
+        self.derived.timers.insert((until, Timer::ReleaseNode(NodeRef { pool, node: id })));
+        self.change_node(pool, id, out, |node| {
+            node.failure_tracker = node.failure_tracker.quarantined(until)
+        });
     }
 
-    pub(super) fn readmit_node(&mut self, pool: PoolId, id: NodeId, out: &mut Applied) {
+    pub(super) fn release_node(&mut self, pool: PoolId, id: NodeId, out: &mut Applied) {
         let at = NodeRef { pool, node: id };
-        if let Some(until) = self.node(at).and_then(|node| node.trouble.held_until) {
-            self.derived.timers.remove(&(until, Timer::Readmit(at)));
+        if let Some(until) = self.node(at).and_then(|node| node.failure_tracker.quarantined_until) {
+            self.derived.timers.remove(&(until, Timer::ReleaseNode(at)));
         }
-        self.change_node(pool, id, out, |node| node.trouble.held_until = None);
+        self.change_node(pool, id, out, |node| node.failure_tracker.quarantined_until = None);
     }
 
     /// Counts a fault of a node, or forgets them all when it has done its part.
     pub(super) fn note_node_health(&mut self, at: NodeRef, job: JobId, fault: bool) {
-        let Some(trouble) = self.node(at).map(|node| node.trouble) else { return };
+        let Some(failure_tracker) = self.node(at).map(|node| node.failure_tracker) else { return };
         let after = if fault {
-            trouble.after_fault(job)
+            failure_tracker.after_fault(job)
         } else {
-            Trouble { held_until: trouble.held_until, ..Trouble::default() }
+            FailureTracker {
+                quarantined_until: failure_tracker.quarantined_until,
+                ..FailureTracker::default()
+            }
         };
-        if after == trouble {
+        if after == failure_tracker {
             return;
         }
         self.touch(Key::Node(at));
         if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
-            node.trouble = after;
+            node.failure_tracker = after;
         }
     }
 }

@@ -177,7 +177,7 @@ impl State {
         let Ending { unit, ended } = ending;
         let (kind, next) = (ended.outcome.kind, ended.next);
         let mut events = vec![Event::AttemptEnded { unit, ended }];
-        events.extend(self.hold_back(now, unit, kind));
+        events.extend(self.quarantine(now, unit, kind));
         let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
             return events;
         };
@@ -204,13 +204,13 @@ impl State {
     }
 
     /// Closes a node for a while that fails whatever it is given.
-    fn hold_back(&self, now: Timestamp, unit: UnitId, kind: OutcomeKind) -> Option<Event> {
+    fn quarantine(&self, now: Timestamp, unit: UnitId, kind: OutcomeKind) -> Option<Event> {
         let attempt = self.attempt(unit).filter(|attempt| attempt.is_node_fault(kind))?;
         let at = attempt.single_node()?;
         // One that is gone may be forgotten with this very attempt.
         let node = self.node(at).filter(|node| !node.gone)?;
-        let hold_ms = node.trouble.after_fault(unit.job).hold_ms()?;
-        Some(Event::NodeHeldBack { pool: at.pool, node: at.node, until: now.plus_ms(hold_ms) })
+        let quarantine_ms = node.failure_tracker.after_fault(unit.job).quarantine_ms()?;
+        Some(Event::NodeQuarantined { pool: at.pool, node: at.node, until: now.plus_ms(quarantine_ms) })
     }
 
     /// What a unit does after an attempt with this outcome.
@@ -235,7 +235,7 @@ impl State {
             | OutcomeKind::LeaseEnded => return NextTry::Now,
             OutcomeKind::Failed | OutcomeKind::OutOfMemory => worth(RetryOn::Failed),
             OutcomeKind::TimedOut => worth(RetryOn::TimedOut),
-            OutcomeKind::LaunchFailed => worth(RetryOn::LaunchFailed),
+            OutcomeKind::StartFailed => worth(RetryOn::StartFailed),
             OutcomeKind::Vanished | OutcomeKind::Abandoned => worth(RetryOn::Unknown),
         };
         if !again {
@@ -293,10 +293,10 @@ fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String 
 /// The outcome that a stopped attempt ends with, if it ended because of the stop.
 pub(super) fn outcome_of_stop(reason: StopReason) -> OutcomeKind {
     match reason {
-        StopReason::Cancelled | StopReason::JobFailed | StopReason::Stray => OutcomeKind::Cancelled,
+        StopReason::Cancelled | StopReason::JobFailed | StopReason::Orphaned => OutcomeKind::Cancelled,
         StopReason::TimedOut => OutcomeKind::TimedOut,
         StopReason::Drained => OutcomeKind::Drained,
-        StopReason::StartLimit => OutcomeKind::LaunchFailed,
+        StopReason::StartLimit => OutcomeKind::StartFailed,
         StopReason::Abandoned => OutcomeKind::Abandoned,
     }
 }

@@ -1,7 +1,7 @@
 //! Turns a command into events or a rejection. Reads the state, changes nothing.
 
 mod capacity;
-mod chore;
+mod due_action;
 mod job;
 mod place;
 mod pool;
@@ -14,11 +14,11 @@ use super::event::Event;
 use super::rejection::Rejection;
 use super::token::{TokenEntry, TokenReply};
 use crate::model::id::{Epoch, JobId, NodeId, PoolId, Revision, UnitId};
-use crate::model::limit::{LESSON_KINDS_MAX, TOKEN_RETENTION_MS};
+use crate::model::limit::{PROFILE_ENTRIES_MAX, TOKEN_RETENTION_MS};
 use crate::model::mutant::Mutant;
 use crate::model::time::Timestamp;
 
-pub use chore::CHORES_MAX;
+pub use due_action::DUE_ACTIONS_MAX;
 
 /// What a command leads to.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +43,9 @@ pub enum Reply {
     /// Numbers of the nodes that an inventory named, in its order.
     Nodes(Vec<NodeId>),
     /// The report concerns an attempt that is not live here.
-    Stray,
+    Orphaned,
     /// The report concerns something else than the live attempt of this name.
-    Namesake,
+    StaleId,
 }
 
 impl Decision {
@@ -91,12 +91,14 @@ impl State {
 
     fn decide_command(&self, now: Timestamp, command: &Command) -> Result<Decision, Rejection> {
         match command {
-            Command::StartTerm { journal, key, turn, term } => self.decide_term(*journal, *key, *turn, *term),
-            Command::Learn { lesson } if lesson.kinds.len() > LESSON_KINDS_MAX => {
-                Err(Rejection::LimitReached { what: "kinds of tasks in a lesson", max: LESSON_KINDS_MAX })
+            Command::StartTerm { journal, key, writer_session, term } => {
+                self.decide_term(*journal, *key, *writer_session, *term)
             }
-            Command::Learn { lesson } => {
-                Ok(Decision::done(vec![Event::LessonLearned { lesson: lesson.clone() }]))
+            Command::UpdateWorkloadProfile { profile } if profile.kinds.len() > PROFILE_ENTRIES_MAX => {
+                Err(Rejection::LimitReached { what: "kinds of tasks in a lesson", max: PROFILE_ENTRIES_MAX })
+            }
+            Command::UpdateWorkloadProfile { profile } => {
+                Ok(Decision::done(vec![Event::WorkloadProfileUpdated { profile: profile.clone() }]))
             }
             Command::Submit { jobs } => self.decide_submit(jobs),
             Command::Cancel { jobs } => self.decide_cancel(jobs),
@@ -118,7 +120,9 @@ impl State {
             Command::ReportNodes { pool, inventory } => self.decide_nodes(*pool, inventory),
             Command::RemoveNodes { pool, nodes } => Ok(self.decide_remove_nodes(*pool, nodes)),
             Command::ReportAttempt { pool, epoch, report } => self.decide_report(now, *pool, *epoch, report),
-            Command::ChangeReach { pool, reach } => self.decide_reach(*pool, *reach),
+            Command::ChangeConnectivity { pool, connectivity } => {
+                self.decide_connectivity(*pool, *connectivity)
+            }
             Command::RecordRound { plan } => Ok(Decision::done(vec![Event::RoundPlanned {
                 policy: plan.policy.name().into(),
                 version: crate::model::plan::Policy::VERSION,
@@ -127,7 +131,7 @@ impl State {
                 cursor: plan.cursor,
             }])),
             Command::Start { start } => self.decide_start(now, start),
-            Command::Chore(chore) => self.decide_chore(now, *chore),
+            Command::DueAction(due_action) => self.decide_due_action(now, *due_action),
         }
     }
 

@@ -13,9 +13,9 @@ use crate::model::spec::OnPoolLost;
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::apply::RUN_SLACK_MS;
+use crate::state::claim::LINE_WAIT_MS;
 use crate::state::event::{Event, OrderedAttempt};
 use crate::state::job::Job;
-use crate::state::line::LINE_WAIT_MS;
 use crate::state::pool::Pool;
 use crate::state::rejection::Rejection;
 
@@ -73,7 +73,7 @@ impl State {
             let places = ahead.placements.iter().zip(&start.placements);
             places.into_iter().all(|(a, b)| (a.node, &a.devices) == (b.node, &b.devices))
         });
-        if tail.1 >= self.line_len_max(class.shape) || !same_place {
+        if tail.1 >= self.claim_depth_max(class.shape) || !same_place {
             return Err(OUTDATED("the line"));
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::model::device::DeviceModel;
 use crate::model::exchange::{Hello, Inventory};
 use crate::model::id::{AttemptId, Epoch, NodeId, PoolId};
 use crate::model::limit::{DURATION_MS_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
-use crate::model::pool::{Drain, DrainMode, Reach};
+use crate::model::pool::{Connectivity, Drain, DrainMode};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations};
 use crate::state::State;
@@ -33,7 +33,7 @@ impl State {
             let events = vec![
                 Event::PoolRegistered { pool, spec, instance, key_digest },
                 Event::SessionOpened { pool, epoch },
-                Event::PoolReachChanged { pool, reach: Reach::Suspect },
+                Event::PoolConnectivityChanged { pool, connectivity: Connectivity::Suspect },
             ];
             return Ok(Decision { events, reply: Reply::Session { pool, epoch } });
         };
@@ -44,11 +44,11 @@ impl State {
         if pool.spec != hello.pool {
             events.push(Event::PoolUpdated { pool: pool.id, spec: hello.pool.clone() });
         }
-        let (reach, pool, epoch) = (pool.reach, pool.id, Epoch(pool.epoch.0 + 1));
+        let (connectivity, pool, epoch) = (pool.connectivity, pool.id, Epoch(pool.epoch.0 + 1));
         events.push(Event::SessionOpened { pool, epoch });
-        // The welcome renews the pool's leases: from here on they must not be taken for ended.
-        if reach > Reach::Suspect {
-            events.push(Event::PoolReachChanged { pool, reach: Reach::Suspect });
+        // The accepted renews the pool's leases: from here on they must not be taken for ended.
+        if connectivity > Connectivity::Suspect {
+            events.push(Event::PoolConnectivityChanged { pool, connectivity: Connectivity::Suspect });
         }
         Ok(Decision { events, reply: Reply::Session { pool, epoch } })
     }
@@ -130,11 +130,18 @@ impl State {
         Decision::done(events.collect())
     }
 
-    pub(super) fn decide_reach(&self, id: PoolId, reach: Reach) -> Result<Decision, Rejection> {
+    pub(super) fn decide_connectivity(
+        &self,
+        id: PoolId,
+        connectivity: Connectivity,
+    ) -> Result<Decision, Rejection> {
         let pool = self.pool_or_reject(id)?;
-        let changed = pool.reach != reach;
+        let changed = pool.connectivity != connectivity;
         Ok(Decision::done(
-            changed.then_some(Event::PoolReachChanged { pool: id, reach }).into_iter().collect(),
+            changed
+                .then_some(Event::PoolConnectivityChanged { pool: id, connectivity })
+                .into_iter()
+                .collect(),
         ))
     }
 
@@ -185,8 +192,8 @@ impl State {
             events.push(Event::NodeCordoned { pool: id, node, cordoned });
         }
         // There is one way back into service.
-        if !cordoned && kept.trouble.held_until.is_some() {
-            events.push(Event::NodeReadmitted { pool: id, node });
+        if !cordoned && kept.failure_tracker.quarantined_until.is_some() {
+            events.push(Event::NodeReleased { pool: id, node });
         }
         Ok(Decision::done(events))
     }
@@ -198,8 +205,8 @@ impl State {
         let Some(attempt) = live else {
             return Err(Rejection::NotFound { kind: "live attempt", name: id.to_string() });
         };
-        let reach = self.pool(attempt.pool).map_or(Reach::Lost, |pool| pool.reach);
-        if matches!(reach, Reach::Ready | Reach::Suspect) {
+        let connectivity = self.pool(attempt.pool).map_or(Connectivity::Lost, |pool| pool.connectivity);
+        if matches!(connectivity, Connectivity::Ready | Connectivity::Suspect) {
             return Err(Rejection::Outdated {
                 what: "the pool answers: cancel the job instead; that the pool is silent",
             });

@@ -2,11 +2,11 @@
 
 use super::{Decision, check_revision};
 use crate::model::device;
+use crate::model::high_water::JournalKey;
 use crate::model::id::{JournalId, QueueId, Revision, Term};
 use crate::model::limit::QUEUES_MAX;
 use crate::model::queue::{DEFAULT_QUEUE, QueueSpec, default_settings};
 use crate::model::region;
-use crate::model::stamp::JournalKey;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
 use crate::state::event::{Event, Settings};
@@ -17,7 +17,7 @@ impl State {
         &self,
         journal: JournalId,
         key: JournalKey,
-        turn: u64,
+        writer_session: u64,
         term: Term,
     ) -> Result<Decision, Rejection> {
         if term <= self.term {
@@ -28,7 +28,7 @@ impl State {
             let spec = default_settings(DEFAULT_QUEUE);
             events = vec![
                 Event::JournalCreated { journal },
-                Event::TurnBegan { turn },
+                Event::WriterSessionStarted { writer_session },
                 Event::SettingsChanged { settings: Settings::default() },
                 Event::RegionsAdded { regions: region::built_in().collect() },
                 Event::DeviceModelsAdded { models: device::built_in().collect() },
@@ -36,7 +36,7 @@ impl State {
             ];
         } else {
             // First of all: the turn before ends with the event before this one.
-            events.push(Event::TurnBegan { turn });
+            events.push(Event::WriterSessionStarted { writer_session });
             // A newer Weir may know more regions and models than the one that made the journal.
             let known = |region: &region::Region| self.regions.contains_key(&region.code);
             let regions: Vec<_> = region::built_in().filter(|region| !known(region)).collect();

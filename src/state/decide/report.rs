@@ -34,13 +34,13 @@ impl State {
             if id.journal != self.journal || id.job.0 >= self.next_job {
                 return Err(Rejection::UnknownAttempt { attempt: id.to_string() });
             }
-            return Ok(Decision { events: Vec::new(), reply: Reply::Stray });
+            return Ok(Decision { events: Vec::new(), reply: Reply::Orphaned });
         };
         // While an older copy of the journal was in use, it gave this name to something else. An agent
         // that adopted what it found says no revision.
         let namesake = report.ordered_revision != attempt.ordered_revision;
-        if namesake && report.ordered_revision != Revision::default() && !Mutant::ObeyNamesakes.is_on() {
-            return Ok(Decision { events: Vec::new(), reply: Reply::Namesake });
+        if namesake && report.ordered_revision != Revision::default() && !Mutant::ObeyStaleIds.is_on() {
+            return Ok(Decision { events: Vec::new(), reply: Reply::StaleId });
         }
         Ok(Decision::done(self.report_events(now, attempt, &report.status)))
     }

@@ -2,15 +2,16 @@
 
 use super::codec::{Corrupt, Input, Record, record_enum, record_newtype, record_struct};
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
-use crate::model::demand::{Demand, DeviceDemand, Expected, Lesson};
+use crate::model::demand::{Demand, DeviceDemand, Expected, WorkloadProfile};
 use crate::model::device::{DeviceAmount, DeviceModel, DeviceModelId, DeviceShare};
+use crate::model::high_water::JournalKey;
 use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision, SpecId,
     Term, UnitId,
 };
 use crate::model::interval::IntervalSet;
 use crate::model::link::Link;
-use crate::model::pool::{Capabilities, Device, Drain, DrainMode, NodeSpec, PoolSpec, Reach};
+use crate::model::pool::{Capabilities, Connectivity, Device, Drain, DrainMode, NodeSpec, PoolSpec};
 use crate::model::price::{Price, PriceSchedule, Rate};
 use crate::model::queue::{Limits, QueueSpec};
 use crate::model::region::{Region, RegionCode};
@@ -21,7 +22,6 @@ use crate::model::spec::{
     Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
     OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest, Toleration,
 };
-use crate::model::stamp::JournalKey;
 use crate::model::time::Timestamp;
 use crate::state::Queue;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -29,7 +29,7 @@ use crate::state::class::ShapeDigest;
 use crate::state::event::{EndedAttempt, Event, EventRecord, NextTry, OrderedAttempt, Settings};
 use crate::state::job::{Closing, Job, JobEnd, Principal, Progress, Tried};
 use crate::state::live::Attempt;
-use crate::state::pool::{Node, Pool, Trouble};
+use crate::state::pool::{FailureTracker, Node, Pool};
 use crate::state::snapshot::{Head, Object};
 use crate::state::token::{TokenEntry, TokenKey, TokenReply};
 
@@ -183,19 +183,19 @@ record_struct!(Constraints { regions_allowed, regions_denied, pools, node_labels
 record_struct!(Toleration { key, value });
 record_struct!(Taint { key, value });
 record_struct!(RetryPolicy { max_attempts, on, backoff_ms, backoff_max_ms });
-record_enum!(RetryOn { 1 => Failed, 2 => TimedOut, 3 => LaunchFailed, 4 => Unknown });
+record_enum!(RetryOn { 1 => Failed, 2 => TimedOut, 3 => StartFailed, 4 => Unknown });
 record_enum!(OnPoolLost { 1 => Wait, 2 => Requeue });
 record_enum!(OnUnitFailure { 1 => FailJob, 2 => Continue { max_failed } });
 record_struct!(Dependency { job, condition });
 record_enum!(DependencyCondition { 1 => Any, 2 => Succeeded, 3 => Failed });
 
 record_struct!(PoolSpec { name, region, backend, labels, capabilities, notes });
-record_enum!(Reach { 1 => Ready, 2 => Suspect, 3 => Unreachable, 4 => Lost });
+record_enum!(Connectivity { 1 => Ready, 2 => Suspect, 3 => Unreachable, 4 => Lost });
 record_struct!(Drain { mode, deadline });
 record_enum!(DrainMode { 1 => Wait, 2 => Evict });
 record_struct!(NodeSpec { name, labels, taints, cordoned, allocatable, devices });
 record_struct!(Device { model, memory_bytes, healthy, millis, topology_group, profiles });
-record_struct!(Trouble { faults, jobs, last_job, holds, held_until });
+record_struct!(FailureTracker { faults, jobs, last_job, quarantines, quarantined_until });
 record_enum!(ResourceKind { 1 => Cpu, 2 => Memory, 3 => Storage, 4 => Device, 5 => Other(name) });
 record_struct!(Rate { kind, model, micros_per_hour, from_minute, to_minute });
 record_struct!(PriceSchedule { currency, rates });
@@ -206,17 +206,17 @@ record_struct!(QueueSpec { name, weight, guarantee, limit, max_run_ms_default })
 
 record_enum!(Phase { 1 => Ordered, 2 => Starting, 3 => Running, 4 => Stopping });
 record_enum!(StopReason {
-    1 => Cancelled, 2 => TimedOut, 3 => Drained, 4 => JobFailed, 5 => StartLimit, 6 => Abandoned, 7 => Stray,
+    1 => Cancelled, 2 => TimedOut, 3 => Drained, 4 => JobFailed, 5 => StartLimit, 6 => Abandoned, 7 => Orphaned,
 });
 record_enum!(OutcomeKind {
-    1 => Succeeded, 2 => Failed, 3 => OutOfMemory, 4 => TimedOut, 5 => Cancelled, 6 => LaunchFailed, 7 => Preempted,
+    1 => Succeeded, 2 => Failed, 3 => OutOfMemory, 4 => TimedOut, 5 => Cancelled, 6 => StartFailed, 7 => Preempted,
     8 => Drained, 9 => NodeLost, 10 => Vanished, 11 => LeaseEnded, 12 => Abandoned,
     13 => NotStarted,
 });
 record_struct!(DeviceDemand { models, amount });
 record_struct!(Demand { resources, devices, constraints, needs });
 record_struct!(Expected { demand, weight, overflow });
-record_struct!(Lesson { arrivals, kinds });
+record_struct!(WorkloadProfile { arrivals, kinds });
 record_struct!(Outcome { kind, exit_code, signal, message });
 record_struct!(Placement { group, task, node, devices });
 
@@ -289,21 +289,21 @@ record_enum!(Event {
     21 => PoolRegistered { pool, spec, instance, key_digest },
     22 => PoolUpdated { pool, spec },
     23 => SessionOpened { pool, epoch },
-    24 => PoolReachChanged { pool, reach },
+    24 => PoolConnectivityChanged { pool, connectivity },
     25 => PoolCordoned { pool, cordoned },
     26 => PoolDrainChanged { pool, drain },
     27 => NodeReported { pool, node, spec },
     28 => NodeRemoved { pool, node },
     29 => NodeCordoned { pool, node, cordoned },
-    30 => NodeHeldBack { pool, node, until },
-    31 => NodeReadmitted { pool, node },
+    30 => NodeQuarantined { pool, node, until },
+    31 => NodeReleased { pool, node },
     32 => PricesSet { price },
     33 => LinkSet { link },
     34 => ReservationMade { reservation },
     35 => ReservationEnded { reservation },
     36 => KeyDrawn { key },
-    37 => TurnBegan { turn },
-    38 => LessonLearned { lesson },
+    37 => WriterSessionStarted { writer_session },
+    38 => WorkloadProfileUpdated { profile },
 });
 
 record_struct!(Head {
@@ -320,10 +320,10 @@ record_struct!(Head {
 });
 record_enum!(Object {
     1 => Head(head), 2 => Queue(queue), 3 => Spec(id, spec), 4 => Job(job), 5 => Attempt(attempt), 6 => Pool(pool),
-    7 => Node(pool, node), 8 => Token(key, entry), 9 => Pace(shape, micros),
-    10 => Trouble(node, trouble), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
-    14 => Next { reservation }, 15 => Key(key), 16 => Turn { turn, begun },
-    17 => Lesson(lesson),
+    7 => Node(pool, node), 8 => Token(key, entry), 9 => RunTime(shape, micros),
+    10 => FailureTracker(node, failure_tracker), 11 => Price(price), 12 => Link(link), 13 => Reservation(reservation),
+    14 => Next { reservation }, 15 => Key(key), 16 => Turn { writer_session, begun },
+    17 => WorkloadProfile(profile),
 });
 record_enum!(ArchiveRow { 1 => Job(job), 2 => Attempt(attempt) });
 record_struct!(FinishedJob { job, queue, spec, end, ended_at, revision });
@@ -358,7 +358,7 @@ impl Record for Pool {
         self.instance.put(out);
         self.key_digest.put(out);
         self.epoch.put(out);
-        self.reach.put(out);
+        self.connectivity.put(out);
         self.cordoned.put(out);
         self.drain.put(out);
         self.registered_at.put(out);
@@ -373,7 +373,7 @@ impl Record for Pool {
             instance: Record::get(input)?,
             key_digest: Record::get(input)?,
             epoch: Record::get(input)?,
-            reach: Record::get(input)?,
+            connectivity: Record::get(input)?,
             cordoned: Record::get(input)?,
             drain: Record::get(input)?,
             registered_at: Record::get(input)?,

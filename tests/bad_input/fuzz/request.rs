@@ -102,8 +102,8 @@ async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> R
     let mut rng = chance(seed);
     let mut methods: Vec<(&String, &String)> = definitions().inputs.iter().collect();
     methods.sort();
-    for turn in 0..REQUESTS {
-        let (method, input) = methods[(turn + seed as usize) % methods.len()];
+    for writer_session in 0..REQUESTS {
+        let (method, input) = methods[(writer_session + seed as usize) % methods.len()];
         let messages = (0..rng.random_range(1..4)).map(|_| {
             let bytes = message(&mut rng, input, journal, 0);
             if rng.random_ratio(1, 3) { mutate(&mut rng, &bytes) } else { bytes }
@@ -122,7 +122,7 @@ async fn requests_by_chance_are_answered_with_proper_codes() {
     assert!(definitions().inputs.len() >= 20, "{:?}", definitions().inputs);
     let broker = Broker::start();
     let client = broker.client();
-    let honest = Agent::ready(&client, "honest", 1).await;
+    let sanitised = Agent::ready(&client, "honest", 1).await;
     waiting_job(&client, "waits").await;
     let before = broker.resident_bytes();
     let tried = Arc::new(AtomicU64::new(0));
@@ -132,7 +132,7 @@ async fn requests_by_chance_are_answered_with_proper_codes() {
         while running.len() < 8 {
             let Some(seed) = seeds.next() else { break };
             let (channel, token, journal) =
-                (raw::channel(&broker).await, broker.token.clone(), honest.journal.clone());
+                (raw::channel(&broker).await, broker.token.clone(), sanitised.journal.clone());
             let tried = tried.clone();
             running.spawn(async move {
                 let outcome = one_seed(seed, &channel, &token, &journal).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
-use weir::agent::Launch;
+use weir::agent::StartRequest;
 use weir::model::attempt::OutcomeKind;
 use weir::model::time::Timestamp;
 use weir::pools::kubernetes::{Kubernetes, Settings};
@@ -28,7 +28,7 @@ impl ClusterBench {
     }
 
     /// Nothing ran twice, and nothing is left once it is forgotten.
-    fn done(&self, mut life: Life<Kubernetes>, launches: &[&Launch]) {
+    fn done(&self, mut life: Life<Kubernetes>, launches: &[&StartRequest]) {
         for launch in launches {
             assert_eq!(self.runs(launch.order.attempt), Some(1), "{}", launch.order.attempt);
             life.forget(launch.order.attempt);
@@ -41,7 +41,7 @@ impl ClusterBench {
 }
 
 /// An order that may be started for some minutes yet.
-fn order(life: &Life<Kubernetes>, job: u64, command: &[&str]) -> Launch {
+fn order(life: &Life<Kubernetes>, job: u64, command: &[&str]) -> StartRequest {
     let mut launch = life.order(job, |spec| spec.groups[0].run = played(command));
     launch.start_by = Timestamp(launch.start_by.0 + 240_000);
     launch.order.start_by = launch.start_by;
@@ -269,7 +269,7 @@ fn a_webhook_that_is_silent_is_waited_for_and_one_that_refuses_is_believed() {
     ));
     let answering = server.answer("no GPUs on Fridays");
     let outcome = life.until_ended(launch.order.attempt);
-    assert_kind(&outcome, OutcomeKind::LaunchFailed);
+    assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("no GPUs on Fridays"), "{outcome:?}");
     assert_eq!(bench.runs(launch.order.attempt), Some(0));
     plane.kubectl(&["delete", "validatingwebhookconfiguration", "refuse"]);

@@ -48,7 +48,7 @@ impl ClusterBench {
             process_image: None,
             service_account: None,
             image_pull_secrets: Vec::new(),
-            start_patience_ms: 2_000,
+            start_timeout_ms: 2_000,
             devices: BTreeMap::from([("nvidia.com/gpu".to_owned(), "A10".to_owned())]),
             log_max_bytes: LOG_MAX_BYTES,
         }
@@ -223,7 +223,7 @@ fn ends_that_others_bring_about_are_told_apart() {
     assert_kind(&life.until_ended(oom), OutcomeKind::OutOfMemory);
     let (pull, _) = launch(&mut life, 5, &["pull"]);
     let outcome = life.until_ended(pull);
-    assert_kind(&outcome, OutcomeKind::LaunchFailed);
+    assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("ImagePullBackOff"), "{outcome:?}");
     life.kill();
 }
@@ -358,7 +358,7 @@ fn what_a_cluster_refuses_fails_at_once_and_says_why() {
     });
     life.launch(&gang);
     let outcome = life.until_ended(gang.order.attempt);
-    assert_kind(&outcome, OutcomeKind::LaunchFailed);
+    assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("exceeded quota"), "{outcome:?}");
     life.forget(gang.order.attempt);
     until("nothing is left", PATIENCE, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());

@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A time is shorter: `2006-01-02T15:04:05.000000000+08:00`.
-const STAMP_MAX: usize = 40;
+const TIMESTAMP_MAX: usize = 40;
 /// How much of a complaint is kept.
 const COMPLAINT_MAX: usize = 256;
 /// Seconds by which lines are out of order, at the most, unless a clock was set.
@@ -40,7 +40,7 @@ impl Mark {
 }
 
 /// Takes the times out of output, and leaves out what was read before.
-pub(super) struct Stamped {
+pub(super) struct TimestampedLog {
     from: Option<Mark>,
     /// Bytes of what is read that are known.
     skip: u64,
@@ -54,7 +54,7 @@ pub(super) struct Stamped {
 
 enum Part {
     /// The time of a line, as far as it was read.
-    Stamp(Vec<u8>),
+    HighWaterMark(Vec<u8>),
     /// A line that comes after what was read before, or may.
     Line,
     /// One that was read before.
@@ -62,28 +62,28 @@ enum Part {
     Complaint,
 }
 
-impl Stamped {
+impl TimestampedLog {
     /// Goes on where output was read to, `len` bytes in all: a mark was made by then, or a little before.
     /// Without one the output must begin where it began then.
     pub(super) fn new(from: Option<Mark>, len: u64) -> Self {
         let skip = from.map_or(len, |mark| (mark.of_line + len).saturating_sub(mark.len));
         let unmarked = from.map_or(0, |mark| len.saturating_sub(mark.len));
-        let part = Part::Stamp(Vec::new());
+        let part = Part::HighWaterMark(Vec::new());
         Self { from, skip, unmarked, part, line: None, complaint: Vec::new() }
     }
 
     /// Reads on; adds to `new` what wasn't read before.
     pub(super) fn read(&mut self, mut data: &[u8], new: &mut Vec<u8>) {
         while !data.is_empty() {
-            if let Part::Stamp(stamp) = &mut self.part {
-                let room = STAMP_MAX - stamp.len();
+            if let Part::HighWaterMark(timestamp) = &mut self.part {
+                let room = TIMESTAMP_MAX - timestamp.len();
                 let end = data.iter().take(room).position(|byte| matches!(byte, b' ' | b'\n'));
                 let (read, rest) = data.split_at(end.map_or(room.min(data.len()), |at| at + 1));
-                stamp.extend_from_slice(read);
+                timestamp.extend_from_slice(read);
                 data = rest;
-                if end.is_some() || stamp.len() >= STAMP_MAX {
-                    let stamp = std::mem::take(stamp);
-                    self.begin(&stamp, new);
+                if end.is_some() || timestamp.len() >= TIMESTAMP_MAX {
+                    let timestamp = std::mem::take(timestamp);
+                    self.begin(&timestamp, new);
                 }
                 continue;
             }
@@ -96,10 +96,10 @@ impl Stamped {
                     let room = COMPLAINT_MAX.saturating_sub(self.complaint.len());
                     self.complaint.extend_from_slice(&line[..line.len().min(room)]);
                 }
-                Part::Known | Part::Stamp(_) => {}
+                Part::Known | Part::HighWaterMark(_) => {}
             }
             if end.is_some() {
-                self.part = Part::Stamp(Vec::new());
+                self.part = Part::HighWaterMark(Vec::new());
             }
         }
     }
@@ -112,7 +112,7 @@ impl Stamped {
     /// What the kubelet has said instead of the rest of the output, once that has ended.
     pub(super) fn complaint(&self) -> Option<String> {
         let unended = match &self.part {
-            Part::Stamp(text) => &text[..],
+            Part::HighWaterMark(text) => &text[..],
             Part::Line | Part::Known | Part::Complaint => &[],
         };
         let text = [&self.complaint[..], unended].concat();
@@ -121,11 +121,11 @@ impl Stamped {
     }
 
     /// A line begins with this.
-    fn begin(&mut self, stamp: &[u8], new: &mut Vec<u8>) {
-        let text = stamp.strip_suffix(b" ").and_then(|text| std::str::from_utf8(text).ok());
+    fn begin(&mut self, timestamp: &[u8], new: &mut Vec<u8>) {
+        let text = timestamp.strip_suffix(b" ").and_then(|text| std::str::from_utf8(text).ok());
         let Some(at) = text.and_then(|text| text.parse::<Timestamp>().ok()) else {
             self.part = Part::Complaint;
-            return self.read(stamp, new);
+            return self.read(timestamp, new);
         };
         // Who asks for output from some time on may first get the end of a line that began before.
         self.complaint.clear();
@@ -165,17 +165,17 @@ mod tests {
 
     /// Lines, some of one time and some from another time zone, and a long one that has no end yet.
     fn lines() -> Vec<(String, String)> {
-        let stamp =
+        let timestamp =
             |second: u32, nanos: u32, zone: &str| format!("2026-01-01T08:00:{second:02}.{nanos:09}{zone} ");
         let mut lines: Vec<_> =
-            (0..40).map(|at| (stamp(at / 9, at / 2, "+08:00"), format!("line {at}\n"))).collect();
-        lines.push((stamp(5, 0, "+08:00").replace("T08", "T00").replace("+08:00", "Z"), "\n".to_owned()));
-        lines.push((stamp(5, 1, "+08:00"), "a b c ".repeat(20)));
+            (0..40).map(|at| (timestamp(at / 9, at / 2, "+08:00"), format!("line {at}\n"))).collect();
+        lines.push((timestamp(5, 0, "+08:00").replace("T08", "T00").replace("+08:00", "Z"), "\n".to_owned()));
+        lines.push((timestamp(5, 1, "+08:00"), "a b c ".repeat(20)));
         lines
     }
 
     fn with_times(lines: &[(String, String)]) -> String {
-        lines.iter().map(|(stamp, line)| format!("{stamp}{line}")).collect()
+        lines.iter().map(|(timestamp, line)| format!("{timestamp}{line}")).collect()
     }
 
     fn without(lines: &[(String, String)]) -> String {
@@ -184,7 +184,7 @@ mod tests {
 
     /// Reads in pieces of random sizes, marking each; returns what is new, and the last mark.
     fn read(from: Option<Mark>, len: u64, text: &str, rng: &mut StdRng) -> (String, Option<Mark>) {
-        let mut stamped = Stamped::new(from, len);
+        let mut stamped = TimestampedLog::new(from, len);
         let (mut all, mut mark, mut rest) = (Vec::new(), from, text.as_bytes());
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rng.random_range(1..=rest.len().min(50)));
@@ -232,7 +232,7 @@ mod tests {
             }
             let since = mark.and_then(|mark| mark.since()).unwrap_or_default();
             let from_then =
-                lines.iter().filter(|(stamp, _)| stamp.trim().parse::<Timestamp>().unwrap() >= since);
+                lines.iter().filter(|(timestamp, _)| timestamp.trim().parse::<Timestamp>().unwrap() >= since);
             let from_then = with_times(&from_then.cloned().collect::<Vec<_>>());
             let (second, _) = read(mark, first.len() as u64, &from_then, &mut rng);
             assert_eq!(format!("{first}{second}"), whole, "{end}, asked for from {since}");
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn line_that_was_cut_goes_on_without_a_time() {
-        let mut stamped = Stamped::new(None, 0);
+        let mut stamped = TimestampedLog::new(None, 0);
         let mut new = Vec::new();
         stamped.read(b"2026-01-01T00:00:00.5Z one\n2026-01-01T00:00:01.5Z two", &mut new);
         let mark = stamped.mark(7).expect("something was read");
@@ -264,7 +264,7 @@ mod tests {
             (new, mark.since().map(|since| since.to_string())),
             (b"one\ntwo".to_vec(), Some("2026-01-01T00:00:00Z".to_owned()))
         );
-        let (mut stamped, mut new) = (Stamped::new(Some(mark), 7), Vec::new());
+        let (mut stamped, mut new) = (TimestampedLog::new(Some(mark), 7), Vec::new());
         stamped.read(b"the end of a long line before\n2026-01-01T00:00:01.5Z two and a half\n", &mut new);
         assert_eq!(new, b" and a half\n");
         assert_eq!(stamped.complaint(), None);
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn complaints_of_the_kubelet_are_no_output() {
         let read = |from: Option<Mark>, len: u64, text: &[u8]| {
-            let (mut stamped, mut new) = (Stamped::new(from, len), Vec::new());
+            let (mut stamped, mut new) = (TimestampedLog::new(from, len), Vec::new());
             stamped.read(text, &mut new);
             (new, stamped.complaint(), stamped.mark(len))
         };

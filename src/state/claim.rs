@@ -29,8 +29,8 @@ pub(super) const LINE_WAIT_MS: u64 = 2_000;
 
 impl State {
     /// How many units of this shape may stand in one line.
-    pub fn line_len_max(&self, shape: ShapeId) -> u8 {
-        let pace = self.derived.shapes.digest(shape).and_then(|digest| self.paces.get(&digest));
+    pub fn claim_depth_max(&self, shape: ShapeId) -> u8 {
+        let pace = self.derived.shapes.digest(shape).and_then(|digest| self.run_times.get(&digest));
         match pace {
             Some(micros) if *micros <= LINE_PACE_MAX_MICROS => {
                 (LINE_COVER_MICROS / micros.max(&1)).clamp(1, LINE_LEN_MAX) as u8
@@ -52,13 +52,13 @@ impl State {
     }
 
     /// Enters an attempt as the end of its line, or takes it out, as it now is.
-    pub(super) fn settle_tail(&mut self, unit: UnitId) {
+    pub(super) fn reconcile_claim_end(&mut self, unit: UnitId) {
         if let Some((class, len)) = self.derived.tail_of.remove(&unit) {
             self.derived.tails.remove(&(class, len, unit));
         }
         let Some(attempt) = self.attempts.get(&unit) else { return };
         let stopping = attempt.phase == Phase::Stopping;
-        if stopping || attempt.placements.len() != 1 || self.derived.followers.contains_key(&unit) {
+        if stopping || attempt.placements.len() != 1 || self.derived.successors.contains_key(&unit) {
             return;
         }
         let (mut len, mut ahead) = (0, attempt.after);
@@ -74,40 +74,40 @@ impl State {
     }
 
     /// Settles the end of the line that `unit` stands in.
-    pub(super) fn settle_line(&mut self, unit: UnitId) {
+    pub(super) fn reconcile_claim(&mut self, unit: UnitId) {
         let mut last = unit;
-        while let Some(next) = self.derived.followers.get(&last) {
+        while let Some(next) = self.derived.successors.get(&last) {
             last = *next;
         }
-        self.settle_tail(last);
+        self.reconcile_claim_end(last);
     }
 
     /// Tells that a line of this unit's class may take one more, if the class lines up at all.
     pub(super) fn note_line(&self, unit: UnitId, out: &mut Vec<Change>) {
         let Some(job) = self.jobs.get(&unit.job) else { return };
         let class = self.class_of(job, self.unit_group(unit));
-        if let Some(class) = class.filter(|class| self.line_len_max(class.shape) > 0) {
+        if let Some(class) = class.filter(|class| self.claim_depth_max(class.shape) > 0) {
             out.push(Change::Line(class));
         }
     }
 
     /// Learns from a single task that ended well how long its shape runs.
-    pub(super) fn learn_pace(&mut self, unit: UnitId, run_ms: u64) {
+    pub(super) fn update_run_time(&mut self, unit: UnitId, run_ms: u64) {
         let shape = self.jobs.get(&unit.job).and_then(|job| self.class_of(job, self.unit_group(unit)));
         let Some(digest) = shape.and_then(|class| self.derived.shapes.digest(class.shape)) else { return };
         let run = u32::try_from(run_ms.saturating_mul(1_000)).unwrap_or(u32::MAX);
-        let before = self.paces.get(&digest).copied();
+        let before = self.run_times.get(&digest).copied();
         // Each new one counts a quarter: a few short runs are believed, one long one is noticed.
         let pace = before.map_or(run, |before| before - before / 4 + run / 4);
         if before != Some(pace) {
-            self.touch(Key::Pace(digest));
-            self.paces.insert(digest, pace);
+            self.touch(Key::RunTime(digest));
+            self.run_times.insert(digest, pace);
         }
     }
 
     /// Forgets the pace of a shape that nothing live has any more.
-    pub(super) fn forget_pace(&mut self, shape: ShapeDigest) {
-        self.touch(Key::Pace(shape));
-        self.paces.remove(&shape);
+    pub(super) fn forget_run_time(&mut self, shape: ShapeDigest) {
+        self.touch(Key::RunTime(shape));
+        self.run_times.remove(&shape);
     }
 }

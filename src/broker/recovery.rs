@@ -3,16 +3,16 @@
 use super::{Broker, Effect};
 use crate::model::attempt::AttemptReport;
 use crate::model::exchange::ToAgent;
+use crate::model::high_water::HighWaterMark;
 use crate::model::id::Revision;
 use crate::model::mutant::Mutant;
-use crate::model::pool::Reach;
-use crate::model::stamp::Stamp;
+use crate::model::pool::Connectivity;
 use crate::model::time::Timestamp;
 
 impl Broker {
     /// Gives the word that the journal has come to a revision.
-    pub(super) fn stamp(&self, revision: Revision) -> Option<Stamp> {
-        self.state.key().map(|key| key.stamp(self.state.journal(), self.turn, revision))
+    pub(super) fn high_water(&self, revision: Revision) -> Option<HighWaterMark> {
+        self.state.key().map(|key| key.high_water(self.state.journal(), self.writer_session, revision))
     }
 
     /// The stamp was given for a part of the journal that this one lacks: the disk is an old one.
@@ -20,19 +20,19 @@ impl Broker {
     /// A turn that this journal knows must have ended here where the next one began. One that it
     /// doesn't know was written to another copy: to a newer one, if that was longer than this one was
     /// when it was opened.
-    pub(super) fn is_missing(&self, stamp: &Stamp) -> bool {
-        let beyond = match self.state.turn_end(stamp.turn) {
-            Some(end) => end.is_some_and(|end| stamp.revision >= end),
-            None => stamp.revision > self.recovered,
+    pub(super) fn is_missing(&self, high_water: &HighWaterMark) -> bool {
+        let beyond = match self.state.writer_session_end(high_water.writer_session) {
+            Some(end) => end.is_some_and(|end| high_water.revision >= end),
+            None => high_water.revision > self.recovered,
         };
         beyond
-            && stamp.journal == self.state.journal()
+            && high_water.journal == self.state.journal()
             && !Mutant::TrustOldDisk.is_on()
-            && self.state.key().is_some_and(|key| key.verifies(stamp))
+            && self.state.key().is_some_and(|key| key.verifies(high_water))
     }
 
     /// The disk is an old one: what is decided, but not said, stays unsaid.
-    pub(super) fn turn_read_only(&mut self, seen: Revision) {
+    pub(super) fn become_read_only(&mut self, seen: Revision) {
         self.outdated = Some(self.outdated.unwrap_or_default().max(seen));
         self.held.retain(|(_, effect)| {
             let Effect::Direct { message, .. } = effect else { return true };
@@ -54,23 +54,23 @@ impl Broker {
     /// Begins to wait for the pools that were there in the turn before: until they have told what
     /// they run, a journal that is an older copy would start the same work once more, or have an agent
     /// start it that was away when it was ordered.
-    pub(super) fn await_pools(&mut self) {
-        let there = self.state.pools().filter(|pool| pool.reach < Reach::Lost);
-        self.awaited = there.map(|pool| pool.id).collect();
-        self.awaited_until = self.now.plus_ms(self.state.settings().unreachable_ms);
+    pub(super) fn begin_recovery_grace(&mut self) {
+        let there = self.state.pools().filter(|pool| pool.connectivity < Connectivity::Lost);
+        self.unreported_pools = there.map(|pool| pool.id).collect();
+        self.recovery_grace_until = self.now.plus_ms(self.state.settings().unreachable_ms);
     }
 
     /// Some pool is still to be heard before anything is started.
-    pub(super) fn is_awaiting(&mut self) -> bool {
-        if self.now >= self.awaited_until || Mutant::WaitForNobody.is_on() {
-            self.awaited.clear();
+    pub(super) fn in_recovery_grace(&mut self) -> bool {
+        if self.now >= self.recovery_grace_until || Mutant::SkipRecoveryGrace.is_on() {
+            self.unreported_pools.clear();
         }
-        !self.awaited.is_empty()
+        !self.unreported_pools.is_empty()
     }
 
     /// How many pools are still to be heard, and until when at the latest.
-    pub(super) fn awaits(&self) -> Option<(u64, Timestamp)> {
-        let pools = self.awaited.len() as u64;
-        (pools > 0 && self.now < self.awaited_until).then_some((pools, self.awaited_until))
+    pub(super) fn recovery_grace(&self) -> Option<(u64, Timestamp)> {
+        let pools = self.unreported_pools.len() as u64;
+        (pools > 0 && self.now < self.recovery_grace_until).then_some((pools, self.recovery_grace_until))
     }
 }
