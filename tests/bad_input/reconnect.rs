@@ -48,7 +48,7 @@ impl PoolBackend for Idle {
         Ok(InitialSync { nodes: vec![node], ..InitialSync::default() })
     }
 
-    fn launch(&mut self, _: StartRequest) {}
+    fn start(&mut self, _: StartRequest) {}
 
     fn stop(&mut self, _: Stop) {}
 
