@@ -1,26 +1,40 @@
 //! Compiles the protocol definitions, in pure Rust: neither `protoc` nor Node is needed.
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+use std::error::Error;
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    compile_records()?;
     #[cfg(feature = "io")]
-    compile()?;
+    compile_api()?;
+    Ok(())
+}
+
+/// The journal's records: plain messages, also for the kernel alone.
+fn compile_records() -> Result<(), Box<dyn Error>> {
+    let files = ["types", "event", "snapshot", "archive"].map(|name| format!("weir/journal/v1/{name}.proto"));
+    let set = protox::compile(files, ["proto"])?;
+    // Tests generate records from it.
+    std::fs::write(out_dir()?.join("journal_descriptor.bin"), prost::Message::encode_to_vec(&set))?;
+    // Maps are sorted: equal values have equal bytes, and digests are taken of them.
+    prost_build::Config::new().btree_map(["."]).compile_fds(set)?;
     Ok(())
 }
 
 #[cfg(feature = "io")]
-fn compile() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo:rerun-if-changed=proto");
+fn compile_api() -> Result<(), Box<dyn Error>> {
     let files = ["spec", "job", "pool", "queue", "agent"].map(|name| format!("weir/v1/{name}.proto"));
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(&files)?;
-    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
+    std::fs::write(out_dir()?.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
     // Enums print as their names; the client's JSON and YAML are made from these types.
     let enums = [
         ("Job.phase", "JobPhase"),
         ("Attempt.phase", "AttemptPhase"),
-        ("Pool.reach", "Connectivity"),
+        ("Pool.connectivity", "Connectivity"),
         ("Drain.mode", "DrainMode"),
-        ("PoolReason.standing", "Standing"),
+        ("PoolReason.permanence", "Permanence"),
         ("JobSpec.on_pool_lost", "OnPoolLost"),
         ("Dependency.condition", "DependencyCondition"),
     ];
@@ -37,4 +51,8 @@ fn compile() -> Result<(), Box<dyn std::error::Error>> {
     }
     config.compile_fds(compiler.file_descriptor_set())?;
     Ok(())
+}
+
+fn out_dir() -> Result<PathBuf, std::env::VarError> {
+    std::env::var("OUT_DIR").map(PathBuf::from)
 }

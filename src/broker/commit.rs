@@ -49,7 +49,7 @@ impl Broker {
                 Change::Job(_) | Change::Pool(_) | Change::Queue(_) | Change::Node(_) => {
                     self.pending_changes.push((revision, change));
                 }
-                Change::UsageFell(_) | Change::Class(_) | Change::Line(_) | Change::WorkloadProfile => {}
+                Change::UsageFell(_) | Change::Class(_) | Change::Claim(_) | Change::WorkloadProfile => {}
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::model::id::{Revision, Term};
-use crate::state::record::Corrupt;
+use crate::state::record;
 
 /// Why a journal did not do as it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum Error {
     #[error("the journal was written by a newer weir (layout {found}, this one knows {known})")]
     Newer { found: u32, known: u32 },
     #[error(transparent)]
-    Corrupt(#[from] Corrupt),
+    Record(#[from] record::Error),
 }
 
 impl From<rusqlite::Error> for Error {

@@ -50,7 +50,7 @@ pub trait Journal: Send {
     /// The first batch may begin before the snapshot's revision: the caller skips what it has.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Corrupt`].
+    /// [`Error::Io`] or [`Error::Record`].
     fn load(&mut self, visit: &mut dyn FnMut(Loaded)) -> Result<(), Error>;
 
     /// Makes a batch durable, whole or not at all. One without events only asks whether the turn lasts.
@@ -92,7 +92,7 @@ pub trait Archive: Send {
     /// A finished job by number.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Corrupt`], as for every method here.
+    /// [`Error::Io`] or [`Error::Record`], as for every method here.
     fn job(&mut self, id: JobId) -> Result<Option<FinishedJob>, Error>;
 
     /// The latest finished job of this name in this queue.

@@ -21,5 +21,5 @@ pub enum Change {
     /// What is expected to come.
     WorkloadProfile,
     /// A line of this class may take one more: units may wait behind running ones of their kind.
-    Line(ClassKey),
+    Claim(ClassKey),
 }

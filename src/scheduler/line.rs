@@ -25,13 +25,13 @@ impl Scheduler {
         avoid: Option<NodeRef>,
         round: &mut Round,
     ) -> Option<Start> {
-        let len_max = state.claim_depth_max(class.shape);
+        let len_max = state.successors_max(class.shape);
         if len_max == 0 {
             return None;
         }
         let task = state.job(unit.job).and_then(|job| state.spec(job.spec));
         let [(group, task)] = task?.spec.tasks_of_unit(unit.unit)[..] else { return None };
-        let mut shorter = state.tails(class).take_while(|(len, _)| *len < len_max).take(TAILS_MAX);
+        let mut shorter = state.claim_ends(class).take_while(|(len, _)| *len < len_max).take(TAILS_MAX);
         let (after, pool, place) = shorter.find_map(|(_, tail)| {
             round.work += 1;
             let ahead = state.attempt(tail).filter(|_| !round.lined.contains(&tail))?;

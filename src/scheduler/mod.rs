@@ -166,7 +166,7 @@ impl Scheduler {
                         self.fold_class(state, class);
                     }
                 }
-                Change::Line(class) => {
+                Change::Claim(class) => {
                     if let Some(kept @ ClassState::Full) = self.classes.get(class).copied() {
                         self.forget(*class, kept);
                         self.fold_class(state, *class);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::State;
+use super::index::Indexes;
 use crate::model::id::{NodeRef, QueueId, UnitId};
 use crate::model::resource::Resources;
 
@@ -14,7 +15,7 @@ impl State {
     pub fn check(&self) -> Result<(), String> {
         self.check_units()?;
         self.check_capacity()?;
-        self.check_derived()
+        self.check_indexes()
     }
 
     /// Each unit is in exactly one place, and live attempts are where their jobs say.
@@ -118,52 +119,6 @@ impl State {
         Ok(())
     }
 
-    /// A rebuilt index equals the kept one.
-    fn check_derived(&self) -> Result<(), String> {
-        let objects = self.objects();
-        let mut rebuilt = Self::from_objects(objects);
-        rebuilt.check_same_order(self)?;
-        rebuilt.snapshotter = None;
-        Ok(())
-    }
-
-    fn check_same_order(&self, kept: &Self) -> Result<(), String> {
-        // Shapes may be numbered otherwise: compare what the classes hold, by shape.
-        let classes = |state: &Self| -> BTreeMap<_, _> {
-            let class = |(key, members): (&crate::model::shape::ClassKey, &std::collections::BTreeSet<_>)| {
-                let shape = state.shape(key.shape).cloned();
-                ((key.queue, key.priority, shape), members.clone())
-            };
-            state.derived.classes.iter().map(class).collect()
-        };
-        if classes(self) != classes(kept) {
-            return Err("rebuilt classes differ from the kept ones".to_owned());
-        }
-        let lines = |state: &Self| -> Vec<(UnitId, u8)> {
-            state.derived.tail_of.iter().map(|(unit, (_, len))| (*unit, *len)).collect()
-        };
-        let same = [
-            ("timers", self.derived.timers == kept.derived.timers),
-            ("job names", self.derived.job_names == kept.derived.job_names),
-            (
-                "dependency_failed_jobs jobs",
-                self.derived.dependency_failed_jobs == kept.derived.dependency_failed_jobs,
-            ),
-            ("devices in use", self.derived.devices_in_use == kept.derived.devices_in_use),
-            ("successors", self.derived.successors == kept.derived.successors),
-            ("prices", self.prices == kept.prices),
-            ("links", self.links == kept.links),
-            ("reservations", self.reservations == kept.reservations),
-            ("lines", lines(self) == lines(kept)),
-            ("pools", self.pools == kept.pools),
-            ("queues", self.queues == kept.queues),
-            ("jobs", self.jobs == kept.jobs),
-            ("attempts", self.attempts == kept.attempts),
-        ];
-        let broken = same.iter().find(|(_, same)| !same);
-        broken.map_or(Ok(()), |(what, _)| Err(format!("rebuilt {what} differ from the kept ones")))
-    }
-
     /// Every object of the state, as a snapshot would hold them.
     pub fn objects(&self) -> Vec<super::snapshot::Object> {
         let mut copy = self.shallow_clone();
@@ -175,18 +130,15 @@ impl State {
         objects
     }
 
+    /// The records alone.
     fn shallow_clone(&self) -> Self {
         Self {
-            journal: self.journal,
-            key: self.key,
-            writer_sessions: self.writer_sessions.clone(),
-            profile: self.profile.clone(),
-            term: self.term,
+            identity: self.identity.clone(),
             revision: self.revision,
             now: self.now,
             settings: self.settings,
-            regions: self.regions.clone(),
-            models: self.models.clone(),
+            catalogue: self.catalogue.clone(),
+            profile: self.profile.clone(),
             queues: self.queues.clone(),
             specs: self.specs.clone(),
             jobs: self.jobs.clone(),
@@ -194,17 +146,10 @@ impl State {
             pools: self.pools.clone(),
             tokens: self.tokens.clone(),
             run_times: self.run_times.clone(),
-            prices: self.prices.clone(),
-            links: self.links.clone(),
-            reservations: self.reservations.clone(),
-            next_reservation: self.next_reservation,
-            next_job: self.next_job,
-            next_pool: self.next_pool,
-            next_queue: self.next_queue,
-            derived: Derived::default(),
+            market: self.market.clone(),
+            next: self.next,
+            index: Indexes::default(),
             snapshotter: None,
         }
     }
 }
-
-use super::Derived;

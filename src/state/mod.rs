@@ -4,11 +4,11 @@
 //! and can't fail. `record` is the only translator to the disk's form. Nothing here does I/O.
 
 pub mod apply;
-pub mod claim;
 pub mod class;
 pub mod command;
 pub mod decide;
 pub mod event;
+mod index;
 pub mod invariant;
 pub mod job;
 pub mod live;
@@ -24,12 +24,13 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use class::{Classes, ShapeDigest, Shapes};
+use class::{Classes, ShapeDigest};
 use event::Settings;
+use index::Indexes;
+use index::names::job_name_hash;
 use job::{Job, SpecEntry};
 use live::Attempt;
 use pool::{Node, Pool};
@@ -55,34 +56,24 @@ use crate::model::time::Timestamp;
 /// All that the broker knows and that is alive.
 #[derive(Debug, Default)]
 pub struct State {
-    journal: JournalId,
-    key: Option<JournalKey>,
-    /// The latest turns with the revisions that began them.
-    writer_sessions: VecDeque<(u64, Revision)>,
-    /// The latest, empty at first.
-    profile: Arc<WorkloadProfile>,
-    term: Term,
+    identity: Identity,
     revision: Revision,
     now: Timestamp,
     settings: Settings,
-    regions: BTreeMap<RegionCode, Region>,
-    models: Vec<DeviceModel>,
+    catalogue: Catalogue,
+    /// What tasks are expected to arrive; empty at first.
+    profile: Arc<WorkloadProfile>,
     queues: BTreeMap<QueueId, Queue>,
     specs: BTreeMap<SpecId, SpecEntry>,
     jobs: BTreeMap<JobId, Job>,
     attempts: BTreeMap<UnitId, Attempt>,
     pools: BTreeMap<PoolId, Pool>,
     tokens: Tokens,
-    /// How long attempts of a shape run, in microseconds, newer ones counting more; see `line`.
+    /// How long attempts of a shape run, in microseconds: a moving average; see `index::claims`.
     run_times: BTreeMap<ShapeDigest, u32>,
-    prices: BTreeMap<(PoolId, Timestamp), Price>,
-    links: BTreeMap<(RegionCode, RegionCode), Link>,
-    reservations: BTreeMap<ReservationId, Reservation>,
-    next_reservation: u64,
-    next_job: u64,
-    next_pool: u32,
-    next_queue: u32,
-    derived: Derived,
+    market: Market,
+    next: NextIds,
+    index: Indexes,
     snapshotter: Option<Snapshotter>,
 }
 
@@ -99,70 +90,62 @@ pub struct Queue {
     pub jobs: u64,
 }
 
-/// What can be rebuilt from the rest.
+/// Which journal this is, and who writes it.
 #[derive(Clone, Debug, Default)]
-struct Derived {
-    shapes: Shapes,
-    classes: Classes,
-    queue_names: BTreeMap<String, QueueId>,
-    pool_names: BTreeMap<String, PoolId>,
-    model_names: BTreeMap<String, DeviceModelId>,
-    /// Live jobs by the hash of queue and name: half the memory of the names themselves.
-    job_names: BTreeSet<(u64, JobId)>,
-    dependents: BTreeMap<JobId, Vec<JobId>>,
-    devices_in_use: [u64; TASK_SIZES],
-    timers: BTreeSet<(Timestamp, Timer)>,
-    /// Live attempts that have not been told to stop, by job and by pool.
-    stoppable: BTreeSet<UnitId>,
-    stoppable_in: BTreeSet<(PoolId, UnitId)>,
-    /// Live attempts that go elsewhere when their pool is lost.
-    requeueable: BTreeSet<(PoolId, UnitId)>,
-    /// Closing jobs that have stoppable attempts.
-    closing: BTreeSet<JobId>,
-    /// Evicting pools that have stoppable attempts.
-    evicting: BTreeSet<PoolId>,
-    /// Lost pools that have attempts to requeue.
-    lost: BTreeSet<PoolId>,
-    dependency_failed_jobs: BTreeSet<JobId>,
-    /// Successors in a slot, by the attempt whose place they take.
-    successors: BTreeMap<UnitId, UnitId>,
-    /// Ends of lines by class and length, and where each one stands there.
-    tails: BTreeSet<(ClassKey, u8, UnitId)>,
-    tail_of: BTreeMap<UnitId, (ClassKey, u8)>,
+struct Identity {
+    journal: JournalId,
+    key: Option<JournalKey>,
+    /// The latest writer sessions with the revisions that began them, oldest first.
+    writer_sessions: VecDeque<(u64, Revision)>,
+    term: Term,
 }
 
-/// What falls due at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Release(UnitId),
-    EndRun(UnitId),
-    EndStart(UnitId),
-    Drain(PoolId),
-    ReleaseNode(NodeRef),
-    EndReservation(ReservationId),
+/// What jobs and pools may refer to.
+#[derive(Clone, Debug, Default)]
+struct Catalogue {
+    regions: BTreeMap<RegionCode, Region>,
+    /// In the order of their numbers.
+    models: Vec<DeviceModel>,
+}
+
+/// Terms under which capacity is offered.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Market {
+    prices: BTreeMap<(PoolId, Timestamp), Price>,
+    links: BTreeMap<(RegionCode, RegionCode), Link>,
+    reservations: BTreeMap<ReservationId, Reservation>,
+}
+
+/// The numbers that new records get.
+#[derive(Clone, Copy, Debug, Default)]
+struct NextIds {
+    job: u64,
+    pool: u32,
+    queue: u32,
+    reservation: u64,
 }
 
 impl State {
     /// The journal's identity.
     pub fn journal(&self) -> JournalId {
-        self.journal
+        self.identity.journal
     }
 
     /// What the journal's stamps are made with. Every writer draws one for a journal without.
     pub fn key(&self) -> Option<&JournalKey> {
-        self.key.as_ref()
+        self.identity.key.as_ref()
     }
 
     /// How far the turn of this number came in this journal, if it is one of the latest: to `None`
     /// while it lasts.
     pub fn writer_session_end(&self, writer_session: u64) -> Option<Option<Revision>> {
-        let at = self.writer_sessions.iter().position(|(other, _)| *other == writer_session)?;
-        Some(self.writer_sessions.get(at + 1).map(|(_, begun)| *begun))
+        let at = self.identity.writer_sessions.iter().position(|(other, _)| *other == writer_session)?;
+        Some(self.identity.writer_sessions.get(at + 1).map(|(_, begun)| *begun))
     }
 
     /// The current writer's turn.
     pub fn term(&self) -> Term {
-        self.term
+        self.identity.term
     }
 
     /// The last applied event.
@@ -202,14 +185,14 @@ impl State {
 
     /// The number that the next job will get.
     pub fn next_job(&self) -> JobId {
-        JobId(self.next_job)
+        JobId(self.next.job)
     }
 
     /// The live job of this name in this queue.
     pub fn job_named(&self, queue: QueueId, name: &str) -> Option<&Job> {
-        let hash = name_hash(queue, name);
+        let hash = job_name_hash(queue, name);
         let range = (hash, JobId(0))..=(hash, JobId(u64::MAX));
-        let mut jobs = self.derived.job_names.range(range).filter_map(|(_, id)| self.jobs.get(id));
+        let mut jobs = self.index.names.jobs.range(range).filter_map(|(_, id)| self.jobs.get(id));
         jobs.find(|job| job.queue == queue && *job.name == *name)
     }
 
@@ -253,7 +236,7 @@ impl State {
 
     /// A pool by name.
     pub fn pool_named(&self, name: &str) -> Option<&Pool> {
-        self.pools.get(self.derived.pool_names.get(name)?)
+        self.pools.get(self.index.names.pools.get(name)?)
     }
 
     /// All pools, in the order they were registered.
@@ -273,7 +256,7 @@ impl State {
 
     /// A queue by its path.
     pub fn queue_named(&self, name: &str) -> Option<&Queue> {
-        self.queues.get(self.derived.queue_names.get(name)?)
+        self.queues.get(self.index.names.queues.get(name)?)
     }
 
     /// All queues.
@@ -288,52 +271,47 @@ impl State {
 
     /// The number of a device model.
     pub fn model_named(&self, name: &str) -> Option<DeviceModelId> {
-        self.derived.model_names.get(name).copied()
+        self.index.names.models.get(name).copied()
     }
 
     /// Known device models, in the order of their numbers.
     pub fn models(&self) -> &[DeviceModel] {
-        &self.models
+        &self.catalogue.models
     }
 
     /// The region catalogue.
     pub fn regions(&self) -> &BTreeMap<RegionCode, Region> {
-        &self.regions
+        &self.catalogue.regions
     }
 
     /// Classes of waiting units.
     pub fn classes(&self) -> &Classes {
-        &self.derived.classes
+        &self.index.classes
     }
 
     /// A shape in use.
     pub fn shape(&self, id: ShapeId) -> Option<&Arc<Shape>> {
-        self.derived.shapes.get(id)
-    }
-
-    /// The attempt that takes over this unit's place.
-    pub fn successor_of(&self, unit: UnitId) -> Option<UnitId> {
-        self.derived.successors.get(&unit).copied()
+        self.index.shapes.get(id)
     }
 
     /// A pool's prices, oldest first.
     pub fn prices_of(&self, pool: PoolId) -> impl DoubleEndedIterator<Item = &Price> + Clone {
-        self.prices.range((pool, Timestamp(0))..=(pool, Timestamp::NEVER)).map(|(_, price)| price)
+        self.market.prices.range((pool, Timestamp(0))..=(pool, Timestamp::NEVER)).map(|(_, price)| price)
     }
 
     /// The link between two regions, in either order.
     pub fn link(&self, a: RegionCode, b: RegionCode) -> Option<&Link> {
-        self.links.get(&(a.min(b), a.max(b)))
+        self.market.links.get(&(a.min(b), a.max(b)))
     }
 
     /// A reservation that has not ended.
     pub fn reservation(&self, id: ReservationId) -> Option<&Reservation> {
-        self.reservations.get(&id)
+        self.market.reservations.get(&id)
     }
 
     /// Device thousandths that tasks hold, by the tasks' size.
     pub fn devices_in_use(&self) -> &[u64; TASK_SIZES] {
-        &self.derived.devices_in_use
+        &self.index.devices_in_use
     }
 
     /// Request tokens that are remembered.
@@ -346,66 +324,6 @@ impl State {
         let entry = self.specs.get(&job.spec)?;
         let shape = *entry.shapes.get(group)?;
         Some(ClassKey { queue: job.queue, priority: entry.spec.priority, shape })
-    }
-
-    /// Everything derived is built anew; the indexes kept so far must have been equal.
-    fn rebuild(&mut self) {
-        self.derived = Derived::default();
-        self.tokens.rebuild();
-        for (index, model) in self.models.iter().enumerate() {
-            self.derived.model_names.insert(model.name.clone(), DeviceModelId(index as u16));
-        }
-        for queue in self.queues.values_mut() {
-            (queue.usage, queue.jobs) = (Resources::default(), 0);
-            self.derived.queue_names.insert(queue.spec.name.clone(), queue.id);
-        }
-        for pool in self.pools.values_mut() {
-            self.derived.pool_names.insert(pool.spec.name.clone(), pool.id);
-            pool.attempts.clear();
-            pool.node_names = pool.nodes.values().map(|node| (node.spec.name.clone(), node.id)).collect();
-            pool.committed = Resources::default();
-            for node in pool.nodes.values_mut() {
-                let models = node.spec.devices.iter();
-                let known = |name: &str| self.derived.model_names.get(name).copied().unwrap_or_default();
-                node.models = models.map(|device| known(&device.model)).collect();
-                node.committed = Resources::default();
-                node.committed_devices = vec![0; node.spec.devices.len()];
-                node.tasks = 0;
-                if let Some(until) = node.failure_tracker.quarantined_until {
-                    let at = NodeRef { pool: pool.id, node: node.id };
-                    self.derived.timers.insert((until, Timer::ReleaseNode(at)));
-                }
-            }
-            apply::refresh_pool_total(pool);
-            if let Some(deadline) = pool.drain.and_then(|drain| drain.deadline) {
-                self.derived.timers.insert((deadline, Timer::Drain(pool.id)));
-            }
-        }
-        for entry in self.specs.values_mut() {
-            let groups = 0..entry.spec.unit_group_count();
-            let shape = |group| self.derived.shapes.acquire(Shape::of(&entry.spec, group));
-            entry.shapes = groups.map(shape).collect();
-            entry.jobs = 0;
-        }
-        let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
-        for id in jobs {
-            self.index_job(id);
-        }
-        let units: Vec<UnitId> = self.attempts.keys().copied().collect();
-        for unit in units {
-            self.index_attempt(unit);
-        }
-        for reservation in self.reservations.values() {
-            self.derived.timers.insert((reservation.until, Timer::EndReservation(reservation.id)));
-        }
-        let units: Vec<UnitId> = self.attempts.keys().copied().collect();
-        for unit in units {
-            self.reconcile_claim_end(unit);
-        }
-        let pools: Vec<PoolId> = self.pools.keys().copied().collect();
-        for pool in pools {
-            self.reconcile_pool(pool);
-        }
     }
 
     /// Notes that `key` is about to change, for a snapshot that is being written.
@@ -431,24 +349,6 @@ impl State {
         self.pools.get_mut(&id)
     }
 
-    /// Calls `visit` for the first timers that are due, until it says to stop.
-    fn due_timers(&self, now: Timestamp) -> impl Iterator<Item = Timer> {
-        self.derived.timers.iter().take_while(move |(at, _)| *at <= now).map(|(_, timer)| *timer)
-    }
-
-    /// Something is due that waits for no timer.
-    pub fn has_backlog(&self) -> bool {
-        let derived = &self.derived;
-        !(derived.closing.is_empty()
-            && derived.evicting.is_empty()
-            && derived.dependency_failed_jobs.is_empty())
-    }
-
-    /// A lost pool has attempts that wait to be requeued.
-    pub fn has_lost(&self) -> bool {
-        !self.derived.lost.is_empty()
-    }
-
     /// The unit group that a unit of a live job belongs to; 0 if the job is not live.
     pub fn group_of(&self, unit: UnitId) -> usize {
         self.unit_group(unit)
@@ -459,36 +359,8 @@ impl State {
         &self.profile
     }
 
-    /// When the next timer falls due.
-    pub fn next_timer(&self) -> Option<Timestamp> {
-        self.derived.timers.first().map(|(at, _)| *at)
-    }
-
     /// When the oldest request token may be forgotten.
     pub fn next_token(&self) -> Option<Timestamp> {
         self.tokens.oldest().map(|(at, _)| at.plus_ms(TOKEN_RETENTION_MS))
-    }
-}
-
-/// FNV-1a over queue and name. A collision costs a second look, nothing more.
-fn name_hash(queue: QueueId, name: &str) -> u64 {
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    queue.0.hash(&mut hasher);
-    hasher.write(name.as_bytes());
-    hasher.finish()
-}
-
-/// The Fowler-Noll-Vo hash, version 1a, 64 bits: the same on every machine and in every run.
-struct Fnv(u64);
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

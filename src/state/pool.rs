@@ -13,6 +13,7 @@ use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
+use crate::state::index::commitments::sum_of;
 use crate::state::token::first_bytes;
 
 /// A registered pool.
@@ -222,9 +223,7 @@ impl Node {
 
     /// Takes what a task holds. The node may have shrunk below that: then nothing is free.
     pub fn commit(&mut self, request: &TaskRequest, placement: &Placement) {
-        // Each task was validated to at most 2^50 of any kind and a node holds fewer than 2^10
-        // tasks of that size before it is full, so the sum can't overflow.
-        self.committed = self.committed.checked_add(&request.total()).unwrap_or_default();
+        self.committed = sum_of(&self.committed, &request.total());
         for share in &placement.devices {
             let index = usize::from(share.index);
             if self.committed_devices.len() <= index {
@@ -240,13 +239,13 @@ impl Node {
     /// # Panics
     /// If it held nothing: the books would be wrong from here on.
     pub fn uncommit(&mut self, request: &TaskRequest, placement: &Placement) {
-        let rest = self.committed.checked_sub(&request.total());
-        assert!(rest.is_some() && self.tasks > 0, "node {} gives back what it never held", self.spec.name);
-        self.committed = rest.unwrap_or_default();
+        let (rest, name) = (self.committed.checked_sub(&request.total()), &self.spec.name);
+        assert!(self.tasks > 0, "node {name} releases a task that it never held");
+        self.committed = rest.unwrap_or_else(|| panic!("node {name} releases what it never held"));
         self.tasks -= 1;
         for share in &placement.devices {
             let quarantined = &mut self.committed_devices[usize::from(share.index)];
-            assert!(*quarantined >= share.millis, "device {} gives back what it never held", share.index);
+            assert!(*quarantined >= share.millis, "device {} releases what it never held", share.index);
             *quarantined -= share.millis;
         }
         self.fit_devices();

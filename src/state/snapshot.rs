@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::class::ShapeDigest;
 use super::job::Job;
 use super::live::Attempt;
-use super::pool::{FailureTracker, Node, Pool};
+use super::pool::{Node, Pool};
 use super::token::{TokenEntry, TokenKey};
 use super::{Queue, State};
 use crate::model::demand::WorkloadProfile;
@@ -94,21 +94,9 @@ pub enum Object {
     Token(TokenKey, TokenEntry),
     /// In microseconds.
     RunTime(ShapeDigest, u32),
-    /// Follows its node.
-    FailureTracker(NodeRef, FailureTracker),
     Price(Price),
     Link(Link),
     Reservation(Reservation),
-    /// Numbers that came up after `Head` had its form.
-    Next {
-        reservation: u64,
-    },
-    Key(JournalKey),
-    Turn {
-        writer_session: u64,
-        begun: Revision,
-    },
-    WorkloadProfile(Arc<WorkloadProfile>),
 }
 
 /// What there is only one of.
@@ -124,6 +112,12 @@ pub struct Head {
     pub next_job: u64,
     pub next_pool: u32,
     pub next_queue: u32,
+    pub next_reservation: u64,
+    /// `None` before the journal has a key.
+    pub key: Option<JournalKey>,
+    /// The latest writer sessions, oldest first, with the revisions that began them.
+    pub writer_sessions: Vec<(u64, Revision)>,
+    pub profile: Arc<WorkloadProfile>,
 }
 
 /// A snapshot being written.
@@ -155,27 +149,22 @@ impl State {
     /// Begins a snapshot of the present revision, dropping one that was under way.
     pub fn begin_snapshot(&mut self) -> Revision {
         let head = Head {
-            journal: self.journal,
-            term: self.term,
+            journal: self.identity.journal,
+            term: self.identity.term,
             revision: self.revision,
             now: self.now,
             settings: self.settings,
-            regions: self.regions.values().cloned().collect(),
-            models: self.models.clone(),
-            next_job: self.next_job,
-            next_pool: self.next_pool,
-            next_queue: self.next_queue,
+            regions: self.catalogue.regions.values().cloned().collect(),
+            models: self.catalogue.models.clone(),
+            next_job: self.next.job,
+            next_pool: self.next.pool,
+            next_queue: self.next.queue,
+            next_reservation: self.next.reservation,
+            key: self.identity.key,
+            writer_sessions: self.identity.writer_sessions.iter().copied().collect(),
+            profile: self.profile.clone(),
         };
         let mut pending = vec![Object::Head(Box::new(head))];
-        pending.push(Object::Next { reservation: self.next_reservation });
-        pending.extend(self.key.map(Object::Key));
-        pending.extend(
-            self.writer_sessions.iter().map(|(writer_session, begun)| Object::Turn {
-                writer_session: *writer_session,
-                begun: *begun,
-            }),
-        );
-        pending.push(Object::WorkloadProfile(self.profile.clone()));
         pending.extend(self.queues.values().cloned().map(Object::Queue));
         self.snapshotter =
             Some(Snapshotter { revision: self.revision, cursor: None, done: BTreeSet::new(), pending });
@@ -212,19 +201,24 @@ impl State {
 
     /// Builds the state that a snapshot's objects show, in any order.
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
-        let (mut state, mut nodes, mut failure_trackers) = (Self::default(), Vec::new(), Vec::new());
+        let (mut state, mut nodes) = (Self::default(), Vec::new());
         for object in objects {
             match object {
                 Object::Head(head) => {
-                    state.journal = head.journal;
-                    state.term = head.term;
+                    state.identity.journal = head.journal;
+                    state.identity.term = head.term;
                     state.revision = head.revision;
                     state.now = head.now;
                     state.settings = head.settings;
-                    state.regions = head.regions.into_iter().map(|region| (region.code, region)).collect();
-                    state.models = head.models;
-                    (state.next_job, state.next_pool, state.next_queue) =
+                    state.catalogue.regions =
+                        head.regions.into_iter().map(|region| (region.code, region)).collect();
+                    state.catalogue.models = head.models;
+                    (state.next.job, state.next.pool, state.next.queue) =
                         (head.next_job, head.next_pool, head.next_queue);
+                    state.next.reservation = head.next_reservation;
+                    state.identity.key = head.key;
+                    state.identity.writer_sessions = head.writer_sessions.into();
+                    state.profile = head.profile;
                 }
                 Object::Queue(queue) => {
                     state.queues.insert(queue.id, queue);
@@ -247,33 +241,20 @@ impl State {
                 Object::RunTime(shape, micros) => {
                     state.run_times.insert(shape, micros);
                 }
-                Object::FailureTracker(at, failure_tracker) => failure_trackers.push((at, failure_tracker)),
                 Object::Price(price) => {
-                    state.prices.insert((price.pool, price.valid_from), price);
+                    state.market.prices.insert((price.pool, price.valid_from), price);
                 }
                 Object::Link(link) => {
-                    state.links.insert(link.ends, link);
+                    state.market.links.insert(link.ends, link);
                 }
                 Object::Reservation(reservation) => {
-                    state.reservations.insert(reservation.id, reservation);
+                    state.market.reservations.insert(reservation.id, reservation);
                 }
-                Object::Next { reservation } => state.next_reservation = reservation,
-                Object::Key(key) => state.key = Some(key),
-                Object::Turn { writer_session, begun } => {
-                    state.writer_sessions.push_back((writer_session, begun))
-                }
-                Object::WorkloadProfile(profile) => state.profile = profile,
             }
         }
         for (pool, node) in nodes {
             if let Some(pool) = state.pools.get_mut(&pool) {
                 pool.nodes.insert(node.id, *node);
-            }
-        }
-        for (at, failure_tracker) in failure_trackers {
-            let pool = state.pools.get_mut(&at.pool);
-            if let Some(node) = pool.and_then(|pool| pool.nodes.get_mut(&at.node)) {
-                node.failure_tracker = failure_tracker;
             }
         }
         state.rebuild();
@@ -290,16 +271,10 @@ impl State {
             Key::Node(at) => self.node(at).cloned().map(|node| Object::Node(at.pool, Box::new(node))),
             Key::Token(key) => self.tokens.get(&key).map(|entry| Object::Token(key, *entry)),
             Key::RunTime(shape) => self.run_times.get(&shape).map(|micros| Object::RunTime(shape, *micros)),
-            Key::Price(key) => self.prices.get(&key).cloned().map(Object::Price),
-            Key::Link(ends) => self.links.get(&ends).copied().map(Object::Link),
-            Key::Reservation(id) => self.reservations.get(&id).cloned().map(Object::Reservation),
+            Key::Price(key) => self.market.prices.get(&key).cloned().map(Object::Price),
+            Key::Link(ends) => self.market.links.get(&ends).copied().map(Object::Link),
+            Key::Reservation(id) => self.market.reservations.get(&id).cloned().map(Object::Reservation),
         });
-        if let Key::Node(at) = key
-            && let Some(failure_tracker) =
-                self.node(at).map(|node| node.failure_tracker).filter(|t| *t != FailureTracker::default())
-        {
-            out.push(Object::FailureTracker(at, failure_tracker));
-        }
     }
 
     /// The first `limit` keys after `cursor`.
@@ -342,9 +317,9 @@ impl State {
             .chain(nodes)
             .chain(tokens)
             .chain(keys!(RunTime, self.run_times))
-            .chain(keys!(Price, self.prices))
-            .chain(keys!(Link, self.links))
-            .chain(keys!(Reservation, self.reservations))
+            .chain(keys!(Price, self.market.prices))
+            .chain(keys!(Link, self.market.links))
+            .chain(keys!(Reservation, self.market.reservations))
             .take(limit)
             .collect()
     }

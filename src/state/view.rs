@@ -162,7 +162,7 @@ impl State {
             node.map_or_else(String::new, |node| node.spec.name.clone())
         };
         AttemptView {
-            id: attempt.id(self.journal),
+            id: attempt.id(self.identity.journal),
             pool: pool.map_or_else(String::new, |pool| pool.spec.name.clone()),
             region: pool.map_or_else(RegionCode::default, |pool| pool.spec.region),
             nodes: attempt.placements.iter().map(node).collect(),

@@ -12,6 +12,8 @@ mod list;
 mod output;
 mod pool;
 mod queue;
+#[path = "../support/fuzz.rs"]
+mod random;
 mod raw;
 mod reconnect;
 mod share;

@@ -209,7 +209,7 @@ impl SimJournal {
     }
 
     fn load(&self) -> Result<State, String> {
-        let corrupt = |error: record::Corrupt| error.to_string();
+        let corrupt = |error: record::Error| error.to_string();
         let (mut state, mut from) = (State::default(), Revision(0));
         if let Some((revision, chunks)) = &self.snapshot {
             let mut objects = Vec::new();

@@ -3,18 +3,19 @@
 use super::{Applied, ArchiveRow, FinishedAttempt};
 use crate::model::attempt::{OutcomeKind, Phase, StopReason};
 use crate::model::change::Change;
-use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
+use crate::model::id::{JobId, NodeRef, UnitId};
 use crate::model::mutant::Mutant;
-use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::region::RegionCode;
 use crate::model::resource::{Resources, task_size};
-use crate::model::spec::{JobSpec, OnPoolLost};
+use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
+use crate::state::State;
 use crate::state::event::{EndedAttempt, NextTry, OrderedAttempt};
+use crate::state::index::commitments::sum_of;
+use crate::state::index::timers::Timer;
 use crate::state::job::Tried;
 use crate::state::live::Attempt;
 use crate::state::snapshot::Key;
-use crate::state::{State, Timer};
 
 impl State {
     pub(super) fn order_attempt(&mut self, order: &OrderedAttempt, out: &mut Applied) {
@@ -56,25 +57,25 @@ impl State {
         }
         self.index_classes(unit.job);
         self.note_classes(unit.job, out);
-        self.note_line(unit, &mut out.changes);
+        self.note_claim(unit, &mut out.changes);
         self.note_nodes(unit, out);
         out.changes.push(Change::Job(unit.job));
     }
 
-    /// Enters an attempt into every derived index and commits what it holds.
-    pub(in crate::state) fn index_attempt(&mut self, unit: UnitId) {
+    /// Enters an attempt into every index and commits what it holds.
+    fn index_attempt(&mut self, unit: UnitId) {
         let Some(attempt) = self.attempts.get(&unit) else { return };
         let (pool, after) = (attempt.pool, attempt.after);
         if attempt.phase != Phase::Stopping {
-            self.derived.timers.insert((attempt.ends_by, Timer::EndRun(unit)));
+            self.index.timers.insert((attempt.ends_by, Timer::EndRun(unit)));
             if let Some(at) = self.start_limit(attempt) {
-                self.derived.timers.insert((at, Timer::EndStart(unit)));
+                self.index.timers.insert((at, Timer::EndStart(unit)));
             }
-            self.derived.stoppable.insert(unit);
-            self.derived.stoppable_in.insert((pool, unit));
+            self.index.stops.stoppable.insert(unit);
+            self.index.stops.stoppable_in.insert((pool, unit));
         }
         if self.may_requeue(unit) {
-            self.derived.requeueable.insert((pool, unit));
+            self.index.stops.requeueable.insert((pool, unit));
         }
         self.reconcile_job(unit.job);
         if let Some(pool) = self.pools.get_mut(&pool) {
@@ -82,52 +83,13 @@ impl State {
         }
         match after {
             Some(before) => {
-                self.derived.successors.insert(before, unit);
+                self.index.claims.successors.insert(before, unit);
             }
             None => self.commit(unit),
         }
     }
 
-    /// Its lease ends with its pool's silence, or the job says that attempts may overlap.
-    pub(in crate::state) fn may_requeue(&self, unit: UnitId) -> bool {
-        let Some(attempt) = self.attempts.get(&unit) else { return false };
-        let overlaps = |spec: &JobSpec| spec.may_overlap && spec.on_pool_lost == OnPoolLost::Requeue;
-        attempt.leased || self.spec_of(unit.job).is_some_and(|spec| overlaps(spec))
-    }
-
-    /// Notes whether a closing job still has attempts to be stopped.
-    pub(super) fn reconcile_job(&mut self, id: JobId) {
-        let range = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
-        let closing = self.jobs.get(&id).is_some_and(|job| job.closing.is_some());
-        if closing && self.derived.stoppable.range(range).next().is_some() {
-            self.derived.closing.insert(id);
-        } else {
-            self.derived.closing.remove(&id);
-        }
-    }
-
-    /// Notes whether a pool has attempts to be evicted or requeued.
-    pub(in crate::state) fn reconcile_pool(&mut self, id: PoolId) {
-        let Some(pool) = self.pools.get(&id) else { return };
-        let evicts = pool.drain.is_some_and(|drain| drain.mode == DrainMode::Evict);
-        let lost = pool.connectivity == Connectivity::Lost;
-        let first = (id, UnitId { job: JobId(0), unit: 0 });
-        let has = |set: &std::collections::BTreeSet<(PoolId, UnitId)>| {
-            set.range(first..).next().is_some_and(|(pool, _)| *pool == id)
-        };
-        if evicts && has(&self.derived.stoppable_in) {
-            self.derived.evicting.insert(id);
-        } else {
-            self.derived.evicting.remove(&id);
-        }
-        if lost && has(&self.derived.requeueable) {
-            self.derived.lost.insert(id);
-        } else {
-            self.derived.lost.remove(&id);
-        }
-    }
-
-    fn start_limit(&self, attempt: &Attempt) -> Option<Timestamp> {
+    pub(in crate::state) fn start_limit(&self, attempt: &Attempt) -> Option<Timestamp> {
         let spec = self.spec_of(attempt.unit.job)?;
         let limited = spec.start_limit_ms > 0 && matches!(attempt.phase, Phase::Ordered | Phase::Starting);
         limited.then(|| attempt.ordered_at.plus_ms(spec.start_limit_ms))
@@ -136,48 +98,28 @@ impl State {
     fn drop_timers(&mut self, unit: UnitId) {
         let Some(attempt) = self.attempts.get(&unit) else { return };
         let (ends_by, start_limit) = (attempt.ends_by, self.start_limit(attempt));
-        self.derived.timers.remove(&(ends_by, Timer::EndRun(unit)));
+        self.index.timers.remove(&(ends_by, Timer::EndRun(unit)));
         if let Some(at) = start_limit {
-            self.derived.timers.remove(&(at, Timer::EndStart(unit)));
+            self.index.timers.remove(&(at, Timer::EndStart(unit)));
         }
     }
 
-    /// Takes what an attempt's tasks hold on their nodes, in its pool, and in its queues.
-    fn commit(&mut self, unit: UnitId) {
-        let (Some(attempt), Some(job)) = (self.attempts.get(&unit), self.jobs.get(&unit.job)) else { return };
-        let Some(entry) = self.specs.get(&job.spec) else { return };
-        let (queue, mut total) = (job.queue, Resources::default());
-        if let Some(pool) = self.pools.get_mut(&attempt.pool) {
-            for placement in &attempt.placements {
-                let request = &entry.spec.groups[usize::from(placement.group)].request;
-                let asked = request.total();
-                self.derived.devices_in_use[task_size(asked.device_millis)] += asked.device_millis;
-                total = total.checked_add(&asked).unwrap_or_default();
-                if let Some(node) = pool.nodes.get_mut(&placement.node) {
-                    node.commit(request, placement);
-                }
-            }
-            pool.committed = pool.committed.checked_add(&total).unwrap_or_default();
-        }
-        self.add_usage(queue, &total);
-    }
-
-    /// Gives back what an attempt's tasks held. A place that is handed on keeps its node, even one
+    /// Releases what an attempt's tasks held. A placement that a successor takes over keeps its node, even one
     /// that is gone from the inventory.
-    fn uncommit(&mut self, attempt: &Attempt, handed_on: bool, out: &mut Applied) {
+    fn uncommit(&mut self, attempt: &Attempt, taken_over: bool, out: &mut Applied) {
         let Some(job) = self.jobs.get(&attempt.unit.job) else { return };
         let (queue, mut total) = (job.queue, Resources::default());
         let Some(spec) = self.spec_of(attempt.unit.job).cloned() else { return };
         for placement in &attempt.placements {
             let request = &spec.groups[usize::from(placement.group)].request;
             let asked = request.total();
-            self.derived.devices_in_use[task_size(asked.device_millis)] -= asked.device_millis;
-            total = total.checked_add(&asked).unwrap_or_default();
+            self.index.devices_in_use[task_size(asked.device_millis)] -= asked.device_millis;
+            total = sum_of(&total, &asked);
             let at = NodeRef { pool: attempt.pool, node: placement.node };
             let mut vacated = false;
             if let Some(node) = self.pools.get_mut(&at.pool).and_then(|pool| pool.nodes.get_mut(&at.node)) {
                 node.uncommit(request, placement);
-                vacated = node.gone && node.tasks == 0 && !handed_on;
+                vacated = node.gone && node.tasks == 0 && !taken_over;
             }
             if vacated {
                 self.forget_node(at);
@@ -185,7 +127,9 @@ impl State {
             out.changes.push(Change::Node(at));
         }
         if let Some(pool) = self.pools.get_mut(&attempt.pool) {
-            pool.committed = pool.committed.checked_sub(&total).unwrap_or_default();
+            let rest = pool.committed.checked_sub(&total);
+            let name = &pool.spec.name;
+            pool.committed = rest.unwrap_or_else(|| panic!("pool {name} releases what it never held"));
         }
         self.sub_usage(queue, &total, out);
     }
@@ -214,7 +158,7 @@ impl State {
         attempt.revision = revision;
         attempt.ends_by = started_at.plus_ms(max_run_ms).plus_ms(RUN_SLACK_MS);
         let ends_by = attempt.ends_by;
-        self.derived.timers.insert((ends_by, Timer::EndRun(unit)));
+        self.index.timers.insert((ends_by, Timer::EndRun(unit)));
         if let Some(job) = self.job_mut(unit.job) {
             job.groups[group].running += 1;
             job.started_at.get_or_insert(started_at);
@@ -232,8 +176,8 @@ impl State {
         attempt.stop = Some(reason);
         attempt.revision = revision;
         let pool = attempt.pool;
-        self.derived.stoppable.remove(&unit);
-        self.derived.stoppable_in.remove(&(pool, unit));
+        self.index.stops.stoppable.remove(&unit);
+        self.index.stops.stoppable_in.remove(&(pool, unit));
         self.reconcile_claim_end(unit);
         self.reconcile_job(unit.job);
         self.reconcile_pool(pool);
@@ -255,27 +199,27 @@ impl State {
         if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node()) {
             self.note_node_health(at, unit.job, fault);
         }
-        let next_in_line = self.derived.successors.get(&unit).copied();
+        let successor = self.index.claims.successors.get(&unit).copied();
         match attempt.after {
-            None => self.uncommit(&attempt, next_in_line.is_some(), out),
+            None => self.uncommit(&attempt, successor.is_some(), out),
             Some(before) => {
-                self.derived.successors.remove(&before);
+                self.index.claims.successors.remove(&before);
             }
         }
         self.hand_over(&attempt, out);
         self.reconcile_claim_end(unit);
-        if let Some(neighbour) = attempt.after.or(next_in_line) {
+        if let Some(neighbour) = attempt.after.or(successor) {
             self.reconcile_claim(neighbour);
-            self.note_line(unit, &mut out.changes);
+            self.note_claim(unit, &mut out.changes);
         }
         if let ([_], Some(started_at), OutcomeKind::Succeeded) =
             (&attempt.placements[..], ended.started_at, ended.outcome.kind)
         {
             self.update_run_time(unit, ended.ended_at.ms_since(started_at));
         }
-        self.derived.stoppable.remove(&unit);
-        self.derived.stoppable_in.remove(&(attempt.pool, unit));
-        self.derived.requeueable.remove(&(attempt.pool, unit));
+        self.index.stops.stoppable.remove(&unit);
+        self.index.stops.stoppable_in.remove(&(attempt.pool, unit));
+        self.index.stops.requeueable.remove(&(attempt.pool, unit));
         self.reconcile_job(unit.job);
         self.reconcile_pool(attempt.pool);
         if let Some(pool) = self.pools.get_mut(&attempt.pool) {
@@ -317,7 +261,7 @@ impl State {
             NextTry::At(at) => {
                 let failures = tried.failures + 1;
                 progress.set_tried(Tried { failures, not_before: Some(at), ..tried });
-                self.derived.timers.insert((at, Timer::Release(unit)));
+                self.index.timers.insert((at, Timer::Release(unit)));
             }
         }
         self.index_classes(unit.job);
@@ -329,13 +273,13 @@ impl State {
     /// Gives the place of an ended attempt to the one that follows it, or that one's place in the
     /// line to its own successor.
     fn hand_over(&mut self, ended: &Attempt, out: &mut Applied) {
-        let Some(next) = self.derived.successors.remove(&ended.unit) else { return };
+        let Some(next) = self.index.claims.successors.remove(&ended.unit) else { return };
         if let Some(successor) = self.attempt_mut(next) {
             successor.after = ended.after;
         }
         match ended.after {
             Some(before) => {
-                self.derived.successors.insert(before, next);
+                self.index.claims.successors.insert(before, next);
             }
             None => {
                 self.commit(next);
@@ -373,7 +317,7 @@ impl State {
         };
         progress.set_tried(Tried { not_before: None, ..tried });
         progress.waiting.insert(unit.unit);
-        self.derived.timers.remove(&(at, Timer::Release(unit)));
+        self.index.timers.remove(&(at, Timer::Release(unit)));
         self.index_classes(unit.job);
         self.note_classes(unit.job, out);
         out.changes.push(Change::Job(unit.job));
@@ -393,7 +337,7 @@ impl State {
         out.changes.push(Change::Job(id));
     }
 
-    fn spec_of(&self, job: JobId) -> Option<&std::sync::Arc<JobSpec>> {
+    pub(in crate::state) fn spec_of(&self, job: JobId) -> Option<&std::sync::Arc<JobSpec>> {
         Some(&self.specs.get(&self.jobs.get(&job)?.spec)?.spec)
     }
 

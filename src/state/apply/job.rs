@@ -5,10 +5,12 @@ use crate::model::change::Change;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::interval::IntervalSet;
 use crate::model::spec::DependencyCondition;
+use crate::state::State;
 use crate::state::event::EventRecord;
+use crate::state::index::names::job_name_hash;
+use crate::state::index::timers::Timer;
 use crate::state::job::{Closing, Job, JobEnd, Progress};
 use crate::state::snapshot::Key;
-use crate::state::{State, Timer, name_hash};
 
 impl State {
     pub(super) fn submit_job(
@@ -20,7 +22,7 @@ impl State {
         record: &EventRecord,
         out: &mut Applied,
     ) {
-        assert!(id.0 >= self.next_job, "job {id} is submitted twice");
+        assert!(id.0 >= self.next.job, "job {id} is submitted twice");
         let Some(entry) = self.specs.get(&spec_id) else {
             panic!("job {id} has a spec that was never added")
         };
@@ -48,14 +50,14 @@ impl State {
         };
         self.touch(Key::Job(id));
         self.jobs.insert(id, job);
-        self.next_job = id.0 + 1;
+        self.next.job = id.0 + 1;
         self.index_job(id);
         out.changes.push(Change::Job(id));
         self.note_classes(id, out);
     }
 
-    /// Enters a job into every derived index.
-    pub(in crate::state) fn index_job(&mut self, id: JobId) {
+    /// Enters a job into every index.
+    fn index_job(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         if let Some(entry) = self.specs.get_mut(&job.spec) {
             entry.jobs += 1;
@@ -63,16 +65,16 @@ impl State {
         if let Some(queue) = self.queues.get_mut(&job.queue) {
             queue.jobs += 1;
         }
-        self.derived.job_names.insert((name_hash(job.queue, &job.name), id));
+        self.index.names.jobs.insert((job_name_hash(job.queue, &job.name), id));
         if job.dependency_failed && job.closing.is_none() {
-            self.derived.dependency_failed_jobs.insert(id);
+            self.index.dependents.failed.insert(id);
         }
         if job.pending_dependencies > 0
             && let Some(entry) = self.specs.get(&job.spec)
         {
             for dependency in &entry.spec.depends_on {
                 if self.jobs.contains_key(&dependency.job) {
-                    self.derived.dependents.entry(dependency.job).or_default().push(id);
+                    self.index.dependents.of.entry(dependency.job).or_default().push(id);
                 }
             }
         }
@@ -80,7 +82,7 @@ impl State {
             for tried in &group.tried {
                 if let Some(at) = tried.not_before {
                     let unit = UnitId { job: id, unit: tried.unit };
-                    self.derived.timers.insert((at, Timer::Release(unit)));
+                    self.index.timers.insert((at, Timer::Release(unit)));
                 }
             }
         }
@@ -88,18 +90,18 @@ impl State {
     }
 
     /// Puts each unit group of a job into its class, or takes it out, as it has waiting units.
-    pub(super) fn index_classes(&mut self, id: JobId) {
+    pub(in crate::state) fn index_classes(&mut self, id: JobId) {
         let Some(job) = self.jobs.get(&id) else { return };
         let eligible = job.is_eligible();
         for (index, group) in job.groups.iter().enumerate() {
             let Some(class) = self.class_of(job, index) else { continue };
             let entry = (id, index as u16);
             if eligible && !group.waiting.is_empty() {
-                self.derived.classes.entry(class).or_default().insert(entry);
-            } else if let Some(members) = self.derived.classes.get_mut(&class) {
+                self.index.classes.entry(class).or_default().insert(entry);
+            } else if let Some(members) = self.index.classes.get_mut(&class) {
                 members.remove(&entry);
                 if members.is_empty() {
-                    self.derived.classes.remove(&class);
+                    self.index.classes.remove(&class);
                 }
             }
         }
@@ -125,11 +127,11 @@ impl State {
             }
         }
         for timer in released {
-            self.derived.timers.remove(&timer);
+            self.index.timers.remove(&timer);
         }
         self.note_classes(id, out);
         self.index_classes(id);
-        self.derived.dependency_failed_jobs.remove(&id);
+        self.index.dependents.failed.remove(&id);
         self.reconcile_job(id);
         out.changes.push(Change::Job(id));
     }
@@ -143,9 +145,9 @@ impl State {
             job.closing.is_some() || job.groups.iter().all(Progress::is_done),
             "job {id} ends with units that have not"
         );
-        self.derived.job_names.remove(&(name_hash(job.queue, &job.name), id));
-        self.derived.closing.remove(&id);
-        self.derived.dependency_failed_jobs.remove(&id);
+        self.index.names.jobs.remove(&(job_name_hash(job.queue, &job.name), id));
+        self.index.stops.closing.remove(&id);
+        self.index.dependents.failed.remove(&id);
         let queue = self.queues.get_mut(&job.queue);
         let queue_name = queue.map_or_else(String::new, |queue| {
             queue.jobs -= 1;
@@ -175,7 +177,7 @@ impl State {
             self.touch(Key::Spec(id));
             if let Some(entry) = self.specs.remove(&id) {
                 for shape in entry.shapes {
-                    if let Some(digest) = self.derived.shapes.release(shape) {
+                    if let Some(digest) = self.index.shapes.release(shape) {
                         self.forget_run_time(digest);
                     }
                 }
@@ -185,7 +187,7 @@ impl State {
     }
 
     fn reconcile_dependents(&mut self, ended: JobId, end: JobEnd, out: &mut Applied) {
-        let (revision, dependents) = (self.revision, self.derived.dependents.remove(&ended));
+        let (revision, dependents) = (self.revision, self.index.dependents.of.remove(&ended));
         for id in dependents.unwrap_or_default() {
             let Some(job) = self.jobs.get(&id) else { continue };
             let Some(entry) = self.specs.get(&job.spec) else { continue };
@@ -204,7 +206,7 @@ impl State {
             job.dependency_failed |= !met;
             job.revision = revision;
             if !met && job.closing.is_none() {
-                self.derived.dependency_failed_jobs.insert(id);
+                self.index.dependents.failed.insert(id);
             }
             self.index_classes(id);
             self.note_classes(id, out);

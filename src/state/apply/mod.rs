@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::event::EndedAttempt;
 use super::event::{Event, EventRecord};
+use super::index::commitments::sum_of;
 use super::job::{Job, JobEnd, SpecEntry};
 use super::live::Attempt;
 use super::snapshot::Key;
@@ -64,8 +65,8 @@ pub struct FinishedAttempt {
     pub revision: Revision,
 }
 
-/// Turns that are remembered: an agent that has been away for more restarts than that has a stamp
-/// that says nothing any more.
+/// Writer sessions that are stored: an agent that was away for more restarts brings a high-water mark that
+/// can't be compared any more.
 const WRITER_SESSIONS_MAX: usize = 256;
 
 impl State {
@@ -85,21 +86,21 @@ impl State {
         self.now = record.at;
         match &record.event {
             Event::JournalCreated { journal } => {
-                self.journal = *journal;
-                self.next_job = 1;
-                self.next_pool = 1;
-                self.next_queue = 1;
+                self.identity.journal = *journal;
+                self.next.job = 1;
+                self.next.pool = 1;
+                self.next.queue = 1;
             }
             Event::TermStarted { term } => {
-                assert!(*term > self.term, "term {term} follows {}", self.term);
-                self.term = *term;
+                assert!(*term > self.identity.term, "term {term} follows {}", self.identity.term);
+                self.identity.term = *term;
             }
-            Event::KeyDrawn { key } => self.key = Some(*key),
+            Event::KeyDrawn { key } => self.identity.key = Some(*key),
             Event::WriterSessionStarted { writer_session } => {
-                if self.writer_sessions.len() >= WRITER_SESSIONS_MAX {
-                    self.writer_sessions.pop_front();
+                if self.identity.writer_sessions.len() >= WRITER_SESSIONS_MAX {
+                    self.identity.writer_sessions.pop_front();
                 }
-                self.writer_sessions.push_back((*writer_session, self.revision));
+                self.identity.writer_sessions.push_back((*writer_session, self.revision));
             }
             Event::WorkloadProfileUpdated { profile } => {
                 self.profile = profile.clone();
@@ -107,13 +108,13 @@ impl State {
             }
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
-                self.regions.extend(regions.iter().map(|region| (region.code, region.clone())));
+                self.catalogue.regions.extend(regions.iter().map(|region| (region.code, region.clone())));
             }
             Event::DeviceModelsAdded { models } => {
                 for model in models {
-                    let id = DeviceModelId(self.models.len() as u16);
-                    self.derived.model_names.insert(model.name.clone(), id);
-                    self.models.push(model.clone());
+                    let id = DeviceModelId(self.catalogue.models.len() as u16);
+                    self.index.names.models.insert(model.name.clone(), id);
+                    self.catalogue.models.push(model.clone());
                 }
             }
             Event::QueueCreated { queue, spec } => self.create_queue(*queue, spec, out),
@@ -187,9 +188,9 @@ impl State {
             usage: Resources::default(),
             jobs: 0,
         };
-        self.derived.queue_names.insert(spec.name.clone(), id);
+        self.index.names.queues.insert(spec.name.clone(), id);
         self.queues.insert(id, queue);
-        self.next_queue = self.next_queue.max(id.0 + 1);
+        self.next.queue = self.next.queue.max(id.0 + 1);
         out.changes.push(Change::Queue(id));
     }
 
@@ -205,7 +206,7 @@ impl State {
     fn add_spec(&mut self, id: SpecId, body: &Arc<JobSpec>) {
         self.touch(Key::Spec(id));
         let groups = 0..body.unit_group_count();
-        let shapes = groups.map(|group| self.derived.shapes.acquire(Shape::of(body, group))).collect();
+        let shapes = groups.map(|group| self.index.shapes.acquire(Shape::of(body, group))).collect();
         let before = self.specs.insert(id, SpecEntry { spec: body.clone(), shapes, jobs: 0 });
         assert!(before.is_none(), "spec {id} is added twice");
     }
@@ -214,9 +215,7 @@ impl State {
     pub(super) fn add_usage(&mut self, queue: QueueId, amount: &Resources) {
         let mut at = Some(queue);
         while let Some(queue) = at.and_then(|id| self.queues.get_mut(&id)) {
-            let sum = queue.usage.checked_add(amount);
-            assert!(sum.is_some(), "queue {} holds more than can be counted", queue.spec.name);
-            queue.usage = sum.unwrap_or_default();
+            queue.usage = sum_of(&queue.usage, amount);
             at = queue.parent;
         }
     }
@@ -225,9 +224,8 @@ impl State {
     pub(super) fn sub_usage(&mut self, queue: QueueId, amount: &Resources, out: &mut Applied) {
         let mut at = Some(queue);
         while let Some(queue) = at.and_then(|id| self.queues.get_mut(&id)) {
-            let rest = queue.usage.checked_sub(amount);
-            assert!(rest.is_some(), "queue {} gives back what it never held", queue.spec.name);
-            queue.usage = rest.unwrap_or_default();
+            let (rest, name) = (queue.usage.checked_sub(amount), &queue.spec.name);
+            queue.usage = rest.unwrap_or_else(|| panic!("queue {name} releases what it never held"));
             out.changes.push(Change::UsageFell(queue.id));
             at = queue.parent;
         }

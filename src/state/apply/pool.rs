@@ -8,9 +8,11 @@ use crate::model::id::{Epoch, InstanceId, JobId, NodeId, NodeRef, PoolId};
 use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
+use crate::state::State;
+use crate::state::index::commitments::sum_of;
+use crate::state::index::timers::Timer;
 use crate::state::pool::{FailureTracker, Node, Pool};
 use crate::state::snapshot::Key;
-use crate::state::{State, Timer};
 
 impl State {
     pub(super) fn register_pool(
@@ -40,10 +42,10 @@ impl State {
             committed: Resources::default(),
         };
         self.touch(Key::Pool(id));
-        self.derived.pool_names.insert(spec.name.clone(), id);
+        self.index.names.pools.insert(spec.name.clone(), id);
         let before = self.pools.insert(id, pool);
         assert!(before.is_none(), "pool {id} is registered twice");
-        self.next_pool = self.next_pool.max(id.0 + 1);
+        self.next.pool = self.next.pool.max(id.0 + 1);
         out.changes.push(Change::Pool(id));
     }
 
@@ -59,10 +61,10 @@ impl State {
     pub(super) fn change_drain(&mut self, id: PoolId, drain: Option<Drain>, out: &mut Applied) {
         let old = self.pools.get(&id).and_then(|pool| pool.drain?.deadline);
         if let Some(at) = old {
-            self.derived.timers.remove(&(at, Timer::Drain(id)));
+            self.index.timers.remove(&(at, Timer::Drain(id)));
         }
         if let Some(at) = drain.and_then(|drain| drain.deadline) {
-            self.derived.timers.insert((at, Timer::Drain(id)));
+            self.index.timers.insert((at, Timer::Drain(id)));
         }
         self.change_pool(id, out, |pool| pool.drain = drain);
     }
@@ -120,7 +122,7 @@ impl State {
         if let Some(node) = pool.nodes.remove(&at.node) {
             pool.node_names.remove(&node.spec.name);
             if let Some(until) = node.failure_tracker.quarantined_until {
-                self.derived.timers.remove(&(until, Timer::ReleaseNode(at)));
+                self.index.timers.remove(&(until, Timer::ReleaseNode(at)));
             }
         }
     }
@@ -142,7 +144,7 @@ impl State {
     }
 
     pub(super) fn quarantine_node(&mut self, pool: PoolId, id: NodeId, until: Timestamp, out: &mut Applied) {
-        self.derived.timers.insert((until, Timer::ReleaseNode(NodeRef { pool, node: id })));
+        self.index.timers.insert((until, Timer::ReleaseNode(NodeRef { pool, node: id })));
         self.change_node(pool, id, out, |node| {
             node.failure_tracker = node.failure_tracker.quarantined(until)
         });
@@ -151,7 +153,7 @@ impl State {
     pub(super) fn release_node(&mut self, pool: PoolId, id: NodeId, out: &mut Applied) {
         let at = NodeRef { pool, node: id };
         if let Some(until) = self.node(at).and_then(|node| node.failure_tracker.quarantined_until) {
-            self.derived.timers.remove(&(until, Timer::ReleaseNode(at)));
+            self.index.timers.remove(&(until, Timer::ReleaseNode(at)));
         }
         self.change_node(pool, id, out, |node| node.failure_tracker.quarantined_until = None);
     }
@@ -182,15 +184,22 @@ fn counted(pool: &Pool, id: NodeId) -> Resources {
     pool.nodes.get(&id).filter(|node| !node.gone).map(Node::total).unwrap_or_default()
 }
 
-/// Brings a pool's total up to date after one node changed.
+/// Updates a pool's total after one node changed.
+///
+/// # Panics
+/// If the totals don't add up: `decide` refuses inventories whose sum exceeds 64 bits.
 fn recount(pool: &mut Pool, id: NodeId, before: &Resources) {
-    let others = pool.total.checked_sub(before).unwrap_or_default();
-    pool.total = others.checked_add(&counted(pool, id)).unwrap_or(others);
+    let others = pool.total.checked_sub(before);
+    let name = &pool.spec.name;
+    let others = others.unwrap_or_else(|| panic!("the total of pool {name} lacks one of its nodes"));
+    pool.total = sum_of(&others, &counted(pool, id));
 }
 
 /// Sums up what a pool's nodes have.
+///
+/// # Panics
+/// As [`recount`].
 pub(in crate::state) fn refresh_pool_total(pool: &mut Pool) {
     let nodes = pool.nodes.values().filter(|node| !node.gone);
-    // A node has at most 2^54 of any kind and a pool at most 2^17 nodes: saturate, don't wrap.
-    pool.total = nodes.fold(Resources::default(), |sum, node| sum.checked_add(&node.total()).unwrap_or(sum));
+    pool.total = nodes.fold(Resources::default(), |sum, node| sum_of(&sum, &node.total()));
 }

@@ -62,7 +62,7 @@ impl State {
     pub(super) fn decide_set_link(&self, link: &Link) -> Result<Decision, Rejection> {
         let mut out = Violations::default();
         for region in [link.ends.0, link.ends.1] {
-            if !self.regions.contains_key(&region) {
+            if !self.catalogue.regions.contains_key(&region) {
                 out.push("link.ends", format!("region {region} does not exist"));
             }
         }
@@ -99,10 +99,10 @@ impl State {
             out.push("reservation.models", format!("device model {} is not known", quote(model)));
         }
         out.finish().map_err(Rejection::Invalid)?;
-        if self.reservations.len() >= RESERVATIONS_MAX {
+        if self.market.reservations.len() >= RESERVATIONS_MAX {
             return Err(Rejection::LimitReached { what: "reservations", max: RESERVATIONS_MAX });
         }
-        let id = ReservationId(self.next_reservation.max(1));
+        let id = ReservationId(self.next.reservation.max(1));
         let reservation = Reservation { id, from: wanted.from.max(now), ..wanted.clone() };
         Ok(Decision::done(vec![Event::ReservationMade { reservation }]))
     }

@@ -8,20 +8,26 @@ use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::pool::{Connectivity, Drain, DrainMode};
 use crate::model::time::Timestamp;
+use crate::state::State;
 use crate::state::command::DueAction;
 use crate::state::event::Event;
+use crate::state::index::timers::Timer;
 use crate::state::job::Closing;
 use crate::state::rejection::Rejection;
-use crate::state::{State, Timer};
 
-/// Chores of one step: the rest waits for the next.
+/// Due actions of one step: the rest waits for the next.
 pub const DUE_ACTIONS_MAX: usize = 256;
 
 impl State {
-    /// The next due_actions that are due at `now`, at most [`DUE_ACTIONS_MAX`]. `brake` holds back the ends
-    /// of leases: too many pools are silent at once to be their fault. Until `token_expiry_floor` no request
-    /// token is forgotten.
-    pub fn due_actions(&self, now: Timestamp, brake: bool, token_expiry_floor: Timestamp) -> Vec<DueAction> {
+    /// What is due at `now`, at most [`DUE_ACTIONS_MAX`] actions. While `circuit_open` no lease is ended: so many
+    /// pools are silent at once that the fault is likely the broker's. No request token is removed before
+    /// `token_expiry_floor`.
+    pub fn due_actions(
+        &self,
+        now: Timestamp,
+        circuit_open: bool,
+        token_expiry_floor: Timestamp,
+    ) -> Vec<DueAction> {
         let mut due_actions = Vec::new();
         if self.next_token().is_some_and(|at| at.max(token_expiry_floor) <= now) {
             due_actions.push(DueAction::ExpireTokens { count: 1_024 });
@@ -36,31 +42,34 @@ impl State {
                 Timer::Drain(pool) => due_actions.push(DueAction::BeginEviction(pool)),
             }
         }
-        let derived = &self.derived;
+        let index = &self.index;
         due_actions.extend(
-            derived
-                .dependency_failed_jobs
+            index
+                .dependents
+                .failed
                 .iter()
                 .take(DUE_ACTIONS_MAX)
                 .map(|job| DueAction::Close(*job, Closing::Failed)),
         );
-        for job in derived.closing.iter().take(DUE_ACTIONS_MAX) {
-            let units =
-                derived.stoppable.range(UnitId { job: *job, unit: 0 }..=UnitId { job: *job, unit: u32::MAX });
+        for job in index.stops.closing.iter().take(DUE_ACTIONS_MAX) {
+            let units = index
+                .stops
+                .stoppable
+                .range(UnitId { job: *job, unit: 0 }..=UnitId { job: *job, unit: u32::MAX });
             due_actions.extend(
                 units
                     .take(DUE_ACTIONS_MAX.saturating_sub(due_actions.len()))
                     .map(|unit| DueAction::StopClosing(*unit)),
             );
         }
-        for pool in &derived.evicting {
-            let room = DUE_ACTIONS_MAX.saturating_sub(due_actions.len());
+        for pool in &index.stops.evicting {
+            let left = DUE_ACTIONS_MAX.saturating_sub(due_actions.len());
             due_actions
-                .extend(units_in(&derived.stoppable_in, *pool).take(room).map(DueAction::StopDraining));
+                .extend(units_in(&index.stops.stoppable_in, *pool).take(left).map(DueAction::StopDraining));
         }
-        for pool in derived.lost.iter().filter(|_| !brake) {
-            let room = DUE_ACTIONS_MAX.saturating_sub(due_actions.len());
-            due_actions.extend(units_in(&derived.requeueable, *pool).take(room).map(DueAction::EndLease));
+        for pool in index.stops.lost.iter().filter(|_| !circuit_open) {
+            let left = DUE_ACTIONS_MAX.saturating_sub(due_actions.len());
+            due_actions.extend(units_in(&index.stops.requeueable, *pool).take(left).map(DueAction::EndLease));
         }
         due_actions.truncate(DUE_ACTIONS_MAX);
         due_actions
@@ -71,7 +80,7 @@ impl State {
         now: Timestamp,
         due_action: DueAction,
     ) -> Result<Decision, Rejection> {
-        let outdated = Err(Rejection::Outdated { what: "the due_action" });
+        let outdated = Err(Rejection::Outdated { what: "the due action" });
         let events = match due_action {
             DueAction::ExpireTokens { count } => {
                 let old = |at: &Timestamp| at.plus_ms(TOKEN_RETENTION_MS) <= now;

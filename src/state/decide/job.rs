@@ -29,9 +29,9 @@ impl State {
             return Err(Rejection::invalid("jobs", description));
         }
         let mut batch = Batch { events: Vec::with_capacity(jobs.len() + 1), ..Batch::default() };
-        let first = JobId(self.next_job);
+        let first = JobId(self.next.job);
         for (index, submission) in jobs.iter().enumerate() {
-            let id = JobId(self.next_job + index as u64);
+            let id = JobId(self.next.job + index as u64);
             self.submit_one(&format!("jobs[{index}]"), id, submission, &mut batch)?;
         }
         Ok(Decision { events: batch.events, reply: Reply::Submitted { first, count: jobs.len() as u32 } })
@@ -131,8 +131,8 @@ impl State {
             ("regions_allowed", &spec.constraints.regions_allowed),
             ("regions_denied", &spec.constraints.regions_denied),
         ] {
-            for region in regions.iter().filter(|region| !self.regions.contains_key(region)) {
-                let known = self.regions.keys().map(|code| code.as_str());
+            for region in regions.iter().filter(|region| !self.catalogue.regions.contains_key(region)) {
+                let known = self.catalogue.regions.keys().map(|code| code.as_str());
                 let hint = nearest(region.as_str(), known);
                 out.push(
                     format!("{path}.constraints.{field}"),
@@ -143,7 +143,7 @@ impl State {
         for (index, group) in spec.groups.iter().enumerate() {
             let models = group.request.devices.iter().flat_map(|devices| &devices.models);
             for model in models.filter(|model| self.model_named(model).is_none()) {
-                let hint = nearest(model, self.models.iter().map(|known| known.name.as_str()));
+                let hint = nearest(model, self.catalogue.models.iter().map(|known| known.name.as_str()));
                 let field = format!("{path}.groups[{index}].resources.devices.models");
                 out.push(field, format!("device model {} is not known{hint}", quote(model)));
             }

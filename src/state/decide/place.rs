@@ -13,8 +13,8 @@ use crate::model::spec::OnPoolLost;
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::apply::RUN_SLACK_MS;
-use crate::state::claim::LINE_WAIT_MS;
 use crate::state::event::{Event, OrderedAttempt};
+use crate::state::index::claims::WAIT_MS;
 use crate::state::job::Job;
 use crate::state::pool::Pool;
 use crate::state::rejection::Rejection;
@@ -44,7 +44,7 @@ impl State {
             }
             Some(before) => {
                 self.check_line(job, group, start, before)?;
-                LINE_WAIT_MS
+                WAIT_MS
             }
         };
         let start_by = now.plus_ms(start_within_ms);
@@ -67,13 +67,13 @@ impl State {
     /// when one follows the other.
     fn check_line(&self, job: &Job, group: usize, start: &Start, before: UnitId) -> Result<(), Rejection> {
         let class = self.class_of(job, group).ok_or(OUTDATED("the class"))?;
-        let tail = self.tail(before).filter(|(other, _)| *other == class).ok_or(OUTDATED("the line"))?;
+        let tail = self.claim_end(before).filter(|(other, _)| *other == class).ok_or(OUTDATED("the line"))?;
         let ahead = self.attempt(before).filter(|ahead| ahead.pool == start.pool);
         let same_place = ahead.is_some_and(|ahead| {
             let places = ahead.placements.iter().zip(&start.placements);
             places.into_iter().all(|(a, b)| (a.node, &a.devices) == (b.node, &b.devices))
         });
-        if tail.1 >= self.claim_depth_max(class.shape) || !same_place {
+        if tail.1 >= self.successors_max(class.shape) || !same_place {
             return Err(OUTDATED("the line"));
         }
         Ok(())

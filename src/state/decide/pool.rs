@@ -20,7 +20,7 @@ impl State {
     pub(super) fn decide_session(&self, hello: &Hello) -> Result<Decision, Rejection> {
         let mut out = Violations::default();
         validate::pool_spec("hello.pool", &hello.pool, &mut out);
-        if !self.regions.contains_key(&hello.pool.region) {
+        if !self.catalogue.regions.contains_key(&hello.pool.region) {
             out.push("hello.pool.region", format!("region {} does not exist", hello.pool.region));
         }
         out.finish().map_err(Rejection::Invalid)?;
@@ -28,7 +28,7 @@ impl State {
             if self.pools.len() >= POOLS_MAX {
                 return Err(Rejection::LimitReached { what: "pools", max: POOLS_MAX });
             }
-            let (pool, epoch) = (PoolId(self.next_pool), Epoch(1));
+            let (pool, epoch) = (PoolId(self.next.pool), Epoch(1));
             let (spec, instance, key_digest) = (hello.pool.clone(), hello.instance, digest_of(&hello.key));
             let events = vec![
                 Event::PoolRegistered { pool, spec, instance, key_digest },
@@ -73,7 +73,7 @@ impl State {
                 models.push(DeviceModel::unlisted(&device.model));
             }
         }
-        if self.models.len() + models.len() > usize::from(u16::MAX) {
+        if self.catalogue.models.len() + models.len() > usize::from(u16::MAX) {
             return Err(Rejection::LimitReached { what: "device models", max: usize::from(u16::MAX) });
         }
         if !models.is_empty() {
@@ -201,7 +201,7 @@ impl State {
     pub(super) fn decide_abandon(&self, now: Timestamp, id: AttemptId) -> Result<Decision, Rejection> {
         let unit = id.unit_id();
         // Only the very attempt that was named: the unit may have begun another meanwhile.
-        let live = self.attempt(unit).filter(|attempt| attempt.id(self.journal) == id);
+        let live = self.attempt(unit).filter(|attempt| attempt.id(self.identity.journal) == id);
         let Some(attempt) = live else {
             return Err(Rejection::NotFound { kind: "live attempt", name: id.to_string() });
         };

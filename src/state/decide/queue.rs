@@ -20,7 +20,7 @@ impl State {
         writer_session: u64,
         term: Term,
     ) -> Result<Decision, Rejection> {
-        if term <= self.term {
+        if term <= self.identity.term {
             return Err(Rejection::StaleTerm(term.0));
         }
         let mut events = Vec::new();
@@ -38,7 +38,7 @@ impl State {
             // First of all: the turn before ends with the event before this one.
             events.push(Event::WriterSessionStarted { writer_session });
             // A newer Weir may know more regions and models than the one that made the journal.
-            let known = |region: &region::Region| self.regions.contains_key(&region.code);
+            let known = |region: &region::Region| self.catalogue.regions.contains_key(&region.code);
             let regions: Vec<_> = region::built_in().filter(|region| !known(region)).collect();
             if !regions.is_empty() {
                 events.push(Event::RegionsAdded { regions });
@@ -49,7 +49,7 @@ impl State {
                 events.push(Event::DeviceModelsAdded { models });
             }
         }
-        if self.key.is_none() {
+        if self.identity.key.is_none() {
             events.push(Event::KeyDrawn { key });
         }
         events.push(Event::TermStarted { term });
@@ -70,7 +70,7 @@ impl State {
             let description = format!("its parent queue {} does not exist", quote(parent));
             return Err(Rejection::invalid("queue.name", description));
         }
-        let queue = QueueId(self.next_queue);
+        let queue = QueueId(self.next.queue);
         Ok(Decision::done(vec![Event::QueueCreated { queue, spec: spec.clone() }]))
     }
 

@@ -28,10 +28,10 @@ impl State {
         }
         let id = report.attempt;
         let live = self.attempt(id.unit_id()).filter(|attempt| {
-            id.journal == self.journal && attempt.number == id.number && attempt.pool == pool_id
+            id.journal == self.identity.journal && attempt.number == id.number && attempt.pool == pool_id
         });
         let Some(attempt) = live else {
-            if id.journal != self.journal || id.job.0 >= self.next_job {
+            if id.journal != self.identity.journal || id.job.0 >= self.next.job {
                 return Err(Rejection::UnknownAttempt { attempt: id.to_string() });
             }
             return Ok(Decision { events: Vec::new(), reply: Reply::Orphaned });

@@ -1,13 +1,15 @@
-//! The disk's form of events, snapshot objects and archive rows; the only translator between.
+//! The stored form of events, snapshot objects and archive rows; the only translator between.
 //!
-//! A batch starts with its format. A layout, once written, never changes: an altered one gets a
-//! new tag, and the old one stays readable. Integers are LEB128, signed ones zigzag first.
+//! The forms are the messages of `proto/weir/journal/v1`. A reader accepts exactly what this version
+//! writes: whatever it does not know was written by a newer Weir, and is refused instead of skipped.
 
-mod codec;
-mod layout;
+mod event;
+mod object;
+mod translate;
+mod types;
 
-pub use codec::Corrupt;
-use codec::{Input, Record};
+use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, message as message_field, skip_field};
 
 use super::apply::ArchiveRow;
 use super::event::EventRecord;
@@ -15,82 +17,144 @@ use super::snapshot::Object;
 use crate::model::mutant::Mutant;
 use crate::model::shape::Shape;
 use crate::model::spec::JobSpec;
+use translate::Translate;
 
-/// First byte of everything that is written.
-const FORMAT: u8 = 1;
+/// The generated messages.
+#[allow(clippy::all, clippy::pedantic, unreachable_pub, missing_docs)]
+mod proto {
+    include!(concat!(env!("OUT_DIR"), "/weir.journal.v1.rs"));
+}
 
-fn encode<T: Record>(items: &[T]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 * items.len() + 8);
-    out.push(FORMAT);
-    (items.len() as u64).put(&mut out);
-    for item in items {
-        item.put(&mut out);
+/// Why bytes can't be read as a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The bytes have no message's form.
+    #[error("damaged record: {0}")]
+    Malformed(prost::DecodeError),
+    /// A value that no Weir writes.
+    #[error("damaged record: {what} is {found}")]
+    Damaged { what: &'static str, found: String },
+    /// A field that every Weir writes.
+    #[error("damaged record: {field} is missing")]
+    Missing { field: &'static str },
+    /// An enum's value or a kind of record that this version has no meaning for.
+    #[error("the record was written by a newer weir: {what} has the unknown value {found}")]
+    Unknown { what: &'static str, found: String },
+    /// Fields that this version has no meaning for.
+    #[error("the record was written by a newer weir: {bytes} bytes are in unknown fields")]
+    UnknownFields { bytes: usize },
+}
+
+impl Error {
+    fn damaged(what: &'static str, found: impl ToString) -> Self {
+        Self::Damaged { what, found: found.to_string() }
+    }
+
+    fn unknown(what: &'static str, found: impl ToString) -> Self {
+        Self::Unknown { what, found: found.to_string() }
+    }
+}
+
+/// Reads a message that has no field beyond those of `M`.
+fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Error> {
+    let message = M::decode(bytes).map_err(Error::Malformed)?;
+    // Unknown fields are skipped by the decoder, so they show as bytes that would not be written again.
+    let known = message.encoded_len();
+    if known == bytes.len() {
+        Ok(message)
+    } else {
+        Err(Error::UnknownFields { bytes: bytes.len().abs_diff(known) })
+    }
+}
+
+/// Writes events of consecutive revisions.
+pub fn encode_events(events: &[EventRecord]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64 * events.len() + 16);
+    let Some(first) = events.first() else { return out };
+    prost::encoding::uint64::encode(1, &first.revision.0, &mut out);
+    let mut before = None;
+    for (place, record) in (0u64..).zip(events) {
+        assert!(
+            record.revision.0 == first.revision.0 + place,
+            "a batch has a gap before {}",
+            record.revision
+        );
+        let mut message = record.to_message();
+        if before == Some(record.at) {
+            message.at_unix_ms = 0;
+        }
+        before = Some(record.at);
+        message_field::encode(2, &message, &mut out);
     }
     out
 }
 
-fn decode<T: Record>(bytes: &[u8]) -> Result<Vec<T>, Corrupt> {
-    let mut input = Input::new(bytes);
-    let format = u8::get(&mut input)?;
-    if format != FORMAT {
-        return Err(Corrupt { what: "format", at: 0, found: u64::from(format) });
-    }
-    let items = Vec::get(&mut input)?;
-    if !Mutant::SwallowTornBatch.is_on() {
-        input.finish()?;
-    }
-    Ok(items)
-}
-
-/// Writes a group of events.
-pub fn encode_events(events: &[EventRecord]) -> Vec<u8> {
-    encode(events)
-}
-
-/// Reads a group of events.
+/// Reads what [`encode_events`] wrote.
 ///
 /// # Errors
-/// [`Corrupt`] if the bytes are not what [`encode_events`] writes.
-pub fn decode_events(bytes: &[u8]) -> Result<Vec<EventRecord>, Corrupt> {
-    decode(bytes)
+/// [`Error`] if it wrote no such bytes.
+pub fn decode_events(bytes: &[u8]) -> Result<Vec<EventRecord>, Error> {
+    let bytes = if Mutant::SwallowTornBatch.is_on() { whole_fields(bytes) } else { bytes };
+    let batch: proto::EventBatch = decode(bytes)?;
+    let mut at = 0;
+    let events = (batch.first_revision..).zip(batch.events).map(|(revision, mut event)| {
+        if event.at_unix_ms == 0 {
+            event.at_unix_ms = at;
+        }
+        at = event.at_unix_ms;
+        event::from_message(revision, event)
+    });
+    events.collect()
+}
+
+/// The beginning of `bytes` that consists of whole fields.
+fn whole_fields(bytes: &[u8]) -> &[u8] {
+    let (mut rest, mut whole) = (bytes, 0);
+    while let Ok((tag, wire)) = decode_key(&mut rest)
+        && skip_field(wire, tag, &mut rest, DecodeContext::default()).is_ok()
+    {
+        whole = bytes.len() - rest.len();
+    }
+    &bytes[..whole]
 }
 
 /// Writes a chunk of a snapshot.
 pub fn encode_objects(objects: &[Object]) -> Vec<u8> {
-    encode(objects)
+    let mut out = Vec::with_capacity(64 * objects.len());
+    for object in objects {
+        message_field::encode(1, &object.to_message(), &mut out);
+    }
+    out
 }
 
-/// Reads a chunk of a snapshot.
+/// Reads what [`encode_objects`] wrote.
 ///
 /// # Errors
-/// [`Corrupt`] if the bytes are not what [`encode_objects`] writes.
-pub fn decode_objects(bytes: &[u8]) -> Result<Vec<Object>, Corrupt> {
-    decode(bytes)
+/// [`Error`] if it wrote no such bytes.
+pub fn decode_objects(bytes: &[u8]) -> Result<Vec<Object>, Error> {
+    let chunk: proto::SnapshotChunk = decode(bytes)?;
+    Translate::from_message(chunk.objects)
 }
 
 /// Writes one archive row.
 pub fn encode_row(row: &ArchiveRow) -> Vec<u8> {
-    encode(std::slice::from_ref(row))
+    row.to_message().encode_to_vec()
 }
 
-/// Reads one archive row.
+/// Reads what [`encode_row`] wrote.
 ///
 /// # Errors
-/// [`Corrupt`] if the bytes are not what [`encode_row`] writes.
-pub fn decode_row(bytes: &[u8]) -> Result<ArchiveRow, Corrupt> {
-    decode(bytes)?.pop().ok_or(Corrupt { what: "row", at: 0, found: 0 })
+/// [`Error`] if it wrote no such bytes.
+pub fn decode_row(bytes: &[u8]) -> Result<ArchiveRow, Error> {
+    ArchiveRow::from_message(decode(bytes)?)
 }
 
 /// The bytes that a spec's identity is the digest of.
 pub fn encode_spec(spec: &JobSpec) -> Vec<u8> {
-    let mut out = Vec::with_capacity(256);
-    spec.put(&mut out);
-    out
+    spec.to_message().encode_to_vec()
 }
 
 /// The bytes that a shape's digest is taken of.
 pub fn encode_shape(shape: &Shape) -> Vec<u8> {
-    let mut out = Vec::with_capacity(128);
-    shape.put(&mut out);
-    out
+    shape.to_message().encode_to_vec()
 }

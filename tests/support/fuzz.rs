@@ -3,10 +3,6 @@
 //! `WEIR_FUZZ=600` lets each of them go on for so many seconds; `WEIR_FUZZ_SEED=7` begins with that
 //! seed and tries no other.
 
-mod memory;
-mod record;
-mod request;
-
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -22,8 +18,8 @@ pub fn seeds() -> impl Iterator<Item = u64> {
 }
 
 /// What repeats a seed that failed.
-pub fn repeat(seed: u64, test: &str) -> String {
-    format!("repeat it with: WEIR_FUZZ_SEED={seed} cargo test --test bad_input {test}")
+pub fn repeat(binary: &str, seed: u64, test: &str) -> String {
+    format!("repeat it with: WEIR_FUZZ_SEED={seed} cargo test --test {binary} {test}")
 }
 
 /// The source of chance that a seed stands for.

@@ -10,8 +10,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use weir::api::described::{BOOL, BYTES, Field, MESSAGE, REPEATED, STRING, definitions};
 
-use super::{chance, mutate, number, repeat, seeds, varint};
 use crate::fake::{Agent, Broker, waiting_job};
+use crate::random::{chance, mutate, number, repeat, seeds, varint};
 use crate::raw;
 
 /// Requests of one seed.
@@ -137,7 +137,7 @@ async fn requests_by_chance_are_answered_with_proper_codes() {
             running.spawn(async move {
                 let outcome = one_seed(seed, &channel, &token, &journal).await;
                 tried.fetch_add(REQUESTS as u64, Ordering::Relaxed);
-                outcome.map_err(|error| format!("{error}\n{}", repeat(seed, "fuzz::request")))
+                outcome.map_err(|error| format!("{error}\n{}", repeat("bad_input", seed, "fuzz")))
             });
         }
         match running.join_next().await {
