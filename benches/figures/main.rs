@@ -1,4 +1,4 @@
-//! The figures of `docs/performance.md`, measured on real processes and printed as its table.
+//! The figures of `docs/internals/performance.md`, measured on real processes and printed as its table.
 //!
 //! `cargo bench --bench figures` runs all parts, `cargo bench --bench figures -- scale` one of
 //! them: `service`, `placement`, `large`, `scale`, `idle`. Each part first measures the latency of the disk's

@@ -1,4 +1,4 @@
-//! `weir bench`: an end-to-end load generator, hidden from the help. `docs/performance.md` has what
+//! `weir bench`: an end-to-end load generator, hidden from the help. `docs/internals/performance.md` has what
 //! it measured.
 
 use std::io::Write;

@@ -6,10 +6,11 @@ use crate::model::exchange::RefusedCode;
 use crate::model::reason::{JobReason, PoolReason};
 use crate::state::rejection::Rejection;
 
-/// `docs/reasons.md`.
+/// `docs/reference/reasons.md`.
 pub fn manual() -> String {
     let mut text =
-        "# Reasons\n\nStable codes, made from the code: `weir admin reasons > docs/reasons.md`.\n".to_owned();
+        "# Reasons\n\nStable codes, made from the code: `weir admin reasons > docs/reference/reasons.md`.\n"
+            .to_owned();
     let table = |title: &str, rows: &[(&str, &str, &str)]| {
         let mut part = format!("\n## {title}\n\n| code | means | what helps |\n|---|---|---|\n");
         for (code, meaning, help) in rows {
@@ -54,7 +55,7 @@ pub fn manual() -> String {
 mod tests {
     #[test]
     fn manual_in_the_docs_is_up_to_date() {
-        expect_test::expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons.md")]
+        expect_test::expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/reasons.md")]
             .assert_eq(&super::manual());
     }
 }
