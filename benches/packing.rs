@@ -1,12 +1,12 @@
-//! How fast the packing engine places, in memory and on one core: no journal, no network.
+//! Placement rate of the packing engine, in memory and on one core: no journal, no network.
 //!
-//! The two workloads are those that Armada (armadaproject.io) measures its own in-memory placement by:
-//! 32,000 jobs of one CPU on 1,000 empty nodes of 32 CPUs and 256 GiB, which takes it 0.60 s (53,000/s), and
-//! 10,000 such jobs on 10,000 nodes that have room for one more each, which it does at 20,000/s. Each
-//! is placed by best fit, five times over; the median is printed with the range.
+//! The two workloads are those with which Armada (armadaproject.io) measures its own in-memory placement:
+//! 32,000 jobs of one CPU on 1,000 empty nodes of 32 CPUs and 256 GiB, for which Armada takes 0.60 s
+//! (53,000/s), and 10,000 such jobs on 10,000 nodes with capacity for one more job each, which Armada places
+//! at 20,000/s. Each workload is placed five times with best fit; the median and the range are printed.
 //!
-//! A *lesson* is what `overflow` uses_profile from now and then, within one step of the broker: 256 kinds of tasks,
-//! which is the most, are played on 192 nodes of eight devices.
+//! A *profile update* of the policy `overflow` runs now and then within one step of the broker: it plays 256
+//! kinds of tasks, the maximum, on 192 nodes of eight devices.
 //!
 //!     cargo bench --bench packing
 
@@ -32,7 +32,7 @@ const RUNS: usize = 5;
 struct Workload {
     name: &'static str,
     nodes: u32,
-    /// CPUs that are free of each node; of memory, as much as goes with them.
+    /// Free CPUs of each node, with 8 GiB of free memory per CPU.
     free_cpus: u64,
     jobs: u32,
 }
@@ -46,7 +46,7 @@ fn resources(cpus: u64, memory_gib: u64) -> Resources {
     Resources { cpu_millis: cpus * 1_000, memory_bytes: memory_gib * GIB, ..Resources::default() }
 }
 
-/// How long it takes to place all jobs.
+/// Time to place all jobs.
 fn run(workload: &Workload) -> Duration {
     let class = ClassRef::new(NodeClass::default());
     let mut packer = Packer::new(Scorer::BestFit);
@@ -68,13 +68,13 @@ fn run(workload: &Workload) -> Duration {
     for job in 0..workload.jobs {
         let id = packer.demand(&demand, None);
         let place = packer.place_of(id, None, &mut Undo::default());
-        assert!(place.is_some(), "job {job} has no place");
+        assert!(place.is_some(), "job {job} fits no node");
     }
     started.elapsed()
 }
 
-/// How long it takes to learn what overflows.
-fn learn() -> Duration {
+/// Time of one update of the workload profile.
+fn update_profile() -> Duration {
     let mut random = Random::new(1);
     let mut mix = Mix::default();
     for kind in 0..256 {
@@ -100,7 +100,8 @@ fn learn() -> Duration {
     };
     let nodes = vec![node; 192];
     let started = Instant::now();
-    let profile = mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first lesson is news");
+    let profile =
+        mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first update yields a profile");
     let took = started.elapsed();
     assert_eq!(profile.kinds.len(), 256);
     took
@@ -111,7 +112,7 @@ fn main() {
     for workload in &WORKLOADS {
         row(workload.name, Some(workload.jobs), || run(workload));
     }
-    row("a lesson", None, learn);
+    row("profile update", None, update_profile);
 }
 
 fn row(name: &str, jobs: Option<u32>, run: impl FnMut() -> Duration) {
@@ -119,6 +120,6 @@ fn row(name: &str, jobs: Option<u32>, run: impl FnMut() -> Duration) {
     took.sort_unstable();
     let median = took[RUNS / 2].as_secs_f64();
     let rate = jobs.map_or("-".to_owned(), |jobs| format!("{:.0}", f64::from(jobs) / median));
-    let (least, most) = (took[0], took[RUNS - 1]);
-    println!("{name:<42} {:>8.1}ms {rate:>12}   {least:.1?} to {most:.1?}", median * 1e3);
+    let (min, max) = (took[0], took[RUNS - 1]);
+    println!("{name:<42} {:>8.1}ms {rate:>12}   {min:.1?} to {max:.1?}", median * 1e3);
 }

@@ -1,11 +1,11 @@
-//! What `weir dev` takes while nothing happens.
+//! CPU use of an idle `weir dev`.
 
 use std::time::Duration;
 
 use super::row;
 use super::support::{Home, until};
 
-/// User and system time of a process, in hundredths of a second.
+/// User and system time of a process, in hundredths of a second; 0 if the process has ended.
 fn cpu_ticks(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the name in parentheses, user and system time are the twelfth and thirteenth fields.

@@ -1,8 +1,8 @@
-//! The figures of `docs/internals/performance.md`, measured on real processes and printed as its table.
+//! Measures the figures of `docs/internals/performance.md` on real processes and prints them as a Markdown table.
 //!
-//! `cargo bench --bench figures` runs all parts, `cargo bench --bench figures -- scale` one of
-//! them: `service`, `placement`, `large`, `scale`, `idle`. Each part first measures the latency of the disk's
-//! own commit: figures of different runs compare only beside it.
+//! `cargo bench --bench figures` runs all parts, `cargo bench --bench figures -- scale` one of them:
+//! `service`, `placement`, `large`, `scale`, `idle`. Each part but `idle` first measures the commit latency
+//! of the disk: figures of different runs are comparable only if this latency is similar.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -22,19 +22,19 @@ fn row(what: &str, measured: &str) {
     println!("| {what} | {measured} |");
 }
 
-/// Measures the disk that a home lies on.
+/// Measures the commit latency of the disk with the home directory.
 fn disk(home: &Home) {
     let (code, out, error) = home.run(&["bench", "disk", home.path().to_str().unwrap_or("/tmp")]);
     assert!(code == 0, "{error}");
     row("the disk's own commit (4 KiB, fdatasync)", out.trim());
 }
 
-/// The value in thousandths of the sorted list.
+/// The quantile of a sorted list, in thousandths: 500 is the median. 0 for an empty list.
 fn quantile(sorted: &[u64], thousandths: usize) -> u64 {
     sorted.get(sorted.len().saturating_sub(1) * thousandths / 1_000).copied().unwrap_or(0)
 }
 
-/// Times a command as a user has it.
+/// Prints the median and 90th percentile of a command's duration, process start included.
 fn command(what: &str, times: usize, run: impl Fn() -> (i32, String, String)) {
     let mut micros: Vec<u64> = (0..times)
         .map(|_| {
@@ -67,8 +67,8 @@ fn machine() -> String {
 }
 
 fn main() {
-    // Cargo adds `--bench`; what is left names parts.
-    let wanted: Vec<String> =
+    // Cargo adds `--bench`; the other arguments name parts.
+    let selected: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let parts: [(&str, fn()); 5] = [
         ("service", service::run),
@@ -79,7 +79,7 @@ fn main() {
     ];
     println!("On {}.\n\n| what | measured |\n|---|---|", machine());
     for (name, run) in parts {
-        if wanted.is_empty() || wanted.iter().any(|part| part == name) {
+        if selected.is_empty() || selected.iter().any(|part| part == name) {
             run();
         }
     }

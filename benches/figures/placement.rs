@@ -1,10 +1,10 @@
-//! From submit to placed on a cluster that is nearly full, before a long queue that doesn't fit.
+//! Latency from submit to start on a nearly full cluster with a long queue of jobs that don't fit.
 //!
-//! 1,213 nodes of eight devices in five simulated pools (or 100,000 in 1,000); nine in ten devices
-//! taken, so that no node has more than one left; 100,000 (or 1,000,000) jobs of 64 shapes that want
-//! two to eight wait. Then 2,000 jobs a
-//! second ask for one device each, for 50 ms. What is measured is what a client sees: from its call
-//! until its watch tells that the job has an attempt.
+//! The cluster has 1,213 nodes of eight devices in five simulated pools (or 100,000 nodes in 1,000 pools).
+//! Nine of ten devices are in use, so that no node has more than one free device. 100,000 (or 1,000,000)
+//! waiting jobs of 64 shapes request two to eight devices each. Then 2,000 jobs per second arrive, each with
+//! one device for 50 ms. A client measures the time from its submit call until its watch reports an attempt
+//! of the job.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -23,26 +23,28 @@ use weir::pools::simulated::{NodeKind, Settings, Simulated, fleet};
 use super::support::Home;
 use super::{command, disk, quantile, row, status_kib};
 
-/// A cluster, and how many jobs wait there.
+/// Size of a cluster and of its queue.
 struct Cluster {
     pools: usize,
     nodes: u32,
     waiting: usize,
 }
 
-/// Agents that share a connection, which takes a thousand streams: each has two.
+/// Agents per connection. A connection allows a thousand streams, and each agent has two.
 const POOLS_PER_CONNECTION: usize = 100;
+/// Measured jobs per second.
 const RATE: u64 = 2_000;
+/// Length of the measured period.
 const SECONDS: u64 = 10;
-/// How long a step may take before the broker's log tells of it.
+/// Steps of the broker longer than this are logged as long.
 const LONG_STEP_MS: u64 = 20;
 
-/// The nodes of the openb trace.
+/// As many nodes as the openb trace has, in 5 pools, and 100,000 waiting jobs.
 pub fn small() {
     run(&Cluster { pools: 5, nodes: 1_213, waiting: 100_000 });
 }
 
-/// A hundred thousand nodes in a thousand pools, and a million jobs.
+/// 100,000 nodes in 1,000 pools, and 1,000,000 waiting jobs.
 pub fn large() {
     run(&Cluster { pools: 1_000, nodes: 100_000, waiting: 1_000_000 });
 }
@@ -61,7 +63,7 @@ fn run(cluster: &Cluster) {
             if index % POOLS_PER_CONNECTION == 0 {
                 connection = Client::new(&home.address, Some(&token)).expect("a client");
             }
-            // The first ones have one more where they don't come out even.
+            // The first pools have one more node if the division leaves a remainder.
             let (all, pools) = (cluster.nodes as usize, cluster.pools);
             start_pool(&connection, index, (all / pools + usize::from(index < all % pools)) as u32);
         }
@@ -75,7 +77,7 @@ fn run(cluster: &Cluster) {
     let Cluster { pools, nodes, waiting } = cluster;
     row(
         &format!(
-            "submit to placed, {RATE} jobs/s, {nodes} nodes in {pools} pools 90 % full, {waiting} waiting jobs that don't fit"
+            "submit to start, {RATE} jobs/s, {nodes} nodes in {pools} pools 90 % full, {waiting} waiting jobs that don't fit"
         ),
         &format!(
             "{} jobs: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms; {} steps longer than {LONG_STEP_MS} ms, the longest {} ms; {} MiB resident",
@@ -88,7 +90,7 @@ fn run(cluster: &Cluster) {
             status_kib(broker.0.id(), "VmRSS") >> 10,
         ),
     );
-    command("`weir why` of one that waits there, whole command, 101 times", 101, || {
+    command("`weir why` of a job that waits there, whole command, 101 times", 101, || {
         home.run(&["why", &format!("job/{last}")])
     });
     let filling = long_steps(&home);
@@ -98,15 +100,15 @@ fn run(cluster: &Cluster) {
     }
 }
 
-/// A step of the broker that all else waited for.
+/// A long step of the broker: all other inputs waited for it.
 struct Step {
     took_ms: u64,
-    /// Less where the processors had other work: clients and pools share them.
+    /// CPU time of the step. Clients and pools share the processors, so it may be less than `took_ms`.
     cpu_ms: u64,
     input: String,
 }
 
-/// The long steps that the broker's log tells of.
+/// The long steps in the broker's log.
 fn long_steps(home: &Home) -> Vec<Step> {
     let log = home.log();
     let field = |line: &str, name: &str| {
@@ -151,14 +153,14 @@ fn start_pool(client: &Client, index: usize, count: u32) {
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);
     let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
-    let vitals = Default::default();
+    let pool_health = Default::default();
     tokio::spawn(weir::runtime::agent::run(
         hello,
         backend,
         dialer,
         clock,
         |_| {},
-        vitals,
+        pool_health,
         std::future::pending(),
     ));
 }
@@ -184,15 +186,19 @@ fn job(prefix: &str, devices: u32, cpu_millis: u64, duration_ms: u64) -> v1::Sub
 
 async fn submit(client: &Client, jobs: Vec<v1::Submission>) -> v1::SubmitResponse {
     let token = weir::cli::new_token();
-    client.jobs().submit(v1::SubmitRequest { token, jobs }).await.expect("jobs are taken").into_inner()
+    client.jobs().submit(v1::SubmitRequest { token, jobs }).await.expect("jobs are accepted").into_inner()
 }
 
-/// Devices in use, over all pools.
+/// Devices in use in all pools.
 async fn devices_used(client: &Client) -> u64 {
     let pools = client.pools().list_pools(v1::ListPoolsRequest {}).await.expect("pools").into_inner().pools;
-    pools.iter().map(|pool| pool.committed.as_ref().map_or(0, |held| held.device_millis) / 1_000).sum()
+    pools
+        .iter()
+        .map(|pool| pool.committed.as_ref().map_or(0, |committed| committed.device_millis) / 1_000)
+        .sum()
 }
 
+/// Waits until at least `devices` devices are in use.
 async fn until_used(client: &Client, devices: u64) {
     let deadline = Instant::now() + Duration::from_secs(600);
     while devices_used(client).await < devices {
@@ -201,7 +207,7 @@ async fn until_used(client: &Client, devices: u64) {
     }
 }
 
-/// Returns the revision from which on to watch, and the name of the last job that waits.
+/// Fills the cluster and the queue. Returns the revision to watch from, and the name of the last waiting job.
 async fn fill(client: &Client, cluster: &Cluster) -> (u64, String) {
     let nodes = u64::from(cluster.nodes);
     let hour = 3_600_000;
@@ -229,6 +235,7 @@ async fn fill(client: &Client, cluster: &Cluster) -> (u64, String) {
     (reply.revision, reply.jobs[0].name.clone())
 }
 
+/// Submits single jobs at the fixed rate. Returns the latency of each job that started, in microseconds.
 async fn measure(client: &Client, from_revision: u64) -> Vec<u64> {
     let request = v1::WatchJobsRequest { from_revision, ..v1::WatchJobsRequest::default() };
     let mut watch = client.jobs().watch_jobs(request).await.expect("a watch").into_inner();
@@ -248,20 +255,20 @@ async fn measure(client: &Client, from_revision: u64) -> Vec<u64> {
         }
         calls.join_all().await.concat()
     });
-    let (mut placed, wanted) = (HashMap::new(), (RATE * SECONDS) as usize);
+    let (mut started_jobs, expected) = (HashMap::new(), (RATE * SECONDS) as usize);
     let deadline = started + Duration::from_secs(SECONDS + 30);
-    while placed.len() < wanted && Instant::now() < deadline {
+    while started_jobs.len() < expected && Instant::now() < deadline {
         let message = tokio::time::timeout(Duration::from_secs(5), watch.message()).await;
         let Ok(Ok(Some(change))) = message else { break };
         for job in change.jobs.iter().filter(|job| job.name.starts_with("quick-")) {
             if job.phase() != v1::JobPhase::Pending {
-                placed.entry(job.id).or_insert_with(Instant::now);
+                started_jobs.entry(job.id).or_insert_with(Instant::now);
             }
         }
     }
     let sent = submitter.await.expect("the submitter ends");
     let latency = |(id, sent): &(u64, Instant)| {
-        Some(placed.get(id)?.saturating_duration_since(*sent).as_micros() as u64)
+        Some(started_jobs.get(id)?.saturating_duration_since(*sent).as_micros() as u64)
     };
     sent.iter().filter_map(latency).collect()
 }

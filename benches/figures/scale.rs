@@ -1,4 +1,4 @@
-//! A million waiting jobs: memory, restart, and how long a step takes while a snapshot is written.
+//! A million waiting jobs: memory, restart time, and the longest step while a snapshot is written.
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ fn submission() -> v1::Submission {
     v1::Submission { name_prefix: "wait".to_owned(), spec: Some(spec), ..v1::Submission::default() }
 }
 
-/// A broker process without pools: everything waits.
+/// Measures a broker process without pools, in which all jobs wait.
 fn processes() {
     let mut home = Home::new();
     let mut broker = home.start_broker("server");
@@ -51,15 +51,15 @@ fn processes() {
         for batch in 0..JOBS / BATCH {
             let jobs = vec![submission(); BATCH as usize];
             let request = v1::SubmitRequest { token: format!("scale-{batch}"), jobs };
-            client.jobs().submit(request).await.expect("jobs are taken");
+            client.jobs().submit(request).await.expect("jobs are accepted");
         }
     });
     let after = status_kib(pid, "VmRSS");
-    let most = status_kib(pid, "VmHWM");
+    let peak = status_kib(pid, "VmHWM");
     let per_job = |kib: u64| (kib.saturating_sub(before) * 1_024) as f64 / JOBS as f64;
     row(
         "memory per waiting one-task job, of 1,000,000, resident",
-        &format!("{:.0} B, at most {:.0} B with the snapshots meanwhile", per_job(after), per_job(most)),
+        &format!("{:.0} B, peak {:.0} B while snapshots are written", per_job(after), per_job(peak)),
     );
     broker.kill();
     let started = Instant::now();
@@ -69,15 +69,15 @@ fn processes() {
         if code == 0 {
             break started.elapsed();
         }
-        assert!(started.elapsed() < Duration::from_secs(120), "the broker does not come back");
+        assert!(started.elapsed() < Duration::from_secs(120), "the broker does not restart");
     };
     row(
-        "restart after kill -9 with 1,000,000 waiting jobs, to the first answer",
+        "restart after kill -9 with 1,000,000 waiting jobs, to the first response",
         &format!("{:.1} s, {} MiB resident", serving.as_secs_f64(), status_kib(broker.0.id(), "VmRSS") >> 10),
     );
 }
 
-/// The broker's machine alone, its journal answering at once.
+/// The broker's state machine alone, with a journal that completes writes without delay.
 struct Machine {
     broker: Broker,
     now: u64,
@@ -108,7 +108,7 @@ impl Machine {
             longest: Duration::ZERO,
         };
         machine.appended = Some(machine.broker.state().revision());
-        machine.settle();
+        machine.complete_writes();
         machine
     }
 
@@ -130,8 +130,8 @@ impl Machine {
         }
     }
 
-    /// Tells the machine that all it wanted written is.
-    fn settle(&mut self) {
+    /// Reports all requested writes as complete, until none is left.
+    fn complete_writes(&mut self) {
         loop {
             self.now += 1;
             if let Some(through) = self.appended.take() {
@@ -158,18 +158,18 @@ impl Machine {
     }
 }
 
-/// The longest step while a snapshot of a million jobs is written and small submits come in.
+/// Measures the longest step while a snapshot of a million jobs is written and single jobs are submitted.
 fn steps() {
     let mut machine = Machine::new();
     while (machine.broker.state().job_count() as u64) < JOBS {
         machine.submit(BATCH);
-        machine.settle();
+        machine.complete_writes();
     }
-    let quiet = {
+    let without_snapshot = {
         machine.longest = Duration::ZERO;
         for _ in 0..1_000 {
             machine.submit(1);
-            machine.settle();
+            machine.complete_writes();
         }
         machine.longest
     };
@@ -191,7 +191,7 @@ fn steps() {
         &format!(
             "{:.2} ms ({:.2} ms without one); {} chunks in {:.1} s",
             machine.longest.as_secs_f64() * 1_000.0,
-            quiet.as_secs_f64() * 1_000.0,
+            without_snapshot.as_secs_f64() * 1_000.0,
             machine.chunks,
             started.elapsed().as_secs_f64()
         ),

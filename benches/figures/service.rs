@@ -1,4 +1,4 @@
-//! Rates and latencies of a running `weir dev`, by the commands that a user types.
+//! Rates and latencies of a running `weir dev`, measured with commands as a user runs them.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ pub fn run() {
         home.run(&["get", "pools"]).1.matches("READY").count() == 6
     });
     disk(&home);
-    // The small things first, while the broker holds little.
+    // The short commands first, while the broker has few jobs.
     command("`weir run -- true`, whole command, 101 times", 101, || home.run(&["run", "--", "true"]));
     let file = home.path().join("ten-thousand.yaml");
     let text = "groups:\n- count: 10000\n  cpus: 900\n  memory: 1Mi\n  command: ['true']\n";
@@ -36,7 +36,7 @@ fn bench(home: &Home, what: &str, arguments: &[&str]) {
     row(&format!("{what}: `weir bench {}`", arguments.join(" ")), out.trim());
 }
 
-/// One job of 10,000 `true`, each of which takes a whole core of the host pool.
+/// One job of 10,000 tasks `true`, each with a whole core of the host pool.
 fn slots(home: &Home) {
     let file = home.path().join("true.yaml");
     let text = "name: slots\nconstraints: {pools: [local]}\ngroups:\n- count: 10000\n  cpus: 1\n  memory: 1Mi\n  command: ['true']\n";

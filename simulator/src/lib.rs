@@ -1,12 +1,13 @@
-//! Weir's own machines in virtual time, with faults, and checkers that watch them.
+//! Deterministic simulation of Weir, and commands that play real traces.
 //!
-//! `world` is the simulation; `sweep` runs many seeds, `seeds` looks at single ones. Of real traces, which
-//! `traces` reads, `load` plays one against a running broker, `replay` through the whole kernel in virtual
-//! time, and `pack` fills a cluster with one, by the broker's engine alone.
+//! `world` runs the broker's and the agents' state machines in virtual time, injects faults and checks
+//! invariants. `sweep` runs many seeds, `seeds` runs single ones, and `mutants` checks that a sweep detects
+//! deliberate bugs. `traces` reads real traces: `load` plays one against a running broker, `replay` plays one
+//! through the whole kernel in virtual time, and `pack` fills a cluster with the broker's packing engine
+//! alone.
 
-/// Prints a line. Whoever reads may stop at any time, as `head` does: that ends the command, and is no
-/// fault.
-macro_rules! say {
+/// Prints a line to standard output. A closed pipe, as after `head`, ends the command with exit code 0.
+macro_rules! print_line {
     ($($text:tt)*) => {
         if std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)))
             .is_err()
@@ -16,8 +17,8 @@ macro_rules! say {
     };
 }
 
-/// Tells on standard error what goes on. Nobody has to read it.
-macro_rules! tell {
+/// Prints a line of progress to standard error. Errors are ignored: progress output is optional.
+macro_rules! print_progress {
     ($($text:tt)*) => {
         drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*))))
     };

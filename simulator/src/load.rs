@@ -1,8 +1,8 @@
-//! Real traces against a running broker: its nodes as simulated pools, its tasks as jobs.
+//! Plays a real trace against a running broker: the trace's nodes become simulated pools, its tasks jobs.
 //!
-//! Durations are divided by the speed-up. Arrivals are compressed apart from them, until the GPU
-//! time asked for is the given share of what the cluster has while tasks arrive: played at its own
-//! pace the trace never fills the cluster.
+//! Durations are divided by the speed-up. Arrivals are compressed separately, until the requested GPU time is
+//! the given share of the GPU time that the cluster has during the arrivals. At its recorded arrival times
+//! the trace never fills the cluster.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use weir::telemetry::PoolHealth;
 
 use crate::traces::openb::{self, Task};
 
-/// Plays a trace against a running broker.
+/// Plays a real trace against a running broker.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  weir dev &\n  cargo run --release -p simulator -- load --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv"
@@ -33,42 +33,46 @@ use crate::traces::openb::{self, Task};
 pub struct Load {
     #[command(flatten)]
     connect: Connect,
-    /// Nodes: sn, cpu_milli, memory_mib, gpu, model.
-    #[arg(long)]
+    /// CSV of nodes with the columns sn, cpu_milli, memory_mib, gpu and model.
+    #[arg(long, value_name = "FILE")]
     nodes: PathBuf,
-    /// Tasks: the openb columns.
-    #[arg(long)]
+    /// CSV of tasks with the columns of the openb trace.
+    #[arg(long, value_name = "FILE")]
     pods: PathBuf,
-    /// GPU time asked for while tasks arrive, as a share of what there is.
-    #[arg(long, default_value_t = 1.2)]
+    /// GPU time requested by the tasks, divided by the GPU time of the cluster during the arrivals.
+    #[arg(long, value_name = "RATIO", default_value_t = 1.2)]
     offered_load: f64,
-    /// Divides every duration; absent: the longest task takes a minute.
-    #[arg(long)]
+    /// Factor by which every duration is divided, at least 1. Default: the longest task takes 60 s.
+    #[arg(long, value_name = "FACTOR")]
     speedup: Option<f64>,
-    /// Longer tasks are cut to so many seconds of the trace's time; 0 cuts none.
+    /// Longest duration of a task, in seconds of the trace's time; longer tasks are cut to it. 0 cuts none.
     ///
-    /// Half of the openb tasks run for eight minutes, one for five months: uncut, whatever is
-    /// fast enough to see the long ones end makes the others vanish at once.
-    #[arg(long, default_value_t = 14_400)]
+    /// Half of the openb tasks run for eight minutes, one for five months. Without a cut, a speed-up at which
+    /// the longest tasks end makes all others end at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 14_400)]
     cut: u64,
-    /// Plays the trace so often: one pass of openb asks for no more GPUs in all than there are.
-    #[arg(long, default_value_t = 3)]
+    /// Number of times that the trace is played, one pass after another. One pass of openb requests no more
+    /// GPUs in total than its nodes have.
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
     passes: u32,
 }
 
-/// The provinces that the nodes are split over.
+/// Regions that the nodes are distributed over, one pool each.
 const REGIONS: [&str; 5] = ["CN-CQ", "CN-XJ", "CN-GZ", "CN-SC", "CN-QH"];
-/// The longest task's time where no speed-up is named.
+/// Duration of the longest task unless `--speedup` is given.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Jobs in one request.
+/// Most jobs in one submit request.
 const BATCH: usize = 200;
+/// Interval between two samples of the pools and the waiting jobs.
 const SAMPLE: Duration = Duration::from_millis(500);
 
 impl Load {
     /// Plays the trace and prints the summary.
     ///
     /// # Errors
-    /// Files that can't be read, a broker that can't be reached, jobs that were lost.
+    /// - A file can't be read.
+    /// - The broker can't be reached, or doesn't accept the pools within 30 s.
+    /// - A job did not succeed.
     pub fn run(self) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(self.play())
     }
@@ -95,14 +99,14 @@ impl Load {
         bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} ended, {msg}")?);
         let submitter =
             tokio::spawn(submit(client.clone(), jobs(&tasks, &pools, &run, speedup), span_s, started));
-        let watched = watch(&client, &pools, &run, tasks.len(), &bar).await?;
+        let observed = watch(&client, &pools, &run, tasks.len(), &bar).await?;
         let ids = submitter.await??;
         bar.finish_and_clear();
-        summary(&client, &ids, &watched, started.elapsed()).await
+        summary(&client, &ids, &observed, started.elapsed()).await
     }
 }
 
-/// Stands the nodes up as one simulated pool per province.
+/// Starts one simulated pool per region, with an equal share of the nodes, and waits until all are ready.
 async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow::Result<Vec<String>> {
     let (clock, mut names) = (Clock::start(), Vec::new());
     let mut shares: Vec<Vec<NodeSpec>> = vec![Vec::new(); REGIONS.len()];
@@ -146,12 +150,12 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
         if ready.count() == names.len() {
             return Ok(names);
         }
-        anyhow::ensure!(Instant::now() < deadline, "the pools were not let in within 30 s");
+        anyhow::ensure!(Instant::now() < deadline, "the pools were not ready within 30 s");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// A job with its arrival as a share of the span.
+/// Jobs sorted by arrival, which is a fraction of the span of all arrivals.
 fn jobs(tasks: &[Task], pools: &[String], run: &str, speedup: f64) -> Vec<(f64, v1::Submission)> {
     let last = tasks.iter().map(|task| task.created_s).max().unwrap_or(1).max(1) as f64;
     let job = |task: &Task| {
@@ -209,7 +213,7 @@ async fn submit(
         }
         let batch = jobs[next..next + due].iter().map(|(_, job)| job.clone()).collect();
         let request = v1::SubmitRequest { token: new_token(), jobs: batch };
-        // The same token makes repeating harmless while the broker is away.
+        // The same token makes a retry idempotent while the broker is unavailable.
         loop {
             match client.jobs().submit(request.clone()).await {
                 Ok(response) => {
@@ -227,14 +231,14 @@ async fn submit(
     Ok(ids)
 }
 
-/// What was seen while the trace played.
+/// Samples taken while the trace was played.
 #[derive(Default)]
-struct Watched {
+struct Observed {
     /// Allocated devices in percent, by region, one per sample.
     allocated: BTreeMap<String, Vec<u64>>,
-    /// How often each reason was why the longest-waiting job waited, over pools and samples.
+    /// How often each reason code was given for the job that waited longest, summed over pools and samples.
     reasons: BTreeMap<String, u64>,
-    waiting_most: usize,
+    waiting_max: usize,
 }
 
 async fn watch(
@@ -243,16 +247,16 @@ async fn watch(
     run: &str,
     all: usize,
     bar: &ProgressBar,
-) -> anyhow::Result<Watched> {
-    let mut watched = Watched::default();
+) -> anyhow::Result<Observed> {
+    let mut observed = Observed::default();
     loop {
         tokio::time::sleep(SAMPLE).await;
         let listed = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
         for pool in listed.iter().filter(|pool| pools.contains(&pool.name)) {
-            let (total, held) =
+            let (total, committed) =
                 (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
-            let percent = (held.device_millis * 100).checked_div(total.device_millis).unwrap_or(0);
-            watched.allocated.entry(pool.region.clone()).or_default().push(percent);
+            let percent = (committed.device_millis * 100).checked_div(total.device_millis).unwrap_or(0);
+            observed.allocated.entry(pool.region.clone()).or_default().push(percent);
         }
         let (mut live, mut waiting, mut token) = (0, Vec::new(), String::new());
         loop {
@@ -272,30 +276,30 @@ async fn watch(
                 break;
             }
         }
-        watched.waiting_most = watched.waiting_most.max(waiting.len());
+        observed.waiting_max = observed.waiting_max.max(waiting.len());
         if let Some(oldest) = waiting.last() {
             let job = Some(v1::JobRef { id: *oldest, ..v1::JobRef::default() });
-            // It may have been placed meanwhile: then there is nothing to explain.
+            // The job may have started meanwhile: the request then fails, and the sample has no reason.
             if let Ok(why) = client.jobs().why(v1::WhyRequest { job }).await {
                 for pool in why.into_inner().groups.iter().flat_map(|group| &group.pools) {
                     if pool.permanence() == v1::Permanence::Busy {
                         let code = pool.reason.clone().unwrap_or_default().code;
-                        *watched.reasons.entry(code).or_default() += 1;
+                        *observed.reasons.entry(code).or_default() += 1;
                     }
                 }
             }
         }
-        bar.set_message(format!("{live} alive, {} waiting", waiting.len()));
+        bar.set_message(format!("{live} live, {} waiting", waiting.len()));
         let ended = count_ended(client, run, all).await?;
         bar.set_position(ended as u64);
         if ended == all {
-            return Ok(watched);
+            return Ok(observed);
         }
     }
 }
 
 async fn count_ended(client: &Client, run: &str, all: usize) -> anyhow::Result<usize> {
-    let (mut ended, mut seen, mut token) = (0, 0, String::new());
+    let (mut ended, mut listed, mut token) = (0, 0, String::new());
     loop {
         let request = v1::ListJobsRequest {
             labels: BTreeMap::from([("load".to_owned(), run.to_owned())]),
@@ -305,17 +309,17 @@ async fn count_ended(client: &Client, run: &str, all: usize) -> anyhow::Result<u
             ..v1::ListJobsRequest::default()
         };
         let page = client.jobs().list_jobs(request).await?.into_inner();
-        seen += page.jobs.len();
+        listed += page.jobs.len();
         ended += page.jobs.iter().filter(|job| job.ended_unix_ms.is_some()).count();
         token = page.next_page_token;
-        if token.is_empty() || seen >= all {
+        if token.is_empty() || listed >= all {
             return Ok(ended);
         }
     }
 }
 
-async fn summary(client: &Client, ids: &[u64], watched: &Watched, after: Duration) -> anyhow::Result<()> {
-    let (mut succeeded, mut waits, mut placed) = (0, Vec::new(), BTreeMap::<String, usize>::new());
+async fn summary(client: &Client, ids: &[u64], observed: &Observed, after: Duration) -> anyhow::Result<()> {
+    let (mut succeeded, mut waits, mut started) = (0, Vec::new(), BTreeMap::<String, usize>::new());
     for id in ids {
         let job = Some(v1::JobRef { id: *id, ..v1::JobRef::default() });
         let response =
@@ -324,7 +328,7 @@ async fn summary(client: &Client, ids: &[u64], watched: &Watched, after: Duratio
         succeeded += usize::from(job.phase() == v1::JobPhase::Succeeded);
         for attempt in response.attempts {
             waits.push(attempt.ordered_unix_ms.saturating_sub(job.submitted_unix_ms));
-            *placed.entry(attempt.region).or_default() += 1;
+            *started.entry(attempt.region).or_default() += 1;
         }
     }
     waits.sort_unstable();
@@ -332,22 +336,22 @@ async fn summary(client: &Client, ids: &[u64], watched: &Watched, after: Duratio
         |share: f64| waits.get((waits.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(0);
     println!("{} jobs acknowledged, {succeeded} succeeded, after {:.1} s", ids.len(), after.as_secs_f64());
     println!(
-        "submit to placed: p50 {} ms, p90 {} ms, p99 {} ms, longest {} ms; at most {} waited at once",
+        "submit to start: p50 {} ms, p90 {} ms, p99 {} ms, longest {} ms; at most {} jobs waited at once",
         at(0.5),
         at(0.9),
         at(0.99),
         at(1.0),
-        watched.waiting_most
+        observed.waiting_max
     );
     let reasons: Vec<String> =
-        watched.reasons.iter().map(|(code, count)| format!("{code} {count}")).collect();
-    println!("why the oldest waited (pools × samples): {}", reasons.join(", "));
-    for (region, samples) in &watched.allocated {
+        observed.reasons.iter().map(|(code, count)| format!("{code} {count}")).collect();
+    println!("reasons why the oldest job waited (pools × samples): {}", reasons.join(", "));
+    for (region, samples) in &observed.allocated {
         let mean = samples.iter().sum::<u64>() / samples.len().max(1) as u64;
-        let most = samples.iter().max().copied().unwrap_or(0);
-        let placed = placed.get(region).copied().unwrap_or(0);
+        let max = samples.iter().max().copied().unwrap_or(0);
+        let started = started.get(region).copied().unwrap_or(0);
         println!(
-            "{region}  {placed:>5} placed, devices allocated: mean {mean} %, most {most} %  {}",
+            "{region}  {started:>5} started, devices allocated: mean {mean} %, max {max} %  {}",
             sparkline(samples)
         );
     }
@@ -355,7 +359,7 @@ async fn summary(client: &Client, ids: &[u64], watched: &Watched, after: Duratio
     Ok(())
 }
 
-/// Percents as bars, at most 40 of them.
+/// Percentages as at most 40 bars, each the maximum of its samples.
 fn sparkline(samples: &[u64]) -> String {
     let step = samples.len().div_ceil(40).max(1);
     let bar = |chunk: &[u64]| {

@@ -1,8 +1,8 @@
-//! The simulator's commands.
+//! Command line of the simulator.
 
 use clap::{Parser, Subcommand};
 
-/// A sweep is many short lives of small objects; a quarter of its time went to the system's allocator.
+/// A sweep allocates many small, short-lived objects: the system's allocator took a quarter of its time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -10,7 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(
     name = "simulator",
     version,
-    about = "Weir's kernel in virtual time, and real traces against a running broker"
+    about = "Runs Weir's kernel in virtual time with injected faults, and plays real traces"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -19,20 +19,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs seeds of the deterministic simulation, each with faults and then without.
+    /// Runs many seeds of the deterministic simulation, each first with faults and then without.
     Sweep(simulator::sweep::Sweep),
-    /// Plays a seed of the simulation again, or a real trace through the whole kernel.
+    /// Runs one seed of the simulation, or plays a real trace through the whole kernel.
     Replay(simulator::replay::Replay),
-    /// Runs each seed twice: the journals must be equal byte for byte.
+    /// Runs each seed twice and compares the journals, which must be byte-identical.
     Meta(simulator::seeds::Meta),
-    /// Makes a failing seed's faults as few as they can be.
+    /// Reduces a failing seed to the fewest faults and client actions that still fail.
     Minimise(simulator::seeds::Minimise),
-    /// Shows that a sweep finds deliberate faults.
+    /// Checks that a sweep detects every mutant, a deliberate bug in the kernel.
     #[cfg(feature = "mutants")]
     Mutants(simulator::mutants::Mutants),
-    /// Fills a cluster with a trace's tasks and tells how much was allocated.
+    /// Fills a cluster with a trace's tasks and prints the share of GPUs that was allocated.
     Pack(simulator::pack::Pack),
-    /// Compares policies: a table, and a report with curves.
+    /// Compares placement policies: prints tables and writes an HTML report with charts.
     Compare(simulator::pack::Compare),
     /// Plays a real trace against a running broker.
     #[cfg(feature = "load")]

@@ -1,4 +1,4 @@
-//! Deliberate faults in the kernel, one at a time: a sweep must find each.
+//! Mutation testing: enables one deliberate bug of the kernel at a time. A sweep must detect each.
 
 use std::io::Write;
 
@@ -7,29 +7,30 @@ use weir::model::mutant::Mutant;
 
 use crate::sweep::sweep;
 
-/// Switches on one deliberate fault after the other and sweeps until it is found.
+/// Enables one mutant after another and sweeps seeds until an invariant is violated.
 #[derive(clap::Args)]
 #[command(after_help = "Example:
-  simulator mutants --seeds 5000")]
+  simulator mutants --seeds 5000
+  simulator mutants --only ForgetTokens")]
 pub struct Mutants {
-    /// Give up on a fault after so many seeds.
+    /// Number of seeds after which a mutant counts as not detected.
     #[arg(long, default_value_t = 5_000)]
     seeds: u64,
-    /// Only this one.
+    /// Run only the mutant of this name, for example ForgetTokens. Default: all mutants.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
 }
 
 impl Mutants {
-    /// Prints a table of what was found, and in how many seeds.
+    /// Prints a table: each mutant, the number of seeds until detection, and the violation.
     ///
     /// # Errors
-    /// The faults that were not found; or that something is found without any.
+    /// Names the mutants that no seed detected.
     pub fn run(&self) -> anyhow::Result<()> {
-        // Panics are findings here, and not to be told about one by one.
+        // A panic counts as a detection here: suppress the message of each.
         std::panic::set_hook(Box::new(|_| {}));
-        let mut missed = Vec::new();
-        say!("| fault | seeds | found as |\n|---|---|---|");
+        let mut undetected = Vec::new();
+        print_line!("| mutant | seeds | violation |\n|---|---|---|");
         for (mutant, meaning) in Mutant::ALL {
             let name = format!("{mutant:?}");
             if self.only.as_ref().is_some_and(|only| *only != name) {
@@ -40,17 +41,17 @@ impl Mutants {
             Mutant::switch(None);
             match found {
                 Some(violation) => {
-                    let what: String = violation.what.chars().take(90).collect();
-                    say!("| `{name}`: {meaning} | {} | {what} |", violation.seed + 1);
+                    let text: String = violation.what.chars().take(90).collect();
+                    print_line!("| `{name}`: {meaning} | {} | {text} |", violation.seed + 1);
                 }
                 None => {
-                    say!("| `{name}`: {meaning} | not in {} | |", self.seeds);
-                    missed.push(name);
+                    print_line!("| `{name}`: {meaning} | not within {} | |", self.seeds);
+                    undetected.push(name);
                 }
             }
             std::io::stdout().flush()?;
         }
-        ensure!(missed.is_empty(), "not found: {}", missed.join(", "));
+        ensure!(undetected.is_empty(), "not detected: {}", undetected.join(", "));
         Ok(())
     }
 }

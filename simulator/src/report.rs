@@ -1,4 +1,4 @@
-//! A report: tables for the terminal and the browser, and curves for the browser.
+//! Report: tables as text and HTML, and charts as SVG within the HTML.
 
 use anyhow::anyhow;
 use plotters::prelude::{
@@ -13,13 +13,13 @@ pub(crate) struct Report {
     pub(crate) charts: Vec<Chart>,
 }
 
-/// Rows of cells under a heading: the first cell names the row, the others are figures.
+/// Rows of cells below a heading: the first cell names the row, the others hold figures.
 pub(crate) struct Table {
     title: String,
     rows: Vec<Vec<String>>,
 }
 
-/// Curves over one axis.
+/// A line chart.
 pub(crate) struct Chart {
     pub(crate) title: String,
     pub(crate) x: String,
@@ -29,12 +29,12 @@ pub(crate) struct Chart {
 
 pub(crate) struct Series {
     pub(crate) name: String,
-    /// Its place among the colours: what is the same in several charts looks the same.
+    /// Index into `COLOURS`, so that a policy has the same colour in every chart.
     pub(crate) colour: usize,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// What is told of many values.
+/// Summary of a distribution.
 #[derive(Clone, Copy, serde::Serialize)]
 pub(crate) struct Quantiles {
     pub(crate) median: f64,
@@ -43,7 +43,10 @@ pub(crate) struct Quantiles {
 }
 
 impl Quantiles {
-    /// Of at least one value.
+    /// Computes the summary of at least one value.
+    ///
+    /// # Panics
+    /// If `values` is empty.
     pub(crate) fn of(values: impl Iterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.collect();
         sorted.sort_by(f64::total_cmp);
@@ -52,7 +55,7 @@ impl Quantiles {
     }
 }
 
-/// Told apart by those who see no red or green, too: Okabe and Ito, Color universal design, 2008.
+/// Distinguishable with red-green colour blindness: Okabe and Ito, Color universal design, 2008.
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -78,7 +81,7 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The table in columns.
+    /// The table as text with aligned columns: the first to the left, the others to the right.
     pub(crate) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -114,10 +117,10 @@ impl Table {
 }
 
 impl Report {
-    /// One page that needs nothing else.
+    /// One self-contained HTML page.
     ///
     /// # Errors
-    /// If a chart can't be drawn.
+    /// If a chart can't be rendered.
     pub(crate) fn html(&self) -> anyhow::Result<String> {
         let (title, about) = (entities(&self.title), entities(&self.about));
         let mut page = format!(
@@ -140,21 +143,21 @@ impl Report {
 impl Chart {
     fn svg(&self) -> anyhow::Result<String> {
         let mut svg = String::new();
-        self.draw(&mut svg).map_err(|why| anyhow!("can't draw {:?}: {why}", self.title))?;
+        self.render(&mut svg).map_err(|why| anyhow!("can't render the chart {:?}: {why}", self.title))?;
         Ok(svg)
     }
 
-    fn draw(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    fn render(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
         let points = || self.series.iter().flat_map(|series| &series.points);
-        let most_x = points().map(|(x, _)| *x).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-        let most_y = points().map(|(_, y)| *y).fold(0.0, f64::max).max(f64::MIN_POSITIVE) * 1.05;
+        let x_max = points().map(|(x, _)| *x).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let y_max = points().map(|(_, y)| *y).fold(0.0, f64::max).max(f64::MIN_POSITIVE) * 1.05;
         let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(0.0..most_x, 0.0..most_y)?;
+            .build_cartesian_2d(0.0..x_max, 0.0..y_max)?;
         let grid = RGBColor(225, 225, 225);
         chart
             .configure_mesh()
@@ -182,7 +185,7 @@ impl Chart {
     }
 }
 
-/// Text that is only text to a browser.
+/// Escapes text for HTML, control and bidi characters included.
 fn entities(text: &str) -> String {
     escape(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn table_stands_in_columns_with_figures_to_the_right() {
+    fn text_table_has_aligned_columns_with_figures_to_the_right() {
         let report = report();
         assert_eq!(
             report.tables[0].text(),
@@ -224,22 +227,22 @@ mod tests {
     }
 
     #[test]
-    fn page_has_a_curve_for_each_series_and_no_text_becomes_markup() {
+    fn page_has_a_curve_for_each_series_and_escapes_all_text() {
         let page = report().html().unwrap();
         assert_eq!(page.matches("<svg").count(), 1);
-        // Grid lines and legends are lines, too, but none of more than two points.
+        // Grid lines and legends are lines as well, but of two points only.
         let curves = page.lines().filter(|line| line.contains("<polyline") && line.matches(',').count() > 10);
         let curves: Vec<&str> = curves.collect();
         assert_eq!(curves.len(), 2);
         assert!(curves[0].contains("#E69F00") && curves[1].contains("#0072B2"), "{curves:?}");
         assert!(page.contains("of &lt;two&gt;") && page.contains("a &amp; b") && !page.contains("<two>"));
-        assert!(!page.contains('\u{202e}'), "a text that turns others around");
+        assert!(!page.contains('\u{202e}'), "a bidi character must be escaped");
         let empty = Chart { series: Vec::new(), ..report().charts.remove(0) };
-        assert!(empty.svg().is_ok(), "no data is no reason to fail");
+        assert!(empty.svg().is_ok(), "an empty chart renders");
     }
 
     #[test]
-    fn quantiles_are_of_the_sorted_values() {
+    fn quantiles_are_those_of_the_sorted_values() {
         let of = Quantiles::of((0..=100).rev().map(f64::from));
         assert_eq!((of.median, of.p95, of.mean), (50.0, 95.0, 50.0));
     }

@@ -1,4 +1,4 @@
-//! Many seeds, on all cores.
+//! Runs many seeds, on all cores.
 
 use std::process::Command;
 use std::sync::Mutex;
@@ -9,19 +9,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::world::{Counts, Violation, World};
 
-/// Runs seeds of the simulation.
+/// Runs many seeds of the deterministic simulation, each first with faults and then without.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   simulator sweep --seeds 20000
-  simulator sweep --from 20000 --seeds 100000")]
+  simulator sweep --from 20000 --seeds 100000
+  simulator sweep --seeds 1000000 --minutes 60")]
 pub struct Sweep {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
-    /// The first seed.
+    /// First seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Stop after so many minutes, however many seeds have run.
+    /// Stop after this many minutes, even if fewer seeds have run. Default: no time limit.
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<u64>,
 }
@@ -29,36 +30,43 @@ pub struct Sweep {
 /// Sums over the seeds of a sweep.
 #[derive(Debug, Default)]
 pub struct Totals {
+    /// Seeds that ran to their end.
     pub seeds: u64,
+    /// Inputs of all state machines.
     pub inputs: u64,
+    /// The fewest inputs of one seed; `u64::MAX` if no seed ran.
     pub inputs_min: u64,
     pub virtual_ms: u64,
+    /// Jobs whose submission was acknowledged.
     pub jobs: u64,
+    /// Crashes of brokers, then of agents.
     pub crashes: [u64; 2],
+    /// The fewest crashes of one seed, in the same order; `u32::MAX` if no seed ran.
     pub crashes_min: [u32; 2],
     pub counts: Counts,
 }
 
-/// From so many seeds on every kind of thing must have come up.
+/// A sweep of at least this many seeds must reach every kind of event, rejection, outcome and reason.
 const COMPLETE_FROM: u64 = 200;
 
 impl Sweep {
-    /// Runs the sweep and prints what it met.
+    /// Runs the sweep and prints its totals.
     ///
     /// # Errors
-    /// The first seed that broke a promise, or a kind of thing that no seed reached.
+    /// - The first seed found that violated an invariant, with the command that repeats it.
+    /// - The kinds that no seed reached, if the sweep had at least 200 seeds.
     pub fn run(&self) -> anyhow::Result<()> {
         let bar = ProgressBar::new(self.seeds);
         bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {per_sec}, {eta} left")?);
-        // Before the tree moves on.
+        // Now, since the work tree may change during a long sweep.
         let commit = commit();
         let (started, cpu) = (Instant::now(), cpu_seconds());
         let until = self.minutes.map(|minutes| started + std::time::Duration::from_secs(60 * minutes));
-        let go_on = || {
+        let should_continue = || {
             bar.inc(1);
             until.is_none_or(|until| Instant::now() < until)
         };
-        let totals = sweep(self.from, self.seeds, go_on)
+        let totals = sweep(self.from, self.seeds, should_continue)
             .map_err(|failure| anyhow::anyhow!(failure_line(&failure, "")))?;
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
@@ -71,19 +79,19 @@ impl Sweep {
 }
 
 fn print_totals(totals: &Totals, from: u64, commit: &str, seconds: f64, cpu: f64) {
-    say!(
-        "{} seeds from {from} on without a violation in {seconds:.0} s, {cpu:.0} s of CPU, commit {commit}",
+    print_line!(
+        "{} seeds from {from} on: no violation; {seconds:.0} s, {cpu:.0} s of CPU, commit {commit}",
         totals.seeds
     );
-    say!(
-        "a second: {:.1} seeds; a CPU second: {:.1} seeds, {:.0} inputs, {:.2} virtual hours",
+    print_line!(
+        "per second: {:.1} seeds; per CPU second: {:.1} seeds, {:.0} inputs, {:.2} virtual hours",
         totals.seeds as f64 / seconds,
         totals.seeds as f64 / cpu,
         totals.inputs as f64 / cpu,
         totals.virtual_ms as f64 / 3_600_000.0 / cpu,
     );
-    say!(
-        "{} inputs, {} virtual hours, {} jobs, {}+{} crashes of brokers and agents; a seed has at least {} inputs and {}+{} crashes",
+    print_line!(
+        "{} inputs, {} virtual hours, {} jobs, {} broker and {} agent crashes; each seed has at least {} inputs, {} broker and {} agent crashes",
         totals.inputs,
         totals.virtual_ms / 3_600_000,
         totals.jobs,
@@ -95,19 +103,20 @@ fn print_totals(totals: &Totals, from: u64, commit: &str, seconds: f64, cpu: f64
     );
     for (title, kinds) in totals.counts.kinds() {
         let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-        say!("{title}: {}", kinds.join(", "));
+        print_line!("{title}: {}", kinds.join(", "));
     }
 }
 
-/// CPU time of this process so far, user and system.
+/// CPU seconds that this process has used, user and system; 0 where `/proc` is missing.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Fields 14 and 15, counted from behind the command's name, in hundredths on Linux.
+    // Fields 14 and 15 in hundredths of a second, counted from the end of the command's name, which may
+    // contain spaces.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-/// The commit that this tree is at, as far as git tells.
+/// The commit of the work tree as `git describe --always --dirty` prints it, or `unknown` without git.
 pub fn commit() -> String {
     let folder = env!("CARGO_MANIFEST_DIR");
     let output = Command::new("git").args(["-C", folder, "describe", "--always", "--dirty"]).output();
@@ -115,18 +124,20 @@ pub fn commit() -> String {
     text.map_or_else(|| "unknown".to_owned(), |text| String::from_utf8_lossy(&text).trim().to_owned())
 }
 
-/// One line that says what broke, where, and how to see it again.
+/// One line with the commit, the seed, the violation and the command that repeats it.
+///
+/// `options` is inserted after the seed and begins with a space unless it is empty.
 pub fn failure_line(violation: &Violation, options: &str) -> String {
     let Violation { seed, at_ms, what } = violation;
     let command = format!("cargo run --release -p simulator -- replay {seed}{options} --trace");
     format!("commit {}, seed {seed}, at {at_ms} ms: {what}; {command}", commit())
 }
 
-/// Runs seeds `from..from + count` on all cores, as long as `go_on` says so after each.
+/// Runs the seeds `from..from + count` on all cores, until `should_continue` returns false after a seed.
 ///
 /// # Errors
-/// The first seed that failed; what panicked counts as failed.
-pub fn sweep(from: u64, count: u64, go_on: impl Fn() -> bool + Sync) -> Result<Totals, Violation> {
+/// The first violation found, which need not be that of the lowest seed. A panic counts as a violation.
+pub fn sweep(from: u64, count: u64, should_continue: impl Fn() -> bool + Sync) -> Result<Totals, Violation> {
     let next = AtomicU64::new(from);
     let totals = Mutex::new(Totals { inputs_min: u64::MAX, crashes_min: [u32::MAX; 2], ..Totals::default() });
     let failed: Mutex<Option<Violation>> = Mutex::new(None);
@@ -158,7 +169,7 @@ pub fn sweep(from: u64, count: u64, go_on: impl Fn() -> bool + Sync) -> Result<T
                 return;
             }
         }
-        if !go_on() {
+        if !should_continue() {
             next.store(u64::MAX / 2, Ordering::Relaxed);
         }
     };

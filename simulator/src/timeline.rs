@@ -1,25 +1,26 @@
-//! What is to happen, in the order of virtual time.
+//! Queue of future events, ordered by virtual time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Events to come; of those at one time the one that was put first comes first.
+/// Future events by time; events of the same time leave in the order in which they were added.
 pub(crate) struct Timeline<E> {
-    put: u64,
+    /// Events added so far: breaks ties.
+    added: u64,
     heap: BinaryHeap<Reverse<Due<E>>>,
 }
 
-/// An event with its place in time; boxed, since a heap moves what it holds.
+/// Time, sequence number and event. The event is boxed, since a heap moves its items.
 struct Due<E>(u64, u64, Box<E>);
 
 impl<E> Timeline<E> {
-    /// Puts an event at a time, in milliseconds since the beginning.
+    /// Adds an event at a time, in virtual milliseconds since the start.
     pub(crate) fn put(&mut self, at: u64, event: E) {
-        self.put += 1;
-        self.heap.push(Reverse(Due(at, self.put, Box::new(event))));
+        self.added += 1;
+        self.heap.push(Reverse(Due(at, self.added, Box::new(event))));
     }
 
-    /// Takes the next event, with its time.
+    /// Removes the next event and returns it with its time.
     pub(crate) fn next(&mut self) -> Option<(u64, E)> {
         self.heap.pop().map(|Reverse(Due(at, _, event))| (at, *event))
     }
@@ -27,7 +28,7 @@ impl<E> Timeline<E> {
 
 impl<E> Default for Timeline<E> {
     fn default() -> Self {
-        Self { put: 0, heap: BinaryHeap::new() }
+        Self { added: 0, heap: BinaryHeap::new() }
     }
 }
 

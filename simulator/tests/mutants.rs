@@ -1,15 +1,15 @@
-//! The simulator finds deliberate faults in the kernel: every one of them.
+//! Mutation test: a sweep of the simulator detects every deliberate bug of the kernel.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Seeds within which each must be found: several times what the slowest took when it was added.
+/// Seeds within which each mutant must be detected: several times what the slowest took when it was added.
 const SEEDS: &str = "10000";
 
 #[test]
-fn sweep_finds_every_deliberate_fault() {
-    // The faults are compiled in with a feature that nothing else is built with, so this is a build
-    // of its own: of the pure kernel, in a folder of its own.
+fn sweep_detects_every_mutant() {
+    // Mutants need a feature that no other build has. This test therefore builds the pure kernel once more,
+    // in its own target folder.
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut cargo = Command::new(env!("CARGO"));
     cargo

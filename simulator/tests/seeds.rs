@@ -1,11 +1,11 @@
-//! The simulator's seeds, as part of the ordinary tests: the promises hold, and the seeds are
-//! hard enough to tell.
+//! Seeds of the simulator in the ordinary tests: no invariant is violated, and the seeds contain enough
+//! faults and inputs for that to mean something.
 
 use simulator::sweep::{failure_line, sweep};
 use simulator::world::{Schedule, World};
 
 #[test]
-fn two_hundred_seeds_keep_every_promise_and_reach_every_kind() {
+fn two_hundred_seeds_violate_no_invariant_and_reach_every_kind() {
     let totals =
         sweep(0, 200, || true).unwrap_or_else(|violation| panic!("{}", failure_line(&violation, "")));
     assert_eq!(totals.seeds, 200);
@@ -15,7 +15,7 @@ fn two_hundred_seeds_keep_every_promise_and_reach_every_kind() {
 }
 
 #[test]
-fn seed_run_twice_gives_the_same_journal() {
+fn seed_run_twice_writes_the_same_journal() {
     let run = |seed| World::run(seed, false).unwrap_or_else(|violation| panic!("{violation:?}"));
     let (first, second, other) = (run(11), run(11), run(12));
     assert_eq!(
@@ -26,9 +26,9 @@ fn seed_run_twice_gives_the_same_journal() {
 }
 
 #[test]
-fn seed_without_its_faults_is_another_run_of_the_same_world() {
+fn seed_without_its_faults_runs_the_same_environment_without_crashes() {
     let whole = World::schedule_of(11);
-    let calm = Schedule { faults: Vec::new(), ..whole };
-    let report = World::run_with(11, false, calm).unwrap_or_else(|violation| panic!("{violation:?}"));
+    let fault_free = Schedule { faults: Vec::new(), ..whole };
+    let report = World::run_with(11, false, fault_free).unwrap_or_else(|violation| panic!("{violation:?}"));
     assert_eq!((report.broker_crashes, report.agent_crashes), (0, 0));
 }

@@ -1,20 +1,21 @@
-//! How much of a cluster any scheduler could fill with a workload: upper bounds by linear programming.
+//! Upper bounds on the GPUs that any scheduler can allocate for a workload, by linear programming.
 //!
-//! Were all nodes of a kind one large node, what is the most that could be allocated? Unknown are how
-//! many tasks of each demand run on each kind, and by which *pattern* of fractions how many devices of
-//! each kind are shared. Pooling leaves more room than there is, so the answer bounds what any scheduler
-//! can do, even one that knows all tasks beforehand.
+//! The relaxation merges all nodes of a kind into one large node and maximises the allocation. Its unknowns
+//! are the number of tasks of each demand on each kind of node, and the number of devices of each kind that
+//! are shared by each *pattern* of fractions. A merged node has at least as much usable capacity as its
+//! parts, so the optimum bounds every scheduler, even one with all tasks given in advance.
 //!
-//! Who places one by one, never turns away what fits and never moves anything can do less: a demand
-//! that asks for no more than another in any dimension is turned away no sooner, so of those in random
-//! order at least as large a share is expected to be placed. Rows that say so give the second bound, on
-//! the mean over orders; a single order may exceed it a little.
+//! The second bound is for schedulers that place tasks one by one, place every task that fits, and never move
+//! one. Such a scheduler rejects a demand no earlier than another demand that requests at least as much in
+//! every dimension. In random order the smaller demand's expected share of placed tasks is therefore at least
+//! as large. The dominance rows state this. The bound holds for the mean over orders; a single order may
+//! exceed it a little.
 //!
-//! What is solved is the dual: prices of tasks, processors, memory and devices, the cheapest at which
-//! nothing placed would pay. There are too many patterns to list them, so only those that would pay at
-//! the last prices are added (column generation; Gilmore and Gomory, A Linear Programming Approach to the
-//! Cutting-Stock Problem, Operations Research 9, 1961). By weak duality *any* prices at which nothing pays
-//! give a bound, so rounding in the solver is mended by raising some.
+//! The solved program is the dual: the cheapest prices of tasks, processors, memory and devices at which no
+//! placement is profitable. There are too many patterns to list, so only patterns that are profitable at the
+//! current prices are added (column generation; Gilmore and Gomory, A Linear Programming Approach to the
+//! Cutting-Stock Problem, Operations Research 9, 1961). By weak duality *any* prices at which no placement is
+//! profitable give a bound, so raising some prices corrects rounding errors of the solver.
 
 use std::collections::BTreeMap;
 
@@ -27,20 +28,20 @@ use weir::model::limit::DEVICE_MILLIS;
 
 use super::procedure::Cluster;
 
-/// The bound is found when less than this, in devices of one kind, is left to gain by other patterns.
+/// The search ends when further patterns would gain less than this, in devices of one kind.
 const GAIN_MIN: f64 = 1e-6;
 
 /// Upper bounds on what can be allocated, in percent of all device thousandths.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Bounds {
-    /// For any scheduler, even one that knows all tasks beforehand.
+    /// For any scheduler, even one with all tasks given in advance.
     pub(super) any_order_percent: f64,
-    /// For one that places each as it comes and turns nothing away that fits, in the mean over orders.
+    /// For schedulers that place each task as it arrives if it fits: a bound on the mean over orders.
     pub(super) one_by_one_percent: f64,
 }
 
 impl Bounds {
-    /// The mean of several workloads' bounds.
+    /// The mean of the bounds of several workloads; `None` without any.
     pub(super) fn mean(of: &[Self]) -> Option<Self> {
         let mean = |bound: fn(&Self) -> f64| of.iter().map(bound).sum::<f64>() / of.len() as f64;
         (!of.is_empty()).then(|| Self {
@@ -50,7 +51,7 @@ impl Bounds {
     }
 }
 
-/// The bounds for these arrivals on a cluster.
+/// Computes the bounds for these arrivals on a cluster.
 ///
 /// # Errors
 /// If the solver fails.
@@ -61,17 +62,17 @@ pub(super) fn of(cluster: &Cluster, arrivals: &[usize]) -> anyhow::Result<Bounds
     Ok(Bounds { any_order_percent, one_by_one_percent: program.bound()? })
 }
 
-/// Nodes that are alike.
+/// Kind of node: nodes of one kind have equal capacity.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     cpu_millis: u64,
     memory_bytes: u64,
-    /// Of all its devices.
+    /// Model of all devices of the node.
     model: Option<DeviceModelId>,
     devices: usize,
 }
 
-/// Devices that are shared alike: how many tasks of each fraction are on one.
+/// Pattern by which devices are shared: the number of tasks of each fraction on one device.
 struct Pattern {
     kind: usize,
     counts: BTreeMap<u32, u32>,
@@ -81,16 +82,16 @@ struct Program<'a> {
     demands: Vec<&'a Demand>,
     /// Arrivals of each demand.
     supply: Vec<f64>,
-    /// With how many nodes there are of each.
+    /// Kinds of nodes with the number of nodes of each.
     kinds: Vec<(Kind, f64)>,
-    /// Of all nodes.
+    /// Devices of all nodes.
     devices: f64,
-    /// Which demand may run on which kind.
+    /// (Demand, kind) for each demand that fits an empty node of the kind.
     pairs: Vec<(usize, usize)>,
     patterns: Vec<Pattern>,
-    /// Of each kind, the fractions that may share its devices.
+    /// (Kind, thousandths) for each fraction that may share devices of the kind; sorted.
     fractions: Vec<(usize, u32)>,
-    /// Demands of which the first asks for no more than the second in any dimension.
+    /// (Less, more): the first demand requests no more than the second in any dimension.
     dominances: Vec<(usize, usize)>,
 }
 
@@ -101,9 +102,9 @@ enum Row {
     Cpu(usize),
     Memory(usize),
     Devices(usize),
-    /// By its place among the fractions.
+    /// By index in `fractions`.
     Shared(usize),
-    /// By its place among the dominances.
+    /// By index in `dominances`.
     Dominance(usize),
 }
 
@@ -111,9 +112,9 @@ impl<'a> Program<'a> {
     fn new(cluster: &'a Cluster, arrivals: &[usize]) -> Self {
         let mut counts = vec![0u32; cluster.demands.len()];
         arrivals.iter().for_each(|task| counts[cluster.demand_of[*task]] += 1);
-        let asked = counts.iter().zip(&cluster.demands).filter(|(count, _)| **count > 0);
+        let requested = counts.iter().zip(&cluster.demands).filter(|(count, _)| **count > 0);
         let (supply, demands): (Vec<f64>, Vec<&Demand>) =
-            asked.map(|(count, demand)| (f64::from(*count), &**demand)).unzip();
+            requested.map(|(count, demand)| (f64::from(*count), &**demand)).unzip();
         let mut kinds = BTreeMap::<Kind, u32>::new();
         for node in &cluster.nodes {
             let kind = Kind {
@@ -128,26 +129,25 @@ impl<'a> Program<'a> {
             kinds.into_iter().map(|(kind, count)| (kind, f64::from(count))).collect();
         let each = (0..demands.len()).flat_map(|demand| (0..kinds.len()).map(move |kind| (demand, kind)));
         let pairs: Vec<(usize, usize)> =
-            each.filter(|(demand, kind)| kinds[*kind].0.takes(demands[*demand])).collect();
+            each.filter(|(demand, kind)| kinds[*kind].0.fits(demands[*demand])).collect();
         let mut fractions: Vec<(usize, u32)> =
             pairs.iter().filter_map(|(demand, kind)| Some((*kind, fraction(demands[*demand])?))).collect();
         fractions.sort_unstable();
         fractions.dedup();
-        let alike = |(kind, millis): &(usize, u32)| Pattern {
+        let uniform = |(kind, millis): &(usize, u32)| Pattern {
             kind: *kind,
             counts: BTreeMap::from([(*millis, DEVICE_MILLIS / millis)]),
         };
-        let patterns = fractions.iter().map(alike).collect();
+        let patterns = fractions.iter().map(uniform).collect();
         let devices = cluster.capacity_millis as f64 / f64::from(DEVICE_MILLIS);
         Self { demands, supply, kinds, devices, pairs, patterns, fractions, dominances: Vec::new() }
     }
 
-    /// The pairs of demands of which the first asks for no more than the second, without those that follow
-    /// from others.
+    /// The dominance pairs, without those that follow from others (transitive reduction).
     fn find_dominances(&self) -> Vec<(usize, usize)> {
         let all = 0..self.demands.len();
         let below =
-            |less: usize, more: usize| less != more && asks_no_more(self.demands[less], self.demands[more]);
+            |less: usize, more: usize| less != more && is_dominated(self.demands[less], self.demands[more]);
         let mut pairs = Vec::new();
         for less in all.clone() {
             for more in all.clone().filter(|more| below(less, *more)) {
@@ -159,7 +159,7 @@ impl<'a> Program<'a> {
         pairs
     }
 
-    /// The bound, in percent.
+    /// Solves the program and returns the bound, in percent.
     fn bound(&mut self) -> anyhow::Result<f64> {
         let mut problem = Problem::new(OptimizationDirection::Minimize);
         let prices: Vec<Variable> =
@@ -180,13 +180,13 @@ impl<'a> Program<'a> {
                 bail!("the linear program was not solved")
             };
             let mut values: Vec<f64> = prices.iter().map(|price| solution.var_value(*price)).collect();
-            let paying = self.mend(&mut values);
-            if paying.is_empty() {
+            let profitable = self.raise_prices(&mut values);
+            if profitable.is_empty() {
                 let bound: f64 = self.rows().zip(&values).map(|(row, price)| self.limit(row) * price).sum();
                 return Ok(bound * 100.0 / self.devices);
             }
             outcome = SolveOutcome::Solution(solution);
-            for pattern in paying {
+            for pattern in profitable {
                 let SolveOutcome::Solution(solution) = outcome else {
                     bail!("the linear program was not solved")
                 };
@@ -197,54 +197,54 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Raises prices until nothing pays. Returns the patterns that would have paid at the prices as they
-    /// were.
-    fn mend(&self, prices: &mut [f64]) -> Vec<Pattern> {
+    /// Raises prices until no placement is profitable. Returns the patterns that were profitable at the
+    /// original prices.
+    fn raise_prices(&self, prices: &mut [f64]) -> Vec<Pattern> {
         prices.iter_mut().for_each(|price| *price = price.max(0.0));
-        let mut paying = Vec::new();
+        let mut profitable = Vec::new();
         for kind in 0..self.kinds.len() {
             let (worth, counts) = self.best_pattern(kind, prices);
-            let price = &mut prices[self.place(Row::Devices(kind))];
+            let price = &mut prices[self.index(Row::Devices(kind))];
             if worth > *price + GAIN_MIN {
-                paying.push(Pattern { kind, counts });
+                profitable.push(Pattern { kind, counts });
             }
             *price = price.max(worth);
         }
         for (demand, kind) in &self.pairs {
             let column = self.task_column(*demand, *kind);
             let price: f64 = column.iter().map(|(row, take)| prices[*row] * take).sum();
-            prices[self.place(Row::Supply(*demand))] += (devices(self.demands[*demand]) - price).max(0.0);
+            prices[self.index(Row::Supply(*demand))] += (devices(self.demands[*demand]) - price).max(0.0);
         }
-        paying
+        profitable
     }
 
-    /// Which fractions on one device are worth most: an unbounded knapsack.
+    /// The most valuable fractions on one device, with their value: an unbounded knapsack.
     fn best_pattern(&self, kind: usize, prices: &[f64]) -> (f64, BTreeMap<u32, u32>) {
         let items: Vec<(usize, f64)> = self
             .fractions
             .iter()
             .enumerate()
             .filter(|(_, (of, _))| *of == kind)
-            .map(|(at, (_, millis))| (*millis as usize, prices[self.place(Row::Shared(at))]))
+            .map(|(at, (_, millis))| (*millis as usize, prices[self.index(Row::Shared(at))]))
             .collect();
         let mut worth = vec![(0.0, None); DEVICE_MILLIS as usize + 1];
-        for room in 1..worth.len() {
-            worth[room] = (worth[room - 1].0, None);
-            for (millis, price) in items.iter().filter(|(millis, _)| *millis <= room) {
-                let with = worth[room - millis].0 + price;
-                if with > worth[room].0 {
-                    worth[room] = (with, Some(*millis));
+        for size in 1..worth.len() {
+            worth[size] = (worth[size - 1].0, None);
+            for (millis, price) in items.iter().filter(|(millis, _)| *millis <= size) {
+                let with = worth[size - millis].0 + price;
+                if with > worth[size].0 {
+                    worth[size] = (with, Some(*millis));
                 }
             }
         }
-        let (mut counts, mut room) = (BTreeMap::new(), DEVICE_MILLIS as usize);
-        while room > 0 {
-            match worth[room].1 {
+        let (mut counts, mut free) = (BTreeMap::new(), DEVICE_MILLIS as usize);
+        while free > 0 {
+            match worth[free].1 {
                 Some(millis) => {
                     *counts.entry(millis as u32).or_default() += 1;
-                    room -= millis;
+                    free -= millis;
                 }
-                None => room -= 1,
+                None => free -= 1,
             }
         }
         (worth[DEVICE_MILLIS as usize].0, counts)
@@ -261,7 +261,8 @@ impl<'a> Program<'a> {
             .chain((0..self.dominances.len()).map(Row::Dominance))
     }
 
-    fn place(&self, row: Row) -> usize {
+    /// Index of a row, in the order of `rows`.
+    fn index(&self, row: Row) -> usize {
         let (demands, kinds) = (self.demands.len(), self.kinds.len());
         match row {
             Row::Supply(at) => at,
@@ -273,7 +274,7 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// What a row's columns may come to. Processors and memory are counted in nodes.
+    /// Upper limit of a row. Processors and memory are counted in nodes.
     fn limit(&self, row: Row) -> f64 {
         match row {
             Row::Supply(at) => self.supply[at],
@@ -283,31 +284,31 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// What a task of a demand takes on a kind of node, by row.
+    /// Coefficients by row of a task of a demand on a kind of node.
     fn task_column(&self, demand: usize, kind: usize) -> Vec<(usize, f64)> {
-        let (asked, node) = (self.demands[demand], &self.kinds[kind].0);
+        let (requested, node) = (self.demands[demand], &self.kinds[kind].0);
         let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let mut column = vec![
-            (self.place(Row::Supply(demand)), 1.0),
-            (self.place(Row::Cpu(kind)), share(asked.resources.cpu_millis, node.cpu_millis)),
-            (self.place(Row::Memory(kind)), share(asked.resources.memory_bytes, node.memory_bytes)),
+            (self.index(Row::Supply(demand)), 1.0),
+            (self.index(Row::Cpu(kind)), share(requested.resources.cpu_millis, node.cpu_millis)),
+            (self.index(Row::Memory(kind)), share(requested.resources.memory_bytes, node.memory_bytes)),
         ];
-        match (fraction(asked), &asked.devices) {
+        match (fraction(requested), &requested.devices) {
             (Some(millis), _) => {
                 let at = self.fractions.binary_search(&(kind, millis));
-                column.extend(at.map(|at| (self.place(Row::Shared(at)), 1.0)));
+                column.extend(at.map(|at| (self.index(Row::Shared(at)), 1.0)));
             }
-            (None, Some(_)) => column.push((self.place(Row::Devices(kind)), devices(asked))),
+            (None, Some(_)) => column.push((self.index(Row::Devices(kind)), devices(requested))),
             (None, None) => {}
         }
         for (at, (less, more)) in self.dominances.iter().enumerate() {
-            // The share of those that ask for more is at most that of those that ask for less. Times the
-            // smaller supply, so that no number is far from one.
+            // The placed share of the larger demand is at most that of the smaller. Both are scaled by the
+            // smaller supply, so the coefficients stay near 1.
             let share = self.supply[*less].min(self.supply[*more]) / self.supply[demand];
             if demand == *more {
-                column.push((self.place(Row::Dominance(at)), share));
+                column.push((self.index(Row::Dominance(at)), share));
             } else if demand == *less {
-                column.push((self.place(Row::Dominance(at)), -share));
+                column.push((self.index(Row::Dominance(at)), -share));
             }
         }
         column
@@ -316,16 +317,16 @@ impl<'a> Program<'a> {
     fn pattern_column(&self, pattern: &Pattern) -> Vec<(usize, f64)> {
         let shared = |(millis, count): (&u32, &u32)| {
             let at = self.fractions.binary_search(&(pattern.kind, *millis)).ok()?;
-            Some((self.place(Row::Shared(at)), -f64::from(*count)))
+            Some((self.index(Row::Shared(at)), -f64::from(*count)))
         };
-        let devices = (self.place(Row::Devices(pattern.kind)), 1.0);
+        let devices = (self.index(Row::Devices(pattern.kind)), 1.0);
         std::iter::once(devices).chain(pattern.counts.iter().filter_map(shared)).collect()
     }
 }
 
 impl Kind {
-    /// An empty node of the kind takes such a task.
-    fn takes(&self, demand: &Demand) -> bool {
+    /// A task of the demand fits an empty node of this kind.
+    fn fits(&self, demand: &Demand) -> bool {
         let devices = demand.device_millis().div_ceil(u64::from(DEVICE_MILLIS)) as usize;
         demand.resources.cpu_millis <= self.cpu_millis
             && demand.resources.memory_bytes <= self.memory_bytes
@@ -334,12 +335,12 @@ impl Kind {
     }
 }
 
-/// Devices asked for.
+/// Devices requested.
 fn devices(demand: &Demand) -> f64 {
     demand.device_millis() as f64 / f64::from(DEVICE_MILLIS)
 }
 
-/// Thousandths of the one device that is shared with others.
+/// Thousandths of a shared device; `None` if the demand has no devices or whole ones.
 fn fraction(demand: &Demand) -> Option<u32> {
     match demand.devices.as_ref()?.amount {
         DeviceAmount::Fraction(millis) => Some(millis),
@@ -347,8 +348,8 @@ fn fraction(demand: &Demand) -> Option<u32> {
     }
 }
 
-/// Wherever a task of `more` fits, one of `less` does.
-fn asks_no_more(less: &Demand, more: &Demand) -> bool {
+/// `less` requests no more than `more` in any dimension: it fits wherever `more` does.
+fn is_dominated(less: &Demand, more: &Demand) -> bool {
     let models = match (&less.devices, &more.devices) {
         (None, _) => true,
         (Some(_), None) => false,
@@ -417,27 +418,28 @@ mod tests {
         (bounds.any_order_percent, bounds.one_by_one_percent)
     }
 
-    fn near((any, one): (f64, f64), (any_known, one_known): (f64, f64)) {
-        assert!((any - any_known).abs() < 1e-3 && (one - one_known).abs() < 1e-3, "{any} {one}");
+    fn near((any, one): (f64, f64), (any_expected, one_expected): (f64, f64)) {
+        assert!((any - any_expected).abs() < 1e-3 && (one - one_expected).abs() < 1e-3, "{any} {one}");
     }
 
     #[test]
-    fn bounds_are_those_that_can_be_told_by_hand() {
-        // One 600 on each device, whatever else is tried.
+    fn bounds_equal_those_computed_by_hand() {
+        // Each device takes one fraction of 600 only.
         near(bounds(vec![node(0, "A", 2)], vec![task(1, 1, 600, &[]); 5]), (60.0, 60.0));
-        // A pattern of two sizes: 700 and 300 fill a device.
+        // A pattern of two fractions: 700 and 300 fill a device.
         let pair = [task(1, 1, 700, &[]), task(1, 1, 300, &[])];
         near(bounds(vec![node(0, "A", 2)], [pair.clone(), pair].concat()), (100.0, 100.0));
         // Devices of the other model stay idle.
         let nodes = vec![node(0, "A", 1), node(1, "B", 3)];
         near(bounds(nodes, vec![task(1, 1, 1_000, &["A"]); 9]), (25.0, 25.0));
-        // 64 processors are enough for one device of two.
+        // The 64 processors of the node suffice for one task, so one of two devices is used.
         near(bounds(vec![node(0, "A", 2)], vec![task(64_000, 1, 1_000, &[]); 2]), (50.0, 50.0));
-        // Eight ask for a whole device, eight for 900 of one: who may choose takes the whole ones. In
-        // random order at least as many of the small are taken, on average four of each.
+        // Eight tasks request a whole device, eight request 900 thousandths. A scheduler that may choose
+        // places the whole ones. In random order at least as many of the smaller are placed: on average four
+        // of each.
         let both = [vec![task(1, 1, 1_000, &[]); 8], vec![task(1, 1, 900, &[]); 8]].concat();
         near(bounds(vec![node(0, "A", 8)], both), (100.0, 95.0));
-        // A demand that no node takes is nobody's.
+        // A demand that fits no node contributes nothing.
         near(bounds(vec![node(0, "A", 2)], vec![task(1, 8, 1_000, &[]); 2]), (0.0, 0.0));
     }
 
@@ -449,7 +451,7 @@ mod tests {
             let nodes: Vec<NodeSpec> = (0..12)
                 .map(|at| node(at, models[random.below(2) as usize], [1, 2, 4, 8][random.below(4) as usize]))
                 .collect();
-            let mut draw = || {
+            let mut random_task = || {
                 let allowed = if random.below(4) == 0 { &models[..1] } else { &[] };
                 let cpu = 1_000 * (1 + random.below(12));
                 match random.below(4) {
@@ -458,7 +460,7 @@ mod tests {
                     _ => task(cpu, 1, 50 * (1 + random.below(19)) as u32, allowed),
                 }
             };
-            let kinds: Vec<Task> = (0..12).map(|_| draw()).collect();
+            let kinds: Vec<Task> = (0..12).map(|_| random_task()).collect();
             let tasks: Vec<Task> = (0..120).map(|at| kinds[at % kinds.len()].clone()).collect();
             let cluster = Cluster::new(nodes, tasks, 1).unwrap();
             let shuffled = |seed: u64| {
@@ -474,7 +476,7 @@ mod tests {
                     let rules = Rules { policy, policy_seed: 0, window, warm: false };
                     play(&cluster, &shuffled(seed), rules).allocated_percent
                 };
-                // Nor does any plan of moves.
+                // A plan of moves doesn't exceed the bound either.
                 let rules = Rules { policy, policy_seed: 0, window: 1, warm: false };
                 let filled = play(&cluster, &order, rules);
                 let moved = defrag::plan(&cluster, &order, &filled, 100.0);
@@ -483,7 +485,7 @@ mod tests {
                 let choosing = allocated(0, 100);
                 assert!(choosing <= bounds.any_order_percent + 1e-6, "{choosing} {bounds:?}");
                 let mean = (0..200).map(|seed| allocated(seed, 1)).sum::<f64>() / 200.0;
-                // Of 200 orders, whose allocations differ by some percent.
+                // Tolerance: the mean of 200 orders, whose allocations differ by some percent.
                 assert!(mean <= bounds.one_by_one_percent + 0.5, "{mean} {bounds:?}");
             }
         }

@@ -1,4 +1,4 @@
-//! Policies side by side: a table, and a report with curves.
+//! Command `compare`: compares placement policies in tables and in an HTML report with charts.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,10 +16,11 @@ use crate::replay::{self, Figures, OPENB_CUT_S, OPENB_PASSES, Workload};
 use crate::report::{Chart, Report, Series, Table};
 use crate::traces::openb;
 
-/// Compares policies on a task list: prints tables and writes a report for the browser.
+/// Compares placement policies: prints tables and writes an HTML report with charts.
 ///
-/// First the cluster is filled once, by the engine alone, then tasks come and go through the whole kernel, as
-/// `replay` plays them. That takes a minute or two for each policy; several are played side by side.
+/// Each policy first fills the cluster once, with the packing engine alone and tasks that never end, as
+/// `pack` does. Then the tasks arrive and end in virtual time through the whole kernel, as `replay` plays
+/// them; this takes one to two minutes per policy, and policies run in parallel.
 #[derive(Parser)]
 #[command(
     after_help = "Examples:\n  simulator compare --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv\n  simulator compare --nodes NODES.csv --pods PODS.csv --policies best-fit,fgd,overflow --window 1000 --html packing.html\n  simulator compare --nodes NODES.csv --pods PODS.csv --passes 20"
@@ -27,7 +28,7 @@ use crate::traces::openb;
 pub struct Compare {
     #[command(flatten)]
     files: Files,
-    /// Policies, with commas between them.
+    /// Comma-separated placement policies.
     #[arg(
         long,
         value_enum,
@@ -35,47 +36,49 @@ pub struct Compare {
         default_values_t = [PolicyName::BestFit, PolicyName::Fgd, PolicyName::Overflow]
     )]
     policies: Vec<PolicyName>,
-    /// Arrivals ask for so many times the GPUs that there are, where nothing ends.
-    #[arg(long, default_value_t = 1.3)]
+    /// Filling: GPUs requested by all arrivals, divided by the GPUs of the cluster, 0.01 to 100.
+    #[arg(long, value_name = "RATIO", default_value_t = 1.3)]
     inflate: f64,
-    /// Waiting tasks of which the next is chosen, where nothing ends; 1 places each as it arrives.
-    #[arg(long, default_value_t = 1)]
+    /// Filling: number of waiting tasks among which the policy chooses the next; 1 places each as it arrives.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     window: usize,
-    /// Seed of the tasks drawn and of their order.
+    /// Seed of the arrivals: the sampled tasks and the order.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Seed of what the policies draw, where nothing ends.
+    /// Filling: seed of the policies' random choices.
     #[arg(long, default_value_t = 0)]
     policy_seed: u64,
-    /// Share of all GPU time that is asked for, where tasks come and go.
-    #[arg(long, default_value_t = 1.2)]
+    /// Replay: GPU time requested by the tasks, divided by that of the nodes during the arrivals, 0.01 to
+    /// 100.
+    #[arg(long, value_name = "RATIO", default_value_t = 1.2)]
     offered_load: f64,
-    /// Plays the list so often there: the cluster must fill before anything is measured.
-    #[arg(long, default_value_t = OPENB_PASSES)]
+    /// Replay: number of passes over the task list, 1 to 1,000. The cluster must fill before the measured
+    /// period.
+    #[arg(long, value_name = "COUNT", default_value_t = OPENB_PASSES)]
     passes: u32,
-    /// Longer tasks are cut to so many seconds there; 0 cuts none.
-    #[arg(long, default_value_t = OPENB_CUT_S)]
+    /// Replay: longest run time of a task; longer tasks are cut to it. 0 cuts none.
+    #[arg(long, value_name = "SECONDS", default_value_t = OPENB_CUT_S)]
     cut: u64,
-    /// Where the report goes.
-    #[arg(long, default_value = "compare.html")]
+    /// File for the HTML report.
+    #[arg(long, value_name = "FILE", default_value = "compare.html")]
     html: PathBuf,
 }
 
-/// Points of a curve, about.
+/// Approximate number of points of a curve.
 const POINTS: usize = 300;
 
-/// What came of one policy.
+/// Result of filling the cluster with one policy.
 struct Compared {
     name: String,
     allocated_percent: f64,
     placed: usize,
     decisions_per_s: f64,
-    /// GPUs asked for by all that have arrived, allocated, and fragmented, in percent of all GPUs.
+    /// (Requested by all arrivals so far, allocated, fragmented), each in percent of all GPUs.
     filling: Vec<(f64, f64, f64)>,
 }
 
 impl Compare {
-    /// Plays all policies, prints the tables and writes the report.
+    /// Runs all policies, prints the tables and writes the report.
     ///
     /// # Errors
     /// If a file can't be read or written, or an argument is out of range.
@@ -88,7 +91,7 @@ impl Compare {
         }
         let cluster = self.files.cluster(1)?;
         let workload = self.workload()?;
-        // Before all the work, not after it.
+        // Create the file first, to fail before the work and not after it.
         let unwritable = || format!("can't write {}", self.html.display());
         let mut file = std::fs::File::create(&self.html).with_context(unwritable)?;
         let arrivals = cluster.arrivals(self.seed, self.inflate);
@@ -96,17 +99,17 @@ impl Compare {
         let compared: Vec<Compared> =
             self.policies.iter().map(|policy| self.play(*policy, &cluster, &arrivals)).collect();
         let mut tables = vec![self.table(&compared, bounds)];
-        say!("{}", tables[0].text());
+        print_line!("{}", tables[0].text());
         let replayed = self.replay(workload.as_ref())?;
         for table in replay::tables(&replayed, false).into_iter().filter(|_| !replayed.is_empty()) {
-            say!("{}", table.text());
+            print_line!("{}", table.text());
             tables.push(table);
         }
         let report = Report {
             title: format!("{} on {}", names(&self.policies), file_name(&self.files.pods)),
             about: format!(
-                "{} nodes with {} GPUs. Filled once: window {}, seed {}, policy seed {}. As tasks come and go: {} \
-                 passes that ask for {} times the GPU time there is, through the whole kernel.",
+                "{} nodes with {} GPUs. Filled once: window {}, seed {}, policy seed {}. Replayed through the \
+                 whole kernel: {} passes with an offered load of {}.",
                 cluster.nodes.len(),
                 cluster.capacity_millis / 1_000,
                 self.window,
@@ -119,15 +122,15 @@ impl Compare {
             charts: charts(&compared, &replayed),
         };
         file.write_all(report.html()?.as_bytes()).with_context(unwritable)?;
-        say!("curves: {}", self.html.display());
+        print_line!("report: {}", self.html.display());
         Ok(())
     }
 
-    /// The tasks as they come and go; `None` if they have no run times.
+    /// The workload of the replay; `None` if no task has a run time.
     fn workload(&self) -> anyhow::Result<Option<Workload>> {
         let tasks = self.files.tasks()?;
         if tasks.iter().all(|task| task.duration_s == 0) {
-            tell!("no task has a run time (deletion_time): they are not played as they come and go");
+            print_progress!("no task has a run time (deletion_time): the replay is skipped");
             return Ok(None);
         }
         let (nodes, trace) = (openb::read_nodes(&self.files.nodes)?, openb::jobs(tasks, &self.files.pods)?);
@@ -135,28 +138,27 @@ impl Compare {
         Ok(Some(Workload::new(nodes, trace, self.passes, self.cut, self.offered_load, order)?))
     }
 
-    /// Plays the tasks as they come and go, by the policies that a broker plans by: as many at a time as
-    /// there are processors.
+    /// Replays the workload with each policy that the broker supports, as many at a time as there are cores.
     fn replay(&self, workload: Option<&Workload>) -> anyhow::Result<Vec<Figures>> {
         let Some(workload) = workload else { return Ok(Vec::new()) };
-        let mut known = Vec::new();
+        let mut supported = Vec::new();
         for policy in &self.policies {
             match replay::broker_policy(*policy) {
-                Ok(of_broker) => known.push((*policy, of_broker)),
-                Err(_) => tell!("{policy}: no broker plans by it: it is not played as tasks come and go"),
+                Ok(of_broker) => supported.push((*policy, of_broker)),
+                Err(_) => print_progress!("{policy}: the broker does not support it: its replay is skipped"),
             }
         }
-        if known.is_empty() {
+        if supported.is_empty() {
             return Ok(Vec::new());
         }
-        tell!(
-            "{} jobs come and go, by {} policies: a minute or two for each",
+        print_progress!(
+            "replaying {} jobs with {} policies: one to two minutes each",
             workload.job_count(),
-            known.len()
+            supported.len()
         );
         let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
         let mut all = Vec::new();
-        for some in known.chunks(at_a_time) {
+        for some in supported.chunks(at_a_time) {
             let figures: Vec<anyhow::Result<Figures>> = std::thread::scope(|scope| {
                 let play = |(name, policy): &(PolicyName, Policy)| {
                     let (name, policy) = (*name, *policy);
@@ -177,9 +179,11 @@ impl Compare {
         let mix = cluster.mix();
         let fgd = Fgd::new(mix.iter().map(|(demand, count)| (&**demand, *count)));
         let percent = |millis: u64| millis as f64 * 100.0 / cluster.capacity_millis as f64;
-        let mut asked = vec![0];
+        let mut requested = vec![0];
         for task in arrivals {
-            asked.push(asked[asked.len() - 1] + cluster.demands[cluster.demand_of[*task]].device_millis());
+            requested.push(
+                requested[requested.len() - 1] + cluster.demands[cluster.demand_of[*task]].device_millis(),
+            );
         }
         let (mut filling, mut due) = (Vec::new(), 0);
         let mut observe = |arrived: usize, packer: &Packer| {
@@ -190,11 +194,11 @@ impl Compare {
             let fragmented =
                 packer.buckets_of_nodes().map(|(_, bucket)| fgd.fragmented_millis(&bucket)).sum();
             let allocated = cluster.capacity_millis - packer.device_free();
-            filling.push((percent(asked[arrived]), percent(allocated), percent(fragmented)));
+            filling.push((percent(requested[arrived]), percent(allocated), percent(fragmented)));
         };
         let rules = Rules { policy, policy_seed: self.policy_seed, window: self.window, warm: false };
-        let outcome = procedure::observed(cluster, arrivals, rules, &mut observe);
-        // Once more without an onlooker, whose work would be counted.
+        let outcome = procedure::play_observed(cluster, arrivals, rules, &mut observe);
+        // A second run without the observer, whose time would be counted.
         let timed = procedure::play(cluster, arrivals, rules);
         Compared {
             name: policy.to_string(),
@@ -207,7 +211,7 @@ impl Compare {
 
     fn table(&self, compared: &[Compared], bounds: Bounds) -> Table {
         let mut filled = Table::new(
-            &format!("Filled once, by tasks that ask for {} times the GPUs there are", self.inflate),
+            &format!("Filled once, by tasks that request {} times the GPUs of the cluster", self.inflate),
             &["policy", "GPUs allocated, %", "fragmented, %", "tasks placed", "decisions/s"],
         );
         for one in compared {
@@ -223,14 +227,14 @@ impl Compare {
         let bound = |name: &str, percent: f64| {
             [name.to_owned(), format!("{percent:.2}"), String::new(), String::new(), String::new()]
         };
-        filled.row(bound("bound, one by one", bounds.one_by_one_percent));
-        filled.row(bound("bound, any order", bounds.any_order_percent));
+        filled.row(bound("upper bound, one by one", bounds.one_by_one_percent));
+        filled.row(bound("upper bound, any scheduler", bounds.any_order_percent));
         filled
     }
 }
 
 fn charts(compared: &[Compared], replayed: &[Figures]) -> Vec<Chart> {
-    let asked = "GPUs asked for by all that have arrived, % of all";
+    let requested = "GPUs requested by all arrivals so far, % of all GPUs";
     let colour = |policy: &str| compared.iter().position(|one| one.name == policy).unwrap_or_default();
     let filling = |title: &str, y: &str, pick: fn(&(f64, f64, f64)) -> (f64, f64)| {
         let curve = |one: &Compared| Series {
@@ -240,7 +244,7 @@ fn charts(compared: &[Compared], replayed: &[Figures]) -> Vec<Chart> {
         };
         Chart {
             title: title.to_owned(),
-            x: asked.to_owned(),
+            x: requested.to_owned(),
             y: y.to_owned(),
             series: compared.iter().map(curve).collect(),
         }
@@ -259,15 +263,15 @@ fn charts(compared: &[Compared], replayed: &[Figures]) -> Vec<Chart> {
         }
     };
     let mut charts = vec![
-        filling("Allocation, filled once", "GPUs allocated, %", |(asked, allocated, _)| (*asked, *allocated)),
-        filling("Fragmentation, filled once", "GPUs fragmented, %", |(asked, _, fragmented)| {
-            (*asked, *fragmented)
+        filling("Allocation, filled once", "GPUs allocated, %", |(requested, allocated, _)| {
+            (*requested, *allocated)
         }),
-        over_time("Waiting, as tasks come and go", "tasks that wait", |seen| {
-            (seen.hours, seen.waiting as f64)
+        filling("Fragmentation, filled once", "GPUs fragmented, %", |(requested, _, fragmented)| {
+            (*requested, *fragmented)
         }),
-        over_time("Allocation, as tasks come and go", "GPUs allocated, %", |seen| {
-            (seen.hours, seen.allocated_percent)
+        over_time("Waiting tasks, replayed", "waiting tasks", |sample| (sample.hours, sample.waiting as f64)),
+        over_time("Allocation, replayed", "GPUs allocated, %", |sample| {
+            (sample.hours, sample.allocated_percent)
         }),
     ];
     charts.retain(|chart| !chart.series.is_empty());

@@ -1,4 +1,4 @@
-//! What moving tasks would gain on a cluster that has been filled.
+//! Plans moves on a filled cluster, to measure what defragmentation would gain.
 
 use weir::model::device::DeviceShare;
 use weir::model::id::NodeId;
@@ -8,22 +8,22 @@ use weir::scheduler::packing::Node;
 
 use super::procedure::{Cluster, Outcome};
 
-/// What a plan comes to.
+/// Result of a plan.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Defragmented {
-    /// Tasks that go to another node, or wait again.
+    /// Running tasks that move to another node or back to the queue.
     pub(super) moves: usize,
-    /// How many of those wait again.
+    /// Moves back to the queue.
     pub(super) requeued: usize,
-    /// Tasks that wait and would be let in.
-    pub(super) let_in: usize,
+    /// Waiting tasks that fit after the moves.
+    pub(super) newly_placed: usize,
     #[serde(rename = "defrag_allocated_percent")]
     pub(super) allocated_percent: f64,
     #[serde(rename = "defrag_seconds")]
     pub(super) seconds: f64,
 }
 
-/// Plans until so many percent of the GPUs are allocated, or nothing more can be let in.
+/// Plans moves until `percent` of the GPUs are allocated, or no further waiting task can be made to fit.
 pub(super) fn plan(cluster: &Cluster, arrivals: &[usize], outcome: &Outcome, percent: f64) -> Defragmented {
     let demand = |arrival: usize| &cluster.demands[cluster.demand_of[arrivals[arrival]]];
     let mut nodes: Vec<(NodeId, Node)> =
@@ -58,24 +58,24 @@ pub(super) fn plan(cluster: &Cluster, arrivals: &[usize], outcome: &Outcome, per
     let started = std::time::Instant::now();
     let plan = clutter.plan(limits);
     let seconds = started.elapsed().as_secs_f64();
-    let let_in = plan.steps.iter().map(|step| clutter.waiting[step.waiting].demand.device_millis());
-    let let_in: u64 = let_in.sum();
+    let gained = plan.steps.iter().map(|step| clutter.waiting[step.waiting].demand.device_millis());
+    let gained: u64 = gained.sum();
     let stopped = plan.steps.iter().flat_map(|step| &step.moves).filter(|moved| moved.to.is_none());
     let stopped: Vec<u64> =
         stopped.map(|moved| clutter.running[moved.running].demand.device_millis()).collect();
     let free: u64 =
         clutter.nodes.iter().flat_map(|(_, node)| &node.device_free).map(|free| u64::from(*free)).sum();
-    let used = cluster.capacity_millis - free + let_in - stopped.iter().sum::<u64>();
+    let used = cluster.capacity_millis - free + gained - stopped.iter().sum::<u64>();
     Defragmented {
         moves: plan.moves(),
         requeued: stopped.len(),
-        let_in: plan.steps.len(),
+        newly_placed: plan.steps.len(),
         allocated_percent: used as f64 * 100.0 / cluster.capacity_millis as f64,
         seconds,
     }
 }
 
 fn free_after(node: &Node, taken: &Resources) -> Resources {
-    // It was placed there: it fits.
+    // The task was placed there, so it fits.
     node.free.checked_sub(taken).unwrap_or_default()
 }

@@ -1,10 +1,13 @@
-//! How much of a cluster a policy fills: the procedure of the openb trace.
+//! Packing trial: the share of a cluster's GPUs that a placement policy allocates, by the procedure of Weng
+//! et al., Beware of Fragmentation, USENIX ATC 2023.
 //!
-//! The task list, with tasks drawn again from it until they ask for 130 % of all GPUs, arrives in
-//! random order on the empty cluster; what fits is placed and never moved; nothing departs. The figure
-//! is the share of all GPU thousandths that is allocated in the end. As in Weng et al., Beware of
-//! Fragmentation, USENIX ATC 2023. `procedure` plays it, with the engine that the broker schedules by;
-//! `bound` says what no scheduler can exceed, `compare` sets policies side by side.
+//! The arrivals are the task list plus tasks sampled from it, until the requests reach 130 % of all GPUs. The
+//! tasks arrive in random order on the empty cluster. A task that fits is placed and never moved; no task
+//! ends. The result is the share of all GPU thousandths that is allocated at the end.
+//!
+//! `procedure` runs a trial with the broker's packing engine, `window` lets it choose among waiting tasks,
+//! `resample` changes the mix of the task list, `defrag` plans moves on the filled cluster, `bound` computes
+//! upper bounds for any scheduler, and `compare` compares policies.
 
 mod bound;
 mod compare;
@@ -28,70 +31,73 @@ use defrag::Defragmented;
 use procedure::{Cluster, Outcome, Rules};
 use resample::Weights;
 
-/// Fills a cluster with a trace's tasks and tells how much was allocated.
+/// Fills a cluster with a trace's tasks and prints the share of GPUs that was allocated.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVED.csv --placements PLACED.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --resample multi=8,part=0.5 --bound"
+    after_help = "Examples:\n  simulator pack --nodes openb_node_list_gpu_node.csv --pods openb_pod_list_default.csv --policy fgd\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --window 1000 --seeds 10 -o json\n  simulator pack --nodes NODES.csv --pods PODS.csv --policy overflow --workload ARRIVALS.csv --placements PLACEMENTS.csv\n  simulator pack --nodes NODES.csv --pods PODS.csv --resample multi=8,part=0.5 --bound"
 )]
 pub struct Pack {
     #[command(flatten)]
     files: Files,
+    /// Placement policy.
     #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
-    /// Arrivals ask for so many times the GPUs that there are.
-    #[arg(long, default_value_t = 1.3)]
+    /// GPUs requested by all arrivals, divided by the GPUs of the cluster, 0.01 to 100.
+    #[arg(long, value_name = "RATIO", default_value_t = 1.3)]
     inflate: f64,
-    /// Waiting tasks of which the next is chosen; 1 places each as it arrives.
-    #[arg(long, default_value_t = 1)]
+    /// Number of waiting tasks among which the policy chooses the next; 1 places each task as it arrives.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     window: usize,
-    /// The first seed, of the tasks drawn and of their order.
+    /// First seed of the arrivals: the sampled tasks and the order.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Seeds to run.
-    #[arg(long, default_value_t = 1)]
+    /// Number of arrival seeds to run.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     seeds: u64,
-    /// Seed of what the policy draws.
+    /// First seed of the policy's random choices.
     #[arg(long, default_value_t = 0)]
     policy_seed: u64,
-    /// Policy seeds to run each seed with.
-    #[arg(long, default_value_t = 1)]
+    /// Number of policy seeds to run with each arrival seed.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     policy_seeds: u64,
-    /// So many copies of each node and task.
-    #[arg(long, default_value_t = 1)]
+    /// Number of copies of each node and task.
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     scale: u32,
-    /// Measures each run when it has been played before, with all that is known of it by then.
+    /// Plays each run twice before measuring it, so that the policy starts with the profile of the whole run.
     #[arg(long)]
     warm: bool,
-    /// Also computes how much any scheduler could allocate, and how much any could that places one by one.
+    /// Also computes two upper bounds: for any scheduler, and for any that places the tasks one by one.
     #[arg(long)]
     bound: bool,
-    /// Then plans which placed tasks to move to let in those that found no room, until so many percent of
-    /// the GPUs are allocated. Every task may be moved, once; the fewer moves the better.
+    /// After filling, plans moves of placed tasks that make waiting tasks fit, until this percentage of the
+    /// GPUs is allocated, 0 to 100. Each task moves at most once. Default: no plan.
     #[arg(long, value_name = "PERCENT")]
     defrag: Option<f64>,
-    /// Writes the tasks in the order in which they arrived, of one seed.
-    #[arg(long)]
+    /// Writes the tasks in order of arrival to this CSV; for a single run only.
+    #[arg(long, value_name = "FILE")]
     workload: Option<PathBuf>,
-    /// Writes where each task was placed, in that order, of one seed.
-    #[arg(long)]
+    /// Writes the node and GPUs of each placed task to this CSV; for a single run only.
+    #[arg(long, value_name = "FILE")]
     placements: Option<PathBuf>,
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
 
-/// The files of a trace.
+/// Input files of a trace.
 #[derive(Args)]
 struct Files {
-    /// CSV of nodes: sn, cpu_milli, memory_mib, gpu, model.
-    #[arg(long)]
+    /// CSV of nodes with the columns sn, cpu_milli, memory_mib, gpu and model.
+    #[arg(long, value_name = "FILE")]
     nodes: PathBuf,
-    /// CSV of tasks: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec if there is one.
-    #[arg(long)]
+    /// CSV of tasks with the columns name, cpu_milli, memory_mib, num_gpu, gpu_milli and optionally gpu_spec.
+    #[arg(long, value_name = "FILE")]
     pods: PathBuf,
-    /// Draws the task list anew, with tasks of these classes so many times as often: cpu, part, one, multi.
+    /// Resamples the task list with these relative weights of its classes: cpu (no GPU), part (a fraction of
+    /// a GPU), one, multi (several GPUs). Example: multi=8,part=0.5. Default: the list as it is.
     #[arg(long, value_name = "CLASS=FACTOR,…")]
     resample: Option<Weights>,
-    /// Seed of that draw.
+    /// Seed of the resampling.
     #[arg(long, default_value_t = 0, requires = "resample")]
     resample_seed: u64,
 }
@@ -105,31 +111,31 @@ impl Files {
         }
     }
 
-    /// So many copies of the nodes and tasks.
+    /// Reads the nodes and tasks, each copied `scale` times.
     fn cluster(&self, scale: u32) -> anyhow::Result<Cluster> {
         Cluster::new(openb::read_nodes(&self.nodes)?, self.tasks()?, scale)
     }
 }
 
-/// A policy's name.
+/// Placement policy of the packing engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PolicyName {
-    /// Any node that fits.
+    /// A random node that fits.
     Random,
-    /// The started device that is filled best, then the fullest node.
+    /// The partly used device with the tightest fit, then the fullest node.
     BestFit,
-    /// The node whose free capacity is most like the demand.
+    /// The node whose free capacity is most similar to the demand, by dot product.
     DotProduct,
-    /// Fragmentation gradient descent, for the task list's own mix.
+    /// Fragmentation gradient descent (Weng et al., USENIX ATC 2023) for the task list's own mix.
     Fgd,
-    /// The least stranded for what overflows, learned from what arrives.
+    /// Least capacity stranded for the demands that overflow; adapts to the arrivals.
     Overflow,
-    /// What a broker uses unless it is told otherwise: overflow.
+    /// The broker's default: overflow.
     Default,
 }
 
 impl PolicyName {
-    /// The same policy by the name that is its own.
+    /// Replaces `Default` by the policy that it stands for.
     fn resolved(self) -> Self {
         match self {
             Self::Default => match Policy::default() {
@@ -148,7 +154,7 @@ enum Output {
     Json,
 }
 
-/// What is printed of one run.
+/// Result of one run.
 #[derive(Serialize)]
 struct Run {
     seed: u64,
@@ -157,7 +163,7 @@ struct Run {
     arrivals: usize,
     placed: usize,
     decisions_per_s: f64,
-    /// The most tasks that came later and were placed earlier than one.
+    /// For the task passed over most often: the number of later arrivals that were placed before it.
     passed_over_max: usize,
     #[serde(flatten)]
     bounds: Option<Bounds>,
@@ -170,17 +176,17 @@ struct Report {
     policy: String,
     window: usize,
     runs: Vec<Run>,
-    /// Of `allocated_percent`.
+    /// Mean of `allocated_percent` over all runs.
     mean: f64,
-    /// The least mean over all seeds of one policy seed.
+    /// For the policy seed with the lowest mean: that mean over the arrival seeds.
     worst_policy_seed: f64,
-    /// The means over the seeds.
+    /// Means over the arrival seeds.
     #[serde(flatten)]
     bounds: Option<Bounds>,
 }
 
 impl Pack {
-    /// Runs the seeds and prints what came of them.
+    /// Runs all seeds and prints the results.
     ///
     /// # Errors
     /// If a file can't be read or written, or an argument is out of range.
@@ -229,7 +235,7 @@ impl Pack {
             bounds: Bounds::mean(&bounds),
         };
         match self.output {
-            Output::Json => say!("{}", serde_json::to_string_pretty(&report)?),
+            Output::Json => print_line!("{}", serde_json::to_string_pretty(&report)?),
             Output::Table => print_table(&report),
         }
         Ok(())
@@ -251,7 +257,7 @@ impl Pack {
         }
         let one_run = self.seeds == 1 && self.policy_seeds == 1;
         if !one_run && (self.workload.is_some() || self.placements.is_some()) {
-            bail!("--workload and --placements are of one run: leave out --seeds and --policy-seeds");
+            bail!("--workload and --placements need a single run: omit --seeds and --policy-seeds");
         }
         Ok(())
     }
@@ -288,7 +294,7 @@ impl Pack {
 
 impl std::fmt::Display for PolicyName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Every policy has a name: none is hidden.
+        // `None` only for a value hidden with `clap(skip)`; there is none.
         self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
@@ -310,9 +316,9 @@ fn write_lines(path: &Path, lines: &[String]) -> anyhow::Result<()> {
 }
 
 fn print_table(report: &Report) {
-    say!("SEED  POLICY-SEED  ARRIVALS  PLACED  ALLOCATED  PASSED-OVER  DECISIONS/S");
+    print_line!("SEED  POLICY-SEED  ARRIVALS  PLACED  ALLOCATED  PASSED-OVER  DECISIONS/S");
     for run in &report.runs {
-        say!(
+        print_line!(
             "{:<4}  {:<11}  {:<8}  {:<6}  {:>8.2}%  {:<11}  {:.0}",
             run.seed,
             run.policy_seed,
@@ -323,7 +329,7 @@ fn print_table(report: &Report) {
             run.decisions_per_s
         );
     }
-    say!(
+    print_line!(
         "{}, window {}: {:.2} % allocated on average, {:.2} % with the worst policy seed",
         report.policy,
         report.window,
@@ -332,20 +338,20 @@ fn print_table(report: &Report) {
     );
     for run in &report.runs {
         let Some(plan) = run.defragmented else { continue };
-        say!(
-            "seed {}, policy seed {}: {} moves, {} of them back to the queue, let {} tasks in: {:.2} % allocated then (planned in {:.1} s)",
+        print_line!(
+            "seed {}, policy seed {}: {} moves, {} of them back to the queue, make {} more tasks fit: {:.2} % allocated (planned in {:.1} s)",
             run.seed,
             run.policy_seed,
             plan.moves,
             plan.requeued,
-            plan.let_in,
+            plan.newly_placed,
             plan.allocated_percent,
             plan.seconds
         );
     }
     if let Some(bounds) = report.bounds {
-        say!(
-            "no scheduler can allocate more than {:.2} %; none that places one by one, on average, more than {:.2} %",
+        print_line!(
+            "upper bounds: {:.2} % for any scheduler; {:.2} % on average for any that places tasks one by one",
             bounds.any_order_percent,
             bounds.one_by_one_percent
         );

@@ -1,4 +1,4 @@
-//! Plays arrivals onto a cluster by a policy.
+//! Runs a packing trial: places arrivals on a cluster by a policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,44 +26,45 @@ use super::window;
 use crate::traces::openb::Task;
 use crate::traces::shuffle;
 
-/// Nodes and tasks, as a packer takes them.
+/// Nodes and tasks in the types of the packing engine.
 pub(crate) struct Cluster {
     pub(crate) node_names: Vec<String>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) tasks: Vec<Task>,
-    /// Each different demand once.
+    /// Distinct demands of the tasks.
     pub(crate) demands: Vec<Arc<Demand>>,
-    /// Of each task, its place among the demands.
+    /// For each task, the index of its demand in `demands`.
     pub(crate) demand_of: Vec<usize>,
-    /// GPU thousandths of all nodes.
+    /// Sum of all nodes' GPUs, in thousandths.
     pub(crate) capacity_millis: u64,
 }
 
-/// How a run is played.
+/// Settings of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) policy: PolicyName,
     pub(crate) policy_seed: u64,
+    /// Waiting tasks among which the next is chosen; 1 places each as it arrives.
     pub(crate) window: usize,
-    /// What is measured has been played before.
+    /// Play the run twice before it is measured.
     pub(crate) warm: bool,
 }
 
 /// A task that was placed.
 pub(crate) struct Placed {
-    /// Its place in the order of arrival.
+    /// Index in the order of arrival.
     pub(crate) arrival: usize,
     pub(crate) node: usize,
     pub(crate) devices: Vec<u16>,
 }
 
-/// What came of a run.
+/// Result of a run.
 pub(crate) struct Outcome {
-    /// In the order in which they were placed.
+    /// In order of placement.
     pub(crate) placed: Vec<Placed>,
     pub(crate) allocated_percent: f64,
     pub(crate) passed_over_max: usize,
-    /// For all decisions, and what was learned on the way.
+    /// Real time of all placement decisions and workload-profile updates.
     pub(crate) seconds: f64,
 }
 
@@ -108,58 +109,58 @@ impl Cluster {
             })
         });
         let tasks: Vec<Task> = copies.collect();
-        let (mut demands, mut places, mut demand_of) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (mut demands, mut index_of, mut demand_of) = (Vec::new(), BTreeMap::new(), Vec::new());
         for task in &tasks {
             let demand = Arc::new(demand(task, &models)?);
-            let place = *places.entry(demand.clone()).or_insert_with(|| {
+            let index = *index_of.entry(demand.clone()).or_insert_with(|| {
                 demands.push(demand);
                 demands.len() - 1
             });
-            demand_of.push(place);
+            demand_of.push(index);
         }
         let capacity_millis: u64 =
             all.iter().flat_map(|node| &node.device_free).map(|free| u64::from(*free)).sum();
         if capacity_millis == 0 {
-            bail!("the nodes have no GPUs: what is measured is the share of them that is allocated");
+            bail!("the nodes have no GPUs: the trial measures the allocated share of GPUs");
         }
         Ok(Self { node_names, nodes: all, tasks, demands, demand_of, capacity_millis })
     }
 
-    /// Tasks by their place in the list, in the order in which they arrive: all of the list, and
-    /// more drawn from it.
+    /// Indices of the arriving tasks, in random order: the whole list, plus tasks sampled from it until the
+    /// requested GPUs reach `inflate` times the capacity.
     pub(crate) fn arrivals(&self, seed: u64, inflate: f64) -> Vec<usize> {
         let mut random = Random::new(seed);
         let gpus = |at: usize| self.demands[self.demand_of[at]].device_millis();
         let mut arrivals: Vec<usize> = (0..self.tasks.len()).collect();
-        let mut asked: u64 = arrivals.iter().map(|at| gpus(*at)).sum();
+        let mut requested: u64 = arrivals.iter().map(|at| gpus(*at)).sum();
         let limit = (self.capacity_millis as f64 * inflate) as u64;
-        // A list that asks for no GPU never reaches the limit.
-        let draws = if asked > 0 { usize::MAX } else { 0 };
-        for _ in 0..draws {
-            let drawn = random.below(self.tasks.len() as u64) as usize;
-            if asked + gpus(drawn) > limit {
+        // A list without GPU requests never reaches the limit.
+        let samples = if requested > 0 { usize::MAX } else { 0 };
+        for _ in 0..samples {
+            let sampled = random.below(self.tasks.len() as u64) as usize;
+            if requested + gpus(sampled) > limit {
                 break;
             }
-            asked += gpus(drawn);
-            arrivals.push(drawn);
+            requested += gpus(sampled);
+            arrivals.push(sampled);
         }
         shuffle(&mut arrivals, &mut random);
         arrivals
     }
 
-    /// The names of arrivals: those that were drawn again get a suffix.
+    /// Names of the arrivals; a task that was sampled again gets a suffix with a number.
     pub(crate) fn names(&self, arrivals: &[usize]) -> Vec<String> {
-        let mut seen = vec![0u32; self.tasks.len()];
+        let mut uses = vec![0u32; self.tasks.len()];
         let name = |at: &usize| {
             let name = &self.tasks[*at].name;
-            let times = seen[*at];
-            seen[*at] += 1;
+            let times = uses[*at];
+            uses[*at] += 1;
             if times == 0 { name.clone() } else { format!("{name}-tuned-{times}") }
         };
         arrivals.iter().map(name).collect()
     }
 
-    /// The list's own mix.
+    /// The demands of the task list with their counts.
     pub(crate) fn mix(&self) -> Vec<(Arc<Demand>, u64)> {
         let mut counts = vec![0; self.demands.len()];
         self.demand_of.iter().for_each(|at| counts[*at] += 1);
@@ -186,13 +187,14 @@ fn demand(task: &Task, models: &BTreeMap<String, DeviceModelId>) -> anyhow::Resu
     })
 }
 
-/// A policy on a cluster, with what it uses_profile.
+/// A policy at work on a cluster, with the workload profile that it has built.
 pub(crate) struct Player<'a> {
     cluster: &'a Cluster,
     pub(crate) packer: Packer,
     ids: Vec<DemandId>,
+    /// Arrivals that the profile is computed from; `None` if the policy has no profile.
     mix: Option<Mix>,
-    /// What was learned last.
+    /// The latest profile.
     profile: WorkloadProfile,
     policy_seed: u64,
 }
@@ -213,7 +215,7 @@ impl<'a> Player<'a> {
             PolicyName::Fgd => {
                 Scorer::Fgd(Fgd::new(cluster.mix().iter().map(|(demand, count)| (&**demand, *count))))
             }
-            // Until something is known of what comes, overflow goes by best fit.
+            // Overflow places by best fit until the first profile.
             PolicyName::Overflow | PolicyName::Default => Scorer::BestFit,
         };
         let uses_profile = policy == PolicyName::Overflow;
@@ -246,15 +248,15 @@ impl<'a> Player<'a> {
         placed
     }
 
-    /// Empties the cluster. What the policy has learned stays, and is all that it uses_profile.
-    fn empty(&mut self) {
+    /// Empties the cluster. The policy's profile stays, and later arrivals no longer update it.
+    fn clear(&mut self) {
         for (at, node) in self.cluster.nodes.iter().enumerate() {
             self.packer.set(node_ref(at), node.clone());
         }
         self.mix = None;
     }
 
-    /// A task arrives: uses_profile from it, if the policy does.
+    /// Records an arrival, and updates the profile if that is due.
     pub(crate) fn arrive(&mut self, demand: usize) {
         let Some(mix) = &mut self.mix else { return };
         mix.arrive(&self.cluster.demands[demand], 1);
@@ -267,20 +269,20 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// A demand's number with the packer.
+    /// The packer's id of a demand.
     pub(crate) fn id(&mut self, demand: usize) -> DemandId {
         let id = self.packer.demand(&self.cluster.demands[demand], Some(self.ids[demand]));
         self.ids[demand] = id;
         id
     }
 
-    /// Places a task of a demand, if one fits.
-    pub(crate) fn find_place(&mut self, demand: usize) -> Option<Place> {
+    /// Takes the best placement for a task of a demand; `None` if none fits.
+    fn find_place(&mut self, demand: usize) -> Option<Place> {
         let id = self.id(demand);
         self.packer.place_of(id, None, &mut Undo::default())
     }
 
-    /// Places a task of a demand, if one fits.
+    /// Places a task of a demand; `None` if it doesn't fit.
     pub(crate) fn place(&mut self, demand: usize, arrival: usize) -> Option<Placed> {
         let place = self.find_place(demand)?;
         let devices = place.devices.iter().map(|share| share.index).collect();
@@ -292,21 +294,26 @@ fn node_ref(at: usize) -> NodeRef {
     NodeRef { pool: PoolId(1), node: NodeId(at as u32) }
 }
 
-/// Sees how many have arrived, and what is left when those that could be placed are.
+/// Called after each placement attempt with the number of arrivals so far and the packer.
 pub(crate) type Observe<'a> = &'a mut dyn FnMut(usize, &Packer);
 
-/// Plays arrivals by a policy.
+/// Runs a trial.
 pub(crate) fn play(cluster: &Cluster, arrivals: &[usize], rules: Rules) -> Outcome {
-    observed(cluster, arrivals, rules, &mut |_, _| {})
+    play_observed(cluster, arrivals, rules, &mut |_, _| {})
 }
 
-/// The same, for somebody who looks on.
-pub(crate) fn observed(cluster: &Cluster, arrivals: &[usize], rules: Rules, observe: Observe) -> Outcome {
+/// Runs a trial and calls `observe` as it goes on.
+pub(crate) fn play_observed(
+    cluster: &Cluster,
+    arrivals: &[usize],
+    rules: Rules,
+    observe: Observe,
+) -> Outcome {
     let mut player = Player::new(cluster, rules.policy, rules.policy_seed);
-    // Once to learn, and once with what is learned.
+    // The first pass builds the profile, the second runs with it.
     for _ in 0..if rules.warm { 2 } else { 0 } {
         player.play(arrivals, rules.window, &mut |_, _| {});
-        player.empty();
+        player.clear();
     }
     let started = Instant::now();
     let placed = player.play(arrivals, rules.window, observe);

@@ -1,4 +1,4 @@
-//! Draws another task list from a trace's, so that a policy can be judged by mixes that it wasn't made on.
+//! Resamples a trace's task list with other weights, to evaluate a policy on mixes that it was not tuned for.
 
 use anyhow::{Context, bail};
 use weir::model::limit::DEVICE_MILLIS;
@@ -6,15 +6,16 @@ use weir::scheduler::packing::random::Random;
 
 use crate::traces::openb::Task;
 
-/// How often tasks of each class are drawn, next to how often they are in the list.
+/// Weight of each class of tasks, relative to its share of the list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Weights {
-    /// Without a GPU.
+    /// Tasks without a GPU.
     cpu: f64,
-    /// A part of a GPU.
+    /// Tasks with a fraction of a GPU.
     part: f64,
+    /// Tasks with one whole GPU.
     one: f64,
-    /// Several GPUs.
+    /// Tasks with several GPUs.
     multi: f64,
 }
 
@@ -25,8 +26,9 @@ impl std::str::FromStr for Weights {
         let mut weights = Self { cpu: 1.0, part: 1.0, one: 1.0, multi: 1.0 };
         for pair in text.split(',') {
             let (class, factor) =
-                pair.split_once('=').with_context(|| format!("{pair:?}: write CLASS=FACTOR"))?;
-            let factor: f64 = factor.parse().with_context(|| format!("{pair:?}: {factor:?} is no number"))?;
+                pair.split_once('=').with_context(|| format!("{pair:?}: must be CLASS=FACTOR"))?;
+            let factor: f64 =
+                factor.parse().with_context(|| format!("{pair:?}: {factor:?} is not a number"))?;
             if !(0.0..=1_000.0).contains(&factor) {
                 bail!("{pair:?}: a factor must be 0 to 1,000");
             }
@@ -53,33 +55,34 @@ impl Weights {
     }
 }
 
-/// As many tasks as there are, drawn from them with these weights; those drawn again get a suffix.
+/// Samples as many tasks as the list has, with replacement and these weights. A task that is sampled again
+/// gets a suffix with a number.
 ///
 /// # Errors
-/// If no task has a weight.
+/// If all tasks have the weight 0.
 pub(super) fn resample(tasks: &[Task], weights: Weights, seed: u64) -> anyhow::Result<Vec<Task>> {
     let mut sums = Vec::with_capacity(tasks.len());
     let mut sum = 0u64;
     for task in tasks {
-        // In thousandths, so that all machines draw the same.
+        // Integer thousandths, so that the sample is the same on all machines.
         sum += (weights.of(task) * 1_000.0).round() as u64;
         sums.push(sum);
     }
     if sum == 0 {
-        bail!("--resample leaves no task: all that are in the list have the factor 0");
+        bail!("--resample leaves no task: all tasks of the list have the factor 0");
     }
-    let (mut random, mut seen) = (Random::new(seed), vec![0u32; tasks.len()]);
-    let draw = |_: &Task| {
-        let drawn = random.below(sum);
-        let at = sums.partition_point(|sum| *sum <= drawn);
-        seen[at] += 1;
-        let name = match seen[at] {
+    let (mut random, mut uses) = (Random::new(seed), vec![0u32; tasks.len()]);
+    let sample = |_: &Task| {
+        let sampled = random.below(sum);
+        let at = sums.partition_point(|sum| *sum <= sampled);
+        uses[at] += 1;
+        let name = match uses[at] {
             1 => tasks[at].name.clone(),
-            times => format!("{}-drawn-{}", tasks[at].name, times - 1),
+            times => format!("{}-sampled-{}", tasks[at].name, times - 1),
         };
         Task { name, ..tasks[at].clone() }
     };
-    Ok(tasks.iter().map(draw).collect())
+    Ok(tasks.iter().map(sample).collect())
 }
 
 #[cfg(test)]
@@ -100,32 +103,32 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_drawn_by_their_weights_under_names_of_their_own() {
+    fn classes_are_sampled_by_their_weights_with_distinct_names() {
         let mut tasks: Vec<Task> = (0..300).map(|at| task(&format!("one-{at}"), 1, 1_000)).collect();
         tasks.extend((0..100).map(|at| task(&format!("multi-{at}"), 4, 1_000)));
         tasks.extend((0..100).map(|at| task(&format!("part-{at}"), 1, 500)));
-        let drawn = resample(&tasks, "multi=6,part=0".parse().unwrap(), 3).unwrap();
-        let count = |class: &str| drawn.iter().filter(|task| task.name.starts_with(class)).count();
-        assert_eq!((drawn.len(), count("part")), (500, 0));
-        // Two thirds are to be of the one, a third of the other.
+        let resampled = resample(&tasks, "multi=6,part=0".parse().unwrap(), 3).unwrap();
+        let count = |class: &str| resampled.iter().filter(|task| task.name.starts_with(class)).count();
+        assert_eq!((resampled.len(), count("part")), (500, 0));
+        // Weights 300 and 600: a third of the sample has one GPU, two thirds have several.
         assert!((300..370).contains(&count("multi")), "{}", count("multi"));
-        let names: std::collections::BTreeSet<&String> = drawn.iter().map(|task| &task.name).collect();
+        let names: std::collections::BTreeSet<&String> = resampled.iter().map(|task| &task.name).collect();
         assert_eq!(names.len(), 500);
-        assert_eq!(drawn, resample(&tasks, "multi=6,part=0".parse().unwrap(), 3).unwrap());
-        assert_ne!(drawn, resample(&tasks, "multi=6,part=0".parse().unwrap(), 4).unwrap());
+        assert_eq!(resampled, resample(&tasks, "multi=6,part=0".parse().unwrap(), 3).unwrap());
+        assert_ne!(resampled, resample(&tasks, "multi=6,part=0".parse().unwrap(), 4).unwrap());
     }
 
     #[test]
-    fn what_is_no_weight_is_told() {
-        for (text, said) in [
-            ("multi", "write CLASS=FACTOR"),
-            ("multi=many", "\"many\" is no number"),
+    fn error_names_the_bad_weight() {
+        for (text, expected) in [
+            ("multi", "must be CLASS=FACTOR"),
+            ("multi=many", "\"many\" is not a number"),
             ("one=-1", "must be 0 to 1,000"),
             ("one=NaN", "must be 0 to 1,000"),
             ("gpu=1", "must be cpu, part, one or multi"),
         ] {
             let error = format!("{:#}", text.parse::<Weights>().unwrap_err());
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         let none = resample(&[task("t", 1, 1_000)], "one=0".parse().unwrap(), 0);
         assert!(none.unwrap_err().to_string().contains("leaves no task"));

@@ -1,14 +1,14 @@
-//! Chooses among waiting tasks which to place next.
+//! Lookahead window: chooses among waiting tasks which to place next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::procedure::{Cluster, Observe, Placed, Player};
 
-/// A task is passed over by no more of those that came later than so many times the window: with an
-/// eighth of that, most of what choosing gains is lost.
+/// Bound on passing over: at most this many times the window of later arrivals are placed before a task. With
+/// an eighth of it most of the gain of choosing is lost.
 const PASSES_PER_WINDOW: usize = 8;
 
-/// Tasks that wait, by their place in the order of arrival.
+/// Waiting tasks, each by its index in the order of arrival.
 #[derive(Default)]
 struct Waiting {
     by_demand: BTreeMap<usize, VecDeque<usize>>,
@@ -34,8 +34,9 @@ impl Waiting {
         }
     }
 
-    /// The demand whose oldest task is to be placed next, of the `window` tasks that came first: where it
-    /// costs least, of those that the oldest that fits may be passed over by. Also those that don't fit.
+    /// Chooses the demand whose oldest task is placed next, among the `window` oldest tasks: the one with the
+    /// lowest cost that may still pass over the oldest task that fits. Also returns the demands that don't
+    /// fit.
     fn choose(&self, player: &mut Player, window: usize) -> (Option<usize>, Vec<usize>) {
         let (mut fitting, mut unfit) = (Vec::new(), Vec::new());
         let last = self.all.iter().nth(window - 1).copied().unwrap_or(usize::MAX);
@@ -56,7 +57,7 @@ impl Waiting {
     }
 }
 
-/// Plays arrivals with so many waiting at a time.
+/// Places arrivals while at most `window` tasks wait.
 pub(super) fn play(
     player: &mut Player,
     cluster: &Cluster,
@@ -66,21 +67,21 @@ pub(super) fn play(
 ) -> Vec<Placed> {
     let mut placed = Vec::new();
     let mut waiting = Waiting::default();
-    let mut refused = vec![false; cluster.demands.len()];
+    let mut unplaceable = vec![false; cluster.demands.len()];
     let mut next = 0;
     while next < arrivals.len() || !waiting.all.is_empty() {
         while waiting.all.len() < window && next < arrivals.len() {
             let demand = cluster.demand_of[arrivals[next]];
             player.arrive(demand);
-            if !refused[demand] {
+            if !unplaceable[demand] {
                 waiting.push(demand, next);
             }
             next += 1;
         }
         let (demand, unfit) = waiting.choose(player, window);
-        // Nothing departs: what didn't fit once never will.
+        // No task ends, so a demand that doesn't fit now never will.
         for demand in unfit {
-            refused[demand] = true;
+            unplaceable[demand] = true;
             waiting.drop_demand(demand);
         }
         if let Some(demand) = demand
@@ -93,18 +94,18 @@ pub(super) fn play(
     placed
 }
 
-/// The most later arrivals that were placed before one that was placed, too.
+/// The largest number of later arrivals that were placed before any one placed task.
 pub(super) fn passed_over_max(order: impl Iterator<Item = usize>, arrivals: usize) -> usize {
-    // A Fenwick tree over the arrivals that are placed.
+    // A Fenwick tree that counts the placed arrivals.
     let mut tree = vec![0usize; arrivals + 1];
-    let (mut most, mut before) = (0, 0);
+    let (mut max, mut before) = (0, 0);
     for arrival in order {
         let (mut at, mut earlier) = (arrival + 1, 0);
         while at > 0 {
             earlier += tree[at];
             at &= at - 1;
         }
-        most = most.max(before - earlier);
+        max = max.max(before - earlier);
         let mut at = arrival + 1;
         while at <= arrivals {
             tree[at] += 1;
@@ -112,7 +113,7 @@ pub(super) fn passed_over_max(order: impl Iterator<Item = usize>, arrivals: usiz
         }
         before += 1;
     }
-    most
+    max
 }
 
 #[cfg(test)]
@@ -125,14 +126,14 @@ mod tests {
     use crate::traces::openb;
 
     #[test]
-    fn a_task_is_passed_over_by_each_later_one_that_is_placed_before_it() {
+    fn task_is_passed_over_by_each_later_one_that_is_placed_before_it() {
         assert_eq!(passed_over_max([0, 1, 2].into_iter(), 3), 0);
         assert_eq!(passed_over_max([2, 1, 0].into_iter(), 3), 2);
         assert_eq!(passed_over_max([3, 1, 4, 0].into_iter(), 5), 3);
         assert_eq!(passed_over_max([1].into_iter(), 5), 0);
     }
 
-    /// Forty tasks of the openb trace, on nodes that take a few hundred such.
+    /// 40 tasks of the openb trace, on nodes with capacity for a few hundred.
     fn small_cluster() -> Cluster {
         let slice = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openb_slice.csv"));
         let tasks = openb::read_tasks(slice).unwrap();
@@ -146,24 +147,24 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_passed_over_by_more_than_the_bound_and_no_node_is_overcommitted() {
+    fn no_task_is_passed_over_beyond_the_bound_and_no_node_is_overcommitted() {
         let cluster = small_cluster();
         for (seed, window) in [(1, 2), (2, 2), (3, 4), (4, 30)] {
             let arrivals = cluster.arrivals(seed, 1.3);
             let rules = Rules { policy: PolicyName::Overflow, policy_seed: 0, window, warm: false };
             let outcome = play(&cluster, &arrivals, rules);
             assert!(outcome.passed_over_max <= PASSES_PER_WINDOW * window, "{}", outcome.passed_over_max);
-            assert!(outcome.passed_over_max > 0, "nothing was chosen");
-            let mut held = BTreeMap::<(usize, u16), u64>::new();
+            assert!(outcome.passed_over_max > 0, "no task was passed over");
+            let mut allocated = BTreeMap::<(usize, u16), u64>::new();
             for placed in &outcome.placed {
                 let demand = &cluster.demands[cluster.demand_of[arrivals[placed.arrival]]];
                 let share = demand.device_millis() / placed.devices.len().max(1) as u64;
                 for device in &placed.devices {
-                    *held.entry((placed.node, *device)).or_default() += share;
+                    *allocated.entry((placed.node, *device)).or_default() += share;
                 }
             }
-            assert!(held.values().all(|millis| *millis <= 1_000), "{held:?}");
-            let used = held.values().sum::<u64>() as f64 * 100.0 / cluster.capacity_millis as f64;
+            assert!(allocated.values().all(|millis| *millis <= 1_000), "{allocated:?}");
+            let used = allocated.values().sum::<u64>() as f64 * 100.0 / cluster.capacity_millis as f64;
             assert!((used - outcome.allocated_percent).abs() < 1e-9);
         }
     }

@@ -1,4 +1,4 @@
-//! What is told of a trace that was played: how long jobs waited and how much was in use.
+//! Results of a played trace: waiting times, slowdown, allocation and fragmentation.
 
 use std::collections::BTreeMap;
 
@@ -9,41 +9,44 @@ use weir::model::limit::DEVICE_MILLIS;
 use weir::model::resource::Resources;
 use weir::scheduler::packing::fgd::Fgd;
 
-use super::calm::{Played, Ran};
+use super::fault_free::{Played, Ran};
 use super::{Workload, units};
 use crate::report::{Quantiles, Table};
 use crate::traces::Job;
 
-/// The share of the time while jobs come that fills the cluster before anything is measured.
+/// Share of the arrival period that fills the cluster; jobs that arrive in it are not measured.
 const WARM_UP: f64 = 0.3;
-/// Looks at the cluster while jobs come.
+/// Number of samples of the cluster over the arrival period.
 pub(super) const SAMPLES: u64 = 300;
-/// Jobs that ran for less count as if they had run for so long, where their wait is divided by their run:
-/// Feitelson and Rudolph, Metrics and benchmarking for parallel job scheduling, JSSPP 1998.
+/// Shortest run time that a slowdown is divided by (bounded slowdown), in milliseconds: Feitelson and
+/// Rudolph, Metrics and benchmarking for parallel job scheduling, JSSPP 1998.
 const SLOWDOWN_RUN_MS_MIN: u64 = 10_000;
 
-/// What came of one policy.
+/// Results of one policy.
 #[derive(Serialize)]
 pub(crate) struct Figures {
     policy: String,
-    /// Of all GPU time, or CPU time, from the end of the warm-up to the last arrival.
+    /// Allocated share of all GPU time, or CPU time without GPUs, from the end of the warm-up to the end of
+    /// the arrival period.
     allocated_percent: f64,
-    /// Free capacity that a task drawn from the trace couldn't use, of all there is, on average over the
-    /// same time; 0 where there are no GPUs.
+    /// Free GPU capacity that a random task of the trace can't use, as a share of all GPUs and a mean over
+    /// the same period; 0 without GPUs.
     fragmented_percent: f64,
-    /// Jobs that came after the warm-up, by what they asked for.
+    /// Jobs that arrived after the warm-up, grouped by their request.
     sizes: Vec<Size>,
     never_started: usize,
-    /// Steps of the broker's and the agents' machines, and the real time that they took.
+    /// Steps of the broker's and the agents' state machines.
     steps: u64,
+    /// Real time of the whole run.
     seconds: f64,
     #[serde(skip)]
     samples: Vec<Sample>,
 }
 
-/// What was seen at a time, warm-up and all, while jobs came.
+/// State of the cluster at one time of the arrival period, which includes the warm-up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
+    /// Virtual hours after the first arrival.
     pub(crate) hours: f64,
     pub(crate) waiting: usize,
     pub(crate) allocated_percent: f64,
@@ -59,22 +62,22 @@ impl Figures {
     }
 }
 
-/// How jobs of a size fared.
+/// Results of the jobs of one size class.
 #[derive(Clone, Serialize)]
 struct Size {
-    /// GPUs asked for, or CPUs: from and to.
+    /// Requested GPUs, or CPUs without GPUs: a range.
     size: String,
     jobs: usize,
     wait_s: Quantiles,
-    /// Waiting and running time over running time.
+    /// (Waiting time + run time) / run time.
     slowdown: Quantiles,
 }
 
-/// Looks at the broker on the way.
+/// Samples the broker during a run and computes its results.
 pub(super) struct Watcher<'a> {
     workload: &'a Workload,
     fgd: Option<Fgd>,
-    /// Fragmented thousandths.
+    /// Fragmented device thousandths, one value per sample.
     fragmented: Vec<u64>,
 }
 
@@ -87,7 +90,7 @@ impl<'a> Watcher<'a> {
         (self.workload.span_ms as f64 * WARM_UP) as u64
     }
 
-    pub(super) fn look(&mut self, at_ms: u64, broker: &Broker) {
+    pub(super) fn sample(&mut self, at_ms: u64, broker: &Broker) {
         if self.workload.counts_cpus || at_ms < self.warm_ms() {
             return;
         }
@@ -135,10 +138,10 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// What the cluster was like, at even distances in time.
+    /// The state of the cluster at evenly spaced times.
     fn samples(&self, played: &Played) -> Vec<Sample> {
         let Workload { jobs, capacity, counts_cpus, span_ms, .. } = self.workload;
-        // What waits and what is in use change by so much at a time.
+        // Time, change of the number of waiting jobs, change of the units in use.
         let mut changes: Vec<(u64, i64, i64)> = Vec::new();
         for (job, ran) in jobs.iter().zip(&played.ran) {
             let units = units(job, *counts_cpus) as i64;
@@ -164,7 +167,7 @@ impl<'a> Watcher<'a> {
     }
 }
 
-/// The class of sizes that so many thousandths fall into, and its name.
+/// The size class of a request in thousandths: its sort key and its name.
 fn size(millis: u64) -> (u64, String) {
     let unit = u64::from(DEVICE_MILLIS);
     if millis == 0 {
@@ -173,16 +176,12 @@ fn size(millis: u64) -> (u64, String) {
     if millis < unit {
         return (1, "<1".to_owned());
     }
-    let (from, most) = (millis.div_ceil(unit), millis.div_ceil(unit).next_power_of_two());
-    let least = most / 2 + 1;
-    if from == 1 || least >= most {
-        (most + 1, most.to_string())
-    } else {
-        (most + 1, format!("{least}-{most}"))
-    }
+    let (from, max) = (millis.div_ceil(unit), millis.div_ceil(unit).next_power_of_two());
+    let min = max / 2 + 1;
+    if from == 1 || min >= max { (max + 1, max.to_string()) } else { (max + 1, format!("{min}-{max}")) }
 }
 
-/// The mix of the trace, as the broker numbers device models.
+/// Fragmentation measure for the trace's mix of demands, with the broker's numbers of device models.
 fn fgd_of(jobs: &[Job], broker: &Broker) -> Fgd {
     let state = broker.state();
     let mut mix = BTreeMap::<Demand, u64>::new();
@@ -201,11 +200,11 @@ fn fgd_of(jobs: &[Job], broker: &Broker) -> Fgd {
     Fgd::new(mix.iter().map(|(demand, count)| (demand, *count)))
 }
 
-/// Policies side by side.
+/// Tables that compare the results of several policies.
 pub(crate) fn tables(all: &[Figures], counts_cpus: bool) -> Vec<Table> {
     let unit = if counts_cpus { "CPUs" } else { "GPUs" };
     let mut whole = Table::new(
-        "While jobs come, after the warm-up",
+        "Arrival period after the warm-up",
         &["policy", &format!("{unit} allocated, %"), "fragmented, %", "never started", "steps", "s"],
     );
     for one in all {
@@ -223,10 +222,10 @@ pub(crate) fn tables(all: &[Figures], counts_cpus: bool) -> Vec<Table> {
         ("Waiting by size, median / 95th percentile, s", (|size| size.wait_s) as fn(&Size) -> Quantiles, 0),
         ("Slowdown by size, median / 95th percentile", |size| size.slowdown, 1),
     ];
-    // Where a policy started none of a size another may have.
+    // A policy that started no job of a size has no entry for it: collect the sizes of all policies.
     let mut sizes: Vec<&Size> = Vec::new();
     for size in all.iter().flat_map(|one| &one.sizes) {
-        if !sizes.iter().any(|known| known.size == size.size) {
+        if !sizes.iter().any(|listed| listed.size == size.size) {
             sizes.push(size);
         }
     }
@@ -255,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_classes_up_to_each_power_of_two() {
+    fn size_classes_end_at_powers_of_two() {
         let found: Vec<String> = [0, 1, 999, 1_000, 2_000, 3_000, 4_000, 5_000, 8_000, 9_000, 128_000]
             .map(|millis| size(millis).1)
             .into();

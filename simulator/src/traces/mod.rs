@@ -1,4 +1,4 @@
-//! Real traces: what each format has, as nodes and jobs.
+//! Readers of real traces: each format becomes nodes and jobs.
 
 pub(crate) mod openb;
 pub(crate) mod philly;
@@ -13,28 +13,31 @@ use weir::scheduler::packing::random::Random;
 /// A job of a trace: equal tasks that start and end together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
-    /// After the first one.
+    /// Arrival, in milliseconds after the first job's.
     pub(crate) arrives_ms: u64,
     pub(crate) duration_ms: u64,
     pub(crate) tasks: u32,
-    /// What one task asks for.
+    /// Request of one task.
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) devices: Option<DeviceAmount>,
-    /// Allowed device models; empty means any.
+    /// Device models that the job accepts; empty means any.
     pub(crate) models: Vec<String>,
 }
 
-/// Jobs as they came.
+/// The jobs of a trace.
 pub(crate) struct Trace {
-    /// In the order of their arrival.
+    /// In order of arrival.
     pub(crate) jobs: Vec<Job>,
-    /// Rows that say of no job how long it ran, or on what.
+    /// Number of rows that were skipped: they lack the run time or the resources of the job.
     pub(crate) left_out: usize,
 }
 
 impl Trace {
-    /// Takes jobs by the second of their arrival, whichever the first is.
+    /// Sorts jobs by arrival, in seconds from any origin, and sets each arrival relative to the first.
+    ///
+    /// # Errors
+    /// If there is no job; `path` names the file.
     fn new(mut jobs: Vec<(u64, Job)>, left_out: usize, path: &Path) -> anyhow::Result<Self> {
         jobs.sort_by_key(|(at, _)| *at);
         let Some((first, _)) = jobs.first() else { bail!("{} has no job", path.display()) };
@@ -45,13 +48,13 @@ impl Trace {
     }
 }
 
-/// Splits `units` evenly over as few tasks as nodes of `per_node` units allow.
+/// Splits `units` into the fewest equal tasks of at most `per_node` units; returns (tasks, units of each).
 fn split(units: u32, per_node: u32) -> (u32, u32) {
     let each = (1..=units.min(per_node.max(1))).rev().find(|each| units.is_multiple_of(*each)).unwrap_or(1);
     (units / each, each)
 }
 
-/// Fisher and Yates's shuffle.
+/// Shuffles in place (Fisher and Yates).
 pub(crate) fn shuffle<T>(items: &mut [T], random: &mut Random) {
     for last in (1..items.len()).rev() {
         items.swap(last, random.below(last as u64 + 1) as usize);
@@ -61,12 +64,14 @@ pub(crate) fn shuffle<T>(items: &mut [T], random: &mut Random) {
 fn text(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
     if bytes.starts_with(b"PK") || bytes.starts_with(&[0x1f, 0x8b]) {
-        bail!("{} is packed: unpack it first", path.display());
+        bail!("{} is compressed: decompress it first", path.display());
     }
     String::from_utf8(bytes).with_context(|| format!("can't read {}", path.display()))
 }
 
-/// Rows of a CSV file without quotes, each as its named cells.
+/// Reads a CSV file without quotes and passes the cells of `columns` to `read`, row by row.
+///
+/// A column whose name ends in `?` is optional: its cells are empty if the file lacks it.
 fn rows<T>(
     path: &Path,
     columns: &[&str],
@@ -75,20 +80,19 @@ fn rows<T>(
     let text = text(path)?;
     let mut lines = text.lines();
     let heading: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    // A column that may be missing is marked; its cells are empty then.
-    let place = |name: &&str| {
-        let (name, may_be_missing) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
+    let position = |name: &&str| {
+        let (name, optional) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
         match heading.iter().position(|column| *column == name) {
-            None if !may_be_missing => bail!("{} has no column {name}", path.display()),
-            place => Ok(place.unwrap_or(usize::MAX)),
+            None if !optional => bail!("{} has no column {name}", path.display()),
+            position => Ok(position.unwrap_or(usize::MAX)),
         }
     };
-    let places = columns.iter().map(place).collect::<anyhow::Result<Vec<_>>>()?;
+    let positions = columns.iter().map(position).collect::<anyhow::Result<Vec<_>>>()?;
     let mut all = Vec::new();
     for (number, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
         let cells: Vec<&str> = line.split(',').collect();
         let cells: Vec<&str> =
-            places.iter().map(|place| cells.get(*place).copied().unwrap_or_default()).collect();
+            positions.iter().map(|position| cells.get(*position).copied().unwrap_or_default()).collect();
         all.push(read(&cells).with_context(|| format!("{}, line {}", path.display(), number + 2))?);
     }
     Ok(all)
@@ -98,7 +102,7 @@ fn rows<T>(
 mod tests {
     use super::*;
 
-    /// A file of its own, gone at the end.
+    /// A temporary file, removed on drop.
     pub(super) struct File(pub(super) std::path::PathBuf);
 
     impl File {
@@ -116,16 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_split_evenly_over_as_few_nodes_as_it_can() {
+    fn job_is_split_evenly_over_the_fewest_nodes() {
         let found: Vec<_> = [1, 8, 12, 16, 24, 7, 11].map(|units| split(units, 8)).into();
         assert_eq!(found, [(1, 1), (1, 8), (2, 6), (2, 8), (3, 8), (1, 7), (11, 1)]);
         assert_eq!(split(5, 0), (5, 1));
     }
 
     #[test]
-    fn a_packed_file_is_called_that() {
-        let file = File::new("packed", b"PK\x03\x04\xff");
+    fn compressed_file_is_named_as_such() {
+        let file = File::new("compressed", b"PK\x03\x04\xff");
         let error = text(&file.0).unwrap_err().to_string();
-        assert!(error.ends_with("is packed: unpack it first"), "{error}");
+        assert!(error.ends_with("is compressed: decompress it first"), "{error}");
     }
 }

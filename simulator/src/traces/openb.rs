@@ -1,5 +1,5 @@
-//! The openb trace: Alibaba's cluster-trace-gpu-v2023, as in the artifact of Weng et al., Beware of
-//! Fragmentation, USENIX ATC 2023.
+//! Reader of the openb trace: Alibaba's cluster-trace-gpu-v2023, in the CSV form of the artifact of Weng et
+//! al., Beware of Fragmentation, USENIX ATC 2023.
 
 use std::path::Path;
 
@@ -18,39 +18,39 @@ pub(crate) struct Task {
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
     pub(crate) gpu_count: u32,
-    /// Of one GPU, where there is one.
+    /// Thousandths of each GPU; 0 without GPUs.
     pub(crate) gpu_millis: u32,
-    /// Allowed models; empty means any.
+    /// GPU models that the task accepts; empty means any.
     pub(crate) models: Vec<String>,
     pub(crate) created_s: u64,
     pub(crate) duration_s: u64,
 }
 
 impl Task {
-    /// GPUs asked for.
+    /// GPUs requested, as a fraction where the task shares one.
     #[cfg(feature = "load")]
     pub(crate) fn gpus(&self) -> f64 {
         f64::from(self.gpu_count) * f64::from(self.gpu_millis) / f64::from(DEVICE_MILLIS)
     }
 
-    /// The devices asked for.
+    /// The devices requested; `None` without GPUs.
     ///
     /// # Errors
-    /// A part of a GPU is only asked for of one.
+    /// If the task requests a fraction of several GPUs.
     pub(crate) fn devices(&self) -> anyhow::Result<Option<DeviceAmount>> {
         match (self.gpu_count, self.gpu_millis) {
             (0, _) => Ok(None),
             (1, millis) if millis > 0 && millis < DEVICE_MILLIS => Ok(Some(DeviceAmount::Fraction(millis))),
             (count, DEVICE_MILLIS) => Ok(Some(DeviceAmount::Whole(count))),
             (count, millis) => bail!(
-                "task {} asks for {count} GPUs of {millis} thousandths: must be one of 1 to 999, or whole ones",
+                "task {} requests {count} GPUs of {millis} thousandths each: must be one GPU of 1 to 999, or whole GPUs",
                 self.name
             ),
         }
     }
 }
 
-/// Tasks of a file as jobs of one task each.
+/// Converts the tasks of a file to jobs of one task each.
 pub(crate) fn jobs(tasks: Vec<Task>, path: &Path) -> anyhow::Result<Trace> {
     let job = |task: Task| {
         let job = Job {
@@ -67,7 +67,10 @@ pub(crate) fn jobs(tasks: Vec<Task>, path: &Path) -> anyhow::Result<Trace> {
     Trace::new(tasks.into_iter().map(job).collect::<anyhow::Result<_>>()?, 0, path)
 }
 
-/// Reads nodes.
+/// Reads nodes from a CSV with the columns sn, cpu_milli, memory_mib, gpu and model.
+///
+/// # Errors
+/// Names the missing column, or the line and cell that can't be parsed.
 pub(crate) fn read_nodes(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     rows(path, &["sn", "cpu_milli", "memory_mib", "gpu", "model"], |cells| {
         let gpus: u16 = cells[3].parse().context("gpu")?;
@@ -94,7 +97,10 @@ pub(crate) fn read_nodes(path: &Path) -> anyhow::Result<Vec<NodeSpec>> {
     })
 }
 
-/// Reads tasks. One that was never scheduled runs from its creation.
+/// Reads tasks from a CSV. A task without a scheduled time runs from its creation on.
+///
+/// # Errors
+/// Names the missing column, or the line and cell that can't be parsed.
 pub(crate) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
     let columns = [
         "name",
@@ -129,7 +135,8 @@ pub(crate) fn read_tasks(path: &Path) -> anyhow::Result<Vec<Task>> {
     })
 }
 
-/// The tasks `passes` times, one pass after the other, none longer than `cut_s` unless that is 0.
+/// Repeats the tasks `passes` times, one pass after another. Durations are capped at `cut_s` seconds unless
+/// that is 0.
 #[cfg(feature = "load")]
 pub(crate) fn repeat(tasks: &[Task], passes: u32, cut_s: u64) -> Vec<Task> {
     let span_s = tasks.iter().map(|task| task.created_s).max().unwrap_or(0) + 1;
@@ -152,7 +159,7 @@ mod tests {
     const SLICE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openb_slice.csv");
 
     #[test]
-    fn tasks_that_were_never_scheduled_run_from_their_creation() {
+    fn unscheduled_task_runs_from_its_creation() {
         let tasks = read_tasks(Path::new(SLICE)).unwrap();
         let unscheduled: Vec<&Task> = tasks.iter().filter(|task| task.name == "openb-pod-0012").collect();
         assert_eq!(tasks.len(), 40);
@@ -162,7 +169,7 @@ mod tests {
 
     #[cfg(feature = "load")]
     #[test]
-    fn passes_follow_each_other_under_names_of_their_own() {
+    fn passes_follow_each_other_with_distinct_names() {
         let tasks = read_tasks(Path::new(SLICE)).unwrap();
         let twice = repeat(&tasks, 2, 100);
         assert_eq!(twice.len(), 80);
@@ -176,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_column_or_a_bad_cell_is_named_with_its_line() {
+    fn error_names_the_missing_column_or_the_line_and_cell() {
         let folder = std::env::temp_dir().join(format!("weir-trace-{}", std::process::id()));
         std::fs::write(&folder, "sn,cpu_milli,memory_mib,gpu\nn,1,1,1\n").unwrap();
         let missing = format!("{:#}", read_nodes(&folder).unwrap_err());

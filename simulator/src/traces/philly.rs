@@ -1,5 +1,5 @@
-//! The Philly trace: jobs of Microsoft's GPU clusters in late 2017 (msr-fiddle/philly-traces), as a CSV of
-//! submission time, duration and GPUs.
+//! Reader of the Philly trace: jobs of Microsoft's GPU clusters in late 2017 (msr-fiddle/philly-traces), as a
+//! CSV of submission time, duration and GPUs.
 
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -9,14 +9,15 @@ use weir::model::device::DeviceAmount;
 
 use super::{Job, Trace, rows, split};
 
-/// CPU for each GPU of a task, since the trace has none: no more than the nodes have.
+/// CPU per GPU of a task, since the trace has no CPU requests; the nodes have this much per GPU.
 pub(crate) const CPU_MILLIS_PER_GPU: u64 = 4_000;
+/// Memory per GPU of a task, since the trace has no memory requests; the nodes have this much per GPU.
 pub(crate) const MEMORY_BYTES_PER_GPU: u64 = 16 << 30;
 
-/// Reads jobs, split over nodes of so many GPUs.
+/// Reads jobs and splits each over nodes of `gpus_per_node` GPUs. Jobs without GPUs are skipped.
 ///
 /// # Errors
-/// Names the column, or the line and cell, that can't be read.
+/// Names the missing column, or the line and cell that can't be parsed.
 pub(crate) fn read_jobs(path: &Path, gpus_per_node: u32) -> anyhow::Result<Trace> {
     let jobs = rows(path, &["timestamp", "duration", "num_gpus"], |cells| {
         let at = humantime::parse_rfc3339_weak(cells[0])
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_come_in_order_and_those_without_a_gpu_are_left_out() {
+    fn jobs_are_sorted_by_arrival_and_those_without_a_gpu_are_skipped() {
         let file = File::new(
             "philly",
             b"timestamp,duration,num_gpus,cluster\n2017-10-09 07:01:55,66.5,16,a\n2017-10-09 07:00:00,3.0,1,a\n2017-10-09 07:03:00,3.0,0,a\n",
@@ -67,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn error_names_the_line_and_cell() {
         let heading = "timestamp,duration,num_gpus\n";
-        for (row, said) in [
+        for (row, expected) in [
             ("yesterday,1,1", "line 2: timestamp \"yesterday\""),
             ("2017-10-09 07:01:55,-1,1", "line 2: duration -1: must be"),
             ("2017-10-09 07:01:55,NaN,1", "line 2: duration NaN: must be"),
@@ -77,7 +78,7 @@ mod tests {
         ] {
             let file = File::new("philly-bad", format!("{heading}{row}\n").as_bytes());
             let error = format!("{:#}", read_jobs(&file.0, 8).err().unwrap());
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         let file = File::new("philly-empty", heading.as_bytes());
         assert!(read_jobs(&file.0, 8).err().unwrap().to_string().ends_with("has no job"));

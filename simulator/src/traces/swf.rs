@@ -1,4 +1,4 @@
-//! The Standard Workload Format of the Parallel Workloads Archive: Chapin et al., Benchmarks and
+//! Reader of the Standard Workload Format of the Parallel Workloads Archive: Chapin et al., Benchmarks and
 //! standards for the evaluation of parallel job schedulers, JSSPP 1999.
 
 use std::path::Path;
@@ -7,20 +7,20 @@ use anyhow::{Context, bail};
 
 use super::{Job, Trace, split, text};
 
-/// Memory of each processor, since few logs have it: no more than the nodes have.
+/// Memory per processor of a job, since few logs have it; the nodes have this much per processor.
 pub(crate) const MEMORY_BYTES_PER_CPU: u64 = 1 << 20;
 
-/// The machine that a log is of.
+/// The machine that a log was recorded on, from the log's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Machine {
     pub(crate) nodes: u32,
     pub(crate) cpus_per_node: u32,
 }
 
-/// Reads the jobs, split over the nodes of the machine that the log's heading names.
+/// Reads the jobs and splits each over the nodes of the machine that the log's header names.
 ///
 /// # Errors
-/// Names the line and field that can't be read, or what the heading lacks.
+/// Names the line and field that can't be parsed, or the field that the header lacks.
 pub(crate) fn read_jobs(path: &Path) -> anyhow::Result<(Machine, Trace)> {
     let text = text(path)?;
     let machine = machine(&text).with_context(|| path.display().to_string())?;
@@ -48,20 +48,20 @@ fn machine(text: &str) -> anyhow::Result<Machine> {
     let cpus = field("MaxProcs").transpose()?;
     let nodes = field("MaxNodes").transpose()?.filter(|nodes| *nodes > 0).or(cpus);
     let (Some(nodes), Some(cpus)) = (nodes, cpus.or(nodes)) else {
-        bail!("the heading names neither MaxNodes nor MaxProcs: how large is the machine?");
+        bail!("the header has neither MaxNodes nor MaxProcs: the size of the machine is unknown");
     };
     if nodes == 0 || cpus < nodes {
-        bail!("a machine of {nodes} nodes with {cpus} processors: must have at least one each");
+        bail!("a machine of {nodes} nodes with {cpus} processors: each node must have at least one");
     }
     Ok(Machine { nodes, cpus_per_node: cpus / nodes })
 }
 
-/// The second of the job's arrival and the job; `None` if the log doesn't say what it took.
+/// The job with its arrival in seconds; `None` if the log lacks its run time or processors.
 fn job(line: &str, machine: Machine) -> anyhow::Result<Option<(u64, Job)>> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let field = |at: usize, name: &str| {
         let text = fields.get(at).with_context(|| format!("field {} ({name}) is missing", at + 1))?;
-        // Seconds may have a fraction.
+        // Some logs have fractions of a second.
         let value: f64 = text.parse().with_context(|| format!("field {} ({name}): {text:?}", at + 1))?;
         anyhow::ensure!(value.abs() < 1e12, "field {} ({name}): {text:?} is too large", at + 1);
         Ok(value as i64)
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_are_gangs_of_what_a_node_has() {
+    fn job_is_a_gang_of_tasks_that_fit_a_node() {
         let rows = "1 100 -1 60 128 -1 -1 -1 -1 -1 -1 1 1 -1 -1 -1 -1 -1\n\
                     2 105 -1 7 1 -1 -1 3 -1 -1 -1 1 1 -1 -1 -1 -1 -1\n\
                     3 106 -1 -1 1 -1 -1 -1 -1 -1 -1 1 1 -1 -1 -1 -1 -1\n";
@@ -113,13 +113,13 @@ mod tests {
             .iter()
             .map(|job| (job.arrives_ms, job.duration_ms, job.tasks, job.cpu_millis))
             .collect();
-        // As asked for, where that is known.
+        // The requested processors, where the log has them.
         assert_eq!(found, [(0, 60_000, 32, 4_000), (5_000, 7_000, 1, 3_000)]);
-        assert_eq!(trace.left_out, 1, "one ran for nobody knows how long");
+        assert_eq!(trace.left_out, 1, "one job has no run time");
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn error_names_the_line_and_field() {
         let error = |text: &str| format!("{:#}", read(text).err().unwrap());
         assert!(error("1 0 -1 60 128 -1 -1 -1\n").contains("neither MaxNodes nor MaxProcs"));
         assert!(error("; MaxNodes: many\n").contains("MaxNodes \"many\""));

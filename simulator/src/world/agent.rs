@@ -1,4 +1,4 @@
-//! The agents' machines: starts, crashes, pauses, and what becomes of their effects.
+//! Agent processes: starts, crashes, pauses, and execution of the agents' effects.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,57 +17,61 @@ use super::backend::{Backend, Step};
 use super::clock::Clock;
 use super::{Event, World};
 
-/// What comes to an agent's process.
+/// Input of an agent process.
 #[derive(Debug)]
 pub(crate) enum AgentEvent {
-    /// At this world time; only the wake-up asked for last counts.
+    /// A wake-up at this virtual time; only the latest requested one is valid.
     Wake {
         at: u64,
     },
     Connected {
         session: SessionId,
     },
-    /// The connection that was tried does not come about.
+    /// The connection attempt failed.
     Unreachable,
     Frame {
         session: SessionId,
         number: u64,
         message: Box<ToAgent>,
     },
-    Gone {
+    Disconnected {
         session: SessionId,
     },
     Input(Box<Input>),
-    /// What the agent asks of its backend, which takes a moment.
-    Ask(weir::model::id::AttemptId, Box<Step>),
+    /// The agent's request reaches its backend, after a short delay.
+    BackendRequest(weir::model::id::AttemptId, Box<Step>),
 }
 
-/// An agent's process, if one runs here, its machine, and what outlives its crashes.
+/// A host for an agent process, with the agent's state machine if a process runs, and the state that survives
+/// crashes.
 pub(crate) struct AgentHost {
     pub(crate) machine: Option<Agent>,
-    pub(crate) life: u32,
+    /// Counts starts and crashes: distinguishes events of one process from those of the next.
+    pub(crate) incarnation: u32,
     pub(crate) clock: Clock,
+    /// Virtual time of the latest requested wake-up; 0 if none.
     wake: u64,
     pub(crate) hello: Hello,
     pub(crate) backend: Backend,
     pub(crate) session: Option<SessionId>,
     pub(crate) paused: bool,
+    /// Inputs that arrived during a pause.
     backlog: Vec<AgentEvent>,
-    /// It dies after so many effects of its next step, and comes back so much later.
+    /// Planned crash: number of effects of the next step before it, and downtime.
     crash: Option<(usize, u64)>,
-    /// What it sent lately, for an agent that lies.
+    /// The latest sent messages of a Byzantine agent, to be repeated.
     pub(crate) sent: VecDeque<FromAgent>,
-    /// The backend gets what it is asked in the order it was asked: nothing before this.
-    asked_at: u64,
-    /// When the hello and the heartbeats of this session were sent, by the agent's clock.
-    beats: BTreeMap<u64, Timestamp>,
-    /// The lease may last until then, as what has been answered was sent.
+    /// Arrival of the latest request at the backend: requests arrive in the order in which they were sent.
+    requested_at: u64,
+    /// Times at which the hello (as 0) and the heartbeats of this session were sent, by the agent's clock.
+    heartbeats: BTreeMap<u64, Timestamp>,
+    /// Latest permitted end of the lease: counted from the sending of the latest answered heartbeat.
     lease_max: Timestamp,
-    /// How far brokers on the true journal have told it that it goes, as it remembers.
-    pub(crate) told: Revision,
+    /// Highest revision of the true journal that the agent has remembered from a broker.
+    pub(crate) remembered: Revision,
 }
 
-/// Frames that a lying agent keeps to send them again.
+/// Messages of a Byzantine agent that are stored to be repeated.
 const SENT_MAX: usize = 64;
 
 impl AgentHost {
@@ -84,7 +88,7 @@ impl AgentHost {
         };
         let pool = PoolSpec {
             name: format!("pool-{index}"),
-            // A constant that is well-formed.
+            // The constants are valid codes.
             region: RegionCode::parse(region).unwrap_or_default(),
             backend: "simulated".to_owned(),
             labels: Default::default(),
@@ -94,7 +98,7 @@ impl AgentHost {
         let instance = InstanceId(setup.random());
         Self {
             machine: None,
-            life: 0,
+            incarnation: 0,
             clock: Clock::new(0, 0, 0),
             wake: 0,
             hello: Hello { pool, instance, key: [index as u8; 16], high_water: None },
@@ -104,10 +108,10 @@ impl AgentHost {
             backlog: Vec::new(),
             crash: None,
             sent: VecDeque::new(),
-            asked_at: 0,
-            beats: BTreeMap::new(),
+            requested_at: 0,
+            heartbeats: BTreeMap::new(),
             lease_max: Timestamp(0),
-            told: Revision(0),
+            remembered: Revision(0),
         }
     }
 }
@@ -120,9 +124,10 @@ impl World {
         let clock = self.new_clock();
         let now = clock.at(self.now);
         let host = &mut self.agents[index];
-        host.life += 1;
-        // A new configuration, now and then.
-        host.hello.pool.labels.insert("life".to_owned(), format!("{}", host.life / 2));
+        host.incarnation += 1;
+        // The labels change at every second start, as after a change of configuration. The label's name is
+        // part of the journal, hence of each seed's digest.
+        host.hello.pool.labels.insert("life".to_owned(), format!("{}", host.incarnation / 2));
         host.machine = Some(Agent::new(host.hello.clone(), now));
         (host.clock, host.wake, host.paused, host.crash) = (clock, 0, false, None);
         let (nodes, attempts) = host.backend.open();
@@ -134,7 +139,7 @@ impl World {
         if host.machine.take().is_none() {
             return;
         }
-        host.life += 1;
+        host.incarnation += 1;
         host.paused = false;
         host.backlog.clear();
         self.crashes[1] += 1;
@@ -144,7 +149,7 @@ impl World {
         self.after(down_ms, Event::StartAgent { agent: index });
     }
 
-    /// The agent dies in the midst of its next step.
+    /// Plans a crash of the agent after `after` effects of its next step.
     pub(crate) fn plan_agent_crash(&mut self, index: usize, after: u8, down_ms: u64) {
         self.agents[index].crash = Some((usize::from(after), down_ms));
     }
@@ -152,18 +157,23 @@ impl World {
     pub(crate) fn resume_agent(&mut self, index: usize) -> Result<(), String> {
         let host = &mut self.agents[index];
         host.paused = false;
-        let life = host.life;
+        let incarnation = host.incarnation;
         for what in std::mem::take(&mut host.backlog) {
-            self.agent_event(index, life, what)?;
+            self.agent_event(index, incarnation, what)?;
         }
         Ok(())
     }
 
-    pub(crate) fn agent_event(&mut self, index: usize, life: u32, what: AgentEvent) -> Result<(), String> {
+    pub(crate) fn agent_event(
+        &mut self,
+        index: usize,
+        incarnation: u32,
+        what: AgentEvent,
+    ) -> Result<(), String> {
         let host = &mut self.agents[index];
-        // What a dead agent asked for may still be on its way to the backend.
-        let asked = matches!(what, AgentEvent::Ask(..));
-        if (host.life != life || host.machine.is_none()) && !asked {
+        // The request of a crashed agent may still reach the backend.
+        let to_backend = matches!(what, AgentEvent::BackendRequest(..));
+        if (host.incarnation != incarnation || host.machine.is_none()) && !to_backend {
             return Ok(());
         }
         if host.paused {
@@ -186,7 +196,7 @@ impl World {
             AgentEvent::Frame { session, number, message } => {
                 self.agent_frame(index, session, number, *message)
             }
-            AgentEvent::Gone { session } => {
+            AgentEvent::Disconnected { session } => {
                 self.end_at_agent(session);
                 if self.agents[index].session != Some(session) {
                     return Ok(());
@@ -195,30 +205,31 @@ impl World {
                 self.agent_step(index, Input::Disconnected)
             }
             AgentEvent::Input(input) => self.agent_step(index, *input),
-            AgentEvent::Ask(attempt, step) => self.backend_step(index, attempt, *step),
+            AgentEvent::BackendRequest(attempt, step) => self.backend_step(index, attempt, *step),
         }
     }
 
-    /// Something new from the backend: at once, or when the agent goes on.
-    pub(crate) fn tell_agent(&mut self, index: usize, input: Input) -> Result<(), String> {
-        let life = self.agents[index].life;
-        self.agent_event(index, life, AgentEvent::Input(Box::new(input)))
+    /// Passes an input from the backend to the agent: now, or after a pause of the agent.
+    pub(crate) fn notify_agent(&mut self, index: usize, input: Input) -> Result<(), String> {
+        let incarnation = self.agents[index].incarnation;
+        self.agent_event(index, incarnation, AgentEvent::Input(Box::new(input)))
     }
 
-    /// Notes from when on what the broker says may count.
+    /// Notes how far an answer of the broker may extend the lease.
     pub(crate) fn note_answer(&mut self, index: usize, message: &ToAgent) {
         let host = &mut self.agents[index];
-        let (beat, lease_ms) = match message {
+        let (heartbeat, lease_ms) = match message {
             // The hello counts as the first heartbeat.
             ToAgent::Accepted(accepted) => (0, accepted.lease_ms),
             ToAgent::HeartbeatAnswer { sequence, .. } => (*sequence, Settings::default().lease_ms),
             _ => return,
         };
-        if let Some(sent_at) = host.beats.get(&beat) {
+        if let Some(sent_at) = host.heartbeats.get(&heartbeat) {
             host.lease_max = host.lease_max.max(sent_at.plus_ms(lease_ms));
         }
     }
 
+    /// Passes an input to the agent and executes its effects until a planned crash.
     pub(crate) fn agent_step(&mut self, index: usize, input: Input) -> Result<(), String> {
         let host = &mut self.agents[index];
         let Some(machine) = host.machine.as_mut() else { return Ok(()) };
@@ -244,11 +255,11 @@ impl World {
     }
 
     fn agent_effect(&mut self, index: usize, effect: Effect) -> Result<(), String> {
-        let life = self.agents[index].life;
+        let incarnation = self.agents[index].incarnation;
         match effect {
             Effect::Connect => {
                 let delay = self.hosts.random_range(1..20);
-                self.after(delay, Event::Dial { agent: index, life });
+                self.after(delay, Event::Dial { agent: index, incarnation });
             }
             Effect::Disconnect => {
                 if let Some(session) = self.agents[index].session.take() {
@@ -259,11 +270,11 @@ impl World {
                 let host = &mut self.agents[index];
                 let sent_at = host.clock.at(self.now);
                 match &message {
-                    FromAgent::Hello(_) => host.beats = [(0, sent_at)].into(),
-                    FromAgent::Heartbeat { sequence, .. } => drop(host.beats.insert(*sequence, sent_at)),
+                    FromAgent::Hello(_) => host.heartbeats = [(0, sent_at)].into(),
+                    FromAgent::Heartbeat { sequence, .. } => drop(host.heartbeats.insert(*sequence, sent_at)),
                     FromAgent::Inventory(_) | FromAgent::Observed { .. } => {}
                 }
-                if self.is_liar(index) {
+                if self.is_byzantine(index) {
                     let sent = &mut self.agents[index].sent;
                     sent.push_back(message.clone());
                     if sent.len() > SENT_MAX {
@@ -274,24 +285,26 @@ impl World {
             }
             Effect::StartRequest(start) => {
                 let attempt = start.order.attempt;
-                self.ask_backend(index, attempt, Step::Create(start));
+                self.request_backend(index, attempt, Step::Create(start));
             }
-            Effect::Stop(stop) => self.ask_backend(index, stop.attempt, Step::Stop),
+            Effect::Stop(stop) => self.request_backend(index, stop.attempt, Step::Stop),
             Effect::Forget(attempt) => self.agents[index].backend.forget(attempt),
             Effect::RenewLease { until } => {
                 if until > self.agents[index].lease_max {
-                    return Err(format!("agent {index} keeps its lease longer than from when it sent"));
+                    return Err(format!(
+                        "agent {index} extends its lease beyond that of its latest answered heartbeat"
+                    ));
                 }
-                // The supervisor keeps the lease by its machine's boot clock.
-                let until = self.agents[index].clock.world_at(until);
+                // The supervisor measures the lease with its host's boot clock, which does not jump.
+                let until = self.agents[index].clock.virtual_at(until);
                 self.agents[index].backend.renew(until);
                 self.at(until + 1, Event::LeaseCheck { agent: index });
             }
             Effect::Remember(high_water) => {
                 let host = &mut self.agents[index];
                 host.hello.high_water = Some(high_water);
-                if !self.fork_turns.contains_key(&high_water.writer_session) {
-                    host.told = host.told.max(high_water.revision);
+                if !self.stale_copy_sessions.contains_key(&high_water.writer_session) {
+                    host.remembered = host.remembered.max(high_water.revision);
                 }
             }
             Effect::WakeAt(at) => self.wake_agent(index, at),
@@ -299,12 +312,19 @@ impl World {
         Ok(())
     }
 
-    fn ask_backend(&mut self, index: usize, attempt: weir::model::id::AttemptId, step: Step) {
+    fn request_backend(&mut self, index: usize, attempt: weir::model::id::AttemptId, step: Step) {
         let delay = self.hosts.random_range(1..30);
         let host = &mut self.agents[index];
-        host.asked_at = host.asked_at.max(self.now + delay);
-        let (at, life) = (host.asked_at, host.life);
-        self.at(at, Event::Agent { agent: index, life, what: AgentEvent::Ask(attempt, Box::new(step)) });
+        host.requested_at = host.requested_at.max(self.now + delay);
+        let (at, incarnation) = (host.requested_at, host.incarnation);
+        self.at(
+            at,
+            Event::Agent {
+                agent: index,
+                incarnation,
+                what: AgentEvent::BackendRequest(attempt, Box::new(step)),
+            },
+        );
     }
 
     fn wake_agent(&mut self, index: usize, at: Timestamp) {
@@ -312,11 +332,11 @@ impl World {
             return;
         }
         let host = &mut self.agents[index];
-        let at = host.clock.world_at(at).max(self.now);
+        let at = host.clock.virtual_at(at).max(self.now);
         if at != host.wake {
-            let life = host.life;
+            let incarnation = host.incarnation;
             host.wake = at;
-            self.at(at, Event::Agent { agent: index, life, what: AgentEvent::Wake { at } });
+            self.at(at, Event::Agent { agent: index, incarnation, what: AgentEvent::Wake { at } });
         }
     }
 }

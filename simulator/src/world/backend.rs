@@ -1,4 +1,5 @@
-//! A pool's backend: what outlives its agent. Tasks run for a time and end as the seed says.
+//! Simulated backend of a pool, which survives crashes of its agent. Attempts run for the simulated duration,
+//! and end as their spec or the seed determines.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,50 +14,51 @@ use weir::model::spec::Taint;
 
 use super::{Event, World};
 
-/// Of every node, unless it has shrunk.
+/// CPU of each node, unless a fault has shrunk it.
 pub(crate) const NODE_CPU_MILLIS: u64 = 8_000;
-/// Of every device.
+/// Capacity of each device.
 pub(crate) const DEVICE_MILLIS: u32 = 1_000;
 
-/// What a backend does with an attempt next.
+/// Step of an attempt at a backend.
 #[derive(Debug)]
 pub(crate) enum Step {
     Create(Box<StartRequest>),
     Run,
     Finish,
     Stop,
-    /// Something ends it from outside.
+    /// The attempt is lost: its node is lost, it vanishes, or it is preempted.
     Vanish,
 }
 
-/// Objects of one backend.
+/// Nodes and attempts of one pool.
 pub(crate) struct Backend {
     pub(crate) nodes: Vec<NodeSpec>,
     next_node: usize,
     pub(crate) objects: BTreeMap<AttemptId, Object>,
-    /// In world time: the supervisor keeps it by its machine's boot clock.
+    /// End of the lease in virtual time: the supervisor measures it with its host's boot clock.
     lease_until: u64,
-    /// A node on which nothing can be started, while faults last.
+    /// Node on which every start fails, during the fault phase.
     broken: Option<String>,
-    /// Attempts that were ever created here; those that a broker on an older copy of the journal
-    /// ordered are others, even by the same name.
+    /// All attempts created here. The flag marks those that a broker on a stale copy ordered: they are
+    /// different attempts, even with an equal id.
     created: BTreeSet<(AttemptId, bool)>,
-    /// Attempts that ran to a good end.
+    /// Attempts that succeeded.
     pub(crate) succeeded: BTreeSet<AttemptId>,
 }
 
+/// An attempt at the backend.
 pub(crate) struct Object {
     pub(crate) start: StartRequest,
     pub(crate) status: AttemptStatus,
     stopping: bool,
-    /// Ordered by a broker on an older copy of the journal.
-    pub(crate) of_fork: bool,
+    /// A broker on a stale copy of the journal ordered the attempt.
+    pub(crate) of_stale_copy: bool,
 }
 
 impl Backend {
     pub(crate) fn new(index: usize, rng: &mut StdRng) -> Self {
         let model = ["A100-80G", "Ascend910B3", "T4", "A100-80G"][index % 4];
-        // A pool may start with nothing.
+        // One of ten pools starts without nodes.
         let count = if rng.random_bool(0.1) { 0 } else { rng.random_range(2..5) };
         let nodes = (0..count).map(|number| node(number, if number == 0 { None } else { Some(model) }));
         Self {
@@ -70,15 +72,16 @@ impl Backend {
         }
     }
 
+    /// Nodes and attempts as an agent finds them at its start.
     pub(crate) fn open(&self) -> (Vec<NodeSpec>, Vec<ObservedAttempt>) {
-        let seen = |(attempt, object): (&AttemptId, &Object)| ObservedAttempt {
+        let observed = |(attempt, object): (&AttemptId, &Object)| ObservedAttempt {
             attempt: *attempt,
             ordered_revision: object.start.order.revision,
             start_by: object.start.start_by,
             high_water: object.start.order.high_water,
             status: object.status.clone(),
         };
-        (self.nodes.clone(), self.objects.iter().map(seen).collect())
+        (self.nodes.clone(), self.objects.iter().map(observed).collect())
     }
 
     pub(crate) fn forget(&mut self, attempt: AttemptId) {
@@ -89,13 +92,13 @@ impl Backend {
         self.lease_until = self.lease_until.max(until);
     }
 
-    /// Attempts that hold something here.
+    /// Attempts that have not ended: they use resources.
     pub(crate) fn live(&self) -> impl Iterator<Item = (&AttemptId, &Object)> {
         self.objects.iter().filter(|(_, object)| !object.is_ended())
     }
 
-    /// Nothing is broken any more; returns the nodes as they are then.
-    pub(crate) fn mend(&mut self) -> Vec<NodeSpec> {
+    /// Repairs all nodes and devices; returns the nodes.
+    pub(crate) fn repair(&mut self) -> Vec<NodeSpec> {
         self.broken = None;
         for node in &mut self.nodes {
             node.cordoned = false;
@@ -112,7 +115,7 @@ impl Backend {
     }
 
     pub(crate) fn add_node(&mut self) -> NodeSpec {
-        // Sometimes one comes back under the name of one that went.
+        // In some cases the node has the name of a removed one.
         let number = if self.nodes.len().is_multiple_of(2) { self.next_node } else { self.nodes.len() };
         let number =
             if self.nodes.iter().any(|node| node.name == name(number)) { self.next_node } else { number };
@@ -198,7 +201,7 @@ impl Object {
 }
 
 impl World {
-    /// Leased attempts end by themselves when nobody renews them.
+    /// Ends the leased attempts of a pool if the lease has expired.
     pub(crate) fn check_lease(&mut self, index: usize) -> Result<(), String> {
         let backend = &self.agents[index].backend;
         if backend.lease_until >= self.now {
@@ -260,47 +263,48 @@ impl World {
         let ms = object.start.spec.groups[0].simulate.map_or(1_000, |simulate| simulate.duration_ms);
         let limit = object.start.spec.max_run_ms;
         self.after(ms.min(limit), Event::Backend { agent: index, attempt, step: Step::Finish });
-        if self.faulty() && self.backends.random_bool(0.01) {
+        if self.in_fault_phase() && self.backends.random_bool(0.01) {
             let at = self.backends.random_range(0..ms.max(1));
             self.after(at, Event::Backend { agent: index, attempt, step: Step::Vanish });
         }
-        self.tell(index, attempt)
+        self.report_status(index, attempt)
     }
 
     fn create(&mut self, index: usize, attempt: AttemptId, start: StartRequest) -> Result<(), String> {
         let host = &self.agents[index];
         if host.backend.objects.contains_key(&attempt) {
-            return self.tell(index, attempt);
+            return self.report_status(index, attempt);
         }
         let now = host.clock.at(self.now);
         if now > start.start_by || (start.leased && self.now > host.backend.lease_until) {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "too late");
             let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
-            return self.tell_agent(index, agent::Input::StatusChanged { attempt, status });
+            return self.notify_agent(index, agent::Input::StatusChanged { attempt, status });
         }
-        let of_fork = self.is_of_fork(&start);
-        self.check_no_overlap(attempt, &start, of_fork)?;
-        if !of_fork && !self.is_liar(index) {
-            self.check_room(index, &start)?;
+        let of_stale_copy = self.is_of_stale_copy(&start);
+        self.check_no_overlap(attempt, &start, of_stale_copy)?;
+        if !of_stale_copy && !self.is_byzantine(index) {
+            self.check_capacity(index, &start)?;
         }
         let backend = &mut self.agents[index].backend;
-        // An outcome that went down with an older copy of the journal is asked for again.
-        let taken = self.fork_took.contains(&attempt.unit_id());
-        if !backend.created.insert((attempt, of_fork)) && !taken {
+        // If the outcome was lost with a stale copy of the journal, the attempt is ordered again.
+        let outcome_lost = self.stale_copy_outcomes.contains(&attempt.unit_id());
+        if !backend.created.insert((attempt, of_stale_copy)) && !outcome_lost {
             return Err(format!("attempt {attempt} is created twice"));
         }
         let status = AttemptStatus::Starting;
-        backend.objects.insert(attempt, Object { start, status, stopping: false, of_fork });
+        backend.objects.insert(attempt, Object { start, status, stopping: false, of_stale_copy });
         let broken = backend.broken.clone();
         let on_broken = broken.is_some_and(|node| backend.objects[&attempt].is_on(&node));
-        if self.faulty() && (on_broken || self.backends.random_bool(0.03)) {
+        if self.in_fault_phase() && (on_broken || self.backends.random_bool(0.03)) {
             return self.end_object(index, attempt, OutcomeKind::StartFailed, None);
         }
         let delay = self.backends.random_range(1..300);
         self.after(delay, Event::Backend { agent: index, attempt, step: Step::Run });
-        self.tell(index, attempt)
+        self.report_status(index, attempt)
     }
 
+    /// Ends an attempt, unless it has ended, and reports its outcome to the agent.
     pub(crate) fn end_object(
         &mut self,
         index: usize,
@@ -318,16 +322,16 @@ impl World {
         };
         let outcome = Outcome { kind, exit_code, signal: None, message: String::new() };
         object.status = AttemptStatus::Ended { started_at, ended_at, outcome };
-        if kind == OutcomeKind::Succeeded && !object.of_fork {
+        if kind == OutcomeKind::Succeeded && !object.of_stale_copy {
             host.backend.succeeded.insert(attempt);
         }
-        self.tell(index, attempt)
+        self.report_status(index, attempt)
     }
 
-    /// Tells the agent how an attempt stands, if it is there to hear it.
-    fn tell(&mut self, index: usize, attempt: AttemptId) -> Result<(), String> {
+    /// Reports the status of an attempt to the agent, if one runs.
+    fn report_status(&mut self, index: usize, attempt: AttemptId) -> Result<(), String> {
         let Some(object) = self.agents[index].backend.objects.get(&attempt) else { return Ok(()) };
         let status = object.status.clone();
-        self.tell_agent(index, agent::Input::StatusChanged { attempt, status })
+        self.notify_agent(index, agent::Input::StatusChanged { attempt, status })
     }
 }

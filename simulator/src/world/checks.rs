@@ -1,4 +1,4 @@
-//! The promises, checked as the world goes on.
+//! Invariants that are checked during a run.
 
 use std::collections::BTreeSet;
 
@@ -17,20 +17,22 @@ use weir::state::rejection::Rejection;
 use super::World;
 use super::backend::{DEVICE_MILLIS, NODE_CPU_MILLIS};
 
-/// Costly checks run once in so many revisions.
+/// Expensive checks run once in this many revisions.
 const SAMPLED_EVERY: u64 = 160;
 
 impl World {
-    /// After every step of a broker. The costly checks run on a sample of revisions.
+    /// Checks the state after a step of a broker; the expensive checks run on a sample of revisions.
     pub(crate) fn check_step(&mut self, host: usize, broker: &Broker) -> Result<(), String> {
         let state = broker.state();
         let checked_at = self.brokers[host].checked_at;
         if state.revision() < checked_at {
             return Err(format!("revision {} after {checked_at}", state.revision()));
         }
-        let newest = !self.brokers[host].on_fork && broker.term() == self.journal.term;
-        if let Some(seen) = broker.outdated().filter(|_| newest) {
-            return Err(format!("the broker takes the newest journal for an old one: {seen}"));
+        let newest = !self.brokers[host].on_stale_copy && broker.term() == self.journal.term;
+        if let Some(reported) = broker.outdated().filter(|_| newest) {
+            return Err(format!(
+                "the broker on the newest journal treats it as stale, after revision {reported}"
+            ));
         }
         let sampled = state.revision().0 / SAMPLED_EVERY != checked_at.0 / SAMPLED_EVERY;
         self.brokers[host].checked_at = state.revision();
@@ -38,13 +40,13 @@ impl World {
             state.check()?;
             let rebuilt = Scheduler::rebuild(state);
             if !rebuilt.same_nodes(broker.scheduler()) {
-                return Err("the scheduler's kept index differs from a rebuilt one".to_owned());
+                return Err("the scheduler's index differs from a rebuilt one".to_owned());
             }
         }
         Ok(())
     }
 
-    /// An acknowledgement rests on durable events.
+    /// Checks that an acknowledged submission is durable.
     pub(crate) fn check_reply(&self, result: &Result<Reply, Rejection>) -> Result<(), String> {
         if let Ok(Reply::Submitted { first, count }) = result
             && self.journal.replica.next_job().0 < first.0 + u64::from(*count)
@@ -54,30 +56,34 @@ impl World {
         Ok(())
     }
 
+    /// Checks that watchers receive durable changes only, and in order.
     pub(crate) fn check_notify(&mut self, host: usize, changes: &[(Revision, Change)]) -> Result<(), String> {
         let durable = self.journal.replica.revision();
         if let Some((revision, _)) = changes.iter().find(|(revision, _)| *revision > durable) {
-            return Err(format!("watchers see {revision}, durable is {durable}"));
+            return Err(format!("watchers receive revision {revision}, durable is {durable}"));
         }
-        // A deposed writer's watchers are to list anew at the other one.
+        // Watchers of a deposed writer list the state again at the new one, so its changes are not applied.
         let current = self.brokers[host].machine.as_ref().is_some_and(|broker| broker.durable() == durable);
         if current && self.writer() == Some(host) {
-            self.watch.take(changes, &self.journal.replica)?;
+            self.watch.apply(changes, &self.journal.replica)?;
         }
         Ok(())
     }
 
+    /// Checks that an answer to `why` has each pool once, and counts its reasons.
     pub(crate) fn check_answer(&mut self, host: usize, call: CallId, answer: &Answer) -> Result<(), String> {
         let Answer::Why(Some(why)) = answer else { return Ok(()) };
-        // Pools may be registered between the question and its answer, and are never removed.
+        // Pools may be registered between the query and its answer, and are never removed.
         let now = self.brokers[host].machine.as_ref().map_or(0, |broker| broker.state().pools().count());
-        let then = self.client.pools_asked.remove(&call).unwrap_or_default();
+        let then = self.client.pools_at_query.remove(&call).unwrap_or_default();
         for group in &why.groups {
-            let seen: BTreeSet<_> = group.why.pools.iter().map(|pool| pool.pool).collect();
+            let distinct: BTreeSet<_> = group.why.pools.iter().map(|pool| pool.pool).collect();
             let counted = group.why.pools.len();
-            if seen.len() != counted || counted > now || counted < then {
-                let once = seen.len();
-                return Err(format!("why counts {counted} pools, {once} of them once, of {then} to {now}"));
+            if distinct.len() != counted || counted > now || counted < then {
+                let distinct = distinct.len();
+                return Err(format!(
+                    "why lists {counted} pools, {distinct} of them distinct, of {then} to {now}"
+                ));
             }
             for pool in &group.why.pools {
                 self.counts.reason(pool.reason.code());
@@ -89,7 +95,7 @@ impl World {
         Ok(())
     }
 
-    /// What agents are told rests on durable events, and stops nothing that is to run.
+    /// Checks that a message to an agent follows from durable events, and stops no attempt that must run.
     pub(crate) fn check_direct(
         &self,
         host: usize,
@@ -103,82 +109,93 @@ impl World {
             let live = replica.attempt(attempt.unit_id()).filter(|live| live.number == attempt.number);
             live.filter(|live| pool.is_some_and(|pool| pool.id == live.pool))
         };
-        let on_fork = self.brokers[host].on_fork;
-        // What an older disk ordered, and its agent remembers, may have a namesake here by now.
+        let on_stale_copy = self.brokers[host].on_stale_copy;
+        // An attempt that a broker on a stale copy ordered may have the id of a later attempt of the true
+        // journal.
         let objects = &self.agents[agent].backend.objects;
-        let of_fork = |attempt: &AttemptId| objects.get(attempt).is_some_and(|object| object.of_fork);
-        // It was ordered by a broker on an older disk, too late to be started: what has just been ordered
-        // by the same name is another.
-        let never_was = |attempt: &AttemptId| {
-            !objects.contains_key(attempt) && self.fork_ordered.contains(&(agent, *attempt))
+        let of_stale_copy =
+            |attempt: &AttemptId| objects.get(attempt).is_some_and(|object| object.of_stale_copy);
+        // The order of a broker on a stale copy arrived too late for a start: an attempt with the same id
+        // that has just been ordered is a different one.
+        let never_started = |attempt: &AttemptId| {
+            !objects.contains_key(attempt) && self.stale_copy_ordered.contains(&(agent, *attempt))
         };
         match message {
             ToAgent::Stops { stops, .. } => {
-                let good = |live: &weir::state::live::Attempt| live.phase != Phase::Stopping;
-                // What users do on an older disk is theirs to do; the broker itself must not.
+                let must_run = |live: &weir::state::live::Attempt| live.phase != Phase::Stopping;
+                // On a stale copy users may stop any attempt, but the broker must not stop one as orphaned.
                 let wrong = stops
                     .iter()
-                    .filter(|stop| !on_fork || (stop.reason == StopReason::Orphaned && self.fork_lives == 1))
-                    .find(|stop| here(&stop.attempt).is_some_and(good));
-                // An older disk's work of the same name must end before the newer one's is there.
+                    .filter(|stop| {
+                        !on_stale_copy || (stop.reason == StopReason::Orphaned && self.stale_copy_starts == 1)
+                    })
+                    .find(|stop| here(&stop.attempt).is_some_and(must_run));
+                // An attempt of a stale copy must end before the true journal's attempt with the same id
+                // starts.
                 match wrong {
-                    Some(stop) if !self.is_liar(agent) && !of_fork(&stop.attempt) => {
-                        Err(format!("agent {agent} is told to stop {}, which is to run", stop.attempt))
+                    Some(stop) if !self.is_byzantine(agent) && !of_stale_copy(&stop.attempt) => {
+                        Err(format!("agent {agent} receives a stop for {}, which must run", stop.attempt))
                     }
                     _ => Ok(()),
                 }
             }
-            _ if on_fork => Ok(()),
+            _ if on_stale_copy => Ok(()),
             ToAgent::Accepted(accepted) => match pool {
                 Some(pool) if pool.epoch >= accepted.epoch => Ok(()),
                 _ => Err(format!("agent {agent} is accepted in an epoch that is not durable")),
             },
             ToAgent::Orders { orders, .. } => {
-                let known = |attempt: &AttemptId| self.journal.history.was_ordered(*attempt);
-                match orders.iter().find(|order| !known(&order.attempt)) {
-                    Some(order) => Err(format!("attempt {} is sent but not durable", order.attempt)),
+                let durable = |attempt: &AttemptId| self.journal.history.was_ordered(*attempt);
+                match orders.iter().find(|order| !durable(&order.attempt)) {
+                    Some(order) => {
+                        Err(format!("a start order for {} is sent but not durable", order.attempt))
+                    }
                     None => Ok(()),
                 }
             }
             ToAgent::Acknowledged { attempts } => match attempts.iter().find(|id| here(id).is_some()) {
-                Some(attempt) if !self.is_liar(agent) && !of_fork(attempt) && !never_was(attempt) => {
+                Some(attempt)
+                    if !self.is_byzantine(agent) && !of_stale_copy(attempt) && !never_started(attempt) =>
+                {
                     Err(format!("the end of {attempt} is acknowledged but not durable"))
                 }
                 _ => Ok(()),
             },
             ToAgent::HeartbeatAnswer { sequence, .. } if self.network.is_unanswerable(session, *sequence) => {
-                Err(format!("a deposed writer keeps the leases of agent {agent}"))
+                Err(format!("a deposed writer renews the leases of agent {agent}"))
             }
             ToAgent::Refused { .. } | ToAgent::HeartbeatAnswer { .. } => Ok(()),
         }
     }
 
-    /// Notes what a broker on an older disk orders, and which outcomes it takes, which their agents forget.
-    pub(crate) fn note_fork(&mut self, host: usize, session: SessionId, message: &ToAgent) {
-        if !self.brokers[host].on_fork {
+    /// Notes the orders of a broker on a stale copy, and the outcomes that it acknowledges: agents forget
+    /// those.
+    pub(crate) fn note_stale_copy(&mut self, host: usize, session: SessionId, message: &ToAgent) {
+        if !self.brokers[host].on_stale_copy {
             return;
         }
         match (message, self.network.agent_of(session)) {
             (ToAgent::Acknowledged { attempts }, _) => {
-                self.fork_took.extend(attempts.iter().map(|attempt| attempt.unit_id()));
+                self.stale_copy_outcomes.extend(attempts.iter().map(|attempt| attempt.unit_id()));
             }
             (ToAgent::Orders { orders, .. }, Some(agent)) => {
-                self.fork_ordered.extend(orders.iter().map(|order| (agent, order.attempt)));
+                self.stale_copy_ordered.extend(orders.iter().map(|order| (agent, order.attempt)));
             }
             _ => {}
         }
     }
 
-    /// A broker on an older copy of the journal ordered it, or what has ended since by the true one.
-    pub(crate) fn is_of_fork(&self, start: &StartRequest) -> bool {
+    /// A broker on a stale copy ordered this start: after the end of the copy, or again an attempt that has
+    /// ended in the true journal.
+    pub(crate) fn is_of_stale_copy(&self, start: &StartRequest) -> bool {
         let order = &start.order;
-        let copied = |high_water: HighWaterMark| self.fork_turns.get(&high_water.writer_session);
+        let copy_end = |high_water: HighWaterMark| self.stale_copy_sessions.get(&high_water.writer_session);
         let live = self.journal.replica.attempt(order.attempt.unit_id());
         let live = live.is_some_and(|live| live.number == order.attempt.number);
-        order.high_water.and_then(copied).is_some_and(|copied| order.revision > *copied || !live)
+        order.high_water.and_then(copy_end).is_some_and(|end| order.revision > *end || !live)
     }
 
-    /// An agent reports in an epoch that is not its pool's any more.
+    /// An agent reports in an epoch that is no longer its pool's.
     pub(crate) fn is_stale(&self, host: usize, agent: usize, message: &FromAgent) -> bool {
         let state = self.brokers[host].machine.as_ref().map(Broker::state);
         let pool = state.and_then(|state| state.pool_named(&self.agents[agent].hello.pool.name));
@@ -190,7 +207,7 @@ impl World {
         pool.is_some_and(|pool| pool.epoch != epoch)
     }
 
-    /// Live attempts that a report names, and which are not what it is about: with their revisions.
+    /// Live attempts, with their revisions, whose id a report has although it is about another attempt.
     pub(crate) fn stale_ids(&self, host: usize, message: &FromAgent) -> Vec<(UnitId, Revision)> {
         let (FromAgent::Observed { reports, .. }, Some(broker)) = (message, &self.brokers[host].machine)
         else {
@@ -200,73 +217,77 @@ impl World {
             let live = broker.state().attempt(report.attempt.unit_id())?;
             let named = live.number == report.attempt.number && report.ordered_revision != Revision(0);
             let other = named && live.ordered_revision != report.ordered_revision;
-            // Its lease may end in the same step, as soon as the pool that speaks is heard.
-            let silent =
+            // The lease of an unreachable pool may end in the same step, when its message arrives.
+            let unreachable =
                 broker.state().pool(live.pool).is_some_and(|pool| pool.connectivity > Connectivity::Suspect);
-            (other && !silent).then_some((live.unit, live.revision))
+            (other && !unreachable).then_some((live.unit, live.revision))
         };
-        // One that is named rightly as well may move on.
-        let right = |unit: &UnitId| {
+        // An attempt that the same message also reports correctly may change.
+        let is_reported = |unit: &UnitId| {
             reports
                 .iter()
                 .filter(|report| report.attempt.unit_id() == *unit)
                 .any(|report| other(report).is_none())
         };
-        reports.iter().filter_map(other).filter(|(unit, _)| !right(unit)).collect()
+        reports.iter().filter_map(other).filter(|(unit, _)| !is_reported(unit)).collect()
     }
 
+    /// Checks that none of these attempts has changed.
     pub(crate) fn check_stale_ids(&self, host: usize, before: &[(UnitId, Revision)]) -> Result<(), String> {
         let Some(broker) = &self.brokers[host].machine else { return Ok(()) };
         for (unit, revision) in before {
             let after = broker.state().attempt(*unit).map(|live| live.revision);
-            // In the same step it may be stopped for reasons of its own: then it is still there.
+            // The same step may stop the attempt for another reason; it is then still live.
             let stopped = broker.state().attempt(*unit).is_some_and(|live| live.phase == Phase::Stopping);
             if after != Some(*revision) && !stopped {
-                return Err(format!("{unit:?} moves on by a report on another attempt of its name"));
+                return Err(format!("{unit:?} is changed by a report on another attempt with its id"));
             }
         }
         Ok(())
     }
 
-    /// A broker on an older disk must see it by the first agent that runs what it doesn't know.
+    /// Checks that a broker on a stale copy detects it at the hello of the first agent with later data.
     pub(crate) fn check_hello(&mut self, host: usize, agent: usize) -> Result<(), String> {
-        if !self.brokers[host].on_fork || self.is_liar(agent) {
+        if !self.brokers[host].on_stale_copy || self.is_byzantine(agent) {
             return Ok(());
         }
         let Some(broker) = &self.brokers[host].machine else { return Ok(()) };
         let revision = broker.state().revision();
-        self.fork_heard.entry(agent).or_insert(revision);
+        self.stale_copy_hellos.entry(agent).or_insert(revision);
         if broker.outdated().is_some() {
-            self.counts.older_disks_noticed += 1;
+            self.counts.stale_copies_detected += 1;
             return Ok(());
         }
-        // The turn in which the copy was taken went on elsewhere: that is seen whoever opens the copy.
+        // The writer session in which the copy was taken continued on the true journal: every broker on the
+        // copy must detect a later revision of that session.
         let high_water = self.agents[agent].hello.high_water;
-        let went_on = |high_water: HighWaterMark| {
-            high_water.writer_session == self.fork_turn
-                && high_water.revision > self.fork_from
-                && self.fork_turn != 0
+        let is_later = |high_water: HighWaterMark| {
+            high_water.writer_session == self.stale_copy_session
+                && high_water.revision > self.stale_copy_end
+                && self.stale_copy_session != 0
         };
-        if high_water.is_some_and(went_on) {
-            return Err(format!("agent {agent} was told more in the turn that the copy is of, unnoticed"));
+        if high_water.is_some_and(is_later) {
+            return Err(format!(
+                "agent {agent} has a later revision of the copy's writer session, and the broker does not detect it"
+            ));
         }
         let recovered = self.brokers[host].recovered;
-        let known = self.agents[agent].backend.objects.values().filter(|object| !object.of_fork);
-        let known = known.map(|object| object.start.order.revision);
-        match known.chain([self.agents[agent].told]).max() {
+        let true_objects = self.agents[agent].backend.objects.values().filter(|object| !object.of_stale_copy);
+        let revisions = true_objects.map(|object| object.start.order.revision);
+        match revisions.chain([self.agents[agent].remembered]).max() {
             Some(newest) if newest > recovered => Err(format!(
-                "agent {agent} knows of revision {newest}, the broker recovered {recovered} and doesn't notice"
+                "agent {agent} has revision {newest}, and the broker that recovered {recovered} does not detect it"
             )),
             _ => Ok(()),
         }
     }
 
-    /// At most one attempt of a unit is alive, unless its job or an admin allowed more.
+    /// Checks that at most one attempt of a unit is live, unless its job or an admin allows more.
     pub(crate) fn check_no_overlap(
         &self,
         attempt: AttemptId,
         start: &StartRequest,
-        of_fork: bool,
+        of_stale_copy: bool,
     ) -> Result<(), String> {
         let live = self.agents.iter().enumerate();
         for (index, host) in live {
@@ -276,50 +297,54 @@ impl World {
                 }
                 let allowed = object.may_overlap()
                     || start.spec.may_overlap
-                    || object.of_fork
-                    || self.is_liar(index)
+                    || object.of_stale_copy
+                    || self.is_byzantine(index)
                     || self.client.abandoned.contains(other)
                     || self.client.abandoned.contains(&attempt);
-                // On an older disk a broker can't know what no agent has told it yet, but must give
-                // them time to tell it.
-                let heard = self.fork_heard.get(&index);
-                let unheard = of_fork && heard.is_none_or(|heard| *heard >= start.order.revision);
-                let too_soon = self.fork_awaits.contains(&index) && self.now < self.fork_awaits_until;
-                let unheard = of_fork && ((unheard && !too_soon) || self.fork_lives > 1);
-                if !allowed && !unheard {
-                    return Err(format!("{attempt} starts while {other} of the same unit is alive"));
+                // A broker on a stale copy has no record of an attempt until the attempt's agent reports it,
+                // but must wait for that report during the recovery grace period.
+                let hello_at = self.stale_copy_hellos.get(&index);
+                let unreported = hello_at.is_none_or(|hello_at| *hello_at >= start.order.revision);
+                let in_grace =
+                    self.stale_copy_expected.contains(&index) && self.now < self.stale_copy_grace_until;
+                let undetectable = of_stale_copy && ((unreported && !in_grace) || self.stale_copy_starts > 1);
+                if !allowed && !undetectable {
+                    return Err(format!("{attempt} starts while {other} of the same unit is live"));
                 }
             }
         }
         Ok(())
     }
 
-    /// No node ever holds more than the most it had, whatever orders and lines led here.
-    pub(crate) fn check_room(&self, index: usize, start: &StartRequest) -> Result<(), String> {
-        // What the broker has given up, or may overlap, is not on its books any more.
+    /// Checks that a start exceeds neither the full CPU of a node nor a device at the backend.
+    pub(crate) fn check_capacity(&self, index: usize, start: &StartRequest) -> Result<(), String> {
+        // The broker no longer counts attempts that were abandoned or may overlap.
         let counted = |attempt: &AttemptId, object: &super::backend::Object| {
-            !object.may_overlap() && !object.of_fork && !self.client.abandoned.contains(attempt)
+            !object.may_overlap() && !object.of_stale_copy && !self.client.abandoned.contains(attempt)
         };
         let live = self.agents[index].backend.live().filter(|(attempt, object)| counted(attempt, object));
         let starts: Vec<&StartRequest> = live.map(|(_, object)| &object.start).chain([start]).collect();
         for task in &start.order.tasks {
             let cpu: u64 = starts.iter().map(|start| cpu_on(start, &task.node)).sum();
             if cpu > NODE_CPU_MILLIS {
-                let who: Vec<String> = starts
+                let users: Vec<String> = starts
                     .iter()
                     .filter(|start| cpu_on(start, &task.node) > 0)
                     .map(|start| format!("{} {}", start.order.attempt, cpu_on(start, &task.node)))
                     .collect();
-                let who = who.join(", ");
-                return Err(format!("node {} holds {cpu} of {NODE_CPU_MILLIS} millicores: {who}", task.node));
+                let users = users.join(", ");
+                return Err(format!(
+                    "node {} has {cpu} of {NODE_CPU_MILLIS} millicores in use: {users}",
+                    task.node
+                ));
             }
             for share in &task.devices {
                 let of = |start: &&StartRequest| device_on(start, &task.node, share.index);
-                let held: u32 = starts.iter().map(of).sum();
-                if held > DEVICE_MILLIS {
+                let used: u32 = starts.iter().map(of).sum();
+                if used > DEVICE_MILLIS {
                     let attempt = start.order.attempt;
                     return Err(format!(
-                        "{attempt} brings device {} of {} to {held}",
+                        "{attempt} brings device {} of {} to {used} thousandths",
                         share.index, task.node
                     ));
                 }

@@ -1,4 +1,4 @@
-//! Clients: they submit, cancel, configure, ask, and repeat what was not answered.
+//! Client: submits, cancels, configures and queries at random, and repeats requests that were not answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,104 +22,111 @@ use weir::state::rejection::Rejection;
 use weir::state::token::{RequestToken, TokenKey};
 
 use super::broker::BrokerEvent;
-use super::network::Weather;
+use super::network::LinkConditions;
 use super::specs::{burst_spec, random_spec};
 use super::{Event, Purpose, World, split};
 
-/// A client with what it remembers.
+/// State of the client.
 pub(crate) struct Client {
     pub(crate) rng: StdRng,
-    weather: Weather,
+    conditions: LinkConditions,
     next_call: u64,
     next_token: u64,
-    /// Requests without an answer, to be repeated with the same token.
+    /// Requests without a reply, with the time at which each was sent: repeated with the same token.
     open: BTreeMap<CallId, (Request, u64)>,
-    /// What was asked under each call that had a token.
-    asked: BTreeMap<CallId, Request>,
-    /// What was answered to each token.
-    answers: BTreeMap<TokenKey, Reply>,
+    /// Requests with a token, by call.
+    requests: BTreeMap<CallId, Request>,
+    /// First reply to each token.
+    replies: BTreeMap<TokenKey, Reply>,
+    /// Jobs whose submission was acknowledged.
     pub(crate) acknowledged: BTreeSet<JobId>,
+    /// Attempts that an abandon request was sent for.
     pub(crate) abandoned: BTreeSet<AttemptId>,
+    /// Remaining actions.
     acts: u32,
-    filled_up: bool,
-    /// How many pools there were when a question came in.
-    pub(crate) pools_asked: BTreeMap<CallId, usize>,
+    prices_filled: bool,
+    /// Number of pools when a query arrived at the broker.
+    pub(crate) pools_at_query: BTreeMap<CallId, usize>,
 }
 
-/// How long a client waits for an answer before it asks again.
-const PATIENCE_MS: u64 = 3_000;
+/// Time without a reply after which the client repeats a request.
+const REPLY_TIMEOUT_MS: u64 = 3_000;
 
 impl Client {
     pub(crate) fn new(seed: u64, acts: u32) -> Self {
         Self {
             rng: split(seed, Purpose::Client),
-            weather: Weather::default(),
+            conditions: LinkConditions::default(),
             next_call: 0,
             next_token: 0,
             open: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            answers: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            replies: BTreeMap::new(),
             acknowledged: BTreeSet::new(),
             abandoned: BTreeSet::new(),
             acts,
-            filled_up: false,
-            pools_asked: BTreeMap::new(),
+            prices_filled: false,
+            pools_at_query: BTreeMap::new(),
         }
     }
 
+    /// All requests have been answered.
     pub(crate) fn is_idle(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// Once in a seed, when there is a pool, it is time to fill the books.
-    pub(crate) fn fills_up(&mut self, now: u64) -> bool {
-        now > 60_000 && !std::mem::replace(&mut self.filled_up, now > 60_000)
+    /// True once in a seed, after a minute, when the pools are registered: the client then fills the price
+    /// list.
+    pub(crate) fn fills_prices(&mut self, now: u64) -> bool {
+        now > 60_000 && !std::mem::replace(&mut self.prices_filled, now > 60_000)
     }
 
-    pub(crate) fn set_weather(&mut self, weather: Weather) {
-        self.weather = weather;
+    pub(crate) fn set_conditions(&mut self, conditions: LinkConditions) {
+        self.conditions = conditions;
     }
 
-    /// When what is sent now arrives, if it does.
+    /// Arrival time of a message sent now; `None` if it is lost.
     fn arrival(&mut self, now: u64) -> Option<u64> {
         let at = now + self.rng.random_range(1..10);
-        if self.weather.until <= now {
+        if self.conditions.until <= now {
             return Some(at);
         }
-        let lost = self.rng.random_range(0..1_000) < self.weather.loss;
-        (!lost).then(|| at + self.rng.random_range(0..=self.weather.delay_ms))
+        let is_lost = self.rng.random_range(0..1_000) < self.conditions.loss_permille;
+        (!is_lost).then(|| at + self.rng.random_range(0..=self.conditions.delay_ms))
     }
 }
 
 impl World {
-    /// The state as the writer has it, for clients that aim well.
+    /// The state of the writer, so that requests can name existing jobs, pools and attempts. `None` without a
+    /// writer or on a stale copy.
     pub(crate) fn writers_state(&self) -> Option<&State> {
-        let host = self.writer().filter(|host| !self.brokers[*host].on_fork)?;
+        let host = self.writer().filter(|host| !self.brokers[*host].on_stale_copy)?;
         self.brokers[host].machine.as_ref().map(weir::broker::Broker::state)
     }
 
+    /// One random action of the client, after it has repeated requests without a reply.
     pub(crate) fn client_act(&mut self) -> Result<(), String> {
         let now = self.now;
-        let stale = self.client.open.iter().filter(|(_, (_, at))| now - at > PATIENCE_MS);
-        let stale: Vec<CallId> = stale.map(|(call, _)| *call).collect();
-        for call in stale {
+        let unanswered = self.client.open.iter().filter(|(_, (_, at))| now - at > REPLY_TIMEOUT_MS);
+        let unanswered: Vec<CallId> = unanswered.map(|(call, _)| *call).collect();
+        for call in unanswered {
             if let Some((request, _)) = self.client.open.remove(&call) {
                 self.send(request);
             }
         }
-        if self.faulty() && self.client.acts > 0 {
+        if self.in_fault_phase() && self.client.acts > 0 {
             self.client.acts -= 1;
             match self.client.rng.random_range(0..20) {
                 0..9 => self.submit(),
                 9..11 => self.cancel(),
-                11 if self.client.rng.random_bool(0.4) => self.trade(),
+                11 if self.client.rng.random_bool(0.4) => self.configure_prices(),
                 11 => self.configure(),
                 12..14 => self.operate(),
-                14..18 => self.ask(),
-                _ => self.err()?,
+                14..18 => self.query(),
+                _ => self.send_invalid_request()?,
             }
         }
-        if !self.faulty() {
+        if !self.in_fault_phase() {
             self.reopen();
         }
         let ms = self.client.rng.random_range(200..2_500);
@@ -127,18 +134,18 @@ impl World {
         Ok(())
     }
 
-    /// Hands a request to the network.
+    /// Sends a request, which is repeated until a reply arrives.
     pub(crate) fn send(&mut self, request: Request) {
         self.client.next_call += 1;
         let call = CallId(self.client.next_call);
         self.client.open.insert(call, (request.clone(), self.now));
         if request.token.is_some() {
-            self.client.asked.insert(call, request.clone());
+            self.client.requests.insert(call, request.clone());
         }
         self.deliver(BrokerEvent::Request { call, request });
     }
 
-    /// Sends a request that nobody waits for.
+    /// Sends a request once, without waiting for a reply.
     pub(crate) fn send_only(&mut self, request: Request) {
         self.client.next_call += 1;
         let call = CallId(self.client.next_call);
@@ -147,9 +154,9 @@ impl World {
 
     fn deliver(&mut self, what: BrokerEvent) {
         let Some(host) = self.pick_broker() else { return };
-        let life = self.brokers[host].life;
+        let incarnation = self.brokers[host].incarnation;
         if let Some(at) = self.client.arrival(self.now) {
-            self.at(at, Event::Broker { host, life, what });
+            self.at(at, Event::Broker { host, incarnation, what });
         }
     }
 
@@ -163,7 +170,7 @@ impl World {
         self.client.next_token += 1;
         let principal = Principal::Anonymous;
         let text = format!("token-{}", self.client.next_token);
-        // No two commands share a token, so its text stands for the request.
+        // Each command has its own token, so the token's text can stand for the request in the digest.
         let token = Some(RequestToken::new(&principal, "", &text, text.as_bytes()));
         self.send(Request { principal, token, command });
     }
@@ -180,21 +187,21 @@ impl World {
         }
     }
 
-    /// The same token gets the same answer, and what is answered is durable.
+    /// Checks that a repeated token gets an equal reply, and that an acknowledged cancel is durable.
     pub(crate) fn check_repetition(
         &mut self,
         call: CallId,
         result: &Result<Reply, Rejection>,
     ) -> Result<(), String> {
-        let Some(request) = self.client.asked.get(&call) else { return Ok(()) };
+        let Some(request) = self.client.requests.get(&call) else { return Ok(()) };
         let Some(token) = request.token else { return Ok(()) };
-        let before = self.client.answers.get(&token.key);
+        let before = self.client.replies.get(&token.key);
         match (before, result) {
             (Some(before), Ok(now)) if before != now => {
-                Err(format!("the same request is answered {before:?} and {now:?}"))
+                Err(format!("equal requests get the replies {before:?} and {now:?}"))
             }
             (Some(before), Err(rejection)) if *rejection != Rejection::TokenReused => {
-                Err(format!("a request that was answered {before:?} is then refused: {rejection}"))
+                Err(format!("a request with the reply {before:?} is rejected when repeated: {rejection}"))
             }
             (_, Ok(reply)) => {
                 if let Command::Cancel { jobs } = &request.command {
@@ -205,7 +212,7 @@ impl World {
                         return Err(format!("the cancel of job {job} is acknowledged but not durable"));
                     }
                 }
-                self.client.answers.insert(token.key, reply.clone());
+                self.client.replies.insert(token.key, reply.clone());
                 Ok(())
             }
             _ => Ok(()),
@@ -245,14 +252,15 @@ impl World {
     }
 
     fn cancel(&mut self) {
-        let known: Vec<JobId> = self.client.acknowledged.iter().copied().collect();
-        if known.is_empty() {
+        let jobs: Vec<JobId> = self.client.acknowledged.iter().copied().collect();
+        if jobs.is_empty() {
             return;
         }
-        let job = known[self.client.rng.random_range(0..known.len())];
+        let job = jobs[self.client.rng.random_range(0..jobs.len())];
         self.command(Command::Cancel { jobs: vec![job] });
     }
 
+    /// Creates the queue `team` or changes its limit and weight.
     fn configure(&mut self) {
         let mut spec = default_settings("team");
         let create = self.client.rng.random_bool(0.5);
@@ -266,8 +274,8 @@ impl World {
         }
     }
 
-    /// Prices, links and reservations.
-    fn trade(&mut self) {
+    /// Sets prices or a link, or begins or ends a reservation.
+    fn configure_prices(&mut self) {
         let now = self.writers_state().map_or(Timestamp(0), State::now);
         let rng = &mut self.client.rng;
         let (pool, ms) = (PoolId(rng.random_range(1..6)), rng.random_range(0..60_000));
@@ -301,6 +309,7 @@ impl World {
         self.command(command);
     }
 
+    /// Cordons, drains or abandons, as an admin does.
     fn operate(&mut self) {
         let pool = PoolId(self.client.rng.random_range(1..6));
         let cordoned = self.client.rng.random_bool(0.3);
@@ -314,14 +323,14 @@ impl World {
                 self.command(Command::CordonNode { pool, node, cordoned });
             }
             _ => {
-                let silent = self.writers_state().and_then(|state| {
-                    let silent = |pool: &PoolId| {
+                let attempt = self.writers_state().and_then(|state| {
+                    let is_unreachable = |pool: &PoolId| {
                         state.pool(*pool).is_some_and(|p| p.connectivity > Connectivity::Suspect)
                     };
-                    let attempt = state.attempts().find(|attempt| silent(&attempt.pool))?;
+                    let attempt = state.attempts().find(|attempt| is_unreachable(&attempt.pool))?;
                     Some(attempt.id(state.journal()))
                 });
-                if let Some(attempt) = silent {
+                if let Some(attempt) = attempt {
                     self.client.abandoned.insert(attempt);
                     self.command(Command::Abandon { attempt });
                 }
@@ -329,7 +338,7 @@ impl World {
         }
     }
 
-    /// After the faults everything is opened again, so that all jobs can end.
+    /// After the fault phase: removes cordons, drains and the queue limit, so that all jobs can end.
     fn reopen(&mut self) {
         let Some(state) = self.writers_state() else { return };
         let mut commands = Vec::new();
@@ -353,8 +362,8 @@ impl World {
         commands.into_iter().for_each(|command| self.command(command));
     }
 
-    /// Asks, mostly about jobs that are new: those wait, and have reasons.
-    fn ask(&mut self) {
+    /// Sends a query, mostly about new jobs: they wait, so the broker explains why.
+    fn query(&mut self) {
         let jobs: Vec<JobId> = self.client.acknowledged.iter().rev().take(30).copied().collect();
         let job = if jobs.is_empty() { JobId(1) } else { jobs[self.client.rng.random_range(0..jobs.len())] };
         let query = match self.client.rng.random_range(0..8) {

@@ -1,4 +1,5 @@
-//! How often each kind of thing happened: a kind that never comes up is not tested.
+//! Coverage counters: how often each kind of event, rejection, outcome and reason occurred. A kind that never
+//! occurs is not tested.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +8,25 @@ use weir::model::reason::{JobReason, PoolReason};
 use weir::state::event::Event;
 use weir::state::rejection::Rejection;
 
-/// How often each kind of thing happened.
+/// Coverage counters of one seed or a sweep.
 #[derive(Clone, Debug)]
 pub struct Counts {
+    /// Durable events, in the order of `Event::KINDS`.
     pub events: [u64; Event::KINDS.len()],
+    /// Rejections sent, in the order of `Rejection::MANUAL`.
     pub rejections: [u64; Rejection::MANUAL.len()],
+    /// Outcomes of attempts, by code.
     pub outcomes: BTreeMap<&'static str, u64>,
+    /// Reasons in answers to `why`, by code.
     pub reasons: BTreeMap<&'static str, u64>,
-    /// Attempts ordered in a line behind another.
-    pub lined_up: u64,
-    /// Writers that found another in their place.
+    /// Attempts ordered behind another one on its claim.
+    pub queued_behind_claim: u64,
+    /// Writers whose append failed because a later term had begun.
     pub deposed: u64,
-    /// Brokers that started on an older copy of the journal, and those of them that noticed.
-    pub older_disks: u64,
-    pub older_disks_noticed: u64,
+    /// Stale copies of the journal that a broker was started on.
+    pub stale_copies: u64,
+    /// Hellos after which a broker on a stale copy had detected it.
+    pub stale_copies_detected: u64,
 }
 
 impl Default for Counts {
@@ -30,10 +36,10 @@ impl Default for Counts {
             rejections: [0; Rejection::MANUAL.len()],
             outcomes: BTreeMap::new(),
             reasons: BTreeMap::new(),
-            lined_up: 0,
+            queued_behind_claim: 0,
             deposed: 0,
-            older_disks: 0,
-            older_disks_noticed: 0,
+            stale_copies: 0,
+            stale_copies_detected: 0,
         }
     }
 }
@@ -42,7 +48,7 @@ impl Counts {
     pub(crate) fn event(&mut self, event: &Event) {
         self.events[event.kind()] += 1;
         if let Event::AttemptOrdered { order } = event {
-            self.lined_up += u64::from(order.after.is_some());
+            self.queued_behind_claim += u64::from(order.after.is_some());
         }
         if let Event::AttemptEnded { ended, .. } = event {
             *self.outcomes.entry(ended.outcome.kind.code()).or_default() += 1;
@@ -62,10 +68,10 @@ impl Counts {
         self.events.iter_mut().zip(other.events).for_each(|(sum, more)| *sum += more);
         self.rejections.iter_mut().zip(other.rejections).for_each(|(sum, more)| *sum += more);
         for (sum, more) in [
-            (&mut self.lined_up, other.lined_up),
+            (&mut self.queued_behind_claim, other.queued_behind_claim),
             (&mut self.deposed, other.deposed),
-            (&mut self.older_disks, other.older_disks),
-            (&mut self.older_disks_noticed, other.older_disks_noticed),
+            (&mut self.stale_copies, other.stale_copies),
+            (&mut self.stale_copies_detected, other.stale_copies_detected),
         ] {
             *sum += more;
         }
@@ -74,7 +80,7 @@ impl Counts {
         }
     }
 
-    /// Every kind with its count, by what it is a kind of.
+    /// Every kind with its count, in groups with a title.
     pub fn kinds(&self) -> [(&'static str, Vec<(&'static str, u64)>); 5] {
         let of = |counts: &BTreeMap<&'static str, u64>, code: &'static str| {
             (code, counts.get(code).copied().unwrap_or_default())
@@ -89,16 +95,16 @@ impl Counts {
             (
                 "cases",
                 vec![
-                    ("attempts in lines", self.lined_up),
+                    ("attempts behind a claim", self.queued_behind_claim),
                     ("deposed writers", self.deposed),
-                    ("older disks", self.older_disks),
-                    ("older disks noticed", self.older_disks_noticed),
+                    ("stale copies", self.stale_copies),
+                    ("stale copies detected", self.stale_copies_detected),
                 ],
             ),
         ]
     }
 
-    /// Kinds that never came up.
+    /// Kinds that never occurred.
     pub fn unreached(&self) -> Vec<&'static str> {
         let kinds = self.kinds().into_iter().flat_map(|(_, kinds)| kinds);
         kinds.filter(|(_, count)| *count == 0).map(|(kind, _)| kind).collect()

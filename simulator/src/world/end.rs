@@ -1,4 +1,4 @@
-//! The promises, checked when the world has come to rest.
+//! Convergence, and the invariants that are checked after it.
 
 use weir::broker::Broker;
 use weir::model::attempt::AttemptStatus;
@@ -8,16 +8,17 @@ use weir::state::job::JobEnd;
 use super::World;
 
 impl World {
-    /// All that was acknowledged has ended, or can never run.
+    /// The system has converged: every acknowledged job has ended or fits no pool, all agents are connected,
+    /// and all state is durable.
     pub(crate) fn converged(&self) -> bool {
         let Some(broker) = self.writer().and_then(|host| self.brokers[host].machine.as_ref()) else {
             return false;
         };
         let state = broker.state();
         let up = self.agents.iter().all(|host| host.machine.as_ref().is_some_and(|machine| machine.is_up()));
-        // One seed in sixteen goes on until every request token has expired.
-        let tokens_gone = !self.seed.is_multiple_of(16) || state.tokens().is_empty();
-        up && tokens_gone
+        // One seed in sixteen continues until every request token has expired.
+        let tokens_expired = !self.seed.is_multiple_of(16) || state.tokens().is_empty();
+        up && tokens_expired
             && self.client.is_idle()
             && state.attempts().next().is_none()
             && self.agents.iter().all(|host| host.backend.live().next().is_none())
@@ -26,19 +27,20 @@ impl World {
             && state.jobs_from(JobId(0)).all(|job| self.never_fits(broker, job.id))
     }
 
-    /// A job that waits only because no pool could ever take it, or waits for such a job.
+    /// The job waits only because it fits no pool, or because it depends on a live job.
     fn never_fits(&self, broker: &Broker, id: JobId) -> bool {
         let state = broker.state();
         let Some(view) = state.job_view(id) else { return true };
-        let waits_for_stuck = view.spec.depends_on.iter().any(|edge| state.job(edge.job).is_some());
+        let depends_on_live = view.spec.depends_on.iter().any(|edge| state.job(edge.job).is_some());
         let waits = |group: &usize| state.job(id).is_some_and(|job| !job.groups[*group].waiting.is_empty());
-        waits_for_stuck
+        depends_on_live
             || (0..view.spec.unit_group_count()).filter(waits).all(|group| {
                 let shape = weir::model::shape::Shape::of(&view.spec, group);
                 !broker.scheduler().could_ever_fit(state, &shape)
             })
     }
 
+    /// Checks the invariants that hold after convergence.
     pub(crate) fn check_end(&mut self) -> Result<(), String> {
         let Some(host) = self.writer() else { return Err("no broker".to_owned()) };
         let Some(broker) = &self.brokers[host].machine else { return Err("no broker".to_owned()) };
@@ -47,8 +49,8 @@ impl World {
             let live = broker.state().job(*job).is_some();
             let ended = self.journal.history.jobs.get(job).is_some_and(|job| job.end.is_some());
             if live == ended {
-                let how = if live { "both alive and ended" } else { "lost" };
-                return Err(format!("job {job} was acknowledged and is {how}"));
+                let how = if live { "both live and ended" } else { "lost" };
+                return Err(format!("acknowledged job {job} is {how}"));
             }
         }
         self.check_runs()?;
@@ -56,17 +58,17 @@ impl World {
         self.journal.recover().map(drop)
     }
 
-    /// What ran to a good end is not taken for lost.
+    /// An attempt that succeeded at its backend must not be recorded as lost.
     fn check_vanished(&self) -> Result<(), String> {
         let journal = self.journal.replica.journal();
-        for (job, kept) in &self.journal.history.jobs {
-            for (unit, kept) in kept.units.iter().enumerate() {
-                for number in &kept.vanished {
+        for (job, record) in &self.journal.history.jobs {
+            for (unit, record) in record.units.iter().enumerate() {
+                for number in &record.vanished {
                     let attempt = AttemptId { journal, job: *job, unit: unit as u32, number: *number };
-                    let ran = self.agents.iter().any(|host| host.backend.succeeded.contains(&attempt));
-                    let lied = self.schedule.liar.is_some();
-                    if ran && !lied && !self.fork_took.contains(&attempt.unit_id()) {
-                        return Err(format!("{attempt} ran to a good end and is taken for lost"));
+                    let succeeded = self.agents.iter().any(|host| host.backend.succeeded.contains(&attempt));
+                    let byzantine = self.schedule.byzantine.is_some();
+                    if succeeded && !byzantine && !self.stale_copy_outcomes.contains(&attempt.unit_id()) {
+                        return Err(format!("{attempt} succeeded and is recorded as lost"));
                     }
                 }
             }
@@ -74,13 +76,13 @@ impl World {
         Ok(())
     }
 
-    /// Every unit of a job that succeeded ran to a good end, and once.
+    /// Every unit of a job that succeeded must have succeeded at a backend, exactly once.
     fn check_runs(&self) -> Result<(), String> {
         let journal = self.journal.replica.journal();
-        for (job, kept) in
+        for (job, record) in
             self.journal.history.jobs.iter().filter(|(_, job)| job.end == Some(JobEnd::Succeeded))
         {
-            for (number, unit) in kept.units.iter().enumerate() {
+            for (number, unit) in record.units.iter().enumerate() {
                 let [attempt] = unit.succeeded[..] else {
                     // A job may allow some of its units to fail.
                     if unit.succeeded.is_empty() {
@@ -92,28 +94,31 @@ impl World {
                     ));
                 };
                 let unit_id = AttemptId { journal, job: *job, unit: number as u32, number: attempt };
-                let ran = |id: &AttemptId| id.unit_id() == unit_id.unit_id();
-                let sanitised = self.agents.iter().enumerate().filter(|(index, _)| !self.is_liar(*index));
+                let of_unit = |id: &AttemptId| id.unit_id() == unit_id.unit_id();
+                let correct = self.agents.iter().enumerate().filter(|(index, _)| !self.is_byzantine(*index));
                 let runs =
-                    sanitised.map(|(_, host)| host.backend.succeeded.iter().filter(|id| ran(id)).count());
+                    correct.map(|(_, host)| host.backend.succeeded.iter().filter(|id| of_unit(id)).count());
                 let runs: usize = runs.sum();
-                let lost = self.fork_took.contains(&unit_id.unit_id());
-                if runs > 1 && !unit.doubtful && !lost {
-                    return Err(format!("unit {number} of job {job} ran {runs} times to a good end"));
+                let lost = self.stale_copy_outcomes.contains(&unit_id.unit_id());
+                if runs > 1 && !unit.has_unknown_outcome && !lost {
+                    return Err(format!("unit {number} of job {job} succeeded {runs} times at backends"));
                 }
-                let truly = self.agents.iter().any(|host| host.backend.succeeded.contains(&unit_id));
-                let lied = self.schedule.liar.is_some_and(|liar| {
-                    let pool = self.journal.replica.pool_named(&self.agents[liar].hello.pool.name);
+                let succeeded = self.agents.iter().any(|host| host.backend.succeeded.contains(&unit_id));
+                let byzantine = self.schedule.byzantine.is_some_and(|agent| {
+                    let pool = self.journal.replica.pool_named(&self.agents[agent].hello.pool.name);
                     pool.is_some_and(|pool| Some(pool.id) == unit.pool)
                 });
-                if !truly && !lied {
-                    return Err(format!("{unit_id} is said to have succeeded and never ran to its end"));
+                if !succeeded && !byzantine {
+                    return Err(format!(
+                        "{unit_id} is recorded as succeeded and did not succeed at its backend"
+                    ));
                 }
             }
         }
         Ok(())
     }
 
+    /// What has not converged, for the message of a violation.
     pub(crate) fn leftovers(&self) -> String {
         let Some(broker) = self.writer().and_then(|host| self.brokers[host].machine.as_ref()) else {
             return "the broker is down".to_owned();

@@ -1,7 +1,7 @@
-//! The journal's events, held against a second, simpler reading of what may follow what.
+//! Reference model of the journal: a second and simpler implementation of the rules for the order of events.
 //!
-//! It shares no code with `apply`: each job's units are listed one by one, and each event must be
-//! a legal next step of the one it speaks of.
+//! It shares no code with `State::apply`. It stores each unit of each job separately, and each event must be
+//! a legal transition of the job and unit that it names.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use weir::model::attempt::{OutcomeKind, Phase};
 use weir::model::id::{AttemptId, Epoch, JobId, PoolId, Revision, SpecId, Term, UnitId};
 use weir::model::spec::OnUnitFailure;
 use weir::model::time::Timestamp;
-use weir::state::event::{Event, EventRecord, NextTry};
+use weir::state::event::{Event, EventRecord, NextTry, OrderedAttempt};
 use weir::state::job::{Closing, JobEnd};
 
-/// What is known from events alone.
+/// State derived from the events alone.
 #[derive(Default)]
 pub(crate) struct History {
     revision: Revision,
@@ -38,20 +38,20 @@ pub(crate) struct Job {
     pub(crate) units: Vec<Unit>,
 }
 
-/// A unit with what its attempts came to.
+/// A unit with the results of its attempts.
 #[derive(Clone, Default)]
 pub(crate) struct Unit {
     state: UnitState,
     attempts: u32,
     failures: u32,
-    /// Numbers of the attempts that are said to have succeeded.
+    /// Numbers of the attempts that are recorded as succeeded.
     pub(crate) succeeded: Vec<u32>,
-    /// Where the last attempt was.
+    /// Pool of the latest attempt.
     pub(crate) pool: Option<PoolId>,
-    /// Numbers of the attempts that their pool is said to have lost.
+    /// Numbers of the attempts that are recorded as vanished.
     pub(crate) vanished: Vec<u32>,
-    /// Nobody knows how one of its attempts ended.
-    pub(crate) doubtful: bool,
+    /// The outcome of at least one attempt is unknown.
+    pub(crate) has_unknown_outcome: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,8 +64,11 @@ enum UnitState {
 }
 
 impl History {
-    /// Takes the next event.
-    pub(crate) fn take(&mut self, record: &EventRecord) -> Result<(), String> {
+    /// Applies the next event.
+    ///
+    /// # Errors
+    /// If the event is not a legal transition.
+    pub(crate) fn apply(&mut self, record: &EventRecord) -> Result<(), String> {
         if record.revision.0 != self.revision.0 + 1 {
             return Err(format!("revision {} follows {}", record.revision, self.revision));
         }
@@ -76,7 +79,7 @@ impl History {
         self.step(&record.event).map_err(|what| format!("revision {}: {what}", record.revision))
     }
 
-    /// An attempt of this number was ordered, whatever became of it.
+    /// The attempt was ordered, at any time.
     pub(crate) fn was_ordered(&self, attempt: AttemptId) -> bool {
         let unit = self.jobs.get(&attempt.job).and_then(|job| job.units.get(attempt.unit as usize));
         unit.is_some_and(|unit| (1..=unit.attempts).contains(&attempt.number))
@@ -108,25 +111,14 @@ impl History {
             Event::JobClosing { job, why } => {
                 let job = self.open_job(*job)?;
                 if job.closing.replace(*why).is_some() {
-                    return Err("a closing job is closed again".to_owned());
+                    return Err("a closing job closes again".to_owned());
                 }
             }
             Event::JobEnded { job, end } => self.end_job(*job, *end)?,
-            Event::AttemptOrdered { order } => {
-                let job = self.open_job(order.unit.job)?;
-                if job.closing.is_some() {
-                    return Err(format!("{:?} of a closing job is ordered", order.unit));
-                }
-                let unit = job.unit(order.unit)?;
-                unit.go(UnitState::Waiting, UnitState::Live(Phase::Ordered))?;
-                unit.attempts += 1;
-                unit.pool = Some(order.pool);
-                if order.number != unit.attempts {
-                    return Err(format!("attempt {} is ordered as {}", unit.attempts, order.number));
-                }
-            }
+            Event::AttemptOrdered { order } => self.order(order)?,
             Event::AttemptStarting { unit } => {
-                self.unit(*unit)?.go(UnitState::Live(Phase::Ordered), UnitState::Live(Phase::Starting))?;
+                self.unit(*unit)?
+                    .transition(UnitState::Live(Phase::Ordered), UnitState::Live(Phase::Starting))?;
             }
             Event::AttemptRunning { unit, .. } => {
                 let unit = self.unit(*unit)?;
@@ -134,7 +126,7 @@ impl History {
                     UnitState::Live(Phase::Ordered) => UnitState::Live(Phase::Ordered),
                     _ => UnitState::Live(Phase::Starting),
                 };
-                unit.go(from, UnitState::Live(Phase::Running))?;
+                unit.transition(from, UnitState::Live(Phase::Running))?;
             }
             Event::AttemptStopping { unit, .. } => {
                 let unit = self.unit(*unit)?;
@@ -151,7 +143,7 @@ impl History {
                 job.unit(*unit)?.end_attempt(ended.outcome.kind, ended.next, failures_max, closing)?;
             }
             Event::UnitReleased { unit } => {
-                self.unit(*unit)?.go(UnitState::BackingOff, UnitState::Waiting)?;
+                self.unit(*unit)?.transition(UnitState::BackingOff, UnitState::Waiting)?;
             }
             _ => {}
         }
@@ -164,14 +156,29 @@ impl History {
         {
             return Err(format!("job {id} follows {last}"));
         }
-        let spec = *self.specs.get(&spec).ok_or(format!("job {id} has a spec that nobody added"))?;
+        let spec = *self.specs.get(&spec).ok_or(format!("job {id} has a spec that was not added"))?;
         let units = vec![Unit::default(); spec.units as usize];
         self.jobs.insert(id, Job { spec, closing: None, end: None, units });
         Ok(())
     }
 
+    fn order(&mut self, order: &OrderedAttempt) -> Result<(), String> {
+        let job = self.open_job(order.unit.job)?;
+        if job.closing.is_some() {
+            return Err(format!("{:?} of a closing job is ordered", order.unit));
+        }
+        let unit = job.unit(order.unit)?;
+        unit.transition(UnitState::Waiting, UnitState::Live(Phase::Ordered))?;
+        unit.attempts += 1;
+        unit.pool = Some(order.pool);
+        if order.number != unit.attempts {
+            return Err(format!("attempt {} is ordered as {}", unit.attempts, order.number));
+        }
+        Ok(())
+    }
+
     fn open_job(&mut self, id: JobId) -> Result<&mut Job, String> {
-        let job = self.jobs.get_mut(&id).ok_or(format!("job {id} is not known"))?;
+        let job = self.jobs.get_mut(&id).ok_or(format!("job {id} is unknown"))?;
         if job.end.is_some() { Err(format!("job {id} has ended")) } else { Ok(job) }
     }
 
@@ -185,16 +192,16 @@ impl History {
         if count(|state| matches!(state, UnitState::Live(_))) > 0 {
             return Err(format!("job {id} ends with live attempts"));
         }
-        let lawful = match (end, job.closing) {
+        let legal = match (end, job.closing) {
             (JobEnd::Cancelled, Some(Closing::Cancelled)) | (JobEnd::Failed, Some(Closing::Failed)) => true,
             (JobEnd::Succeeded, None) => {
                 let ended = count(|state| matches!(state, UnitState::Ended(_)));
-                let good = count(|state| matches!(state, UnitState::Ended(OutcomeKind::Succeeded)));
-                ended == job.units.len() && ended - good <= job.spec.failed_units_max as usize
+                let succeeded = count(|state| matches!(state, UnitState::Ended(OutcomeKind::Succeeded)));
+                ended == job.units.len() && ended - succeeded <= job.spec.failed_units_max as usize
             }
             _ => false,
         };
-        if !lawful {
+        if !legal {
             return Err(format!("job {id}, closing {:?}, ends {end:?}", job.closing));
         }
         job.end = Some(end);
@@ -203,18 +210,18 @@ impl History {
 }
 
 impl Job {
-    /// It neither is closing nor has ended.
+    /// The job is neither closing nor ended.
     pub(crate) fn is_open(&self) -> bool {
         self.closing.is_none() && self.end.is_none()
     }
 
     fn unit(&mut self, id: UnitId) -> Result<&mut Unit, String> {
-        self.units.get_mut(id.unit as usize).ok_or(format!("{id:?} is none of its job's units"))
+        self.units.get_mut(id.unit as usize).ok_or(format!("{id:?} is not a unit of its job"))
     }
 }
 
 impl Unit {
-    fn go(&mut self, from: UnitState, to: UnitState) -> Result<(), String> {
+    fn transition(&mut self, from: UnitState, to: UnitState) -> Result<(), String> {
         if self.state != from {
             return Err(format!("a unit that is {:?} becomes {to:?}", self.state));
         }
@@ -230,7 +237,7 @@ impl Unit {
         closing: bool,
     ) -> Result<(), String> {
         if !matches!(self.state, UnitState::Live(_)) {
-            return Err(format!("an attempt ends of a unit that is {:?}", self.state));
+            return Err(format!("an attempt of a unit that is {:?} ends", self.state));
         }
         if kind == OutcomeKind::Succeeded {
             self.succeeded.push(self.attempts);
@@ -238,16 +245,18 @@ impl Unit {
         if kind == OutcomeKind::Vanished {
             self.vanished.push(self.attempts);
         }
-        self.doubtful |= kind.is_unknown();
+        self.has_unknown_outcome |= kind.is_unknown();
         if closing && next != NextTry::Never {
-            return Err("a unit of a closing job is to be tried again".to_owned());
+            return Err("a unit of a closing job is retried".to_owned());
         }
         self.state = match next {
             NextTry::Never => UnitState::Ended(kind),
             NextTry::Now if kind.is_eviction() || kind == OutcomeKind::LeaseEnded => UnitState::Waiting,
-            NextTry::Now => return Err(format!("{kind:?} counts for nothing")),
+            NextTry::Now => {
+                return Err(format!("{kind:?} is retried at once and does not count as a failure"));
+            }
             NextTry::At(_) if kind == OutcomeKind::Succeeded => {
-                return Err("what has succeeded is tried again".to_owned());
+                return Err("a succeeded unit is retried".to_owned());
             }
             NextTry::At(_) => {
                 self.failures += 1;
@@ -255,7 +264,7 @@ impl Unit {
             }
         };
         if self.failures >= failures_max.max(1) {
-            return Err(format!("{} failures of at most {failures_max} tries", self.failures));
+            return Err(format!("{} failures of at most {failures_max} attempts", self.failures));
         }
         Ok(())
     }

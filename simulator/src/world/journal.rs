@@ -1,4 +1,5 @@
-//! The journal's disk: what is durable, what is torn, and a second state that follows it.
+//! Simulated disk of the journal: durable batches, a torn batch, snapshots, and a replica of the durable
+//! state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,26 +14,29 @@ use weir::state::snapshot::Object;
 
 use super::counts::Counts;
 use super::history::History;
-use super::schedule::Tail;
+use super::schedule::PendingAppend;
 
-/// What survives brokers.
+/// The journal's durable contents, which survive broker crashes.
 #[derive(Default)]
 pub(crate) struct SimJournal {
     pub(crate) term: Term,
     batches: Vec<(Revision, Arc<[u8]>)>,
-    /// A part of a batch behind the last whole one.
+    /// A part of a batch after the last whole one.
     torn: Option<Vec<u8>>,
+    /// The latest complete snapshot, in chunks.
     snapshot: Option<(Revision, Vec<Vec<u8>>)>,
+    /// Chunks of the snapshot in progress.
     partial: Vec<Vec<u8>>,
-    /// Follows the durable events: what a recovery would find.
+    /// State after the durable events: what a recovery must yield.
     pub(crate) replica: State,
-    /// The same events as a second, simpler reading of the rules has them.
+    /// The same events, checked by a second and simpler implementation of the rules.
     pub(crate) history: History,
+    /// Attempts that have ended.
     attempts: BTreeSet<AttemptId>,
     digest: u64,
 }
 
-/// A batch on its way to the disk.
+/// An append in progress.
 pub(crate) struct Writing {
     pub(crate) term: Term,
     pub(crate) after: Revision,
@@ -40,16 +44,19 @@ pub(crate) struct Writing {
     pub(crate) archive: Vec<ArchiveRow>,
 }
 
-/// What became of a batch.
+/// Result of an append.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
     Through(Revision),
-    /// Another writer has taken its turn.
+    /// A later term has begun.
     Deposed,
 }
 
 impl SimJournal {
     /// Makes a batch durable unless its writer is deposed.
+    ///
+    /// # Errors
+    /// The violated invariant, as for the other methods.
     pub(crate) fn append(&mut self, batch: Writing, counts: &mut Counts) -> Result<Written, String> {
         if batch.term < self.term && !Mutant::AppendWhenDeposed.is_on() {
             return Ok(Written::Deposed);
@@ -68,10 +75,10 @@ impl SimJournal {
         for byte in &bytes {
             self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        // The record's round trip is part of every seed.
+        // Decode the bytes, so that each seed tests the round trip of the encoding.
         let events = record::decode_events(&bytes).map_err(|error| error.to_string())?;
         events.iter().for_each(|event| counts.event(&event.event));
-        let archive = self.follow(&events)?;
+        let archive = self.apply(&events)?;
         if archive != batch.archive {
             return Err("the archive rows of an append are not those of its events".to_owned());
         }
@@ -80,11 +87,11 @@ impl SimJournal {
         Ok(Written::Through(revision))
     }
 
-    /// Folds durable events into the replica and the history; returns what they archive.
-    fn follow(&mut self, events: &[EventRecord]) -> Result<Vec<ArchiveRow>, String> {
+    /// Applies durable events to the replica and the history; returns the archive rows of the events.
+    fn apply(&mut self, events: &[EventRecord]) -> Result<Vec<ArchiveRow>, String> {
         let mut applied = Applied::default();
         for event in events {
-            self.history.take(event)?;
+            self.history.apply(event)?;
             self.replica.apply(event, &mut applied);
             if let Event::AttemptOrdered { order } = &event.event {
                 self.check_order(order)?;
@@ -100,7 +107,7 @@ impl SimJournal {
         Ok(applied.archive)
     }
 
-    /// No decision exceeds what is attested, nor what a queue may hold.
+    /// Checks that an order exceeds neither the reported capacity of its nodes nor the limit of a queue.
     fn check_order(&self, order: &OrderedAttempt) -> Result<(), String> {
         if order.after.is_some() {
             return Ok(());
@@ -108,17 +115,17 @@ impl SimJournal {
         for placement in &order.placements {
             let at = NodeRef { pool: order.pool, node: placement.node };
             let Some(node) = self.replica.node(at) else {
-                return Err(format!("{:?} is ordered onto a node that is not there", order.unit));
+                return Err(format!("{:?} is ordered onto an unknown node", order.unit));
             };
             let total = node.total();
             let device = |index: usize| {
                 node.spec.devices.get(index).filter(|device| device.healthy).map_or(0, |device| device.millis)
             };
-            let held = node.committed_devices.iter().enumerate();
-            let too_much = held.into_iter().any(|(index, millis)| *millis > device(index));
-            if node.gone || too_much || !node.committed.fits(&total) {
-                let (name, held) = (&node.spec.name, &node.committed);
-                return Err(format!("{:?} brings node {name} to {held:?} of {total:?}", order.unit));
+            let mut committed = node.committed_devices.iter().enumerate();
+            let exceeds = committed.any(|(index, millis)| *millis > device(index));
+            if node.gone || exceeds || !node.committed.fits(&total) {
+                let (name, committed) = (&node.spec.name, &node.committed);
+                return Err(format!("{:?} brings node {name} to {committed:?} of {total:?}", order.unit));
             }
         }
         let Some(job) = self.replica.job(order.unit.job) else { return Ok(()) };
@@ -131,13 +138,13 @@ impl SimJournal {
         Ok(())
     }
 
-    /// A writer is gone with a batch under way: `cut` says how much of a torn one is there. A deposed
-    /// one leaves nothing, and takes nothing of its successor's along.
+    /// Handles a crash of the writer of `term` with an append in progress. `cut` selects the length of a torn
+    /// batch. The append of a deposed writer is lost and does not affect its successor's.
     pub(crate) fn lose_writer(
         &mut self,
         term: Term,
         writing: Option<Writing>,
-        tail: Tail,
+        pending: PendingAppend,
         cut: u64,
         counts: &mut Counts,
     ) -> Result<(), String> {
@@ -148,12 +155,12 @@ impl SimJournal {
         let Some(batch) = writing.filter(|batch| !batch.events.is_empty()) else {
             return Ok(());
         };
-        match tail {
-            Tail::Lost => {}
-            Tail::Kept => {
+        match pending {
+            PendingAppend::Lost => {}
+            PendingAppend::Durable => {
                 self.append(batch, counts)?;
             }
-            Tail::Torn => {
+            PendingAppend::Torn => {
                 let mut bytes = record::encode_events(&batch.events);
                 bytes.truncate(1 + cut as usize % (bytes.len() - 1));
                 self.torn = Some(bytes);
@@ -162,6 +169,8 @@ impl SimJournal {
         Ok(())
     }
 
+    /// Writes a chunk of a snapshot; the last one replaces the previous snapshot. A deposed writer's is
+    /// ignored.
     pub(crate) fn write_chunk(
         &mut self,
         term: Term,
@@ -172,13 +181,16 @@ impl SimJournal {
             return Ok(());
         }
         if revision > self.replica.revision() {
-            return Err(format!("a snapshot of {revision}, durable is {}", self.replica.revision()));
+            return Err(format!(
+                "a snapshot of revision {revision} beyond the durable {}",
+                self.replica.revision()
+            ));
         }
         if index == 0 {
             self.partial.clear();
         }
         if self.partial.len() != index as usize {
-            return Err(format!("chunk {index} of a snapshot of which {} are written", self.partial.len()));
+            return Err(format!("chunk {index} of a snapshot with {} written chunks", self.partial.len()));
         }
         self.partial.push(record::encode_objects(objects));
         if last {
@@ -187,22 +199,22 @@ impl SimJournal {
         Ok(())
     }
 
-    /// Builds the state as a new writer would.
+    /// Recovers the state as a new writer does, and compares it with the replica.
     pub(crate) fn recover(&mut self) -> Result<State, String> {
         if let Some(torn) = self.torn.take()
             && let Ok(events) = record::decode_events(&torn)
         {
-            return Err(format!("a torn batch reads as {} whole events", events.len()));
+            return Err(format!("a torn batch decodes to {} whole events", events.len()));
         }
         let state = self.load()?;
         if sorted(state.objects()) != sorted(self.replica.objects()) {
-            return Err("snapshot and tail differ from a full replay".to_owned());
+            return Err("snapshot and later events differ from a full replay".to_owned());
         }
         Ok(state)
     }
 
-    /// Takes the writer's turn.
-    pub(crate) fn claim(&mut self) -> Term {
+    /// Begins a new term, which deposes the current writer.
+    pub(crate) fn begin_term(&mut self) -> Term {
         self.partial.clear();
         self.term = Term(self.term.0 + 1);
         self.term
@@ -220,10 +232,10 @@ impl SimJournal {
         }
         for (last, bytes) in &self.batches {
             if *last > from {
-                // A snapshot may show a revision in the middle of a batch.
-                let shown = state.revision();
+                // A snapshot may end in the middle of a batch.
+                let loaded = state.revision();
                 for event in record::decode_events(bytes).map_err(corrupt)? {
-                    if event.revision > shown {
+                    if event.revision > loaded {
                         state.apply(&event, &mut Applied::default());
                     }
                 }
@@ -232,16 +244,16 @@ impl SimJournal {
         Ok(state)
     }
 
-    /// A copy as it was before the newest batches, at least one.
-    pub(crate) fn older(&self, missing_permille: u32) -> Result<Option<Self>, String> {
+    /// A copy without the newest batches, at least one; `None` if four batches or fewer would remain.
+    pub(crate) fn stale_copy(&self, missing_permille: u32) -> Result<Option<Self>, String> {
         let missing = (self.batches.len() * missing_permille as usize / 1_000).max(1);
-        // Without its first batches there would be no journal at all.
-        let Some(kept) = self.batches.len().checked_sub(missing).filter(|kept| *kept > 4) else {
+        // The first batches create the journal.
+        let Some(remaining) = self.batches.len().checked_sub(missing).filter(|count| *count > 4) else {
             return Ok(None);
         };
-        let mut copy = Self { batches: self.batches[..kept].to_vec(), ..Self::default() };
-        for (_, bytes) in &self.batches[..kept] {
-            copy.follow(&record::decode_events(bytes).map_err(|error| error.to_string())?)?;
+        let mut copy = Self { batches: self.batches[..remaining].to_vec(), ..Self::default() };
+        for (_, bytes) in &self.batches[..remaining] {
+            copy.apply(&record::decode_events(bytes).map_err(|error| error.to_string())?)?;
         }
         copy.term = copy.replica.term();
         let end = copy.replica.revision();
@@ -249,12 +261,13 @@ impl SimJournal {
         Ok(Some(copy))
     }
 
+    /// FNV-1a digest of all appended bytes, without the offset basis.
     pub(crate) fn digest(&self) -> u64 {
         self.digest
     }
 }
 
-/// Objects as comparable text: their order in a snapshot is its own affair.
+/// Encoded objects in a canonical order: a snapshot may have them in any.
 fn sorted(objects: Vec<Object>) -> Vec<Vec<u8>> {
     let mut bytes: Vec<Vec<u8>> =
         objects.iter().map(|object| record::encode_objects(std::slice::from_ref(object))).collect();

@@ -1,13 +1,15 @@
-//! One simulated Weir: brokers, their journal, agents with their backends, clients, and a network,
-//! driven by one seed in virtual time. First with faults, then without: then it must converge.
+//! Simulated environment of Weir: brokers, their journal, agents with their backends, clients and a network,
+//! driven by one seed in virtual time. Faults are injected in the first phase; then all faults are repaired
+//! and the system must converge.
 //!
-//! `schedule` says what goes wrong and when; `broker`, `agent`, `backend`, `network`, `journal`
-//! and `client` are the world's parts; `checks`, `history`, `watch` and `end` hold it to its
-//! promises.
+//! `schedule` samples the faults and their times, `faults` injects them. `broker`, `agent`, `backend`,
+//! `network`, `journal`, `clock` and `client` are the parts of the environment. `checks`, `history`, `watch`
+//! and `end` check the invariants. README.md beside this file is the map.
 
 mod agent;
 mod backend;
 mod broker;
+mod byzantine;
 mod checks;
 mod client;
 mod clock;
@@ -15,9 +17,8 @@ mod counts;
 mod end;
 mod faults;
 mod history;
+mod invalid_requests;
 mod journal;
-mod liar;
-mod mistakes;
 mod network;
 mod schedule;
 mod specs;
@@ -47,31 +48,34 @@ pub use counts::Counts;
 use schedule::FAULTS_MS;
 pub use schedule::{Fault, Planned, Schedule};
 
-/// What a seed ran into.
+/// Summary of a seed that violated no invariant.
 #[derive(Debug)]
 pub struct Report {
     pub seed: u64,
+    /// Inputs of all state machines.
     pub inputs: u64,
     pub broker_crashes: u32,
     pub agent_crashes: u32,
+    /// Virtual time at which the system had converged.
     pub virtual_ms: u64,
+    /// Jobs whose submission was acknowledged.
     pub jobs: usize,
     pub counts: Counts,
-    /// A digest of the journal: the same seed gives the same one.
+    /// Digest of all appended bytes of the journal: equal for equal seeds.
     pub digest: u64,
 }
 
-/// How long the healed world may take to end every job.
+/// Virtual time after the fault phase within which every job must end.
 const HEAL_MS: u64 = 3_600_000;
-/// Inputs that every seed has at least: a calm one goes on until then.
+/// Fewest inputs of a seed: a seed that has converged earlier continues until then.
 const INPUTS_MIN: u64 = 1_000;
-/// Inputs of one seed before something is going in circles: seeds have some ten thousand.
+/// Inputs after which a seed counts as a livelock: seeds have some ten thousand.
 const INPUTS_MAX: u64 = 500_000;
-/// Agents, each with a pool of its own: at least, and one more than at most.
+/// Number of agents, each with its own pool: 3 to 5.
 const AGENTS: std::ops::Range<usize> = 3..6;
 
-/// What a random generator is for. Each draws on its own, so that a change to one part of the
-/// world doesn't shuffle all the others.
+/// Purpose of a random generator. Each purpose has its own generator, so that a change to one part of the
+/// environment doesn't change the random choices of the others. The discriminants are part of each seed.
 #[derive(Clone, Copy)]
 pub(crate) enum Purpose {
     Setup = 1,
@@ -81,46 +85,51 @@ pub(crate) enum Purpose {
     Backend,
     Client,
     Hosts,
-    Turns,
-    Liar,
+    WriterSessions,
+    Byzantine,
 }
 
+/// The random generator of a seed for one purpose.
 pub(crate) fn split(seed: u64, purpose: Purpose) -> StdRng {
     StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(purpose as u64))
 }
 
-/// What happens next.
+/// An event of the simulation.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// By its number in the schedule.
+    /// A fault, by its number in the schedule.
     Fault(usize),
-    /// The process that had this life; a later one knows nothing of it.
+    /// An input of a broker process. A later incarnation of the process does not receive it.
     Broker {
         host: usize,
-        life: u32,
+        incarnation: u32,
         what: BrokerEvent,
     },
+    /// An input of an agent process.
     Agent {
         agent: usize,
-        life: u32,
+        incarnation: u32,
         what: AgentEvent,
     },
-    /// The disk is done with what a broker gave it, whether that one still stands or not.
+    /// The disk has completed an append. A broker that has crashed since then is not notified.
     DiskDone {
         host: usize,
-        life: u32,
+        incarnation: u32,
     },
+    /// The next step of an attempt at a backend.
     Backend {
         agent: usize,
         attempt: AttemptId,
         step: backend::Step,
     },
+    /// A pool's lease may have expired.
     LeaseCheck {
         agent: usize,
     },
+    /// An agent tries to connect.
     Dial {
         agent: usize,
-        life: u32,
+        incarnation: u32,
     },
     StartBroker {
         host: usize,
@@ -134,89 +143,97 @@ pub(crate) enum Event {
     ResumeAgent {
         agent: usize,
     },
-    /// The admin puts the newest journal back.
-    RestoreDisk,
+    /// The admin replaces the stale copy by the newest journal.
+    RestoreJournal,
+    /// The fault phase ends.
     Heal,
+    /// The client's next action.
     Act,
+    /// A broker's reply reaches the client.
     Reply {
         call: CallId,
         result: Box<Result<Reply, Rejection>>,
     },
 }
 
-/// The simulation.
+/// The simulated environment of one seed.
 pub struct World {
     seed: u64,
     trace: bool,
     schedule: Schedule,
-    /// Milliseconds since the world began.
+    /// Virtual milliseconds since the start.
     now: u64,
     queue: Timeline<Event>,
     brokers: Vec<BrokerHost>,
     agents: Vec<AgentHost>,
     journal: SimJournal,
-    /// An older copy of the journal that a broker was started on.
-    fork: Option<SimJournal>,
-    /// Where the older copy ended when it was taken.
-    fork_from: Revision,
-    /// The turn that was the last in the copy, if it went on after that.
-    fork_turn: u64,
-    /// Agents that the broker on the older copy has heard, and from which of its revisions on.
-    fork_heard: BTreeMap<usize, Revision>,
-    /// Agents that it must wait for, and until when at the least.
-    fork_awaits: BTreeSet<usize>,
-    fork_awaits_until: u64,
-    /// Brokers that have run on it. What an earlier one wrote, the next takes for its own.
-    fork_lives: u32,
-    /// Turns of brokers that ran on older copies, as their stamps name them, and where those copies
-    /// ended.
-    fork_turns: BTreeMap<u64, Revision>,
-    /// What a broker on an older copy ordered, of which agent.
-    fork_ordered: BTreeSet<(usize, AttemptId)>,
-    /// Units whose outcome a broker on an older copy took, and which is lost with that copy.
-    fork_took: BTreeSet<UnitId>,
+    /// The copy of the journal without its newest batches that brokers currently run on.
+    stale_copy: Option<SimJournal>,
+    /// Last revision of the copy when it was taken.
+    stale_copy_end: Revision,
+    /// The writer session that the copy ends in, if that session continued after the copy; else 0.
+    stale_copy_session: u64,
+    /// Agents that have sent a hello to a broker on the copy, with the broker's revision at that time.
+    stale_copy_hellos: BTreeMap<usize, Revision>,
+    /// Agents that a broker on the copy must wait for, and the earliest end of that recovery grace period.
+    stale_copy_expected: BTreeSet<usize>,
+    stale_copy_grace_until: u64,
+    /// Brokers that have started on the copy. A later one continues what an earlier one wrote there.
+    stale_copy_starts: u32,
+    /// Writer sessions of brokers that ran on stale copies, as high-water marks name them, with the last
+    /// revision of each copy when it was taken.
+    stale_copy_sessions: BTreeMap<u64, Revision>,
+    /// (Agent, attempt) for each attempt that a broker on a stale copy ordered.
+    stale_copy_ordered: BTreeSet<(usize, AttemptId)>,
+    /// Units of which a broker on a stale copy acknowledged an outcome: it is lost with that copy.
+    stale_copy_outcomes: BTreeSet<UnitId>,
     network: Network,
     client: Client,
     watch: Watch,
+    /// Random choices of the hosts: clocks, latency between an agent and its backend, host of the next
+    /// broker.
     hosts: StdRng,
-    /// Random numbers that brokers draw at the beginning of each turn.
+    /// Random numbers that brokers get at the start of each writer session.
     writer_sessions: StdRng,
     disk: StdRng,
     backends: StdRng,
-    liar: StdRng,
-    /// Every append takes so long until then.
+    byzantine: StdRng,
+    /// Until the first time, an append takes up to the second value, in milliseconds.
     slow_disk: (u64, u64),
     inputs: u64,
+    /// Crashes of brokers and of agents.
     crashes: [u32; 2],
     counts: Counts,
 }
 
-/// A seed broke a promise.
+/// Violation of an invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub seed: u64,
+    /// Virtual time.
     pub at_ms: u64,
+    /// The invariant, with its values.
     pub what: String,
 }
 
 impl World {
-    /// Runs one seed to its end.
+    /// Runs one seed until the system has converged. `trace` prints each input and effect to standard output.
     ///
     /// # Errors
-    /// The first promise that was broken.
+    /// The first violation of an invariant.
     pub fn run(seed: u64, trace: bool) -> Result<Report, Violation> {
         Self::run_with(seed, trace, Self::schedule_of(seed))
     }
 
-    /// What goes wrong in a seed.
+    /// The schedule of a seed: its faults and the number of client actions.
     pub fn schedule_of(seed: u64) -> Schedule {
         Schedule::of(seed, agents_of(seed))
     }
 
-    /// Runs a seed's world with another schedule.
+    /// Runs the environment of a seed with another schedule, as to minimise it.
     ///
     /// # Errors
-    /// The first promise that was broken.
+    /// The first violation of an invariant.
     pub fn run_with(seed: u64, trace: bool, schedule: Schedule) -> Result<Report, Violation> {
         let mut world = Self::new(seed, trace, schedule);
         let outcome = world.play();
@@ -245,24 +262,24 @@ impl World {
             brokers: (0..2).map(|_| BrokerHost::default()).collect(),
             agents,
             journal: SimJournal::default(),
-            fork: None,
-            fork_from: Revision(0),
-            fork_turn: 0,
-            fork_heard: BTreeMap::new(),
-            fork_awaits: BTreeSet::new(),
-            fork_awaits_until: 0,
-            fork_lives: 0,
-            fork_turns: BTreeMap::new(),
-            fork_ordered: BTreeSet::new(),
-            fork_took: BTreeSet::new(),
+            stale_copy: None,
+            stale_copy_end: Revision(0),
+            stale_copy_session: 0,
+            stale_copy_hellos: BTreeMap::new(),
+            stale_copy_expected: BTreeSet::new(),
+            stale_copy_grace_until: 0,
+            stale_copy_starts: 0,
+            stale_copy_sessions: BTreeMap::new(),
+            stale_copy_ordered: BTreeSet::new(),
+            stale_copy_outcomes: BTreeSet::new(),
             network: Network::new(seed, count),
             client: Client::new(seed, schedule.acts),
             watch: Watch::default(),
             hosts: split(seed, Purpose::Hosts),
-            writer_sessions: split(seed, Purpose::Turns),
+            writer_sessions: split(seed, Purpose::WriterSessions),
             disk: split(seed, Purpose::Disk),
             backends: split(seed, Purpose::Backend),
-            liar: split(seed, Purpose::Liar),
+            byzantine: split(seed, Purpose::Byzantine),
             slow_disk: (0, 0),
             inputs: 0,
             crashes: [0; 2],
@@ -271,12 +288,14 @@ impl World {
         }
     }
 
-    pub(crate) fn faulty(&self) -> bool {
+    /// Faults are still injected.
+    pub(crate) fn in_fault_phase(&self) -> bool {
         self.now < FAULTS_MS
     }
 
-    pub(crate) fn is_liar(&self, agent: usize) -> bool {
-        self.schedule.liar == Some(agent)
+    /// The agent sends false reports in this seed.
+    pub(crate) fn is_byzantine(&self, agent: usize) -> bool {
+        self.schedule.byzantine == Some(agent)
     }
 
     pub(crate) fn after(&mut self, delay_ms: u64, event: Event) {
@@ -304,13 +323,13 @@ impl World {
             self.now = time;
             self.handle(event)?;
             if self.inputs > INPUTS_MAX {
-                return Err(format!("the machines never rest: {}", self.leftovers()));
+                return Err(format!("more than {INPUTS_MAX} inputs: {}", self.leftovers()));
             }
-            if !self.faulty() && self.inputs >= INPUTS_MIN && self.converged() {
+            if !self.in_fault_phase() && self.inputs >= INPUTS_MIN && self.converged() {
                 return self.check_end();
             }
         }
-        Err(format!("nothing is left to happen: {}", self.leftovers()))
+        Err(format!("no event is left: {}", self.leftovers()))
     }
 
     fn handle(&mut self, event: Event) -> Result<(), String> {
@@ -318,18 +337,18 @@ impl World {
             trace::event(self, &event);
         }
         match event {
-            Event::Fault(number) => self.strike(number)?,
-            Event::Broker { host, life, what } => self.broker_event(host, life, what)?,
-            Event::Agent { agent, life, what } => self.agent_event(agent, life, what)?,
-            Event::DiskDone { host, life } => self.disk_done(host, life)?,
+            Event::Fault(number) => self.inject(number)?,
+            Event::Broker { host, incarnation, what } => self.broker_event(host, incarnation, what)?,
+            Event::Agent { agent, incarnation, what } => self.agent_event(agent, incarnation, what)?,
+            Event::DiskDone { host, incarnation } => self.disk_done(host, incarnation)?,
             Event::Backend { agent, attempt, step } => self.backend_step(agent, attempt, step)?,
             Event::LeaseCheck { agent } => self.check_lease(agent)?,
-            Event::Dial { agent, life } => self.dial(agent, life),
+            Event::Dial { agent, incarnation } => self.dial(agent, incarnation),
             Event::StartBroker { host } => self.start_broker(host)?,
             Event::StartAgent { agent } => self.start_agent(agent)?,
             Event::ResumeBroker { host } => self.resume_broker(host)?,
             Event::ResumeAgent { agent } => self.resume_agent(agent)?,
-            Event::RestoreDisk => self.restore_disk()?,
+            Event::RestoreJournal => self.restore_journal()?,
             Event::Heal => self.heal()?,
             Event::Act => self.client_act()?,
             Event::Reply { call, result } => self.client_reply(call, *result),
@@ -337,11 +356,12 @@ impl World {
         Ok(())
     }
 
-    /// A machine's clock after a start: near the world's time, or now and then far off.
+    /// The clock of a host after a start: within 200 ms of virtual time, or in one of five within ten
+    /// minutes.
     pub(crate) fn new_clock(&mut self) -> clock::Clock {
-        let far = self.faulty() && self.hosts.random_bool(0.2);
-        let connectivity: i64 = if far { 600_000 } else { 200 };
-        let offset_ms = self.hosts.random_range(-connectivity..=connectivity);
+        let far = self.in_fault_phase() && self.hosts.random_bool(0.2);
+        let offset_ms_max: i64 = if far { 600_000 } else { 200 };
+        let offset_ms = self.hosts.random_range(-offset_ms_max..=offset_ms_max);
         clock::Clock::new(self.now, offset_ms, self.hosts.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX))
     }
 }

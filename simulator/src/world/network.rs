@@ -1,7 +1,7 @@
-//! Links between agents and brokers: delay, loss, repetition, reordering, cuts, breaks.
+//! Links between agents and brokers: delay, loss, repetition, reordering, partitions, resets.
 //!
-//! A connection delivers in order, as TCP does, unless the weather is bad; what a cut holds back
-//! comes when it is over, if the connection lives that long.
+//! A connection delivers frames in order, as TCP does, unless a fault of the link conditions reorders or
+//! drops them. Frames that a partition delays arrive when it ends, if the connection still exists then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,57 +15,69 @@ use super::broker::BrokerEvent;
 use super::schedule::Cut;
 use super::{Event, Purpose, World, split};
 
-/// Connections that stand or are coming down, and what the links are like.
+/// Connections that are open or closing, and the conditions of the links.
 pub(crate) struct Network {
     rng: StdRng,
     next: u64,
     links: BTreeMap<SessionId, Link>,
+    /// Partitions: agent, directions, end time.
     cuts: Vec<(usize, Cut, u64)>,
-    weather: Vec<Weather>,
-    /// Heartbeats that came in at a writer that had been deposed by then.
+    /// Conditions of each agent's link.
+    conditions: Vec<LinkConditions>,
+    /// Heartbeats that a broker received after it had been deposed.
     unanswerable: BTreeSet<(SessionId, u64)>,
 }
 
-/// What a link does to frames, until a time.
+/// Conditions of a link until a time; afterwards it delivers in order and without loss.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Weather {
+pub(crate) struct LinkConditions {
     pub(crate) until: u64,
-    pub(crate) loss: u32,
-    pub(crate) repeat: u32,
-    pub(crate) reorder: u32,
+    pub(crate) loss_permille: u32,
+    pub(crate) repeat_permille: u32,
+    pub(crate) reorder_permille: u32,
+    /// Longest additional delay.
     pub(crate) delay_ms: u64,
+}
+
+impl LinkConditions {
+    /// Conditions with these probabilities of loss, repetition and reordering.
+    pub(crate) fn new(until: u64, permille: [u32; 3], delay_ms: u64) -> Self {
+        let [loss_permille, repeat_permille, reorder_permille] = permille;
+        Self { until, loss_permille, repeat_permille, reorder_permille, delay_ms }
+    }
 }
 
 struct Link {
     agent: usize,
     host: usize,
-    host_life: u32,
-    /// By direction: to the broker, to the agent.
-    ways: [Way; 2],
+    host_incarnation: u32,
+    /// Indexed by `TO_BROKER` and `TO_AGENT`.
+    directions: [Direction; 2],
 }
 
 #[derive(Default)]
-struct Way {
+struct Direction {
+    /// Frames sent.
     sent: u64,
     inbox: Inbox,
-    /// Frames arrive in order unless the weather is bad: none before this.
+    /// Earliest arrival of the next frame, so that frames arrive in order unless a fault reorders them.
     from: u64,
-    /// The receiving end is done with the connection.
-    over: bool,
+    /// The receiving end has closed the connection.
+    closed: bool,
 }
 
 const TO_BROKER: usize = 0;
 const TO_AGENT: usize = 1;
-/// How long an agent waits for a connection to come about.
+/// Time after which an agent's connection attempt fails.
 const CONNECT_MS: u64 = 5_000;
 
 impl Network {
     pub(crate) fn new(seed: u64, agents: usize) -> Self {
-        let weather = vec![Weather::default(); agents];
+        let conditions = vec![LinkConditions::default(); agents];
         let rng = split(seed, Purpose::Network);
         Self {
             rng,
-            weather,
+            conditions,
             next: 0,
             links: BTreeMap::new(),
             cuts: Vec::new(),
@@ -73,7 +85,7 @@ impl Network {
         }
     }
 
-    /// A number that no connection has.
+    /// An unused session id.
     pub(crate) fn next_session(&mut self) -> SessionId {
         self.next += 1;
         SessionId(self.next)
@@ -83,22 +95,22 @@ impl Network {
         self.cuts.push((agent, cut, until));
     }
 
-    pub(crate) fn set_weather(&mut self, agent: usize, weather: Weather) {
-        self.weather[agent] = weather;
+    pub(crate) fn set_conditions(&mut self, agent: usize, conditions: LinkConditions) {
+        self.conditions[agent] = conditions;
     }
 
-    /// All is well from now on.
+    /// Ends all partitions and resets all link conditions.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
-        self.weather.fill(Weather::default());
+        self.conditions.fill(LinkConditions::default());
     }
 
-    /// Until when nothing gets through, if that is so.
-    fn cut_until(&self, now: u64, agent: usize, way: usize) -> Option<u64> {
+    /// End of the partition that cuts this direction; `None` if none does.
+    fn cut_until(&self, now: u64, agent: usize, direction: usize) -> Option<u64> {
         let cuts = self.cuts.iter().filter(|(cut_agent, cut, until)| {
             let hits = match cut {
-                Cut::ToBroker => way == TO_BROKER,
-                Cut::FromBroker => way == TO_AGENT,
+                Cut::ToBroker => direction == TO_BROKER,
+                Cut::FromBroker => direction == TO_AGENT,
                 Cut::Both => true,
             };
             *cut_agent == agent && hits && *until > now
@@ -106,7 +118,7 @@ impl Network {
         cuts.map(|(_, _, until)| *until).max()
     }
 
-    /// No answer to this heartbeat may keep a lease.
+    /// The heartbeat reached a deposed broker, so an answer to it must not renew leases.
     pub(crate) fn is_unanswerable(&self, session: SessionId, sequence: u64) -> bool {
         self.unanswerable.contains(&(session, sequence))
     }
@@ -118,25 +130,26 @@ impl Network {
 }
 
 impl World {
-    /// An agent's try to connect reaches a broker, or none.
-    pub(crate) fn dial(&mut self, agent: usize, life: u32) {
-        let blocked =
-            [TO_BROKER, TO_AGENT].iter().any(|way| self.network.cut_until(self.now, agent, *way).is_some());
+    /// Connects an agent to a broker, or fails the attempt.
+    pub(crate) fn dial(&mut self, agent: usize, incarnation: u32) {
+        let blocked = [TO_BROKER, TO_AGENT]
+            .iter()
+            .any(|direction| self.network.cut_until(self.now, agent, *direction).is_some());
         let host = self.pick_broker();
         let paused = host.is_some_and(|host| self.brokers[host].paused);
         let what = AgentEvent::Unreachable;
         let Some(host) = host.filter(|_| !blocked && !paused) else {
             let delay = if blocked || paused { CONNECT_MS } else { 1 };
-            return self.after(delay, Event::Agent { agent, life, what });
+            return self.after(delay, Event::Agent { agent, incarnation, what });
         };
         let session = self.network.next_session();
-        let host_life = self.brokers[host].life;
-        let link = Link { agent, host, host_life, ways: Default::default() };
+        let host_incarnation = self.brokers[host].incarnation;
+        let link = Link { agent, host, host_incarnation, directions: Default::default() };
         self.network.links.insert(session, link);
-        self.after(1, Event::Agent { agent, life, what: AgentEvent::Connected { session } });
+        self.after(1, Event::Agent { agent, incarnation, what: AgentEvent::Connected { session } });
     }
 
-    /// Where a name leads that several brokers may answer to: mostly to the one that writes.
+    /// The broker that an agent or client reaches: mostly the writer, in some cases another running one.
     pub(crate) fn pick_broker(&mut self) -> Option<usize> {
         let up: Vec<usize> =
             (0..self.brokers.len()).filter(|host| self.brokers[*host].machine.is_some()).collect();
@@ -147,64 +160,72 @@ impl World {
         writer.or(up.first().copied())
     }
 
-    /// When the copies of a frame arrive.
-    fn fate(&mut self, session: SessionId, way: usize) -> Vec<u64> {
+    /// Arrival times of a frame: none if it is lost, two if it is repeated.
+    fn arrival_times(&mut self, session: SessionId, direction: usize) -> Vec<u64> {
         let now = self.now;
         let Some(link) = self.network.links.get_mut(&session) else { return Vec::new() };
-        let weather = self.network.weather[link.agent];
+        let conditions = self.network.conditions[link.agent];
         let rng = &mut self.network.rng;
         let mut at = now + rng.random_range(1..10);
-        if weather.until <= now {
-            at = at.max(link.ways[way].from);
-            link.ways[way].from = at;
+        if conditions.until <= now {
+            at = at.max(link.directions[direction].from);
+            link.directions[direction].from = at;
             return vec![at];
         }
-        at += rng.random_range(0..=weather.delay_ms);
+        at += rng.random_range(0..=conditions.delay_ms);
         let chance = rng.random_range(0..1_000);
-        if chance < weather.loss {
+        if chance < conditions.loss_permille {
             return Vec::new();
         }
-        if chance < weather.loss + weather.reorder {
-            // Those sent later may come earlier.
+        if chance < conditions.loss_permille + conditions.reorder_permille {
+            // Frames sent later may arrive earlier, since `from` is not raised.
             return vec![at + rng.random_range(1..2_000)];
         }
-        at = at.max(link.ways[way].from);
-        link.ways[way].from = at;
-        let again = rng.random_range(0..1_000) < weather.repeat;
-        if again { vec![at, at + rng.random_range(1..5_000)] } else { vec![at] }
+        at = at.max(link.directions[direction].from);
+        link.directions[direction].from = at;
+        let repeated = rng.random_range(0..1_000) < conditions.repeat_permille;
+        if repeated { vec![at, at + rng.random_range(1..5_000)] } else { vec![at] }
     }
 
     pub(crate) fn send_to_broker(&mut self, agent: usize, message: FromAgent) {
         let Some(session) = self.agents[agent].session else { return };
         let Some(link) = self.network.links.get_mut(&session) else { return };
-        link.ways[TO_BROKER].sent += 1;
-        let (number, host, life) = (link.ways[TO_BROKER].sent, link.host, link.host_life);
-        for at in self.fate(session, TO_BROKER) {
+        link.directions[TO_BROKER].sent += 1;
+        let (number, host, incarnation) = (link.directions[TO_BROKER].sent, link.host, link.host_incarnation);
+        for at in self.arrival_times(session, TO_BROKER) {
             let message = Box::new(message.clone());
-            self.at(at, Event::Broker { host, life, what: BrokerEvent::Frame { session, number, message } });
+            self.at(
+                at,
+                Event::Broker { host, incarnation, what: BrokerEvent::Frame { session, number, message } },
+            );
         }
     }
 
     pub(crate) fn send_to_agent(&mut self, session: SessionId, message: ToAgent) {
         let Some(link) = self.network.links.get_mut(&session) else { return };
-        link.ways[TO_AGENT].sent += 1;
-        let (number, agent) = (link.ways[TO_AGENT].sent, link.agent);
-        let life = self.agents[agent].life;
-        for at in self.fate(session, TO_AGENT) {
+        link.directions[TO_AGENT].sent += 1;
+        let (number, agent) = (link.directions[TO_AGENT].sent, link.agent);
+        let incarnation = self.agents[agent].incarnation;
+        for at in self.arrival_times(session, TO_AGENT) {
             let message = Box::new(message.clone());
-            self.at(at, Event::Agent { agent, life, what: AgentEvent::Frame { session, number, message } });
+            self.at(
+                at,
+                Event::Agent { agent, incarnation, what: AgentEvent::Frame { session, number, message } },
+            );
         }
     }
 
-    /// What a cut holds back comes after it.
-    fn hold_back(&mut self, session: SessionId, way: usize) -> Option<u64> {
+    /// The time until which a partition delays a frame that arrives now; `None` if it is delivered. Frames
+    /// behind it are delayed as well.
+    fn delayed_until(&mut self, session: SessionId, direction: usize) -> Option<u64> {
         let link = self.network.links.get(&session)?;
-        let until = self.network.cut_until(self.now, link.agent, way)?;
+        let until = self.network.cut_until(self.now, link.agent, direction)?;
         let link = self.network.links.get_mut(&session)?;
-        link.ways[way].from = link.ways[way].from.max(until);
+        link.directions[direction].from = link.directions[direction].from.max(until);
         Some(until)
     }
 
+    /// Delivers a frame to the broker, which closes the connection if a frame is missing.
     pub(crate) fn broker_frame(
         &mut self,
         host: usize,
@@ -212,22 +233,23 @@ impl World {
         number: u64,
         message: FromAgent,
     ) -> Result<(), String> {
-        if let Some(until) = self.hold_back(session, TO_BROKER) {
-            let (life, message) = (self.brokers[host].life, Box::new(message));
+        if let Some(until) = self.delayed_until(session, TO_BROKER) {
+            let (incarnation, message) = (self.brokers[host].incarnation, Box::new(message));
             let what = BrokerEvent::Frame { session, number, message };
-            self.at(until, Event::Broker { host, life, what });
+            self.at(until, Event::Broker { host, incarnation, what });
             return Ok(());
         }
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
-        let (agent, way) = (link.agent, &mut link.ways[TO_BROKER]);
-        if way.over {
+        let (agent, direction) = (link.agent, &mut link.directions[TO_BROKER]);
+        if direction.closed {
             return Ok(());
         }
-        match way.inbox.arrive(number) {
+        match direction.inbox.arrive(number) {
             Arrival::Take => {
                 let hello = matches!(message, FromAgent::Hello(_));
                 let stale = self.is_stale(host, agent, &message);
-                let broker = self.brokers[host].machine.as_ref().filter(|_| !self.brokers[host].on_fork);
+                let broker =
+                    self.brokers[host].machine.as_ref().filter(|_| !self.brokers[host].on_stale_copy);
                 if let FromAgent::Heartbeat { sequence, .. } = &message
                     && broker.is_some_and(|broker| broker.term() < self.journal.term)
                 {
@@ -236,9 +258,10 @@ impl World {
                 let stale_ids = self.stale_ids(host, &message);
                 self.broker_step(host, Input::FromAgent { session, message })?;
                 self.check_stale_ids(host, &stale_ids)?;
-                let stands = self.network.links.get(&session).is_some_and(|link| !link.ways[TO_BROKER].over);
-                if stale && stands && self.brokers[host].machine.is_some() {
-                    return Err(format!("agent {agent} speaks in an older epoch and is not refused"));
+                let is_open =
+                    self.network.links.get(&session).is_some_and(|link| !link.directions[TO_BROKER].closed);
+                if stale && is_open && self.brokers[host].machine.is_some() {
+                    return Err(format!("agent {agent} sends in an older epoch and is not refused"));
                 }
                 if hello { self.check_hello(host, agent) } else { Ok(()) }
             }
@@ -250,6 +273,7 @@ impl World {
         }
     }
 
+    /// Delivers a frame to the agent, which closes the connection if a frame is missing.
     pub(crate) fn agent_frame(
         &mut self,
         agent: usize,
@@ -257,17 +281,17 @@ impl World {
         number: u64,
         message: ToAgent,
     ) -> Result<(), String> {
-        if let Some(until) = self.hold_back(session, TO_AGENT) {
-            let (life, message) = (self.agents[agent].life, Box::new(message));
+        if let Some(until) = self.delayed_until(session, TO_AGENT) {
+            let (incarnation, message) = (self.agents[agent].incarnation, Box::new(message));
             let what = AgentEvent::Frame { session, number, message };
-            self.at(until, Event::Agent { agent, life, what });
+            self.at(until, Event::Agent { agent, incarnation, what });
             return Ok(());
         }
         if self.agents[agent].session != Some(session) {
             return Ok(());
         }
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
-        match link.ways[TO_AGENT].inbox.arrive(number) {
+        match link.directions[TO_AGENT].inbox.arrive(number) {
             Arrival::Take => {
                 self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
@@ -281,22 +305,23 @@ impl World {
         }
     }
 
-    /// The broker closes a connection; what it sent before still arrives.
+    /// The broker closes a connection. Frames that it has sent still arrive.
     pub(crate) fn close_link(&mut self, session: SessionId) {
         self.end_at_broker(session);
-        self.tell_end(session, TO_AGENT);
+        self.notify_closed(session, TO_AGENT);
     }
 
-    /// The agent's end is gone; the broker uses_profile of it when the network lets it.
+    /// The agent closes a connection. The broker is notified as soon as the network delivers.
     pub(crate) fn drop_link_of_agent(&mut self, session: SessionId) {
         self.end_at_agent(session);
-        self.tell_end(session, TO_BROKER);
+        self.notify_closed(session, TO_BROKER);
     }
 
-    /// The connection breaks in the middle; both ends learn of it.
-    pub(crate) fn reset_link(&mut self, session: SessionId) {
-        self.tell_end(session, TO_BROKER);
-        self.tell_end(session, TO_AGENT);
+    /// Breaks the agent's connection, if it has one, and notifies both ends.
+    pub(crate) fn reset_link(&mut self, agent: usize) {
+        let Some(session) = self.agents[agent].session else { return };
+        self.notify_closed(session, TO_BROKER);
+        self.notify_closed(session, TO_AGENT);
     }
 
     pub(crate) fn drop_links_of_broker(&mut self, host: usize) {
@@ -307,32 +332,33 @@ impl World {
         }
     }
 
-    fn tell_end(&mut self, session: SessionId, way: usize) {
+    /// Notifies one end that the connection is closed, after all frames in that direction.
+    fn notify_closed(&mut self, session: SessionId, direction: usize) {
         let Some(link) = self.network.links.get(&session) else { return };
-        let (agent, host, host_life) = (link.agent, link.host, link.host_life);
-        let held = self.network.cut_until(self.now, agent, way).unwrap_or(0);
-        let at = link.ways[way].from.max(held).max(self.now) + 1;
-        if way == TO_BROKER {
-            let what = BrokerEvent::Gone { session };
-            self.at(at, Event::Broker { host, life: host_life, what });
+        let (agent, host, host_incarnation) = (link.agent, link.host, link.host_incarnation);
+        let cut_until = self.network.cut_until(self.now, agent, direction).unwrap_or(0);
+        let at = link.directions[direction].from.max(cut_until).max(self.now) + 1;
+        if direction == TO_BROKER {
+            let what = BrokerEvent::Disconnected { session };
+            self.at(at, Event::Broker { host, incarnation: host_incarnation, what });
         } else {
-            let life = self.agents[agent].life;
-            self.at(at, Event::Agent { agent, life, what: AgentEvent::Gone { session } });
+            let incarnation = self.agents[agent].incarnation;
+            self.at(at, Event::Agent { agent, incarnation, what: AgentEvent::Disconnected { session } });
         }
     }
 
     pub(crate) fn end_at_broker(&mut self, session: SessionId) {
-        self.end_way(session, TO_BROKER);
+        self.end_direction(session, TO_BROKER);
     }
 
     pub(crate) fn end_at_agent(&mut self, session: SessionId) {
-        self.end_way(session, TO_AGENT);
+        self.end_direction(session, TO_AGENT);
     }
 
-    fn end_way(&mut self, session: SessionId, way: usize) {
+    fn end_direction(&mut self, session: SessionId, direction: usize) {
         let Some(link) = self.network.links.get_mut(&session) else { return };
-        link.ways[way].over = true;
-        if link.ways.iter().all(|way| way.over) {
+        link.directions[direction].closed = true;
+        if link.directions.iter().all(|direction| direction.closed) {
             self.network.links.remove(&session);
         }
     }

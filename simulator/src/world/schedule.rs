@@ -1,4 +1,4 @@
-//! What goes wrong in a seed, and when: drawn before anything runs, so that it can be made smaller.
+//! Schedule of a seed: its faults and their times. It is sampled before the run, so that it can be minimised.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -6,17 +6,17 @@ use rand::rngs::StdRng;
 use super::clock::DRIFT_PPM_MAX;
 use super::{Purpose, split};
 
-/// When faults end, in virtual milliseconds.
+/// Length of the fault phase, in virtual milliseconds.
 pub(crate) const FAULTS_MS: u64 = 150_000;
 
-/// A fault with its time.
+/// A fault with its virtual time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     pub at_ms: u64,
     pub fault: Fault,
 }
 
-/// Which ways of a link are cut.
+/// Directions of a link that a partition cuts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     ToBroker,
@@ -24,165 +24,150 @@ pub enum Cut {
     Both,
 }
 
-/// What becomes of the append under way.
+/// Fate of the append in progress when its writer crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tail {
-    Kept,
+pub enum PendingAppend {
+    /// All of the batch is durable.
+    Durable,
+    /// None of the batch is durable.
     Lost,
-    /// Part of it is there: recovery must see that, and take it for lost.
+    /// A part of the batch is durable: recovery must detect and discard it.
     Torn,
 }
 
-/// How a pool's nodes change.
+/// Change of a pool's nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeChange {
+    /// The last node is removed, unless the pool has one only; attempts on it end as NodeLost.
     Remove,
+    /// A node is added, sometimes under the name of a removed one.
     Add,
-    /// Below what it holds, perhaps; or back to full size.
+    /// The first node shrinks, perhaps below its allocation, or grows back to full size.
     Resize,
-    /// A device fails, or is well again.
+    /// A device of the last node fails, or becomes healthy.
     Device,
-    /// Labels, taints and the backend's own cordon.
+    /// The last node's labels change, and its taint or the backend's own cordon.
     Relabel,
-    /// Nothing can be started on a node, until it is mended.
+    /// Every start on the first node fails, until the next such change or the end of the fault phase.
     Break,
 }
 
-/// What a lying agent says.
+/// False report of a Byzantine agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lie {
-    /// More than it has, or less.
+pub enum FalseReport {
+    /// Nodes with random CPU and devices.
     Capacity,
-    /// Attempts of other pools run here, or have ended.
+    /// Other pools' attempts run in this pool, or have ended.
     OthersAttempts,
-    /// Success of what never ran.
-    Success,
-    /// Frames of an earlier session.
-    OldReports,
-    /// Attempts that nobody ever ordered.
-    Inventions,
+    /// The pool's own attempts run or have succeeded, whatever their true status.
+    OwnAttempts,
+    /// Messages sent earlier are repeated, those of earlier sessions included.
+    RepeatedMessages,
+    /// An attempt that was never ordered.
+    UnknownAttempt,
 }
 
-/// One thing that goes wrong. Times are in milliseconds.
+/// A fault. `ms` is its duration, `agent` the index of the agent that it affects. A fault of the broker
+/// affects the current writer and has no effect if there is none; a crash is retried until the process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The broker dies after so many effects of a step.
-    CrashBroker {
-        after_effects: u8,
-        tail: Tail,
-        down_ms: u64,
-    },
-    /// It stands still, then goes on as if nothing had been.
-    PauseBroker {
-        ms: u64,
-    },
-    /// Another broker takes its turn as the writer; the first one doesn't know.
+    /// The writer crashes after this number of effects of its next step, or after the last. After `down_ms` a
+    /// broker starts on a random host.
+    CrashBroker { after_effects: u8, pending: PendingAppend, down_ms: u64 },
+    /// The writer stops, and then continues with the inputs that have arrived meanwhile.
+    PauseBroker { ms: u64 },
+    /// Another broker starts a new term as the writer. The first one is deposed without notice.
     Takeover,
-    FailAppend {
-        tail: Tail,
-    },
-    /// Every append takes so long.
-    SlowDisk {
-        ms: u64,
-        append_ms: u64,
-    },
-    /// The broker comes back on a copy of the journal with the newest part missing.
-    OlderDisk {
-        /// So many batches of a thousand.
+    /// The writer's next append fails. The broker process then opens the journal again.
+    FailAppend { pending: PendingAppend },
+    /// Each append takes up to `append_ms`.
+    SlowDisk { ms: u64, append_ms: u64 },
+    /// The broker restarts on a copy of the journal without its newest batches. After `ms` the admin restores
+    /// the newest journal.
+    StaleCopy {
+        /// Missing share of all batches; at least one batch is missing.
         missing_permille: u32,
         ms: u64,
     },
+    /// The writer begins a snapshot.
     Snapshot,
-    BrokerClock {
-        jump_ms: u64,
-        drift_ppm: i64,
-    },
-    CrashAgent {
-        agent: usize,
-        after_effects: u8,
-        down_ms: u64,
-    },
-    PauseAgent {
-        agent: usize,
-        ms: u64,
-    },
-    AgentClock {
-        agent: usize,
-        jump_ms: u64,
-        drift_ppm: i64,
-    },
-    /// The connection breaks; both ends learn of it at once.
-    Reset {
-        agent: usize,
-    },
-    Partition {
-        agent: usize,
-        cut: Cut,
-        ms: u64,
-    },
-    /// Frames are lost, repeated, reordered, delayed: chances in a thousand.
-    Weather {
+    /// The clock of the writer's host jumps ahead by `jump_ms`, and has this drift from then on.
+    BrokerClock { jump_ms: u64, drift_ppm: i64 },
+    /// The agent crashes after this number of effects of its next step, or after the last, and restarts after
+    /// `down_ms`. Its backend continues.
+    CrashAgent { agent: usize, after_effects: u8, down_ms: u64 },
+    /// The agent stops, and then continues with the inputs that have arrived meanwhile.
+    PauseAgent { agent: usize, ms: u64 },
+    /// The clock of the agent's host jumps ahead by `jump_ms`, and has this drift from then on.
+    AgentClock { agent: usize, jump_ms: u64, drift_ppm: i64 },
+    /// The agent's connection breaks, and both ends are notified.
+    Reset { agent: usize },
+    /// Frames in the cut directions arrive when the partition ends; new connections fail.
+    Partition { agent: usize, cut: Cut, ms: u64 },
+    /// Frames between the agent and the broker are lost, repeated or reordered with these probabilities, and
+    /// delayed by up to `delay_ms`.
+    LinkConditions {
         agent: usize,
         ms: u64,
-        loss: u32,
-        repeat: u32,
-        reorder: u32,
+        loss_permille: u32,
+        repeat_permille: u32,
+        reorder_permille: u32,
         delay_ms: u64,
     },
-    /// Requests and answers of clients get lost: chances in a thousand.
-    ClientWeather {
-        ms: u64,
-        loss: u32,
-        delay_ms: u64,
-    },
-    Nodes {
-        agent: usize,
-        change: NodeChange,
-    },
-    Lie {
-        agent: usize,
-        lie: Lie,
-    },
+    /// Requests of clients and replies to them are lost with this probability, and delayed by up to
+    /// `delay_ms`.
+    ClientLinkConditions { ms: u64, loss_permille: u32, delay_ms: u64 },
+    /// The nodes of the agent's pool change.
+    Nodes { agent: usize, change: NodeChange },
+    /// The Byzantine agent sends a false report.
+    FalseReport { agent: usize, report: FalseReport },
 }
 
-/// What goes wrong in one seed, and how busy its clients are.
+/// The faults of one seed and the load by its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// In the order of their times.
+    /// In order of time.
     pub faults: Vec<Planned>,
-    /// Acts of the clients while faults last.
+    /// Number of client actions during the fault phase.
     pub acts: u32,
-    /// The agent that lies, if one does.
-    pub liar: Option<usize>,
+    /// The Byzantine agent: it sends false reports about its pool. `None` if all agents are correct.
+    pub byzantine: Option<usize>,
 }
 
-/// Clients' acts of one seed.
+/// Client actions of one seed.
 const ACTS: u32 = 140;
 
 impl Schedule {
-    /// The schedule of a seed with so many agents.
+    /// Samples the schedule of a seed with this number of agents.
     ///
-    /// Each seed leaves out some kinds of fault altogether: what one hides, another seed shows
-    /// (swarm testing: Groce et al., ISSTA 2012).
+    /// Each seed omits some kinds of fault, since one kind can mask a bug that another would reveal (swarm
+    /// testing: Groce et al., ISSTA 2012).
     pub fn of(seed: u64, agents: usize) -> Self {
-        let mut draw = Draw { rng: split(seed, Purpose::Schedule), agents, faults: Vec::new() };
-        let liar = draw.rng.random_bool(0.3).then_some(agents - 1);
-        draw.crashes();
-        for add in [Draw::writers, Draw::disk, Draw::older_disk, Draw::pauses, Draw::links, Draw::clocks] {
-            if draw.rng.random_bool(0.6) {
-                add(&mut draw);
+        let mut sampler = Sampler { rng: split(seed, Purpose::Schedule), agents, faults: Vec::new() };
+        let byzantine = sampler.rng.random_bool(0.3).then_some(agents - 1);
+        sampler.crashes();
+        for add in [
+            Sampler::writers,
+            Sampler::disk,
+            Sampler::stale_copy,
+            Sampler::pauses,
+            Sampler::links,
+            Sampler::clocks,
+        ] {
+            if sampler.rng.random_bool(0.6) {
+                add(&mut sampler);
             }
         }
-        draw.nodes();
-        if let Some(liar) = liar {
-            draw.lies(liar);
+        sampler.nodes();
+        if let Some(agent) = byzantine {
+            sampler.false_reports(agent);
         }
-        let mut faults = draw.faults;
+        let mut faults = sampler.faults;
         faults.sort_by_key(|planned| planned.at_ms);
-        Self { faults, acts: ACTS, liar }
+        Self { faults, acts: ACTS, byzantine }
     }
 
-    /// The same with only the faults of these numbers.
+    /// The same schedule with only the faults of these numbers; numbers out of range are ignored.
     #[must_use]
     pub fn only(&self, numbers: &[usize]) -> Self {
         let faults = numbers.iter().filter_map(|number| self.faults.get(*number)).cloned().collect();
@@ -190,19 +175,20 @@ impl Schedule {
     }
 }
 
-struct Draw {
+/// Samples the faults of a seed. Each method adds one kind; the order of the calls is part of each seed.
+struct Sampler {
     rng: StdRng,
     agents: usize,
     faults: Vec<Planned>,
 }
 
-impl Draw {
+impl Sampler {
     fn at(&mut self, from: u64, to: u64, fault: Fault) {
         let at_ms = self.rng.random_range(from..to);
         self.faults.push(Planned { at_ms, fault });
     }
 
-    fn anywhere(&mut self, fault: Fault) {
+    fn at_any_time(&mut self, fault: Fault) {
         self.at(1_000, FAULTS_MS - 5_000, fault);
     }
 
@@ -214,11 +200,12 @@ impl Draw {
         self.rng.random_range(0..self.agents)
     }
 
-    fn tail(&mut self) -> Tail {
-        [Tail::Kept, Tail::Lost, Tail::Torn][self.rng.random_range(0..3)]
+    fn pending_append(&mut self) -> PendingAppend {
+        [PendingAppend::Durable, PendingAppend::Lost, PendingAppend::Torn][self.rng.random_range(0..3)]
     }
 
-    /// Of every agent twice and of the broker twice or more, far enough apart that it is up again.
+    /// Two crashes of each agent, and two to five of the broker. The first two of the broker are far enough
+    /// apart for it to be up again.
     fn crashes(&mut self) {
         for agent in 0..self.agents {
             for _ in 0..2 {
@@ -228,56 +215,56 @@ impl Draw {
             }
         }
         for from in [2_000, 70_000] {
-            let (after_effects, tail) = (self.rng.random_range(0..8), self.tail());
+            let (after_effects, pending) = (self.rng.random_range(0..8), self.pending_append());
             let down_ms = self.ms(10, 35_000);
-            self.at(from, from + 30_000, Fault::CrashBroker { after_effects, tail, down_ms });
+            self.at(from, from + 30_000, Fault::CrashBroker { after_effects, pending, down_ms });
         }
         for _ in 0..self.rng.random_range(0..4) {
-            let (after_effects, tail) = (self.rng.random_range(0..8), self.tail());
+            let (after_effects, pending) = (self.rng.random_range(0..8), self.pending_append());
             let down_ms = self.ms(10, 3_000);
-            self.anywhere(Fault::CrashBroker { after_effects, tail, down_ms });
+            self.at_any_time(Fault::CrashBroker { after_effects, pending, down_ms });
         }
         for _ in 0..self.rng.random_range(0..4) {
-            self.anywhere(Fault::Snapshot);
+            self.at_any_time(Fault::Snapshot);
         }
     }
 
     fn writers(&mut self) {
         for _ in 0..self.rng.random_range(1..4) {
-            // Now and then the first one stands still while the second takes over.
+            // In some cases the first writer is paused while the second takes over.
             if self.rng.random_bool(0.4) {
                 let (at_ms, ms) = (self.ms(10_000, FAULTS_MS - 30_000), self.ms(2_000, 50_000));
                 self.faults.push(Planned { at_ms, fault: Fault::PauseBroker { ms } });
                 let at_ms = at_ms + self.ms(1, ms);
                 self.faults.push(Planned { at_ms, fault: Fault::Takeover });
             } else {
-                self.anywhere(Fault::Takeover);
+                self.at_any_time(Fault::Takeover);
             }
         }
     }
 
     fn disk(&mut self) {
         for _ in 0..self.rng.random_range(1..4) {
-            let tail = self.tail();
-            self.anywhere(Fault::FailAppend { tail });
+            let pending = self.pending_append();
+            self.at_any_time(Fault::FailAppend { pending });
             let (ms, append_ms) = (self.ms(1_000, 30_000), self.ms(20, 4_000));
-            self.anywhere(Fault::SlowDisk { ms, append_ms });
+            self.at_any_time(Fault::SlowDisk { ms, append_ms });
         }
     }
 
-    fn older_disk(&mut self) {
+    fn stale_copy(&mut self) {
         let (missing_permille, ms) = (self.rng.random_range(1..700), self.ms(5_000, 50_000));
-        self.at(30_000, FAULTS_MS - 50_000, Fault::OlderDisk { missing_permille, ms });
+        self.at(30_000, FAULTS_MS - 50_000, Fault::StaleCopy { missing_permille, ms });
     }
 
     fn pauses(&mut self) {
         for _ in 0..self.rng.random_range(1..6) {
             let (agent, ms) = (self.agent(), self.ms(500, 70_000));
-            self.anywhere(Fault::PauseAgent { agent, ms });
+            self.at_any_time(Fault::PauseAgent { agent, ms });
         }
         if self.rng.random_bool(0.5) {
             let ms = self.ms(500, 40_000);
-            self.anywhere(Fault::PauseBroker { ms });
+            self.at_any_time(Fault::PauseBroker { ms });
         }
     }
 
@@ -286,28 +273,36 @@ impl Draw {
             let agent = self.agent();
             let cut = [Cut::ToBroker, Cut::FromBroker, Cut::Both][self.rng.random_range(0..3)];
             let ms = self.ms(100, 80_000);
-            self.anywhere(Fault::Partition { agent, cut, ms });
+            self.at_any_time(Fault::Partition { agent, cut, ms });
             let agent = self.agent();
-            self.anywhere(Fault::Reset { agent });
+            self.at_any_time(Fault::Reset { agent });
         }
         for agent in 0..self.agents {
             let ms = self.ms(10_000, FAULTS_MS);
             let chance = |rng: &mut StdRng| [0, 0, 2, 10, 60][rng.random_range(0..5)];
-            let (loss, repeat) = (chance(&mut self.rng), chance(&mut self.rng));
-            let (reorder, delay_ms) = (chance(&mut self.rng), self.ms(1, 1_500));
-            self.anywhere(Fault::Weather { agent, ms, loss, repeat, reorder, delay_ms });
+            let (loss_permille, repeat_permille) = (chance(&mut self.rng), chance(&mut self.rng));
+            let (reorder_permille, delay_ms) = (chance(&mut self.rng), self.ms(1, 1_500));
+            self.at_any_time(Fault::LinkConditions {
+                agent,
+                ms,
+                loss_permille,
+                repeat_permille,
+                reorder_permille,
+                delay_ms,
+            });
         }
-        let (ms, loss, delay_ms) = (self.ms(10_000, FAULTS_MS), self.rng.random_range(0..200), 4_000);
-        self.anywhere(Fault::ClientWeather { ms, loss, delay_ms });
+        let (ms, loss_permille, delay_ms) =
+            (self.ms(10_000, FAULTS_MS), self.rng.random_range(0..200), 4_000);
+        self.at_any_time(Fault::ClientLinkConditions { ms, loss_permille, delay_ms });
     }
 
     fn clocks(&mut self) {
         let drift = |rng: &mut StdRng| rng.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX);
         for _ in 0..self.rng.random_range(1..5) {
             let (agent, jump_ms, drift_ppm) = (self.agent(), self.ms(0, 400), drift(&mut self.rng));
-            self.anywhere(Fault::AgentClock { agent, jump_ms, drift_ppm });
+            self.at_any_time(Fault::AgentClock { agent, jump_ms, drift_ppm });
             let (jump_ms, drift_ppm) = (self.ms(0, 400), drift(&mut self.rng));
-            self.anywhere(Fault::BrokerClock { jump_ms, drift_ppm });
+            self.at_any_time(Fault::BrokerClock { jump_ms, drift_ppm });
         }
     }
 
@@ -322,15 +317,20 @@ impl Draw {
                 NodeChange::Relabel,
                 NodeChange::Break,
             ][self.rng.random_range(0..6)];
-            self.anywhere(Fault::Nodes { agent, change });
+            self.at_any_time(Fault::Nodes { agent, change });
         }
     }
 
-    fn lies(&mut self, agent: usize) {
+    fn false_reports(&mut self, agent: usize) {
         for _ in 0..self.rng.random_range(5..30) {
-            let lie = [Lie::Capacity, Lie::OthersAttempts, Lie::Success, Lie::OldReports, Lie::Inventions];
-            let lie = lie[self.rng.random_range(0..5)];
-            self.anywhere(Fault::Lie { agent, lie });
+            let report = [
+                FalseReport::Capacity,
+                FalseReport::OthersAttempts,
+                FalseReport::OwnAttempts,
+                FalseReport::RepeatedMessages,
+                FalseReport::UnknownAttempt,
+            ][self.rng.random_range(0..5)];
+            self.at_any_time(Fault::FalseReport { agent, report });
         }
     }
 }

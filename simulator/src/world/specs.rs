@@ -1,4 +1,4 @@
-//! Jobs of all kinds, small enough that a seed ends them.
+//! Random job specs of all kinds, small enough to end within a seed.
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -10,7 +10,7 @@ use weir::model::spec::{
     RetryOn, RetryPolicy, Run, Simulate, Toleration, minimal,
 };
 
-/// A job of any kind; it may wait for one of the `live`.
+/// A random spec; it may depend on one of the `live` jobs.
 pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     let mut spec = minimal();
     let group = &mut spec.groups[0];
@@ -27,7 +27,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     group.count = if rng.random_bool(0.3) { rng.random_range(2..6) } else { 1 };
     group.gang = group.count > 1 && rng.random_bool(0.4);
     let exit_code = [0, 0, 0, 0, 0, 1, 137][rng.random_range(0..7)];
-    // Some run for longer than it takes for a pool to be given up.
+    // Some run for longer than it takes to declare a pool lost.
     let longest_ms = if rng.random_bool(0.1) { 90_000 } else { 20_000 };
     group.simulate = Some(Simulate { duration_ms: rng.random_range(1..longest_ms), exit_code });
     if rng.random_bool(0.1) {
@@ -69,7 +69,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     spec
 }
 
-/// Narrows where a job may run, now and then to nowhere.
+/// Adds a random constraint, which no pool may satisfy.
 fn constrain(rng: &mut StdRng, spec: &mut JobSpec) {
     let (group, constraints) = (&mut spec.groups[0], &mut spec.constraints);
     match rng.random_range(0..12) {
@@ -93,7 +93,7 @@ fn constrain(rng: &mut StdRng, spec: &mut JobSpec) {
             }
         }
         9 => group.request.resources.cpu_millis = 16_000,
-        // A whole gang that no pool is large enough for.
+        // A gang that is too large for every pool.
         10 => (group.count, group.gang, group.request.resources.cpu_millis) = (40, true, 8_000),
         _ => {
             let devices = DeviceRequest { models: vec!["T4".to_owned()], amount: DeviceAmount::Whole(4) };
@@ -102,7 +102,7 @@ fn constrain(rng: &mut StdRng, spec: &mut JobSpec) {
     }
 }
 
-/// Many short tasks that take whole nodes: they line up.
+/// Many short tasks that each take a whole node: claims are reused, with tasks queued behind them.
 pub(crate) fn burst_spec(rng: &mut StdRng) -> JobSpec {
     let mut spec = minimal();
     let group = &mut spec.groups[0];

@@ -1,4 +1,4 @@
-//! A seed as text: what comes in, and what each machine makes of it.
+//! Trace of a seed as text: each input, and the effects of each state machine.
 
 use weir::agent;
 use weir::broker;
@@ -7,16 +7,17 @@ use super::agent::AgentEvent;
 use super::broker::BrokerEvent;
 use super::{Event, World};
 
-/// Characters of a message before the rest is left out.
+/// Longest line, in characters; the rest is cut.
 const LINE_MAX: usize = 1_200;
 
+/// Prints an event, unless it has no effect or is of no interest in a trace.
 pub(crate) fn event(world: &World, event: &Event) {
     let line = match event {
         Event::Fault(number) => {
             format!("FAULT {number}: {:?}", world.schedule.faults[*number].fault)
         }
-        Event::Broker { host, life, what } => {
-            if world.brokers[*host].life != *life {
+        Event::Broker { host, incarnation, what } => {
+            if world.brokers[*host].incarnation != *incarnation {
                 return;
             }
             let what = match what {
@@ -28,11 +29,11 @@ pub(crate) fn event(world: &World, event: &Event) {
             };
             format!("broker {host} <- {what}")
         }
-        Event::Agent { agent, life, what } => {
+        Event::Agent { agent, incarnation, what } => {
             let what = match what {
                 AgentEvent::Wake { .. } => return,
-                AgentEvent::Ask(attempt, step) => format!("backend: {attempt} {step:?}"),
-                _ if world.agents[*agent].life != *life => return,
+                AgentEvent::BackendRequest(attempt, step) => format!("backend: {attempt} {step:?}"),
+                _ if world.agents[*agent].incarnation != *incarnation => return,
                 AgentEvent::Frame { session, number, message } => {
                     format!("{session:?} #{number} {message:?}")
                 }
@@ -44,13 +45,13 @@ pub(crate) fn event(world: &World, event: &Event) {
         Event::Act | Event::LeaseCheck { .. } | Event::DiskDone { .. } => return,
         other => format!("{other:?}"),
     };
-    say!("{:>9} {}", world.now, short(line));
+    print_line!("{:>9} {}", world.now, short(line));
 }
 
 pub(crate) fn broker_effects(host: usize, effects: &[broker::Effect]) {
     for effect in effects {
         if !matches!(effect, broker::Effect::WakeAt(_)) {
-            say!("          broker {host} -> {}", short(format!("{effect:?}")));
+            print_line!("          broker {host} -> {}", short(format!("{effect:?}")));
         }
     }
 }
@@ -58,7 +59,7 @@ pub(crate) fn broker_effects(host: usize, effects: &[broker::Effect]) {
 pub(crate) fn agent_effects(agent: usize, effects: &[agent::Effect]) {
     for effect in effects {
         if !matches!(effect, agent::Effect::WakeAt(_)) {
-            say!("          agent {agent} -> {}", short(format!("{effect:?}")));
+            print_line!("          agent {agent} -> {}", short(format!("{effect:?}")));
         }
     }
 }

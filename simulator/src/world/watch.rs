@@ -1,4 +1,5 @@
-//! A watcher that builds a picture of the state from notifications alone.
+//! Watcher: maintains a copy of the state from the broker's notifications alone, and compares it with the
+//! state.
 
 use std::collections::BTreeMap;
 
@@ -7,57 +8,60 @@ use weir::model::id::{JobId, NodeRef, PoolId, Revision};
 use weir::state::State;
 use weir::state::view::JobView;
 
-/// The picture, and how far it goes.
+/// The watcher's copy, and the revision that it has reached.
 #[derive(Default)]
 pub(crate) struct Watch {
     through: Revision,
     last: Option<(Revision, Change)>,
-    picture: Picture,
+    view: View,
     notifications: u64,
 }
 
-/// What readers would see, in short.
+/// The parts of the state that the watcher compares, in short form.
 #[derive(Default, PartialEq)]
-struct Picture {
+struct View {
     jobs: BTreeMap<JobId, (Revision, u32, u32, u32, u32)>,
     pools: BTreeMap<PoolId, Revision>,
     nodes: BTreeMap<NodeRef, (Revision, u32)>,
 }
 
-/// Pictures are compared with the whole state after so many notifications.
+/// The copy is compared with the whole state after this many notifications.
 const COMPARED_EVERY: u64 = 32;
 
 impl Watch {
-    /// The broker is a new one: the watcher lists everything again.
+    /// Lists the whole state again, as watchers do after a broker has started.
     pub(crate) fn relist(&mut self, state: &State) {
         let notifications = self.notifications;
-        *self = Self { through: state.revision(), last: None, picture: Picture::of(state), notifications };
+        *self = Self { through: state.revision(), last: None, view: View::of(state), notifications };
     }
 
-    /// Takes in what the broker tells of; `state` is what is durable.
-    pub(crate) fn take(&mut self, changes: &[(Revision, Change)], state: &State) -> Result<(), String> {
+    /// Applies a notification; `state` is the durable state.
+    ///
+    /// # Errors
+    /// If a change is repeated or out of order, or the copy differs from the state.
+    pub(crate) fn apply(&mut self, changes: &[(Revision, Change)], state: &State) -> Result<(), String> {
         for (revision, change) in changes {
             if *revision <= self.through {
-                return Err(format!("watchers at {} are told of {revision} again", self.through));
+                return Err(format!("watchers at revision {} receive {revision} again", self.through));
             }
             if self.last.is_some_and(|(last, _)| last > *revision) {
-                return Err(format!("watchers are told of {revision} too late"));
+                return Err(format!("watchers receive revision {revision} out of order"));
             }
             if self.last.replace((*revision, *change)) == Some((*revision, *change)) {
-                return Err(format!("watchers are told of {change:?} at {revision} twice"));
+                return Err(format!("watchers receive {change:?} at {revision} twice"));
             }
-            self.picture.look(*change, state);
+            self.view.update(*change, state);
         }
         self.through = self.through.max(changes.last().map_or(self.through, |(revision, _)| *revision));
         self.notifications += 1;
         if self.notifications.is_multiple_of(COMPARED_EVERY) {
-            self.picture.compare(&Picture::of(state))?;
+            self.view.compare(&View::of(state))?;
         }
         Ok(())
     }
 }
 
-impl Picture {
+impl View {
     fn of(state: &State) -> Self {
         let jobs =
             state.jobs_from(JobId(0)).filter_map(|job| Some((job.id, short(&state.job_view(job.id)?))));
@@ -74,7 +78,7 @@ impl Picture {
         }
     }
 
-    fn look(&mut self, change: Change, state: &State) {
+    fn update(&mut self, change: Change, state: &State) {
         match change {
             Change::Job(id) => match state.job_view(id) {
                 Some(view) => drop(self.jobs.insert(id, short(&view))),
@@ -107,7 +111,7 @@ impl Picture {
         } else {
             return Ok(());
         };
-        Err(format!("watchers were not told of {what}"))
+        Err(format!("watchers were not notified of {what}"))
     }
 }
 

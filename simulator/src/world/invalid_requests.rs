@@ -1,4 +1,4 @@
-//! Mistakes and malice of clients: nothing may come of them.
+//! Invalid and malicious requests of clients: each must be rejected or have no effect.
 
 use rand::{Rng, RngExt};
 use weir::broker::{CallId, Input};
@@ -17,9 +17,9 @@ use weir::state::token::RequestToken;
 use super::broker::BrokerEvent;
 use super::{Event, World};
 
-/// One seed in so many fills the books until they take no more.
-const FILLED_EVERY: u64 = 128;
-/// More versions of one pool's prices than are kept.
+/// One in this many seeds fills the price list of a pool to its limit.
+const PRICES_FILLED_EVERY: u64 = 128;
+/// Price schedules of one pool, more than the broker stores.
 const PRICES: u64 = 4_200;
 
 fn submission(name: &str, spec: JobSpec) -> Submission {
@@ -27,10 +27,11 @@ fn submission(name: &str, spec: JobSpec) -> Submission {
 }
 
 impl World {
-    pub(crate) fn err(&mut self) -> Result<(), String> {
+    /// Sends a random invalid request.
+    pub(crate) fn send_invalid_request(&mut self) -> Result<(), String> {
         let mut spec = minimal();
         let principal = Principal::Anonymous;
-        if self.seed.is_multiple_of(FILLED_EVERY) && self.client.fills_up(self.now) {
+        if self.seed.is_multiple_of(PRICES_FILLED_EVERY) && self.client.fills_prices(self.now) {
             self.fill_prices();
         }
         match self.client.rng.random_range(0..11) {
@@ -59,9 +60,9 @@ impl World {
             }
             5 => self.impersonate()?,
             6 => self.report_of_old_epoch()?,
-            7 => self.abandon_what_is_heard(),
+            7 => self.abandon_on_ready_pool(),
             8 => {
-                // Of the year 2022, as its first digits say.
+                // A UUIDv7 with a timestamp of the year 2022: the token has expired.
                 let text = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
                 let token = Some(RequestToken::new(&principal, "", text, b"late"));
                 let command = Command::Submit { jobs: vec![submission("", spec)] };
@@ -89,10 +90,12 @@ impl World {
         Ok(())
     }
 
-    /// Somebody else claims a pool's name.
+    /// An agent with another instance id connects under the name of an existing pool.
     fn impersonate(&mut self) -> Result<(), String> {
-        // Before the rightful agent has bound the name, whoever comes first gets it.
-        let Some(host) = self.writer().filter(|host| !self.brokers[*host].on_fork) else { return Ok(()) };
+        // Only after the first registration, which binds the name to its agent.
+        let Some(host) = self.writer().filter(|host| !self.brokers[*host].on_stale_copy) else {
+            return Ok(());
+        };
         if self.brokers[host].paused || self.journal.replica.pool_named("pool-0").is_none() {
             return Ok(());
         }
@@ -102,6 +105,7 @@ impl World {
         self.broker_step(host, Input::FromAgent { session, message: FromAgent::Hello(hello) })
     }
 
+    /// The first agent sends a report in an old epoch.
     fn report_of_old_epoch(&mut self) -> Result<(), String> {
         let report = foreign_report();
         let message = FromAgent::Observed { epoch: Epoch(0), part: Part::Delta, reports: vec![report] };
@@ -109,38 +113,40 @@ impl World {
         Ok(())
     }
 
-    /// Its pool answers: there is nothing to give up.
-    fn abandon_what_is_heard(&mut self) {
+    /// Abandons an attempt of a reachable pool, which is not allowed.
+    fn abandon_on_ready_pool(&mut self) {
         let attempt = self.writers_state().and_then(|state| {
-            let heard =
+            let is_ready =
                 |pool: PoolId| state.pool(pool).is_some_and(|pool| pool.connectivity == Connectivity::Ready);
-            let attempt = state.attempts().find(|attempt| heard(attempt.pool))?;
+            let attempt = state.attempts().find(|attempt| is_ready(attempt.pool))?;
             Some(attempt.id(state.journal()))
         });
         if let Some(attempt) = attempt {
-            // Until the request arrives the pool may fall silent: then it is given up.
+            // The pool may become unreachable before the request arrives: then the attempt is abandoned.
             self.client.abandoned.insert(attempt);
             self.command(Command::Abandon { attempt });
         }
     }
 
+    /// Sends more price schedules for one pool than the broker stores.
     fn fill_prices(&mut self) {
         let Some((host, now)) = self.writer().zip(self.writers_state().map(weir::state::State::now)) else {
             return;
         };
-        let life = self.brokers[host].life;
+        let incarnation = self.brokers[host].incarnation;
         for day in 0..PRICES {
             let valid_from = now.plus_ms(1_000_000 + day);
             let schedule = PriceSchedule { currency: "CNY".to_owned(), rates: Vec::new() };
             let command = Command::SetPrices { pool: PoolId(1), valid_from, schedule };
             let request = Request { principal: Principal::Anonymous, token: None, command };
-            // In their order, all at once: each must be later than the one before.
+            // All at the same time and in this order: each schedule must begin after the one before.
             let what = BrokerEvent::Request { call: CallId(u64::MAX), request };
-            self.after(5, Event::Broker { host, life, what });
+            self.after(5, Event::Broker { host, incarnation, what });
         }
     }
 }
 
+/// A report on an attempt of another journal.
 fn foreign_report() -> AttemptReport {
     AttemptReport {
         attempt: AttemptId { journal: JournalId::from_random(7), job: JobId(1), unit: 0, number: 1 },

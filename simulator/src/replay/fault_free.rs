@@ -1,9 +1,9 @@
-//! Weir's kernel in virtual time, without faults: one broker, an agent beside each pool, and clients,
-//! over a network and a disk that do what they are asked.
+//! Fault-free run of Weir's kernel in virtual time: one broker, one agent per pool, and clients, over a
+//! network and a disk with constant latency.
 //!
-//! What decides is what ships: jobs are submitted to the broker's machine, which orders their attempts
-//! from the agents' machines. Only the backends are made up, where an attempt runs as long as it did in
-//! the trace.
+//! The decisions are those of the shipped code: jobs are submitted to the broker's state machine, which sends
+//! start orders to the agents' state machines. Only the backends are simulated: an attempt runs as long as
+//! its job did in the trace.
 
 use std::collections::BTreeMap;
 
@@ -25,36 +25,37 @@ use weir::state::job::Principal;
 use crate::timeline::Timeline;
 use crate::traces::Job;
 
-/// One way over the network, and one append to the journal.
+/// One-way latency of the network.
 const NETWORK_MS: u64 = 1;
+/// Duration of one append to the journal, or of one snapshot chunk.
 const DISK_MS: u64 = 2;
-/// When the world begins, by its clocks.
+/// Wall-clock time of all clocks at virtual time 0.
 const EPOCH: Timestamp = Timestamp(1_700_000_000_000);
-/// The pools are up before the first job comes.
-const PREPARED_MS: u64 = 60_000;
-/// When nothing has begun or ended for so long, and nothing runs, nothing more will.
+/// Virtual time of the first job: by then all pools are ready.
+const FIRST_ARRIVAL_MS: u64 = 60_000;
+/// Without a running job, the run ends this long after the last arrival, start or end: no further job can
+/// start then.
 const IDLE_MS: u64 = 60_000;
 
-/// When a job's only attempt ran, in milliseconds after the first job came.
+/// Start and end of a job's only attempt, in milliseconds after the first arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ran {
     pub(super) from_ms: u64,
     pub(super) until_ms: u64,
 }
 
-/// What was played.
+/// Result of a run.
 pub(super) struct Played {
-    /// Of each job; `None` if it was never started.
+    /// For each job; `None` if it was never started.
     pub(super) ran: Vec<Option<Ran>>,
-    /// Steps of all machines.
+    /// Steps of all state machines.
     pub(super) steps: u64,
 }
 
-/// What happens next.
 enum Event {
-    /// The next job comes.
+    /// The next job is submitted.
     Arrive,
-    /// Somebody looks.
+    /// The observer is called.
     Sample,
     Appended(Revision),
     ChunkWritten,
@@ -63,8 +64,8 @@ enum Event {
     Connected(usize),
     WakeBroker(Timestamp),
     WakeAgent(usize, Timestamp),
-    Begins(usize, AttemptId),
-    Ends(usize, AttemptId),
+    AttemptRuns(usize, AttemptId),
+    AttemptEnds(usize, AttemptId),
 }
 
 struct Pool {
@@ -73,53 +74,54 @@ struct Pool {
     started: BTreeMap<AttemptId, Timestamp>,
 }
 
-/// Looks at the broker at an instant, in milliseconds after the first job came.
-pub(super) type Look<'a> = &'a mut dyn FnMut(u64, &Broker);
+/// Called with the time, in milliseconds after the first arrival, and the broker at that time.
+pub(super) type Observer<'a> = &'a mut dyn FnMut(u64, &Broker);
 
-pub(super) struct Calm<'a> {
+pub(super) struct FaultFreeRun<'a> {
     now: Timestamp,
-    line: Timeline<Event>,
+    queue: Timeline<Event>,
     broker: Broker,
     wake: Timestamp,
     pools: Vec<Pool>,
     jobs: &'a [Job],
     specs: Vec<JobSpec>,
-    /// Of each job, which spec is its own: alike jobs share one.
+    /// For each job, the index of its spec: equal jobs share one.
     spec_of: Vec<usize>,
     arrived: usize,
     job_of: BTreeMap<JobId, usize>,
     played: Played,
     running: usize,
-    last_moved: Timestamp,
+    /// Time of the last arrival, start or end.
+    last_change: Timestamp,
 }
 
-impl<'a> Calm<'a> {
-    /// A world with these nodes, dealt out to so many pools, planning by a policy.
+impl<'a> FaultFreeRun<'a> {
+    /// Prepares a run with `nodes` distributed over `pools` pools and a broker that uses `policy`.
     pub(super) fn new(nodes: &[NodeSpec], pools: usize, jobs: &'a [Job], policy: Policy) -> Self {
         let random = Random { writer_session: 1, journal: 1, key: 1 };
         let mut broker = Broker::new(Default::default(), Term(1), random, EPOCH);
         broker.set_policy(policy);
-        let (mut specs, mut known, mut spec_of) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (mut specs, mut spec_index, mut spec_of) = (Vec::new(), BTreeMap::new(), Vec::new());
         for job in jobs {
             let key = (job.tasks, job.cpu_millis, job.memory_bytes, job.devices, job.models.clone());
-            spec_of.push(*known.entry(key).or_insert_with(|| {
+            spec_of.push(*spec_index.entry(key).or_insert_with(|| {
                 specs.push(spec(job));
                 specs.len() - 1
             }));
         }
-        let mut line = Timeline::default();
+        let mut queue = Timeline::default();
         let shares = (0..pools).map(|pool| nodes.iter().skip(pool).step_by(pools).cloned().collect());
         let pools = shares.enumerate().map(|(at, share): (usize, Vec<NodeSpec>)| {
             let mut agent = Agent::new(hello(at), EPOCH);
-            let opened = agent.step(EPOCH, agent::Input::InitialSync { nodes: share, attempts: Vec::new() });
-            (Pool { agent, wake: Timestamp::NEVER, started: BTreeMap::new() }, opened)
+            let effects = agent.step(EPOCH, agent::Input::InitialSync { nodes: share, attempts: Vec::new() });
+            (Pool { agent, wake: Timestamp::NEVER, started: BTreeMap::new() }, effects)
         });
-        let (pools, opened): (Vec<Pool>, Vec<_>) = pools.unzip();
-        line.put(PREPARED_MS, Event::Arrive);
+        let (pools, initial_effects): (Vec<Pool>, Vec<_>) = pools.unzip();
+        queue.put(FIRST_ARRIVAL_MS, Event::Arrive);
         let played = Played { ran: vec![None; jobs.len()], steps: 0 };
-        let mut world = Self {
+        let mut run = Self {
             now: EPOCH,
-            line,
+            queue,
             broker,
             wake: Timestamp::NEVER,
             pools,
@@ -130,28 +132,28 @@ impl<'a> Calm<'a> {
             job_of: BTreeMap::new(),
             played,
             running: 0,
-            last_moved: EPOCH,
+            last_change: EPOCH,
         };
-        for (pool, effects) in opened.into_iter().enumerate() {
-            effects.into_iter().for_each(|effect| world.agent_effect(pool, effect));
+        for (pool, effects) in initial_effects.into_iter().enumerate() {
+            effects.into_iter().for_each(|effect| run.agent_effect(pool, effect));
         }
-        world
+        run
     }
 
-    /// Plays until all jobs have come and those that could be started have ended. Somebody may look at
-    /// the broker every so many milliseconds while jobs come.
+    /// Plays until all jobs have arrived and every job that could start has ended. Calls `observer` every
+    /// `every_ms` milliseconds until the last arrival.
     ///
     /// # Errors
-    /// The broker refused a job, or a machine wanted what it can't have without faults.
-    pub(super) fn play(mut self, every_ms: u64, look: Look) -> anyhow::Result<Played> {
+    /// If the broker rejects a job, or closes a session, which must not happen without faults.
+    pub(super) fn play(mut self, every_ms: u64, observer: Observer) -> anyhow::Result<Played> {
         self.broker_step(Input::Wake)?;
-        self.line.put(PREPARED_MS, Event::Sample);
-        while let Some((at, event)) = self.line.next() {
+        self.queue.put(FIRST_ARRIVAL_MS, Event::Sample);
+        while let Some((at, event)) = self.queue.next() {
             self.now = EPOCH.plus_ms(at);
             match event {
                 Event::Arrive => self.arrive()?,
                 Event::Sample => {
-                    look(at - PREPARED_MS, &self.broker);
+                    observer(at - FIRST_ARRIVAL_MS, &self.broker);
                     if self.arrived < self.jobs.len() {
                         self.after(every_ms, Event::Sample);
                     }
@@ -163,7 +165,7 @@ impl<'a> Calm<'a> {
                 }
                 Event::ToAgent(pool, message) => self.agent_step(pool, agent::Input::FromBroker(message)),
                 Event::Connected(pool) => self.agent_step(pool, agent::Input::Connected),
-                // Only the wake-up asked for last counts.
+                // Only the latest requested wake-up is valid.
                 Event::WakeBroker(at) if at == self.wake => {
                     self.wake = Timestamp::NEVER;
                     self.broker_step(Input::Wake)?;
@@ -173,10 +175,10 @@ impl<'a> Calm<'a> {
                     self.agent_step(pool, agent::Input::Wake);
                 }
                 Event::WakeBroker(_) | Event::WakeAgent(..) => {}
-                Event::Begins(pool, attempt) => self.begin(pool, attempt),
-                Event::Ends(pool, attempt) => self.end(pool, attempt),
+                Event::AttemptRuns(pool, attempt) => self.begin(pool, attempt),
+                Event::AttemptEnds(pool, attempt) => self.end(pool, attempt),
             }
-            let is_idle = self.running == 0 && self.now.ms_since(self.last_moved) > IDLE_MS;
+            let is_idle = self.running == 0 && self.now.ms_since(self.last_change) > IDLE_MS;
             if self.arrived == self.jobs.len() && is_idle {
                 break;
             }
@@ -185,14 +187,14 @@ impl<'a> Calm<'a> {
     }
 
     fn after(&mut self, ms: u64, event: Event) {
-        self.line.put(self.now.ms_since(EPOCH) + ms, event);
+        self.queue.put(self.now.ms_since(EPOCH) + ms, event);
     }
 
     fn arrive(&mut self) -> anyhow::Result<()> {
         let Some(due_ms) = self.jobs.get(self.arrived).map(|job| job.arrives_ms) else { return Ok(()) };
         let at = self.arrived;
         self.arrived += 1;
-        self.last_moved = self.now;
+        self.last_change = self.now;
         if let Some(next) = self.jobs.get(self.arrived) {
             self.after(next.arrives_ms - due_ms, Event::Arrive);
         }
@@ -223,16 +225,18 @@ impl<'a> Calm<'a> {
             Effect::Reply { call, result } => match result {
                 Ok(Reply::Submitted { first, .. }) => drop(self.job_of.insert(first, call.0 as usize)),
                 Ok(_) => {}
-                Err(refused) => anyhow::bail!("job {} is refused: {refused}", call.0),
+                Err(rejection) => anyhow::bail!("job {} is rejected: {rejection}", call.0),
             },
             Effect::Direct { session, message } => {
                 self.after(NETWORK_MS, Event::ToAgent(session.0 as usize, message));
             }
-            Effect::CloseSession { session } => anyhow::bail!("pool {} is hung up on", session.0),
+            Effect::CloseSession { session } => {
+                anyhow::bail!("the broker closes the session of pool {}", session.0)
+            }
             Effect::WakeAt(at) => {
                 if at != self.wake && at != Timestamp::NEVER {
                     self.wake = at;
-                    self.line.put(at.max(self.now).ms_since(EPOCH), Event::WakeBroker(at));
+                    self.queue.put(at.max(self.now).ms_since(EPOCH), Event::WakeBroker(at));
                 }
             }
             Effect::Answer { .. } | Effect::Notify { .. } => {}
@@ -252,15 +256,15 @@ impl<'a> Calm<'a> {
             agent::Effect::Send(message) => self.after(NETWORK_MS, Event::ToBroker(pool, message)),
             agent::Effect::StartRequest(start) => {
                 self.running += 1;
-                self.after(0, Event::Begins(pool, start.order.attempt));
+                self.after(0, Event::AttemptRuns(pool, start.order.attempt));
             }
             agent::Effect::WakeAt(at) => {
                 if at != self.pools[pool].wake && at != Timestamp::NEVER {
                     self.pools[pool].wake = at;
-                    self.line.put(at.max(self.now).ms_since(EPOCH), Event::WakeAgent(pool, at));
+                    self.queue.put(at.max(self.now).ms_since(EPOCH), Event::WakeAgent(pool, at));
                 }
             }
-            // No agent dies here, so none has anything to remember; nobody cancels anything.
+            // Agents don't crash here, so nothing needs to be remembered, and no job is cancelled.
             agent::Effect::Forget(_)
             | agent::Effect::Remember(_)
             | agent::Effect::RenewLease { .. }
@@ -270,21 +274,21 @@ impl<'a> Calm<'a> {
     }
 
     fn begin(&mut self, pool: usize, attempt: AttemptId) {
-        // A job's number comes with the answer to its submit, which is let out before any order for it.
+        // The broker replies to a submit before it sends a start order for the job, so the job is registered.
         let Some(job) = self.job_of.get(&attempt.job).copied() else { return };
-        self.last_moved = self.now;
+        self.last_change = self.now;
         let (from_ms, length_ms) =
-            (self.now.ms_since(EPOCH) - PREPARED_MS, self.jobs[job].duration_ms.max(1));
+            (self.now.ms_since(EPOCH) - FIRST_ARRIVAL_MS, self.jobs[job].duration_ms.max(1));
         self.played.ran[job] = Some(Ran { from_ms, until_ms: from_ms + length_ms });
         self.pools[pool].started.insert(attempt, self.now);
-        self.after(length_ms, Event::Ends(pool, attempt));
+        self.after(length_ms, Event::AttemptEnds(pool, attempt));
         let status = AttemptStatus::Running { started_at: self.now };
         self.agent_step(pool, agent::Input::StatusChanged { attempt, status });
     }
 
     fn end(&mut self, pool: usize, attempt: AttemptId) {
         self.running -= 1;
-        self.last_moved = self.now;
+        self.last_change = self.now;
         let started_at = self.pools[pool].started.remove(&attempt);
         let outcome = Outcome::plain(OutcomeKind::Succeeded, "");
         let status = AttemptStatus::Ended { started_at, ended_at: self.now, outcome };
@@ -292,7 +296,7 @@ impl<'a> Calm<'a> {
     }
 }
 
-/// Each agent has one connection, which lasts.
+/// Each agent has one session, which lasts for the whole run.
 fn session(pool: usize) -> SessionId {
     SessionId(pool as u64)
 }
@@ -309,7 +313,7 @@ fn hello(at: usize) -> Hello {
     Hello { pool, instance: InstanceId(at as u128 + 1), key: [at as u8; 16], high_water: None }
 }
 
-/// What is submitted of a job of the trace.
+/// The spec that is submitted for a job of the trace.
 pub(super) fn spec(job: &Job) -> JobSpec {
     let mut spec = minimal();
     let group = &mut spec.groups[0];
