@@ -1,15 +1,15 @@
-//! One agent beside a Kubernetes cluster of 5,000 nodes on which 50,000 pods of other people run.
+//! One agent beside a Kubernetes cluster of 5,000 nodes, on which 50,000 pods run that are not Weir's.
 //!
-//! Against a real etcd and API server (`tests/real/kubernetes/build` makes them), release build:
+//! Against a real etcd and API server (built by `tests/real/kubernetes/build`), in a release build, it measures:
 //!
-//! - from the agent's start to the full inventory at its broker, and the agent's memory then;
+//! - the time from the agent's start to the full inventory at its broker, and the agent's memory then;
 //! - the agent's CPU time while nothing changes;
-//! - from a broker's decision to its pod being created, at 100 jobs a second, by the broker's own time
-//!   of the order and the API server's audit record of the creation;
-//! - the same pods through kube-scheduler alone, in the same run: from the API server's record of
-//!   the creation to that of the binding.
+//! - the time from a broker's decision to its pod being created, at 100 jobs a second, from the broker's time of the
+//!   order to the API server's audit record of the creation;
+//! - the same for pods that kube-scheduler alone binds, in the same run: from the API server's audit record of the
+//!   creation to that of the binding.
 //!
-//! Nobody plays kubelets: nodes are ready because they say so, pods stay where they were put.
+//! No kubelet is simulated: the nodes are created with the condition `Ready`, and pods never start.
 //!
 //!     cargo bench --bench kubernetes
 //!     NODES=500 PODS=5000 cargo bench --bench kubernetes
@@ -33,13 +33,15 @@ use support::{Home, until};
 use weir::api::client::Client as Broker;
 use weir::api::proto::v1;
 
-const PATIENCE: Duration = Duration::from_secs(1_200);
-/// Pods in each of the two comparisons, and how many a second.
-const PLACED: usize = 2_000;
+/// Deadline of every wait.
+const TIMEOUT: Duration = Duration::from_secs(1_200);
+/// Pods in each of the two comparisons.
+const COMPARED_PODS: usize = 2_000;
+/// Pods per second.
 const RATE: u32 = 100;
 
-fn number(name: &str, otherwise: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+fn number(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
@@ -65,7 +67,7 @@ fn pod(name: &str, node: Option<String>) -> Pod {
     }))
 }
 
-/// The value below which so many in 100 lie.
+/// The value below which `percent` of the sorted values lie.
 fn percentile(sorted: &[f64], percent: usize) -> f64 {
     sorted
         .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
@@ -75,17 +77,17 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 
 fn print_quantiles(what: &str, mut ms: Vec<f64>) {
     ms.sort_by(f64::total_cmp);
-    let [half, most, all] = [50, 99, 100].map(|percent| percentile(&ms, percent));
+    let [p50, p99, longest] = [50, 99, 100].map(|percent| percentile(&ms, percent));
     println!(
-        "{what:<58} {:>6} pods   p50 {half:>7.1} ms   p99 {most:>8.1} ms   longest {all:>8.1} ms",
+        "{what:<58} {:>6} pods   p50 {p50:>7.1} ms   p99 {p99:>8.1} ms   longest {longest:>8.1} ms",
         ms.len()
     );
 }
 
-/// Creations in the API server's record: of pods, and of their bindings, when they came and were done,
-/// in milliseconds since 1970.
-fn record(plane: &ControlPlane) -> BTreeMap<(String, bool), (f64, f64)> {
-    let log = std::fs::read_to_string(plane.path("audit.log")).expect("the API server's record");
+/// The creations in the API server's audit log, by name and whether it is a binding: when the request arrived and
+/// when it was done, in milliseconds since 1970.
+fn audit_log(plane: &ControlPlane) -> BTreeMap<(String, bool), (f64, f64)> {
+    let log = std::fs::read_to_string(plane.path("audit.log")).expect("the audit log");
     let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let ms = |value: &Value| {
         let at: jiff::Timestamp = value.as_str().and_then(|text| text.parse().ok()).expect("a time");
@@ -140,27 +142,27 @@ async fn fill(plane: &ControlPlane, nodes: usize, pods: usize) -> Client {
             .expect("an account");
     }
     create_all(&Api::all(client.clone()), (0..nodes).map(node)).await;
-    // A new node is given a taint that only a controller would take away again.
+    // The API server taints a new node as not ready. No controller runs here that would remove the taint.
     let all: Api<Node> = Api::all(client.clone());
-    let open = |index: usize| {
+    let remove_taint = |index: usize| {
         let all = all.clone();
         async move {
             let patch = Patch::Merge(json!({"spec": {"taints": null}}));
-            all.patch(&format!("n-{index}"), &PatchParams::default(), &patch).await.expect("opened");
+            all.patch(&format!("n-{index}"), &PatchParams::default(), &patch).await.expect("patched");
         }
     };
-    iter(0..nodes).map(open).buffer_unordered(48).for_each(|()| async {}).await;
+    iter(0..nodes).map(remove_taint).buffer_unordered(48).for_each(|()| async {}).await;
     let others = (0..pods).map(|index| pod(&format!("other-{index}"), Some(format!("n-{}", index % nodes))));
     create_all(&Api::namespaced(client.clone(), "others"), others).await;
     client
 }
 
 fn main() {
-    // `cargo test --benches` only builds it; `cargo bench` says so.
+    // Only `cargo bench` passes `--bench`. `cargo test --benches` must run nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let Some(plane) = ControlPlane::start_with("the benchmark", &["kube-scheduler", "record"]).map(Arc::new)
+    let Some(plane) = ControlPlane::start_with("the benchmark", &["kube-scheduler", "audit"]).map(Arc::new)
     else {
         return;
     };
@@ -168,7 +170,7 @@ fn main() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let began = Instant::now();
     let client = runtime.block_on(fill(&plane, nodes, pods));
-    println!("{nodes} nodes and {pods} pods of others, made in {:.0} s", began.elapsed().as_secs_f64());
+    println!("{nodes} nodes and {pods} other pods, created in {:.0} s", began.elapsed().as_secs_f64());
 
     let mut home = Home::new();
     let _broker = home.start_broker("server");
@@ -187,7 +189,7 @@ fn main() {
         let token = std::fs::read_to_string(&token).expect("the token");
         Broker::new(&home.address, Some(&token)).expect("a client")
     });
-    let known = || {
+    let is_complete = || {
         let request = v1::GetPoolRequest { name: "cluster".to_owned() };
         let answer = runtime.block_on(async { broker.pools().get_pool(request).await });
         answer
@@ -195,12 +197,13 @@ fn main() {
             .and_then(|answer| answer.into_inner().pool)
             .is_some_and(|pool| pool.nodes as usize == nodes)
     };
-    until(&format!("the inventory is whole: {}", home.log()), PATIENCE, known);
+    until(&format!("the inventory is complete: {}", home.log()), TIMEOUT, is_complete);
     println!("{:<58} {:.1} s", "from the agent's start to the full inventory", began.elapsed().as_secs_f64());
     let pid = agent.0.id();
+    // Lets the memory of the initial lists be freed: the figure is that of an idle agent.
     std::thread::sleep(Duration::from_secs(10));
     println!(
-        "{:<58} {} MiB now, {} MiB at the most",
+        "{:<58} {} MiB now, {} MiB at most",
         "the agent's memory",
         status_mib(pid, "VmRSS:"),
         status_mib(pid, "VmHWM:")
@@ -215,7 +218,7 @@ fn main() {
     );
 
     through_weir(&runtime, &broker, &plane);
-    println!("{:<58} {} MiB at the most", "the agent's memory after that", status_mib(pid, "VmHWM:"));
+    println!("{:<58} {} MiB at most", "the agent's memory after that", status_mib(pid, "VmHWM:"));
     drop(agent);
     through_scheduler(&runtime, &client, &plane);
 }
@@ -230,14 +233,14 @@ fn submission(index: usize) -> v1::Submission {
         ..Default::default()
     };
     let spec = v1::JobSpec { groups: vec![group], ..Default::default() };
-    v1::Submission { name: format!("placed-{index}"), spec: Some(spec), ..Default::default() }
+    v1::Submission { name: format!("bench-{index}"), spec: Some(spec), ..Default::default() }
 }
 
 fn through_weir(runtime: &tokio::runtime::Runtime, broker: &Broker, plane: &ControlPlane) {
     let ids: Vec<u64> = runtime.block_on(async {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
         let mut ids = Vec::new();
-        for index in 0..PLACED {
+        for index in 0..COMPARED_PODS {
             tick.tick().await;
             let request =
                 v1::SubmitRequest { token: format!("bench-{index}"), jobs: vec![submission(index)] };
@@ -246,20 +249,20 @@ fn through_weir(runtime: &tokio::runtime::Runtime, broker: &Broker, plane: &Cont
         }
         ids
     });
-    // A pod is there before the API server has it on record.
-    let created = || record(plane).keys().filter(|(name, _)| name.starts_with("weir-")).count();
-    until("all pods are created", PATIENCE, || created() >= PLACED);
-    let record = record(plane);
+    // A pod exists before the API server has written its audit record.
+    let created = || audit_log(plane).keys().filter(|(name, _)| name.starts_with("weir-")).count();
+    until("all pods are created", TIMEOUT, || created() >= COMPARED_PODS);
+    let audit_log = audit_log(plane);
     let ms = ids.iter().map(|id| {
         let job = Some(v1::JobRef { id: *id, ..Default::default() });
         let request = v1::GetJobRequest { job, with_attempts: true };
         let answer =
             runtime.block_on(async { broker.jobs().get_job(request).await }).expect("a job").into_inner();
-        let made = answer
-            .attempts
-            .iter()
-            .find_map(|attempt| Some((attempt, record.get(&(format!("weir-{}-0", attempt.id), false))?.1)));
-        let (attempt, done) = made.unwrap_or_else(|| panic!("no pod of {:?} is on record", answer.attempts));
+        let made = answer.attempts.iter().find_map(|attempt| {
+            Some((attempt, audit_log.get(&(format!("weir-{}-0", attempt.id), false))?.1))
+        });
+        let (attempt, done) =
+            made.unwrap_or_else(|| panic!("no pod of {:?} is in the audit log", answer.attempts));
         done - attempt.ordered_unix_ms as f64
     });
     print_quantiles("from a broker's decision to the pod created, bound", ms.collect());
@@ -270,7 +273,7 @@ fn through_scheduler(runtime: &tokio::runtime::Runtime, client: &Client, plane: 
     runtime.block_on(async {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
         let mut calls = tokio::task::JoinSet::new();
-        for index in 0..PLACED {
+        for index in 0..COMPARED_PODS {
             tick.tick().await;
             let pods = pods.clone();
             calls.spawn(async move {
@@ -280,13 +283,14 @@ fn through_scheduler(runtime: &tokio::runtime::Runtime, client: &Client, plane: 
         }
         while calls.join_next().await.is_some() {}
     });
-    let bound =
-        || record(plane).keys().filter(|(name, binding)| *binding && name.starts_with("scheduled-")).count();
-    until("all pods are bound", PATIENCE, || bound() == PLACED);
-    let record = record(plane);
-    let ms = (0..PLACED).map(|index| {
+    let bound = || {
+        audit_log(plane).keys().filter(|(name, binding)| *binding && name.starts_with("scheduled-")).count()
+    };
+    until("all pods are bound", TIMEOUT, || bound() == COMPARED_PODS);
+    let audit_log = audit_log(plane);
+    let ms = (0..COMPARED_PODS).map(|index| {
         let name = format!("scheduled-{index}");
-        record[&(name.clone(), true)].1 - record[&(name, false)].1
+        audit_log[&(name.clone(), true)].1 - audit_log[&(name, false)].1
     });
     print_quantiles("from a pod created to bound, by kube-scheduler alone", ms.collect());
 }

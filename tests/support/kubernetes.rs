@@ -1,5 +1,5 @@
-//! A real Kubernetes control plane on loopback; kwok plays the kubelets, as `tests/real/kubernetes/`
-//! says.
+//! A real Kubernetes control plane on loopback. kwok simulates the kubelets, as
+//! `tests/real/kubernetes/stages.yaml` describes.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,24 +12,25 @@ use serde_json::{Value, json};
 
 use super::{Process, until};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Deadline of every wait.
+const TIMEOUT: Duration = Duration::from_secs(120);
 const PROGRAMS: [&str; 5] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok"];
-/// Whoever has it may do everything.
+/// A token with all rights.
 const ADMIN: &str = "admin-token";
 
-/// A control plane. Its programs end with it.
+/// A control plane. Dropping it ends its programs.
 pub struct ControlPlane {
     folder: tempfile::TempDir,
     programs: Programs,
     api_port: u16,
     etcd_port: u16,
     api: Mutex<Option<Process>>,
-    /// The API server keeps a record of the pods that are created and bound, in `audit.log`.
-    is_on_record: bool,
+    /// The API server writes an audit log of the pods that are created and bound, `audit.log`.
+    audits_pods: bool,
     _others: Vec<Process>,
 }
 
-/// What etcd answers, while `kubectl` passes it on.
+/// An answer of etcd's, streamed through `kubectl`.
 struct Answer {
     output: std::io::BufReader<std::process::ChildStdout>,
     _process: Process,
@@ -41,7 +42,8 @@ impl std::io::Read for Answer {
     }
 }
 
-/// Where the programs are: what a user has already, then what `tests/real/kubernetes/build` made.
+/// The folders with the programs, in order of preference: `KUBEBUILDER_ASSETS`, the output of
+/// `tests/real/kubernetes/build`, `PATH`.
 struct Programs(Vec<PathBuf>);
 
 impl Programs {
@@ -63,12 +65,12 @@ impl Programs {
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
-    // Held together, so that they differ.
+    // All are bound at the same time, so that they differ.
     let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
     listeners.map(|listener| listener.local_addr().expect("an address").port())
 }
 
-/// As JSON says bytes.
+/// Bytes, which JSON represents in base64.
 fn bytes(text: &str) -> ByteString {
     ByteString(text.as_bytes().to_vec())
 }
@@ -79,8 +81,11 @@ fn openssl(arguments: &[&str]) {
 }
 
 impl ControlPlane {
-    /// The one that the tests of this binary share, while any of them has it; `None`, and a loud line,
-    /// where its programs are missing.
+    /// The control plane that the tests of this binary share. It ends when the last of them drops it. `None`, and a
+    /// line on standard error, if its programs are missing.
+    ///
+    /// # Panics
+    /// If the programs are missing and `WEIR_REQUIRE_REAL` is set.
     pub fn shared(test: &str) -> Option<Arc<Self>> {
         static SHARED: Mutex<Weak<ControlPlane>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,15 +97,16 @@ impl ControlPlane {
         Some(started)
     }
 
-    /// One of a test's own.
+    /// A control plane for one test alone. Otherwise as [`Self::shared`].
     pub fn start(test: &str) -> Option<Self> {
         Self::start_with(test, &["kube-controller-manager", "kube-scheduler", "kwok"])
     }
 
-    /// etcd and an API server, and these besides; `record` is the API server's of who created and bound pods.
+    /// Starts etcd, an API server, and the named parts. The part `audit` is the API server's audit log of created and
+    /// bound pods.
     pub fn start_with(test: &str, parts: &[&str]) -> Option<Self> {
         let Some(programs) = Programs::find() else {
-            let why = "there is no Kubernetes control plane: tests/real/kubernetes/build makes one";
+            let why = "there is no Kubernetes control plane: tests/real/kubernetes/build builds one";
             assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: {why}");
             let line = format!("SKIPPED: {test}: {why}\n");
             std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
@@ -143,9 +149,9 @@ impl ControlPlane {
             at("certs/apiserver.crt")
         );
         std::fs::write(at("kubeconfig"), config).expect("a kubeconfig");
-        let is_on_record = parts.contains(&"record");
+        let audits_pods = parts.contains(&"audit");
         let (api, _others) = (Mutex::new(None), vec![etcd]);
-        let mut plane = Self { folder, programs, api_port, etcd_port, api, is_on_record, _others };
+        let mut plane = Self { folder, programs, api_port, etcd_port, api, audits_pods, _others };
         plane.start_api();
         let kubeconfig = plane.kubeconfig().display().to_string();
         let stages = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/kubernetes/stages.yaml");
@@ -204,30 +210,30 @@ impl ControlPlane {
         Some(plane)
     }
 
-    /// A file of the control plane's.
+    /// Path of a file in the control plane's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// What every task on every node is said to have written, as a container runtime keeps it: lines of
+    /// The log that kwok returns for every task on every node, in the container runtimes' format: lines of
     /// `TIME stdout F TEXT`.
     pub fn task_log(&self) -> PathBuf {
         self.path("task.log")
     }
 
-    /// Access to everything.
+    /// A kubeconfig with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
         self.path("kubeconfig")
     }
 
-    /// Access with such a token, in a file of this name.
+    /// Writes a kubeconfig with another token to a file of this name.
     pub fn kubeconfig_with(&self, name: &str, token: &str) -> PathBuf {
         let text = std::fs::read_to_string(self.kubeconfig()).expect("a kubeconfig").replace(ADMIN, token);
         std::fs::write(self.path(name), text).expect("a kubeconfig");
         self.path(name)
     }
 
-    /// Access to everything by way of another address.
+    /// Writes a kubeconfig with all rights and another address of the API server.
     pub fn kubeconfig_at(&self, name: &str, address: SocketAddr) -> PathBuf {
         let text = std::fs::read_to_string(self.kubeconfig()).expect("a kubeconfig");
         let text = text.replace(&self.api_address().to_string(), &address.to_string());
@@ -235,8 +241,8 @@ impl ControlPlane {
         self.path(name)
     }
 
-    /// Makes an account that may do everything, and a kubeconfig that has its token in a file; again for
-    /// one that was deleted.
+    /// Creates a service account with all rights, and a kubeconfig that reads its token from a file. Replaces the
+    /// token if the account was deleted before.
     pub fn account(&self, namespace: &str, name: &str) -> PathBuf {
         self.apply(&format!(
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: {namespace}}}\n---\n\
@@ -255,12 +261,12 @@ impl ControlPlane {
         kubeconfig
     }
 
-    /// Where the API server listens.
+    /// The API server's address.
     pub fn api_address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.api_port))
     }
 
-    /// Starts the API server, after `stop_api` again.
+    /// Starts the API server: at first, and after `stop_api`.
     pub fn start_api(&self) {
         let at = |name: &str| self.path(name).display().to_string();
         let mut options = std::fs::OpenOptions::new();
@@ -281,18 +287,18 @@ impl ControlPlane {
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .args(["--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC"])
             .arg(format!("--token-auth-file={}", at("tokens.csv")))
-            // All of etcd's history stays, for `created_pods`, until a test cuts it off.
+            // `created_pods` reads etcd's whole history. Only `compact` removes it.
             .arg("--etcd-compaction-interval=0")
-            .args(if self.is_on_record { self.record_flags() } else { Vec::new() })
+            .args(if self.audits_pods { self.audit_flags() } else { Vec::new() })
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(error);
         let process = Process(command.spawn().expect("an API server"));
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
-        until("the API server is ready", PATIENCE, || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
+        until("the API server is ready", TIMEOUT, || self.try_kubectl(&["get", "--raw", "/readyz"]).is_ok());
     }
 
-    fn record_flags(&self) -> Vec<String> {
+    fn audit_flags(&self) -> Vec<String> {
         let policy = self.path("audit.yaml");
         let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
                     - {level: Metadata, verbs: [create], resources: [{group: '', resources: [pods, pods/binding]}]}\n\
@@ -305,7 +311,7 @@ impl ControlPlane {
         ]
     }
 
-    /// Ends the API server as a power cut would.
+    /// Kills the API server.
     pub fn stop_api(&self) {
         *self.api.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -315,32 +321,38 @@ impl ControlPlane {
         self.try_kubectl(arguments).unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 
-    /// The same, or what it complained of.
+    /// The same.
+    ///
+    /// # Errors
+    /// kubectl's standard error, if it fails.
     pub fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         self.kubectl_as(&self.kubeconfig(), arguments, "")
     }
 
-    /// Runs kubectl with the rights of a kubeconfig, with something to read.
+    /// Runs kubectl with a kubeconfig and standard input.
+    ///
+    /// # Errors
+    /// kubectl's standard error, if it fails.
     pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut command = Command::new(self.programs.path("kubectl").expect("found at the start"));
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments).env("HOME", self.folder.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl");
-        // One that doesn't read all of it says why.
+        // If kubectl does not read all of its input, its own error is reported below.
         let _ = std::io::Write::write_all(&mut child.stdin.take().expect("its input"), input.as_bytes());
         let output = child.wait_with_output().expect("kubectl ends");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Names of the pods that were created in a namespace, each as often as one of that name was: from
-    /// etcd's history, which also has those whose creator didn't live to hear of it.
+    /// Names of the pods that were created in a namespace, each as often as it was created. Read from etcd's history,
+    /// so it includes pods whose creator was killed before it got the answer.
     pub fn created_pods(&self, namespace: &str) -> Vec<String> {
         let pods = format!("/registry/pods/{namespace}/");
-        // A key that no pod has, right behind them: its event comes after all of theirs.
-        let (end, behind) = ("/registry/pods0", "/registry/pods1");
+        // A key directly after those of the pods, written now: its event follows all of theirs.
+        let (end, after_end) = ("/registry/pods0", "/registry/pods1");
         let last = self.put(end);
-        let range = json!({ "key": bytes(&pods), "range_end": bytes(behind), "start_revision": "1" });
+        let range = json!({ "key": bytes(&pods), "range_end": bytes(after_end), "start_revision": "1" });
         let mut created = Vec::new();
         for answer in
             serde_json::Deserializer::from_reader(self.etcd("watch", &json!({ "create_request": range })))
@@ -352,7 +364,7 @@ impl ControlPlane {
                 if pair["mod_revision"] == last {
                     return created;
                 }
-                // A deletion has no first revision.
+                // A creation has equal revisions; a deletion has no create revision.
                 let key: ByteString = serde_json::from_value(pair["key"].clone()).expect("a key");
                 let key = String::from_utf8(key.0).expect("a key");
                 if let Some(name) = key.strip_prefix(&pods)
@@ -365,7 +377,7 @@ impl ControlPlane {
         panic!("etcd's history ends before {last}");
     }
 
-    /// Has etcd forget how it came to what there is now.
+    /// Compacts etcd's history.
     pub fn compact(&self) {
         let revision = self.put("/compacted");
         let done = self.etcd("kv/compaction", &json!({ "revision": revision, "physical": true }));
@@ -373,14 +385,14 @@ impl ControlPlane {
         assert!(done["header"]["revision"].is_string(), "{done}");
     }
 
-    /// Writes a key that is nobody's; the revision that it has.
+    /// Writes a key outside of Kubernetes' own, and returns its revision.
     fn put(&self, key: &str) -> Value {
         let put = self.etcd("kv/put", &json!({ "key": bytes(key), "value": bytes("") }));
         let mut put: Value = serde_json::from_reader(put).expect("an answer");
         put["header"]["revision"].take()
     }
 
-    /// Asks etcd itself, by its gateway for JSON; what it answers, as it comes.
+    /// Calls etcd through its JSON gateway, and returns the answer as a stream.
     fn etcd(&self, call: &str, request: &Value) -> Answer {
         let mut command = Command::new(self.programs.path("kubectl").expect("found at the start"));
         command.arg(format!("--server=http://127.0.0.1:{}", self.etcd_port));
@@ -393,13 +405,14 @@ impl ControlPlane {
         Answer { output, _process: process }
     }
 
-    /// Applies objects.
+    /// Applies objects, as `kubectl apply` does.
     pub fn apply(&self, objects: &str) {
         let done = self.kubectl_as(&self.kubeconfig(), &["apply", "-f", "-"], objects);
         done.unwrap_or_else(|error| panic!("{objects}: {error}"));
     }
 
-    /// Makes nodes `PREFIX-0` and so on with a label `pool=PREFIX`, and a namespace of that name.
+    /// Creates nodes `PREFIX-0` and so on with the label `pool=PREFIX`, and the namespace `PREFIX`. Waits until they
+    /// accept pods.
     pub fn make_pool(&self, prefix: &str, nodes: usize, resources: &str) {
         let mut objects = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {prefix}}}\n");
         for index in 0..nodes {
@@ -411,18 +424,18 @@ impl ControlPlane {
         self.apply(&objects);
         let selector = format!("pool={prefix}");
         let ready = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{" "}{end}"#;
-        until("the nodes are ready", PATIENCE, || {
+        until("the nodes are ready", TIMEOUT, || {
             let found = self.try_kubectl(&["get", "nodes", "-l", &selector, "-o", ready]);
             found.is_ok_and(|text| text.split_whitespace().filter(|word| *word == "True").count() == nodes)
         });
-        // A controller takes away what keeps pods from a node that is not ready, in its own time.
-        until("the nodes take pods", PATIENCE, || {
+        // A controller removes the taint `not-ready` some time after the node has become ready.
+        until("the nodes accept pods", TIMEOUT, || {
             let taints = "jsonpath={.items[*].spec.taints[*].key}";
             let found = self.try_kubectl(&["get", "nodes", "-l", &selector, "-o", taints]);
             found.is_ok_and(|text| text.trim().is_empty())
         });
-        // What controllers give every namespace; without it pods are refused.
-        until("the namespace has its service account", PATIENCE, || {
+        // A controller creates it in every namespace. Without it pods are refused.
+        until("the namespace has its service account", TIMEOUT, || {
             self.try_kubectl(&["-n", prefix, "get", "serviceaccount", "default"]).is_ok()
         });
     }
@@ -430,12 +443,12 @@ impl ControlPlane {
 
 impl Drop for ControlPlane {
     fn drop(&mut self) {
-        // Its logs would be the first question.
+        // The programs' logs, for the analysis of a failed test.
         if std::thread::panicking() {
             for name in PROGRAMS {
                 let log = std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(5).collect();
-                eprintln!("{name}: {}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                eprintln!("{name}: {}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
         }
     }

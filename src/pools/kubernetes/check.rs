@@ -1,4 +1,4 @@
-//! What an agent needs of a cluster, tried one by one.
+//! `weir agent check`: tests each thing that an agent needs of a cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 
-use super::cluster::{Cluster, causes, config, said};
+use super::cluster::{Cluster, causes, config, error_text};
 use super::lock::{Holder, Lock};
 use super::nodes::Facts;
 use super::requests::Amounts;
@@ -19,22 +19,22 @@ use super::{Settings, names};
 use crate::clock::Clock;
 use crate::pools::check::Finding;
 
-/// How long the API server may take for one answer.
-const ANSWER: Duration = Duration::from_secs(10);
-/// Nodes in one page.
-const PAGE: u32 = 500;
+/// The longest time of one call.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nodes per page of a list.
+const PAGE_SIZE: u32 = 500;
 
-/// A right that an agent needs: verb, group, resource, subresource.
+/// A permission that an agent needs: verb, group, resource, subresource.
 type Right = (&'static str, &'static str, &'static str, &'static str);
 
-/// In the whole cluster.
+/// Needed in the whole cluster.
 const OF_CLUSTER: [Right; 4] = [
     ("list", "", "nodes", ""),
     ("watch", "", "nodes", ""),
     ("list", "", "pods", ""),
     ("watch", "", "pods", ""),
 ];
-/// In each namespace with pods of the pool's.
+/// Needed in each namespace that may hold the pool's pods.
 const OF_NAMESPACE: [Right; 6] = [
     ("create", "", "pods", ""),
     ("get", "", "pods", ""),
@@ -43,7 +43,7 @@ const OF_NAMESPACE: [Right; 6] = [
     ("get", "", "pods", "log"),
     ("create", "", "services", ""),
 ];
-/// In the agent's own namespace.
+/// Needed in the agent's own namespace.
 const OF_LOCK: [Right; 3] = [
     ("get", "coordination.k8s.io", "leases", ""),
     ("create", "coordination.k8s.io", "leases", ""),
@@ -51,13 +51,15 @@ const OF_LOCK: [Right; 3] = [
 ];
 
 async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    match tokio::time::timeout(ANSWER, call).await {
-        Ok(done) => done.map_err(|error| said(&error)),
-        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
+    match tokio::time::timeout(ANSWER_TIMEOUT, call).await {
+        Ok(done) => done.map_err(|error| error_text(&error)),
+        Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
     }
 }
 
-/// Tries everything that the pool's agent will need of its cluster. Nothing of it is changed.
+/// Tests everything that the pool's agent needs of its cluster. Changes nothing there.
+///
+/// Stops at the first finding without which the others can't be tested: credentials, then the API server.
 pub async fn check(settings: &Settings) -> Vec<Finding> {
     let mut found = Vec::new();
     let configured = config(settings).await;
@@ -93,7 +95,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
         Err(why) => found.push(Finding::of("nodes", Err(why))),
     }
     if settings.process_image.is_none() {
-        let detail = "jobs that are commands are refused: process_image names no image for them";
+        let detail = "jobs that are commands are refused: process_image is not set";
         found.push(Finding::limited("commands", detail.to_owned()));
     }
     found
@@ -124,18 +126,18 @@ async fn rights(settings: &Settings, client: &Client) -> Result<String, String> 
         let status = answer(reviews.create(&PostParams::default(), &review)).await?.status;
         if !status.is_some_and(|status| status.allowed) {
             let what = if part.is_empty() { (*resource).to_owned() } else { format!("{resource}/{part}") };
-            let place = namespace.map_or("in the whole cluster".to_owned(), |name| format!("in {name}"));
-            missing.push(format!("{verb} {what} {place}"));
+            let scope = namespace.map_or("in the whole cluster".to_owned(), |name| format!("in {name}"));
+            missing.push(format!("{verb} {what} {scope}"));
         }
     }
     if missing.is_empty() {
-        Ok(format!("{count} rights, all given"))
+        Ok(format!("all {count} permissions are granted"))
     } else {
-        Err(format!("not allowed: {}; manifests/agent/rbac.yaml gives them", missing.join(", ")))
+        Err(format!("not allowed: {}; manifests/agent/rbac.yaml grants them", missing.join(", ")))
     }
 }
 
-/// Has the API server judge a pod without creating it: quotas, admission and webhooks have their say.
+/// Creates a pod as a dry run, which passes the API server's quotas, admission and webhooks.
 async fn try_pod(settings: &Settings, client: &Client, namespace: &str) -> Result<String, String> {
     let image = settings.process_image.clone().unwrap_or_else(|| "busybox".to_owned());
     let container =
@@ -160,21 +162,21 @@ async fn try_pod(settings: &Settings, client: &Client, namespace: &str) -> Resul
 async fn lock(settings: &Settings) -> Result<String, String> {
     let cluster = Cluster::connect(settings, Clock::start()).await?;
     let lock = Lock::new(&cluster, &settings.namespace, &settings.pool, &settings.holder);
-    Ok(match tokio::time::timeout(ANSWER, lock.holder()).await {
-        Err(_) => return Err("no answer".to_owned()),
+    Ok(match tokio::time::timeout(ANSWER_TIMEOUT, lock.holder()).await {
+        Err(_) => return Err("the API server does not answer".to_owned()),
         Ok(Ok(None)) => "free".to_owned(),
-        Ok(Ok(Some(holder))) if holder.is_this => "this agent's".to_owned(),
+        Ok(Ok(Some(holder))) if holder.is_this => "held by this agent".to_owned(),
         Ok(Ok(Some(Holder { name, is_fresh: true, .. }))) => {
-            return Err(format!("agent {name} speaks for the pool, and renews it"));
+            return Err(format!("agent {name} holds it, and renews it"));
         }
-        Ok(Ok(Some(Holder { name, .. }))) => format!("agent {name} had it last, and is gone"),
+        Ok(Ok(Some(Holder { name, .. }))) => format!("agent {name} held it last, and renews it no longer"),
         Ok(Err(error)) => return Err(error),
     })
 }
 
 async fn nodes(settings: &Settings, client: &Client) -> Result<Vec<Finding>, String> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let mut parameters = ListParams::default().limit(PAGE);
+    let mut parameters = ListParams::default().limit(PAGE_SIZE);
     if !settings.nodes.is_empty() {
         parameters = parameters.labels(&settings.nodes);
     }
@@ -201,12 +203,12 @@ async fn nodes(settings: &Settings, client: &Client) -> Result<Vec<Finding>, Str
         }
     }
     if all == 0 {
-        return Err(format!("there are none with labels {:?}", settings.nodes));
+        return Err(format!("no node has the labels {:?}", settings.nodes));
     }
     let mut found = vec![Finding::of(
         "nodes",
         Ok(format!(
-            "{all}, of which {open} are ready and open; {} CPUs before what others use",
+            "{all}, of which {open} are ready and schedulable; {} CPUs before subtracting other pods",
             cpu_millis / 1_000
         )),
     )];
@@ -217,7 +219,7 @@ async fn nodes(settings: &Settings, client: &Client) -> Result<Vec<Finding>, Str
     if !plain.is_empty() {
         let names: Vec<String> = plain.into_iter().collect();
         let detail = format!(
-            "counted, but not known as devices: {}; [kubernetes.devices] names models",
+            "counted, but not as devices: {}; name their models in [kubernetes.devices]",
             names.join(", ")
         );
         found.push(Finding::limited("resources", detail));

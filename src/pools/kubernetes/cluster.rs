@@ -1,4 +1,6 @@
-//! Calls to a cluster's API server, repeated until it has answered.
+//! Calls to a cluster's API server, repeated until it answers.
+//!
+//! Every call is safe to repeat: object names derive from attempt ids, and stops and deletions name the pod's uid.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,51 +20,52 @@ use super::status::StopCause;
 use crate::clock::{self, Clock};
 use crate::model::time::Timestamp;
 
-/// How long one call may take.
-const CALL: Duration = Duration::from_secs(15);
-/// How long a connection may take to stand.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long a list or a watch may be silent; the server ends a watch a little earlier by itself.
-const SILENT: Duration = Duration::from_secs(60);
-/// How long a watch lasts before it is begun anew, in seconds.
+/// The longest time of one call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest time to establish a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time without data on a list or a watch. The server ends a watch itself before that, after
+/// `WATCH_S`.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a watch lasts before it is renewed, in seconds.
 pub(super) const WATCH_S: u32 = 50;
-/// The least wait for a server that sends everybody away: what it asks for in `Retry-After`.
-const SENT_AWAY: Duration = Duration::from_secs(1);
-/// Before the first repetition, and the longest that it grows to.
+/// The shortest wait after 429 Too Many Requests: the value that API servers send in `Retry-After`.
+const THROTTLED_WAIT_MIN: Duration = Duration::from_secs(1);
+/// The wait before the first repetition, and the longest to which it grows.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
-/// Calls under way at once: an API server counts them against its clients' shares.
+/// Calls under way at once. API Priority and Fairness counts them against the client's share of an API server.
 const CALLS_MAX: usize = 64;
-/// How long a call that was given up may still take effect.
-const LATE: Duration = Duration::from_secs(2);
-/// Who owns the fields that Weir patches.
-pub(super) const MANAGER: &str = "weir-agent";
+/// How long a call that timed out may still take effect.
+const LATE_EFFECT_WAIT: Duration = Duration::from_secs(2);
+/// The owner, in `managedFields`, of the fields that Weir patches.
+pub(super) const FIELD_MANAGER: &str = "weir-agent";
 
-/// What became of a pod that was to be created.
+/// The result of creating a pod.
 #[derive(Debug)]
-pub(super) enum Created {
-    Made(Box<Pod>),
-    /// The cluster says no, and would say it again.
+pub(super) enum CreateResult {
+    Created(Box<Pod>),
+    /// The cluster refused it, and would refuse it again.
     Refused(String),
-    /// It was not there by its time; the last that was heard.
-    Late(String),
+    /// It did not exist by its start-by time, or was stopped before; with the last error.
+    NotInTime(String),
 }
 
 /// A connection to a cluster. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Cluster {
     pub(super) client: Client,
-    /// For lists and watches: connections on which nothing comes are given up.
+    /// For lists and watches. Its connections time out when no data arrives.
     pub(super) watcher: Client,
     pub(super) clock: Clock,
-    /// Until when this agent is surely the only one for its pool, by the boot clock.
+    /// Until when this agent is certain to hold the pool's lock, by the boot clock.
     pub(super) held_until_boot_ms: Arc<AtomicU64>,
     calls: Arc<Semaphore>,
 }
 
-/// Reads where the cluster is and who asks: a kubeconfig, or what a pod is given.
+/// Reads the cluster's address and the credentials from a kubeconfig, or from a pod's service account.
 ///
 /// # Errors
-/// In words for an operator.
+/// A message for an operator, if the kubeconfig can't be read or there is none.
 pub(super) async fn config(settings: &Settings) -> Result<Config, String> {
     let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
     let mut config = match &settings.kubeconfig {
@@ -80,14 +83,14 @@ pub(super) async fn config(settings: &Settings) -> Result<Config, String> {
             .await
             .map_err(|error| format!("no kubeconfig, and not in a cluster: {}", causes(&error)))?,
     };
-    config.connect_timeout = Some(CONNECT);
-    // Each repetition here asks first whether its time is over, it was stopped, or another agent has
-    // the pool: nobody else may repeat a call.
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // The client must not repeat a call by itself: before each repetition, `create` checks the start-by time, the
+    // stop flag and the pool's lock.
     config.default_retry = false;
     Ok(config)
 }
 
-/// An error with what caused it, in one line.
+/// Formats an error and its causes in one line.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -101,32 +104,39 @@ pub(super) fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What an API server says, without the names of this program's types.
-pub(super) fn said(error: &kube::Error) -> String {
+/// Returns the API server's message, without the names of the client library's types.
+pub(super) fn error_text(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         other => causes(other),
     }
 }
 
-pub(super) fn code(error: &kube::Error) -> u16 {
+/// The same for a call's error, where `None` means that the call timed out.
+fn failure_text(error: Option<&kube::Error>) -> String {
+    error.map_or_else(|| "the API server does not answer".to_owned(), error_text)
+}
+
+/// The HTTP status code of the answer; 0 if there was no answer.
+pub(super) fn status_code(error: &kube::Error) -> u16 {
     match error {
         kube::Error::Api(status) => status.code,
         _ => 0,
     }
 }
 
-/// There is an object of this name. Another conflict, such as two writers of a quota, passes.
-fn is_there(error: &kube::Error) -> bool {
+/// An object of this name exists. Other conflicts, such as two writers of a quota, are transient.
+fn already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 
-/// It would be refused again: not a server's trouble, nor a credential's that will be renewed.
+/// The call would be refused again: neither a server error, nor a credential that will be renewed (401).
 pub(super) fn is_refusal(error: &kube::Error) -> bool {
-    matches!(code(error), 400 | 403 | 404 | 405 | 406 | 413 | 415 | 422)
+    matches!(status_code(error), 400 | 403 | 404 | 405 | 406 | 413 | 415 | 422)
 }
 
-/// Waits longer each time, by a random part of it.
+/// Exponential backoff with jitter: waits between half of the current delay and all of it, then doubles the
+/// delay.
 struct Backoff(Duration);
 
 impl Backoff {
@@ -134,10 +144,11 @@ impl Backoff {
         Self(BACKOFF.0)
     }
 
-    /// After a call that failed so, if one did: at least for what that asks for.
+    /// Waits. `error` is the failed call's, if there was one: after a 429 the wait is at least
+    /// `THROTTLED_WAIT_MIN`.
     async fn wait_after(&mut self, error: Option<&kube::Error>) {
-        if error.is_some_and(|error| code(error) == 429) {
-            self.0 = self.0.max(SENT_AWAY * 2);
+        if error.is_some_and(|error| status_code(error) == 429) {
+            self.0 = self.0.max(THROTTLED_WAIT_MIN * 2);
         }
         let part = f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
         tokio::time::sleep(self.0.mul_f64(0.5 + part / 2.0)).await;
@@ -146,14 +157,14 @@ impl Backoff {
 }
 
 impl Cluster {
-    /// Connects to a cluster.
+    /// Creates the clients for a cluster. The first connection is made by the first call.
     ///
     /// # Errors
-    /// In words for an operator, if that can't be done with such settings.
+    /// A message for an operator, if the settings are not sufficient.
     pub(super) async fn connect(settings: &Settings, clock: Clock) -> Result<Self, String> {
         let config = config(settings).await?;
         let mut watching = config.clone();
-        (watching.read_timeout, watching.reset_reader_on_write) = (Some(SILENT), true);
+        (watching.read_timeout, watching.reset_reader_on_write) = (Some(READ_TIMEOUT), true);
         let client = |config: Config| Client::try_from(config).map_err(|error| causes(&error));
         Ok(Self {
             client: client(config)?,
@@ -180,21 +191,22 @@ impl Cluster {
     }
 
     async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Option<kube::Error>> {
-        match tokio::time::timeout(CALL, call).await {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Some(error)),
             Err(_) => Err(None),
         }
     }
 
-    /// Creates a pod unless it is there, and never after `start_by` nor when `stopped` is set.
-    pub(super) async fn create(&self, pod: Pod, start_by: Timestamp, stopped: &AtomicBool) -> Created {
+    /// Creates a pod unless it exists. Never begins a call after `start_by`, after `stopped` was set, or without
+    /// the pool's lock.
+    pub(super) async fn create(&self, pod: Pod, start_by: Timestamp, stopped: &AtomicBool) -> CreateResult {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let (pods, mut backoff) = (self.pods(&namespace), Backoff::new());
-        let (mut tried, mut last) = (false, "another agent holds the pool".to_owned());
+        let (mut attempted, mut last) = (false, "the agent does not hold the pool's lock".to_owned());
         loop {
-            // Before the questions: it may be long in coming.
+            // Before the checks: the wait for a permit may be long.
             let permit = self.calls.acquire().await;
             if self.clock.now() > start_by || stopped.load(Ordering::Relaxed) {
                 break;
@@ -204,57 +216,58 @@ impl Cluster {
                 backoff.wait_after(None).await;
                 continue;
             }
-            tried = true;
+            attempted = true;
             let answer = Self::answer(pods.create(&PostParams::default(), &pod)).await;
             drop(permit);
             match answer {
-                Ok(made) => return Created::Made(Box::new(made)),
-                Err(Some(error)) if is_there(&error) => {
-                    return match self.look(&pods, &name).await {
-                        Some(found) if is_same(&pod, &found) => Created::Made(Box::new(found)),
-                        Some(_) => Created::Refused(format!("there is a pod {name} of other work")),
-                        // It has just been removed: that is not for this launch to repeat.
-                        None => Created::Late("its pod was removed while it was created".to_owned()),
+                Ok(made) => return CreateResult::Created(Box::new(made)),
+                Err(Some(error)) if already_exists(&error) => {
+                    return match self.get(&pods, &name).await {
+                        Some(found) if is_same(&pod, &found) => CreateResult::Created(Box::new(found)),
+                        Some(_) => CreateResult::Refused(format!("another pod has the name {name}")),
+                        // It has just been removed. This start must not create it a second time.
+                        None => CreateResult::NotInTime(
+                            "its pod was removed while it was being created".to_owned(),
+                        ),
                     };
                 }
-                Err(Some(error)) if is_refusal(&error) => return Created::Refused(said(&error)),
+                Err(Some(error)) if is_refusal(&error) => return CreateResult::Refused(error_text(&error)),
                 Err(error) => {
-                    let silent = || "the API server does not answer".to_owned();
-                    last = error.as_ref().map_or_else(silent, said);
+                    last = failure_text(error.as_ref());
                     tracing::debug!(pod = name, error = last, "a pod is not created yet");
                     backoff.wait_after(error.as_ref()).await;
                 }
             }
         }
-        if tried {
-            // A call that seemed to fail may have been carried out, or be carried out now.
-            tokio::time::sleep(LATE).await;
-            if let Some(found) = self.look(&pods, &name).await.filter(|found| is_same(&pod, found)) {
-                return Created::Made(Box::new(found));
+        if attempted {
+            // A call that seemed to fail may have taken effect, or may still do so.
+            tokio::time::sleep(LATE_EFFECT_WAIT).await;
+            if let Some(found) = self.get(&pods, &name).await.filter(|found| is_same(&pod, found)) {
+                return CreateResult::Created(Box::new(found));
             }
         }
-        Created::Late(last)
+        CreateResult::NotInTime(last)
     }
 
-    /// The pod of this name, if there is one; asks until there is an answer.
-    async fn look(&self, pods: &Api<Pod>, name: &str) -> Option<Pod> {
+    /// Returns the pod of this name, if it exists. Repeats the call until there is an answer.
+    async fn get(&self, pods: &Api<Pod>, name: &str) -> Option<Pod> {
         let mut backoff = Backoff::new();
         loop {
             match self.call(pods.get_opt(name)).await {
                 Ok(found) => return found,
                 Err(error) => {
-                    let why = error.as_ref().map_or_else(|| "it does not answer".to_owned(), said);
-                    tracing::debug!(pod = name, error = why, "a pod can't be looked at");
+                    let why = failure_text(error.as_ref());
+                    tracing::debug!(pod = name, error = why, "a pod can't be read");
                     backoff.wait_after(error.as_ref()).await;
                 }
             }
         }
     }
 
-    /// Makes a gang's service unless it is there.
+    /// Creates a gang's service unless it exists. Gives up without an error once `stopped` is set.
     ///
     /// # Errors
-    /// What the cluster says, if it refuses, or does not do it in time.
+    /// The cluster's message, if it refuses or does not create the service by `start_by`.
     pub(super) async fn create_service(
         &self,
         service: Service,
@@ -267,43 +280,47 @@ impl Cluster {
         loop {
             match self.call(services.create(&PostParams::default(), &service)).await {
                 Ok(_) => return Ok(()),
-                Err(Some(error)) if is_there(&error) => return Ok(()),
-                Err(Some(error)) if is_refusal(&error) => return Err(said(&error)),
+                Err(Some(error)) if already_exists(&error) => return Ok(()),
+                Err(Some(error)) if is_refusal(&error) => return Err(error_text(&error)),
                 Err(_) if stopped.load(Ordering::Relaxed) => return Ok(()),
                 Err(error) if self.clock.now() > start_by => {
-                    return Err(error.as_ref().map_or_else(|| "it does not answer".to_owned(), said));
+                    return Err(failure_text(error.as_ref()));
                 }
                 Err(error) => backoff.wait_after(error.as_ref()).await,
             }
         }
     }
 
-    /// Tells a pod to stop, and why. Its kubelet ends it as it does one whose time is over, so the
-    /// object stays and tells how it ended; one that no kubelet has is deleted.
+    /// Stops a pod, and records the cause in an annotation.
+    ///
+    /// The pod is not deleted: it gets a deadline that has passed. Its kubelet ends it with its grace period, and
+    /// the object stays, with the exit status. A pod without a node has no kubelet, and is deleted.
     pub(super) async fn stop(&self, namespace: &str, name: &str, uid: &str, cause: &StopCause) {
         let patch = json!({
             "metadata": { "uid": uid, "annotations": { names::STOP: cause.to_annotation() } },
             "spec": { "activeDeadlineSeconds": 1 },
         });
         let (pods, mut backoff) = (self.pods(namespace), Backoff::new());
-        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         loop {
             match self.call(pods.patch(name, &parameters, &Patch::Merge(&patch))).await {
                 Ok(patched) if patched.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) => return,
                 Ok(patched) => {
-                    // As it was seen: one that gets its node meanwhile would be gone without a last word,
-                    // for the server looks at the node before it deletes, and not as it does.
+                    // Names the version that has no node. The server reads the pod's node before its deletion
+                    // transaction, so without the version a pod bound meanwhile would be removed at once, and
+                    // its end never reported.
                     if self.delete(namespace, name, uid, patched.metadata.resource_version).await {
                         return;
                     }
                 }
-                Err(Some(error)) if code(&error) == 404 => return,
-                // Also where another pod is in its place: that one is not deleted.
+                Err(Some(error)) if status_code(&error) == 404 => return,
+                // Also if another pod has this name now. The uid protects that one from the deletion.
                 Err(Some(error)) if is_refusal(&error) => {
                     tracing::warn!(
                         pod = name,
-                        error = said(&error),
-                        "a pod can't be told to stop: it is deleted"
+                        error = error_text(&error),
+                        "a pod can't be stopped by its deadline: it is deleted"
                     );
                     break;
                 }
@@ -313,8 +330,8 @@ impl Cluster {
         self.delete(namespace, name, uid, None).await;
     }
 
-    /// Deletes a pod, if it is the one meant, and of this version if one is named. Returns whether it did,
-    /// or there was nothing to delete.
+    /// Deletes the pod that has this uid and, if one is given, this resource version. Returns true if no such pod
+    /// is left, false if the pod of this name has another uid or version.
     pub(super) async fn delete(
         &self,
         namespace: &str,
@@ -329,10 +346,10 @@ impl Cluster {
         loop {
             match self.call(pods.delete(name, &parameters)).await {
                 Ok(_) => return true,
-                Err(Some(error)) if code(&error) == 404 => return true,
-                Err(Some(error)) if code(&error) == 409 => return false,
+                Err(Some(error)) if status_code(&error) == 404 => return true,
+                Err(Some(error)) if status_code(&error) == 409 => return false,
                 Err(error) => {
-                    let why = error.as_ref().map_or_else(|| "it does not answer".to_owned(), said);
+                    let why = failure_text(error.as_ref());
                     tracing::debug!(pod = name, error = why, "a pod can't be deleted");
                     backoff.wait_after(error.as_ref()).await;
                 }
@@ -341,12 +358,12 @@ impl Cluster {
     }
 }
 
-/// The pod that was found is what this order would have made: an earlier try of it did.
-fn is_same(wanted: &Pod, found: &Pod) -> bool {
+/// True if an earlier call for the same order created the pod that was found.
+fn is_same(ordered: &Pod, found: &Pod) -> bool {
     let text = |pod: &Pod, annotation: &str| pod.metadata.annotations.as_ref()?.get(annotation).cloned();
     let label = |pod: &Pod, label: &str| pod.metadata.labels.as_ref()?.get(label).cloned();
-    text(wanted, names::REVISION) == text(found, names::REVISION)
+    text(ordered, names::REVISION) == text(found, names::REVISION)
         && [names::ATTEMPT, names::POOL, names::RANK]
             .iter()
-            .all(|name| label(wanted, name) == label(found, name))
+            .all(|name| label(ordered, name) == label(found, name))
 }

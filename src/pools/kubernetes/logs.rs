@@ -1,8 +1,10 @@
-//! Output of pods: fetched into files, so that it can be read from any byte on, and after its pod is
-//! gone.
+//! Output of pods, fetched into files. A file can be read from any byte offset, and after its pod is gone.
 //!
-//! A cluster gives both streams of a container as one, from any second of what its node still has. While a
-//! task runs its output is fetched only as long as somebody reads it; when it has ended, all of it is.
+//! A cluster returns both streams of a container as one, starting at any second of what its node still has.
+//! While a task runs, its output is fetched only while it is being read. When it has ended, the rest is fetched.
+//!
+//! Per task there are three files: `N.log` has the output, `N.read` the position up to which it was fetched, and
+//! `N.done` exists once the output is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,67 +19,70 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
-use super::cluster::{Cluster, code, is_refusal, said};
+use super::cluster::{Cluster, error_text, is_refusal, status_code};
 use super::names;
-use super::timestamped::{Mark, TimestampedLog};
+use super::timestamped::{Position, TimestampedLog};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream, retention, saved};
 
-/// How long a fetch may stand still before it is given up.
-const STILL_MAX: Duration = Duration::from_secs(20);
-/// How long a stream that is followed may take to its end after its task's.
-const LAST_WORDS: Duration = Duration::from_millis(300);
-/// How long a reader waits that is the first one.
-const FIRST_WORDS: Duration = Duration::from_millis(1_500);
-/// Before a stream that broke off is asked for again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// The longest wait before another try to fetch an ended task's: about a minute in all.
-const AGAIN_MAX: Duration = Duration::from_secs(32);
+/// The longest time without data before a fetch of an ended task's output fails.
+const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a stream may take to reach its end by itself after its task has ended.
+const STREAM_END_WAIT: Duration = Duration::from_millis(300);
+/// How long the first read of a task's output waits for data.
+const FIRST_READ_WAIT: Duration = Duration::from_millis(1_500);
+/// The wait before a broken stream is requested again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The longest wait between two tries to fetch an ended task's output. The waits, 1 s to 32 s, add up to about
+/// a minute.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(32);
 /// Outputs of ended tasks that are fetched at once.
 const FETCHES_MAX: usize = 16;
-/// Outputs of running tasks that are followed at once; other readers wait until some are no longer read.
-const FOLLOWED_MAX: usize = 256;
-/// How long output is followed that nobody reads any more.
-const UNREAD_MAX: Duration = Duration::from_secs(60);
+/// Outputs of running tasks that are streamed at once. Other readers get no new output until a stream ends.
+const STREAMS_MAX: usize = 256;
+/// How long output is streamed after it was last read.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A task of an attempt.
 type Key = (AttemptId, u32);
 
-/// Where the pods of an attempt are.
+/// Where an attempt's pods are.
 #[derive(Clone, Default)]
-struct Place {
+struct PodLocation {
     namespace: String,
-    /// The containers of tasks that are not called as Weir calls them, by rank.
+    /// The tasks' main containers by rank, where the name is not `names::CONTAINER`.
     containers: BTreeMap<u32, String>,
 }
 
-/// Why output was not fetched, and whether another try may.
-struct Missed {
-    why: String,
-    passes: bool,
+/// Why output could not be fetched.
+struct FetchError {
+    message: String,
+    /// A later try may succeed.
+    transient: bool,
 }
 
-/// Who writes an output's file.
-struct Follower {
-    /// Tells that the task has ended.
+/// The one task that may write an output file at a time.
+struct Writer {
+    /// Notified when the pod's task has ended.
     ended: Notify,
+    /// When the output was last read.
     read_at: Mutex<Instant>,
 }
 
-impl Follower {
+impl Writer {
     fn new() -> Arc<Self> {
         Arc::new(Self { ended: Notify::new(), read_at: Mutex::new(Instant::now()) })
     }
 
-    fn is_read(&self) {
+    fn mark_read(&self) {
         *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Returns when the task has ended, or nobody has read for so long.
-    async fn is_over(&self, unread_max: Duration) {
+    /// Returns when the task has ended, or when the output was not read for `unread_timeout`.
+    async fn until_done(&self, unread_timeout: Duration) {
         let unread = async {
             loop {
-                let until = *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) + unread_max;
+                let until = *self.read_at.lock().unwrap_or_else(PoisonError::into_inner) + unread_timeout;
                 if until <= Instant::now() {
                     break;
                 }
@@ -102,72 +107,73 @@ struct Shared {
     cluster: OnceLock<Cluster>,
     folder: PathBuf,
     bytes_max: u64,
-    /// Where the pods are that have output to be fetched.
-    places: Mutex<BTreeMap<AttemptId, Place>>,
-    /// Outputs that are being written.
-    following: Mutex<BTreeMap<Key, Arc<Follower>>>,
-    /// Outputs of ended tasks that are not whole yet: nobody else may begin to follow them.
+    /// Attempts whose output may still be fetched.
+    locations: Mutex<BTreeMap<AttemptId, PodLocation>>,
+    /// The writer locks: files that are being written.
+    writers: Mutex<BTreeMap<Key, Arc<Writer>>>,
+    /// Ended tasks whose output is not complete yet. No new stream may begin for them.
     finishing: Mutex<BTreeSet<Key>>,
     fetches: Semaphore,
 }
 
 impl Logs {
-    /// Keeps outputs in a folder, at most so many bytes of each task's.
+    /// Stores outputs in `folder`, at most `bytes_max` bytes of each task's. Must be called within a tokio runtime.
     pub(super) fn new(folder: PathBuf, bytes_max: u64) -> Self {
         let shared = Shared {
             cluster: OnceLock::new(),
             folder,
             bytes_max,
-            places: Mutex::default(),
-            following: Mutex::default(),
+            locations: Mutex::default(),
+            writers: Mutex::default(),
             finishing: Mutex::default(),
             fetches: Semaphore::new(FETCHES_MAX),
         };
         Self { shared: Arc::new(shared), runtime: Handle::current() }
     }
 
-    /// The cluster stands: output can be fetched from now on.
+    /// Sets the cluster. Before that, no output can be fetched.
     pub(super) fn connect(&self, cluster: Cluster) {
         let _ = self.shared.cluster.set(cluster);
     }
 
-    /// Where the pods of an attempt are.
-    pub(super) fn place(&self, attempt: AttemptId, namespace: &str) {
-        let mut places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.entry(attempt).or_default().namespace = namespace.to_owned();
+    /// Sets the namespace of an attempt's pods.
+    pub(super) fn set_location(&self, attempt: AttemptId, namespace: &str) {
+        let mut locations = self.shared.locations.lock().unwrap_or_else(PoisonError::into_inner);
+        locations.entry(attempt).or_default().namespace = namespace.to_owned();
     }
 
-    /// The container that is a task is called so.
-    pub(super) fn name_container(&self, attempt: AttemptId, task: u32, container: &str) {
+    /// Sets the name of a task's main container.
+    pub(super) fn set_container(&self, attempt: AttemptId, task: u32, container: &str) {
         if container == names::CONTAINER {
             return;
         }
-        let mut places = self.shared.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = places.get_mut(&attempt) {
-            place.containers.insert(task, container.to_owned());
+        let mut locations = self.shared.locations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(location) = locations.get_mut(&attempt) {
+            location.containers.insert(task, container.to_owned());
         }
     }
 
-    /// The attempt's pods are to go. What was fetched stays for its time.
-    pub(super) fn leave(&self, attempt: AttemptId) {
-        self.shared.places.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
-        // Its retention begins now.
+    /// Removes an attempt whose pods are deleted. Its fetched output stays until its retention ends.
+    pub(super) fn remove(&self, attempt: AttemptId) {
+        self.shared.locations.lock().unwrap_or_else(PoisonError::into_inner).remove(&attempt);
+        // Retention is counted from the folder's modification time.
         let folder = self.shared.folder.join(attempt.to_string());
         let _ = std::fs::File::open(folder).and_then(|folder| folder.set_modified(SystemTime::now()));
     }
 
-    /// Fetches all that an ended task has written, as far as its node still has it.
-    pub(super) async fn finish(&self, attempt: AttemptId, task: u32, began: bool) {
+    /// Fetches the rest of an ended task's output, as far as its node still has it, and marks it complete.
+    /// `has_output` is false if there is nothing to fetch.
+    pub(super) async fn finish(&self, attempt: AttemptId, task: u32, has_output: bool) {
         let key = (attempt, task);
         if self.shared.is_done(key) {
             return;
         }
         self.shared.finishing.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
-        if began {
-            // Whoever follows it comes to its end by itself, most likely. One at a time may write.
-            tokio::time::sleep(LAST_WORDS).await;
-            while let Err(successor) = self.shared.take_pen(key, &Follower::new()) {
-                successor.ended.notify_one();
+        if has_output {
+            // A stream that is open most likely reaches its end by itself. Only one writer is allowed.
+            tokio::time::sleep(STREAM_END_WAIT).await;
+            while let Err(writer) = self.shared.lock_writer(key, &Writer::new()) {
+                writer.ended.notify_one();
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             if let Err(error) = self.shared.fetch_all(key).await {
@@ -175,10 +181,10 @@ impl Logs {
             }
         }
         if let Err(error) = self.shared.mark_done(key).await {
-            tracing::warn!(%attempt, task, %error, "a task's output can't be kept");
+            tracing::warn!(%attempt, task, %error, "a task's output can't be marked complete");
         }
-        if began {
-            self.shared.put_pen_down(key);
+        if has_output {
+            self.shared.unlock_writer(key);
         }
         self.shared.finishing.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
@@ -189,7 +195,7 @@ impl Logs {
         self.runtime.spawn_blocking(move || {
             let in_use = |name: &std::ffi::OsStr| {
                 let attempt = name.to_str().and_then(|name| name.parse().ok());
-                attempt.is_some_and(|attempt| shared.place_of(attempt).is_some())
+                attempt.is_some_and(|attempt| shared.location_of(attempt).is_some())
             };
             retention::collect(&shared.folder, in_use);
         });
@@ -201,104 +207,109 @@ impl Shared {
         self.folder.join(attempt.to_string()).join(format!("{task}.log"))
     }
 
-    fn mark(&self, (attempt, task): Key) -> PathBuf {
+    fn done_file(&self, (attempt, task): Key) -> PathBuf {
         self.folder.join(attempt.to_string()).join(format!("{task}.done"))
     }
 
-    /// Where it is written how far the file goes.
-    fn note(&self, (attempt, task): Key) -> PathBuf {
+    /// Has the position up to which the output was fetched.
+    fn position_file(&self, (attempt, task): Key) -> PathBuf {
         self.folder.join(attempt.to_string()).join(format!("{task}.read"))
     }
 
     fn is_done(&self, key: Key) -> bool {
-        self.mark(key).exists()
+        self.done_file(key).exists()
     }
 
     async fn mark_done(&self, key: Key) -> io::Result<()> {
-        let mark = self.mark(key);
-        if let Some(folder) = mark.parent() {
+        let path = self.done_file(key);
+        if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await?;
         }
-        tokio::fs::write(mark, "").await
+        tokio::fs::write(path, "").await
     }
 
-    /// One at a time may write a task's file. Returns who does, if somebody else is at it.
-    fn take_pen(&self, key: Key, own: &Arc<Follower>) -> Result<(), Arc<Follower>> {
-        let mut following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        match following.get(&key) {
+    /// Takes the writer lock of a task's file.
+    ///
+    /// # Errors
+    /// The present writer, if there is one.
+    fn lock_writer(&self, key: Key, own: &Arc<Writer>) -> Result<(), Arc<Writer>> {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        match writers.get(&key) {
             Some(other) => Err(other.clone()),
             None => {
-                following.insert(key, own.clone());
+                writers.insert(key, own.clone());
                 Ok(())
             }
         }
     }
 
-    fn put_pen_down(&self, key: Key) {
-        self.following.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    fn unlock_writer(&self, key: Key) {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
-    /// Tells whoever writes a task's file that it is read; `false` if nobody writes it.
-    fn is_being_written(&self, key: Key) -> bool {
-        let following = self.following.lock().unwrap_or_else(PoisonError::into_inner);
-        following.get(&key).inspect(|successor| successor.is_read()).is_some()
+    /// Notes at a file's writer that the file is being read. Returns false if it has no writer.
+    fn touch_writer(&self, key: Key) -> bool {
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.get(&key).inspect(|writer| writer.mark_read()).is_some()
     }
 
-    fn place_of(&self, attempt: AttemptId) -> Option<Place> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
+    fn location_of(&self, attempt: AttemptId) -> Option<PodLocation> {
+        self.locations.lock().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
     }
 
-    /// Fetches what an ended task has written, again where something that passes keeps it away.
+    /// Fetches an ended task's output, and retries after transient errors.
     async fn fetch_all(&self, key: Key) -> Result<(), String> {
-        let mut wait = AGAIN;
+        let mut wait = RETRY_DELAY;
         loop {
             let permit = self.fetches.acquire().await;
             let fetched = self.fetch(key, None).await;
             drop(permit);
             match fetched {
                 Ok(()) => return Ok(()),
-                Err(Missed { passes: true, .. }) if wait <= AGAIN_MAX => {}
-                Err(Missed { why, .. }) => return Err(why),
+                Err(FetchError { transient: true, .. }) if wait <= RETRY_DELAY_MAX => {}
+                Err(FetchError { message, .. }) => return Err(message),
             }
             tokio::time::sleep(wait).await;
             wait *= 2;
         }
     }
 
-    /// Adds to a task's file what its pod has written beyond it: what there is, or all that comes until
-    /// the task has ended.
-    async fn fetch(&self, key: Key, follow: Option<&Follower>) -> Result<(), Missed> {
-        let (Some(cluster), Some(place)) = (self.cluster.get(), self.place_of(key.0)) else {
-            return Err(Missed { why: "its pod is gone".to_owned(), passes: false });
+    /// Appends to a task's file what its pod has written beyond it: what exists now, or with `follow` everything
+    /// until the task ends.
+    async fn fetch(&self, key: Key, follow: Option<&Writer>) -> Result<(), FetchError> {
+        let (Some(cluster), Some(location)) = (self.cluster.get(), self.location_of(key.0)) else {
+            return Err(FetchError { message: "its pod is gone".to_owned(), transient: false });
         };
-        let container = place.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
-        // Without it all is read again.
-        let mark: Option<Mark> = saved::read(&self.note(key)).ok().flatten();
+        let container = location.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
+        // Without a position the pod's whole output is read again, and what the file has is skipped.
+        let position: Option<Position> = saved::read(&self.position_file(key)).ok().flatten();
         let parameters = LogParams {
             container: Some(container.to_owned()),
             follow: follow.is_some(),
             timestamps: true,
-            since_time: mark.and_then(|mark| mark.since()),
+            since_time: position.and_then(|position| position.since()),
             ..LogParams::default()
         };
-        let pods = cluster.pods(&place.namespace);
+        let pods = cluster.pods(&location.namespace);
         let name = names::pod(key.0, key.1 as usize);
-        let stream = tokio::time::timeout(STILL_MAX, pods.log_stream(&name, &parameters)).await;
-        let silent = |_| Missed { why: "its node does not answer".to_owned(), passes: true };
-        // A kubelet that has just begun doesn't know its pods yet.
-        let may_pass = |error: &kube::Error| !is_refusal(error) || matches!(code(error), 400 | 404);
-        let failed = |error: kube::Error| Missed { why: said(&error), passes: may_pass(&error) };
-        let stream = stream.map_err(silent)?.map_err(failed)?;
-        let broken = |error: io::Error| Missed { why: error.to_string(), passes: true };
-        self.append(key, mark, stream, follow).await.map_err(broken)
+        let stream = tokio::time::timeout(STALL_TIMEOUT, pods.log_stream(&name, &parameters)).await;
+        let timed_out = |_| FetchError { message: "its node does not answer".to_owned(), transient: true };
+        // A kubelet that has just started has not yet read its pods, and answers 400 or 404.
+        let is_transient =
+            |error: &kube::Error| !is_refusal(error) || matches!(status_code(error), 400 | 404);
+        let failed =
+            |error: kube::Error| FetchError { message: error_text(&error), transient: is_transient(&error) };
+        let stream = stream.map_err(timed_out)?.map_err(failed)?;
+        let broken = |error: io::Error| FetchError { message: error.to_string(), transient: true };
+        self.append(key, position, stream, follow).await.map_err(broken)
     }
 
     async fn append(
         &self,
         key: Key,
-        mark: Option<Mark>,
+        position: Option<Position>,
         stream: impl AsyncBufRead,
-        follow: Option<&Follower>,
+        follow: Option<&Writer>,
     ) -> io::Result<()> {
         let path = self.file(key);
         if let Some(folder) = path.parent() {
@@ -307,27 +318,27 @@ impl Shared {
         let mut options = tokio::fs::OpenOptions::new();
         let mut file = options.create(true).append(true).open(path).await?;
         let mut len = file.metadata().await?.len();
-        let mut stamped = TimestampedLog::new(mark, len);
+        let mut log = TimestampedLog::new(position, len);
         let (mut buffer, mut new) = (vec![0; 16 * 1024], Vec::new());
         let mut stream = std::pin::pin!(stream);
         while len < self.bytes_max {
             let read = stream.read(&mut buffer);
-            // A task that is followed may be silent for as long as it likes.
+            // A running task may write nothing for any length of time.
             let count = match follow {
-                Some(successor) => tokio::select! {
+                Some(writer) => tokio::select! {
                     count = read => count?,
-                    () = successor.is_over(UNREAD_MAX) => return Ok(()),
+                    () = writer.until_done(UNREAD_TIMEOUT) => return Ok(()),
                 },
                 None => {
-                    let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "its node fell silent");
-                    tokio::time::timeout(STILL_MAX, read).await.map_err(silent)??
+                    let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "its node sent no more data");
+                    tokio::time::timeout(STALL_TIMEOUT, read).await.map_err(timed_out)??
                 }
             };
             if count == 0 {
-                return stamped.complaint().map_or(Ok(()), |complaint| Err(io::Error::other(complaint)));
+                return log.kubelet_error().map_or(Ok(()), |error| Err(io::Error::other(error)));
             }
             new.clear();
-            stamped.read(&buffer[..count], &mut new);
+            log.read(&buffer[..count], &mut new);
             new.truncate(usize::try_from(self.bytes_max - len).unwrap_or(usize::MAX));
             if new.is_empty() {
                 continue;
@@ -335,37 +346,40 @@ impl Shared {
             file.write_all(&new).await?;
             file.flush().await?;
             len += new.len() as u64;
-            if let Some(mark) = stamped.mark(len) {
-                let note = self.note(key);
-                tokio::task::spawn_blocking(move || saved::write(&note, &mark)).await??;
+            if let Some(position) = log.position(len) {
+                let path = self.position_file(key);
+                tokio::task::spawn_blocking(move || saved::write(&path, &position)).await??;
             }
         }
         Ok(())
     }
 
+    /// Streams a task's output into its file, until the task ends or the output is no longer read. Does nothing
+    /// if the file is complete or full, has a writer, or too many streams are open.
     fn follow(self: &Arc<Self>, key: Key, runtime: &Handle) {
-        let successor = Follower::new();
+        let writer = Writer::new();
         if self.finishing.lock().unwrap_or_else(PoisonError::into_inner).contains(&key) {
             return;
         }
         if self.len(key) >= self.bytes_max {
             return;
         }
-        let crowded = self.following.lock().unwrap_or_else(PoisonError::into_inner).len() >= FOLLOWED_MAX;
-        if crowded || self.take_pen(key, &successor).is_err() {
+        let is_full = self.writers.lock().unwrap_or_else(PoisonError::into_inner).len() >= STREAMS_MAX;
+        if is_full || self.lock_writer(key, &writer).is_err() {
             return;
         }
         let shared = self.clone();
         runtime.spawn(async move {
-            // It may not have begun yet, or it broke off: readers that still wait ask again.
-            if shared.fetch(key, Some(&successor)).await.is_err() || !shared.is_done(key) {
-                let _ = tokio::time::timeout(AGAIN, successor.ended.notified()).await;
+            // Either the task has not started yet or the stream broke. The next read begins a new stream, after
+            // this delay.
+            if shared.fetch(key, Some(&writer)).await.is_err() || !shared.is_done(key) {
+                let _ = tokio::time::timeout(RETRY_DELAY, writer.ended.notified()).await;
             }
-            shared.put_pen_down(key);
+            shared.unlock_writer(key);
         });
     }
 
-    /// How long a task's file is, or 0 where there is none.
+    /// The length of a task's file in bytes; 0 if there is none.
     fn len(&self, key: Key) -> u64 {
         std::fs::metadata(self.file(key)).map_or(0, |found| found.len())
     }
@@ -381,25 +395,19 @@ impl ReadLogs for Logs {
         bytes_max: usize,
     ) -> io::Result<LogPart> {
         let key = (attempt, task);
-        // Before the file: what is added later belongs to the next part.
+        // Checked before the file is read: what is appended later belongs to the next part.
         let complete = self.shared.is_done(key);
-        if !complete && self.shared.place_of(attempt).is_none() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "nothing is kept of its output, if it had any",
-            ));
+        if !complete && self.shared.location_of(attempt).is_none() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no output is stored for this task"));
         }
         if stream == Stream::Stderr {
             return Ok(LogPart { complete, ..LogPart::default() });
         }
-        if !complete && !self.shared.is_being_written(key) {
+        if !complete && !self.shared.touch_writer(key) {
             self.shared.follow(key, &self.runtime);
-            // Whoever asks but once should see what there is.
-            let until = Instant::now() + FIRST_WORDS;
-            while Instant::now() < until
-                && self.shared.len(key) <= offset
-                && self.shared.is_being_written(key)
-            {
+            // A client that reads only once should get the output that exists.
+            let until = Instant::now() + FIRST_READ_WAIT;
+            while Instant::now() < until && self.shared.len(key) <= offset && self.shared.touch_writer(key) {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -424,27 +432,27 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn output_is_followed_until_the_task_ends_or_nobody_reads() {
-        let (successor, patience) = (Follower::new(), Duration::from_millis(300));
+    async fn output_is_streamed_until_the_task_ends_or_reads_stop() {
+        let (writer, unread_timeout) = (Writer::new(), Duration::from_millis(300));
         let reader = async {
             for _ in 0..10 {
-                tokio::time::sleep(patience / 5).await;
-                successor.is_read();
+                tokio::time::sleep(unread_timeout / 5).await;
+                writer.mark_read();
             }
             Instant::now()
         };
         let (read_last, over) = tokio::join!(reader, async {
-            successor.is_over(patience).await;
+            writer.until_done(unread_timeout).await;
             Instant::now()
         });
         assert!(
-            over >= read_last + patience,
-            "it was read, until {:?} before",
+            over >= read_last + unread_timeout,
+            "it ended only {:?} after the last read",
             over.duration_since(read_last)
         );
-        successor.is_read();
-        successor.ended.notify_one();
-        let ended = successor.is_over(Duration::from_secs(3_600));
+        writer.mark_read();
+        writer.ended.notify_one();
+        let ended = writer.until_done(Duration::from_secs(3_600));
         tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the task has ended");
     }
 }

@@ -1,32 +1,28 @@
-//! A pool that is a Kubernetes cluster: attempts are pods.
+//! The backend for a pool that is a Kubernetes cluster: each task of an attempt is a pod.
 //!
-//! `pod` makes of an order what is to be created, `status` reads what became of it, `nodes` and
-//! `requests` tell what is free, `quantity` and `names` are words of theirs. `worker` hears what the
-//! cluster tells, `attempts`, `kept`, `places` and `inventory` keep what follows from it, `cluster`
-//! carries out calls, `lock` sees to it that one agent speaks, `logs` fetches output, `check` says what an agent
-//! lacks.
+//! `README.md` beside this file lists the modules and the invariants.
 //!
-//! The pods are the agent's memory. One that ended stays until the broker has its outcome and no
-//! order can start it any more. One that is told to stop is given a deadline that has passed instead
-//! of being deleted: its kubelet ends it in peace, and the object stays to tell of it. Nothing waits
-//! for the agent: pods end by themselves, also at their run-time limit, and a gang's service goes
+//! The pods are the agent's only durable record of its attempts. An ended pod stays until the broker has stored
+//! its outcome and no order can start it any more. A stop does not delete a pod: it sets a deadline that has
+//! passed, so the kubelet ends the pod with its grace period, and the object stays with the exit status. No pod
+//! depends on a live agent: the kubelet enforces the run-time limit, and a gang's service is garbage-collected
 //! with its first pod.
 
 mod attempts;
 pub mod check;
 mod cluster;
 mod inventory;
-mod kept;
 mod lock;
 mod logs;
 mod names;
 mod nodes;
-mod places;
 mod pod;
 mod quantity;
 mod requests;
 mod status;
+mod tasks_by_node;
 mod timestamped;
+mod tracked;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -48,50 +44,53 @@ use lock::Lock;
 use logs::Logs;
 use worker::{Command, Worker};
 
-/// Output kept per task, unless the pool's file says else.
+/// Bytes of output stored per task, unless the pool's file sets another limit.
 pub const LOG_MAX_BYTES: u64 = 64 << 20;
 
-/// How pods come to their nodes.
+/// How pods are bound to their nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// They are created with their node's name, and no scheduler sees them.
+    /// Pods are created with their node's name and pass no scheduler.
     Direct,
-    /// This scheduler binds them, to the one node that they may run on.
+    /// The scheduler of this name binds them, to the one node that their affinity allows.
     Scheduler(String),
 }
 
-/// The pool's settings.
+/// The pool's settings, from its file.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub pool: String,
     pub region: RegionCode,
+    /// The agent's state folder; output is stored below it.
     pub state: PathBuf,
-    /// Who this agent is, for the pool's lock: the same after each restart.
+    /// This agent's id in the pool's lock. It must be the same after each restart.
     pub holder: String,
-    /// `None` means what `kubectl` would take, or what a pod of the cluster is given.
+    /// `None` means the file that `kubectl` would read, or within the cluster the pod's service account.
     pub kubeconfig: Option<PathBuf>,
+    /// `None` means the kubeconfig's current context.
     pub context: Option<String>,
-    /// Where the pool's lock is, and the pods of queues that have no namespace of their own.
+    /// The namespace of the pool's lock, and of the pods of queues that have no namespace of their own.
     pub namespace: String,
-    /// Namespaces by queue.
+    /// Namespaces by queue. A queue without one has that of its nearest ancestor.
     pub queues: BTreeMap<String, String>,
-    /// A label selector; empty means all nodes.
+    /// The label selector of the pool's nodes; empty means all nodes.
     pub nodes: String,
     pub binding: Binding,
-    /// The image in which jobs run that are commands; `None` refuses them.
+    /// The image for jobs that are plain commands; `None` means that they are refused.
     pub process_image: Option<String>,
+    /// The pods' service account; `None` means the namespace's default.
     pub service_account: Option<String>,
     pub image_pull_secrets: Vec<String>,
-    /// How long a pod may fail to start, for want of its image or a place.
+    /// How long a pod may fail to start, for lack of its image or of a node.
     pub start_timeout_ms: u64,
-    /// Models by the cluster's resource; they go before what labels say.
+    /// Device models by resource name. They take precedence over node labels.
     pub devices: BTreeMap<String, String>,
-    /// Output kept per task.
+    /// Bytes of output stored per task.
     pub log_max_bytes: u64,
 }
 
 impl Settings {
-    /// Where a queue's pods are: the namespace of the nearest queue above it that has one.
+    /// The namespace of a queue's pods: its own, or that of its nearest ancestor that has one.
     fn namespace_of(&self, queue: &str) -> &str {
         let mut queue = queue;
         loop {
@@ -99,7 +98,7 @@ impl Settings {
                 return namespace;
             }
             match queue.rsplit_once('/') {
-                Some((above, _)) => queue = above,
+                Some((parent, _)) => queue = parent,
                 None => return &self.namespace,
             }
         }
@@ -110,8 +109,8 @@ impl Settings {
         self.queues.values().map(String::as_str).chain([self.namespace.as_str()]).collect()
     }
 
-    /// What this backend can do with a job. No lease: a pod that lost both its agent and its API server
-    /// would have to end itself, and nothing in it could tell that apart from a quiet day.
+    /// What this backend supports. It has no leases: a pod that lost both its agent and its API server would
+    /// have to end itself, and nothing within the pod can detect that loss.
     pub fn capabilities(&self) -> Capabilities {
         let processes = self.process_image.is_some();
         Capabilities {
@@ -148,7 +147,7 @@ impl Settings {
     }
 }
 
-/// The backend.
+/// The backend of one pool. Dropping it ends the worker.
 pub struct Kubernetes {
     settings: Arc<Settings>,
     clock: Clock,
@@ -158,7 +157,7 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// A backend that is yet to be opened. Within a tokio runtime.
+    /// Creates a backend that is not open yet. Must be called within a tokio runtime.
     pub fn new(settings: Settings, clock: Clock) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         let logs = Logs::new(settings.state.join("logs"), settings.log_max_bytes);
@@ -166,20 +165,20 @@ impl Kubernetes {
     }
 
     fn send(&self, command: Command) {
-        // The worker ends only with the backend's events, and those end the agent.
+        // A failed send means that the worker has ended. It reports that as `Event::Gone`.
         let _ = self.commands.send(command);
     }
 
-    /// What this pool promises less than a job may think.
+    /// Limits of this backend that a job's owner should be aware of.
     fn notes(&self) -> Vec<String> {
         let mut notes = vec![
-            "a task's two streams of output are one here, as the cluster gives them".to_owned(),
-            "devices are given out whole".to_owned(),
-            "max_run counts from when a node accepts the pod, its image's way there included".to_owned(),
+            "stdout and stderr are one stream: the cluster does not separate them".to_owned(),
+            "devices are allocated whole".to_owned(),
+            "max_run counts from when a node accepts the pod, and so includes the image pull".to_owned(),
         ];
         if self.settings.process_image.is_none() {
             notes.push(
-                "jobs that are commands are refused: the pool's file names no process_image".to_owned(),
+                "jobs that are commands are refused: process_image is not set in the pool's file".to_owned(),
             );
         }
         notes
@@ -193,16 +192,16 @@ impl PoolBackend for Kubernetes {
         let inbox = self.inbox.take().ok_or_else(|| Error::Gone { pool: pool.clone() })?;
         let cluster = Cluster::connect(&self.settings, self.clock).await.map_err(failed)?;
         let lock = Lock::new(&cluster, &self.settings.namespace, &self.settings.pool, &self.settings.holder);
-        lock.take().await;
+        lock.acquire().await;
         self.logs.connect(cluster.clone());
         let mut worker = Worker::new(self.settings.clone(), cluster, lock, self.logs.clone(), events);
         if !worker.list().await {
             return Err(Error::Gone { pool });
         }
-        let mut opened = worker.opened();
-        opened.notes = self.notes();
+        let mut initial = worker.initial_sync();
+        initial.notes = self.notes();
         tokio::spawn(worker.run(inbox));
-        Ok(opened)
+        Ok(initial)
     }
 
     fn serves(&mut self, journal: JournalId) {
@@ -210,7 +209,7 @@ impl PoolBackend for Kubernetes {
     }
 
     fn start(&mut self, start: StartRequest) {
-        self.send(Command::StartRequest(Box::new(start)));
+        self.send(Command::Start(Box::new(start)));
     }
 
     fn stop(&mut self, stop: Stop) {

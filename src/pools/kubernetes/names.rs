@@ -1,33 +1,36 @@
-//! What Weir's objects in a cluster are called and carry.
+//! Names, labels and annotations of Weir's objects in a cluster.
+//!
+//! All names derive from attempt ids, so a repeated call meets the object that the first call created.
 
 use crate::model::id::AttemptId;
 
-/// The pool that an object belongs to.
+/// Label: the pool that an object belongs to.
 pub(super) const POOL: &str = "weir.dev/pool";
-/// The attempt whose pod it is.
+/// Label: the pod's attempt.
 pub(super) const ATTEMPT: &str = "weir.dev/attempt";
-/// The task's place in its unit.
+/// Label: the task's rank, its index in its unit.
 pub(super) const RANK: &str = "weir.dev/rank";
-/// The job's name.
+/// Label: the job's name.
 pub(super) const JOB: &str = "weir.dev/job";
-/// The job's queue.
+/// Label: the job's queue.
 pub(super) const QUEUE: &str = "weir.dev/queue";
-/// Who made it, in the words that many tools know.
+/// The recommended label for the program that manages an object, and its value.
+/// <https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/>
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weir");
 
 /// Annotation: the revision that ordered the attempt.
 pub(super) const REVISION: &str = "weir.dev/revision";
-/// Annotation: the stamp of that revision.
-pub(super) const STAMP: &str = "weir.dev/stamp";
-/// Annotation: until when the attempt may be created, in milliseconds since 1970.
+/// Annotation: the journal's high-water mark at that revision.
+pub(super) const HIGH_WATER: &str = "weir.dev/high-water-mark";
+/// Annotation: the attempt's start-by time, in milliseconds since 1970. No pod is created after it.
 pub(super) const START_BY: &str = "weir.dev/start-by";
-/// Annotation: how many pods the attempt has.
+/// Annotation: how many tasks, and so pods, the attempt has.
 pub(super) const TASKS: &str = "weir.dev/tasks";
-/// Annotation: places of the task's devices in its node's list.
+/// Annotation: indices of the task's devices in its node's list, separated by commas.
 pub(super) const DEVICES: &str = "weir.dev/devices";
-/// Annotation: what the task was given of its node, by the cluster's names.
-pub(super) const GIVEN: &str = "weir.dev/given";
-/// Annotation: why the pod was told to stop: a code, and after a space a message.
+/// Annotation: the resources allocated to the task, a JSON object by the cluster's resource names.
+pub(super) const ALLOCATED: &str = "weir.dev/allocated";
+/// Annotation: why the pod must stop: a code, then a space and a message.
 pub(super) const STOP: &str = "weir.dev/stop";
 
 /// The container that runs the task.
@@ -43,17 +46,17 @@ pub(super) fn service(attempt: AttemptId) -> String {
     format!("weir-{attempt}")
 }
 
-/// A member's name within its service.
+/// A gang member's host name within its service.
 pub(super) fn host(rank: usize) -> String {
     format!("rank-{rank}")
 }
 
-/// The lease of the agent that speaks for a pool.
+/// The lease of a pool's active agent.
 pub(super) fn lease(pool: &str) -> String {
     format!("weir-agent-{pool}")
 }
 
-/// Where a member of a gang is reached.
+/// The DNS name of a gang member.
 pub(super) fn address(attempt: AttemptId, rank: usize, namespace: &str) -> String {
     format!("{}.{}.{namespace}.svc", host(rank), service(attempt))
 }

@@ -1,4 +1,4 @@
-//! What a cluster's nodes offer, less what others hold of it.
+//! From a cluster's node object to the node that the broker schedules on: allocatable less the load.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,28 +12,29 @@ use crate::model::resource::Resources;
 use crate::model::spec::{Labels, Taint};
 use crate::model::text;
 
-/// Which resource, on nodes with which label, is which model of device. Values are beginnings: a
-/// product's name goes on with its form or its sharing. From the makers' and HAMi's device plugins;
-/// NVIDIA's products as its feature discovery writes them.
-const TABLE: &str = include_str!("devices.csv");
+/// Device models by resource name and node label. A label value matches by prefix, because a product's name
+/// continues with its form factor or sharing mode. Sources: the vendors' and HAMi's device plugins; NVIDIA's
+/// product names are those of GPU Feature Discovery.
+const MODEL_TABLE: &str = include_str!("devices.csv");
 
-/// What the keys of taints begin with that the cluster itself sets.
-const CLUSTERS_OWN: &str = "node.kubernetes.io/";
-/// How many pods a node takes.
+/// Prefix of the taints that the cluster itself sets.
+const CLUSTER_TAINT_PREFIX: &str = "node.kubernetes.io/";
+/// The resource that limits the number of pods on a node.
 pub(super) const PODS: &str = "pods";
 
-/// Labels that say much and help nobody to choose a node; they go first where there are too many.
-const VERBOSE: &str = "feature.node.kubernetes.io/";
+/// Prefix of Node Feature Discovery's labels. They are many and of little use for choosing a node, so they are
+/// dropped first where a node has more than `LABELS_MAX`.
+const FEATURE_LABEL_PREFIX: &str = "feature.node.kubernetes.io/";
 
-/// A node as its object tells.
+/// What the scheduler needs of a node object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     labels: Labels,
     taints: Vec<Taint>,
-    /// It is ready and not cordoned.
-    open: bool,
+    /// The node is ready, not cordoned, and has no taint of the cluster's own.
+    schedulable: bool,
     allocatable: Amounts,
-    /// Devices by resource, with how many there are and what model they are.
+    /// Devices, one entry per resource. Their order defines the device indices.
     devices: Vec<DeviceKind>,
 }
 
@@ -42,36 +43,36 @@ pub(super) struct Facts {
 struct DeviceKind {
     resource: Box<str>,
     model: String,
-    /// Present, healthy or not: their places in the node's list must not move.
+    /// Number of devices, unhealthy ones included, so that indices in the node's list stay stable.
     count: u64,
 }
 
-/// The model that a resource stands for on a node with such labels; `None` where it is no device.
+/// Returns the model of a resource's devices on a node with these labels; `None` if the resource is not a device.
 ///
-/// `own` is the pool's file's: it wins.
+/// `configured` holds the models from the pool's file. They take precedence over the table.
 fn model_of(
     resource: &str,
     labels: &BTreeMap<String, String>,
-    own: &BTreeMap<String, String>,
+    configured: &BTreeMap<String, String>,
 ) -> Option<String> {
-    if let Some(model) = own.get(resource) {
+    if let Some(model) = configured.get(resource) {
         return Some(model.clone());
     }
-    let mut known = None;
+    let mut found_model = None;
     let mut longest = 0;
-    for row in TABLE.lines().skip(1) {
+    for row in MODEL_TABLE.lines().skip(1) {
         let cells: Vec<&str> = row.split(',').collect();
         let [of, label, value, model] = cells[..] else { continue };
         if of != resource {
             continue;
         }
         if label.is_empty() {
-            known.get_or_insert_with(|| model.to_owned());
+            found_model.get_or_insert_with(|| model.to_owned());
             continue;
         }
         match labels.get(label) {
-            // A10 is not A100: what follows must not be a part of the same word. A slice of a device and
-            // a place on one that is shared are models of their own.
+            // The prefix must end at a word boundary: A10 is not A100. A slice of a device (MIG) and a share of
+            // one are models of their own.
             Some(found)
                 if value.len() >= longest
                     && found.strip_prefix(value).is_some_and(|rest| {
@@ -81,22 +82,22 @@ fn model_of(
                     }) =>
             {
                 longest = value.len();
-                known = Some(model.to_owned());
+                found_model = Some(model.to_owned());
             }
-            // A product that is in no table is a model of its own name.
+            // A product that is not in the table is a model named after its label.
             Some(found) if longest == 0 && text::is_label(found) && !found.is_empty() => {
-                known = Some(found.clone())
+                found_model = Some(found.clone())
             }
             _ => {
                 let plain = resource.rsplit('/').next().unwrap_or(resource);
-                known.get_or_insert_with(|| plain.to_owned());
+                found_model.get_or_insert_with(|| plain.to_owned());
             }
         }
     }
-    known
+    found_model
 }
 
-/// The resource by which a pod asks for devices of a model on this node.
+/// The resource by which a pod requests the device of this index; `None` if the node has no such device.
 pub(super) fn resource_of(facts: &Facts, index: u16) -> Option<&str> {
     let mut first = 0;
     facts.devices.iter().find_map(|kind| {
@@ -106,8 +107,8 @@ pub(super) fn resource_of(facts: &Facts, index: u16) -> Option<&str> {
 }
 
 impl Facts {
-    /// Reads a node. `own` maps resources to models for this pool.
-    pub(super) fn read(node: &Node, own: &BTreeMap<String, String>) -> Self {
+    /// Reads a node. `configured` maps resources to models, from the pool's file.
+    pub(super) fn read(node: &Node, configured: &BTreeMap<String, String>) -> Self {
         let none = BTreeMap::new();
         let all_labels = node.metadata.labels.as_ref().unwrap_or(&none);
         let status = node.status.as_ref();
@@ -120,7 +121,7 @@ impl Facts {
         let mut left = DEVICES_PER_NODE_MAX as u64;
         allocatable.other.sort();
         for (resource, usable) in &allocatable.other {
-            let Some(model) = model_of(resource, all_labels, own) else { continue };
+            let Some(model) = model_of(resource, all_labels, configured) else { continue };
             let count = capacity.of(resource).max(*usable).min(left);
             left -= count;
             devices.push(DeviceKind { resource: resource.clone(), model, count });
@@ -132,48 +133,59 @@ impl Facts {
             .any(|condition| condition.type_ == "Ready" && condition.status == "True");
         let cordoned = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
         let all_taints = || spec.and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
-        // The cluster's own: not ready, short of memory, disk or process ids, out of service.
-        let shut = all_taints()
-            .any(|taint| taint.key.starts_with(CLUSTERS_OWN) && taint.effect != "PreferNoSchedule");
+        // The cluster's own taints mean: not ready; short of memory, disk or process ids; out of service.
+        let tainted = all_taints()
+            .any(|taint| taint.key.starts_with(CLUSTER_TAINT_PREFIX) && taint.effect != "PreferNoSchedule");
         let mut taints: Vec<Taint> = all_taints()
-            // A preference keeps nobody away. The cluster's own are told as a node that is closed.
-            .filter(|taint| taint.effect != "PreferNoSchedule" && !taint.key.starts_with(CLUSTERS_OWN))
+            // `PreferNoSchedule` excludes nothing. The cluster's own taints close the node instead.
+            .filter(|taint| {
+                taint.effect != "PreferNoSchedule" && !taint.key.starts_with(CLUSTER_TAINT_PREFIX)
+            })
             .map(|taint| Taint { key: taint.key.clone(), value: taint.value.clone().unwrap_or_default() })
             .filter(|taint| text::is_label(&taint.key) && text::is_label(&taint.value))
             .collect();
         taints.sort_by(|a, b| (&a.key, &a.value).cmp(&(&b.key, &b.value)));
         taints.dedup();
         taints.truncate(LABELS_MAX);
-        Self { labels: labels(all_labels), taints, open: ready && !cordoned && !shut, allocatable, devices }
+        Self {
+            labels: labels(all_labels),
+            taints,
+            schedulable: ready && !cordoned && !tainted,
+            allocatable,
+            devices,
+        }
     }
 
-    /// How many pods it takes altogether, if that is limited.
+    /// How many pods the node takes in all; `None` if that is not limited.
     pub(super) fn pods(&self) -> Option<u64> {
         Some(self.allocatable.of(PODS)).filter(|pods| *pods > 0)
     }
 
-    /// What Weir may use of the node where others hold `load` and Weir's own tasks the devices at the
-    /// places `held`, in `own_pods` pods. Which devices others hold is not known: those that Weir does not, from the last.
+    /// Returns what Weir may use of the node. `load` is what other pods hold. `held` has the indices of devices
+    /// that Weir's own tasks hold, in `own_pods` pods.
+    ///
+    /// The API does not show which devices other pods hold, only how many. They are taken from the end of the
+    /// list, and never from `held`.
     pub(super) fn spec(&self, name: &str, load: &Amounts, held: &BTreeSet<u16>, own_pods: u64) -> NodeSpec {
         let mut free = self.allocatable.clone();
         free.sub(load);
         let mut devices = Vec::new();
         for kind in &self.devices {
-            let known = device::built_in().find(|known| known.name == kind.model);
-            let memory_bytes = known.map_or(0, |known| known.memory_bytes);
+            let built_in = device::built_in().find(|built_in| built_in.name == kind.model);
+            let memory_bytes = built_in.map_or(0, |built_in| built_in.memory_bytes);
             let first = devices.len() as u64;
-            let mut away = kind.count.saturating_sub(free.of(&kind.resource));
-            let mut own = vec![true; kind.count as usize];
-            for place in (0..kind.count).rev() {
-                if away == 0 {
+            let mut unavailable = kind.count.saturating_sub(free.of(&kind.resource));
+            let mut usable = vec![true; kind.count as usize];
+            for offset in (0..kind.count).rev() {
+                if unavailable == 0 {
                     break;
                 }
-                if u16::try_from(first + place).is_ok_and(|index| !held.contains(&index)) {
-                    own[place as usize] = false;
-                    away -= 1;
+                if u16::try_from(first + offset).is_ok_and(|index| !held.contains(&index)) {
+                    usable[offset as usize] = false;
+                    unavailable -= 1;
                 }
             }
-            devices.extend(own.into_iter().map(|healthy| Device {
+            devices.extend(usable.into_iter().map(|healthy| Device {
                 model: kind.model.clone(),
                 memory_bytes,
                 healthy,
@@ -196,8 +208,8 @@ impl Facts {
             name: name.to_owned(),
             labels: self.labels.clone(),
             taints: self.taints.clone(),
-            // A node that takes no more pods has no place, whatever else it has.
-            cordoned: !self.open || self.allocatable.of(PODS) > 0 && free.of(PODS) <= own_pods,
+            // A node at its pod limit takes no task, even if other resources are free.
+            cordoned: !self.schedulable || self.allocatable.of(PODS) > 0 && free.of(PODS) <= own_pods,
             allocatable: Resources {
                 cpu_millis: free.cpu_millis.min(NODE_CPU_MILLIS_MAX),
                 memory_bytes: free.memory_bytes.min(BYTES_MAX),
@@ -210,13 +222,13 @@ impl Facts {
     }
 }
 
-/// The labels that a broker takes: not too many, and none that it would refuse.
+/// The labels that the broker accepts: valid ones, at most `LABELS_MAX`.
 fn labels(all: &BTreeMap<String, String>) -> Labels {
     let valid =
         |(key, value): &(&String, &String)| text::is_label(key) && !key.is_empty() && text::is_label(value);
-    let (verbose, plain): (Vec<_>, Vec<_>) =
-        all.iter().filter(valid).partition(|(key, _)| key.starts_with(VERBOSE));
-    let both = plain.into_iter().chain(verbose).take(LABELS_MAX);
+    let (features, plain): (Vec<_>, Vec<_>) =
+        all.iter().filter(valid).partition(|(key, _)| key.starts_with(FEATURE_LABEL_PREFIX));
+    let both = plain.into_iter().chain(features).take(LABELS_MAX);
     both.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
@@ -245,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_hold_is_not_offered() {
+    fn resources_held_by_other_pods_are_not_offered() {
         let spec = gpus(4).spec("n", &load(1_850, 1), &BTreeSet::new(), 0);
         assert_eq!((spec.allocatable.cpu_millis, spec.cordoned), (30_000, false));
         let healthy = |spec: &NodeSpec| spec.devices.iter().map(|device| device.healthy).collect::<Vec<_>>();
@@ -255,28 +267,28 @@ mod tests {
         assert_eq!(spec.taints, [Taint { key: "dedicated".to_owned(), value: "ml".to_owned() }]);
         let other = spec.allocatable.other.expect("others");
         assert_eq!((other.get("rdma/hca"), other.get("nvidia.com/gpu")), (Some(&2), None));
-        // Those that Weir's own tasks hold are theirs, and one that broke is nobody's.
+        // A device that Weir's own task holds stays usable; the unhealthy one and those of others don't.
         let spec = gpus(3).spec("n", &load(0, 2), &BTreeSet::from([3]), 0);
         assert_eq!(healthy(&spec), [false, false, false, true]);
         assert_eq!(gpus(4).spec("n", &load(99_999, 9), &BTreeSet::new(), 0).allocatable.cpu_millis, 0);
     }
 
     #[test]
-    fn a_resource_is_found_by_a_devices_place() {
+    fn a_resource_is_found_by_a_devices_index() {
         let facts = gpus(4);
         assert_eq!(resource_of(&facts, 3), Some("nvidia.com/gpu"));
         assert_eq!(resource_of(&facts, 4), None);
     }
 
     #[test]
-    fn models_are_told_by_labels_and_by_names_of_resources() {
+    fn a_model_follows_from_labels_and_resource_names() {
         let labels = |label: &str, value: &str| BTreeMap::from([(label.to_owned(), value.to_owned())]);
         let none = BTreeMap::new();
         let check = |resource: &str, labels: &BTreeMap<String, String>, model: Option<&str>| {
             assert_eq!(model_of(resource, labels, &none).as_deref(), model, "{resource} {labels:?}");
         };
         let product = |value: &str| labels("nvidia.com/gpu.product", value);
-        // A seventh of a device, and a tenth of its time, are not one.
+        // A seventh of a device, or a tenth of its time, is not a whole device.
         for part in ["NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", "NVIDIA-A100-SXM4-80GB-SHARED"] {
             check("nvidia.com/gpu", &product(part), Some(part));
         }
@@ -290,8 +302,8 @@ mod tests {
         check("hygon.com/dcunum", &none, Some("DCU"));
         check("cambricon.com/vmlu", &none, Some("MLU"));
         check("rdma/hca", &none, None);
-        let own = BTreeMap::from([("hygon.com/dcu".to_owned(), "DCU-K100".to_owned())]);
-        assert_eq!(model_of("hygon.com/dcu", &none, &own).as_deref(), Some("DCU-K100"));
+        let configured = BTreeMap::from([("hygon.com/dcu".to_owned(), "DCU-K100".to_owned())]);
+        assert_eq!(model_of("hygon.com/dcu", &none, &configured).as_deref(), Some("DCU-K100"));
     }
 
     #[test]
@@ -315,20 +327,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_whose_places_for_pods_are_taken_is_closed() {
+    fn a_node_at_its_pod_limit_is_closed() {
         let load = Amounts { other: vec![(PODS.into(), 100)], ..Amounts::default() };
         let cordoned = |own_pods: u64| gpus(4).spec("n", &load, &BTreeSet::new(), own_pods).cordoned;
         assert_eq!([cordoned(9), cordoned(10), cordoned(11)], [false, true, true]);
     }
 
     #[test]
-    fn too_many_labels_are_cut_the_least_helpful_first() {
+    fn the_least_useful_labels_are_dropped_first() {
         let mut all: BTreeMap<String, String> =
-            (0..80).map(|i| (format!("{VERBOSE}cpu-{i:02}"), "true".to_owned())).collect();
+            (0..80).map(|i| (format!("{FEATURE_LABEL_PREFIX}cpu-{i:02}"), "true".to_owned())).collect();
         all.insert("zone".to_owned(), "a".to_owned());
         all.insert("broken".to_owned(), "a\u{200b}".to_owned());
-        let kept = labels(&all);
-        assert_eq!((kept.len(), kept.get("zone").map(String::as_str)), (LABELS_MAX, Some("a")));
-        assert!(!kept.contains_key("broken"));
+        let labels = labels(&all);
+        assert_eq!((labels.len(), labels.get("zone").map(String::as_str)), (LABELS_MAX, Some("a")));
+        assert!(!labels.contains_key("broken"));
     }
 }

@@ -1,4 +1,4 @@
-//! From an order to the pods of its attempt.
+//! Builds the pods of an attempt, and a gang's service, from the start order.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +20,11 @@ use crate::model::exchange::{StartOrder, TaskStart};
 use crate::model::id::AttemptId;
 use crate::model::spec::{self, EnvValue, JobSpec, Program, Run, TaskGroup};
 
-/// The pods of an attempt, by rank. `resource` tells by which resource a node's device is asked for.
+/// Builds the pods of an attempt, by rank. `resource` returns the resource by which a node's device is requested;
+/// `None` if the node has no device of that index.
 ///
 /// # Errors
-/// In words for the job's owner, if this pool can't run it.
+/// A message for the job's owner, if this pool can't run the job.
 pub(super) fn pods(
     settings: &Settings,
     start: &StartRequest,
@@ -31,13 +32,13 @@ pub(super) fn pods(
 ) -> Result<Vec<Pod>, String> {
     let order = &start.order;
     if order.tasks.is_empty() {
-        return Err("the order names no task".to_owned());
+        return Err("the order has no tasks".to_owned());
     }
     let tasks = order.tasks.iter().enumerate();
     tasks.map(|(rank, task)| pod(settings, start, rank, task, &resource)).collect()
 }
 
-/// It starts and ends as a whole: a gang, if only of one.
+/// True if the attempt's tasks start and end together. Also true of a gang of one.
 pub(super) fn is_gang(order: &StartOrder, spec: &JobSpec) -> bool {
     let first = order.tasks.first().and_then(|task| spec.groups.get(usize::from(task.group)));
     spec.gang_job || first.is_some_and(|group| group.gang)
@@ -51,32 +52,64 @@ fn pod(
     resource: &impl Fn(&str, u16) -> Option<String>,
 ) -> Result<Pod, String> {
     let (order, spec) = (&start.order, &*start.spec);
-    let group = spec.groups.get(usize::from(task.group)).ok_or("its spec lacks a task's group")?;
+    let group =
+        spec.groups.get(usize::from(task.group)).ok_or("its spec has no group for one of its tasks")?;
     let namespace = settings.namespace_of(&order.queue);
     let gang = is_gang(order, spec);
     let mut pod_spec = match (&group.run, &settings.process_image) {
         (Run::Container { image, program }, _) => plain_spec(image, program),
         (Run::Process(program), Some(image)) => plain_spec(image, program),
         (Run::Process(_), None) => {
-            return Err("this pool runs containers only: its file names no process_image".to_owned());
+            return Err("this pool runs containers only: process_image is not set in its file".to_owned());
         }
         (Run::Pod { spec }, _) => native_spec(spec)?,
     };
     let main = main_container(&pod_spec)?;
-    let mut asked = resources(group, task, resource)?;
-    let given = asked.clone();
-    name_requests(&mut pod_spec, main);
-    leave_to_others(&mut asked, &pod_spec, main)?;
+    let mut requested = resources(group, task, resource)?;
+    let allocated = requested.clone();
+    default_requests_to_limits(&mut pod_spec, main);
+    subtract_other_containers(&mut requested, &pod_spec, main)?;
     let own = env(settings, order, group, rank, task, gang.then_some(namespace));
     for (index, container) in pod_spec.containers.iter_mut().enumerate() {
         let theirs = container.env.take().unwrap_or_default();
         container.env = Some(own.iter().cloned().chain(theirs).collect());
         if index == main {
-            let requests = Some(asked.clone());
-            container.resources =
-                Some(ResourceRequirements { requests, limits: Some(asked.clone()), ..Default::default() });
+            let requests = Some(requested.clone());
+            container.resources = Some(ResourceRequirements {
+                requests,
+                limits: Some(requested.clone()),
+                ..Default::default()
+            });
         }
     }
+    set_placement_and_limits(&mut pod_spec, settings, start, rank, task);
+    let pod = Pod {
+        metadata: ObjectMeta {
+            name: Some(names::pod(order.attempt, rank)),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(labels(settings, order, rank)),
+            annotations: Some(annotations(start, task, &allocated)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(pod_spec),
+        status: None,
+    };
+    let total = of_pod(&pod);
+    if let Some((name, total, allocated)) = total.first_beyond(&Amounts::read(&allocated)) {
+        return Err(format!("its pod requests {total} of {name} in total, more than the task's {allocated}"));
+    }
+    Ok(pod)
+}
+
+/// Sets the fields that Weir owns in every pod: where it runs, for how long, and with whose credentials.
+fn set_placement_and_limits(
+    pod_spec: &mut PodSpec,
+    settings: &Settings,
+    start: &StartRequest,
+    rank: usize,
+    task: &TaskStart,
+) {
+    let (order, spec) = (&start.order, &*start.spec);
     let direct = settings.binding == Binding::Direct;
     pod_spec.restart_policy = Some("Never".to_owned());
     pod_spec.node_name = direct.then(|| task.node.clone());
@@ -88,7 +121,7 @@ fn pod(
     };
     let tolerated = spec.constraints.tolerations.iter().map(toleration);
     pod_spec.tolerations.get_or_insert_default().extend(tolerated);
-    if gang {
+    if is_gang(order, spec) {
         pod_spec.hostname = Some(names::host(rank));
         pod_spec.subdomain = Some(names::service(order.attempt));
     }
@@ -98,37 +131,21 @@ fn pod(
         pod_spec.service_account_name = settings.service_account.clone();
     }
     pod_spec.image_pull_secrets.get_or_insert_default().extend(secrets(settings));
-    let pod = Pod {
-        metadata: ObjectMeta {
-            name: Some(names::pod(order.attempt, rank)),
-            namespace: Some(namespace.to_owned()),
-            labels: Some(labels(settings, order, rank)),
-            annotations: Some(annotations(start, task, &given)),
-            ..ObjectMeta::default()
-        },
-        spec: Some(pod_spec),
-        status: None,
-    };
-    let wanted = of_pod(&pod);
-    if let Some((name, wanted, given)) = wanted.first_beyond(&Amounts::read(&given)) {
-        return Err(format!("its pod asks for {wanted} of {name} altogether, and the task for {given}"));
-    }
-    Ok(pod)
 }
 
-/// Where only a limit is named, it is the request, as the cluster would have it.
-fn name_requests(spec: &mut PodSpec, main: usize) {
+/// Sets requests that are missing to their limits, as the API server would.
+fn default_requests_to_limits(spec: &mut PodSpec, main: usize) {
     let others = spec.containers.iter_mut().enumerate().filter(|(index, _)| *index != main);
     let others = others.map(|(_, container)| &mut container.resources);
-    let before = spec.init_containers.iter_mut().flatten().map(|container| &mut container.resources);
-    for resources in others.chain(before).flatten().chain(spec.resources.as_mut()) {
+    let init = spec.init_containers.iter_mut().flatten().map(|container| &mut container.resources);
+    for resources in others.chain(init).flatten().chain(spec.resources.as_mut()) {
         for (name, limit) in resources.limits.clone().unwrap_or_default() {
             resources.requests.get_or_insert_default().entry(name).or_insert(limit);
         }
     }
 }
 
-/// A pod of one container that runs a program.
+/// The spec of a pod with one container that runs a program.
 fn plain_spec(image: &str, program: &Program) -> PodSpec {
     let container = Container {
         name: names::CONTAINER.to_owned(),
@@ -151,94 +168,98 @@ fn plain_spec(image: &str, program: &Program) -> PodSpec {
     }
 }
 
-/// A pod as its job describes it in Kubernetes' own words.
+/// Parses the PodSpec that a job brings.
 fn native_spec(text: &str) -> Result<PodSpec, String> {
-    let wrong = |error: serde_json::Error| format!("its pod is no PodSpec: {error}");
-    let spec: PodSpec = serde_json::from_str(text).map_err(wrong)?;
-    // What is not read would be left out without a word.
-    let (said, read) =
-        (serde_json::from_str(text).map_err(wrong)?, serde_json::to_value(&spec).map_err(wrong)?);
-    match unread(&said, &read) {
-        Some(field) => Err(format!("its pod has a field that is not known here: {field}")),
+    let invalid = |error: serde_json::Error| format!("its pod is not a valid PodSpec: {error}");
+    let spec: PodSpec = serde_json::from_str(text).map_err(invalid)?;
+    // serde ignores unknown fields, so a misspelt one would have no effect and no error.
+    let given: Value = serde_json::from_str(text).map_err(invalid)?;
+    let parsed = serde_json::to_value(&spec).map_err(invalid)?;
+    match first_unknown_field(&given, &parsed) {
+        Some(field) => Err(format!("its pod has an unknown field: {field}")),
         None => Ok(spec),
     }
 }
 
-/// The first field of `said` that `read` lacks, by its path.
-fn unread(said: &Value, read: &Value) -> Option<String> {
-    let below = |name: String, said: &Value, read: &Value| {
-        let inner = unread(said, read)?;
+/// Returns the path of the first field of `given` that `parsed` lacks.
+fn first_unknown_field(given: &Value, parsed: &Value) -> Option<String> {
+    let below = |name: String, given: &Value, parsed: &Value| {
+        let inner = first_unknown_field(given, parsed)?;
         let dot = if inner.starts_with('[') { "" } else { "." };
         Some(format!("{name}{dot}{inner}"))
     };
-    match (said, read) {
-        (Value::Object(said), Value::Object(read)) => {
-            said.iter().filter(|(_, value)| !value.is_null()).find_map(|(name, value)| match read.get(name) {
-                Some(read) => below(name.clone(), value, read),
-                None => Some(name.clone()),
-            })
-        }
-        (Value::Array(said), Value::Array(read)) => said
+    match (given, parsed) {
+        (Value::Object(given), Value::Object(parsed)) => given
             .iter()
-            .zip(read)
+            .filter(|(_, value)| !value.is_null())
+            .find_map(|(name, value)| match parsed.get(name) {
+                Some(parsed) => below(name.clone(), value, parsed),
+                None => Some(name.clone()),
+            }),
+        (Value::Array(given), Value::Array(parsed)) => given
+            .iter()
+            .zip(parsed)
             .enumerate()
-            .find_map(|(index, (said, read))| below(format!("[{index}]"), said, read)),
+            .find_map(|(index, (given, parsed))| below(format!("[{index}]"), given, parsed)),
         _ => None,
     }
 }
 
-/// The container that is the task: the one of that name, or the first.
+/// Index of the main container, which is the task: the one of that name, or the first.
 fn main_container(spec: &PodSpec) -> Result<usize, String> {
     let named = spec.containers.iter().position(|container| container.name == names::CONTAINER);
     named.or((!spec.containers.is_empty()).then_some(0)).ok_or_else(|| "its pod has no containers".to_owned())
 }
 
-/// The pod as a whole gets what its task was given a place for: what its other containers ask for
-/// themselves, and helpers that stay beside them, is not the main one's.
-fn leave_to_others(
-    asked: &mut BTreeMap<String, Quantity>,
+/// Subtracts from `requested` what the pod's other containers and sidecars request, so that the pod as a whole
+/// requests what its task was allocated.
+///
+/// # Errors
+/// A message for the job's owner, if they request more than that, or leave no CPU, memory or storage for the main
+/// container.
+fn subtract_other_containers(
+    requested: &mut BTreeMap<String, Quantity>,
     spec: &PodSpec,
     main: usize,
 ) -> Result<(), String> {
-    let beside = spec.containers.iter().enumerate().filter(|(index, _)| *index != main);
-    let helpers = spec.init_containers.iter().flatten();
-    let helpers = helpers.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    let mut others = Amounts::default();
-    for container in beside.map(|(_, container)| container).chain(helpers) {
+    let others = spec.containers.iter().enumerate().filter(|(index, _)| *index != main);
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let mut sum = Amounts::default();
+    for container in others.map(|(_, container)| container).chain(sidecars) {
         let requests = container.resources.as_ref().and_then(|all| all.requests.as_ref());
-        others.add(&requests.map(Amounts::read).unwrap_or_default());
+        sum.add(&requests.map(Amounts::read).unwrap_or_default());
     }
     let fixed = [
-        ("cpu", others.cpu_millis, "m"),
-        ("memory", others.memory_bytes, ""),
-        ("ephemeral-storage", others.storage_bytes, ""),
+        ("cpu", sum.cpu_millis, "m"),
+        ("memory", sum.memory_bytes, ""),
+        ("ephemeral-storage", sum.storage_bytes, ""),
     ];
-    let more = others.other.iter().map(|(name, amount)| (&**name, *amount, ""));
+    let more = sum.other.iter().map(|(name, amount)| (&**name, *amount, ""));
     for (name, theirs, unit) in fixed.into_iter().chain(more).filter(|(_, theirs, _)| *theirs > 0) {
         let read = if name == "cpu" { quantity::millis } else { quantity::whole };
-        let given = asked.get(name).and_then(|Quantity(text)| read(text)).unwrap_or(0);
-        let left = given.checked_sub(theirs).ok_or_else(|| {
-            format!("its pod's containers ask for {theirs}{unit} of {name} beside the main one, and the task for {given}{unit}")
+        let allocated = requested.get(name).and_then(|Quantity(text)| read(text)).unwrap_or(0);
+        let left = allocated.checked_sub(theirs).ok_or_else(|| {
+            format!("its pod's other containers request {theirs}{unit} of {name}, more than the task's {allocated}{unit}")
         })?;
         if left == 0 && fixed.iter().any(|(fixed, ..)| *fixed == name) {
-            // A limit of nothing is none.
+            // The kubelet treats a limit of 0 as no limit.
             return Err(format!(
-                "its pod's containers leave nothing of {given}{unit} of {name} to the main one"
+                "its pod's other containers request all of the task's {allocated}{unit} of {name}"
             ));
         }
-        asked.insert(name.to_owned(), Quantity(format!("{left}{unit}")));
+        requested.insert(name.to_owned(), Quantity(format!("{left}{unit}")));
     }
     Ok(())
 }
 
-/// A text that a cluster hands on as it is: it would take a dollar sign for the beginning of a
-/// reference, or for half of one.
+/// Escapes text so that the cluster passes it on unchanged: `$(NAME)` would be expanded, and `$$` shortened to `$`.
 #[allow(clippy::ptr_arg)] // Mapped over lists of strings.
 fn verbatim(text: &String) -> String {
     text.replace('$', "$$")
 }
 
-/// A job's own variable.
+/// An environment variable from the job's spec.
 fn variable(var: &spec::EnvVar) -> EnvVar {
     match &var.value {
         EnvValue::Plain(value) => plain_variable(&var.name, verbatim(value)),
@@ -261,7 +282,7 @@ fn plain_variable(name: &str, value: String) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value), value_from: None }
 }
 
-/// Whole seconds, rounded up, and at least one.
+/// Whole seconds, rounded up, at least 1.
 fn seconds(ms: u64) -> i64 {
     i64::from(i32::try_from(ms.div_ceil(1_000).max(1)).unwrap_or(i32::MAX))
 }
@@ -281,7 +302,7 @@ fn toleration(toleration: &spec::Toleration) -> Toleration {
     }
 }
 
-/// Only that node, by the field that no label can forge.
+/// Affinity to one node, by its name field. A label could be set by others.
 fn on_node(node: &str) -> Affinity {
     let requirement = NodeSelectorRequirement {
         key: "metadata.name".to_owned(),
@@ -312,7 +333,7 @@ fn labels(settings: &Settings, order: &StartOrder, rank: usize) -> BTreeMap<Stri
     ])
 }
 
-/// A queue's path as a label may be: without slashes, not too long, and with a letter or digit at its end.
+/// A queue's path as a valid label value: no slashes, at most 63 characters, ending with a letter or digit.
 fn queue_label(path: &str) -> String {
     let label: String = path.replace('/', ".").chars().take(63).collect();
     label.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
@@ -321,18 +342,18 @@ fn queue_label(path: &str) -> String {
 fn annotations(
     start: &StartRequest,
     task: &TaskStart,
-    given: &BTreeMap<String, Quantity>,
+    allocated: &BTreeMap<String, Quantity>,
 ) -> BTreeMap<String, String> {
     let order = &start.order;
     let devices: Vec<String> = task.devices.iter().map(|share| share.index.to_string()).collect();
     let high_water = order.high_water.map_or_else(String::new, |high_water| high_water.to_string());
     let all = [
         (names::REVISION, order.revision.0.to_string()),
-        (names::STAMP, high_water),
+        (names::HIGH_WATER, high_water),
         (names::START_BY, start.start_by.0.to_string()),
         (names::TASKS, order.tasks.len().to_string()),
         (names::DEVICES, devices.join(",")),
-        (names::GIVEN, serde_json::json!(given).to_string()),
+        (names::ALLOCATED, serde_json::json!(allocated).to_string()),
     ];
     all.into_iter()
         .filter(|(_, value)| !value.is_empty())
@@ -340,34 +361,37 @@ fn annotations(
         .collect()
 }
 
-/// Requests are limits: what a job asked for is what it gets, and what it may use.
+/// The task's resources by the cluster's names. They become both requests and limits.
+///
+/// # Errors
+/// A message for the job's owner, if the job requests a part of a device or the node no longer has a device.
 fn resources(
     group: &TaskGroup,
     task: &TaskStart,
     resource: &impl Fn(&str, u16) -> Option<String>,
 ) -> Result<BTreeMap<String, Quantity>, String> {
-    let asked = &group.request.resources;
+    let requested = &group.request.resources;
     let mut all = BTreeMap::new();
     let mut set = |name: &str, value: String| all.insert(name.to_owned(), Quantity(value));
-    if asked.cpu_millis > 0 {
-        set("cpu", format!("{}m", asked.cpu_millis));
+    if requested.cpu_millis > 0 {
+        set("cpu", format!("{}m", requested.cpu_millis));
     }
-    if asked.memory_bytes > 0 {
-        set("memory", asked.memory_bytes.to_string());
+    if requested.memory_bytes > 0 {
+        set("memory", requested.memory_bytes.to_string());
     }
-    if asked.storage_bytes > 0 {
-        set("ephemeral-storage", asked.storage_bytes.to_string());
+    if requested.storage_bytes > 0 {
+        set("ephemeral-storage", requested.storage_bytes.to_string());
     }
-    for (name, amount) in asked.other.iter().flat_map(|other| other.iter()) {
+    for (name, amount) in requested.other.iter().flat_map(|other| other.iter()) {
         set(name, amount.to_string());
     }
     if let Some(DeviceAmount::Fraction(_)) = group.request.devices.as_ref().map(|devices| devices.amount) {
-        return Err("this pool gives out whole devices only".to_owned());
+        return Err("this pool allocates whole devices only".to_owned());
     }
     let mut devices: BTreeMap<String, usize> = BTreeMap::new();
     for share in &task.devices {
         let name = resource(&task.node, share.index)
-            .ok_or_else(|| format!("node {} has no device {} any more", task.node, share.index))?;
+            .ok_or_else(|| format!("node {} no longer has device {}", task.node, share.index))?;
         *devices.entry(name).or_default() += 1;
     }
     for (name, count) in devices {
@@ -406,8 +430,8 @@ fn env(
     all
 }
 
-/// The headless service through which a gang's members find each other; it goes with the first of
-/// them, whoever is alive then.
+/// Builds the headless service through which a gang's members find each other. Its owner is the gang's first pod,
+/// so the cluster deletes it with that pod, with or without a live agent.
 pub(super) fn service(attempt: AttemptId, first: &Pod) -> Service {
     let labels = first.metadata.labels.clone().unwrap_or_default();
     let selector = BTreeMap::from([(names::ATTEMPT.to_owned(), attempt.to_string())]);
@@ -435,7 +459,7 @@ pub(super) fn service(attempt: AttemptId, first: &Pod) -> Service {
     }
 }
 
-/// The name of an object that must have one.
+/// A node's name. The API server guarantees that there is one.
 pub(super) fn node_name(node: &Node) -> &str {
     node.metadata.name.as_deref().unwrap_or_default()
 }
@@ -530,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_native_pod_keeps_what_is_its_own() {
+    fn a_native_pod_retains_the_fields_that_weir_does_not_set() {
         let text = r#"{"containers": [
             {"name": "helper", "image": "h", "resources": {"requests": {"cpu": "250m"}, "limits": {"memory": "16Mi"}}},
             {"name": "task", "image": "t", "env": [{"name": "A", "value": "$(B)"}], "resources": {"requests": {"cpu": "64"}}}],
@@ -556,7 +580,7 @@ mod tests {
             all.into_iter().map(|(name, amount)| format!("{name}={}", amount.0)).collect::<Vec<_>>()
         };
         assert_eq!(requests(0), ["cpu=250m", "memory=16Mi"]);
-        // One CPU and 64 MiB were asked for in all.
+        // The task requests one CPU and 64 MiB in all.
         assert_eq!(requests(1), ["cpu=750m", "memory=50331648", "nvidia.com/gpu=2"]);
         let names: Vec<&str> = spec.containers[1]
             .env
@@ -569,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_that_stays_has_its_part_of_a_native_pod() {
+    fn a_sidecar_is_counted_in_a_native_pods_total() {
         let text = r#"{"containers": [{"name": "task"}], "initContainers": [
             {"name": "helper", "restartPolicy": "Always", "resources": {"requests": {"cpu": "250m"}}},
             {"name": "first", "resources": {"requests": {"cpu": "750m"}}}]}"#;
@@ -582,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn a_native_pod_that_asks_for_more_than_its_task_is_refused() {
+    fn a_native_pod_that_requests_more_than_its_task_is_refused() {
         let refused = |text: &str| {
             made(
                 &Settings::for_tests(),
@@ -593,19 +617,19 @@ mod tests {
         let more = refused(
             r#"{"containers": [{"name": "task"}, {"name": "b", "resources": {"requests": {"cpu": "2"}}}]}"#,
         );
-        assert!(more.contains("2000m of cpu beside the main one, and the task for 1000m"), "{more}");
+        assert!(more.contains("request 2000m of cpu, more than the task's 1000m"), "{more}");
         let before = refused(
             r#"{"containers": [{"name": "task"}], "initContainers": [{"name": "a", "resources": {"limits": {"cpu": "3"}}}]}"#,
         );
-        assert!(before.contains("asks for 3000 of cpu altogether, and the task for 1000"), "{before}");
+        assert!(before.contains("requests 3000 of cpu in total, more than the task's 1000"), "{before}");
         let all = refused(
             r#"{"containers": [{"name": "task"}, {"name": "b", "resources": {"requests": {"cpu": "1"}}}]}"#,
         );
-        assert!(all.contains("leave nothing of 1000m of cpu"), "{all}");
+        assert!(all.contains("request all of the task's 1000m of cpu"), "{all}");
         let typo = refused(r#"{"containers": [{"name": "a"}, {"name": "task", "volumMounts": []}]}"#);
-        assert!(typo.ends_with("not known here: containers[1].volumMounts"), "{typo}");
+        assert!(typo.ends_with("unknown field: containers[1].volumMounts"), "{typo}");
         assert!(refused(r#"{"containers": []}"#).contains("no containers"));
-        assert!(refused(r#"{"containers": 3}"#).contains("no PodSpec"));
+        assert!(refused(r#"{"containers": 3}"#).contains("not a valid PodSpec"));
     }
 
     #[test]
@@ -616,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn members_of_a_gang_know_each_other() {
+    fn members_of_a_gang_get_each_others_addresses() {
         let start = start(|spec| {
             spec.groups[0].count = 2;
             spec.groups[0].gang = true;
@@ -634,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pool_cannot_run_is_refused_in_words() {
+    fn a_job_that_the_pool_cannot_run_is_refused_with_a_message() {
         let refused =
             |change: fn(&mut JobSpec)| made(&Settings::for_tests(), &start(change)).expect_err("refused");
         let process = refused(|spec| spec.groups[0].run = Run::Process(Program::default()));
@@ -649,7 +673,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_may_leave_the_binding_to_a_scheduler() {
+    fn a_pool_can_leave_the_binding_to_a_scheduler() {
         let settings =
             Settings { binding: Binding::Scheduler("volcano".to_owned()), ..Settings::for_tests() };
         let pods = made(&settings, &start(|_| {})).expect("pods");

@@ -1,8 +1,8 @@
-//! Kubernetes' quantities: decimal numbers with a suffix.
+//! Parses Kubernetes quantities: decimal numbers with a suffix.
 //!
 //! Grammar: <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>.
 
-/// Reads a quantity in thousandths, rounded up. `None` if it is none, negative, or too large.
+/// Parses a quantity in thousandths, rounded up; `None` if the text is not a quantity, negative, or too large.
 pub(super) fn millis(text: &str) -> Option<u64> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '+').unwrap_or(text.len());
     let (number, suffix) = text.split_at(at);
@@ -50,7 +50,7 @@ fn exponent(suffix: &str) -> Option<i32> {
     })
 }
 
-/// Reads a quantity of whole things, rounded up.
+/// Parses a quantity in whole units, rounded up; `None` as for [`millis`].
 pub(super) fn whole(text: &str) -> Option<u64> {
     millis(text).map(|millis| millis.div_ceil(1_000))
 }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_forms_that_clusters_use_are_read() {
+    fn every_form_that_clusters_use_is_parsed() {
         let read = |text: &str, expected: u64| assert_eq!(millis(text), Some(expected), "{text}");
         read("8", 8_000);
         read("250m", 250);
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_none() {
+    fn other_text_is_not_a_quantity() {
         for text in ["", "-1", "Gi", "1.2.3", "1 Gi", "1e99", "1x", "++1", "99999999999999999999Ei", "."] {
             assert_eq!(millis(text), None, "{text}");
         }

@@ -1,4 +1,4 @@
-//! What a pod holds of its node.
+//! The resources that a pod holds of its node, counted as the Kubernetes scheduler counts them.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ pub(super) struct Amounts {
     pub(super) cpu_millis: u64,
     pub(super) memory_bytes: u64,
     pub(super) storage_bytes: u64,
-    /// By the cluster's names, in whole things. A list: it is almost always empty or has one entry.
+    /// By the cluster's names, in whole units. A list, because it is almost always empty or has one entry.
     pub(super) other: Vec<(Box<str>, u64)>,
 }
 
 impl Amounts {
-    /// Reads what an object says of its resources; what can't be read counts as nothing.
+    /// Reads an object's quantities. One that can't be read counts as 0.
     pub(super) fn read(quantities: &BTreeMap<String, Quantity>) -> Self {
         let mut amounts = Self::default();
         for (name, Quantity(text)) in quantities {
@@ -33,7 +33,7 @@ impl Amounts {
         amounts
     }
 
-    /// The amount of a resource beyond the three.
+    /// The amount of a resource other than CPU, memory and ephemeral storage.
     pub(super) fn of(&self, name: &str) -> u64 {
         self.other.iter().find(|(other, _)| **other == *name).map_or(0, |(_, amount)| *amount)
     }
@@ -47,16 +47,17 @@ impl Amounts {
         self.other.retain(|(_, amount)| *amount > 0);
     }
 
-    /// The first resource of which this is more than `given`, with both amounts. Places for pods don't count.
-    pub(super) fn first_beyond(&self, given: &Self) -> Option<(&str, u64, u64)> {
+    /// Returns the first resource of which this is more than `allocated`, with both amounts. The resource `pods`
+    /// is left out.
+    pub(super) fn first_beyond(&self, allocated: &Self) -> Option<(&str, u64, u64)> {
         let fixed = [
-            ("cpu", self.cpu_millis, given.cpu_millis),
-            ("memory", self.memory_bytes, given.memory_bytes),
-            ("ephemeral-storage", self.storage_bytes, given.storage_bytes),
+            ("cpu", self.cpu_millis, allocated.cpu_millis),
+            ("memory", self.memory_bytes, allocated.memory_bytes),
+            ("ephemeral-storage", self.storage_bytes, allocated.storage_bytes),
         ];
         let other = self.other.iter().filter(|(name, _)| **name != *PODS);
-        let other = other.map(|(name, amount)| (&**name, *amount, given.of(name)));
-        fixed.into_iter().chain(other).find(|(_, own, given)| own > given)
+        let other = other.map(|(name, amount)| (&**name, *amount, allocated.of(name)));
+        fixed.into_iter().chain(other).find(|(_, own, allocated)| own > allocated)
     }
 
     fn combine(&mut self, rhs: &Self, op: impl Fn(u64, u64) -> u64) {
@@ -71,14 +72,14 @@ impl Amounts {
         }
     }
 
-    fn at_least(&mut self, rhs: &Self) {
+    fn raise_to(&mut self, rhs: &Self) {
         self.combine(rhs, u64::max);
     }
 }
 
-/// What the scheduler counts for a pod: the sum of its containers and of the helpers that stay
-/// beside them, or more if one that runs before them needs more; its own request where it names one;
-/// and the runtime's overhead. As in
+/// Returns what the scheduler counts for a pod: the sum of its containers and sidecars, or the largest need of
+/// its init containers if that is more; the pod's own request instead of the sum where it has one; and the
+/// runtime's overhead. Source:
 /// <https://kubernetes.io/docs/concepts/workloads/pods/sidecar-containers/#resource-sharing-within-containers>.
 pub(super) fn of_pod(pod: &Pod) -> Amounts {
     let Some(spec) = &pod.spec else { return Amounts::default() };
@@ -90,19 +91,19 @@ pub(super) fn of_pod(pod: &Pod) -> Amounts {
     for container in &spec.containers {
         total.add(&of(container));
     }
-    let (mut helpers, mut before) = (Amounts::default(), Amounts::default());
+    let (mut sidecars, mut init) = (Amounts::default(), Amounts::default());
     for container in spec.init_containers.iter().flatten() {
         if container.restart_policy.as_deref() == Some("Always") {
-            helpers.add(&of(container));
-            before.at_least(&helpers);
+            sidecars.add(&of(container));
+            init.raise_to(&sidecars);
         } else {
-            let mut with_helpers = helpers.clone();
-            with_helpers.add(&of(container));
-            before.at_least(&with_helpers);
+            let mut with_sidecars = sidecars.clone();
+            with_sidecars.add(&of(container));
+            init.raise_to(&with_sidecars);
         }
     }
-    total.add(&helpers);
-    total.at_least(&before);
+    total.add(&sidecars);
+    total.raise_to(&init);
     if let Some(own) = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()) {
         let own = Amounts::read(own);
         for (sum, own) in [
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_add_up_and_what_runs_before_them_does_not() {
+    fn containers_are_summed_and_init_containers_are_not() {
         let pod = pod(r#"{"spec": {
             "containers": [
                 {"name": "a", "resources": {"requests": {"cpu": "500m", "memory": "1Gi", "nvidia.com/gpu": "2"}}},
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_can_be_taken_away() {
+    fn subtraction_reverses_addition() {
         let one = of_pod(&pod(
             r#"{"spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "1", "x/y": "2"}}}]}}"#,
         ));

@@ -1,4 +1,4 @@
-//! What a pod's status means, and what those of all of an attempt's pods mean together.
+//! Interprets the status of a pod, and derives an attempt's status from those of its pods. Pure functions.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -9,14 +9,14 @@ use crate::model::limit::MESSAGE_LEN_MAX;
 use crate::model::text;
 use crate::model::time::Timestamp;
 
-/// Why Weir told a pod to stop.
+/// Why Weir stopped a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StopCause {
-    /// Another task of its unit ended badly.
+    /// Another task of its unit failed.
     Sibling,
-    /// Its main container has ended, and others go on.
+    /// Its main container has ended while others run.
     MainEnded,
-    /// The attempt ends so, whatever its tasks do.
+    /// The attempt as a whole ends with this outcome.
     Attempt(OutcomeKind, String),
 }
 
@@ -24,7 +24,7 @@ const SIBLING: &str = "Sibling";
 const MAIN_ENDED: &str = "MainEnded";
 
 impl StopCause {
-    /// As the pod's annotation says it.
+    /// The value of the annotation `names::STOP`.
     pub(super) fn to_annotation(&self) -> String {
         match self {
             Self::Sibling => SIBLING.to_owned(),
@@ -40,23 +40,23 @@ impl StopCause {
             MAIN_ENDED => return Self::MainEnded,
             _ => {}
         }
-        // A code of a newer agent's, or somebody's own hand: it was stopped, whatever the cause.
-        let known = OutcomeKind::ALL.into_iter().find(|kind| kind.code() == code);
-        Self::Attempt(known.unwrap_or(OutcomeKind::Cancelled), message.to_owned())
+        // An unknown code comes from a newer agent or was set by hand. The pod was stopped in any case.
+        let found = OutcomeKind::ALL.into_iter().find(|kind| kind.code() == code);
+        Self::Attempt(found.unwrap_or(OutcomeKind::Cancelled), message.to_owned())
     }
 }
 
-/// How one pod stands.
+/// The state of one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Task {
-    /// Not all of it runs; why, if something is wrong.
+pub(super) enum PodState {
+    /// Not all of its containers have started. `obstacle` is `None` while the start proceeds normally.
     Pending {
-        trouble: Option<Trouble>,
+        obstacle: Option<StartObstacle>,
     },
     Running {
         started_at: Timestamp,
     },
-    /// Nothing is left of it. `outcome` is `None` where it ended because it was told to stop.
+    /// No container is left. `outcome` is `None` if the pod ended because Weir stopped it.
     Ended {
         started_at: Option<Timestamp>,
         ended_at: Timestamp,
@@ -64,44 +64,44 @@ pub(super) enum Task {
     },
 }
 
-/// What keeps a pod from starting.
+/// What prevents a pod from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Trouble {
-    /// Waiting won't help.
-    pub(super) final_: bool,
+pub(super) struct StartObstacle {
+    /// No amount of waiting removes it.
+    pub(super) permanent: bool,
     pub(super) message: String,
 }
 
-/// A pod as far as its attempt goes.
+/// What an attempt needs of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct View {
+pub(super) struct PodView {
     pub(super) uid: String,
-    pub(super) task: Task,
+    pub(super) state: PodState,
     pub(super) stop: Option<StopCause>,
-    /// It has a node, or a kubelet has taken note of it: only that one can end it.
+    /// It has a node, or a kubelet has acknowledged it. Only that kubelet can end it.
     pub(super) bound: bool,
-    /// Its container began: it may have written something.
-    pub(super) began: bool,
-    /// The task is over, and others of its containers go on.
-    pub(super) lingers: bool,
-    /// The container that is the task.
+    /// Its main container has started, so there may be output.
+    pub(super) has_started: bool,
+    /// The main container has ended, and other containers still run.
+    pub(super) only_helpers_run: bool,
+    /// Name of the main container, which is the task.
     pub(super) container: String,
 }
 
-impl View {
+impl PodView {
     pub(super) fn is_ended(&self) -> bool {
-        matches!(self.task, Task::Ended { .. })
+        matches!(self.state, PodState::Ended { .. })
     }
 
-    /// Its node had no room for it, whatever was known here.
-    pub(super) fn was_turned_away(&self) -> bool {
-        let Task::Ended { outcome: Some(outcome), .. } = &self.task else { return false };
+    /// True if its node's kubelet rejected it for lack of capacity.
+    pub(super) fn was_rejected_for_capacity(&self) -> bool {
+        let PodState::Ended { outcome: Some(outcome), .. } = &self.state else { return false };
         outcome.kind == OutcomeKind::NotStarted
     }
 }
 
-/// Reads a pod. `now` stands in for times that it does not tell.
-pub(super) fn view(pod: &Pod, now: Timestamp) -> View {
+/// Reads a pod. `now` replaces times that its status lacks.
+pub(super) fn view(pod: &Pod, now: Timestamp) -> PodView {
     let none = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&none);
     let annotations = pod.metadata.annotations.as_ref();
@@ -109,49 +109,49 @@ pub(super) fn view(pod: &Pod, now: Timestamp) -> View {
     let bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) || status.start_time.is_some();
     let name = main_container(pod);
     let statuses = status.container_statuses.as_ref();
-    let container = statuses.and_then(|all| all.iter().find(|container| container.name == name));
-    let state = container.and_then(|container| container.state.as_ref());
-    let terminated = state.and_then(|state| state.terminated.as_ref());
-    let running = state.and_then(|state| state.running.as_ref());
-    let began = terminated.is_some_and(|ended| ended.started_at.is_some()) || running.is_some();
-    let task = match status.phase.as_deref() {
+    let main = statuses.and_then(|all| all.iter().find(|container| container.name == name));
+    let main = main.and_then(|container| container.state.as_ref());
+    let terminated = main.and_then(|main| main.terminated.as_ref());
+    let running = main.and_then(|main| main.running.as_ref());
+    let has_started = terminated.is_some_and(|ended| ended.started_at.is_some()) || running.is_some();
+    let state = match status.phase.as_deref() {
         Some("Succeeded" | "Failed") => {
             let started_at = terminated.and_then(|ended| ended.started_at.as_ref()).map(time);
             let ended_at = terminated.and_then(|ended| ended.finished_at.as_ref()).map_or(now, time);
-            let outcome = ended(status, terminated, stop.as_ref(), asked_to_go_at(pod));
-            Task::Ended { started_at, ended_at, outcome }
+            let outcome = end_outcome(status, terminated, stop.as_ref(), deletion_requested_at(pod));
+            PodState::Ended { started_at, ended_at, outcome }
         }
         Some("Running") => {
             let since = running.and_then(|running| running.started_at.as_ref());
             let since = since.or(terminated.and_then(|ended| ended.started_at.as_ref()));
-            Task::Running { started_at: since.or(status.start_time.as_ref()).map_or(now, time) }
+            PodState::Running { started_at: since.or(status.start_time.as_ref()).map_or(now, time) }
         }
-        _ => Task::Pending { trouble: trouble(status).or_else(|| (!bound).then(unplaced)) },
+        _ => PodState::Pending { obstacle: start_obstacle(status).or_else(|| (!bound).then(unscheduled)) },
     };
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let lingers = terminated.is_some() && matches!(task, Task::Running { .. });
-    View { uid, task, stop, bound, began, lingers, container: name.to_owned() }
+    let only_helpers_run = terminated.is_some() && matches!(state, PodState::Running { .. });
+    PodView { uid, state, stop, bound, has_started, only_helpers_run, container: name.to_owned() }
 }
 
-/// When somebody asked for the pod to be gone, if anybody did: deletion is due a grace period later.
-fn asked_to_go_at(pod: &Pod) -> Option<Timestamp> {
+/// When the pod's deletion was requested; `None` if it was not. `deletionTimestamp` is one grace period later.
+fn deletion_requested_at(pod: &Pod) -> Option<Timestamp> {
     let due = time(pod.metadata.deletion_timestamp.as_ref()?);
     let grace_s = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
     Some(Timestamp(due.0.saturating_sub(u64::try_from(grace_s).unwrap_or(0).saturating_mul(1_000))))
 }
 
-/// How a pod ended that was removed. Where nobody saw it end, and nobody's word says that nothing is
-/// left of it, that is not known.
-pub(super) fn removed(pod: &Pod, now: Timestamp) -> View {
+/// Reads a pod that was removed. If no end was reported and it had a node, the outcome is `Vanished`: its
+/// containers may still run.
+pub(super) fn removed(pod: &Pod, now: Timestamp) -> PodView {
     let mut view = view(pod, now);
     if view.is_ended() {
         return view;
     }
-    let never_placed = !view.bound;
-    let outcome = if view.stop.is_some() && never_placed {
+    let never_bound = !view.bound;
+    let outcome = if view.stop.is_some() && never_bound {
         None
-    } else if never_placed {
-        Some(Outcome::plain(OutcomeKind::Drained, "its pod was deleted before it was placed"))
+    } else if never_bound {
+        Some(Outcome::plain(OutcomeKind::Drained, "its pod was deleted before it was bound to a node"))
     } else {
         let why = pod.status.as_ref().and_then(disrupted).map_or_else(
             || "its pod was removed while it ran".to_owned(),
@@ -159,37 +159,37 @@ pub(super) fn removed(pod: &Pod, now: Timestamp) -> View {
         );
         Some(outcome(OutcomeKind::Vanished, why))
     };
-    let started_at = match view.task {
-        Task::Running { started_at } => Some(started_at),
-        Task::Pending { .. } | Task::Ended { .. } => None,
+    let started_at = match view.state {
+        PodState::Running { started_at } => Some(started_at),
+        PodState::Pending { .. } | PodState::Ended { .. } => None,
     };
-    view.task = Task::Ended { started_at, ended_at: now, outcome };
+    view.state = PodState::Ended { started_at, ended_at: now, outcome };
     view
 }
 
-/// The name of the container that is the task: that one, or the first.
+/// Name of the main container: `names::CONTAINER`, or else the first.
 fn main_container(pod: &Pod) -> &str {
     let all = pod.spec.as_ref().map_or(&[][..], |spec| &spec.containers);
     let main = all.iter().find(|container| container.name == names::CONTAINER).or_else(|| all.first());
     main.map_or(names::CONTAINER, |container| &container.name)
 }
 
-/// Nobody has given it a place yet, nor said why.
-fn unplaced() -> Trouble {
-    Trouble { final_: false, message: "its scheduler has not placed it".to_owned() }
+/// The obstacle of a pod that its scheduler has not processed yet.
+fn unscheduled() -> StartObstacle {
+    StartObstacle { permanent: false, message: "its scheduler has not bound it to a node".to_owned() }
 }
 
 fn time(at: &Time) -> Timestamp {
     Timestamp(u64::try_from(at.0.as_millisecond()).unwrap_or(0))
 }
 
-/// An outcome without a code, its message as long as may be.
+/// An outcome without an exit status, its message cut to `MESSAGE_LEN_MAX`.
 pub(super) fn outcome(kind: OutcomeKind, mut message: String) -> Outcome {
     text::truncate(&mut message, MESSAGE_LEN_MAX);
     Outcome { kind, exit_code: None, signal: None, message }
 }
 
-/// Why somebody took the pod away, where the cluster says so.
+/// Why the cluster removed the pod, from its disruption condition.
 /// <https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>
 fn disrupted(status: &PodStatus) -> Option<(OutcomeKind, String)> {
     let conditions = status.conditions.as_ref()?;
@@ -198,22 +198,22 @@ fn disrupted(status: &PodStatus) -> Option<(OutcomeKind, String)> {
     let kind = match reason {
         "PreemptionByScheduler" => OutcomeKind::Preempted,
         "DeletionByTaintManager" | "DeletionByPodGC" => OutcomeKind::NodeLost,
-        // Evicted by request, for want of a node's memory or disk, or with its node's shutdown.
+        // Evicted through the API, for lack of a node's memory or disk, or by its node's shutdown.
         _ => OutcomeKind::Drained,
     };
     let message = condition.message.as_deref().unwrap_or_default();
     Some((kind, format!("{reason}: {message}").trim_end_matches([':', ' ']).to_owned()))
 }
 
-/// How a pod ended, as its main container tells, or what else kept it from a good end; `None` where it
-/// was told to stop and did.
-fn ended(
+/// How a pod ended: by its main container's exit, or by what ended the pod before. `None` if it ended because
+/// Weir stopped it.
+fn end_outcome(
     status: &PodStatus,
     main: Option<&ContainerStateTerminated>,
     stop: Option<&StopCause>,
-    asked_to_go_at: Option<Timestamp>,
+    deletion_requested_at: Option<Timestamp>,
 ) -> Option<Outcome> {
-    // Its helpers were ended for it, which is no news.
+    // Weir ended only the helpers, so the main container's exit counts.
     if let (Some(StopCause::MainEnded), Some(main)) = (stop, main) {
         return Some(of_container(main, None));
     }
@@ -223,31 +223,32 @@ fn ended(
     }
     let message = status.message.clone().unwrap_or_default();
     let reason = status.reason.as_deref().unwrap_or_default();
-    let said = format!("{reason}: {message}").trim_matches([':', ' ']).to_owned();
+    let status_text = format!("{reason}: {message}").trim_matches([':', ' ']).to_owned();
     if reason == "DeadlineExceeded" {
-        let late = "it ran longer than its max_run".to_owned();
-        return (!stopped).then(|| outcome(OutcomeKind::TimedOut, late));
+        let message = "it ran longer than its max_run".to_owned();
+        return (!stopped).then(|| outcome(OutcomeKind::TimedOut, message));
     }
     let killed = main.is_none_or(|main| main.exit_code == 137 || main.exit_code == 143);
     if stopped && killed {
         return None;
     }
-    // Once it was asked to go, any other end than a good one is for that.
+    // Any unsuccessful end after the deletion was requested is attributed to the deletion.
     let finished_at = main.and_then(|main| main.finished_at.as_ref()).map(time);
-    let after = asked_to_go_at.is_some_and(|asked| finished_at.is_some_and(|finished| finished >= asked));
-    let driven = killed || after;
-    if let Some((kind, message)) = disrupted(status).filter(|_| driven) {
+    let after = deletion_requested_at
+        .is_some_and(|requested| finished_at.is_some_and(|finished| finished >= requested));
+    let by_deletion = killed || after;
+    if let Some((kind, message)) = disrupted(status).filter(|_| by_deletion) {
         return Some(outcome(kind, message));
     }
     match reason {
         "Evicted" | "NodeShutdown" | "Shutdown" | "Terminated" => {
-            return Some(outcome(OutcomeKind::Drained, said));
+            return Some(outcome(OutcomeKind::Drained, status_text));
         }
-        "Preempting" => return Some(outcome(OutcomeKind::Preempted, said)),
-        "NodeLost" => return Some(outcome(OutcomeKind::NodeLost, said)),
+        "Preempting" => return Some(outcome(OutcomeKind::Preempted, status_text)),
+        "NodeLost" => return Some(outcome(OutcomeKind::NodeLost, status_text)),
         _ => {}
     }
-    if asked_to_go_at.is_some() && driven {
+    if deletion_requested_at.is_some() && by_deletion {
         return Some(outcome(OutcomeKind::Drained, "its pod was deleted".to_owned()));
     }
     if let Some(main) = main.filter(|main| main.exit_code != 0) {
@@ -262,64 +263,67 @@ fn ended(
         return Some(of_container(ended, Some(name)));
     }
     Some(match main {
-        Some(_) => outcome(OutcomeKind::Failed, said),
-        // Somebody else was quicker to the place.
-        None if reason.starts_with(OUT_OF) => outcome(OutcomeKind::NotStarted, said),
-        // Refused by its node's kubelet: NodeAffinity, UnexpectedAdmissionError and the like.
-        None => outcome(OutcomeKind::StartFailed, said),
+        Some(_) => outcome(OutcomeKind::Failed, status_text),
+        // Another pod took the capacity first.
+        None if reason.starts_with(OUT_OF) => outcome(OutcomeKind::NotStarted, status_text),
+        // Its kubelet rejected it for another reason: NodeAffinity, UnexpectedAdmissionError and the like.
+        None => outcome(OutcomeKind::StartFailed, status_text),
     })
 }
 
-/// What a kubelet says that has no room left of something: `OutOfcpu`, `OutOfpods`.
+/// Prefix of a kubelet's reasons for rejecting a pod for lack of a resource: `OutOfcpu`, `OutOfpods`.
 const OUT_OF: &str = "OutOf";
 
-/// How a container ended: the main one, or another one that has this name.
+/// How a container ended. `other` is its name, unless it is the main one.
 fn of_container(ended: &ContainerStateTerminated, other: Option<&str>) -> Outcome {
-    let why = ended.reason.as_deref().unwrap_or_default();
+    let reason = ended.reason.as_deref().unwrap_or_default();
     let detail = ended.message.clone().unwrap_or_default();
-    let (kind, message) = match why {
+    let (kind, message) = match reason {
         _ if ended.exit_code == 0 => (OutcomeKind::Succeeded, String::new()),
-        "OOMKilled" => (OutcomeKind::OutOfMemory, "used more memory than was asked for".to_owned()),
-        "StartError" | "ContainerCannotRun" => (OutcomeKind::StartFailed, format!("{why}: {detail}")),
-        "ContainerStatusUnknown" => (OutcomeKind::Vanished, "its node lost sight of it".to_owned()),
+        "OOMKilled" => (OutcomeKind::OutOfMemory, "used more memory than it requested".to_owned()),
+        "StartError" | "ContainerCannotRun" => (OutcomeKind::StartFailed, format!("{reason}: {detail}")),
+        "ContainerStatusUnknown" => {
+            (OutcomeKind::Vanished, "its node lost track of the container".to_owned())
+        }
         _ => (OutcomeKind::Failed, detail.trim().to_owned()),
     };
-    // As runtimes tell of signals; beyond them it is a code like any other.
+    // Container runtimes report signal N as code 128 + N. Linux has 64 signals; larger codes are exit codes.
     let by_code = (129..=192).contains(&ended.exit_code).then(|| ended.exit_code - 128);
     let signal = ended.signal.filter(|signal| *signal > 0).or(by_code);
-    let real = kind != OutcomeKind::StartFailed && kind != OutcomeKind::Vanished;
-    let exit_code = (real && signal.is_none()).then_some(ended.exit_code);
+    let has_exited = kind != OutcomeKind::StartFailed && kind != OutcomeKind::Vanished;
+    let exit_code = (has_exited && signal.is_none()).then_some(ended.exit_code);
     let message = match other {
         Some(name) => format!("container {name}: {message}").trim_end_matches([':', ' ']).to_owned(),
         None => message,
     };
-    Outcome { exit_code, signal: signal.filter(|_| real), ..outcome(kind, message) }
+    Outcome { exit_code, signal: signal.filter(|_| has_exited), ..outcome(kind, message) }
 }
 
-/// Reasons of waiting containers that no time mends.
-const HOPELESS: [&str; 2] = ["InvalidImageName", "ErrImageNeverPull"];
-/// Reasons that are steps of every start.
-const NORMAL: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// Reasons of waiting containers that are permanent.
+const PERMANENT: [&str; 2] = ["InvalidImageName", "ErrImageNeverPull"];
+/// Reasons of waiting containers that are part of every start.
+const NORMAL_WAITS: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
-fn trouble(status: &PodStatus) -> Option<Trouble> {
+/// What prevents a pod from starting: a waiting container, or the scheduler's verdict; `None` if nothing does.
+fn start_obstacle(status: &PodStatus) -> Option<StartObstacle> {
     let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     for container in all {
         let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else {
             continue;
         };
         let reason = waiting.reason.as_deref().unwrap_or_default();
-        if reason.is_empty() || NORMAL.contains(&reason) {
+        if reason.is_empty() || NORMAL_WAITS.contains(&reason) {
             continue;
         }
         let message = format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default());
-        return Some(Trouble { final_: HOPELESS.contains(&reason), message: trimmed(message) });
+        return Some(StartObstacle { permanent: PERMANENT.contains(&reason), message: trimmed(message) });
     }
     let conditions = status.conditions.as_ref()?;
-    let unplaced = conditions.iter().find(|one| {
+    let unschedulable = conditions.iter().find(|one| {
         one.type_ == "PodScheduled" && one.status == "False" && one.reason.as_deref() == Some("Unschedulable")
     })?;
-    let message = format!("Unschedulable: {}", unplaced.message.as_deref().unwrap_or_default());
-    Some(Trouble { final_: false, message: trimmed(message) })
+    let message = format!("Unschedulable: {}", unschedulable.message.as_deref().unwrap_or_default());
+    Some(StartObstacle { permanent: false, message: trimmed(message) })
 }
 
 fn trimmed(message: String) -> String {
@@ -328,46 +332,49 @@ fn trimmed(message: String) -> String {
     message
 }
 
-/// How an attempt stands whose pods stand so, by rank. The first task that ended badly ends it.
+/// Derives an attempt's status from all of its pods, by rank.
 ///
-/// It has ended when all of its pods have.
-pub(super) fn together(pods: &[View]) -> AttemptStatus {
-    let starts = pods.iter().filter_map(|pod| match &pod.task {
-        Task::Running { started_at } => Some(*started_at),
-        Task::Ended { started_at, .. } => *started_at,
-        Task::Pending { .. } => None,
+/// It is running once every task has started, and ended once every pod has ended. The first failure decides the
+/// outcome.
+pub(super) fn attempt_status(pods: &[PodView]) -> AttemptStatus {
+    let starts = pods.iter().filter_map(|pod| match &pod.state {
+        PodState::Running { started_at } => Some(*started_at),
+        PodState::Ended { started_at, .. } => *started_at,
+        PodState::Pending { .. } => None,
     });
     let started_at = starts.max();
     if pods.iter().any(|pod| !pod.is_ended()) {
-        let starting = pods.iter().any(|pod| matches!(pod.task, Task::Pending { .. }));
+        let starting = pods.iter().any(|pod| matches!(pod.state, PodState::Pending { .. }));
         return match started_at {
             Some(started_at) if !starting => AttemptStatus::Running { started_at },
             _ => AttemptStatus::Starting,
         };
     }
-    let ends = pods.iter().filter_map(|pod| match pod.task {
-        Task::Ended { ended_at, .. } => Some(ended_at),
-        Task::Running { .. } | Task::Pending { .. } => None,
+    let ends = pods.iter().filter_map(|pod| match pod.state {
+        PodState::Ended { ended_at, .. } => Some(ended_at),
+        PodState::Running { .. } | PodState::Pending { .. } => None,
     });
     let ended_at = ends.max().unwrap_or_default();
     AttemptStatus::Ended { started_at, ended_at, outcome: outcome_of(pods) }
 }
 
-/// The first task that ended badly of itself; one of which nobody knows before all others, since it may
-/// still run.
-pub(super) fn first_failure(pods: &[View]) -> Option<(usize, &Outcome)> {
-    let failed = pods.iter().enumerate().filter_map(|(rank, pod)| match &pod.task {
-        Task::Ended { outcome: Some(outcome), ended_at, .. } if outcome.kind != OutcomeKind::Succeeded => {
+/// Returns the rank and outcome of the first task that failed by itself. A vanished task precedes all others,
+/// since it may still run.
+pub(super) fn first_failure(pods: &[PodView]) -> Option<(usize, &Outcome)> {
+    let failed = pods.iter().enumerate().filter_map(|(rank, pod)| match &pod.state {
+        PodState::Ended { outcome: Some(outcome), ended_at, .. }
+            if outcome.kind != OutcomeKind::Succeeded =>
+        {
             Some((*ended_at, rank, outcome))
         }
-        Task::Ended { .. } | Task::Running { .. } | Task::Pending { .. } => None,
+        PodState::Ended { .. } | PodState::Running { .. } | PodState::Pending { .. } => None,
     });
     let first = failed
         .min_by_key(|(ended_at, rank, outcome)| (outcome.kind != OutcomeKind::Vanished, *ended_at, *rank));
     first.map(|(_, rank, outcome)| (rank, outcome))
 }
 
-fn outcome_of(pods: &[View]) -> Outcome {
+fn outcome_of(pods: &[PodView]) -> Outcome {
     let ordered = pods.iter().find_map(|pod| match &pod.stop {
         Some(StopCause::Attempt(kind, message)) => Some((*kind, message)),
         Some(StopCause::Sibling | StopCause::MainEnded) | None => None,
@@ -379,19 +386,19 @@ fn outcome_of(pods: &[View]) -> Outcome {
         }
         return failure;
     }
-    let cut_short = pods.iter().any(|pod| matches!(pod.task, Task::Ended { outcome: None, .. }));
+    let cut_short = pods.iter().any(|pod| matches!(pod.state, PodState::Ended { outcome: None, .. }));
     match ordered {
         Some((kind, message)) if cut_short => Outcome::plain(kind, message),
-        // The one that failed is gone, and with it what it said.
+        // The task whose failure stopped the others was removed, and its outcome with it.
         None if cut_short => {
-            Outcome::plain(OutcomeKind::Vanished, "a task of it was stopped, and nobody knows for what")
+            Outcome::plain(OutcomeKind::Vanished, "one of its tasks was stopped, and the cause is unknown")
         }
         _ => Outcome { exit_code: Some(0), ..Outcome::plain(OutcomeKind::Succeeded, "") },
     }
 }
 
-/// Nobody knows how one of them ended.
-pub(super) fn has_vanished(pods: &[View]) -> bool {
+/// True if the end of one of them was not observed.
+pub(super) fn has_vanished(pods: &[PodView]) -> bool {
     first_failure(pods).is_some_and(|(_, outcome)| outcome.kind == OutcomeKind::Vanished)
 }
 
@@ -414,19 +421,19 @@ mod tests {
         );
         let containers = if terminated.is_empty() { "[]".to_owned() } else { container };
         format!(
-            r#"{{"phase": "Failed", "reason": "{reason}", "message": "said", "containerStatuses": {containers}}}"#
+            r#"{{"phase": "Failed", "reason": "{reason}", "message": "text", "containerStatuses": {containers}}}"#
         )
     }
 
     fn of(annotation: &str, status: &str) -> Option<Outcome> {
-        match view(&pod(annotation, status), Timestamp(7)).task {
-            Task::Ended { outcome, .. } => outcome,
+        match view(&pod(annotation, status), Timestamp(7)).state {
+            PodState::Ended { outcome, .. } => outcome,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn ends_are_told_apart() {
+    fn each_end_has_its_outcome() {
         let check = |status: String, kind: OutcomeKind, code: Option<i32>, signal: Option<i32>| {
             let outcome = of("", &status).expect("an outcome");
             assert_eq!((outcome.kind, outcome.exit_code, outcome.signal), (kind, code, signal), "{status}");
@@ -455,25 +462,25 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_somebody_deleted_was_evicted_unless_it_ended_first() {
+    fn a_deleted_pod_was_drained_unless_it_ended_first() {
         let kind = |code: u32, second: u32| {
             let ended = format!(r#"{{"exitCode": {code}, "finishedAt": "2026-01-01T00:00:{second:02}Z"}}"#);
             let mut pod = pod("", &failed("", &ended));
             let due = "2026-01-01T00:00:40Z".parse().expect("a time");
             pod.metadata.deletion_timestamp = Some(Time(due));
             pod.metadata.deletion_grace_period_seconds = Some(30);
-            match view(&pod, Timestamp(7)).task {
-                Task::Ended { outcome, .. } => outcome.map(|outcome| outcome.kind),
+            match view(&pod, Timestamp(7)).state {
+                PodState::Ended { outcome, .. } => outcome.map(|outcome| outcome.kind),
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!(kind(143, 12), Some(OutcomeKind::Drained));
-        assert_eq!(kind(3, 12), Some(OutcomeKind::Drained), "it cleaned up, and went");
-        assert_eq!(kind(3, 9), Some(OutcomeKind::Failed), "before it was asked");
+        assert_eq!(kind(3, 12), Some(OutcomeKind::Drained), "it handled the signal and exited");
+        assert_eq!(kind(3, 9), Some(OutcomeKind::Failed), "it ended before the deletion was requested");
     }
 
     #[test]
-    fn a_pod_fails_for_whichever_container_did() {
+    fn a_pod_fails_if_any_container_does() {
         let container = |name: &str, state: &str| {
             format!(
                 r#"{{"name": "{name}", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {state}}}"#
@@ -493,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_over_when_its_main_container_is() {
+    fn a_task_ends_when_its_main_container_does() {
         let status = |phase: &str, code: u32| {
             format!(
                 r#"{{"phase": "{phase}", "reason": "DeadlineExceeded", "containerStatuses": [
@@ -501,23 +508,23 @@ mod tests {
                 {{"name": "task", "ready": false, "restartCount": 0, "image": "", "imageID": "", "state": {{"terminated": {{"exitCode": {code}}}}}}}]}}"#
             )
         };
-        let lingering = view(&pod("", &status("Running", 0)), Timestamp(7));
-        assert!(lingering.lingers && matches!(lingering.task, Task::Running { .. }));
+        let view = view(&pod("", &status("Running", 0)), Timestamp(7));
+        assert!(view.only_helpers_run && matches!(view.state, PodState::Running { .. }));
         let cause = StopCause::MainEnded.to_annotation();
         let kind = |code: u32| of(&cause, &status("Failed", code)).map(|outcome| outcome.kind);
         assert_eq!((kind(0), kind(4)), (Some(OutcomeKind::Succeeded), Some(OutcomeKind::Failed)));
     }
 
     #[test]
-    fn a_pod_that_was_told_to_stop_ends_for_that() {
+    fn a_stopped_pod_ends_with_the_cause_of_the_stop() {
         let killed = failed("", r#"{"exitCode": 143}"#);
         assert_eq!(of("Cancelled bye", &killed), None);
         assert_eq!(of("Sibling", &failed("DeadlineExceeded", "")), None);
-        // It was quicker than the stop.
+        // It ended by itself before the stop took effect.
         let own = of("Cancelled ", &failed("", r#"{"exitCode": 4}"#)).expect("its own");
         assert_eq!(own.exit_code, Some(4));
         let cancelled = view(&pod("Cancelled bye", &killed), Timestamp(7));
-        let AttemptStatus::Ended { outcome, .. } = together(&[cancelled]) else { panic!("it ended") };
+        let AttemptStatus::Ended { outcome, .. } = attempt_status(&[cancelled]) else { panic!("it ended") };
         assert_eq!((outcome.kind, outcome.message.as_str()), (OutcomeKind::Cancelled, "bye"));
     }
 
@@ -532,44 +539,47 @@ mod tests {
         let stopped = view(&pod("Sibling", &failed("", r#"{"exitCode": 137}"#)), Timestamp(7));
         let running =
             view(&pod("", r#"{"phase": "Running", "startTime": "2026-01-01T00:00:00Z"}"#), Timestamp(7));
-        assert!(matches!(together(&[at(5, 1), running.clone()]), AttemptStatus::Running { .. }));
+        assert!(matches!(attempt_status(&[at(5, 1), running.clone()]), AttemptStatus::Running { .. }));
         let pending = view(&pod("", r#"{"phase": "Pending"}"#), Timestamp(7));
-        assert_eq!(together(&[running, pending]), AttemptStatus::Starting);
-        let AttemptStatus::Ended { outcome, .. } = together(&[at(5, 1), at(3, 2), stopped.clone()]) else {
+        assert_eq!(attempt_status(&[running, pending]), AttemptStatus::Starting);
+        let AttemptStatus::Ended { outcome, .. } = attempt_status(&[at(5, 1), at(3, 2), stopped.clone()])
+        else {
             panic!()
         };
         assert_eq!((outcome.exit_code, outcome.message.as_str()), (Some(2), "task 1 of 3"));
-        let AttemptStatus::Ended { outcome, .. } = together(&[stopped]) else { panic!() };
+        let AttemptStatus::Ended { outcome, .. } = attempt_status(&[stopped]) else { panic!() };
         assert_eq!(outcome.kind, OutcomeKind::Vanished);
         let gone = removed(&pod("", r#"{"phase": "Running"}"#), Timestamp(u64::MAX));
-        let AttemptStatus::Ended { outcome, .. } = together(&[at(1, 2), gone]) else { panic!() };
+        let AttemptStatus::Ended { outcome, .. } = attempt_status(&[at(1, 2), gone]) else { panic!() };
         assert_eq!(outcome.kind, OutcomeKind::Vanished, "it may still run");
     }
 
     #[test]
-    fn what_was_removed_while_it_ran_is_unknown() {
-        let gone = |annotation: &str, status: &str| match removed(&pod(annotation, status), Timestamp(7)).task
-        {
-            Task::Ended { outcome, .. } => outcome.map(|outcome| outcome.kind),
-            other => panic!("{other:?}"),
-        };
+    fn a_pod_removed_while_it_ran_has_vanished() {
+        let gone =
+            |annotation: &str, status: &str| match removed(&pod(annotation, status), Timestamp(7)).state {
+                PodState::Ended { outcome, .. } => outcome.map(|outcome| outcome.kind),
+                other => panic!("{other:?}"),
+            };
         assert_eq!(gone("", r#"{"phase": "Running"}"#), Some(OutcomeKind::Vanished));
         assert_eq!(gone("Cancelled", r#"{"phase": "Running"}"#), Some(OutcomeKind::Vanished));
         assert_eq!(gone("", r#"{"phase": "Succeeded"}"#), Some(OutcomeKind::Succeeded));
         let mut unplaced = pod("Cancelled", r#"{"phase": "Pending"}"#);
         unplaced.spec.as_mut().expect("a spec").node_name = None;
-        assert!(matches!(removed(&unplaced, Timestamp(7)).task, Task::Ended { outcome: None, .. }));
+        assert!(matches!(removed(&unplaced, Timestamp(7)).state, PodState::Ended { outcome: None, .. }));
     }
 
     #[test]
-    fn what_keeps_a_pod_from_starting_is_told() {
+    fn an_obstacle_to_the_start_is_reported() {
         let waiting = |reason: &str| {
             let status = format!(
                 r#"{{"phase": "Pending", "containerStatuses": [{{"name": "task", "ready": false, "restartCount": 0, "image": "", "imageID": "",
                 "state": {{"waiting": {{"reason": "{reason}", "message": "no such image"}}}}}}]}}"#
             );
-            match view(&pod("", &status), Timestamp(7)).task {
-                Task::Pending { trouble } => trouble.map(|trouble| (trouble.final_, trouble.message)),
+            match view(&pod("", &status), Timestamp(7)).state {
+                PodState::Pending { obstacle } => {
+                    obstacle.map(|obstacle| (obstacle.permanent, obstacle.message))
+                }
                 other => panic!("{other:?}"),
             }
         };

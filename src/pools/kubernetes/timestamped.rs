@@ -1,89 +1,92 @@
-//! Output with the time of each line before it, as a kubelet gives it: the times tell what was read before,
-//! even if the kubelet has thrown away the beginning since then.
+//! Parses output in which each line follows its timestamp, as a kubelet returns it with `timestamps=true`.
 //!
-//! A line's time is that of its first piece. Both streams of a task are written side by side, so times go back
-//! now and then, and when the node's clock is set: a line counts as of the latest time before it. What has no
-//! time is not the task's but the kubelet's, a complaint; it comes with code 200, since the answer has begun.
+//! The timestamps show which lines were read before, even if the kubelet has since rotated away the beginning.
 //!
-//! Not told apart: a complaint behind a line that has no end yet, which is taken for more of it. And a line of
-//! many pieces that goes on after a rotation begins anew there, with another time: who comes after that reads
-//! its pieces in the new file once more.
+//! A line has the time of its first piece. A task's two streams are interleaved, so times can decrease; they
+//! also decrease when the node's clock is set back. A line is therefore compared by the latest time up to it.
+//! Text without a timestamp comes from the kubelet, not from the task: it is an error message. It arrives with
+//! status 200, because the response had begun.
+//!
+//! Two cases can't be distinguished. An error message after a line that has no end yet is taken for more of that
+//! line. And a line of several pieces that continues after a rotation has another time in the new file: a later
+//! read returns those pieces again.
 
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// A time is shorter: `2006-01-02T15:04:05.000000000+08:00`.
-const TIMESTAMP_MAX: usize = 40;
-/// How much of a complaint is kept.
-const COMPLAINT_MAX: usize = 256;
-/// Seconds by which lines are out of order, at the most, unless a clock was set.
-const DISORDER_S: i64 = 1;
+/// Upper bound of a timestamp's length in bytes. The longest is `2006-01-02T15:04:05.000000000+08:00`.
+const TIMESTAMP_LEN_MAX: usize = 40;
+/// How many bytes of a kubelet's error message are retained.
+const KUBELET_ERROR_LEN_MAX: usize = 256;
+/// By how many seconds lines are out of order at most, unless a clock was set.
+const DISORDER_MAX_S: i64 = 1;
 
-/// How far output was read.
+/// The position up to which output was read. Stored as JSON, so the field names are a file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mark {
-    /// The latest time of a line.
+pub(super) struct Position {
+    /// The latest time of any line.
     at: Timestamp,
-    /// The earliest of that line and those after it.
+    /// The earliest time among that line and the lines after it.
     lowest: Timestamp,
-    /// Their bytes.
+    /// Bytes of that line and of the lines after it.
     of_line: u64,
-    /// Bytes in all.
+    /// Bytes read in all.
     len: u64,
 }
 
-impl Mark {
-    /// The time to ask for output from, in whole seconds, as a cluster understands no parts of one.
+impl Position {
+    /// The `sinceTime` with which to request more output. In whole seconds: the API accepts no fractions.
     pub(super) fn since(&self) -> Option<Timestamp> {
-        Timestamp::from_second(self.lowest.as_second().saturating_sub(DISORDER_S)).ok()
+        Timestamp::from_second(self.lowest.as_second().saturating_sub(DISORDER_MAX_S)).ok()
     }
 }
 
-/// Takes the times out of output, and leaves out what was read before.
+/// Removes timestamps from output, and skips what was read before.
 pub(super) struct TimestampedLog {
-    from: Option<Mark>,
-    /// Bytes of what is read that are known.
+    from: Option<Position>,
+    /// Bytes still to skip because they were read before.
     skip: u64,
-    /// How many of them may come after the line that was marked.
-    unmarked: u64,
+    /// How many of them may have been read after `from` was stored.
+    after_from: u64,
     part: Part,
-    /// How far it is read now, but for the bytes in all.
-    line: Option<Mark>,
-    complaint: Vec<u8>,
+    /// The present position, without the bytes in all.
+    line: Option<Position>,
+    kubelet_error: Vec<u8>,
 }
 
+/// What the next byte belongs to.
 enum Part {
-    /// The time of a line, as far as it was read.
-    HighWaterMark(Vec<u8>),
-    /// A line that comes after what was read before, or may.
+    /// A line's timestamp, with the bytes read so far.
+    Timestamp(Vec<u8>),
+    /// A line at or after the stored position. `skip` decides how much of it is new.
     Line,
-    /// One that was read before.
-    Known,
-    Complaint,
+    /// A line before the stored position.
+    Skipped,
+    KubeletError,
 }
 
 impl TimestampedLog {
-    /// Goes on where output was read to, `len` bytes in all: a mark was made by then, or a little before.
-    /// Without one the output must begin where it began then.
-    pub(super) fn new(from: Option<Mark>, len: u64) -> Self {
-        let skip = from.map_or(len, |mark| (mark.of_line + len).saturating_sub(mark.len));
-        let unmarked = from.map_or(0, |mark| len.saturating_sub(mark.len));
-        let part = Part::HighWaterMark(Vec::new());
-        Self { from, skip, unmarked, part, line: None, complaint: Vec::new() }
+    /// Continues after `len` bytes of output. `from` is the last position stored, at `len` or a little before.
+    /// Without a position, the output must begin where it began the first time.
+    pub(super) fn new(from: Option<Position>, len: u64) -> Self {
+        let skip = from.map_or(len, |from| (from.of_line + len).saturating_sub(from.len));
+        let after_from = from.map_or(0, |from| len.saturating_sub(from.len));
+        let part = Part::Timestamp(Vec::new());
+        Self { from, skip, after_from, part, line: None, kubelet_error: Vec::new() }
     }
 
-    /// Reads on; adds to `new` what wasn't read before.
+    /// Parses more data, and appends the output that was not read before to `new`.
     pub(super) fn read(&mut self, mut data: &[u8], new: &mut Vec<u8>) {
         while !data.is_empty() {
-            if let Part::HighWaterMark(timestamp) = &mut self.part {
-                let room = TIMESTAMP_MAX - timestamp.len();
-                let end = data.iter().take(room).position(|byte| matches!(byte, b' ' | b'\n'));
-                let (read, rest) = data.split_at(end.map_or(room.min(data.len()), |at| at + 1));
+            if let Part::Timestamp(timestamp) = &mut self.part {
+                let space = TIMESTAMP_LEN_MAX - timestamp.len();
+                let end = data.iter().take(space).position(|byte| matches!(byte, b' ' | b'\n'));
+                let (read, rest) = data.split_at(end.map_or(space.min(data.len()), |at| at + 1));
                 timestamp.extend_from_slice(read);
                 data = rest;
-                if end.is_some() || timestamp.len() >= TIMESTAMP_MAX {
+                if end.is_some() || timestamp.len() >= TIMESTAMP_LEN_MAX {
                     let timestamp = std::mem::take(timestamp);
-                    self.begin(&timestamp, new);
+                    self.begin_line(&timestamp, new);
                 }
                 continue;
             }
@@ -91,67 +94,68 @@ impl TimestampedLog {
             let (line, rest) = data.split_at(end.unwrap_or(data.len()));
             data = rest;
             match self.part {
-                Part::Line => self.take(line, new),
-                Part::Complaint => {
-                    let room = COMPLAINT_MAX.saturating_sub(self.complaint.len());
-                    self.complaint.extend_from_slice(&line[..line.len().min(room)]);
+                Part::Line => self.take_line(line, new),
+                Part::KubeletError => {
+                    let space = KUBELET_ERROR_LEN_MAX.saturating_sub(self.kubelet_error.len());
+                    self.kubelet_error.extend_from_slice(&line[..line.len().min(space)]);
                 }
-                Part::Known | Part::HighWaterMark(_) => {}
+                Part::Skipped | Part::Timestamp(_) => {}
             }
             if end.is_some() {
-                self.part = Part::HighWaterMark(Vec::new());
+                self.part = Part::Timestamp(Vec::new());
             }
         }
     }
 
-    /// How far output has been read, if that is `len` bytes now; only after something new.
-    pub(super) fn mark(&self, len: u64) -> Option<Mark> {
-        self.line.map(|mark| Mark { len, ..mark })
+    /// The position after `len` bytes of output in all; `None` until a line of this response has begun.
+    pub(super) fn position(&self, len: u64) -> Option<Position> {
+        self.line.map(|line| Position { len, ..line })
     }
 
-    /// What the kubelet has said instead of the rest of the output, once that has ended.
-    pub(super) fn complaint(&self) -> Option<String> {
+    /// The error message that the kubelet sent in place of the rest of the output, once the response has ended.
+    pub(super) fn kubelet_error(&self) -> Option<String> {
         let unended = match &self.part {
-            Part::HighWaterMark(text) => &text[..],
-            Part::Line | Part::Known | Part::Complaint => &[],
+            Part::Timestamp(text) => &text[..],
+            Part::Line | Part::Skipped | Part::KubeletError => &[],
         };
-        let text = [&self.complaint[..], unended].concat();
+        let text = [&self.kubelet_error[..], unended].concat();
         let text = String::from_utf8_lossy(&text).trim().to_owned();
         (!text.is_empty()).then_some(text)
     }
 
-    /// A line begins with this.
-    fn begin(&mut self, timestamp: &[u8], new: &mut Vec<u8>) {
+    /// Begins a line. `timestamp` is the text before its first space.
+    fn begin_line(&mut self, timestamp: &[u8], new: &mut Vec<u8>) {
         let text = timestamp.strip_suffix(b" ").and_then(|text| std::str::from_utf8(text).ok());
         let Some(at) = text.and_then(|text| text.parse::<Timestamp>().ok()) else {
-            self.part = Part::Complaint;
+            self.part = Part::KubeletError;
             return self.read(timestamp, new);
         };
-        // Who asks for output from some time on may first get the end of a line that began before.
-        self.complaint.clear();
+        // Text before the first timestamp may also be the end of a line that began before `sinceTime`, so it was
+        // not an error message.
+        self.kubelet_error.clear();
         if self.line.is_none() && self.from.is_some_and(|from| at < from.at) {
-            self.part = Part::Known;
+            self.part = Part::Skipped;
             return;
         }
         self.part = Part::Line;
         match &mut self.line {
             Some(line) if at <= line.at => line.lowest = line.lowest.min(at),
             line => {
-                let before = line.replace(Mark { at, lowest: at, of_line: 0, len: 0 });
+                let before = line.replace(Position { at, lowest: at, of_line: 0, len: 0 });
                 if self.from.is_some_and(|from| at > from.at) {
-                    // Without the line that was marked, what was read last is there no more.
-                    self.skip = self.skip.min(before.map_or(0, |_| self.unmarked));
+                    // If the line of the stored position was rotated away, so was all that was read before it.
+                    self.skip = self.skip.min(before.map_or(0, |_| self.after_from));
                 }
             }
         }
     }
 
-    fn take(&mut self, line: &[u8], new: &mut Vec<u8>) {
-        let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(line.len());
-        self.skip -= known as u64;
-        new.extend_from_slice(&line[known..]);
-        if let Some(mark) = &mut self.line {
-            mark.of_line += line.len() as u64;
+    fn take_line(&mut self, line: &[u8], new: &mut Vec<u8>) {
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(line.len());
+        self.skip -= skipped as u64;
+        new.extend_from_slice(&line[skipped..]);
+        if let Some(position) = &mut self.line {
+            position.of_line += line.len() as u64;
         }
     }
 }
@@ -163,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    /// Lines, some of one time and some from another time zone, and a long one that has no end yet.
+    /// Lines: some share a time, some have another time zone, and a long one has no end yet.
     fn lines() -> Vec<(String, String)> {
         let timestamp =
             |second: u32, nanos: u32, zone: &str| format!("2026-01-01T08:00:{second:02}.{nanos:09}{zone} ");
@@ -182,117 +186,118 @@ mod tests {
         lines.iter().map(|(_, line)| line.as_str()).collect()
     }
 
-    /// Reads in pieces of random sizes, marking each; returns what is new, and the last mark.
-    fn read(from: Option<Mark>, len: u64, text: &str, rng: &mut StdRng) -> (String, Option<Mark>) {
-        let mut stamped = TimestampedLog::new(from, len);
-        let (mut all, mut mark, mut rest) = (Vec::new(), from, text.as_bytes());
+    /// Reads in pieces of random sizes, with a position after each. Returns the new output and the last position.
+    fn read(from: Option<Position>, len: u64, text: &str, rng: &mut StdRng) -> (String, Option<Position>) {
+        let mut log = TimestampedLog::new(from, len);
+        let (mut all, mut position, mut rest) = (Vec::new(), from, text.as_bytes());
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rng.random_range(1..=rest.len().min(50)));
             rest = after;
-            let known = all.len();
-            stamped.read(piece, &mut all);
-            if all.len() > known {
-                mark = stamped.mark(len + all.len() as u64);
+            let before = all.len();
+            log.read(piece, &mut all);
+            if all.len() > before {
+                position = log.position(len + all.len() as u64);
             }
         }
-        (String::from_utf8(all).expect("text"), mark)
+        (String::from_utf8(all).expect("text"), position)
     }
 
     #[test]
-    fn output_that_breaks_off_anywhere_is_read_once() {
-        broken_off_anywhere(&lines(), true);
-        // Two streams are written side by side.
+    fn output_interrupted_at_any_byte_is_read_once() {
+        check_interruptions(&lines(), true);
+        // Two streams are interleaved.
         let mut mixed = lines();
         (1..mixed.len()).step_by(3).for_each(|at| mixed.swap(at - 1, at));
-        broken_off_anywhere(&mixed, true);
-        // The clock is set back: who asks by the time before doesn't get what follows.
+        check_interruptions(&mixed, true);
+        // The clock is set back: a request with the earlier time doesn't return what follows.
         mixed.pop();
         mixed.rotate_left(20);
-        broken_off_anywhere(&mixed, false);
+        check_interruptions(&mixed, false);
     }
 
-    fn broken_off_anywhere(lines: &[(String, String)], by_time: bool) {
+    fn check_interruptions(lines: &[(String, String)], by_time: bool) {
         let mut rng = StdRng::seed_from_u64(1);
         let (text, whole) = (with_times(lines), without(lines));
         assert_eq!(read(None, 0, &text, &mut rng).0, whole);
         for end in 0..=text.len() {
-            let (mut first, mark) = read(None, 0, &text[..end], &mut rng);
-            // Something may have been written that no mark was made of.
-            let unmarked = rng.random_range(0..20).min(whole.len() - first.len());
-            if mark.is_some() {
-                first = whole[..first.len() + unmarked].to_owned();
+            let (mut first, position) = read(None, 0, &text[..end], &mut rng);
+            // Output may have been written to the file after the last position was stored.
+            let unstored = rng.random_range(0..20).min(whole.len() - first.len());
+            if position.is_some() {
+                first = whole[..first.len() + unstored].to_owned();
             }
-            let (second, _) = read(mark, first.len() as u64, &text, &mut rng);
+            let (second, _) = read(position, first.len() as u64, &text, &mut rng);
             assert_eq!(format!("{first}{second}"), whole, "{end}");
-            // Without a mark, as well.
+            // Also without a position.
             let (second, _) = read(None, first.len() as u64, &text, &mut rng);
             assert_eq!(format!("{first}{second}"), whole, "{end}");
             if !by_time {
                 continue;
             }
-            let since = mark.and_then(|mark| mark.since()).unwrap_or_default();
+            let since = position.and_then(|position| position.since()).unwrap_or_default();
             let from_then =
                 lines.iter().filter(|(timestamp, _)| timestamp.trim().parse::<Timestamp>().unwrap() >= since);
             let from_then = with_times(&from_then.cloned().collect::<Vec<_>>());
-            let (second, _) = read(mark, first.len() as u64, &from_then, &mut rng);
-            assert_eq!(format!("{first}{second}"), whole, "{end}, asked for from {since}");
+            let (second, _) = read(position, first.len() as u64, &from_then, &mut rng);
+            assert_eq!(format!("{first}{second}"), whole, "{end}, requested since {since}");
         }
     }
 
     #[test]
-    fn what_is_left_after_a_rotation_is_read_once() {
+    fn output_left_after_a_rotation_is_read_once() {
         let (lines, mut rng) = (lines(), StdRng::seed_from_u64(2));
         for end in 1..lines.len() {
-            let (first, mark) = read(None, 0, &with_times(&lines[..end]), &mut rng);
+            let (first, position) = read(None, 0, &with_times(&lines[..end]), &mut rng);
             assert_eq!(first, without(&lines[..end]));
-            // The time of the last line read must not go on behind the cut, or nobody could tell.
+            // A cut between two lines of one time is left out: the lines before and after it can't be
+            // distinguished.
             for cut in (0..lines.len()).filter(|cut| *cut == 0 || lines[*cut].0 != lines[*cut - 1].0) {
                 let left = &lines[cut..];
-                let (second, _) = read(mark, first.len() as u64, &with_times(left), &mut rng);
+                let (second, _) = read(position, first.len() as u64, &with_times(left), &mut rng);
                 assert_eq!(second, without(&lines[end.max(cut)..]), "read {end}, cut {cut}");
             }
         }
     }
 
     #[test]
-    fn line_that_was_cut_goes_on_without_a_time() {
-        let mut stamped = TimestampedLog::new(None, 0);
+    fn line_that_was_cut_continues_without_a_timestamp() {
+        let mut log = TimestampedLog::new(None, 0);
         let mut new = Vec::new();
-        stamped.read(b"2026-01-01T00:00:00.5Z one\n2026-01-01T00:00:01.5Z two", &mut new);
-        let mark = stamped.mark(7).expect("something was read");
+        log.read(b"2026-01-01T00:00:00.5Z one\n2026-01-01T00:00:01.5Z two", &mut new);
+        let position = log.position(7).expect("something was read");
         assert_eq!(
-            (new, mark.since().map(|since| since.to_string())),
+            (new, position.since().map(|since| since.to_string())),
             (b"one\ntwo".to_vec(), Some("2026-01-01T00:00:00Z".to_owned()))
         );
-        let (mut stamped, mut new) = (TimestampedLog::new(Some(mark), 7), Vec::new());
-        stamped.read(b"the end of a long line before\n2026-01-01T00:00:01.5Z two and a half\n", &mut new);
+        let (mut log, mut new) = (TimestampedLog::new(Some(position), 7), Vec::new());
+        log.read(b"the end of a long line before\n2026-01-01T00:00:01.5Z two and a half\n", &mut new);
         assert_eq!(new, b" and a half\n");
-        assert_eq!(stamped.complaint(), None);
+        assert_eq!(log.kubelet_error(), None);
     }
 
     #[test]
-    fn complaints_of_the_kubelet_are_no_output() {
-        let read = |from: Option<Mark>, len: u64, text: &[u8]| {
-            let (mut stamped, mut new) = (TimestampedLog::new(from, len), Vec::new());
-            stamped.read(text, &mut new);
-            (new, stamped.complaint(), stamped.mark(len))
+    fn error_messages_of_the_kubelet_are_not_output() {
+        let read = |from: Option<Position>, len: u64, text: &[u8]| {
+            let (mut log, mut new) = (TimestampedLog::new(from, len), Vec::new());
+            log.read(text, &mut new);
+            (new, log.kubelet_error(), log.position(len))
         };
-        let complaint = "unable to retrieve container logs for containerd://1";
-        let (new, said, mark) = read(None, 0, complaint.as_bytes());
-        assert_eq!((new, said.as_deref(), mark), (Vec::new(), Some(complaint), None));
+        let message = "unable to retrieve container logs for containerd://1";
+        let (new, error, position) = read(None, 0, message.as_bytes());
+        assert_eq!((new, error.as_deref(), position), (Vec::new(), Some(message), None));
         assert_eq!(read(None, 0, b"unable").1.as_deref(), Some("unable"));
-        let behind = format!("2026-01-01T00:00:00Z one\n{complaint}");
-        let (new, said, mark) = read(None, 0, behind.as_bytes());
-        assert_eq!((new, said.as_deref()), (b"one\n".to_vec(), Some(complaint)));
-        // And it is not counted as read.
-        let mark = mark.map(|mark| Mark { len: 4, ..mark });
-        let (new, said, _) = read(mark, 4, b"2026-01-01T00:00:00Z one\n2026-01-01T00:00:00Z two\n");
-        assert_eq!((new, said), (b"two\n".to_vec(), None));
-        // Behind a line without an end it can't be told apart, but costs nothing that follows.
-        let (new, _, mark) = read(None, 0, b"2026-01-01T00:00:00Z one, too many open files");
+        let after_line = format!("2026-01-01T00:00:00Z one\n{message}");
+        let (new, error, position) = read(None, 0, after_line.as_bytes());
+        assert_eq!((new, error.as_deref()), (b"one\n".to_vec(), Some(message)));
+        // The message does not count as read output.
+        let position = position.map(|position| Position { len: 4, ..position });
+        let (new, error, _) = read(position, 4, b"2026-01-01T00:00:00Z one\n2026-01-01T00:00:00Z two\n");
+        assert_eq!((new, error), (b"two\n".to_vec(), None));
+        // After a line without an end the message is taken for output, but no later line is lost.
+        let (new, _, position) = read(None, 0, b"2026-01-01T00:00:00Z one, too many open files");
         let len = new.len() as u64;
-        let mark = mark.map(|mark| Mark { len, ..mark });
-        let (new, ..) = read(mark, len, b"2026-01-01T00:00:00Z one\n2026-01-01T00:00:01Z two\n");
+        let position = position.map(|position| Position { len, ..position });
+        let (new, ..) = read(position, len, b"2026-01-01T00:00:00Z one\n2026-01-01T00:00:01Z two\n");
         assert_eq!(new, b"two\n");
     }
 }

@@ -1,8 +1,8 @@
-//! Keeps attempts in step with their pods, and the inventory with the cluster's nodes.
+//! The event loop of one pool: feeds watch events, commands and call results to the attempts and the inventory.
 //!
-//! One task owns all of it. Three watches tell of nodes, of the pool's own pods and of everybody
-//! else's; calls run beside it and report back. After a watch had to start over, what it no longer
-//! lists is gone.
+//! One tokio task owns all of that state. Three watches deliver nodes, the pool's own pods, and all other pods.
+//! Calls run as separate tasks and report back through a channel. When a watch has to start again, it lists
+//! everything, and what the list lacks has been deleted meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use tokio::sync::mpsc;
 use super::attempts::Attempts;
 use super::cluster::{Cluster, WATCH_S, causes};
 use super::inventory::Inventory;
-use super::kept::Done;
-use super::lock::{Lock, RENEW};
+use super::lock::{Lock, RENEW_INTERVAL};
 use super::logs::Logs;
+use super::tracked::CallResult;
 use super::{Settings, names, pod};
 use crate::agent::StartRequest;
 use crate::model::exchange::Stop;
 use crate::model::id::{AttemptId, JournalId};
 use crate::pools::{Event, InitialSync};
 
-/// How long changes of nodes are gathered before they are told.
-const GATHER: Duration = Duration::from_millis(500);
-/// How often output past its retention is looked for.
-const COLLECT: Duration = Duration::from_secs(60);
-/// Between two warnings that a watch fails.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
+/// How long node changes are collected before they are reported.
+const NODE_REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often output past its retention is removed.
+const LOG_CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest time between two warnings about failing watches.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What the agent wants.
+/// A call of [`PoolBackend`](crate::pools::PoolBackend), passed to the worker.
 pub(super) enum Command {
-    StartRequest(Box<StartRequest>),
+    Start(Box<StartRequest>),
     Stop(Stop),
     Forget(AttemptId),
     Serves(JournalId),
@@ -48,17 +48,20 @@ type Watch<K> = BoxStream<'static, watcher::Result<Watched<K>>>;
 pub(super) struct Worker {
     lock: Lock,
     events: mpsc::UnboundedSender<Event>,
-    done: mpsc::UnboundedReceiver<Done>,
+    results: mpsc::UnboundedReceiver<CallResult>,
     nodes: Watch<Node>,
-    others: Watch<Pod>,
-    own: Watch<Pod>,
+    /// Live pods without the pool's label.
+    other_pods: Watch<Pod>,
+    /// Pods with the pool's label, ended ones included.
+    own_pods: Watch<Pod>,
     attempts: Attempts,
     inventory: Inventory,
-    /// Names that a watch has listed since it had to start over.
+    /// What each watch has listed since it last started: names of nodes, uids of other pods, tasks of own pods,
+    /// and uids of own pods that no agent created.
     listed_nodes: BTreeSet<String>,
     listed_others: BTreeSet<String>,
     listed_own: BTreeSet<(AttemptId, u32)>,
-    listed_strangers: BTreeSet<String>,
+    listed_foreign: BTreeSet<String>,
     warned_at: Option<std::time::Instant>,
 }
 
@@ -84,37 +87,37 @@ impl Worker {
         logs: Logs,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
-        let (reports, done) = mpsc::unbounded_channel();
+        let (sender, results) = mpsc::unbounded_channel();
         let client = &cluster.watcher;
         let pool = &settings.pool;
         let live = "status.phase!=Succeeded,status.phase!=Failed";
         Self {
             nodes: watch(Api::all(client.clone()), &settings.nodes, ""),
-            others: watch(Api::all(client.clone()), &format!("{}!={pool}", names::POOL), live),
-            own: watch(Api::all(client.clone()), &format!("{}={pool}", names::POOL), ""),
+            other_pods: watch(Api::all(client.clone()), &format!("{}!={pool}", names::POOL), live),
+            own_pods: watch(Api::all(client.clone()), &format!("{}={pool}", names::POOL), ""),
             inventory: Inventory::new(settings.devices.clone()),
-            attempts: Attempts::new(settings, cluster, logs, events.clone(), reports),
+            attempts: Attempts::new(settings, cluster, logs, events.clone(), sender),
             lock,
             events,
-            done,
+            results,
             listed_nodes: BTreeSet::new(),
             listed_others: BTreeSet::new(),
             listed_own: BTreeSet::new(),
-            listed_strangers: BTreeSet::new(),
+            listed_foreign: BTreeSet::new(),
             warned_at: None,
         }
     }
 
-    /// Waits until all three watches have listed what there is. Tells whether the pool is still this
-    /// agent's then.
+    /// Waits until all three watches have listed everything. Returns false if another agent took the pool's lock
+    /// meanwhile.
     pub(super) async fn list(&mut self) -> bool {
-        let mut renew = tokio::time::interval(RENEW);
+        let mut renew = tokio::time::interval(RENEW_INTERVAL);
         let (mut nodes, mut others, mut own) = (false, false, false);
         while !(nodes && others && own) {
             tokio::select! {
-                Some(event) = self.nodes.next() => nodes |= self.take_node(event),
-                Some(event) = self.others.next() => others |= self.take_other(event),
-                Some(event) = self.own.next() => own |= self.take_own(event),
+                Some(event) = self.nodes.next() => nodes |= self.node_event(event),
+                Some(event) = self.other_pods.next() => others |= self.other_pod_event(event),
+                Some(event) = self.own_pods.next() => own |= self.own_pod_event(event),
                 _ = renew.tick() => {
                     if !self.lock.renew().await {
                         return false;
@@ -125,31 +128,31 @@ impl Worker {
         true
     }
 
-    /// All that there is.
-    pub(super) fn opened(&mut self) -> InitialSync {
-        let attempts = self.attempts.seen();
+    /// Returns all nodes and attempts. Call it once, after `list`.
+    pub(super) fn initial_sync(&mut self) -> InitialSync {
+        let attempts = self.attempts.observed();
         let nodes = self.inventory.all(|node| self.attempts.held_on(node));
         InitialSync { nodes, attempts, notes: Vec::new() }
     }
 
-    /// Works until the agent is gone, or another speaks for the pool. Until it knows whose pods these are,
-    /// it does nothing to them.
+    /// Runs until the backend is dropped or another agent takes the pool's lock. Changes no pod before
+    /// [`Command::Serves`] has named the broker's journal.
     pub(super) async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        let mut renew = tokio::time::interval(RENEW);
-        let mut gather = tokio::time::interval(GATHER);
-        let mut collect = tokio::time::interval(COLLECT);
-        for timer in [&mut renew, &mut gather, &mut collect] {
+        let mut renew = tokio::time::interval(RENEW_INTERVAL);
+        let mut report_nodes = tokio::time::interval(NODE_REPORT_INTERVAL);
+        let mut clean_logs = tokio::time::interval(LOG_CLEANUP_INTERVAL);
+        for timer in [&mut renew, &mut report_nodes, &mut clean_logs] {
             timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
-        // Renewals wait for an API server: nothing else may wait for them.
-        let (lost, mut is_lost) = mpsc::channel(1);
+        // A renewal may wait long for the API server. As a task of its own it delays nothing else.
+        let (lock_lost, mut lock_was_lost) = mpsc::channel(1);
         let (lock, events) = (self.lock.clone(), self.events.clone());
-        let keeper = tokio::spawn(async move {
+        let renewal = tokio::spawn(async move {
             let mut answered = true;
             loop {
                 renew.tick().await;
                 if !lock.renew().await {
-                    let _ = lost.send(()).await;
+                    let _ = lock_lost.send(()).await;
                     return;
                 }
                 let answers = lock.is_held();
@@ -162,38 +165,39 @@ impl Worker {
         loop {
             tokio::select! {
                 biased;
-                _ = is_lost.recv() => {
+                _ = lock_was_lost.recv() => {
                     let _ = self.events.send(Event::Gone);
                     break;
                 }
                 command = inbox.recv() => match command {
-                    Some(Command::StartRequest(start)) => self.attempts.start(*start, &mut self.inventory),
+                    Some(Command::Start(start)) => self.attempts.start(*start, &mut self.inventory),
                     Some(Command::Stop(stop)) => self.attempts.stop(stop.attempt),
                     Some(Command::Forget(attempt)) => self.attempts.forget(attempt),
-                    Some(Command::Serves(journal)) => self.attempts.serve(journal, &mut self.inventory),
+                    Some(Command::Serves(journal)) => self.attempts.set_journal(journal, &mut self.inventory),
                     None => break,
                 },
-                Some(done) = self.done.recv() => {
-                    // A list that was begun before can't have it.
-                    self.listed_own.extend(done.made());
-                    self.attempts.done(done);
+                Some(result) = self.results.recv() => {
+                    // A list that began before the pod was created does not contain it.
+                    self.listed_own.extend(result.created_task());
+                    self.attempts.finish_call(result);
                 }
-                Some(event) = self.own.next() => { self.take_own(event); }
-                Some(event) = self.nodes.next() => { self.take_node(event); }
-                Some(event) = self.others.next() => { self.take_other(event); }
-                _ = gather.tick() => {
-                    self.attempts.lose_patience();
+                Some(event) = self.own_pods.next() => { self.own_pod_event(event); }
+                Some(event) = self.nodes.next() => { self.node_event(event); }
+                Some(event) = self.other_pods.next() => { self.other_pod_event(event); }
+                _ = report_nodes.tick() => {
+                    self.attempts.fail_timed_out();
                     self.inventory.reopen(self.attempts.now());
-                    self.attempts.tell_nodes(&mut self.inventory);
+                    self.attempts.report_nodes(&mut self.inventory);
                 }
-                _ = collect.tick() => self.attempts.collect_logs(),
+                _ = clean_logs.tick() => self.attempts.collect_logs(),
             }
         }
-        keeper.abort();
+        renewal.abort();
     }
 
-    /// Each of these tells whether the watch has just listed all that there is.
-    fn take_node(&mut self, event: watcher::Result<Watched<Node>>) -> bool {
+    /// Takes an event of the watch on nodes. Like the two functions below, returns true when the watch has just
+    /// completed a list.
+    fn node_event(&mut self, event: watcher::Result<Watched<Node>>) -> bool {
         match event {
             Ok(Watched::Apply(node)) => self.inventory.set_node(pod::node_name(&node), &node),
             Ok(Watched::Delete(node)) => self.inventory.remove_node(pod::node_name(&node)),
@@ -203,7 +207,7 @@ impl Worker {
                 self.inventory.set_node(pod::node_name(&node), &node);
             }
             Ok(Watched::InitDone) => {
-                self.inventory.keep_nodes(&std::mem::take(&mut self.listed_nodes));
+                self.inventory.retain_nodes(&std::mem::take(&mut self.listed_nodes));
                 return true;
             }
             Err(error) => self.warn("nodes", &error),
@@ -211,7 +215,7 @@ impl Worker {
         false
     }
 
-    fn take_other(&mut self, event: watcher::Result<Watched<Pod>>) -> bool {
+    fn other_pod_event(&mut self, event: watcher::Result<Watched<Pod>>) -> bool {
         let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
         match event {
             Ok(Watched::Apply(pod)) => self.inventory.set_pod(&uid(&pod), &pod),
@@ -222,8 +226,8 @@ impl Worker {
                 self.inventory.set_pod(&uid(&pod), &pod);
             }
             Ok(Watched::InitDone) => {
-                let own = self.attempts.loads();
-                self.inventory.keep_pods(&std::mem::take(&mut self.listed_others), &own);
+                let own = self.attempts.load_uids();
+                self.inventory.retain_pods(&std::mem::take(&mut self.listed_others), &own);
                 return true;
             }
             Err(error) => self.warn("pods", &error),
@@ -231,25 +235,29 @@ impl Worker {
         false
     }
 
-    fn take_own(&mut self, event: watcher::Result<Watched<Pod>>) -> bool {
+    fn own_pod_event(&mut self, event: watcher::Result<Watched<Pod>>) -> bool {
         match event {
             Ok(Watched::Apply(pod)) => {
-                let _ = self.attempts.see(&pod, &mut self.inventory);
+                let _ = self.attempts.pod_applied(&pod, &mut self.inventory);
             }
-            Ok(Watched::Delete(pod)) => self.attempts.miss(&pod, &mut self.inventory),
+            Ok(Watched::Delete(pod)) => self.attempts.pod_deleted(&pod, &mut self.inventory),
             Ok(Watched::Init) => {
                 self.listed_own.clear();
-                self.listed_strangers.clear();
+                self.listed_foreign.clear();
             }
             Ok(Watched::InitApply(pod)) => {
-                match self.attempts.see(&pod, &mut self.inventory) {
+                match self.attempts.pod_applied(&pod, &mut self.inventory) {
                     Ok(task) => self.listed_own.insert(task),
-                    Err(uid) => self.listed_strangers.insert(uid),
+                    Err(uid) => self.listed_foreign.insert(uid),
                 };
             }
             Ok(Watched::InitDone) => {
-                let strangers = std::mem::take(&mut self.listed_strangers);
-                self.attempts.keep(&std::mem::take(&mut self.listed_own), strangers, &mut self.inventory);
+                let foreign_pods = std::mem::take(&mut self.listed_foreign);
+                self.attempts.retain_listed(
+                    &std::mem::take(&mut self.listed_own),
+                    foreign_pods,
+                    &mut self.inventory,
+                );
                 return true;
             }
             Err(error) => self.warn("own pods", &error),
@@ -257,11 +265,11 @@ impl Worker {
         false
     }
 
-    /// A watch tries on by itself; that it fails is said at once, then now and again.
+    /// Logs that a watch fails, at most once per `WARN_INTERVAL`. The watch retries by itself.
     fn warn(&mut self, what: &str, error: &watcher::Error) {
-        if self.warned_at.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+        if self.warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
             self.warned_at = Some(std::time::Instant::now());
-            tracing::warn!(what, error = causes(error), "a watch fails; trying on");
+            tracing::warn!(what, error = causes(error), "a watch fails; retrying");
         }
     }
 }

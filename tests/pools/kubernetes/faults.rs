@@ -1,4 +1,4 @@
-//! An API server that is away, refuses, or has forgotten: nothing is lost and nothing is done twice.
+//! Faults of the API server: outages, refusals, a compacted history. Nothing is lost and nothing is done twice.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -14,46 +14,47 @@ use weir::model::time::Timestamp;
 use weir::pools::kubernetes::{Kubernetes, Settings};
 
 use super::super::conformance::Bench;
-use super::super::life::{Life, PATIENCE, assert_kind};
+use super::super::life::{Life, PATIENCE as TIMEOUT, assert_kind};
 use super::super::support::kubernetes::ControlPlane;
 use super::super::support::proxy::{Proxy, Weather};
 use super::super::support::{Process, until};
-use super::{ClusterBench, played};
+use super::{ClusterBench, simulated};
 
 impl ClusterBench {
-    /// A life that reaches the cluster by another kubeconfig.
+    /// A life that reaches the cluster through another kubeconfig.
     fn life_with(&self, kubeconfig: PathBuf) -> Life<Kubernetes> {
         let settings = Settings { kubeconfig: Some(kubeconfig), ..self.settings() };
         Life::begin(|clock| Kubernetes::new(settings, clock))
     }
 
-    /// Nothing ran twice, and nothing is left once it is forgotten.
-    fn done(&self, mut life: Life<Kubernetes>, launches: &[&StartRequest]) {
-        for launch in launches {
-            assert_eq!(self.runs(launch.order.attempt), Some(1), "{}", launch.order.attempt);
-            life.forget(launch.order.attempt);
+    /// Asserts that each attempt ran once, and that nothing is left once all are forgotten.
+    fn assert_ran_once(&self, mut life: Life<Kubernetes>, starts: &[&StartRequest]) {
+        for start in starts {
+            assert_eq!(self.runs(start.order.attempt), Some(1), "{}", start.order.attempt);
+            life.forget(start.order.attempt);
         }
-        until("nothing is left", PATIENCE, || {
+        until("nothing is left", TIMEOUT, || {
             self.kubectl(&["get", "pods", "-l", "weir.dev/attempt", "-o", "name"]).is_empty()
         });
         life.kill();
     }
 }
 
-/// An order that may be started for some minutes yet.
+/// A start request whose start-by time is five minutes away.
 fn order(life: &Life<Kubernetes>, job: u64, command: &[&str]) -> StartRequest {
-    let mut launch = life.order(job, |spec| spec.groups[0].run = played(command));
-    launch.start_by = Timestamp(launch.start_by.0 + 240_000);
-    launch.order.start_by = launch.start_by;
-    launch
+    let mut start = life.order(job, |spec| spec.groups[0].run = simulated(command));
+    start.start_by = Timestamp(start.start_by.0 + 240_000);
+    start.order.start_by = start.start_by;
+    start
 }
 
-/// Each waits for a minute that somebody else takes: side by side they cost one.
+/// Each of these tests waits about a minute for a timeout of the cluster or of the client library, so they run
+/// concurrently.
 #[test]
 fn faults_that_last_a_minute() {
     let all: [fn(); 3] = [
         a_node_that_is_deleted_takes_its_tasks_with_it,
-        an_api_server_that_is_away_for_a_minute_costs_nothing,
+        an_api_servers_outage_of_a_minute_loses_nothing,
         a_token_that_has_expired_is_read_again,
     ];
     std::thread::scope(|scope| {
@@ -67,21 +68,25 @@ fn a_node_that_is_deleted_takes_its_tasks_with_it() {
     let Some(plane) = ControlPlane::shared("a_node_that_is_deleted_takes_its_tasks_with_it") else { return };
     let bench = ClusterBench::new(plane, "lost");
     let mut life = bench.life();
-    let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
-    life.launch(&launch);
-    life.until_running(launch.order.attempt);
-    bench.plane.kubectl(&["delete", "node", &launch.order.tasks[0].node]);
-    // The cluster waits a minute before it gives up the pods of a node that is gone.
-    let outcome = life.until_ended(launch.order.attempt);
+    let start = life.order(1, |spec| spec.groups[0].run = simulated(&["hang"]));
+    life.launch(&start);
+    life.until_running(start.order.attempt);
+    bench.plane.kubectl(&["delete", "node", &start.order.tasks[0].node]);
+    // The cluster waits a minute before it deletes the pods of a deleted node.
+    let outcome = life.until_ended(start.order.attempt);
     assert_kind(&outcome, OutcomeKind::NodeLost);
     assert!(outcome.message.contains("DeletionByPodGC"), "{outcome:?}");
     life.kill();
 }
 
-fn an_api_server_that_is_away_for_a_minute_costs_nothing() {
-    let test = "an_api_server_that_is_away_for_a_minute_costs_nothing";
+/// How long the API server stays away after the agent has noticed: longer than the lock lasts, and than a call
+/// may take.
+const OUTAGE: Duration = Duration::from_secs(40);
+
+fn an_api_servers_outage_of_a_minute_loses_nothing() {
+    let test = "an_api_servers_outage_of_a_minute_loses_nothing";
     let Some(plane) = ControlPlane::start(test).map(Arc::new) else { return };
-    let bench = ClusterBench::new(plane, "away");
+    let bench = ClusterBench::new(plane, "outage");
     let mut life = bench.life();
     let runs = order(&life, 1, &["play", "2s", "0"]);
     life.launch(&runs);
@@ -90,23 +95,24 @@ fn an_api_server_that_is_away_for_a_minute_costs_nothing() {
     life.launch(&stopped);
     life.until_running(stopped.order.attempt);
     bench.plane.stop_api();
-    // Both are asked for while nobody answers, and done when somebody does.
-    let launched = order(&life, 3, &["play", "100ms", "0"]);
-    life.launch(&launched);
+    // A start and a stop are ordered during the outage, and carried out after it.
+    let started = order(&life, 3, &["play", "100ms", "0"]);
+    life.launch(&started);
     life.stop(stopped.order.attempt);
-    life.hear("that nobody answers", |life| !life.answered);
-    std::thread::sleep(Duration::from_secs(40));
+    life.hear("the outage is reported", |life| !life.answered);
+    // The length of the fault, not a wait for a condition.
+    std::thread::sleep(OUTAGE);
     bench.plane.start_api();
-    life.hear("an answer", |life| life.answered);
+    life.hear("the end of the outage is reported", |life| life.answered);
     assert_kind(&life.until_ended(runs.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
-    assert_kind(&life.until_ended(launched.order.attempt), OutcomeKind::Succeeded);
-    bench.done(life, &[&runs, &stopped, &launched]);
+    assert_kind(&life.until_ended(started.order.attempt), OutcomeKind::Succeeded);
+    bench.assert_ran_once(life, &[&runs, &stopped, &started]);
 }
 
 #[test]
-fn what_passed_while_history_was_compacted_is_found_by_listing() {
-    let test = "what_passed_while_history_was_compacted_is_found_by_listing";
+fn changes_in_a_compacted_history_are_found_by_listing() {
+    let test = "changes_in_a_compacted_history_are_found_by_listing";
     let Some(plane) = ControlPlane::start(test).map(Arc::new) else { return };
     let bench = ClusterBench::new(plane.clone(), "compacted");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -115,15 +121,15 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
     let mut life = bench.life_with(plane.kubeconfig_at("by-proxy", proxy.address));
     let ends = order(&life, 1, &["play", "3s", "0"]);
     let removed = order(&life, 2, &["hang"]);
-    for launch in [&ends, &removed] {
-        life.launch(launch);
-        life.until_running(launch.order.attempt);
+    for start in [&ends, &removed] {
+        life.launch(start);
+        life.until_running(start.order.attempt);
     }
-    // For `done` below: what is compacted is in nobody's record.
+    // Counted now: the counts come from etcd's history, which is compacted below.
     assert_eq!((bench.runs(ends.order.attempt), bench.runs(removed.order.attempt)), (Some(1), Some(1)));
     let list: Value =
         serde_json::from_str(&bench.kubectl(&["get", "--raw", "/api/v1/pods"])).expect("a list");
-    let seen = list["metadata"]["resourceVersion"].as_str().expect("a version");
+    let listed_version = list["metadata"]["resourceVersion"].as_str().expect("a version");
     proxy.set(Weather::Cut { up: true, down: true });
     bench.kubectl(&[
         "delete",
@@ -137,37 +143,37 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
         "apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: compacted}\n\
          spec: {nodeName: compacted-0, containers: [{name: c, image: i, command: [hang], resources: {requests: {cpu: 2}}}]}\n",
     );
-    until("it has ended", PATIENCE, || {
+    until("it has ended", TIMEOUT, || {
         bench.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"]).contains("Succeeded")
     });
     plane.compact();
-    // Its memory of what was goes with it.
+    // The restart clears the API server's watch cache, which would still serve the history.
     plane.stop_api();
     plane.start_api();
-    let since = format!("/api/v1/pods?watch=1&timeoutSeconds=1&resourceVersion={seen}");
+    let since = format!("/api/v1/pods?watch=1&timeoutSeconds=1&resourceVersion={listed_version}");
     let expired = plane.kubectl(&["get", "--raw", &since]);
     assert!(expired.contains("410"), "{expired}");
     proxy.heal(true);
     assert_kind(&life.until_ended(ends.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(removed.order.attempt), OutcomeKind::Vanished);
-    life.hear("one node is gone, and the other has less", |life| {
+    life.hear("one node is removed, and the other has less capacity", |life| {
         life.nodes.len() == 1 && life.nodes[0].allocatable.cpu_millis == 6_000
     });
     life.kill();
 }
 
 #[test]
-fn an_api_server_that_sends_everybody_away_is_asked_again() {
-    let Some(plane) = ControlPlane::shared("an_api_server_that_sends_everybody_away_is_asked_again") else {
+fn a_throttled_request_is_repeated() {
+    let Some(plane) = ControlPlane::shared("a_throttled_request_is_repeated") else {
         return;
     };
     let bench = ClusterBench::new(plane.clone(), "throttled");
     let kubeconfig = plane.account("throttled", "busy");
     let mut life = bench.life_with(kubeconfig.clone());
-    // Its requests get one seat, and the one that has it waits for a webhook that never answers: the
-    // others are sent away with 429 and a Retry-After until the webhook's time is over.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("https://{}/", silent.local_addr().expect("its address"));
+    // The account's requests share one seat, and the request that has it waits for a webhook that never answers.
+    // The others get 429 with a Retry-After until the webhook times out.
+    let unresponsive = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("https://{}/", unresponsive.local_addr().expect("its address"));
     let one_seat = r#"
 apiVersion: flowcontrol.apiserver.k8s.io/v1
 kind: PriorityLevelConfiguration
@@ -187,30 +193,26 @@ spec:
     let slow = webhook("slow", "configmaps", &json!({ "url": url }), "throttled", "Ignore", 30);
     plane.apply(&slow.to_string());
     let create = ["-n", "throttled", "create", "configmap", "slow"];
-    until("the webhook is asked", PATIENCE, || {
+    until("the webhook is called", TIMEOUT, || {
         plane.try_kubectl(&[&create[..], &["--dry-run=server", "--request-timeout=1s"]].concat()).is_err()
     });
     plane.apply(one_seat);
-    let requests = |which: &str| {
-        let metrics = plane.kubectl(&["get", "--raw", "/metrics"]);
-        let start = format!("apiserver_flowcontrol_{which}_requests_total{{");
-        let lines = metrics.lines().filter(|line| line.starts_with(&start) && line.contains("\"one-seat\""));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-    };
-    until("the agent has one seat", PATIENCE, || requests("dispatched") > 0.0);
-    let launch = order(&life, 1, &["play", "100ms", "0"]);
+    let requests =
+        |which: &str| metric(&plane, &format!("apiserver_flowcontrol_{which}_requests_total"), "one-seat");
+    until("the agent has one seat", TIMEOUT, || requests("dispatched") > 0.0);
+    let start = order(&life, 1, &["play", "100ms", "0"]);
     std::thread::scope(|scope| {
         let seated = scope.spawn(|| plane.kubectl_as(&kubeconfig, &create, ""));
-        until("the agent is sent away", PATIENCE, || requests("rejected") > 0.0);
+        until("a request of the agent is rejected", TIMEOUT, || requests("rejected") > 0.0);
         let before = requests("rejected");
-        life.launch(&launch);
-        until("and again", PATIENCE, || requests("rejected") > before + 1.0);
-        assert_eq!(bench.runs(launch.order.attempt), Some(0));
+        life.launch(&start);
+        until("it is rejected again", TIMEOUT, || requests("rejected") > before + 1.0);
+        assert_eq!(bench.runs(start.order.attempt), Some(0));
         assert!(!seated.is_finished());
-        assert_kind(&life.until_ended(launch.order.attempt), OutcomeKind::Succeeded);
-        seated.join().expect("it returns").expect("it gets its turn");
+        assert_kind(&life.until_ended(start.order.attempt), OutcomeKind::Succeeded);
+        seated.join().expect("it returns").expect("it is created once the webhook has timed out");
     });
-    bench.done(life, &[&launch]);
+    bench.assert_ran_once(life, &[&start]);
 }
 
 fn a_token_that_has_expired_is_read_again() {
@@ -221,30 +223,30 @@ fn a_token_that_has_expired_is_read_again() {
     let runs = order(&life, 1, &["play", "1s", "0"]);
     life.launch(&runs);
     life.until_running(runs.order.attempt);
-    // Tokens of an account that is gone are worth nothing, as are those whose time is over.
+    // A deleted account's tokens are invalid, like expired ones.
     bench.kubectl(&["delete", "serviceaccount", "guest"]);
-    until("the token is refused", PATIENCE, || {
+    until("the token is refused", TIMEOUT, || {
         let answer = plane.kubectl_as(&kubeconfig, &["get", "nodes"], "");
         answer.is_err_and(|error| error.contains("Unauthorized"))
     });
-    let launch = order(&life, 2, &["play", "100ms", "0"]);
-    life.launch(&launch);
-    std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(bench.runs(launch.order.attempt), Some(0));
+    let start = order(&life, 2, &["play", "100ms", "0"]);
+    life.launch(&start);
+    life.hear("its calls are refused", |life| !life.answered);
+    assert_eq!(bench.runs(start.order.attempt), Some(0));
     plane.account("renewed", "guest");
-    for launch in [&runs, &launch] {
-        assert_kind(&life.until_ended(launch.order.attempt), OutcomeKind::Succeeded);
+    for start in [&runs, &start] {
+        assert_kind(&life.until_ended(start.order.attempt), OutcomeKind::Succeeded);
     }
-    bench.done(life, &[&runs, &launch]);
+    bench.assert_ran_once(life, &[&runs, &start]);
 }
 
 #[test]
-fn a_webhook_that_is_silent_is_waited_for_and_one_that_refuses_is_believed() {
-    let test = "a_webhook_that_is_silent_is_waited_for_and_one_that_refuses_is_believed";
+fn an_unreachable_webhook_is_retried_and_a_refusal_is_final() {
+    let test = "an_unreachable_webhook_is_retried_and_a_refusal_is_final";
     let Some(plane) = ControlPlane::shared(test) else { return };
     let bench = ClusterBench::new(plane.clone(), "hooked");
     let mut life = bench.life();
-    let server = Webhook::start(&plane);
+    let server = Webhook::new(&plane);
     let authority = std::fs::read(plane.path("certs/apiserver.crt")).expect("a certificate");
     let client = json!({
         "url": format!("https://127.0.0.1:{}/", server.port),
@@ -257,27 +259,37 @@ fn a_webhook_that_is_silent_is_waited_for_and_one_that_refuses_is_believed() {
                    spec: {containers: [{name: c, image: i, command: [hang]}]}\n";
         plane.kubectl_as(&plane.kubeconfig(), &["create", "--dry-run=server", "-f", "-"], pod)
     };
-    until("it is asked", PATIENCE, || {
+    until("the webhook is called", TIMEOUT, || {
         try_by_hand().is_err_and(|error| error.contains("failed calling webhook"))
     });
-    let launch = order(&life, 1, &["hang"]);
-    life.launch(&launch);
-    std::thread::sleep(Duration::from_secs(3));
+    let failed_calls = || metric(&plane, "apiserver_admission_webhook_rejection_count", "refuse.weir.test");
+    let before = failed_calls();
+    let start = order(&life, 1, &["hang"]);
+    life.launch(&start);
+    until("the agent's creation fails twice", TIMEOUT, || failed_calls() >= before + 2.0);
     assert!(!matches!(
-        life.status(launch.order.attempt),
+        life.status(start.order.attempt),
         Some(weir::model::attempt::AttemptStatus::Ended { .. })
     ));
     let answering = server.answer("no GPUs on Fridays");
-    let outcome = life.until_ended(launch.order.attempt);
+    let outcome = life.until_ended(start.order.attempt);
     assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("no GPUs on Fridays"), "{outcome:?}");
-    assert_eq!(bench.runs(launch.order.attempt), Some(0));
+    assert_eq!(bench.runs(start.order.attempt), Some(0));
     plane.kubectl(&["delete", "validatingwebhookconfiguration", "refuse"]);
     drop(answering);
     life.kill();
 }
 
-/// A webhook that is asked before such objects are made in a namespace.
+/// The sum of an API server's metric over all series that have a label of this value.
+fn metric(plane: &ControlPlane, name: &str, label: &str) -> f64 {
+    let metrics = plane.kubectl(&["get", "--raw", "/metrics"]);
+    let (start, label) = (format!("{name}{{"), format!("\"{label}\""));
+    let series = metrics.lines().filter(|line| line.starts_with(&start) && line.contains(&label));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// Configuration of a webhook that is called before objects of a resource are created in a namespace.
 fn webhook(
     name: &str,
     resource: &str,
@@ -304,7 +316,7 @@ fn webhook(
     })
 }
 
-/// A server of TLS by openssl, for one connection after the other.
+/// A webhook's TLS server: `openssl s_server`, which serves one connection at a time.
 struct Webhook {
     port: u16,
     certificate: PathBuf,
@@ -312,14 +324,14 @@ struct Webhook {
 }
 
 impl Webhook {
-    /// Takes a port; nobody listens there yet.
-    fn start(plane: &ControlPlane) -> Self {
+    /// Chooses a port. Nothing listens there before `answer`.
+    fn new(plane: &ControlPlane) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         Self { port, certificate: plane.path("certs/apiserver.crt"), key: plane.path("certs/apiserver.key") }
     }
 
-    /// Answers each review with a refusal, until what it returns is dropped.
+    /// Answers each review with a refusal, until the returned process is dropped.
     fn answer(&self, why: &'static str) -> Process {
         let mut command = Command::new("openssl");
         command.args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{}", self.port), "-cert"]);
@@ -351,7 +363,7 @@ impl Webhook {
     }
 }
 
-/// The body of an HTTP request; `None` at the end.
+/// Reads the body of an HTTP request; `None` at the end of the input.
 fn read_body(input: &mut impl BufRead) -> Option<Value> {
     let (mut length, mut line) = (0, String::new());
     loop {

@@ -1,4 +1,4 @@
-//! A Kubernetes cluster: a real control plane, with kwok in place of kubelets.
+//! The Kubernetes backend, against a real control plane. kwok simulates the kubelets.
 
 mod faults;
 
@@ -15,7 +15,7 @@ use weir::pools::kubernetes::{Binding, Kubernetes, LOG_MAX_BYTES, Settings};
 use weir::pools::{PoolBackend, Stream};
 
 use super::conformance::{self, Bench};
-use super::life::{Life, PATIENCE, assert_kind};
+use super::life::{Life, PATIENCE as TIMEOUT, assert_kind};
 use super::support::kubernetes::ControlPlane;
 use super::support::until;
 
@@ -63,9 +63,9 @@ impl ClusterBench {
     }
 }
 
-fn played(command: &[&str]) -> Run {
+fn simulated(command: &[&str]) -> Run {
     let command = command.iter().map(|part| (*part).to_owned()).collect();
-    Run::Container { image: "played".to_owned(), program: Program { command, ..Program::default() } }
+    Run::Container { image: "simulated".to_owned(), program: Program { command, ..Program::default() } }
 }
 
 impl Bench for ClusterBench {
@@ -76,17 +76,21 @@ impl Bench for ClusterBench {
     }
 
     fn run(&self, ms: u64, code: u8) -> Run {
-        if ms > 60_000 { played(&["hang"]) } else { played(&["play", &format!("{ms}ms"), &code.to_string()]) }
+        if ms > 60_000 {
+            simulated(&["hang"])
+        } else {
+            simulated(&["play", &format!("{ms}ms"), &code.to_string()])
+        }
     }
 
-    /// Each pod is one run.
+    /// Each created pod is one run.
     fn runs(&self, attempt: AttemptId) -> Option<usize> {
         let of_attempt = format!("weir-{attempt}-");
         Some(self.plane.created_pods(self.pool).iter().filter(|name| name.starts_with(&of_attempt)).count())
     }
 
     fn unstartable(&self) -> Option<Run> {
-        Some(played(&["refuse"]))
+        Some(simulated(&["refuse"]))
     }
 }
 
@@ -105,8 +109,8 @@ fn a_cluster_conforms_where_its_scheduler_binds() {
 }
 
 #[test]
-fn what_others_use_is_not_offered() {
-    let Some(plane) = ControlPlane::shared("what_others_use_is_not_offered") else { return };
+fn capacity_that_other_pods_hold_is_not_offered() {
+    let Some(plane) = ControlPlane::shared("capacity_that_other_pods_hold_is_not_offered") else { return };
     let bench = ClusterBench::new(plane, "shared");
     let mut life = bench.life();
     let free = |life: &Life<Kubernetes>| {
@@ -126,20 +130,20 @@ spec:
   - {name: c, image: i, command: [hang], resources: {requests: {cpu: 2500m}, limits: {"nvidia.com/gpu": 1}}}
 "#;
     bench.plane.apply(pod);
-    life.hear("another's pod is counted", |life| free(life) == (5_500, 3, false));
+    life.hear("another pod is counted", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "other", "--wait=false"]);
-    life.hear("what it held is free again", |life| free(life) == (8_000, 4, false));
-    // A copy that somebody made of a pod of the pool is not of the pool.
+    life.hear("its resources are free again", |life| free(life) == (8_000, 4, false));
+    // A pod that has the pool's label but was created by hand is load.
     let copy = pod.replace("name: other, ", "name: copy, labels: {weir.dev/pool: shared}, ");
     bench.plane.apply(&copy);
     life.hear("a copy is counted", |life| free(life) == (5_500, 3, false));
     life.kill();
     let mut life = bench.life();
-    life.hear("by a new agent, too", |life| free(life) == (5_500, 3, false));
+    life.hear("a new agent counts it, too", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "copy", "--wait=false"]);
-    life.hear("and gone", |life| free(life) == (8_000, 4, false));
+    life.hear("its resources are free again", |life| free(life) == (8_000, 4, false));
     bench.plane.kubectl(&["cordon", "shared-0"]);
-    life.hear("a cordon is told", |life| free(life).2);
+    life.hear("a cordon is reported", |life| free(life).2);
     bench.plane.kubectl(&["uncordon", "shared-0"]);
     life.hear("it is open again", |life| !free(life).2);
     let ready = |status: &str| {
@@ -147,24 +151,26 @@ spec:
             format!(r#"{{"status": {{"conditions": [{{"type": "Ready", "status": "{status}"}}]}}}}"#);
         bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", &conditions]);
     };
-    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent=true"]);
+    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/not-ready=true"]);
     ready("Unknown");
     life.hear("a node that is not ready is closed", |life| free(life).2);
-    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent-"]);
+    bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/not-ready-"]);
     life.hear("one that is ready again is open", |life| !free(life).2);
     let shrunk = r#"{"status": {"allocatable": {"cpu": "3", "nvidia.com/gpu": "2"}}}"#;
     bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", shrunk]);
-    life.hear("a node that shrank is told", |life| free(life) == (3_000, 2, false));
+    life.hear("a smaller node is reported", |life| free(life) == (3_000, 2, false));
     bench.plane.kubectl(&["delete", "node", "shared-1"]);
-    life.hear("a node that is gone is told", |life| life.nodes.len() == 1);
+    life.hear("a deleted node is reported", |life| life.nodes.len() == 1);
     life.kill();
 }
 
 #[test]
-fn what_a_cluster_adds_to_a_pod_is_not_offered() {
-    let Some(plane) = ControlPlane::shared("what_a_cluster_adds_to_a_pod_is_not_offered") else { return };
+fn resources_that_a_cluster_adds_to_a_pod_are_not_offered() {
+    let Some(plane) = ControlPlane::shared("resources_that_a_cluster_adds_to_a_pod_are_not_offered") else {
+        return;
+    };
     let bench = ClusterBench::new(plane, "added");
-    // As for pods in virtual machines: admission adds what those take themselves.
+    // As with pods in virtual machines: admission adds the virtual machine's own overhead.
     let class = "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: added}\nhandler: added\n\
                  overhead: {podFixed: {cpu: 250m}}\n";
     bench.plane.apply(class);
@@ -175,39 +181,39 @@ fn what_a_cluster_adds_to_a_pod_is_not_offered() {
         cpus
     };
     let text = r#"{"runtimeClassName": "added", "containers": [{"name": "task", "image": "i", "command": ["hang"]}]}"#;
-    let launch = life.order(1, |spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
-    life.launch(&launch);
-    life.until_running(launch.order.attempt);
-    life.hear("its broker counts what it gave, and no more", |life| cpus(life) == [7_750, 8_000]);
+    let start = life.order(1, |spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
+    life.launch(&start);
+    life.until_running(start.order.attempt);
+    life.hear("the overhead is taken off the node", |life| cpus(life) == [7_750, 8_000]);
     life.kill();
     let mut life = bench.life();
-    life.until_running(launch.order.attempt);
-    life.hear("a new agent sees it, too", |life| cpus(life) == [7_750, 8_000]);
-    life.stop(launch.order.attempt);
-    life.until_ended(launch.order.attempt);
+    life.until_running(start.order.attempt);
+    life.hear("a new agent counts it, too", |life| cpus(life) == [7_750, 8_000]);
+    life.stop(start.order.attempt);
+    life.until_ended(start.order.attempt);
     life.hear("it is free again", |life| cpus(life) == [8_000, 8_000]);
     life.kill();
 }
 
 #[test]
-fn ends_that_others_bring_about_are_told_apart() {
-    let Some(plane) = ControlPlane::shared("ends_that_others_bring_about_are_told_apart") else { return };
+fn each_external_end_has_its_outcome() {
+    let Some(plane) = ControlPlane::shared("each_external_end_has_its_outcome") else { return };
     let bench = ClusterBench::new(plane, "ends");
     let mut life = bench.life();
-    let launch = |life: &mut Life<Kubernetes>, job: u64, command: &[&str]| {
-        let launch = life.order(job, |spec| spec.groups[0].run = played(command));
-        life.launch(&launch);
-        (launch.order.attempt, format!("weir-{}-0", launch.order.attempt))
+    let start = |life: &mut Life<Kubernetes>, job: u64, command: &[&str]| {
+        let start = life.order(job, |spec| spec.groups[0].run = simulated(command));
+        life.launch(&start);
+        (start.order.attempt, format!("weir-{}-0", start.order.attempt))
     };
-    let (deleted, pod) = launch(&mut life, 1, &["hang"]);
+    let (deleted, pod) = start(&mut life, 1, &["hang"]);
     life.until_running(deleted);
     bench.kubectl(&["delete", "pod", &pod, "--wait=false"]);
     assert_kind(&life.until_ended(deleted), OutcomeKind::Drained);
-    let (forced, pod) = launch(&mut life, 2, &["hang"]);
+    let (forced, pod) = start(&mut life, 2, &["hang"]);
     life.until_running(forced);
     bench.kubectl(&["delete", "pod", &pod, "--force", "--grace-period=0"]);
     assert_kind(&life.until_ended(forced), OutcomeKind::Vanished);
-    let (evicted, pod) = launch(&mut life, 3, &["hang"]);
+    let (evicted, pod) = start(&mut life, 3, &["hang"]);
     life.until_running(evicted);
     let eviction = format!(
         r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "ends"}}}}"#
@@ -219,9 +225,9 @@ fn ends_that_others_bring_about_are_told_apart() {
     let outcome = life.until_ended(evicted);
     assert_kind(&outcome, OutcomeKind::Drained);
     assert!(outcome.message.contains("EvictionByEvictionAPI"), "{outcome:?}");
-    let (oom, _) = launch(&mut life, 4, &["play", "100ms", "137"]);
+    let (oom, _) = start(&mut life, 4, &["play", "100ms", "137"]);
     assert_kind(&life.until_ended(oom), OutcomeKind::OutOfMemory);
-    let (pull, _) = launch(&mut life, 5, &["pull"]);
+    let (pull, _) = start(&mut life, 5, &["pull"]);
     let outcome = life.until_ended(pull);
     assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("ImagePullBackOff"), "{outcome:?}");
@@ -229,37 +235,38 @@ fn ends_that_others_bring_about_are_told_apart() {
 }
 
 #[test]
-fn a_node_without_a_place_for_a_pod_sends_its_task_elsewhere() {
-    let Some(plane) = ControlPlane::shared("a_node_without_a_place_for_a_pod_sends_its_task_elsewhere")
+fn a_start_beyond_a_nodes_pod_limit_is_rejected_and_closes_the_node() {
+    let Some(plane) =
+        ControlPlane::shared("a_start_beyond_a_nodes_pod_limit_is_rejected_and_closes_the_node")
     else {
         return;
     };
-    let bench = ClusterBench::new(plane, "crowded");
+    let bench = ClusterBench::new(plane, "limited");
     let few = r#"{"status": {"allocatable": {"pods": "2"}}}"#;
-    bench.plane.kubectl(&["patch", "node", "crowded-0", "--subresource=status", "-p", few]);
+    bench.plane.kubectl(&["patch", "node", "limited-0", "--subresource=status", "-p", few]);
     let mut life = bench.life();
     let closed = |life: &Life<Kubernetes>| {
         life.nodes.iter().filter(|node| node.cordoned).map(|node| node.name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(closed(&life), [""; 0]);
-    // A round of decisions may place more on a node than it takes pods.
-    let launches: Vec<_> = (1..=3)
+    // One planning round may start more pods on a node than its limit allows.
+    let starts: Vec<_> = (1..=3)
         .map(|job| {
-            let launch = life.order(job, |spec| spec.groups[0].run = played(&["hang"]));
-            life.launch(&launch);
-            launch.order.attempt
+            let start = life.order(job, |spec| spec.groups[0].run = simulated(&["hang"]));
+            life.launch(&start);
+            start.order.attempt
         })
         .collect();
-    let outcome = life.until_ended(launches[2]);
+    let outcome = life.until_ended(starts[2]);
     assert_kind(&outcome, OutcomeKind::NotStarted);
-    assert_eq!(closed(&life), ["crowded-0"], "the broker knows when it places the task again");
-    assert_eq!(bench.runs(launches[2]), Some(0));
-    launches[..2].iter().for_each(|attempt| life.until_running(*attempt));
-    // Where its kubelet sees more than the cluster tells, too.
-    let mut launch = life.order(4, |spec| spec.groups[0].run = played(&["crowded"]));
-    launch.order.tasks[0].node = "crowded-1".to_owned();
-    life.launch(&launch);
-    let outcome = life.until_ended(launch.order.attempt);
+    assert_eq!(closed(&life), ["limited-0"], "the closed node is reported before the rejection");
+    assert_eq!(bench.runs(starts[2]), Some(0));
+    starts[..2].iter().for_each(|attempt| life.until_running(*attempt));
+    // The same if only its kubelet detects the lack of capacity.
+    let mut start = life.order(4, |spec| spec.groups[0].run = simulated(&["out-of-pods"]));
+    start.order.tasks[0].node = "limited-1".to_owned();
+    life.launch(&start);
+    let outcome = life.until_ended(start.order.attempt);
     assert_kind(&outcome, OutcomeKind::NotStarted);
     assert!(outcome.message.contains("OutOfpods"), "{outcome:?}");
     assert_eq!(closed(&life).len(), 2);
@@ -267,19 +274,19 @@ fn a_node_without_a_place_for_a_pod_sends_its_task_elsewhere() {
 }
 
 #[test]
-fn a_task_is_over_when_its_main_container_is_whatever_helps_it() {
-    let test = "a_task_is_over_when_its_main_container_is_whatever_helps_it";
+fn a_task_ends_with_its_main_container_and_its_helpers_are_stopped() {
+    let test = "a_task_ends_with_its_main_container_and_its_helpers_are_stopped";
     let Some(plane) = ControlPlane::shared(test) else { return };
-    let bench = ClusterBench::new(plane, "helped");
+    let bench = ClusterBench::new(plane, "helpers");
     let mut life = bench.life();
     for (job, code, kind) in [(1, "0", OutcomeKind::Succeeded), (2, "3", OutcomeKind::Failed)] {
         let text = format!(
             r#"{{"containers": [{{"name": "task", "image": "i", "command": ["linger", "{code}"]}},
             {{"name": "helper", "image": "i", "resources": {{"requests": {{"cpu": "10m"}}}}}}]}}"#
         );
-        let launch = life.order(job, |spec| spec.groups[0].run = Run::Pod { spec: text });
-        life.launch(&launch);
-        let outcome = life.until_ended(launch.order.attempt);
+        let start = life.order(job, |spec| spec.groups[0].run = Run::Pod { spec: text });
+        life.launch(&start);
+        let outcome = life.until_ended(start.order.attempt);
         assert_kind(&outcome, kind);
         assert_eq!(outcome.exit_code.map(|code| code.to_string()).as_deref(), Some(code));
     }
@@ -287,32 +294,32 @@ fn a_task_is_over_when_its_main_container_is_whatever_helps_it() {
 }
 
 #[test]
-fn a_gang_whose_agent_ended_too_early_gets_its_service() {
-    let test = "a_gang_whose_agent_ended_too_early_gets_its_service";
+fn a_gangs_missing_service_is_created_by_the_next_agent() {
+    let test = "a_gangs_missing_service_is_created_by_the_next_agent";
     let Some(plane) = ControlPlane::shared(test) else { return };
     let bench = ClusterBench::new(plane, "named");
     let mut life = bench.life();
-    let launch = life.order(1, |spec| {
-        spec.groups[0].run = played(&["hang"]);
+    let start = life.order(1, |spec| {
+        spec.groups[0].run = simulated(&["hang"]);
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
-    life.launch(&launch);
-    life.until_running(launch.order.attempt);
+    life.launch(&start);
+    life.until_running(start.order.attempt);
     let services = || bench.kubectl(&["get", "services", "-o", "name"]);
-    until("it has a service", PATIENCE, || !services().is_empty());
+    until("it has a service", TIMEOUT, || !services().is_empty());
     life.kill();
     bench.kubectl(&["delete", "services", "--all"]);
     let life = bench.life();
-    until("it has one again", PATIENCE, || !services().is_empty());
+    until("it has one again", TIMEOUT, || !services().is_empty());
     life.kill();
 }
 
 #[test]
-fn pods_of_another_broker_are_left_alone() {
-    let Some(plane) = ControlPlane::shared("pods_of_another_broker_are_left_alone") else { return };
+fn pods_of_another_broker_are_not_ended() {
+    let Some(plane) = ControlPlane::shared("pods_of_another_broker_are_not_ended") else { return };
     let bench = ClusterBench::new(plane, "others");
-    // Half of a gang, as another agent is about to create it: its own would end it.
+    // Half of a gang, as if its agent were still creating it. Of its own gangs, an agent ends such a half.
     let pod = |journal: &str| {
         format!(
             r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "weir-{journal}-1-0-1-0", "namespace": "others",
@@ -328,10 +335,13 @@ fn pods_of_another_broker_are_left_alone() {
     bench.plane.apply(&pod(&own.to_string()));
     bench.plane.apply(&pod(&other.to_string()));
     let phases = || bench.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"]);
-    until("both run", PATIENCE, || phases() == "Running Running");
-    let life = bench.life();
-    until("its own is ended", PATIENCE, || phases().contains("Failed"));
-    std::thread::sleep(Duration::from_secs(2));
+    until("both run", TIMEOUT, || phases() == "Running Running");
+    let mut life = bench.life();
+    until("its own is ended", TIMEOUT, || phases().contains("Failed"));
+    // A later attempt runs to its end: by then a stop of the other pod would have taken effect.
+    let later = life.order(2, |spec| spec.groups[0].run = simulated(&["play", "100ms", "0"]));
+    life.launch(&later);
+    assert_kind(&life.until_ended(later.order.attempt), OutcomeKind::Succeeded);
     let left =
         bench.kubectl(&["get", "pod", &format!("weir-{other}-1-0-1-0"), "-o", "jsonpath={.status.phase}"]);
     assert_eq!(left, "Running");
@@ -339,20 +349,20 @@ fn pods_of_another_broker_are_left_alone() {
 }
 
 #[test]
-fn what_a_cluster_refuses_fails_at_once_and_says_why() {
-    let Some(plane) = ControlPlane::shared("what_a_cluster_refuses_fails_at_once_and_says_why") else {
+fn a_refused_gang_fails_at_once_with_the_clusters_message() {
+    let Some(plane) = ControlPlane::shared("a_refused_gang_fails_at_once_with_the_clusters_message") else {
         return;
     };
     let bench = ClusterBench::new(plane, "refuses");
     let quota = "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: q, namespace: refuses}\nspec: {hard: {pods: \"1\"}}\n";
     bench.plane.apply(quota);
-    until("the quota is counted", PATIENCE, || {
+    until("the quota is counted", TIMEOUT, || {
         bench.kubectl(&["get", "resourcequota", "q", "-o", "jsonpath={.status.hard.pods}"]) == "1"
     });
     let mut life = bench.life();
-    // A gang of two where one pod is allowed: what was created of it goes.
+    // A gang of two where the quota allows one pod: the pod that was created is removed.
     let gang = life.order(1, |spec| {
-        spec.groups[0].run = played(&["hang"]);
+        spec.groups[0].run = simulated(&["hang"]);
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
@@ -361,14 +371,14 @@ fn what_a_cluster_refuses_fails_at_once_and_says_why() {
     assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("exceeded quota"), "{outcome:?}");
     life.forget(gang.order.attempt);
-    until("nothing is left", PATIENCE, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());
+    until("nothing is left", TIMEOUT, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());
     life.kill();
 }
 
 #[test]
-fn one_agent_speaks_for_a_pool() {
-    let Some(plane) = ControlPlane::shared("one_agent_speaks_for_a_pool") else { return };
-    let bench = ClusterBench::new(plane, "spoken");
+fn one_agent_holds_a_pools_lock() {
+    let Some(plane) = ControlPlane::shared("one_agent_holds_a_pools_lock") else { return };
+    let bench = ClusterBench::new(plane, "locked");
     let mut first = bench.life();
     let second = std::thread::scope(|scope| {
         let other = || {
@@ -378,22 +388,25 @@ fn one_agent_speaks_for_a_pool() {
         };
         let began = std::time::Instant::now();
         let second = scope.spawn(other);
-        std::thread::sleep(Duration::from_secs(3));
+        let renewed_at =
+            || bench.kubectl(&["get", "lease", "weir-agent-locked", "-o", "jsonpath={.spec.renewTime}"]);
+        let before = renewed_at();
+        until("the first one renews its lease", TIMEOUT, || renewed_at() != before);
         assert!(!second.is_finished(), "the first one holds the lock");
-        // Nobody gives it back: the lease must run out.
+        // A killed agent does not release the lock: the lease must expire.
         let runtime_ends = std::mem::replace(&mut first.gone, true);
         assert!(!runtime_ends);
         first.kill();
-        let second = second.join().expect("it gets its turn");
-        assert!(began.elapsed() > Duration::from_secs(15), "not before the lease was over");
+        let second = second.join().expect("it acquires the lock");
+        assert!(began.elapsed() > Duration::from_secs(15), "not before the lease has expired");
         second
     });
     second.kill();
 }
 
 #[test]
-fn output_is_followed_and_outlives_its_pod() {
-    let Some(plane) = ControlPlane::shared("output_is_followed_and_outlives_its_pod") else { return };
+fn output_is_streamed_and_outlives_its_pod() {
+    let Some(plane) = ControlPlane::shared("output_is_streamed_and_outlives_its_pod") else { return };
     let bench = ClusterBench::new(plane, "logs");
     let write = |second: u32, text: &str| {
         let mut options = std::fs::OpenOptions::new();
@@ -403,9 +416,9 @@ fn output_is_followed_and_outlives_its_pod() {
     };
     write(0, "first");
     let mut life = bench.life();
-    let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
-    let attempt = launch.order.attempt;
-    life.launch(&launch);
+    let start = life.order(1, |spec| spec.groups[0].run = simulated(&["hang"]));
+    let attempt = start.order.attempt;
+    life.launch(&start);
     life.until_running(attempt);
     let reader = |life: &mut Life<Kubernetes>| {
         let mut logs = None;
@@ -414,30 +427,30 @@ fn output_is_followed_and_outlives_its_pod() {
         move |offset: u64| logs.read(attempt, 0, Stream::Stdout, offset, 1 << 16).expect("output")
     };
     let read = reader(&mut life);
-    until("the first line is there", PATIENCE, || read(0).data == b"first\n");
+    until("the first line is there", TIMEOUT, || read(0).data == b"first\n");
     write(0, "second");
-    until("what is added follows", PATIENCE, || read(6).data == b"second\n");
+    until("appended output is streamed", TIMEOUT, || read(6).data == b"second\n");
     assert!(!read(0).complete);
-    // While no agent is there, its node throws away what it had.
+    // While no agent runs, the node rotates the log away.
     life.kill();
     std::fs::rename(bench.plane.task_log(), bench.plane.path("task.log.1")).expect("rotated");
     write(1, "third");
     let mut life = bench.life();
     life.until_running(attempt);
     let read = reader(&mut life);
-    until("it goes on where it was", PATIENCE, || read(13).data == b"third\n");
+    until("reading continues at the same offset", TIMEOUT, || read(13).data == b"third\n");
     life.stop(attempt);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
     write(1, "fourth");
-    until("all of it is kept", PATIENCE, || read(0).complete);
+    until("all of it is stored", TIMEOUT, || read(0).complete);
     let whole = read(0).data;
     assert!(whole.starts_with(b"first\nsecond\nthird\n"), "{:?}", String::from_utf8_lossy(&whole));
     life.forget(attempt);
-    until("the pod is gone", PATIENCE, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
+    until("the pod is gone", TIMEOUT, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
     life.kill();
     let mut life = bench.life();
     life.call(|backend| {
-        let part = backend.logs().read(attempt, 0, Stream::Stdout, 0, 1 << 16).expect("still kept");
+        let part = backend.logs().read(attempt, 0, Stream::Stdout, 0, 1 << 16).expect("still stored");
         assert_eq!((part.data, part.complete), (whole, true));
     });
     life.kill();
