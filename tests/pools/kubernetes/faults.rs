@@ -14,7 +14,7 @@ use weir::model::time::Timestamp;
 use weir::pools::kubernetes::{Kubernetes, Settings};
 
 use super::super::conformance::Bench;
-use super::super::life::{Life, PATIENCE, assert_kind};
+use super::super::life::{Life, TIMEOUT, assert_kind};
 use super::super::support::kubernetes::ControlPlane;
 use super::super::support::proxy::{Proxy, Weather};
 use super::super::support::{Process, until};
@@ -33,7 +33,7 @@ impl ClusterBench {
             assert_eq!(self.runs(launch.order.attempt), Some(1), "{}", launch.order.attempt);
             life.forget(launch.order.attempt);
         }
-        until("nothing is left", PATIENCE, || {
+        until("nothing is left", TIMEOUT, || {
             self.kubectl(&["get", "pods", "-l", "weir.dev/attempt", "-o", "name"]).is_empty()
         });
         life.kill();
@@ -68,7 +68,7 @@ fn a_node_that_is_deleted_takes_its_tasks_with_it() {
     let bench = ClusterBench::new(plane, "lost");
     let mut life = bench.life();
     let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
-    life.launch(&launch);
+    life.start(&launch);
     life.until_running(launch.order.attempt);
     bench.plane.kubectl(&["delete", "node", &launch.order.tasks[0].node]);
     // The cluster waits a minute before it gives up the pods of a node that is gone.
@@ -84,20 +84,20 @@ fn an_api_server_that_is_away_for_a_minute_costs_nothing() {
     let bench = ClusterBench::new(plane, "away");
     let mut life = bench.life();
     let runs = order(&life, 1, &["play", "2s", "0"]);
-    life.launch(&runs);
+    life.start(&runs);
     life.until_running(runs.order.attempt);
     let stopped = order(&life, 2, &["hang"]);
-    life.launch(&stopped);
+    life.start(&stopped);
     life.until_running(stopped.order.attempt);
     bench.plane.stop_api();
     // Both are asked for while nobody answers, and done when somebody does.
     let launched = order(&life, 3, &["play", "100ms", "0"]);
-    life.launch(&launched);
+    life.start(&launched);
     life.stop(stopped.order.attempt);
-    life.hear("that nobody answers", |life| !life.answered);
+    life.wait_for("that nobody answers", |life| !life.answered);
     std::thread::sleep(Duration::from_secs(40));
     bench.plane.start_api();
-    life.hear("an answer", |life| life.answered);
+    life.wait_for("an answer", |life| life.answered);
     assert_kind(&life.until_ended(runs.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
     assert_kind(&life.until_ended(launched.order.attempt), OutcomeKind::Succeeded);
@@ -116,7 +116,7 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
     let ends = order(&life, 1, &["play", "3s", "0"]);
     let removed = order(&life, 2, &["hang"]);
     for launch in [&ends, &removed] {
-        life.launch(launch);
+        life.start(launch);
         life.until_running(launch.order.attempt);
     }
     // For `done` below: what is compacted is in nobody's record.
@@ -137,7 +137,7 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
         "apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: compacted}\n\
          spec: {nodeName: compacted-0, containers: [{name: c, image: i, command: [hang], resources: {requests: {cpu: 2}}}]}\n",
     );
-    until("it has ended", PATIENCE, || {
+    until("it has ended", TIMEOUT, || {
         bench.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"]).contains("Succeeded")
     });
     plane.compact();
@@ -150,7 +150,7 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
     proxy.heal(true);
     assert_kind(&life.until_ended(ends.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(removed.order.attempt), OutcomeKind::Vanished);
-    life.hear("one node is gone, and the other has less", |life| {
+    life.wait_for("one node is gone, and the other has less", |life| {
         life.nodes.len() == 1 && life.nodes[0].allocatable.cpu_millis == 6_000
     });
     life.kill();
@@ -187,7 +187,7 @@ spec:
     let slow = webhook("slow", "configmaps", &json!({ "url": url }), "throttled", "Ignore", 30);
     plane.apply(&slow.to_string());
     let create = ["-n", "throttled", "create", "configmap", "slow"];
-    until("the webhook is asked", PATIENCE, || {
+    until("the webhook is asked", TIMEOUT, || {
         plane.try_kubectl(&[&create[..], &["--dry-run=server", "--request-timeout=1s"]].concat()).is_err()
     });
     plane.apply(one_seat);
@@ -197,14 +197,14 @@ spec:
         let lines = metrics.lines().filter(|line| line.starts_with(&start) && line.contains("\"one-seat\""));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
     };
-    until("the agent has one seat", PATIENCE, || requests("dispatched") > 0.0);
+    until("the agent has one seat", TIMEOUT, || requests("dispatched") > 0.0);
     let launch = order(&life, 1, &["play", "100ms", "0"]);
     std::thread::scope(|scope| {
         let seated = scope.spawn(|| plane.kubectl_as(&kubeconfig, &create, ""));
-        until("the agent is sent away", PATIENCE, || requests("rejected") > 0.0);
+        until("the agent is sent away", TIMEOUT, || requests("rejected") > 0.0);
         let before = requests("rejected");
-        life.launch(&launch);
-        until("and again", PATIENCE, || requests("rejected") > before + 1.0);
+        life.start(&launch);
+        until("and again", TIMEOUT, || requests("rejected") > before + 1.0);
         assert_eq!(bench.runs(launch.order.attempt), Some(0));
         assert!(!seated.is_finished());
         assert_kind(&life.until_ended(launch.order.attempt), OutcomeKind::Succeeded);
@@ -219,16 +219,16 @@ fn a_token_that_has_expired_is_read_again() {
     let kubeconfig = plane.account("renewed", "guest");
     let mut life = bench.life_with(kubeconfig.clone());
     let runs = order(&life, 1, &["play", "1s", "0"]);
-    life.launch(&runs);
+    life.start(&runs);
     life.until_running(runs.order.attempt);
     // Tokens of an account that is gone are worth nothing, as are those whose time is over.
     bench.kubectl(&["delete", "serviceaccount", "guest"]);
-    until("the token is refused", PATIENCE, || {
+    until("the token is refused", TIMEOUT, || {
         let answer = plane.kubectl_as(&kubeconfig, &["get", "nodes"], "");
         answer.is_err_and(|error| error.contains("Unauthorized"))
     });
     let launch = order(&life, 2, &["play", "100ms", "0"]);
-    life.launch(&launch);
+    life.start(&launch);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(bench.runs(launch.order.attempt), Some(0));
     plane.account("renewed", "guest");
@@ -257,11 +257,11 @@ fn a_webhook_that_is_silent_is_waited_for_and_one_that_refuses_is_believed() {
                    spec: {containers: [{name: c, image: i, command: [hang]}]}\n";
         plane.kubectl_as(&plane.kubeconfig(), &["create", "--dry-run=server", "-f", "-"], pod)
     };
-    until("it is asked", PATIENCE, || {
+    until("it is asked", TIMEOUT, || {
         try_by_hand().is_err_and(|error| error.contains("failed calling webhook"))
     });
     let launch = order(&life, 1, &["hang"]);
-    life.launch(&launch);
+    life.start(&launch);
     std::thread::sleep(Duration::from_secs(3));
     assert!(!matches!(
         life.status(launch.order.attempt),

@@ -15,7 +15,7 @@ use weir::pools::kubernetes::{Binding, Kubernetes, LOG_MAX_BYTES, Settings};
 use weir::pools::{PoolBackend, Stream};
 
 use super::conformance::{self, Bench};
-use super::life::{Life, PATIENCE, assert_kind};
+use super::life::{Life, TIMEOUT, assert_kind};
 use super::support::kubernetes::ControlPlane;
 use super::support::until;
 
@@ -93,7 +93,7 @@ impl Bench for ClusterBench {
 #[test]
 fn a_cluster_conforms() {
     let Some(plane) = ControlPlane::shared("a_cluster_conforms") else { return };
-    conformance::whole(&ClusterBench::new(plane, "conforms"));
+    conformance::run_all(&ClusterBench::new(plane, "conforms"));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_cluster_conforms_where_its_scheduler_binds() {
     let Some(plane) = ControlPlane::shared("a_cluster_conforms_where_its_scheduler_binds") else { return };
     let mut bench = ClusterBench::new(plane, "scheduled");
     bench.binding = Binding::Scheduler("default-scheduler".to_owned());
-    conformance::whole(&bench);
+    conformance::run_all(&bench);
 }
 
 #[test]
@@ -126,22 +126,22 @@ spec:
   - {name: c, image: i, command: [hang], resources: {requests: {cpu: 2500m}, limits: {"nvidia.com/gpu": 1}}}
 "#;
     bench.plane.apply(pod);
-    life.hear("another's pod is counted", |life| free(life) == (5_500, 3, false));
+    life.wait_for("another's pod is counted", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "other", "--wait=false"]);
-    life.hear("what it held is free again", |life| free(life) == (8_000, 4, false));
+    life.wait_for("what it held is free again", |life| free(life) == (8_000, 4, false));
     // A copy that somebody made of a pod of the pool is not of the pool.
     let copy = pod.replace("name: other, ", "name: copy, labels: {weir.dev/pool: shared}, ");
     bench.plane.apply(&copy);
-    life.hear("a copy is counted", |life| free(life) == (5_500, 3, false));
+    life.wait_for("a copy is counted", |life| free(life) == (5_500, 3, false));
     life.kill();
     let mut life = bench.life();
-    life.hear("by a new agent, too", |life| free(life) == (5_500, 3, false));
+    life.wait_for("by a new agent, too", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "copy", "--wait=false"]);
-    life.hear("and gone", |life| free(life) == (8_000, 4, false));
+    life.wait_for("and gone", |life| free(life) == (8_000, 4, false));
     bench.plane.kubectl(&["cordon", "shared-0"]);
-    life.hear("a cordon is told", |life| free(life).2);
+    life.wait_for("a cordon is told", |life| free(life).2);
     bench.plane.kubectl(&["uncordon", "shared-0"]);
-    life.hear("it is open again", |life| !free(life).2);
+    life.wait_for("it is open again", |life| !free(life).2);
     let ready = |status: &str| {
         let conditions =
             format!(r#"{{"status": {{"conditions": [{{"type": "Ready", "status": "{status}"}}]}}}}"#);
@@ -149,14 +149,14 @@ spec:
     };
     bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent=true"]);
     ready("Unknown");
-    life.hear("a node that is not ready is closed", |life| free(life).2);
+    life.wait_for("a node that is not ready is closed", |life| free(life).2);
     bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/silent-"]);
-    life.hear("one that is ready again is open", |life| !free(life).2);
+    life.wait_for("one that is ready again is open", |life| !free(life).2);
     let shrunk = r#"{"status": {"allocatable": {"cpu": "3", "nvidia.com/gpu": "2"}}}"#;
     bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", shrunk]);
-    life.hear("a node that shrank is told", |life| free(life) == (3_000, 2, false));
+    life.wait_for("a node that shrank is told", |life| free(life) == (3_000, 2, false));
     bench.plane.kubectl(&["delete", "node", "shared-1"]);
-    life.hear("a node that is gone is told", |life| life.nodes.len() == 1);
+    life.wait_for("a node that is gone is told", |life| life.nodes.len() == 1);
     life.kill();
 }
 
@@ -176,16 +176,16 @@ fn what_a_cluster_adds_to_a_pod_is_not_offered() {
     };
     let text = r#"{"runtimeClassName": "added", "containers": [{"name": "task", "image": "i", "command": ["hang"]}]}"#;
     let launch = life.order(1, |spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
-    life.launch(&launch);
+    life.start(&launch);
     life.until_running(launch.order.attempt);
-    life.hear("its broker counts what it gave, and no more", |life| cpus(life) == [7_750, 8_000]);
+    life.wait_for("its broker counts what it gave, and no more", |life| cpus(life) == [7_750, 8_000]);
     life.kill();
     let mut life = bench.life();
     life.until_running(launch.order.attempt);
-    life.hear("a new agent sees it, too", |life| cpus(life) == [7_750, 8_000]);
+    life.wait_for("a new agent sees it, too", |life| cpus(life) == [7_750, 8_000]);
     life.stop(launch.order.attempt);
     life.until_ended(launch.order.attempt);
-    life.hear("it is free again", |life| cpus(life) == [8_000, 8_000]);
+    life.wait_for("it is free again", |life| cpus(life) == [8_000, 8_000]);
     life.kill();
 }
 
@@ -196,7 +196,7 @@ fn ends_that_others_bring_about_are_told_apart() {
     let mut life = bench.life();
     let launch = |life: &mut Life<Kubernetes>, job: u64, command: &[&str]| {
         let launch = life.order(job, |spec| spec.groups[0].run = played(command));
-        life.launch(&launch);
+        life.start(&launch);
         (launch.order.attempt, format!("weir-{}-0", launch.order.attempt))
     };
     let (deleted, pod) = launch(&mut life, 1, &["hang"]);
@@ -246,7 +246,7 @@ fn a_node_without_a_place_for_a_pod_sends_its_task_elsewhere() {
     let launches: Vec<_> = (1..=3)
         .map(|job| {
             let launch = life.order(job, |spec| spec.groups[0].run = played(&["hang"]));
-            life.launch(&launch);
+            life.start(&launch);
             launch.order.attempt
         })
         .collect();
@@ -258,7 +258,7 @@ fn a_node_without_a_place_for_a_pod_sends_its_task_elsewhere() {
     // Where its kubelet sees more than the cluster tells, too.
     let mut launch = life.order(4, |spec| spec.groups[0].run = played(&["crowded"]));
     launch.order.tasks[0].node = "crowded-1".to_owned();
-    life.launch(&launch);
+    life.start(&launch);
     let outcome = life.until_ended(launch.order.attempt);
     assert_kind(&outcome, OutcomeKind::NotStarted);
     assert!(outcome.message.contains("OutOfpods"), "{outcome:?}");
@@ -278,7 +278,7 @@ fn a_task_is_over_when_its_main_container_is_whatever_helps_it() {
             {{"name": "helper", "image": "i", "resources": {{"requests": {{"cpu": "10m"}}}}}}]}}"#
         );
         let launch = life.order(job, |spec| spec.groups[0].run = Run::Pod { spec: text });
-        life.launch(&launch);
+        life.start(&launch);
         let outcome = life.until_ended(launch.order.attempt);
         assert_kind(&outcome, kind);
         assert_eq!(outcome.exit_code.map(|code| code.to_string()).as_deref(), Some(code));
@@ -297,14 +297,14 @@ fn a_gang_whose_agent_ended_too_early_gets_its_service() {
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
-    life.launch(&launch);
+    life.start(&launch);
     life.until_running(launch.order.attempt);
     let services = || bench.kubectl(&["get", "services", "-o", "name"]);
-    until("it has a service", PATIENCE, || !services().is_empty());
+    until("it has a service", TIMEOUT, || !services().is_empty());
     life.kill();
     bench.kubectl(&["delete", "services", "--all"]);
     let life = bench.life();
-    until("it has one again", PATIENCE, || !services().is_empty());
+    until("it has one again", TIMEOUT, || !services().is_empty());
     life.kill();
 }
 
@@ -328,9 +328,9 @@ fn pods_of_another_broker_are_left_alone() {
     bench.plane.apply(&pod(&own.to_string()));
     bench.plane.apply(&pod(&other.to_string()));
     let phases = || bench.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].status.phase}"]);
-    until("both run", PATIENCE, || phases() == "Running Running");
+    until("both run", TIMEOUT, || phases() == "Running Running");
     let life = bench.life();
-    until("its own is ended", PATIENCE, || phases().contains("Failed"));
+    until("its own is ended", TIMEOUT, || phases().contains("Failed"));
     std::thread::sleep(Duration::from_secs(2));
     let left =
         bench.kubectl(&["get", "pod", &format!("weir-{other}-1-0-1-0"), "-o", "jsonpath={.status.phase}"]);
@@ -346,7 +346,7 @@ fn what_a_cluster_refuses_fails_at_once_and_says_why() {
     let bench = ClusterBench::new(plane, "refuses");
     let quota = "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: q, namespace: refuses}\nspec: {hard: {pods: \"1\"}}\n";
     bench.plane.apply(quota);
-    until("the quota is counted", PATIENCE, || {
+    until("the quota is counted", TIMEOUT, || {
         bench.kubectl(&["get", "resourcequota", "q", "-o", "jsonpath={.status.hard.pods}"]) == "1"
     });
     let mut life = bench.life();
@@ -356,12 +356,12 @@ fn what_a_cluster_refuses_fails_at_once_and_says_why() {
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
-    life.launch(&gang);
+    life.start(&gang);
     let outcome = life.until_ended(gang.order.attempt);
     assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("exceeded quota"), "{outcome:?}");
     life.forget(gang.order.attempt);
-    until("nothing is left", PATIENCE, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());
+    until("nothing is left", TIMEOUT, || bench.kubectl(&["get", "pods,services", "-o", "name"]).is_empty());
     life.kill();
 }
 
@@ -405,7 +405,7 @@ fn output_is_followed_and_outlives_its_pod() {
     let mut life = bench.life();
     let launch = life.order(1, |spec| spec.groups[0].run = played(&["hang"]));
     let attempt = launch.order.attempt;
-    life.launch(&launch);
+    life.start(&launch);
     life.until_running(attempt);
     let reader = |life: &mut Life<Kubernetes>| {
         let mut logs = None;
@@ -414,9 +414,9 @@ fn output_is_followed_and_outlives_its_pod() {
         move |offset: u64| logs.read(attempt, 0, Stream::Stdout, offset, 1 << 16).expect("output")
     };
     let read = reader(&mut life);
-    until("the first line is there", PATIENCE, || read(0).data == b"first\n");
+    until("the first line is there", TIMEOUT, || read(0).data == b"first\n");
     write(0, "second");
-    until("what is added follows", PATIENCE, || read(6).data == b"second\n");
+    until("what is added follows", TIMEOUT, || read(6).data == b"second\n");
     assert!(!read(0).complete);
     // While no agent is there, its node throws away what it had.
     life.kill();
@@ -425,15 +425,15 @@ fn output_is_followed_and_outlives_its_pod() {
     let mut life = bench.life();
     life.until_running(attempt);
     let read = reader(&mut life);
-    until("it goes on where it was", PATIENCE, || read(13).data == b"third\n");
+    until("it goes on where it was", TIMEOUT, || read(13).data == b"third\n");
     life.stop(attempt);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
     write(1, "fourth");
-    until("all of it is kept", PATIENCE, || read(0).complete);
+    until("all of it is kept", TIMEOUT, || read(0).complete);
     let whole = read(0).data;
     assert!(whole.starts_with(b"first\nsecond\nthird\n"), "{:?}", String::from_utf8_lossy(&whole));
     life.forget(attempt);
-    until("the pod is gone", PATIENCE, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
+    until("the pod is gone", TIMEOUT, || bench.kubectl(&["get", "pods", "-o", "name"]).is_empty());
     life.kill();
     let mut life = bench.life();
     life.call(|backend| {
