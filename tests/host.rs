@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde_json::json;
-use support::supervisor::{Ended, NO_GROUPS, PATIENCE, ROOT_GROUP, Supervisor, Task, is_alive};
+use support::supervisor::{Ended, NO_GROUPS, ROOT_GROUP, Supervisor, TIMEOUT, Task, is_alive};
 use support::{Home, until};
 use weir::clock::Clock;
 use weir::model::id::AttemptId;
@@ -14,7 +14,7 @@ use weir::model::region::RegionCode;
 use weir::pools::host::{Host, Settings};
 use weir::pools::{LogPart, PoolBackend, ReadLogs, Stream};
 
-/// Every test of what must hold with and without control groups.
+/// Runs a check without control groups, and with them.
 fn with_and_without_groups(check: impl Fn(Supervisor)) {
     check(Supervisor::start(&["--cgroup-parent", NO_GROUPS]));
     check(Supervisor::start(&["--cgroup-parent", ROOT_GROUP]));
@@ -24,7 +24,7 @@ fn ended(kind: &str, exit_code: Option<i64>, signal: Option<i64>, message: &str)
     Ended { kind: kind.to_owned(), exit_code, signal, message: message.to_owned() }
 }
 
-/// Reads output as the agent does.
+/// The agent's reader of output.
 fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
     let settings = Settings {
         program: support::WEIR.into(),
@@ -51,7 +51,8 @@ fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let script = "echo out $WEIR_GANG_RANK; echo err $WEIR_GANG_RANK >&2; pwd >&2";
-        supervisor.launch(&attempt, &[Task::script(script), Task::script(script), Task::script("exit 0")]);
+        supervisor
+            .start_attempt(&attempt, &[Task::script(script), Task::script(script), Task::script("exit 0")]);
         assert_eq!(supervisor.ended(&attempt), ended("succeeded", Some(0), None, ""));
         assert_eq!(read(&supervisor, 0, Stream::Stdout), "out 0\n");
         assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
@@ -60,7 +61,7 @@ fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
         assert!(errors[0].starts_with("err 0\n") && errors[1].starts_with("err 1\n"), "{errors:?}");
         assert_ne!(errors[0].lines().nth(1), errors[1].lines().nth(1), "each task has a directory");
         supervisor.send(&json!({ "forget": { "attempt": attempt } }));
-        until("the attempt is moved to the logs", PATIENCE, || {
+        until("the attempt is moved to the logs", TIMEOUT, || {
             supervisor.state().join("logs").join(&attempt).is_dir()
         });
         assert_eq!(read(&supervisor, 1, Stream::Stdout), "out 1\n");
@@ -87,12 +88,12 @@ fn the_first_task_that_fails_ends_its_gang_and_is_named() {
 }
 
 #[test]
-fn a_gang_that_starts_half_is_stopped() {
+fn a_gang_of_which_one_task_does_not_start_is_stopped() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
     let lasting = Task::script("exec sleep 1000");
     let missing = Task::command(&["/nowhere/to/be/found"]);
-    supervisor.launch(&attempt, &[lasting, missing, Task::script("exec sleep 1000")]);
+    supervisor.start_attempt(&attempt, &[lasting, missing, Task::script("exec sleep 1000")]);
     let message = "task 1 of 3: /nowhere/to/be/found: no such file";
     assert_eq!(supervisor.ended(&attempt), ended("failed", Some(127), None, message));
     let third = supervisor.state().join("attempts").join(&attempt).join("2.stdout");
@@ -100,7 +101,7 @@ fn a_gang_that_starts_half_is_stopped() {
 }
 
 #[test]
-fn a_program_that_is_missing_or_no_program_ends_as_in_a_shell_and_in_words() {
+fn a_command_that_can_not_run_has_the_exit_code_of_a_shell_and_a_reason() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let text = supervisor.scratch().join("text");
@@ -115,18 +116,18 @@ fn a_program_that_is_missing_or_no_program_ends_as_in_a_shell_and_in_words() {
         .enumerate()
         {
             let attempt = format!("{attempt}{index}");
-            supervisor.launch(&attempt, &[Task::command(&[command])]);
+            supervisor.start_attempt(&attempt, &[Task::command(&[command])]);
             assert_eq!(supervisor.ended(&attempt), ended("failed", Some(code), None, &message));
-            let kept = supervisor.state().join("attempts").join(&attempt);
+            let directory = supervisor.state().join("attempts").join(&attempt);
             for stream in ["0.stdout", "0.stderr"] {
-                let found = std::fs::metadata(kept.join(stream)).expect("its output is told to be empty");
-                assert_eq!((found.len(), found.permissions().readonly()), (0, true), "and complete");
+                let found = std::fs::metadata(directory.join(stream)).expect("a file of output");
+                assert_eq!((found.len(), found.permissions().readonly()), (0, true), "empty and complete");
             }
         }
-        // A script without a first line is run as a shell would.
+        // A script without a `#!` line is run by a shell.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&text, mode).expect("a mode");
-        supervisor.launch(&attempt, &[Task::command(&[&path])]);
+        supervisor.start_attempt(&attempt, &[Task::command(&[&path])]);
         assert_eq!(supervisor.ended(&attempt), ended("failed", Some(4), None, ""));
     });
 }
@@ -137,14 +138,16 @@ fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
         let attempt = supervisor.attempt();
         let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
         let tasks = [lasting("a"), lasting("b")].map(|script| Task::script(&script));
-        supervisor.launch(&attempt, &tasks);
+        supervisor.start_attempt(&attempt, &tasks);
         let pids = [supervisor.pid("a"), supervisor.pid("b")];
         supervisor.replace();
         assert!(supervisor.running(&attempt).get("running").is_some());
         assert_eq!(pids.map(is_alive), [true, true], "a supervisor's end is not its tasks'");
-        // Told again what it adopted, it starts nothing.
-        supervisor
-            .launch(&attempt, &[Task::script(&format!("{}; sleep 1000", supervisor.note_pid("twice")))]);
+        // A request for an attempt that the supervisor adopted starts nothing.
+        supervisor.start_attempt(
+            &attempt,
+            &[Task::script(&format!("{}; sleep 1000", supervisor.note_pid("twice")))],
+        );
         supervisor.stop(&attempt, 500);
         assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
         assert_eq!(pids.map(is_alive), [false, false]);
@@ -153,19 +156,19 @@ fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
 }
 
 #[test]
-fn tasks_that_were_started_but_not_noted_are_adopted_all_the_same() {
+fn tasks_that_were_started_but_not_recorded_are_adopted() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
-        supervisor.launch(&attempt, &["a", "b"].map(|name| Task::script(&lasting(name))));
+        supervisor.start_attempt(&attempt, &["a", "b"].map(|name| Task::script(&lasting(name))));
         let pids = [supervisor.pid("a"), supervisor.pid("b")];
         supervisor.replace_after(|state| {
-            // As if the kill had come between the start of the tasks and the note of it.
+            // As after a kill between the start of the tasks and its record in the journal.
             let journal = state.join("journal");
             let text = std::fs::read_to_string(&journal).expect("the journal");
-            let kept = text.lines().filter(|line| !line.starts_with("{\"started\""));
-            let kept: String = kept.map(|line| format!("{line}\n")).collect();
-            std::fs::write(&journal, kept).expect("room");
+            let others = text.lines().filter(|line| !line.starts_with("{\"started\""));
+            let others: String = others.map(|line| format!("{line}\n")).collect();
+            std::fs::write(&journal, others).expect("free space");
         });
         assert!(supervisor.running(&attempt).get("running").is_some());
         supervisor.stop(&attempt, 500);
@@ -175,35 +178,35 @@ fn tasks_that_were_started_but_not_noted_are_adopted_all_the_same() {
 }
 
 #[test]
-fn a_forgotten_attempt_is_not_told_of_again_though_the_journal_is_written_anew() {
+fn a_forgotten_attempt_is_not_reported_after_the_journal_was_compacted() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
-    supervisor.launch(&attempt, &[Task::script("exit 3")]);
+    supervisor.start_attempt(&attempt, &[Task::script("exit 3")]);
     assert_eq!(supervisor.ended(&attempt).exit_code, Some(3));
-    // Long launches, so that the journal passes what is written anew.
+    // Long requests, so that the journal passes the length at which it is compacted.
     let long = format!(": {}", "x".repeat(100_000));
     for number in 0..60 {
         let attempt = format!("{attempt}{number}");
-        supervisor.launch(&attempt, &[Task::script(&long)]);
+        supervisor.start_attempt(&attempt, &[Task::script(&long)]);
         assert_eq!(supervisor.ended(&attempt).kind, "succeeded");
         supervisor.send(&json!({ "forget": { "attempt": attempt } }));
     }
     let attempts = supervisor.state().join("attempts");
     let forgotten = || std::fs::read_dir(&attempts).is_ok_and(|list| list.count() == 1);
-    until("all but the first are forgotten", PATIENCE, forgotten);
+    until("all but the first are forgotten", TIMEOUT, forgotten);
     let journal = supervisor.state().join("journal");
     let is_short = || journal.metadata().is_ok_and(|found| found.len() < 4 << 20);
-    until("the journal is written anew", PATIENCE, is_short);
+    until("the journal is compacted", TIMEOUT, is_short);
     supervisor.replace();
     assert_eq!(supervisor.ended(&attempt).exit_code, Some(3));
-    assert_eq!(supervisor.known(), [attempt]);
+    assert_eq!(supervisor.reported(), [attempt]);
 }
 
 #[test]
-fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
+fn an_exit_code_survives_a_kill_of_the_supervisor() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
-        supervisor.launch(&attempt, &[Task::script("exit 7")]);
+        supervisor.start_attempt(&attempt, &[Task::script("exit 7")]);
         let expected = supervisor.ended(&attempt);
         supervisor.replace();
         assert_eq!(supervisor.ended(&attempt), expected);
@@ -212,30 +215,31 @@ fn what_ended_before_its_supervisor_was_killed_is_told_with_its_exit_code() {
 }
 
 #[test]
-fn what_strayed_and_forgot_its_name_is_found_and_killed() {
+fn an_orphan_without_its_environment_is_found_and_killed() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let note = supervisor.note_pid("orphan");
-        // A session of its own, an orphan, and without the variable that would name it.
+        // In a session of its own, orphaned, and without the variable that names its attempt.
         let script =
             format!("env -i setsid sh -c '{note}; trap \"\" TERM; while :; do sleep 1; done' & wait");
         let orphan = format!("( {script} ) & sleep 1000");
-        supervisor.launch(&attempt, &[Task::script(&orphan)]);
+        supervisor.start_attempt(&attempt, &[Task::script(&orphan)]);
         let pid = supervisor.pid("orphan");
         assert!(is_alive(pid));
         supervisor.stop(&attempt, 200);
         assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
-        assert!(!is_alive(pid), "no job outlives its cancel");
+        assert!(!is_alive(pid), "no process of a job outlives its cancellation");
     });
 }
 
 #[test]
-fn a_stop_right_after_the_launch_leaves_nothing() {
+fn a_stop_right_after_the_start_leaves_nothing() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         for number in 0..10 {
             let attempt = format!("{attempt}{number}");
-            supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), Task::script("exec sleep 1000")]);
+            supervisor
+                .start_attempt(&attempt, &[Task::script("exec sleep 1000"), Task::script("exec sleep 1000")]);
             supervisor.stop(&attempt, 0);
             let ended = supervisor.ended(&attempt);
             assert_eq!((ended.kind.as_str(), ended.signal), ("cancelled", Some(9)), "{ended:?}");
@@ -244,7 +248,7 @@ fn a_stop_right_after_the_launch_leaves_nothing() {
 }
 
 #[test]
-fn a_task_that_ignores_the_polite_signal_is_killed_after_its_grace() {
+fn a_task_that_ignores_sigterm_is_killed_after_its_grace() {
     with_and_without_groups(|mut supervisor| {
         let attempt = supervisor.attempt();
         let script = format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("pid"));
@@ -265,14 +269,14 @@ fn many_short_tasks_leave_no_zombie_and_no_directory() {
         let attempt = supervisor.attempt();
         let count = 200;
         for number in 0..count {
-            supervisor.launch(&format!("{attempt}{number}"), &[Task::command(&["true"])]);
+            supervisor.start_attempt(&format!("{attempt}{number}"), &[Task::command(&["true"])]);
         }
         for number in 0..count {
             let attempt = format!("{attempt}{number}");
             assert_eq!(supervisor.ended(&attempt).kind, "succeeded");
             supervisor.send(&json!({ "forget": { "attempt": attempt } }));
         }
-        until("all are forgotten", PATIENCE, || {
+        until("all are forgotten", TIMEOUT, || {
             std::fs::read_dir(supervisor.state().join("attempts")).expect("a folder").count() == 0
         });
         let pid = supervisor.process();
@@ -281,7 +285,7 @@ fn many_short_tasks_leave_no_zombie_and_no_directory() {
     });
 }
 
-/// Reads one stream from its beginning to its end, as `weir logs` does. Returns the parts.
+/// Reads standard output from its beginning to its end, as `weir logs` does, and returns the parts.
 fn read_whole(logs: &dyn ReadLogs, attempt: AttemptId) -> Vec<LogPart> {
     let (mut parts, mut offset) = (Vec::new(), 0);
     loop {
@@ -296,10 +300,10 @@ fn read_whole(logs: &dyn ReadLogs, attempt: AttemptId) -> Vec<LogPart> {
 }
 
 #[test]
-fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
+fn a_reader_gets_no_zeros_that_the_task_did_not_write() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
-    // An odd bound, so that the hole's edges lie within blocks.
+    // An odd bound, so that the edges of the hole fall within blocks.
     let fields = json!({ "log_max_bytes": 300_003, "max_run_ms": 60_000 });
     let script = "i=0; while [ $i -lt 60 ]; do seq 100000 105000; i=$((i+1)); done";
     supervisor.start_attempt_with(&attempt, &[Task::script(script)], fields);
@@ -313,30 +317,31 @@ fn a_reader_never_sees_zeros_that_the_task_did_not_write() {
         let zeros = parts.iter().flat_map(|part| &part.data).filter(|byte| **byte == 0).count();
         assert_eq!(zeros, 0);
     }
-    // Head and tail are kept to the byte, and the jump is where the note says.
+    // Beginning and end are exact to the byte, and the jump is where the record has it.
     let end = afterwards.last().expect("a part").end;
-    let kept: usize = afterwards.iter().map(|part| part.data.len()).sum();
-    assert_eq!(kept as u64, 2 * (150_001 / 2));
+    let stored: usize = afterwards.iter().map(|part| part.data.len()).sum();
+    assert_eq!(stored as u64, 2 * (150_001 / 2));
     let jump = afterwards.windows(2).find(|pair| pair[1].offset > pair[0].offset + pair[0].data.len() as u64);
     assert_eq!(jump.expect("a jump")[1].offset, end - 150_001 / 2);
 }
 
 #[test]
-fn a_task_that_prints_without_end_keeps_to_its_share_of_the_disk() {
+fn the_disk_use_of_a_task_that_prints_without_end_is_bounded() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
-    supervisor.launch(&attempt, &[Task::command(&["yes"])]);
+    supervisor.start_attempt(&attempt, &[Task::command(&["yes"])]);
     let file = supervisor.state().join("attempts").join(&attempt).join("0.stdout");
-    until("it has printed a lot", PATIENCE, || file.metadata().is_ok_and(|found| found.len() > 256 << 20));
+    until("it has printed a lot", TIMEOUT, || file.metadata().is_ok_and(|found| found.len() > 256 << 20));
     supervisor.stop(&attempt, 0);
     assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
     let found = file.metadata().expect("the output");
     assert!(found.blocks() * 512 <= (1 << 19) + (64 << 10), "{} blocks are held", found.blocks());
 }
 
-/// The supervisor's control group, if the kernel enforces `what` in it; or says loudly why not.
+/// The supervisor's control group, if the kernel enforces `what` in it. If not, reports on standard error
+/// that `test` is skipped.
 ///
-/// With `WEIR_REQUIRE_REAL=1`, root on a machine with nothing but version 2 must have it.
+/// With `WEIR_REQUIRE_REAL=1` it panics instead, if this is root on a machine with version 2 only.
 fn enforced(test: &str, supervisor: &Supervisor, what: &str) -> Option<PathBuf> {
     let why = supervisor.notes.iter().find(|note| note.to_lowercase().starts_with(what));
     let Some(why) = why else { return Some(supervisor.group()) };
@@ -347,32 +352,32 @@ fn enforced(test: &str, supervisor: &Supervisor, what: &str) -> Option<PathBuf> 
     let in_container = why.contains("holds other processes");
     let possible = root && !hybrid && !read_only && !in_container;
     assert!(!(possible && std::env::var_os("WEIR_REQUIRE_REAL").is_some()), "{test}: {why}");
-    // Past the test runner's capture: what was not tested must be seen.
+    // This bypasses the test runner's capture: a test that did not run must be visible.
     let line = format!("SKIPPED: {test}: {why}\n");
     std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
     None
 }
 
 #[test]
-fn the_kernel_holds_a_task_to_its_cpus() {
+fn the_kernel_enforces_a_tasks_cpu_limit() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
     let attempt = supervisor.attempt();
-    let test = "the_kernel_holds_a_task_to_its_cpus";
+    let test = "the_kernel_enforces_a_tasks_cpu_limit";
     let Some(group) = enforced(test, &supervisor, "cpu limits") else { return };
     let busy = Task { cpu_max_millis: 100, ..Task::script("while :; do :; done") };
-    supervisor.launch(&attempt, &[busy, Task::script("exec sleep 1000")]);
+    supervisor.start_attempt(&attempt, &[busy, Task::script("exec sleep 1000")]);
     let task = group.join(&attempt).join("0");
-    until("its limit is set", PATIENCE, || {
+    until("its limit is set", TIMEOUT, || {
         std::fs::read_to_string(task.join("cpu.max")).is_ok_and(|text| text == "10000 100000\n")
     });
-    until("it is throttled", PATIENCE, || {
+    until("it is throttled", TIMEOUT, || {
         let stat = std::fs::read_to_string(task.join("cpu.stat")).unwrap_or_default();
         let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled "));
         throttled.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 5))
     });
     supervisor.stop(&attempt, 0);
     assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
-    until("its group is removed", PATIENCE, || !group.join(&attempt).exists());
+    until("its group is removed", TIMEOUT, || !group.join(&attempt).exists());
 }
 
 #[test]
@@ -383,57 +388,57 @@ fn the_kernel_enforces_limits_in_a_group_that_was_delegated_to_the_agent() {
     let delegated = home.with_file_name(format!("weir-test-{}", std::process::id()));
     std::fs::create_dir(&delegated).expect("a group");
     let mut supervisor = Supervisor::start_within(&delegated);
-    assert_eq!(supervisor.notes, [""; 0], "it made room for limits by moving itself");
+    assert_eq!(supervisor.notes, [""; 0], "it moved itself out of the group, so all limits are enforced");
     let attempt = supervisor.attempt();
     let limited = Task { cpu_max_millis: 500, ..Task::script("exec sleep 1000") };
-    supervisor.launch(&attempt, &[limited]);
+    supervisor.start_attempt(&attempt, &[limited]);
     assert!(supervisor.running(&attempt).get("running").is_some());
     let group = supervisor.group().join(&attempt);
     assert!(group.starts_with(&delegated), "{}", group.display());
     assert_eq!(std::fs::read_to_string(group.join("cpu.max")).expect("a limit"), "50000 100000\n");
-    // The next one is started from elsewhere, and finds the group all the same.
+    // The next supervisor is started in another group, and finds this one.
     supervisor.replace();
     assert_eq!((supervisor.group().join(&attempt), supervisor.notes.len()), (group.clone(), 0));
     supervisor.stop(&attempt, 500);
     assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
-    until("its group is removed", PATIENCE, || !group.exists());
+    until("its group is removed", TIMEOUT, || !group.exists());
     drop(supervisor);
     let below = std::fs::read_dir(&delegated).expect("the group").flatten().map(|entry| entry.path());
     below.filter(|path| path.is_dir()).for_each(|path| std::fs::remove_dir(path).expect("an empty group"));
     std::fs::remove_dir(&delegated).expect("an empty group");
 }
 
-/// A task that takes memory without end.
+/// A task that allocates memory without end.
 fn greedy() -> Task {
     let script = "x=0123456789abcdef; while :; do x=$x$x; done";
     Task { memory_max_bytes: 48 << 20, ..Task::script(script) }
 }
 
 #[test]
-fn the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang() {
+fn the_kernel_ends_a_task_that_uses_too_much_memory_and_its_gang() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
     let attempt = supervisor.attempt();
-    let test = "the_kernel_ends_a_task_that_takes_too_much_memory_and_its_gang";
+    let test = "the_kernel_ends_a_task_that_uses_too_much_memory_and_its_gang";
     if enforced(test, &supervisor, "memory is watched").is_none() {
         return;
     }
-    // Entering the group must not eat what was meant for the task.
+    // The shim's memory must not count against a small limit of the task.
     let frugal = Task { memory_max_bytes: 1 << 20, ..Task::command(&["true"]) };
-    supervisor.launch(&format!("{attempt}0"), &[frugal]);
+    supervisor.start_attempt(&format!("{attempt}0"), &[frugal]);
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "succeeded");
-    supervisor.launch(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
+    supervisor.start_attempt(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
     let message = "task 1 of 2: used more memory than was asked for";
     assert_eq!(supervisor.ended(&attempt), ended("out_of_memory", None, Some(9), message));
 }
 
 #[test]
-fn without_the_kernels_help_a_task_that_takes_too_much_memory_is_ended_all_the_same() {
+fn the_supervisor_ends_a_task_that_uses_too_much_memory_where_the_kernel_does_not() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
     let script =
         "( setsid sh -c 'x=0123456789abcdef; while [ ${#x} -lt 99999999 ]; do x=$x$x; done; sleep 1000' )";
-    let strayed = Task { memory_max_bytes: 48 << 20, ..Task::script(script) };
-    supervisor.launch(&attempt, &[strayed]);
+    let escaped = Task { memory_max_bytes: 48 << 20, ..Task::script(script) };
+    supervisor.start_attempt(&attempt, &[escaped]);
     let ended = supervisor.ended(&attempt);
     assert_eq!(ended.kind, "out_of_memory", "{ended:?}");
     assert!(
@@ -445,7 +450,7 @@ fn without_the_kernels_help_a_task_that_takes_too_much_memory_is_ended_all_the_s
 }
 
 #[test]
-fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
+fn on_a_full_disk_a_start_fails_and_starts_nothing() {
     let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
     let mount = |arguments: &[&str]| {
         std::process::Command::new("mount")
@@ -456,27 +461,27 @@ fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
     };
     if !mount(&["-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
         assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "no tmpfs can be mounted");
-        let line = "SKIPPED: a_launch_that_finds_the_disk_full_fails_and_starts_nothing: no tmpfs\n";
+        let line = "SKIPPED: on_a_full_disk_a_start_fails_and_starts_nothing: no tmpfs\n";
         return std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
     }
     let path = folder.path().to_owned();
     let mut supervisor = Supervisor::start_in(folder, &["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
-    supervisor.launch(&format!("{attempt}0"), &[Task::script("exec sleep 1000")]);
+    supervisor.start_attempt(&format!("{attempt}0"), &[Task::script("exec sleep 1000")]);
     supervisor.running(&format!("{attempt}0"));
     let full = std::fs::write(path.join("full"), vec![1; 1 << 20]);
     assert!(full.is_err(), "the disk is not full");
-    supervisor.launch(&attempt, &[Task::script(&"echo; ".repeat(2_000))]);
+    supervisor.start_attempt(&attempt, &[Task::script(&"echo; ".repeat(2_000))]);
     let failed = supervisor.ended(&attempt);
-    assert_eq!(failed.kind, "launch_failed", "{failed:?}");
+    assert_eq!(failed.kind, "start_failed", "{failed:?}");
     assert!(failed.message.contains("No space left"), "{failed:?}");
-    // An end that finds no room is told, and written when there is some.
+    // An end that can't be written is reported, and written when the disk has space again.
     supervisor.stop(&format!("{attempt}0"), 0);
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
-    std::fs::remove_file(path.join("full")).expect("room");
+    std::fs::remove_file(path.join("full")).expect("the file");
     let journal = supervisor.state().join("journal");
     let written = || std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("cancelled"));
-    until("the end is written", PATIENCE, written);
+    until("the end is written", TIMEOUT, written);
     supervisor.replace();
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
     drop(supervisor);
@@ -486,7 +491,7 @@ fn a_launch_that_finds_the_disk_full_fails_and_starts_nothing() {
 }
 
 #[test]
-fn a_lease_that_runs_out_ends_what_needs_it() {
+fn the_end_of_a_lease_ends_attempts_that_need_it() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
     let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
@@ -505,12 +510,12 @@ fn a_lease_that_runs_out_ends_what_needs_it() {
 }
 
 #[test]
-fn a_gang_with_devices_runs_through_a_broker_and_each_tasks_output_is_found() {
+fn a_gang_with_devices_runs_through_a_broker_and_each_task_has_its_own_output() {
     let mut home = Home::new();
     let broker = home.start_broker("server");
     let devices = "[[host.devices]]\nmodel = \"A100-80G\"\ncount = 2\n";
     let agent = home.start_agent_with(4, devices);
-    until("the pool is there", PATIENCE, || home.run(&["get", "pool/local"]).0 == 0);
+    until("the pool is there", TIMEOUT, || home.run(&["get", "pool/local"]).0 == 0);
     let script = "echo $WEIR_GANG_RANK/$WEIR_GANG_SIZE at $WEIR_GANG_ADDRESSES sees $CUDA_VISIBLE_DEVICES";
     let mut arguments =
         vec!["run", "--name", "pair", "--gang", "2", "--pool", "local", "--device", "A100-80G:1"];
@@ -518,14 +523,14 @@ fn a_gang_with_devices_runs_through_a_broker_and_each_tasks_output_is_found() {
     let (code, _, errors) = home.run(&arguments);
     assert_eq!(code, 0, "{errors} {}", home.log());
     let of_task = |task: &str| home.run(&["logs", "job/pair", "--task", task]).1;
-    let mut seen = [of_task("0"), of_task("1")].map(|line| {
+    let mut outputs = [of_task("0"), of_task("1")].map(|line| {
         let (who, devices) = line.trim().split_once(" sees ").expect("devices").to_owned();
         (who.to_owned(), devices.to_owned())
     });
-    assert_eq!(seen[0].0, "0/2 at 127.0.0.1,127.0.0.1");
-    assert_eq!(seen[1].0, "1/2 at 127.0.0.1,127.0.0.1");
-    seen.sort_by(|left, right| left.1.cmp(&right.1));
-    assert_eq!([seen[0].1.as_str(), seen[1].1.as_str()], ["0", "1"]);
+    assert_eq!(outputs[0].0, "0/2 at 127.0.0.1,127.0.0.1");
+    assert_eq!(outputs[1].0, "1/2 at 127.0.0.1,127.0.0.1");
+    outputs.sort_by(|left, right| left.1.cmp(&right.1));
+    assert_eq!([outputs[0].1.as_str(), outputs[1].1.as_str()], ["0", "1"]);
     let none = home.run(&["run", "--pool", "local", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]);
     assert_eq!((none.0, none.1.as_str()), (0, "-1\n"), "{}", none.2);
     let failing = "[ $WEIR_GANG_RANK = 1 ] && exit 9; exec sleep 1000";

@@ -104,7 +104,7 @@ enum Command {
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
     // A task on its way into its control group: the command line is not a user's.
-    if let Some(code) = crate::pools::host::enter::as_asked() {
+    if let Some(code) = crate::pools::host::cgroup_exec::run_if_requested() {
         return code;
     }
     let cli = match Cli::try_parse() {

@@ -1,26 +1,26 @@
-//! What a pool needs, and whether it works.
+//! Requirements of a pool, and whether they are met: the rows of `weir agent check`.
 
-/// One thing that a pool needs.
+/// The result of checking one requirement of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What is needed, in a word or two.
+    /// The requirement, in one or two words.
     pub what: String,
     pub verdict: Verdict,
-    /// What was found, or exactly why it does not work.
+    /// What was found, or the exact reason why it does not work.
     pub detail: String,
 }
 
-/// How a need is met.
+/// How far a requirement is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Works,
-    /// Some jobs will find less than they may think.
+    /// The pool works, but some jobs get less than they may expect.
     Limited,
     Fails,
 }
 
 impl Verdict {
-    /// The word that is printed.
+    /// Returns the word that the command prints.
     pub fn word(self) -> &'static str {
         match self {
             Self::Works => "ok",
@@ -31,7 +31,7 @@ impl Verdict {
 }
 
 impl Finding {
-    /// What was found of a need, or why it isn't met.
+    /// Makes a finding of what was found, or of the reason why the requirement is not met.
     pub fn of(what: &str, found: Result<String, String>) -> Self {
         let verdict = if found.is_ok() { Verdict::Works } else { Verdict::Fails };
         let detail = match found {
@@ -40,7 +40,7 @@ impl Finding {
         Self { what: what.to_owned(), verdict, detail }
     }
 
-    /// Something that is less than a job may think.
+    /// Makes a finding of something that gives jobs less than they may expect.
     pub fn limited(what: &str, detail: String) -> Self {
         Self { what: what.to_owned(), verdict: Verdict::Limited, detail }
     }

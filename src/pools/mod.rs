@@ -1,5 +1,8 @@
-//! Backends: what runs attempts. Each keeps its own memory of them, and outlives its agent or
-//! adopts after a restart.
+//! Pool backends: what runs the attempts of a pool.
+//!
+//! A backend stores its attempts outside the agent's process, so that a restarted agent adopts them
+//! instead of starting them again. `README.md` beside this file has the duties of a backend and a
+//! checklist for adding one.
 
 pub mod check;
 pub mod host;
@@ -20,29 +23,28 @@ use crate::model::id::{AttemptId, JournalId};
 use crate::model::pool::NodeSpec;
 use crate::model::time::Timestamp;
 
-/// What a backend tells of itself when it is opened.
+/// Everything that a backend has when an agent opens it.
 #[derive(Debug, Default)]
 pub struct InitialSync {
+    /// The nodes of the pool.
     pub nodes: Vec<NodeSpec>,
+    /// The attempts at the backend: running ones, and ended ones that are not forgotten.
     pub attempts: Vec<ObservedAttempt>,
-    /// What it can't enforce or promise.
+    /// What the backend can't enforce or promise, in words for operators and job owners.
     pub notes: Vec<String>,
 }
 
-/// What a backend tells later.
+/// A change that a backend reports after it was opened.
 #[derive(Debug)]
 pub enum Event {
-    StatusChanged {
-        attempt: AttemptId,
-        status: AttemptStatus,
-    },
-    NodesChanged {
-        nodes: Vec<NodeSpec>,
-        removed: Vec<String>,
-    },
-    /// Whether what the backend works with answers: while it doesn't, orders wait.
+    /// An attempt has this status now. The same status may be reported more than once.
+    StatusChanged { attempt: AttemptId, status: AttemptStatus },
+    /// Nodes that are new or changed, and the names of nodes that were removed.
+    NodesChanged { nodes: Vec<NodeSpec>, removed: Vec<String> },
+    /// Whether the system behind the backend answers, such as an API server. While it does not,
+    /// orders wait in the backend.
     Answers(bool),
-    /// The backend is gone: the agent must open it anew.
+    /// The backend has ended: the agent must open it again.
     Gone,
 }
 
@@ -59,32 +61,42 @@ pub enum Error {
     Gone { pool: String },
 }
 
-/// A pool's backend. Its methods don't block: what comes of them is told as events, in order
-/// for each attempt.
+/// The backend of one pool.
+///
+/// Only `open` waits. The other methods return at once; the backend reports their effects as
+/// [`Event`]s, in order for each attempt. Every call may be repeated without harm.
 pub trait PoolBackend: Send {
-    /// Takes the backend's lock and tells everything that is there.
+    /// Takes the backend's lock, then returns all nodes and attempts that exist.
+    ///
+    /// Changes after this are sent to `events`. A backend value is opened once.
+    ///
+    /// # Errors
+    /// - [`Error::Open`] if the system behind the backend can't be used.
+    /// - [`Error::Gone`] if the value was opened before, or another agent took the lock meanwhile.
     fn open(
         &mut self,
         events: mpsc::UnboundedSender<Event>,
     ) -> impl Future<Output = Result<InitialSync, Error>> + Send;
 
-    /// A broker has let the pool in, and this is its journal: what runs for other journals is load like
-    /// anybody's.
+    /// Names the journal of the broker that accepted the pool.
+    ///
+    /// Attempts of other journals use capacity like any foreign load. By default this does nothing.
     fn serves(&mut self, _journal: JournalId) {}
 
-    /// Creates an attempt unless it is there; never after its start-by time.
+    /// Starts an attempt unless it exists; never after its start-by time.
     fn start(&mut self, start: StartRequest);
 
-    /// Ends an attempt: politely, then hard after its grace.
+    /// Stops an attempt: SIGTERM or its equivalent, then SIGKILL after the grace period.
     fn stop(&mut self, stop: Stop);
 
-    /// The outcome is durable at the broker: what is left of the attempt may go.
+    /// Removes what is left of an ended attempt: its outcome is durable at the broker.
     fn forget(&mut self, attempt: AttemptId);
 
-    /// Attempts with a lease may go on until then, also told in milliseconds of the boot clock.
+    /// Lets attempts with a lease run until `until`, which is `until_boot_ms` in milliseconds of
+    /// the boot clock.
     fn renew(&mut self, until: Timestamp, until_boot_ms: u64);
 
-    /// Reads output, on a thread that may block.
+    /// Returns a reader of task output. It is used on threads that may block.
     fn logs(&self) -> Arc<dyn ReadLogs>;
 }
 
@@ -95,24 +107,24 @@ pub enum Stream {
     Stderr,
 }
 
-/// A piece of output.
+/// A part of a stream of output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogPart {
-    /// Where the data really starts: later than asked if the middle was not kept.
+    /// Where `data` begins in the stream, in bytes: later than requested if that part was dropped.
     pub offset: u64,
     pub data: Vec<u8>,
-    /// Length of the stream so far.
+    /// Length of the stream so far, in bytes.
     pub end: u64,
-    /// Nothing will be added.
+    /// Nothing will be added to the stream.
     pub complete: bool,
 }
 
-/// Reads what tasks have written.
+/// Reads the output of tasks.
 pub trait ReadLogs: Send + Sync {
     /// Reads at most `bytes_max` bytes from `offset` on.
     ///
     /// # Errors
-    /// If the attempt is not known here, or its output can't be read.
+    /// If no output of the attempt is stored, or it can't be read.
     fn read(
         &self,
         attempt: AttemptId,

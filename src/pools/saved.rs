@@ -1,4 +1,4 @@
-//! Values in small files of their own, each replaced as a whole.
+//! Values in small files, one each. A write replaces the whole file.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Writes a value as JSON, whole or not at all.
+/// Writes a value as JSON, whole or not at all. It is not synced to disk.
 pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -14,10 +14,10 @@ pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
-/// Reads a value; `None` if there is no such file.
+/// Reads a value; `None` if the file does not exist.
 ///
 /// # Errors
-/// - Any I/O error but absence, and `InvalidData` if the file doesn't hold such a value.
+/// Any other I/O error; `InvalidData` or `UnexpectedEof` if the file does not contain such a value.
 pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),

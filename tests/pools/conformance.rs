@@ -1,4 +1,6 @@
-//! The suite: what the broker's promises rest on.
+//! The conformance suite: the properties of a backend on which the guarantees of the broker depend.
+
+use std::time::{Duration, Instant};
 
 use weir::clock::Clock;
 use weir::model::attempt::{AttemptStatus, OutcomeKind};
@@ -7,29 +9,29 @@ use weir::model::spec::{JobSpec, Run};
 use weir::model::time::Timestamp;
 use weir::pools::PoolBackend;
 
-use super::life::{Life, assert_kind};
+use super::life::{Life, TIMEOUT, assert_kind};
 
-/// A pool to be tried, and what is known of it from outside.
+/// A pool under test, and observations of it that don't come from the backend.
 pub trait Bench {
     type Backend: PoolBackend;
 
-    /// The backend as another life of the agent would make it.
+    /// Makes the backend as each run of the agent does.
     fn backend(&self, clock: Clock) -> Self::Backend;
 
-    /// What a task runs that takes so long and exits so.
+    /// A program that takes `ms` milliseconds and exits with `code`.
     fn run(&self, ms: u64, code: u8) -> Run;
 
-    /// The same for pools that only pretend.
+    /// The same in a job's spec, for pools that don't run programs.
     fn simulate(&self, _spec: &mut JobSpec, _ms: u64, _code: u8) {}
 
-    /// How often a task of this attempt was begun, as seen by others than the backend; `None` where
-    /// nobody else could see it.
+    /// How often a task of this attempt was begun, by an observation outside of the backend; `None` if
+    /// there is none.
     fn runs(&self, attempt: AttemptId) -> Option<usize>;
 
-    /// What this pool can't start, if there is something that shows it.
+    /// A program that this pool can't start; `None` if there is no such program.
     fn unstartable(&self) -> Option<Run>;
 
-    /// It runs several tasks of one unit.
+    /// Whether the pool runs gangs.
     fn has_gangs(&self) -> bool {
         true
     }
@@ -52,19 +54,19 @@ fn assert_runs<B: Bench>(bench: &B, attempt: AttemptId, times: usize) {
     }
 }
 
-/// A process that runs has not yet done anything: waits until all of them have.
+/// Waits until the tasks of an attempt have begun: a running process may not have executed anything yet.
 fn until_begun<B: Bench>(bench: &B, life: &mut Life<B::Backend>, attempt: AttemptId, times: usize) {
     life.until_running(attempt);
-    life.hear("its tasks have begun", |_| bench.runs(attempt).is_none_or(|runs| runs >= times));
+    life.wait_for("its tasks have begun", |_| bench.runs(attempt).is_none_or(|runs| runs >= times));
 }
 
-/// All of it, one after another: jobs are numbered apart.
-pub fn whole<B: Bench>(bench: &B) {
-    what_is_there_is_told(bench);
+/// Runs the whole suite on one pool. Each part uses job numbers of its own.
+pub fn run_all<B: Bench>(bench: &B) {
+    opening_reports_nodes_and_attempts(bench);
     outcomes_are_typed(bench);
-    a_launch_can_be_repeated(bench);
+    a_start_can_be_repeated(bench);
     a_stop_is_final(bench);
-    what_comes_too_late_is_not_started(bench);
+    a_late_order_is_not_started(bench);
     an_outcome_stays_until_it_is_forgotten(bench);
     a_kill_between_any_two_calls_doubles_nothing_and_loses_nothing(bench);
     if bench.has_gangs() {
@@ -72,7 +74,7 @@ pub fn whole<B: Bench>(bench: &B) {
     }
 }
 
-fn what_is_there_is_told<B: Bench>(bench: &B) {
+fn opening_reports_nodes_and_attempts<B: Bench>(bench: &B) {
     let life = Life::begin(|clock| bench.backend(clock));
     assert!(!life.nodes.is_empty() && life.nodes.iter().all(|node| node.allocatable.cpu_millis > 0));
     assert!(life.found.is_empty(), "{:?}", life.found);
@@ -87,8 +89,8 @@ fn outcomes_are_typed<B: Bench>(bench: &B) {
         task(bench, 3_600_000, 0)(spec);
         spec.max_run_ms = 2_000;
     });
-    for launch in [&well, &badly, &slow] {
-        life.launch(launch);
+    for start in [&well, &badly, &slow] {
+        life.start(start);
     }
     let outcome = life.until_ended(well.order.attempt);
     assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Succeeded, Some(0)));
@@ -97,133 +99,131 @@ fn outcomes_are_typed<B: Bench>(bench: &B) {
     assert_kind(&life.until_ended(slow.order.attempt), OutcomeKind::TimedOut);
     if let Some(run) = bench.unstartable() {
         let broken = life.order(4, |spec| spec.groups[0].run = run);
-        life.launch(&broken);
+        life.start(&broken);
         let outcome = life.until_ended(broken.order.attempt);
         assert_kind(&outcome, OutcomeKind::StartFailed);
-        assert!(!outcome.message.is_empty(), "it says why");
+        assert!(!outcome.message.is_empty(), "it has a reason");
     }
-    (1..=4).for_each(|job| life.forget(life.order(job, |_| {}).order.attempt));
-    settle(&mut life);
-    life.kill();
+    let attempts = [1, 2, 3, 4].map(|job| life.order(job, |_| {}).order.attempt);
+    forget_all(bench, life, &attempts);
 }
 
-fn a_launch_can_be_repeated<B: Bench>(bench: &B) {
+fn a_start_can_be_repeated<B: Bench>(bench: &B) {
     let mut life = Life::begin(|clock| bench.backend(clock));
-    let launch = life.order(11, task(bench, 1_500, 0));
-    let attempt = launch.order.attempt;
-    life.launch(&launch);
-    life.launch(&launch);
+    let start = life.order(11, task(bench, 1_500, 0));
+    let attempt = start.order.attempt;
+    life.start(&start);
+    life.start(&start);
     life.until_running(attempt);
-    life.launch(&launch);
+    life.start(&start);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Succeeded);
-    life.launch(&launch);
-    settle(&mut life);
+    life.start(&start);
+    let later = until_handled(bench, &mut life, 12);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Succeeded);
     assert_runs(bench, attempt, 1);
-    life.forget(attempt);
-    settle(&mut life);
-    life.kill();
+    forget_all(bench, life, &[attempt, later]);
 }
 
 fn a_stop_is_final<B: Bench>(bench: &B) {
     let mut life = Life::begin(|clock| bench.backend(clock));
-    let launch = life.order(21, task(bench, 3_600_000, 0));
-    let attempt = launch.order.attempt;
-    life.launch(&launch);
+    let start = life.order(21, task(bench, 3_600_000, 0));
+    let attempt = start.order.attempt;
+    life.start(&start);
     until_begun(bench, &mut life, attempt, 1);
     life.stop(attempt);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
-    // Neither another launch nor another life brings it back.
-    life.launch(&launch);
+    // Neither another start nor another life brings it back.
+    life.start(&start);
     life.stop(attempt);
-    settle(&mut life);
+    let first = until_handled(bench, &mut life, 22);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
     life.kill();
     let mut life = Life::begin(|clock| bench.backend(clock));
-    life.launch(&launch);
-    settle(&mut life);
+    life.start(&start);
+    let second = until_handled(bench, &mut life, 23);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
     assert_runs(bench, attempt, 1);
-    life.forget(attempt);
-    settle(&mut life);
-    life.kill();
+    forget_all(bench, life, &[attempt, first, second]);
 }
 
-fn what_comes_too_late_is_not_started<B: Bench>(bench: &B) {
+fn a_late_order_is_not_started<B: Bench>(bench: &B) {
     let mut life = Life::begin(|clock| bench.backend(clock));
-    let mut launch = life.order(31, task(bench, 10, 0));
-    // A second, because another process's clock started a little earlier or later than this one's.
-    launch.start_by = Timestamp(life.clock.now().0 - 1_000);
-    life.launch(&launch);
-    assert_kind(&life.until_ended(launch.order.attempt), OutcomeKind::NotStarted);
-    assert_runs(bench, launch.order.attempt, 0);
-    life.forget(launch.order.attempt);
-    settle(&mut life);
-    life.kill();
+    let mut start = life.order(31, task(bench, 10, 0));
+    // Late by a second, because the clocks of two processes differ a little.
+    start.start_by = Timestamp(life.clock.now().0 - 1_000);
+    life.start(&start);
+    assert_kind(&life.until_ended(start.order.attempt), OutcomeKind::NotStarted);
+    assert_runs(bench, start.order.attempt, 0);
+    forget_all(bench, life, &[start.order.attempt]);
 }
 
 fn an_outcome_stays_until_it_is_forgotten<B: Bench>(bench: &B) {
     let mut life = Life::begin(|clock| bench.backend(clock));
-    let launch = life.order(41, task(bench, 200, 5));
-    let attempt = launch.order.attempt;
-    life.launch(&launch);
+    let start = life.order(41, task(bench, 200, 5));
+    let attempt = start.order.attempt;
+    life.start(&start);
     let outcome = life.until_ended(attempt);
     life.kill();
     for _ in 0..2 {
         let life = Life::begin(|clock| bench.backend(clock));
-        let seen = life.found.iter().find(|seen| seen.attempt == attempt).expect("it is found");
-        let AttemptStatus::Ended { outcome: found, .. } = &seen.status else { panic!("{seen:?}") };
-        assert_eq!((found.kind, found.exit_code), (outcome.kind, outcome.exit_code));
-        assert_eq!(seen.ordered_revision, launch.order.revision);
-        assert_eq!(seen.start_by, launch.start_by);
+        let found = life.found.iter().find(|found| found.attempt == attempt).expect("it is found");
+        let AttemptStatus::Ended { outcome: stored, .. } = &found.status else { panic!("{found:?}") };
+        assert_eq!((stored.kind, stored.exit_code), (outcome.kind, outcome.exit_code));
+        assert_eq!(found.ordered_revision, start.order.revision);
+        assert_eq!(found.start_by, start.start_by);
         life.kill();
     }
-    let mut life = Life::begin(|clock| bench.backend(clock));
-    life.forget(attempt);
-    settle(&mut life);
-    life.kill();
-    let mut left = true;
-    for _ in 0..50 {
-        let life = Life::begin(|clock| bench.backend(clock));
-        left = life.found.iter().any(|seen| seen.attempt == attempt);
+    forget_all(bench, Life::begin(|clock| bench.backend(clock)), &[attempt]);
+}
+
+/// Waits until the backend has handled all earlier calls: until a later attempt has run to its end.
+///
+/// Calls without an effect have no event to wait for. Returns the later attempt.
+fn until_handled<B: Bench>(bench: &B, life: &mut Life<B::Backend>, job: u64) -> AttemptId {
+    let later = life.order(job, task(bench, 100, 0));
+    life.start(&later);
+    assert_kind(&life.until_ended(later.order.attempt), OutcomeKind::Succeeded);
+    later.order.attempt
+}
+
+/// Forgets attempts until a new life finds none of them, and ends that life.
+///
+/// The backend reports no event when it has forgotten an attempt, and a kill may interrupt it. So each
+/// round gives it twice the time of the one before.
+fn forget_all<B: Bench>(bench: &B, mut life: Life<B::Backend>, attempts: &[AttemptId]) {
+    let (deadline, mut wait) = (Instant::now() + TIMEOUT, Duration::from_millis(50));
+    loop {
+        attempts.iter().for_each(|attempt| life.forget(*attempt));
+        std::thread::sleep(wait);
+        wait *= 2;
         life.kill();
-        if !left {
-            break;
+        life = Life::begin(|clock| bench.backend(clock));
+        if !life.found.iter().any(|found| attempts.contains(&found.attempt)) {
+            return life.kill();
         }
+        assert!(Instant::now() < deadline, "not forgotten in time: {:?}", life.found);
     }
-    assert!(!left, "it is forgotten");
 }
 
-/// Lets calls that are under way come to their ends, as far as nobody tells of them.
-fn settle<B: PoolBackend>(life: &mut Life<B>) {
-    let until = std::time::Instant::now() + std::time::Duration::from_millis(700);
-    life.hear("a moment passes", |_| std::time::Instant::now() > until);
-}
-
-/// The agent's calls for one attempt, each with how long it lives on after it.
+/// The calls of an agent for one attempt.
 #[derive(Clone, Copy, Debug)]
 enum Call {
-    StartRequest,
+    Start,
     Stop,
     Forget,
 }
 
 fn a_kill_between_any_two_calls_doubles_nothing_and_loses_nothing<B: Bench>(bench: &B) {
-    // At once, in the middle of what the call set off, and when it has most likely come to its end.
+    // The kill comes at once, while the call's effects are in progress, or when they have most likely ended.
     for (index, wait_ms) in [0, 5, 30, 400].into_iter().enumerate() {
         let job = 51 + 2 * index as u64;
-        one_call_a_life(
-            bench,
-            job,
-            task(bench, 600, 0),
-            &[Call::StartRequest, Call::StartRequest, Call::Forget],
-            wait_ms,
-        );
-        let calls = [Call::StartRequest, Call::Stop, Call::Stop, Call::Forget];
+        one_call_a_life(bench, job, task(bench, 600, 0), &[Call::Start, Call::Start, Call::Forget], wait_ms);
+        let calls = [Call::Start, Call::Stop, Call::Stop, Call::Forget];
         one_call_a_life(bench, job + 1, task(bench, 3_600_000, 0), &calls, wait_ms);
     }
 }
 
+/// Makes each call in a life of its own, which is killed `wait_ms` after the call.
 fn one_call_a_life<B: Bench>(
     bench: &B,
     job: u64,
@@ -232,16 +232,16 @@ fn one_call_a_life<B: Bench>(
     wait_ms: u64,
 ) {
     let first = Life::begin(|clock| bench.backend(clock));
-    let launch = first.order(job, change);
-    let attempt = launch.order.attempt;
+    let start = first.order(job, change);
+    let attempt = start.order.attempt;
     first.kill();
     let stops = calls.iter().any(|call| matches!(call, Call::Stop));
     for call in calls {
         let mut life = Life::begin(|clock| bench.backend(clock));
         match call {
-            // As the agent does: what is there is adopted, what isn't is launched.
-            Call::StartRequest if life.status(attempt).is_none() => life.launch(&launch),
-            Call::StartRequest => {}
+            // As the agent does: an attempt that exists is adopted, any other is started.
+            Call::Start if life.status(attempt).is_none() => life.start(&start),
+            Call::Start => {}
             Call::Stop => {
                 if life.status(attempt).is_some() {
                     life.stop(attempt);
@@ -249,7 +249,7 @@ fn one_call_a_life<B: Bench>(
             }
             Call::Forget => {
                 if life.status(attempt).is_none() {
-                    life.launch(&launch);
+                    life.start(&start);
                 }
                 if stops {
                     life.stop(attempt);
@@ -263,16 +263,14 @@ fn one_call_a_life<B: Bench>(
                 life.forget(attempt);
             }
         }
-        std::thread::sleep(std::time::Duration::from_millis(wait_ms));
+        // A fixed time on purpose: it is the moment of the kill that varies.
+        std::thread::sleep(Duration::from_millis(wait_ms));
         life.kill();
     }
     if let Some(runs) = bench.runs(attempt) {
         assert!(runs <= 1 && (stops || runs == 1), "{runs} runs of {attempt}, wait {wait_ms}");
     }
-    let mut life = Life::begin(|clock| bench.backend(clock));
-    life.forget(attempt);
-    settle(&mut life);
-    life.kill();
+    forget_all(bench, Life::begin(|clock| bench.backend(clock)), &[attempt]);
 }
 
 fn a_gang_ends_with_the_first_that_fails<B: Bench>(bench: &B) {
@@ -293,8 +291,8 @@ fn a_gang_ends_with_the_first_that_fails<B: Bench>(bench: &B) {
         task(bench, 3_600_000, 0)(spec);
         gang(spec, 2);
     });
-    for launch in [&well, &badly, &stopped] {
-        life.launch(launch);
+    for start in [&well, &badly, &stopped] {
+        life.start(start);
     }
     assert_kind(&life.until_ended(well.order.attempt), OutcomeKind::Succeeded);
     let outcome = life.until_ended(badly.order.attempt);
@@ -305,7 +303,5 @@ fn a_gang_ends_with_the_first_that_fails<B: Bench>(bench: &B) {
     life.stop(stopped.order.attempt);
     assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
     assert_runs(bench, stopped.order.attempt, 2);
-    (71..=73).for_each(|job| life.forget(life.order(job, |_| {}).order.attempt));
-    settle(&mut life);
-    life.kill();
+    forget_all(bench, life, &[&well, &badly, &stopped].map(|start| start.order.attempt));
 }

@@ -1,4 +1,4 @@
-//! This host: processes under a real supervisor.
+//! Conformance of the host backend: processes under a real supervisor.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ struct HostBench {
 
 impl HostBench {
     fn state(&self) -> PathBuf {
-        // Where a home looks for supervisors to end.
+        // The folder in which a home searches for supervisors to end.
         self.home.path().join("local")
     }
 
@@ -39,7 +39,7 @@ impl Bench for HostBench {
             cpus: Some(4),
             memory_bytes: Some(4 << 30),
             devices: Vec::new(),
-            // None: what another test's supervisor does must not matter here.
+            // A group that can't exist: the supervisors of other tests must not matter here.
             cgroup_parent: Some("/cgroup.procs/none".into()),
             log_max_bytes: LOG_MAX_BYTES,
         };
@@ -60,7 +60,7 @@ impl Bench for HostBench {
         Some(runs.lines().filter(|line| *line == attempt.to_string()).count())
     }
 
-    /// What a shell would say of a program that isn't there, it says, too: exit code 127.
+    /// A missing program ends with exit code 127, as in a shell: it is no failed start.
     fn unstartable(&self) -> Option<Run> {
         None
     }
@@ -69,7 +69,7 @@ impl Bench for HostBench {
 #[test]
 fn a_host_conforms() {
     let bench = HostBench { home: Home::new() };
-    conformance::whole(&bench);
+    conformance::run_all(&bench);
 }
 
 #[test]
@@ -79,15 +79,15 @@ fn a_host_conforms_when_its_supervisor_is_killed() {
 
     let bench = HostBench { home: Home::new() };
     let mut life = Life::begin(|clock| bench.backend(clock));
-    let launch = life.order(1, |spec| spec.groups[0].run = bench.run(1_500, 0));
-    let attempt = launch.order.attempt;
-    life.launch(&launch);
+    let start = life.order(1, |spec| spec.groups[0].run = bench.run(1_500, 0));
+    let attempt = start.order.attempt;
+    life.start(&start);
     life.until_running(attempt);
     let supervisor = supervisor_of(&bench.state()).expect("a supervisor");
     rustix::process::kill_process(supervisor, rustix::process::Signal::KILL).expect("it is killed");
-    life.hear("the backend is gone", |life| life.gone);
+    life.wait_for("the backend is gone", |life| life.gone);
     life.kill();
-    // Whoever adopts a task can see that it ends, and not how: nobody was its parent.
+    // A supervisor that adopts a task is not its parent: it observes the exit, but not the exit status.
     let mut life = Life::begin(|clock| bench.backend(clock));
     let kind = life.until_ended(attempt).kind;
     assert!(matches!(kind, OutcomeKind::Vanished | OutcomeKind::Succeeded), "{kind:?}");

@@ -1,4 +1,4 @@
-//! Lives of an agent's backend: begun, used, and killed between any two calls.
+//! Lives of an agent's backend: a test begins one, calls the backend, and kills it between any two calls.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,27 +15,29 @@ use weir::model::spec::{self, JobSpec};
 use weir::model::time::Timestamp;
 use weir::pools::{Event, PoolBackend};
 
-/// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+/// Deadline of every wait: generous, for a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(90);
 
-/// One life of an agent, as far as its backend goes.
+/// The backend in one run of an agent, from its start to its kill.
 pub struct Life<B> {
-    // Before the runtime: what it owns may need it to end.
+    // Before the runtime, because fields drop in this order: dropping the backend may need the runtime.
     backend: B,
     runtime: Option<Runtime>,
     events: mpsc::UnboundedReceiver<Event>,
     pub nodes: Vec<NodeSpec>,
+    /// The attempts that existed when the backend was opened.
     pub found: Vec<ObservedAttempt>,
-    /// All that was told of attempts, in order.
-    pub told: Vec<(AttemptId, AttemptStatus)>,
+    /// All status changes that the backend reported, in order.
+    pub reports: Vec<(AttemptId, AttemptStatus)>,
+    /// The backend reported its end.
     pub gone: bool,
-    /// What it works with answers.
+    /// The system behind the backend answers, by the last report.
     pub answered: bool,
     pub clock: Clock,
 }
 
 impl<B: PoolBackend> Life<B> {
-    /// Begins one: opens the backend and hears what there is.
+    /// Begins a life: opens the backend and stores what exists there.
     pub fn begin(backend: impl FnOnce(Clock) -> B) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -43,8 +45,8 @@ impl<B: PoolBackend> Life<B> {
         let (sender, events) = mpsc::unbounded_channel();
         let (backend, opened) = runtime.block_on(async {
             let mut backend = backend(clock);
-            let opened = tokio::time::timeout(PATIENCE, backend.open(sender)).await.expect("opened in time");
-            // As the agent does when its broker has let it in.
+            let opened = tokio::time::timeout(TIMEOUT, backend.open(sender)).await.expect("opened in time");
+            // As the agent does when its broker has accepted it.
             backend.serves(journal());
             (backend, opened.expect("the backend opens"))
         });
@@ -54,14 +56,14 @@ impl<B: PoolBackend> Life<B> {
             events,
             nodes: opened.nodes,
             found: opened.attempts,
-            told: Vec::new(),
+            reports: Vec::new(),
             gone: false,
             answered: true,
             clock,
         }
     }
 
-    /// Ends it as a kill would: whatever it was doing stops where it is.
+    /// Ends the life as a kill would: calls that are in progress stop where they are.
     pub fn kill(mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
@@ -74,9 +76,9 @@ impl<B: PoolBackend> Life<B> {
         call(&mut self.backend);
     }
 
-    pub fn launch(&mut self, launch: &StartRequest) {
-        let launch = launch.clone();
-        self.call(|backend| backend.start(launch));
+    pub fn start(&mut self, start: &StartRequest) {
+        let start = start.clone();
+        self.call(|backend| backend.start(start));
     }
 
     pub fn stop(&mut self, attempt: AttemptId) {
@@ -88,13 +90,13 @@ impl<B: PoolBackend> Life<B> {
         self.call(|backend| backend.forget(attempt));
     }
 
-    /// Takes in what was told until `is` holds.
-    pub fn hear(&mut self, what: &str, mut is: impl FnMut(&mut Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+    /// Receives events until `is` holds.
+    pub fn wait_for(&mut self, what: &str, mut is: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             while let Ok(event) = self.events.try_recv() {
                 match event {
-                    Event::StatusChanged { attempt, status } => self.told.push((attempt, status)),
+                    Event::StatusChanged { attempt, status } => self.reports.push((attempt, status)),
                     Event::NodesChanged { nodes, removed } => {
                         self.nodes.retain(|node| {
                             !removed.contains(&node.name) && !nodes.iter().any(|new| new.name == node.name)
@@ -108,47 +110,48 @@ impl<B: PoolBackend> Life<B> {
             if is(self) {
                 return;
             }
-            assert!(Instant::now() < deadline, "not in time: {what}; told: {:?}", self.told);
+            assert!(Instant::now() < deadline, "not in time: {what}; reports: {:?}", self.reports);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// What was last told of an attempt, in this life or found at its beginning.
+    /// The last reported status of an attempt, or else that at the beginning of this life.
     pub fn status(&self, attempt: AttemptId) -> Option<AttemptStatus> {
-        let told = self.told.iter().rfind(|(other, _)| *other == attempt).map(|(_, status)| status.clone());
-        told.or_else(|| {
-            self.found.iter().find(|seen| seen.attempt == attempt).map(|seen| seen.status.clone())
+        let last =
+            self.reports.iter().rfind(|(other, _)| *other == attempt).map(|(_, status)| status.clone());
+        last.or_else(|| {
+            self.found.iter().find(|found| found.attempt == attempt).map(|found| found.status.clone())
         })
     }
 
     pub fn until_running(&mut self, attempt: AttemptId) {
-        self.hear("it runs", |life| matches!(life.status(attempt), Some(AttemptStatus::Running { .. })));
+        self.wait_for("it runs", |life| matches!(life.status(attempt), Some(AttemptStatus::Running { .. })));
     }
 
     pub fn until_ended(&mut self, attempt: AttemptId) -> Outcome {
         let mut ended = None;
-        self.hear("it ends", |life| {
+        self.wait_for("it ends", |life| {
             ended = match life.status(attempt) {
                 Some(AttemptStatus::Ended { outcome, .. }) => Some(outcome),
                 _ => None,
             };
             ended.is_some()
         });
-        ended.expect("heard")
+        ended.expect("an outcome")
     }
 
-    /// An order for one unit of such a job on the pool's first node.
+    /// A start request for one unit of a job on the pool's first node; `change` alters the job's spec.
     pub fn order(&self, job: u64, change: impl FnOnce(&mut JobSpec)) -> StartRequest {
         order_on(self.clock.now(), &self.nodes[0].name, job, change)
     }
 }
 
-/// The broker's.
+/// The journal of the broker in whose name the tests act.
 fn journal() -> JournalId {
     JournalId::from_random(0x1234_5678_9abc)
 }
 
-/// An order that may be started within the next minute.
+/// A start request whose start-by time is a minute after `now`.
 pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut JobSpec)) -> StartRequest {
     let mut spec = spec::minimal();
     spec.groups[0].request.resources.cpu_millis = 100;
@@ -176,7 +179,7 @@ pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut J
     StartRequest { order, spec: Arc::new(spec), start_by, leased: false }
 }
 
-/// Asserts how something ended.
+/// Asserts the kind of an outcome, and shows all of it if it differs.
 pub fn assert_kind(outcome: &Outcome, kind: OutcomeKind) {
     assert_eq!(outcome.kind, kind, "{outcome:?}");
 }

@@ -1,5 +1,4 @@
-//! What every backend of a pool must do, on the real thing: this host, a simulated pool, and a
-//! Kubernetes cluster.
+//! What every backend must do, on real systems: this host, a simulated pool, and a Kubernetes cluster.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! A simulated pool: nothing runs, and everything else must hold.
+//! Conformance of the simulated backend: no task runs, and all other rules must hold.
 
 use weir::clock::Clock;
 use weir::model::id::AttemptId;
@@ -52,5 +52,5 @@ impl Bench for SimulatedBench {
 #[test]
 fn a_simulated_pool_conforms() {
     let state = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
-    conformance::whole(&SimulatedBench { state });
+    conformance::run_all(&SimulatedBench { state });
 }

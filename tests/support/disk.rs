@@ -1,4 +1,5 @@
-//! Disks that fail on command: small ones, and ones that a process is made to believe in.
+//! Disks that fail on command: small file systems, and failures injected into a process by a preloaded
+//! library.
 
 #![allow(dead_code)]
 
@@ -13,15 +14,15 @@ const SLOW_SYNC: &str = "WEIR_TEST_SLOW_SYNC";
 const READ_ONLY: &str = "WEIR_TEST_READ_ONLY";
 const DISK: &str = "WEIR_TEST_DISK";
 
-/// Says loudly that `test` can't be run here; that is an error where everything must be.
+/// Reports on standard error that `test` can't run here. With `WEIR_REQUIRE_REAL` set, panics instead.
 fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: {why}");
     let line = format!("SKIPPED: {test}: {why}\n");
-    // Past the test runner's capture: what was not tested must be seen.
+    // This bypasses the test runner's capture: a test that did not run must be visible.
     std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
 }
 
-/// What makes a process's syncs and writes fail, and the files whose presence does.
+/// A library that makes a process's syncs and writes fail, and the files that switch the failures on.
 pub struct FaultyDisk {
     library: PathBuf,
     failing_sync: PathBuf,
@@ -31,7 +32,7 @@ pub struct FaultyDisk {
 }
 
 impl FaultyDisk {
-    /// Compiles the library into `folder`, or says loudly that `test` can't be run here.
+    /// Compiles the library into `folder`; without a C compiler, reports that `test` is skipped.
     pub fn prepare(test: &str, folder: &Path) -> Option<Self> {
         let (source, library) = (folder.join("faulty_disk.c"), folder.join("faulty_disk.so"));
         std::fs::write(&source, include_str!("faulty_disk.c")).expect("a source file");
@@ -54,7 +55,7 @@ impl FaultyDisk {
         None
     }
 
-    /// What this process was started with.
+    /// The library with which this process was started.
     pub fn of_this_process() -> Self {
         let variable = |name| PathBuf::from(std::env::var_os(name).expect("a variable"));
         Self {
@@ -66,7 +67,7 @@ impl FaultyDisk {
         }
     }
 
-    /// What a process must have in its environment.
+    /// The environment variables of a process that uses the library.
     pub fn env(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("LD_PRELOAD", self.library.clone()),
@@ -77,17 +78,17 @@ impl FaultyDisk {
         ]
     }
 
-    /// From now on no sync succeeds, or all do again.
+    /// Makes every sync fail from now on, or succeed again.
     pub fn fail_syncs(&self, fails: bool) {
         flag(&self.failing_sync, fails);
     }
 
-    /// From now on each sync takes a fifth of a second, or what it takes again.
+    /// Makes every sync take a fifth of a second from now on, or its normal time again.
     pub fn slow_syncs(&self, slow: bool) {
         flag(&self.slow_sync, slow);
     }
 
-    /// From now on nothing can be written to the file system of `folder/data`, or all can again.
+    /// Makes every write to the file system of `folder/data` fail from now on, or succeed again.
     pub fn make_read_only(&self, is: bool) {
         flag(&self.read_only, is);
     }
@@ -101,13 +102,13 @@ fn flag(path: &Path, is: bool) {
     }
 }
 
-/// A small file system of its own, on a folder.
+/// A small file system, mounted on a folder until the value is dropped.
 pub struct Tmpfs {
     path: PathBuf,
 }
 
 impl Tmpfs {
-    /// Mounts one, or says loudly that `test` can't be run here.
+    /// Mounts a file system of `size`; if that is impossible, reports that `test` is skipped.
     pub fn mount(test: &str, path: &Path, size: &str) -> Option<Self> {
         let mounted = Self { path: path.to_owned() };
         match mounted.mount_with(&format!("size={size}")) {
@@ -119,15 +120,15 @@ impl Tmpfs {
         }
     }
 
-    /// Where it is mounted.
+    /// The folder on which it is mounted.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Mounts it with other options.
+    /// Mounts it again with other options.
     ///
     /// # Errors
-    /// What `mount` says: while a file is open for writing, it can't be made read-only.
+    /// The error of `mount`: while a file is open for writing, the file system can't become read-only.
     pub fn remount(&self, options: &str) -> Result<(), String> {
         self.mount_with(&format!("remount,{options}"))
     }
@@ -142,7 +143,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Where nothing was mounted this fails, which is as well.
+        // If nothing was mounted, this fails, which is harmless.
         drop(Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status());
     }
 }

@@ -1,4 +1,4 @@
-//! A real supervisor process, spoken to as its agent would.
+//! A real supervisor process, with the test in the place of its agent.
 
 #![allow(dead_code)]
 
@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 
 use super::WEIR;
 
-/// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Deadline of every wait: generous, for a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A control group that can't be: the supervisor does without.
+/// A control group that can't exist: the supervisor uses none.
 pub const NO_GROUPS: &str = "/cgroup.procs/none";
 
-/// The control group that root may use on every machine: others do without.
+/// The control group that root may use on every machine: other users' supervisors use none.
 pub const ROOT_GROUP: &str = "/";
 
-/// How many supervisors were started.
+/// The number of supervisors that were started.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// A supervisor, its folder and a connection to it.
@@ -31,38 +31,38 @@ pub struct Supervisor {
     arguments: Vec<String>,
     child: Child,
     lines: BufReader<UnixStream>,
-    /// What it does not enforce.
+    /// The limits that it does not enforce, and why.
     pub notes: Vec<String>,
-    /// Every attempt as it was last told.
-    told: Vec<Value>,
+    /// Every report of an attempt, in order.
+    reports: Vec<Value>,
     number: u32,
 }
 
 impl Supervisor {
-    /// Starts one in a folder of its own, with such arguments.
+    /// Starts a supervisor in a new folder, with further arguments.
     pub fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
         Self::start_in(folder, arguments)
     }
 
-    /// Starts one in this folder.
+    /// Starts a supervisor in this folder.
     pub fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let child = spawn(&folder.path().join("supervisor"), &arguments);
-        Self::greeted(folder, &arguments, child)
+        Self::connected(folder, &arguments, child)
     }
 
-    fn greeted(folder: tempfile::TempDir, arguments: &[String], child: Child) -> Self {
+    fn connected(folder: tempfile::TempDir, arguments: &[String], child: Child) -> Self {
         let arguments = arguments.to_vec();
         let lines = connect(&folder.path().join("supervisor"));
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let (notes, told) = (Vec::new(), Vec::new());
-        let mut supervisor = Self { folder, arguments, child, lines, notes, told, number };
-        supervisor.greet();
+        let (notes, reports) = (Vec::new(), Vec::new());
+        let mut supervisor = Self { folder, arguments, child, lines, notes, reports, number };
+        supervisor.list();
         supervisor
     }
 
-    /// Starts one as the only process of a control group, without being told of it.
+    /// Starts a supervisor as the only process of a control group, which its arguments don't name.
     pub fn start_within(group: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
         let state = folder.path().join("supervisor");
@@ -71,52 +71,53 @@ impl Supervisor {
         command.args(["-c", enter]).arg(group).args([WEIR, "supervise", "--state"]).arg(&state);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file(&state));
         let child = command.spawn().expect("a supervisor");
-        Self::greeted(folder, &[], child)
+        Self::connected(folder, &[], child)
     }
 
-    /// Its folder.
+    /// The supervisor's folder.
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("supervisor")
     }
 
-    /// The name of an attempt that no other test has: supervisors look for theirs everywhere.
+    /// A name of an attempt that no other test uses: supervisors search all processes for their attempts.
     pub fn attempt(&self) -> String {
         format!("aaaaaaaaab-{}-{}-1", std::process::id(), self.number)
     }
 
-    /// Its process.
+    /// The pid of the supervisor.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
 
-    /// The pool's control group, as it noted it.
+    /// The pool's control group, as the supervisor wrote it to its folder.
     pub fn group(&self) -> PathBuf {
-        let base = std::fs::read_to_string(self.state().join("cgroup")).expect("the base is noted");
+        let base = std::fs::read_to_string(self.state().join("cgroup")).expect("the group is written");
         PathBuf::from(base)
     }
 
-    /// Where tests may put their own files.
+    /// A folder for the test's own files.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Kills it as the kernel would, and starts another in its place.
+    /// Kills the supervisor by SIGKILL, and starts another one in its folder.
     pub fn replace(&mut self) {
         self.replace_after(|_| {});
     }
 
-    /// The same, with something done to its folder in between.
+    /// The same, with a change of the folder in between.
     pub fn replace_after(&mut self, change: impl FnOnce(&Path)) {
         self.child.kill().expect("it is killed");
         self.child.wait().expect("it is waited for");
         change(&self.state());
         self.child = spawn(&self.state(), &self.arguments);
         self.lines = connect(&self.state());
-        self.told.clear();
-        self.greet();
+        self.reports.clear();
+        self.list();
     }
 
-    fn greet(&mut self) {
+    /// Reads the notes and the list of attempts, with which a connection begins.
+    fn list(&mut self) {
         self.send(&json!("list"));
         loop {
             let line = self.line();
@@ -125,7 +126,7 @@ impl Supervisor {
                 self.notes = notes.map(|note| note.as_str().expect("a text").to_owned()).collect();
             }
             if let Some(attempts) = line.get("attempts") {
-                self.told = attempts["attempts"].as_array().expect("attempts").clone();
+                self.reports = attempts["attempts"].as_array().expect("attempts").clone();
                 return;
             }
         }
@@ -142,24 +143,24 @@ impl Supervisor {
         let read = self.lines.read_line(&mut line);
         if !matches!(read, Ok(1..)) {
             let status = self.child.try_wait();
-            panic!("the supervisor does not speak: {read:?}; it ended: {status:?}; {}", self.log());
+            panic!("the supervisor sends nothing: {read:?}; its exit status: {status:?}; {}", self.log());
         }
         serde_json::from_str(&line).expect("JSON")
     }
 
-    /// What it wrote to standard error.
+    /// What the supervisor wrote to standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Asks it to start an attempt.
-    pub fn launch(&mut self, attempt: &str, tasks: &[Task]) {
+    /// Requests the start of an attempt.
+    pub fn start_attempt(&mut self, attempt: &str, tasks: &[Task]) {
         self.start_attempt_with(attempt, tasks, json!({}));
     }
 
-    /// Asks it to start an attempt, with such fields instead of the usual.
+    /// Requests the start of an attempt, with `fields` in place of the default ones.
     pub fn start_attempt_with(&mut self, attempt: &str, tasks: &[Task], fields: Value) {
-        let mut launch = json!({
+        let mut request = json!({
             "attempt": attempt, "revision": 1, "start_by_unix_ms": 4_000_000_000_000_u64, "leased": false,
             "env": [["WEIR_ATTEMPT_ID", attempt]],
             "groups": tasks.iter().map(Task::group).collect::<Vec<_>>(),
@@ -169,29 +170,29 @@ impl Supervisor {
             "max_run_ms": 0, "grace_ms": 2_000, "log_max_bytes": 1 << 20,
         });
         for (name, value) in fields.as_object().expect("fields") {
-            launch[name] = value.clone();
+            request[name] = value.clone();
         }
-        self.send(&json!({ "launch": launch }));
+        self.send(&json!({ "start_attempt": request }));
     }
 
-    /// Asks it to end an attempt.
+    /// Requests the stop of an attempt.
     pub fn stop(&mut self, attempt: &str, grace_ms: u64) {
         self.send(&json!({ "stop": { "attempt": attempt, "grace_ms": grace_ms } }));
     }
 
-    /// The attempts that it told of since it was started.
-    pub fn known(&self) -> Vec<String> {
-        self.told.iter().filter_map(|told| Some(told["attempt"].as_str()?.to_owned())).collect()
+    /// The attempts that the supervisor reported since it was started: one entry per report.
+    pub fn reported(&self) -> Vec<String> {
+        self.reports.iter().filter_map(|report| Some(report["attempt"].as_str()?.to_owned())).collect()
     }
 
     /// Waits until an attempt runs or has ended.
     pub fn running(&mut self, attempt: &str) -> Value {
-        self.told(attempt, |_| true)
+        self.wait_for_status(attempt, |_| true)
     }
 
-    /// Waits for how an attempt ended.
+    /// Waits until an attempt has ended, and returns how.
     pub fn ended(&mut self, attempt: &str) -> Ended {
-        let status = self.told(attempt, |status| status.get("ended").is_some())["ended"].clone();
+        let status = self.wait_for_status(attempt, |status| status.get("ended").is_some())["ended"].clone();
         Ended {
             kind: status["kind"].as_str().expect("a kind").to_owned(),
             exit_code: status["exit_code"].as_i64(),
@@ -200,14 +201,16 @@ impl Supervisor {
         }
     }
 
-    fn told(&mut self, attempt: &str, is: impl Fn(&Value) -> bool) -> Value {
+    /// Waits until an attempt has a status for which `is` holds, and returns the last such status.
+    fn wait_for_status(&mut self, attempt: &str, is: impl Fn(&Value) -> bool) -> Value {
         loop {
-            let told = self.told.iter().rfind(|told| told["attempt"] == attempt && is(&told["status"]));
-            if let Some(told) = told {
-                return told["status"].clone();
+            let reports = &self.reports;
+            let report = reports.iter().rfind(|report| report["attempt"] == attempt && is(&report["status"]));
+            if let Some(report) = report {
+                return report["status"].clone();
             }
             let line = self.line();
-            self.told.extend(line.get("moved").cloned());
+            self.reports.extend(line.get("status_changed").cloned());
         }
     }
 
@@ -215,19 +218,19 @@ impl Supervisor {
     pub fn file(&self, name: &str) -> String {
         let path = self.scratch().join(name);
         let mut text = String::new();
-        super::until(&format!("a task writes {name}"), PATIENCE, || {
+        super::until(&format!("a task writes {name}"), TIMEOUT, || {
             text = std::fs::read_to_string(&path).unwrap_or_default();
             text.ends_with('\n')
         });
         text.trim().to_owned()
     }
 
-    /// A script that writes its shell's pid to a file of the scratch folder.
+    /// A script that writes its shell's pid to a file in the scratch folder.
     pub fn note_pid(&self, name: &str) -> String {
         format!("echo $$ > {}", self.scratch().join(name).display())
     }
 
-    /// The process that a task noted.
+    /// Waits for the pid that a task wrote by [`Self::note_pid`].
     pub fn pid(&self, name: &str) -> i32 {
         self.file(name).parse().expect("a pid")
     }
@@ -235,12 +238,13 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        // It may be gone, where a test failed: what failed must be seen.
-        for name in self.known() {
+        // In a test that failed the supervisor may be gone: errors here must not hide the failure.
+        for name in self.reported() {
             let stop = json!({ "stop": { "attempt": name, "grace_ms": 0 } });
             let _ = self.lines.get_mut().write_all(format!("{stop}\n").as_bytes());
         }
-        // It leaves when nothing runs any more. A test that failed half-way must not wait for ever.
+        // The supervisor obeys only when nothing runs. After a failed test this may never be: the wait is
+        // bounded.
         let deadline = Instant::now() + Duration::from_secs(10);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             let line = format!("{}\n", json!("shutdown"));
@@ -261,7 +265,7 @@ pub struct Ended {
     pub message: String,
 }
 
-/// One task to launch.
+/// One task of an attempt.
 pub struct Task {
     pub command: Vec<String>,
     pub cpu_max_millis: u64,
@@ -302,19 +306,19 @@ fn log_file(state: &Path) -> std::fs::File {
 
 fn connect(state: &Path) -> BufReader<UnixStream> {
     let mut stream = None;
-    super::until("the supervisor listens", PATIENCE, || {
+    super::until("the supervisor listens", TIMEOUT, || {
         stream = UnixStream::connect(state.join("supervisor.sock")).ok();
         stream.is_some()
     });
     let stream = stream.expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     BufReader::new(stream)
 }
 
-/// The process is there and has not ended.
+/// Returns whether a process exists and has not ended.
 pub fn is_alive(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // What has ended and waits for its parent, which may be slow, is dead.
+    // A zombie, whose parent has not waited for it yet, counts as dead.
     let state = stat.rfind(')').and_then(|at| stat[at + 1..].trim_start().chars().next());
     state.is_some_and(|state| !['Z', 'X'].contains(&state))
 }

@@ -1,4 +1,7 @@
-//! One attempt as its supervisor keeps it: its tasks, its deadlines, its outcome.
+//! One attempt in the supervisor: its tasks, its deadlines, its outcome.
+//!
+//! An attempt is over when the main processes of all its tasks have exited. It has ended when its
+//! leftovers are gone, too: processes that the main processes left behind.
 
 use std::path::PathBuf;
 
@@ -12,15 +15,15 @@ use super::protocol::{Attempt, EndKind, StartAttempt, Status};
 use super::store::{Entry, Journal, ProcessRecord};
 use super::task::{Exit, Task};
 
-/// From the end of the last main process until what it left behind is killed.
+/// Time from the exit of the last main process until leftovers are killed.
 const LEFTOVERS_GRACE_MS: u64 = 2_000;
-/// Between two kills of what doesn't go: the kernel may be busy with it.
-const KILL_AGAIN_MS: u64 = 100;
+/// Interval between kills of a process that doesn't exit: the kernel may be busy with it.
+const KILL_INTERVAL_MS: u64 = 100;
 
-/// How long it is unknown how fast an attempt's output grows.
-const YOUNG_MS: u64 = 500;
+/// Time after its start during which the growth of an attempt's output is unknown.
+const GROWTH_UNKNOWN_MS: u64 = 500;
 
-/// The time by both clocks, read once for one turn of the supervisor's loop.
+/// The time on both clocks, read once per iteration of the supervisor's loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Now {
     pub(super) unix_ms: u64,
@@ -29,64 +32,64 @@ pub(super) struct Now {
 
 /// An attempt that may still have processes.
 pub(super) struct TrackedAttempt {
-    pub(super) launch: StartAttempt,
+    pub(super) request: StartAttempt,
     directory: PathBuf,
-    /// Those that were started, by rank.
+    /// The tasks that were started, by rank.
     tasks: Vec<Task>,
-    /// Holds the groups of all tasks.
+    /// The attempt's control group, which contains those of all tasks; `None` without control groups.
     group: Option<Group>,
-    /// Started by an earlier supervisor: its orphans are not this one's children.
+    /// Started by an earlier supervisor: its orphans are not children of this process.
     pub(super) adopted: bool,
     started: Now,
     stopping: Option<Stopping>,
-    /// The first task that failed, before anybody stopped the attempt.
+    /// The first task that failed, with its rank, unless the attempt was stopped before.
     failed: Option<(usize, Exit)>,
-    /// All main processes have ended; what else is left is killed from then on.
+    /// Set once all main processes have exited: leftovers are killed from this time of the boot clock on.
     leftovers_until: Option<u64>,
-    /// What the main processes left behind was asked to go.
-    leftovers_told: bool,
+    /// Leftovers were sent SIGTERM.
+    leftovers_signalled: bool,
     output_grows_fast: bool,
 }
 
-/// An attempt is being ended.
+/// A stop that is in progress.
 struct Stopping {
     kind: EndKind,
     message: String,
-    /// When the hard signal goes out, the next time.
+    /// When SIGKILL is sent next, on the boot clock.
     kill_at: u64,
 }
 
 impl TrackedAttempt {
-    /// Starts all tasks of an attempt whose directory is made.
+    /// Starts all tasks of an attempt. Its `directory` must exist.
     ///
-    /// If one can't be started, those before it are stopped.
+    /// If one task can't be started, those started before it are stopped.
     ///
     /// # Errors
-    /// If nothing was started: how the attempt ends.
+    /// If no task was started: the outcome of the attempt.
     pub(super) fn start(
-        launch: StartAttempt,
+        request: StartAttempt,
         directory: PathBuf,
         groups: Option<&Groups>,
         now: Now,
         boot_id: &str,
         journal: &mut Journal,
     ) -> Result<Self, Exit> {
-        let (group, each) = match groups.map(|groups| groups.create(&launch.attempt, launch.tasks.len())) {
+        let (group, each) = match groups.map(|groups| groups.create(&request.attempt, request.tasks.len())) {
             Some(Ok((group, each))) => (Some(group), each),
             Some(Err(error)) => {
-                let message = format!("its control group can't be made: {error}");
+                let message = format!("its control group can't be created: {error}");
                 return Err(Exit::plain(EndKind::StartFailed, &message));
             }
             None => (None, Vec::new()),
         };
-        let mut attempt = Self::new(launch, directory, group, now);
-        for rank in 0..attempt.launch.tasks.len() {
+        let mut attempt = Self::new(request, directory, group, now);
+        for rank in 0..attempt.request.tasks.len() {
             let group = each.get(rank).cloned();
             if let Err(exit) = attempt.start_task(rank, groups, group, boot_id, journal) {
                 if attempt.tasks.is_empty() {
                     attempt.remove_group();
                     attempt.seal_output();
-                    return Err(attempt.told_of(rank, &exit));
+                    return Err(attempt.exit_of_task(rank, &exit));
                 }
                 attempt.fail(rank, exit, now.boot_ms);
                 break;
@@ -103,36 +106,36 @@ impl TrackedAttempt {
         boot_id: &str,
         journal: &mut Journal,
     ) -> Result<(), Exit> {
-        if let (Some(groups), Some(group), Some(what)) = (groups, &group, self.launch.group_of(rank)) {
-            let limited = groups.limit(group, what.cpu_max_millis, what.memory_max_bytes);
+        if let (Some(groups), Some(group), Some(start)) = (groups, &group, self.request.group_of(rank)) {
+            let limited = groups.limit(group, start.cpu_max_millis, start.memory_max_bytes);
             limited.map_err(|error| {
                 Exit::plain(EndKind::StartFailed, &format!("its limits can't be set: {error}"))
             })?;
         }
-        let spawned = Task::spawn(&self.launch, &self.directory, rank, group);
-        let task = spawned.map_err(|error| Exit::of_refused_start(&error))?;
-        // Unwritten (on a full disk), it is found by its environment or its control group.
-        let _ = journal.append(&Entry::Started(task.record(&self.launch.attempt, self.started, boot_id)));
+        let spawned = Task::spawn(&self.request, &self.directory, rank, group);
+        let task = spawned.map_err(|error| Exit::of_spawn_error(&error))?;
+        // Without the entry (on a full disk) the task is found by its environment or control group.
+        let _ = journal.append(&Entry::Started(task.record(&self.request.attempt, self.started, boot_id)));
         self.tasks.push(task);
         Ok(())
     }
 
     /// Takes over an attempt that an earlier supervisor started.
     ///
-    /// `records` names its tasks, and `started` is when it was. A task without a record was never
-    /// started: then the others are stopped.
+    /// `records` are its main processes, `started` is when it started. If a task has no record, it was
+    /// never started: then the others are stopped.
     pub(super) fn adopt(
-        launch: StartAttempt,
+        request: StartAttempt,
         directory: PathBuf,
         groups: Option<&Groups>,
         records: &[ProcessRecord],
         started: Now,
         now: Now,
     ) -> Self {
-        let count = launch.tasks.len();
-        let found = groups.and_then(|groups| groups.find(&launch.attempt, count));
+        let count = request.tasks.len();
+        let found = groups.and_then(|groups| groups.find(&request.attempt, count));
         let (group, each) = found.map_or((None, Vec::new()), |(group, each)| (Some(group), each));
-        let mut attempt = Self::new(launch, directory, group, started);
+        let mut attempt = Self::new(request, directory, group, started);
         attempt.adopted = true;
         for record in records {
             let group = each.get(record.rank).cloned();
@@ -141,16 +144,16 @@ impl TrackedAttempt {
         attempt.tasks.sort_by_key(Task::rank);
         if let Some(missing) = (0..count).find(|rank| !attempt.tasks.iter().any(|task| task.rank() == *rank))
         {
-            let message = "its supervisor was killed while it started the tasks";
+            let message = "its supervisor was killed while it was starting the tasks";
             attempt.fail(missing, Exit::plain(EndKind::StartFailed, message), now.boot_ms);
         }
-        attempt.notice_ends(now);
+        attempt.poll_exits(now);
         attempt
     }
 
-    fn new(launch: StartAttempt, directory: PathBuf, group: Option<Group>, started: Now) -> Self {
+    fn new(request: StartAttempt, directory: PathBuf, group: Option<Group>, started: Now) -> Self {
         Self {
-            launch,
+            request,
             directory,
             tasks: Vec::new(),
             group,
@@ -159,29 +162,31 @@ impl TrackedAttempt {
             stopping: None,
             failed: None,
             leftovers_until: None,
-            leftovers_told: false,
+            leftovers_signalled: false,
             output_grows_fast: false,
         }
     }
 
-    /// What the next supervisor must know of it.
+    /// The journal entries from which a later supervisor adopts the attempt.
     pub(super) fn entries(&self, boot_id: &str) -> Vec<Entry> {
-        let record = |task: &Task| Entry::Started(task.record(&self.launch.attempt, self.started, boot_id));
-        let launched = Entry::Launched(self.launch.clone());
-        std::iter::once(launched).chain(self.tasks.iter().map(record)).collect()
+        let record = |task: &Task| Entry::Started(task.record(&self.request.attempt, self.started, boot_id));
+        let ordered = Entry::Ordered(self.request.clone());
+        std::iter::once(ordered).chain(self.tasks.iter().map(record)).collect()
     }
 
-    /// Its tasks that were started.
+    /// The tasks that were started.
     pub(super) fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 
-    /// How it stands, while it has not ended.
+    /// The attempt as a message to the agent, while it has not ended.
     pub(super) fn running(&self) -> Attempt {
-        attempt(&self.launch, Status::Running { started_unix_ms: self.started.unix_ms })
+        attempt(&self.request, Status::Running { started_unix_ms: self.started.unix_ms })
     }
 
-    /// Begins to end it, politely. A reason given before stays; of two graces the shorter counts.
+    /// Begins to stop the attempt: SIGTERM, then SIGKILL after `grace_ms`.
+    ///
+    /// If a stop is in progress, its reason stays, and the earlier of both kill times counts.
     pub(super) fn stop(&mut self, kind: EndKind, grace_ms: u64, message: String, boot_ms: u64) {
         let kill_at = boot_ms.saturating_add(grace_ms);
         if let Some(stopping) = &mut self.stopping {
@@ -199,55 +204,56 @@ impl TrackedAttempt {
         }
     }
 
-    /// The main processes have ended.
+    /// Returns whether all main processes have exited.
     pub(super) fn is_over(&self) -> bool {
         self.leftovers_until.is_some()
     }
 
-    /// When something must be done next, on the boot clock.
+    /// When [`Self::enforce_deadlines`] must be called next, on the boot clock.
     pub(super) fn deadline(&self) -> u64 {
         match (self.leftovers_until, &self.stopping) {
             (Some(until), _) => until,
             (None, Some(stopping)) => stopping.kill_at,
-            (None, None) if self.launch.max_run_ms > 0 => {
-                self.started.boot_ms.saturating_add(self.launch.max_run_ms)
+            (None, None) if self.request.max_run_ms > 0 => {
+                self.started.boot_ms.saturating_add(self.request.max_run_ms)
             }
             (None, None) => u64::MAX,
         }
     }
 
-    /// Does what is due: ends what ran too long, kills what did not go.
-    pub(super) fn keep_deadlines(&mut self, orphans: &[i32], boot_ms: u64) {
+    /// Stops the attempt if it ran too long, and kills processes whose grace is over.
+    pub(super) fn enforce_deadlines(&mut self, orphans: &[i32], boot_ms: u64) {
         if self.deadline() > boot_ms {
             return;
         }
         if self.is_over() || self.stopping.is_some() {
             self.kill(orphans, boot_ms);
         } else {
-            let message = format!("ran longer than {} ms", self.launch.max_run_ms);
-            self.stop(EndKind::TimedOut, self.launch.grace_ms.max(1), message, boot_ms);
+            let message = format!("ran longer than {} ms", self.request.max_run_ms);
+            self.stop(EndKind::TimedOut, self.request.grace_ms.max(1), message, boot_ms);
         }
     }
 
-    /// Notes the end of a process that was waited for, if it is one of this attempt's.
-    pub(super) fn note_exit(&mut self, pid: i32, status: WaitStatus, boot_ms: u64) -> bool {
+    /// Records the exit of a process that was waited for, if it is a main process of this attempt. Returns
+    /// whether it is.
+    pub(super) fn record_exit(&mut self, pid: i32, status: WaitStatus, boot_ms: u64) -> bool {
         let ended = self.tasks.iter_mut().find(|task| task.pid() == pid && task.exit().is_none());
         let Some(task) = ended else { return false };
-        task.note_exit(status, &self.directory);
-        self.judge(boot_ms);
+        task.record_exit(status, &self.directory);
+        self.evaluate_exits(boot_ms);
         true
     }
 
-    /// Notices the ends of processes that somebody else waits for.
-    pub(super) fn notice_ends(&mut self, now: Now) {
+    /// Polls the main processes of an adopted attempt: another process waits for them.
+    pub(super) fn poll_exits(&mut self, now: Now) {
         if self.adopted && !self.is_over() {
-            self.tasks.iter_mut().for_each(Task::notice_end);
-            self.judge(now.boot_ms);
+            self.tasks.iter_mut().for_each(Task::poll_exit);
+            self.evaluate_exits(now.boot_ms);
         }
     }
 
-    /// The first task that failed ends the attempt, and the last one that ended does.
-    fn judge(&mut self, boot_ms: u64) {
+    /// Stops the attempt if a task failed, and begins the grace of leftovers if all tasks have exited.
+    fn evaluate_exits(&mut self, boot_ms: u64) {
         let ended = self.tasks.iter().filter_map(|task| Some((task.rank(), task.exit()?)));
         let first = ended.into_iter().find(|(_, exit)| exit.kind != EndKind::Succeeded);
         if let Some((rank, exit)) = first.map(|(rank, exit)| (rank, exit.clone())) {
@@ -258,6 +264,7 @@ impl TrackedAttempt {
         }
     }
 
+    /// Makes the exit of one task that of the attempt, unless it failed or was stopped before.
     fn fail(&mut self, rank: usize, exit: Exit, boot_ms: u64) {
         if self.failed.is_some() || self.stopping.is_some() {
             return;
@@ -265,12 +272,11 @@ impl TrackedAttempt {
         let kind = exit.kind;
         self.failed = Some((rank, exit));
         if self.tasks.iter().any(|task| task.exit().is_none()) {
-            self.stop(kind, self.launch.grace_ms.max(1), String::new(), boot_ms);
+            self.stop(kind, self.request.grace_ms.max(1), String::new(), boot_ms);
         }
     }
 
-    /// Others than the main processes are alive. `orphans` are this attempt's, as far as they are
-    /// known from elsewhere.
+    /// Returns whether processes other than the main ones live. `orphans` are those of this attempt.
     pub(super) fn has_leftovers(&self, orphans: &[i32]) -> bool {
         match &self.group {
             Some(group) => group.is_populated(),
@@ -278,9 +284,9 @@ impl TrackedAttempt {
         }
     }
 
-    /// Asks what the main processes left behind to go, once.
+    /// Sends SIGTERM to the leftovers, once.
     pub(super) fn end_leftovers(&mut self, orphans: &[i32]) {
-        if std::mem::replace(&mut self.leftovers_told, true) {
+        if std::mem::replace(&mut self.leftovers_signalled, true) {
             return;
         }
         match &self.group {
@@ -303,38 +309,38 @@ impl TrackedAttempt {
             group.kill();
         }
         if let Some(until) = &mut self.leftovers_until {
-            *until = boot_ms + KILL_AGAIN_MS;
+            *until = boot_ms + KILL_INTERVAL_MS;
         }
         if let Some(stopping) = &mut self.stopping {
-            stopping.kill_at = boot_ms + KILL_AGAIN_MS;
+            stopping.kill_at = boot_ms + KILL_INTERVAL_MS;
         }
     }
 
-    /// How it ended, once nothing is left of it.
+    /// The attempt as a message to the agent, once none of its processes is left.
     pub(super) fn outcome(&self, unix_ms: u64) -> Attempt {
         let exits = || self.tasks.iter().filter_map(|task| Some((task.rank(), task.exit()?)));
         let bad = exits().find(|(_, exit)| exit.kind != EndKind::Succeeded);
         let Exit { kind, exit_code, signal, message } = match (&self.failed, bad, &self.stopping) {
-            (Some((rank, exit)), ..) => self.told_of(*rank, exit),
+            (Some((rank, exit)), ..) => self.exit_of_task(*rank, exit),
             (None, Some((_, exit)), Some(stopping)) => {
                 let message = stopping.message.clone();
                 Exit { kind: stopping.kind, message, ..exit.clone() }
             }
-            (None, Some((rank, exit)), None) => self.told_of(rank, exit),
-            // What ended well before the signal reached it ended well.
+            (None, Some((rank, exit)), None) => self.exit_of_task(rank, exit),
+            // Tasks that succeeded before the signal reached them make the attempt succeed.
             (None, None, _) => Exit { exit_code: Some(0), ..Exit::plain(EndKind::Succeeded, "") },
         };
         let started_unix_ms = Some(self.started.unix_ms);
         let ended_unix_ms = unix_ms.max(self.started.unix_ms);
         attempt(
-            &self.launch,
+            &self.request,
             Status::Ended { started_unix_ms, ended_unix_ms, kind, exit_code, signal, message },
         )
     }
 
-    /// A task's end, naming the task if there are others.
-    fn told_of(&self, rank: usize, exit: &Exit) -> Exit {
-        let count = self.launch.tasks.len();
+    /// The exit of a task, with the task's rank in the message if the attempt has several.
+    fn exit_of_task(&self, rank: usize, exit: &Exit) -> Exit {
+        let count = self.request.tasks.len();
         if count < 2 {
             return exit.clone();
         }
@@ -345,54 +351,54 @@ impl TrackedAttempt {
         Exit { message: format!("task {rank} of {count}: {what}"), ..exit.clone() }
     }
 
-    /// Keeps its output within its bound.
+    /// Drops output beyond its bound. Stops the attempt if the file system can't do that.
     pub(super) fn bound_output(&mut self, boot_ms: u64) {
-        let most = self.launch.stream_max_bytes();
+        let limit_bytes = self.request.stream_max_bytes();
         let (mut fast, mut unbounded) = (false, false);
         for task in &mut self.tasks {
-            let look = task.bound_output(&self.directory, most);
-            fast |= look.fast;
-            unbounded |= look.unbounded;
+            let growth = task.bound_output(&self.directory, limit_bytes);
+            fast |= growth.fast;
+            unbounded |= growth.unbounded;
         }
         if unbounded && !self.is_over() {
             let message =
-                format!("its output passed {most} bytes, and the file system can't drop the middle");
+                format!("its output passed {limit_bytes} bytes, and the file system can't drop the middle");
             self.stop(EndKind::Failed, 0, message, boot_ms);
         }
         self.output_grows_fast = fast;
     }
 
-    /// Its output grows fast, or may: nobody knows yet.
+    /// Returns whether the attempt's output grows fast, or started so recently that this is unknown.
     pub(super) fn grows_fast(&self, boot_ms: u64) -> bool {
-        self.output_grows_fast || boot_ms < self.started.boot_ms.saturating_add(YOUNG_MS)
+        self.output_grows_fast || boot_ms < self.started.boot_ms.saturating_add(GROWTH_UNKNOWN_MS)
     }
 
-    /// Ends it because one of its tasks holds too much memory.
+    /// Kills the attempt because one of its tasks uses too much memory.
     pub(super) fn stop_for_memory(&mut self, over: &Excess, boot_ms: u64) {
-        let message = format!("held {} bytes of memory, {} were asked for", over.held_bytes, over.most_bytes);
-        let exit = self.told_of(over.rank, &Exit::plain(EndKind::OutOfMemory, &message));
+        let message = format!("used {} bytes of memory, {} requested", over.used_bytes, over.limit_bytes);
+        let exit = self.exit_of_task(over.rank, &Exit::plain(EndKind::OutOfMemory, &message));
         self.stop(EndKind::OutOfMemory, 0, exit.message, boot_ms);
     }
 
-    /// Marks its output as complete, also that of tasks that could not be started.
+    /// Marks the output of all tasks as complete, including those that were not started.
     pub(super) fn seal_output(&self) {
-        (0..self.launch.tasks.len()).for_each(|rank| output::seal(&self.directory, rank));
+        (0..self.request.tasks.len()).for_each(|rank| output::seal(&self.directory, rank));
     }
 
-    /// Removes its control group. Tells whether nothing is left to remove.
+    /// Removes the control group. Returns whether it is gone.
     pub(super) fn remove_group(&self) -> bool {
         self.group.as_ref().is_none_or(Group::remove)
     }
 }
 
-/// An attempt in a status.
-pub(super) fn attempt(launch: &StartAttempt, status: Status) -> Attempt {
+/// Makes a message to the agent of an attempt's status.
+pub(super) fn attempt(request: &StartAttempt, status: Status) -> Attempt {
     Attempt {
-        attempt: launch.attempt.clone(),
-        revision: launch.revision,
-        high_water: launch.high_water.clone(),
-        start_by_unix_ms: launch.start_by_unix_ms,
-        leased: launch.leased,
+        attempt: request.attempt.clone(),
+        revision: request.revision,
+        high_water: request.high_water.clone(),
+        start_by_unix_ms: request.start_by_unix_ms,
+        leased: request.leased,
         status,
     }
 }

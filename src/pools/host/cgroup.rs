@@ -1,16 +1,16 @@
-//! Control groups (version 2): limits that the kernel enforces, and a sure hold on all that a task
-//! starts.
+//! Control groups (version 2): limits that the kernel enforces, and containment of all processes of a
+//! task.
 //!
 //! ```text
 //! BASE                  the supervisor's own group, or one that the pool's file names
-//! BASE/weir-HASH        the pool's, by the supervisor's folder
-//! …/ATTEMPT             an attempt's: the task's, if there is only one
-//! …/ATTEMPT/RANK        one task's of several
+//! BASE/weir-HASH        the pool's group, HASH being that of the supervisor's folder
+//! …/ATTEMPT             an attempt's group: also the task's, if there is only one
+//! …/ATTEMPT/RANK        one group per task, if there are several
 //! ```
 //!
-//! A group that holds processes can't give controllers to its children, unless it is the root: see
+//! A group with processes in it can't enable controllers for its children, unless it is the root: see
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html>, "No Internal Process Constraint". So a
-//! supervisor that is alone with its agent in its group moves both of them one down.
+//! supervisor whose group contains only itself and its agent moves both into a child group.
 
 use std::fs;
 use std::io;
@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use super::{enter, process};
+use super::{cgroup_exec, process};
 
 /// The period over which CPU time is counted, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// The least CPU time in a period that the kernel takes, in microseconds.
+/// The smallest CPU time per period that the kernel accepts, in microseconds.
 const CPU_QUOTA_MIN_US: u64 = 1_000;
 
-/// The file in a supervisor's folder that names the pool's group.
+/// The file in a supervisor's folder that has the path of the pool's group.
 const HOME_FILE: &str = "cgroup";
 
 /// The control groups of one supervisor.
@@ -34,9 +34,9 @@ const HOME_FILE: &str = "cgroup";
 pub(super) struct Groups {
     /// The pool's group.
     home: PathBuf,
-    /// The kernel enforces CPU limits, or why it does not.
+    /// `Ok` if the kernel enforces CPU limits; else the reason why it does not.
     pub(super) cpu: Result<(), String>,
-    /// The kernel enforces memory limits, or why it does not.
+    /// `Ok` if the kernel enforces memory limits; else the reason why it does not.
     pub(super) memory: Result<(), String>,
 }
 
@@ -45,20 +45,20 @@ pub(super) struct Groups {
 pub(super) struct Group(PathBuf);
 
 impl Groups {
-    /// Tells whether the kernel would enforce limits of `controller`, or why not, and changes nothing.
+    /// Checks whether the kernel would enforce limits of `controller`, without changing anything.
     ///
     /// # Errors
-    /// In words for an operator.
+    /// The reason why it would not, in words for an operator.
     pub(super) fn would_enforce(parent: Option<&Path>, state: &Path, controller: &str) -> Result<(), String> {
         let (mount, base) = Self::base(parent, state)?;
-        if !offers(&base, controller) {
-            return Err(why_not(&mount, &base, controller, &io::Error::from(io::ErrorKind::NotFound)));
+        if !has_controller(&base, controller) {
+            return Err(explain(&mount, &base, controller, &io::Error::from(io::ErrorKind::NotFound)));
         }
         rustix::fs::access(&base, rustix::fs::Access::WRITE_OK)
             .map_err(|error| format!("control group {}: {error}", base.display()))
     }
 
-    /// Where control groups are mounted, and the one below which the pool's is.
+    /// Finds where control groups are mounted, and the group below which the pool's is.
     fn base(parent: Option<&Path>, state: &Path) -> Result<(Mount, PathBuf), String> {
         let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let mount =
@@ -66,7 +66,7 @@ impl Groups {
         let name = name_of(state);
         let base = match parent {
             Some(path) => mount.point.join(path.strip_prefix("/").unwrap_or(path)),
-            None => match used_before(state, &name) {
+            None => match earlier_base(state, &name) {
                 Some(base) => base,
                 None => mount.base_of(&read("/proc/self/cgroup")?, &name)?,
             },
@@ -74,10 +74,10 @@ impl Groups {
         Ok((mount, base))
     }
 
-    /// Makes the pool's group below `parent`, or below this process's own group.
+    /// Creates the pool's group below `parent`, or below this process's own group.
     ///
     /// # Errors
-    /// In words for an operator, if there is no such group that processes can be put into.
+    /// If no group can be created there that processes can enter: the reason, in words for an operator.
     pub(super) fn open(parent: Option<&Path>, state: &Path) -> Result<Self, String> {
         let name = name_of(state);
         let (mount, base) = Self::base(parent, state)?;
@@ -87,46 +87,49 @@ impl Groups {
         create(&home).map_err(failed)?;
         let probe = home.join("probe");
         create(&probe).map_err(failed)?;
-        let possible = enter::is_possible(&probe.join("cgroup.procs"), &state.join("probe"));
+        let entered = cgroup_exec::try_enter(&probe.join("cgroup.procs"), &state.join("probe"));
         let _ = fs::remove_dir(&probe);
-        possible.map_err(failed)?;
-        // Unwritten, the next supervisor looks where it is itself, which is the same as a rule.
+        entered.map_err(failed)?;
+        // If this fails, the next supervisor uses its own group as the base: usually the same one.
         let _ = fs::write(state.join(HOME_FILE), home.as_os_str().as_encoded_bytes());
-        let room = make_room(&base, &name);
+        let vacated = vacate(&base, &name);
         let enabled = |controller: &str| {
-            let given = match &room {
-                Ok(()) => give(&base, controller).and_then(|()| give(&home, controller)),
+            let enabled = match &vacated {
+                Ok(()) => {
+                    enable_controller(&base, controller).and_then(|()| enable_controller(&home, controller))
+                }
                 Err(error) => Err(io::Error::from(error.kind())),
             };
-            given.map_err(|error| why_not(&mount, &base, controller, &error))
+            enabled.map_err(|error| explain(&mount, &base, controller, &error))
         };
         let (cpu, memory) = (enabled("cpu"), enabled("memory"));
         Ok(Self { home, cpu, memory })
     }
 
-    /// Keeps groups that bring limits, or that somebody `wanted`. Others only hold processes
-    /// together, which is not worth a step more for every task.
-    pub(super) fn keep_if(self, wanted: bool) -> Option<Self> {
-        if wanted || self.cpu.is_ok() || self.memory.is_ok() {
+    /// Removes the pool's group and returns `None`, unless the groups enforce a limit or are `required`.
+    ///
+    /// Groups without limits only contain processes, which is not worth an exec more for each task.
+    pub(super) fn remove_unless_useful(self, required: bool) -> Option<Self> {
+        if required || self.cpu.is_ok() || self.memory.is_ok() {
             return Some(self);
         }
         self.remove();
         None
     }
 
-    /// Makes the group of an attempt and those of its tasks, by rank.
+    /// Creates the group of an attempt and those of its tasks. Returns them, the tasks' by rank.
     ///
     /// # Errors
-    /// What the kernel reports; then nothing of it is left.
+    /// The error of the kernel; all groups of the attempt are removed then.
     pub(super) fn create(&self, attempt: &str, tasks: usize) -> io::Result<(Group, Vec<Group>)> {
         let (whole, each) = self.of(attempt, tasks);
         let made = create(&whole.0).and_then(|()| {
             if each.len() > 1 {
                 if self.cpu.is_ok() {
-                    give(&whole.0, "cpu")?;
+                    enable_controller(&whole.0, "cpu")?;
                 }
                 if self.memory.is_ok() {
-                    give(&whole.0, "memory")?;
+                    enable_controller(&whole.0, "memory")?;
                 }
                 each.iter().try_for_each(|group| create(&group.0))?;
             }
@@ -138,15 +141,15 @@ impl Groups {
         made.map(|()| (whole, each))
     }
 
-    /// The groups of an attempt that an earlier supervisor made, if they are there.
+    /// Returns the groups of an attempt that an earlier supervisor created, if they exist.
     pub(super) fn find(&self, attempt: &str, tasks: usize) -> Option<(Group, Vec<Group>)> {
         Some(self.of(attempt, tasks)).filter(|(whole, _)| whole.0.is_dir())
     }
 
-    /// Sets what a task may use at the most: 0 means no limit.
+    /// Sets the limits of a task; 0 means no limit. A limit that the kernel does not enforce here is skipped.
     ///
     /// # Errors
-    /// If the kernel refuses a limit that it said it would take.
+    /// If the kernel rejects a limit although the controller is enabled.
     pub(super) fn limit(&self, group: &Group, cpu_millis: u64, memory_bytes: u64) -> io::Result<()> {
         if self.cpu.is_ok() && cpu_millis > 0 {
             let quota_us = (cpu_millis * CPU_PERIOD_US / 1_000).max(CPU_QUOTA_MIN_US);
@@ -154,7 +157,7 @@ impl Groups {
         }
         if self.memory.is_ok() && memory_bytes > 0 {
             fs::write(group.0.join("memory.max"), memory_bytes.to_string())?;
-            // Half a task is none: what runs out of memory ends as a whole.
+            // A task that lost some of its processes is useless: the kernel kills all of them.
             fs::write(group.0.join("memory.oom.group"), "1")?;
             // Absent where the kernel doesn't account for swap.
             let _absent = fs::write(group.0.join("memory.swap.max"), "0");
@@ -162,11 +165,12 @@ impl Groups {
         Ok(())
     }
 
-    /// Removes the pool's group, if nothing is left in it.
+    /// Removes the pool's group, if it is empty.
     pub(super) fn remove(&self) {
         let _ = fs::remove_dir(&self.home);
     }
 
+    /// The groups of an attempt and of its tasks, whether they exist or not.
     fn of(&self, attempt: &str, tasks: usize) -> (Group, Vec<Group>) {
         let whole = Group(self.home.join(attempt));
         let each = match tasks {
@@ -178,56 +182,56 @@ impl Groups {
 }
 
 impl Group {
-    /// The file through which processes enter.
+    /// The file through which processes enter the group.
     pub(super) fn procs(&self) -> PathBuf {
         self.0.join("cgroup.procs")
     }
 
-    /// Some process is in it or below it.
+    /// Returns whether the group or a group below it has processes.
     pub(super) fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.0.join("cgroup.events"));
         events.is_ok_and(|text| value(&text, "populated") > 0)
     }
 
-    /// The processes in it and below it.
+    /// Returns the processes of the group and of those below it.
     pub(super) fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
-        for group in self.with_below() {
+        for group in self.subtree() {
             let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
             pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
         }
         pids
     }
 
-    /// Kills all in it and below it, also what forks meanwhile.
+    /// Kills all processes of the group and of those below it, including those that are created meanwhile.
     pub(super) fn kill(&self) {
-        // Linux before 5.14 has no such file.
+        // Linux has this file since 5.14.
         if fs::write(self.0.join("cgroup.kill"), "1").is_err() {
             self.signal(Signal::KILL);
         }
     }
 
-    /// Sends a signal to each process in it and below it.
+    /// Sends a signal to each process of the group and of those below it.
     pub(super) fn signal(&self, signal: Signal) {
         self.pids().into_iter().for_each(|pid| process::signal(pid, signal));
     }
 
-    /// The kernel killed something in it for want of memory.
+    /// Returns whether the kernel killed a process of the group because its memory limit was reached.
     pub(super) fn ran_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.0.join("memory.events"));
         events.is_ok_and(|text| value(&text, "oom_kill") > 0 || value(&text, "oom_group_kill") > 0)
     }
 
-    /// Removes it and what is below it. Tells whether it is gone.
+    /// Removes the group and those below it. Returns whether the group is gone.
     pub(super) fn remove(&self) -> bool {
-        self.with_below().into_iter().rev().for_each(|group| {
+        self.subtree().into_iter().rev().for_each(|group| {
             let _ = fs::remove_dir(group);
         });
         !self.0.exists()
     }
 
-    /// Its directory and those below, parents first.
-    fn with_below(&self) -> Vec<PathBuf> {
+    /// The directories of the group and of those below it, parents first.
+    fn subtree(&self) -> Vec<PathBuf> {
         let (mut found, mut next) = (vec![self.0.clone()], 0);
         while let Some(group) = found.get(next) {
             next += 1;
@@ -240,24 +244,24 @@ impl Group {
     }
 }
 
-/// The base that an earlier supervisor of this folder chose, if its group is still there: the next
-/// one may be started from elsewhere, and must find what it adopts.
-fn used_before(state: &Path, name: &str) -> Option<PathBuf> {
+/// The base that an earlier supervisor of this folder used, if the pool's group still exists there. This
+/// supervisor may run in another group, but must find the groups of the attempts that it adopts.
+fn earlier_base(state: &Path, name: &str) -> Option<PathBuf> {
     let home = PathBuf::from(fs::read_to_string(state.join(HOME_FILE)).ok()?);
     let ours = home.file_name().is_some_and(|last| *last == *name) && home.join("cgroup.procs").is_file();
     home.parent().filter(|_| ours).map(Path::to_owned)
 }
 
-/// Where the hierarchy of version 2 is mounted.
+/// The mount of the version 2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
     point: PathBuf,
-    /// The group that is seen there: not the root in some containers.
+    /// The group that is visible at `point`: not the root group in some containers.
     root: PathBuf,
 }
 
 impl Mount {
-    /// Finds it in the text of `/proc/self/mountinfo`.
+    /// Finds the mount in the text of `/proc/self/mountinfo`.
     fn find(mounts: &str) -> Option<Self> {
         mounts.lines().find_map(|line| {
             let (mount, kind) = line.split_once(" - ")?;
@@ -270,13 +274,14 @@ impl Mount {
         })
     }
 
-    /// The directory of this process's group, or of that which it once retreated from.
+    /// The directory of this process's group. If that is the child group into which a supervisor moved its
+    /// agent ([`vacate`]), the directory of its parent.
     fn base_of(&self, own: &str, name: &str) -> Result<PathBuf, String> {
         let own = own_group(own).ok_or("this process is in no control group of version 2")?;
         let directory = self.directory(own)?;
-        let retreated = directory.file_name().is_some_and(|last| *last == *format!("{name}-agent"));
+        let is_child = directory.file_name().is_some_and(|last| *last == *format!("{name}-agent"));
         match directory.parent() {
-            Some(parent) if retreated => Ok(parent.to_owned()),
+            Some(parent) if is_child => Ok(parent.to_owned()),
             _ => Ok(directory),
         }
     }
@@ -286,12 +291,12 @@ impl Mount {
         let below = Path::new(group).strip_prefix(&self.root);
         match below {
             Ok(below) if !group.contains("/..") => Ok(self.point.join(below)),
-            _ => Err(format!("its control group {group} is outside of what is mounted")),
+            _ => Err(format!("its control group {group} is outside of the mounted hierarchy")),
         }
     }
 }
 
-/// Undoes the escapes of mountinfo: a backslash and three octal digits.
+/// Decodes the escapes of mountinfo: a backslash and three octal digits.
 fn unescape(field: &str) -> String {
     let mut parts = field.split('\\');
     let mut plain = parts.next().unwrap_or_default().to_owned();
@@ -311,12 +316,12 @@ fn unescape(field: &str) -> String {
     plain
 }
 
-/// The group of version 2 in the text of `/proc/self/cgroup`.
+/// Finds the version 2 group in the text of `/proc/self/cgroup`.
 fn own_group(groups: &str) -> Option<&str> {
     groups.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
-/// A name for the group of the supervisor of this folder: others have others.
+/// The name of the pool's group: a hash of the supervisor's folder, so that two pools never share one.
 fn name_of(state: &Path) -> String {
     let state = fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
     let hash = Sha256::digest(state.as_os_str().as_encoded_bytes());
@@ -324,6 +329,7 @@ fn name_of(state: &Path) -> String {
     format!("weir-{hash}")
 }
 
+/// Creates a group unless it exists.
 fn create(group: &Path) -> io::Result<()> {
     match fs::create_dir(group) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -331,10 +337,10 @@ fn create(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a controller to the children of a group.
-fn give(group: &Path, controller: &str) -> io::Result<()> {
+/// Enables a controller for the children of a group.
+fn enable_controller(group: &Path, controller: &str) -> io::Result<()> {
     let control = group.join("cgroup.subtree_control");
-    if fs::read_to_string(&control)?.split_ascii_whitespace().any(|given| given == controller) {
+    if fs::read_to_string(&control)?.split_ascii_whitespace().any(|enabled| enabled == controller) {
         return Ok(());
     }
     fs::write(control, format!("+{controller}"))
@@ -344,15 +350,18 @@ fn is_busy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ResourceBusy
 }
 
-/// Moves this process and its agent out of a group, if nobody else is in it.
+/// Moves this process and its agent from a group into a child group, if no other process is in it.
 ///
-/// Before any controller is given: with processes in it, a group takes some controllers and then
-/// has children that can't hold processes.
-fn make_room(base: &Path, name: &str) -> io::Result<()> {
+/// This must precede the first `enable_controller`: a group with processes accepts some controllers, and
+/// then its children can't contain processes.
+///
+/// # Errors
+/// `ResourceBusy` if other processes are in the group; else the error of the kernel.
+fn vacate(base: &Path, name: &str) -> io::Result<()> {
     let text = fs::read_to_string(base.join("cgroup.procs"))?;
-    // The root, which alone has no type, may hold processes as well.
+    // Only the root group has no `cgroup.type`, and it may contain processes beside children.
     let is_root = !base.join("cgroup.type").exists();
-    if text.is_empty() || is_root || !(offers(base, "cpu") || offers(base, "memory")) {
+    if text.is_empty() || is_root || !(has_controller(base, "cpu") || has_controller(base, "memory")) {
         return Ok(());
     }
     let own = rustix::process::getpid().as_raw_nonzero().get().to_string();
@@ -365,18 +374,19 @@ fn make_room(base: &Path, name: &str) -> io::Result<()> {
     text.lines().try_for_each(|pid| fs::write(below.join("cgroup.procs"), pid))
 }
 
-/// A group has a controller that it can give to its children.
-fn offers(group: &Path, controller: &str) -> bool {
+/// Returns whether a group has a controller that it can enable for its children.
+fn has_controller(group: &Path, controller: &str) -> bool {
     let text = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
-    text.split_ascii_whitespace().any(|offered| offered == controller)
+    text.split_ascii_whitespace().any(|available| available == controller)
 }
 
-fn why_not(mount: &Mount, base: &Path, controller: &str, error: &io::Error) -> String {
-    if !offers(&mount.point, controller) {
+/// The reason why `controller` does not work below `base`, in words for an operator.
+fn explain(mount: &Mount, base: &Path, controller: &str, error: &io::Error) -> String {
+    if !has_controller(&mount.point, controller) {
         return format!("this machine has no {controller} controller in its control groups of version 2");
     }
-    if !offers(base, controller) {
-        return format!("control group {} is given no {controller} controller", base.display());
+    if !has_controller(base, controller) {
+        return format!("control group {} has no {controller} controller", base.display());
     }
     if is_busy(error) {
         return format!("control group {} holds other processes", base.display());
@@ -384,7 +394,7 @@ fn why_not(mount: &Mount, base: &Path, controller: &str, error: &io::Error) -> S
     format!("control group {}: {error}", base.display())
 }
 
-/// The value of a key in a flat keyed file; 0 where it is absent.
+/// The value of a key in a flat keyed file; 0 if the key is absent.
 fn value(text: &str, key: &str) -> u64 {
     let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     found.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
@@ -406,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_looked_for_below_what_is_mounted() {
+    fn a_group_outside_of_the_mount_is_rejected() {
         let mount = Mount { point: "/sys/fs/cgroup".into(), root: "/docker/1".into() };
         assert_eq!(mount.directory("/docker/1/x"), Ok("/sys/fs/cgroup/x".into()));
         assert!(mount.directory("/docker/2").is_err() && mount.directory("/docker/1/../2").is_err());
@@ -417,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_one_beginning_are_told_apart() {
+    fn keys_with_a_common_prefix_are_distinguished() {
         let text = "low 0\noom 3\noom_kill 2\noom_group_kill 1\n";
         assert_eq!((value(text, "oom"), value(text, "oom_kill"), value(text, "gone")), (3, 2, 0));
     }

@@ -1,14 +1,14 @@
-//! What an agent needs of its own machine.
+//! What a host pool needs of its machine: the rows of `weir agent check`.
 
 use super::Settings;
 use super::cgroup::Groups;
 use crate::pools::check::Finding;
 
-/// Tries what the pool's agent will need of this machine. Nothing of it is changed.
+/// Checks what the pool's agent needs of this machine, without changing anything.
 pub fn check(settings: &Settings) -> Vec<Finding> {
     let state = settings.state.join("supervisor");
     let socket = settings.state.join("supervisor").join("supervisor.sock");
-    // A path beyond this can't be bound: unix(7), sun_path.
+    // A socket can't be bound to a longer path: unix(7), sun_path.
     let length = socket.as_os_str().len();
     let fits = if length < 108 {
         Ok(format!("{} can be bound", socket.display()))

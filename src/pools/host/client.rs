@@ -1,4 +1,4 @@
-//! Starts the supervisor of a folder, unless it runs.
+//! The agent's connection to its supervisor, which is started if it does not run.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -8,13 +8,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a supervisor may take to listen.
-const START: Duration = Duration::from_secs(10);
+/// How long a new supervisor may take until it listens.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to the supervisor of `state`, starting `program supervise` first if none answers.
+/// Connects to the supervisor of the folder `state`; starts `program supervise` first if none listens.
+///
+/// Blocks for at most [`START_TIMEOUT`].
 ///
 /// # Errors
-/// If it can't be started, or doesn't listen in time: its folder has a log.
+/// If the supervisor can't be started or doesn't listen in time. `supervisor.log` in its folder has
+/// the reason.
 pub(super) fn connect(state: &Path, program: &Path, cgroup_parent: Option<&Path>) -> io::Result<UnixStream> {
     let socket = state.join("supervisor.sock");
     if let Ok(stream) = UnixStream::connect(&socket) {
@@ -30,12 +33,12 @@ pub(super) fn connect(state: &Path, program: &Path, cgroup_parent: Option<&Path>
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
-        // A group of its own: what ends the agent's terminal must not end the tasks.
+        // A process group of its own: closing the agent's terminal must not end the tasks.
         .process_group(0)
         .spawn()?;
-    // Should it end while this process lives, nobody else would wait for it.
+    // If the supervisor ends before the agent does, only the agent can reap it.
     std::thread::spawn(move || child.wait());
-    let deadline = Instant::now() + START;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         match UnixStream::connect(&socket) {
             Ok(stream) => return Ok(stream),

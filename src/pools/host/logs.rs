@@ -1,4 +1,4 @@
-//! Output of tasks: where it is, and how it is read.
+//! Reading of task output, beside a supervisor that moves it and drops parts of it.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -8,11 +8,11 @@ use super::{output, store};
 use crate::model::id::AttemptId;
 use crate::pools::{LogPart, ReadLogs, Stream};
 
-/// Tries of a read that the output's supervisor keeps disturbing: each time it moves files or drops
-/// the very bytes that were read. Then the reader comes again.
+/// Tries of one read: a try fails if the supervisor moves the files or drops the bytes that are being
+/// read. After the last one the read fails and the client repeats it.
 const TRIES_MAX: usize = 16;
 
-/// Reads output of attempts in a supervisor's folder.
+/// Reads the output of attempts in the supervisor's folder `state`.
 pub(super) struct Logs {
     pub(super) state: PathBuf,
 }
@@ -30,10 +30,7 @@ impl ReadLogs for Logs {
         let places = [store::attempts_dir(&self.state).join(&name), store::logs_dir(&self.state).join(&name)];
         for _ in 0..TRIES_MAX {
             let Some(directory) = places.iter().find(|place| place.is_dir()) else {
-                return Err(io::Error::new(
-                    io::ErrorKind::NotFound,
-                    "nothing is kept of its output, if it had any",
-                ));
+                return Err(io::Error::new(io::ErrorKind::NotFound, "no output of the attempt is stored"));
             };
             if let Some(part) = read_once(directory, task as usize, stream, offset, bytes_max)? {
                 return Ok(part);
@@ -43,7 +40,7 @@ impl ReadLogs for Logs {
     }
 }
 
-/// Reads from a directory; `None` if what was read changed meanwhile.
+/// Reads from an attempt's directory; `None` if the bytes that were read changed meanwhile.
 fn read_once(
     directory: &Path,
     rank: usize,
@@ -53,7 +50,7 @@ fn read_once(
 ) -> io::Result<Option<LogPart>> {
     let path = output::path(directory, rank, stream);
     let file = match std::fs::File::open(&path) {
-        // Without its directory it has only been moved.
+        // If the directory is gone, too, the file was moved with it, and the read is repeated.
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
             return Ok(Some(LogPart::default()));
         }
@@ -73,12 +70,13 @@ fn read_once(
     let mut data = vec![0; len];
     let count = file.read_at(&mut data, from)?;
     data.truncate(count);
-    // What is dropped is written down before it is: if the note still spares what was read, then
-    // it was there. A directory that has moved shows no notes.
+    // The record of a dropped range is written before the range is dropped. So if the record does
+    // not cover what was read, the bytes were still there. In a directory that was moved meanwhile the
+    // record is not found.
     let read = from..from + count as u64;
-    let spared = match output::dropped(&path) {
+    let intact = match output::dropped(&path) {
         Some(gap) => read.end <= gap.from || read.start >= gap.to || read.is_empty(),
         None => before.is_none(),
     };
-    Ok((spared && directory.is_dir()).then_some(LogPart { offset: from, data, end, complete }))
+    Ok((intact && directory.is_dir()).then_some(LogPart { offset: from, data, end, complete }))
 }

@@ -1,20 +1,21 @@
-//! A pool that is the agent's own machine: commands as process groups, kept by a supervisor
-//! process that outlives the agent.
+//! The host backend: a pool that is the agent's own machine. Tasks are process groups under a
+//! supervisor process, which outlives the agent. `README.md` beside this file has the overview.
 //!
-//! The agent's side: `launch` makes of an order what is to be started, `client` starts the
-//! supervisor, `protocol` is what they say, `logs` reads output.
+//! Agent side: this file is the backend, `start` converts a start order for the supervisor, `client`
+//! starts the supervisor and connects to it, `protocol` has the messages of both sides, `logs`
+//! reads output.
 //!
-//! The supervisor's: `supervisor` is its loop, `connection` its end of the line, `attempt` and `task` what it keeps, `recover` what it
-//! takes over from another, `store` and `output` its files, `cgroup` and `enter` the limits that the
-//! kernel enforces, `memory`, `orphans` and `process` what is done where it doesn't.
+//! Supervisor side: `supervisor` is the main loop, `connection` its connection to the agent,
+//! `attempt` and `task` the state of what runs, `recover` the adoption after a supervisor was killed,
+//! `store` and `output` the files, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
+//! `memory`, `orphans` and `process` the replacement where the kernel enforces none.
 
 mod attempt;
 mod cgroup;
+pub mod cgroup_exec;
 pub mod check;
 mod client;
 mod connection;
-pub mod enter;
-mod launch;
 mod logs;
 mod memory;
 mod orphans;
@@ -22,6 +23,7 @@ mod output;
 mod process;
 mod protocol;
 mod recover;
+mod start;
 mod store;
 pub mod supervisor;
 mod task;
@@ -43,10 +45,10 @@ use crate::model::pool::{Capabilities, Device, NodeSpec};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
-use launch::{Pool, launch_request};
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
+use start::{Pool, start_request};
 
-/// What this backend can do with a job.
+/// The kinds of jobs that this backend runs.
 pub const CAPABILITIES: Capabilities = Capabilities {
     real: true,
     processes: true,
@@ -57,40 +59,43 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     whole_devices_only: false,
 };
 
-/// Output kept per attempt, all streams of all tasks together, unless the pool's file says else.
+/// Default bound of the output stored per attempt, all streams of all tasks together.
 pub const LOG_MAX_BYTES: u64 = 64 << 20;
 
-/// The pool's settings.
+/// Settings of a host pool.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// This program, as which supervisors are started.
+    /// The executable of this program: the supervisor is started from it.
     pub program: PathBuf,
     pub pool: String,
     pub region: RegionCode,
+    /// The agent's state folder. The supervisor's files are in `supervisor` below it.
     pub state: PathBuf,
     /// CPUs that Weir may use; `None` means all.
     pub cpus: Option<u64>,
-    /// Memory that Weir may use; `None` means all but an eighth.
+    /// Memory that Weir may use; `None` means seven eighths of it.
     pub memory_bytes: Option<u64>,
-    /// Accelerators, in the order in which their makers' tools list them.
+    /// Accelerators, in the order in which the tools of their makers list them.
     pub devices: Vec<Device>,
-    /// The control group below which attempts get theirs; `None` means the supervisor's own.
+    /// The control group below which the attempts' groups are created; `None` means the
+    /// supervisor's own.
     pub cgroup_parent: Option<PathBuf>,
-    /// Output kept per attempt.
+    /// Bound of the output stored per attempt, in bytes.
     pub log_max_bytes: u64,
 }
 
-/// The backend.
+/// The agent side of a host pool.
 pub struct Host {
     settings: Settings,
     clock: Clock,
     requests: mpsc::UnboundedSender<ToSupervisor>,
+    /// The other end of `requests`, until the backend is opened.
     to_send: Option<mpsc::UnboundedReceiver<ToSupervisor>>,
     events: Option<mpsc::UnboundedSender<Event>>,
 }
 
 impl Host {
-    /// A backend that is yet to be opened.
+    /// Makes a backend, which is not opened yet.
     pub fn new(settings: Settings, clock: Clock) -> Self {
         let (requests, to_send) = mpsc::unbounded_channel();
         Self { settings, clock, requests, to_send: Some(to_send), events: None }
@@ -101,11 +106,11 @@ impl Host {
     }
 
     fn send(&self, request: ToSupervisor) {
-        // The connection's task ends only with the backend's events, and those end the agent.
+        // The receiver ends only when the connection does; then the agent opens the backend again.
         let _ = self.requests.send(request);
     }
 
-    fn refuse(&self, attempt: AttemptId, message: String) {
+    fn report_start_failed(&self, attempt: AttemptId, message: String) {
         let now = self.clock.now();
         let outcome = Outcome::plain(OutcomeKind::StartFailed, &message);
         let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
@@ -114,14 +119,14 @@ impl Host {
         }
     }
 
-    /// What this pool promises less than a job may think.
+    /// What this pool does not enforce, as far as it is not the supervisor's part.
     fn notes(&self) -> Vec<String> {
         let note = "a part of a device is counted, not enforced: the task sees the whole device";
         if self.settings.devices.is_empty() { Vec::new() } else { vec![note.to_owned()] }
     }
 }
 
-/// This machine, as far as the pool may use it.
+/// Describes the part of this machine that the pool may use.
 fn node(settings: &Settings) -> NodeSpec {
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let memory = memory_total_bytes();
@@ -142,7 +147,7 @@ fn node(settings: &Settings) -> NodeSpec {
     }
 }
 
-/// The machine's memory, from `/proc/meminfo`; 1 GiB where that can't be read.
+/// Reads the machine's memory from `/proc/meminfo`; 1 GiB if that can't be read.
 fn memory_total_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
@@ -164,7 +169,7 @@ fn outcome_kind(kind: EndKind) -> OutcomeKind {
     }
 }
 
-fn seen(attempt: Attempt) -> Option<ObservedAttempt> {
+fn observed(attempt: Attempt) -> Option<ObservedAttempt> {
     let status = match attempt.status {
         Status::Running { started_unix_ms } => {
             AttemptStatus::Running { started_at: Timestamp(started_unix_ms) }
@@ -200,23 +205,24 @@ impl PoolBackend for Host {
         });
         let (read, mut write) = stream.map_err(failed)?.into_split();
         let mut lines = BufReader::new(read).lines();
-        let mut opened =
+        let mut initial =
             InitialSync { nodes: vec![node(&self.settings)], notes: self.notes(), ..InitialSync::default() };
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
             let line = lines.next_line().await.map_err(failed)?;
-            let line = line.ok_or_else(|| failed(std::io::Error::other("the supervisor hung up")))?;
+            let line =
+                line.ok_or_else(|| failed(std::io::Error::other("the supervisor closed the connection")))?;
             match serde_json::from_str(&line).map_err(|error| failed(error.into()))? {
-                FromSupervisor::Notes { notes } => opened.notes.extend(notes),
+                FromSupervisor::Notes { notes } => initial.notes.extend(notes),
                 FromSupervisor::Attempts { attempts } => {
-                    opened.attempts = attempts.into_iter().filter_map(seen).collect();
+                    initial.attempts = attempts.into_iter().filter_map(observed).collect();
                     listed = true;
                 }
                 FromSupervisor::StatusChanged(_) => {}
             }
         }
-        for note in &opened.notes {
+        for note in &initial.notes {
             tracing::warn!(pool = self.settings.pool, note);
         }
         let mut to_send =
@@ -229,31 +235,31 @@ impl PoolBackend for Host {
                 }
             }
         });
-        // When the supervisor goes, the events end, and with them the agent: it starts over.
+        // If the supervisor ends, the agent opens the backend again, which starts another one.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let Ok(FromSupervisor::StatusChanged(attempt)) = serde_json::from_str(&line) else {
                     continue;
                 };
-                if let Some(ObservedAttempt { attempt, status, .. }) = seen(attempt) {
+                if let Some(ObservedAttempt { attempt, status, .. }) = observed(attempt) {
                     let _ = events.send(Event::StatusChanged { attempt, status });
                 }
             }
             let _ = events.send(Event::Gone);
         });
-        Ok(opened)
+        Ok(initial)
     }
 
-    fn start(&mut self, launch: StartRequest) {
+    fn start(&mut self, start: StartRequest) {
         let pool = Pool {
             name: &self.settings.pool,
             region: self.settings.region,
             devices: &self.settings.devices,
             log_max_bytes: self.settings.log_max_bytes,
         };
-        match launch_request(&pool, &launch) {
+        match start_request(&pool, &start) {
             Ok(request) => self.send(ToSupervisor::StartAttempt(request)),
-            Err(message) => self.refuse(launch.order.attempt, message),
+            Err(message) => self.report_start_failed(start.order.attempt, message),
         }
     }
 
@@ -275,7 +281,7 @@ impl PoolBackend for Host {
 }
 
 fn line_of(request: &ToSupervisor) -> Vec<u8> {
-    // Plain structs of texts and numbers: they always have a form in JSON.
+    // Structs of strings and numbers only: serialisation can't fail.
     let mut line = serde_json::to_vec(request).unwrap_or_default();
     line.push(b'\n');
     line

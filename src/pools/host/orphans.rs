@@ -1,8 +1,8 @@
-//! Processes that got away from their task's process group, where no control group holds them.
+//! Orphans: processes that left their task's process group, where no control group contains them.
 //!
-//! One whose parent ended becomes the supervisor's child. Its environment names its attempt, unless
-//! it was emptied: then it may be of any attempt that ran when it was first seen, and goes with the
-//! last of them.
+//! If the parent of such a process ends, the process becomes a child of the supervisor. Its environment
+//! names its attempt. If the environment was cleared, the process may belong to any attempt that ran
+//! when it was first observed; it is killed with the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +10,18 @@ use super::attempt::TrackedAttempt;
 use super::process;
 use super::task::Task;
 
-/// What is known of orphans.
+/// The orphans at the last poll.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
-    /// Those whose environment names their attempt.
+    /// Orphans whose environment names their attempt.
     named: BTreeMap<String, Vec<i32>>,
-    /// The others, by pid and start, with the attempts that they may be of.
+    /// The others, by pid and start time, with the attempts that they may belong to.
     unnamed: BTreeMap<(i32, u64), BTreeSet<String>>,
 }
 
 impl Orphans {
-    /// Looks at this process's children anew.
-    pub(super) fn look(&mut self, attempts: &BTreeMap<String, TrackedAttempt>) {
+    /// Reads the children of this process again.
+    pub(super) fn poll(&mut self, attempts: &BTreeMap<String, TrackedAttempt>) {
         self.named.clear();
         let children = process::own_children();
         if children.is_empty() {
@@ -36,23 +36,27 @@ impl Orphans {
                 Some((attempt, _)) => self.named.entry(attempt).or_default().push(pid),
                 None => {
                     let key = (pid, stat.started_ticks);
-                    let known = self.unnamed.remove(&key);
-                    let mut may_be = known.unwrap_or_else(|| attempts.keys().cloned().collect());
-                    may_be.retain(|attempt| attempts.contains_key(attempt));
-                    unnamed.insert(key, may_be);
+                    let earlier = self.unnamed.remove(&key);
+                    let mut candidates = earlier.unwrap_or_else(|| attempts.keys().cloned().collect());
+                    candidates.retain(|attempt| attempts.contains_key(attempt));
+                    unnamed.insert(key, candidates);
                 }
             }
         }
         self.unnamed = unnamed;
     }
 
-    /// The orphans of an attempt, as of the last look.
+    /// Returns the pids of an attempt's orphans at the last poll.
+    ///
+    /// For an `adopted` attempt it also searches `/proc` now.
     pub(super) fn of(&self, attempt: &str, adopted: bool) -> Vec<i32> {
         let mut pids = self.named.get(attempt).cloned().unwrap_or_default();
-        let last = |may_be: &BTreeSet<String>| may_be.iter().all(|other| other == attempt);
-        pids.extend(self.unnamed.iter().filter(|(_, may_be)| last(may_be)).map(|((pid, _), _)| *pid));
+        let last = |candidates: &BTreeSet<String>| candidates.iter().all(|other| other == attempt);
+        let unnamed = self.unnamed.iter().filter(|(_, candidates)| last(candidates));
+        pids.extend(unnamed.map(|((pid, _), _)| *pid));
         if adopted {
-            // Those of an earlier supervisor went to whoever adopts orphans of its own.
+            // When the earlier supervisor ended, its orphans became children of another process, by
+            // default of the system's first one.
             let found = process::by_attempt().remove(attempt).unwrap_or_default();
             pids.extend(found.into_iter().map(|(stat, _)| stat.pid));
         }

@@ -1,9 +1,9 @@
-//! Output of a task: its files, and how long output is kept within its bound.
+//! Output of a task: its files, and the bound of their size.
 //!
-//! Head and tail of each stream stay and the middle becomes a hole, so that offsets stay what they
-//! were. A file system makes holes of whole blocks only, so what was dropped is written down beside
-//! it, to the byte and before it is dropped: whoever reads the data first and this note afterwards
-//! never takes the zeros of a hole for output.
+//! The beginning and the end of a long stream stay, and the middle becomes a hole, so that offsets don't
+//! change. A file system makes holes of whole blocks only, so the exact range that is dropped is written
+//! to a file beside the stream, before the range is dropped. A reader that reads the data first and this
+//! record afterwards never takes the zeros of a hole for output.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -15,29 +15,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::pools::{Stream, saved};
 
-/// The mode of output to which nothing will be added.
+/// The file mode of complete output: no write bits.
 const SEALED: u32 = 0o400;
 
-/// Both streams, in the order of their bounds.
+/// Both streams of a task, in the order in which their sizes are stored.
 pub(super) const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
-/// What was not kept of a stream: the bytes from `from` up to `to`.
+/// The dropped range of a stream: the bytes from `from` up to, but not including, `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Dropped {
     pub(super) from: u64,
     pub(super) to: u64,
 }
 
-/// What a look at a task's output found.
+/// What a poll of a task's output found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Look {
-    /// It grows so fast that it should be looked at again soon.
+pub(super) struct Growth {
+    /// The output grows so fast that it must be polled again soon.
     pub(super) fast: bool,
-    /// The file system can't drop the middle: nothing but an end of the task bounds the disk.
+    /// The file system can't drop the middle: only stopping the task bounds its disk use.
     pub(super) unbounded: bool,
 }
 
-/// The file of one stream of the task of this rank.
+/// Returns the file of one stream of the task with this rank.
 pub(super) fn path(directory: &Path, rank: usize, stream: Stream) -> PathBuf {
     let name = match stream {
         Stream::Stdout => "stdout",
@@ -46,63 +46,65 @@ pub(super) fn path(directory: &Path, rank: usize, stream: Stream) -> PathBuf {
     directory.join(format!("{rank}.{name}"))
 }
 
-/// Opens the file of one stream for its task to write to.
+/// Opens the file of one stream for its task to append to; creates it if it does not exist.
 pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path(directory, rank, stream))
 }
 
-/// Marks a task's output as complete: it loses its write bits. That of a task which never wrote is empty.
+/// Marks the output of a task as complete by removing the write bits. If the task never wrote, its output is
+/// created empty.
 pub(super) fn seal(directory: &Path, rank: usize) {
     for stream in STREAMS {
         let path = path(directory, rank, stream);
         if !path.exists() {
             let _ = create(directory, rank, stream);
         }
-        // Without the mark, readers only don't know that nothing will be added.
+        // Without the mark readers only wait for more output that never comes.
         let _ = std::fs::set_permissions(path, Permissions::from_mode(SEALED));
     }
 }
 
-/// Tells whether output bears that mark.
+/// Returns whether output has the mark of [`seal`].
 pub(super) fn is_sealed(found: &Metadata) -> bool {
     found.permissions().mode() & 0o222 == 0
 }
 
-/// What was dropped of the stream in this file, if anything was.
+/// Returns the range that was dropped of the stream in this file, if any.
 pub(super) fn dropped(file: &Path) -> Option<Dropped> {
-    saved::read(&note_of(file)).ok().flatten()
+    saved::read(&record_of(file)).ok().flatten()
 }
 
-/// Bounds the output of the task of this rank to `stream_max_bytes` for each stream.
+/// Bounds each stream of the task with this rank to `stream_max_bytes`.
 ///
-/// `seen` are the sizes at the last look, and are brought up to date.
-pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, seen: &mut [u64; 2]) -> Look {
-    let mut look = Look::default();
-    for (stream, seen) in STREAMS.into_iter().zip(seen) {
+/// `sizes` are the sizes at the last poll; this updates them.
+pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, sizes: &mut [u64; 2]) -> Growth {
+    let mut growth = Growth::default();
+    for (stream, last) in STREAMS.into_iter().zip(sizes) {
         let file = path(directory, rank, stream);
         let Ok(size) = std::fs::metadata(&file).map(|found| found.len()) else { continue };
-        look.fast |= size.saturating_sub(*seen) > stream_max_bytes / 8;
-        if size < *seen {
-            // The task emptied it: what is written now has nothing to do with what was dropped.
-            let _ = std::fs::remove_file(note_of(&file));
+        growth.fast |= size.saturating_sub(*last) > stream_max_bytes / 8;
+        if size < *last {
+            // The task truncated the file: the dropped range belongs to output that is gone.
+            let _ = std::fs::remove_file(record_of(&file));
         }
-        if size > stream_max_bytes && size != *seen {
-            look.unbounded |= drop_middle(&file, size, stream_max_bytes).is_err();
+        if size > stream_max_bytes && size != *last {
+            growth.unbounded |= drop_middle(&file, size, stream_max_bytes).is_err();
         }
-        *seen = size;
+        *last = size;
     }
-    look
+    growth
 }
 
 fn drop_middle(file: &Path, size: u64, stream_max_bytes: u64) -> io::Result<()> {
     let from = stream_max_bytes / 2;
     let to = size - stream_max_bytes / 2;
-    saved::write(&note_of(file), &Dropped { from, to })?;
+    saved::write(&record_of(file), &Dropped { from, to })?;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let file = OpenOptions::new().write(true).open(file)?;
     Ok(fallocate(&file, punch, from, to - from)?)
 }
 
-fn note_of(file: &Path) -> PathBuf {
+/// The file that has the dropped range of a stream.
+fn record_of(file: &Path) -> PathBuf {
     file.with_added_extension("dropped")
 }

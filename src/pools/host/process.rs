@@ -1,4 +1,4 @@
-//! What `/proc` says about processes. A process that ended while it was looked at is simply absent.
+//! Reading of `/proc`, and sending of signals. A process that ends while it is read counts as absent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,20 +6,20 @@ use std::io;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// The environment variable by which a process, however far it strayed, names its attempt.
+/// The environment variable that names the attempt of a process, also of one that left its process group.
 pub(super) const ATTEMPT_VARIABLE: &str = "WEIR_ATTEMPT_ID";
-/// The same for the task's place in a gang; absent where the attempt has one task.
+/// The same for the task's rank in a gang; absent if the task is not in a gang.
 pub(super) const RANK_VARIABLE: &str = "WEIR_GANG_RANK";
 
-/// One line of `/proc/PID/stat`, as far as a supervisor cares.
+/// The fields of `/proc/PID/stat` that the supervisor uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
     pub(super) pid: i32,
-    /// Ended, but not waited for yet.
+    /// The process has ended, but was not waited for yet.
     pub(super) dead: bool,
     pub(super) parent: i32,
     pub(super) group: i32,
-    /// In hundredths of a second since boot: with the pid it names a process uniquely.
+    /// Start time in hundredths of a second since boot: with the pid it identifies a process.
     pub(super) started_ticks: u64,
     pub(super) resident_pages: u64,
 }
@@ -29,7 +29,7 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Reads the state of all processes: slow, for the paths where something went wrong.
+/// Reads the state of all processes. This is slow: only for memory polls and error paths.
 pub(super) fn all() -> Vec<Stat> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?)).collect()
@@ -48,7 +48,7 @@ pub(super) fn by_attempt() -> BTreeMap<String, Vec<(Stat, usize)>> {
 }
 
 /// Returns the attempt that a process carries in its environment, and the task's rank in it. A
-/// process that ended or belongs to someone else carries none.
+/// process that has ended or belongs to another user carries none.
 pub(super) fn owner_of(pid: i32) -> Option<(String, usize)> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = |name: &str| {
@@ -61,7 +61,7 @@ pub(super) fn owner_of(pid: i32) -> Option<(String, usize)> {
     Some((value(ATTEMPT_VARIABLE)?, rank))
 }
 
-/// Returns the children of this process, live or not, whichever thread started them.
+/// Returns the children of this process, live or dead, of all its threads.
 pub(super) fn own_children() -> Vec<i32> {
     let listed = children_listed();
     listed.unwrap_or_else(|_| {
@@ -80,25 +80,26 @@ fn children_listed() -> io::Result<Vec<i32>> {
     Ok(children)
 }
 
-/// Sends a signal to one process; one that is gone needs none.
+/// Sends a signal to one process. If the process is gone, this does nothing.
 pub(super) fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _gone = kill_process(pid, signal);
     }
 }
 
-/// Sends a signal to a process group; one that is gone needs none.
+/// Sends a signal to a process group. If the group is gone, this does nothing.
 pub(super) fn signal_group(group: Pid, signal: Signal) {
     let _gone = kill_process_group(group, signal);
 }
 
 fn parse_stat(pid: i32, text: &str) -> Option<Stat> {
-    // The second field is the program's name in parentheses, and may hold anything.
+    // The second field is the program's name in parentheses, and may contain any character.
     let mut fields = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
-    // From the third field on, so the start time is 22 − 6 and the resident set 24 − 23 further.
+    // The next field is the sixth. Start time is field 22, so `nth(22 − 6)`; the resident set is field 24,
+    // so `nth(24 − 23)`.
     let started_ticks = fields.nth(16)?.parse().ok()?;
     let resident_pages = fields.nth(1)?.parse().ok()?;
     Some(Stat { pid, dead: matches!(state, "Z" | "X"), parent, group, started_ticks, resident_pages })

@@ -1,52 +1,52 @@
-//! What an agent and its supervisor say to each other: one JSON value a line, in both directions.
+//! Messages between an agent and its supervisor: one JSON value per line, in both directions.
 
 use serde::{Deserialize, Serialize};
 
-/// What an agent asks for. Every request may be repeated without harm.
+/// A request of an agent. Every request may be repeated without harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToSupervisor {
-    /// Starts an attempt, unless it is known: then its status is only sent again.
+    /// Starts an attempt. If the attempt exists, only its status is sent again.
     StartAttempt(StartAttempt),
-    /// Ends a running attempt: SIGTERM to its process groups, SIGKILL after `grace_ms`.
+    /// Stops a running attempt: SIGTERM to its process groups, SIGKILL after `grace_ms`.
     Stop { attempt: String, grace_ms: u64 },
-    /// Drops the memory of an ended attempt; its logs are kept until their retention is over.
+    /// Forgets an ended attempt. Its output stays until its retention is over.
     Forget { attempt: String },
-    /// Extends the lease of all leased attempts. An earlier end than the present one is ignored.
+    /// Extends the lease of all leased attempts. An end before the present one is ignored.
     Renew {
-        /// In milliseconds of `CLOCK_BOOTTIME`, which both sides share and which never jumps.
+        /// In milliseconds of `CLOCK_BOOTTIME`: both sides read the same clock, and it never jumps.
         lease_until_boot_ms: u64,
     },
     /// Asks for the full set of attempts.
     List,
-    /// Ends the supervisor, if nothing runs.
+    /// Ends the supervisor, unless an attempt runs.
     Shutdown,
 }
 
-/// Tasks that start and end together, each as a process group of its own.
+/// The request to start an attempt: tasks that start and end together, each in its own process group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartAttempt {
     /// At most 40 characters out of `a-z`, `0-9` and `-`.
     pub attempt: String,
     pub revision: u64,
-    /// The order's stamp as text; empty if it had none.
+    /// The order's journal high-water mark as text; empty if the order had none.
     #[serde(default)]
     pub high_water: String,
-    /// Wall clock. After it nothing is started.
+    /// By the wall clock. Nothing is started after it.
     pub start_by_unix_ms: u64,
     /// Whether the tasks may only run while the lease lasts.
     pub leased: bool,
-    /// Of every task, on top of its group's.
+    /// Variables of all tasks. They override those of the groups.
     pub env: Vec<(String, String)>,
-    /// What the tasks run: equal ones share an entry.
+    /// What the tasks run. Equal tasks share an entry.
     pub groups: Vec<GroupStart>,
-    /// At least one. A task's place here is its rank.
+    /// At least one. The index of a task here is its rank.
     pub tasks: Vec<TaskStart>,
     /// 0: no limit.
     pub max_run_ms: u64,
-    /// Between SIGTERM and SIGKILL when `max_run_ms` is over, or another task has failed.
+    /// Time between SIGTERM and SIGKILL, if the attempt ran for `max_run_ms` or another task failed.
     pub grace_ms: u64,
-    /// Of all output of all tasks together, an equal share for each stream.
+    /// Bound of the output of all tasks together. Each stream gets an equal share.
     pub log_max_bytes: u64,
 }
 
@@ -54,9 +54,9 @@ pub struct StartAttempt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStart {
     pub command: Vec<String>,
-    /// On top of `PATH`, `HOME`, `LANG` and `USER` of the supervisor.
+    /// Variables that are added to `PATH`, `HOME`, `LANG` and `USER` of the supervisor.
     pub env: Vec<(String, String)>,
-    /// `None`: an empty directory for each task, removed when the attempt is forgotten.
+    /// `None`: each task starts in an empty directory, which is emptied again when the attempt is forgotten.
     pub workdir: Option<String>,
     /// 0: no limit.
     pub memory_max_bytes: u64,
@@ -67,37 +67,37 @@ pub struct GroupStart {
 /// One task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskStart {
-    /// Its place in `Launch::groups`.
+    /// Index into [`StartAttempt::groups`].
     pub group: usize,
-    /// Its own, on top of all others.
+    /// Variables of this task. They override all others.
     pub env: Vec<(String, String)>,
 }
 
 impl StartAttempt {
-    /// What the task of this rank runs; `None` if the launch contradicts itself.
+    /// Returns what the task with this rank runs; `None` if there is no such task or group.
     pub fn group_of(&self, rank: usize) -> Option<&GroupStart> {
         self.groups.get(self.tasks.get(rank)?.group)
     }
 
-    /// The bytes that each stream of each task may keep.
+    /// Returns the bound of each stream of each task, in bytes.
     pub fn stream_max_bytes(&self) -> u64 {
         self.log_max_bytes / 2 / self.tasks.len().max(1) as u64
     }
 }
 
-/// What a supervisor tells its agent.
+/// A message of a supervisor to its agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromSupervisor {
-    /// Answers `List`: every attempt that is not forgotten.
+    /// The answer to `List`: every attempt that is not forgotten.
     Attempts { attempts: Vec<Attempt> },
-    /// An attempt changed, or was asked for again.
+    /// The status of an attempt changed, or the attempt was requested again.
     StatusChanged(Attempt),
-    /// What this supervisor doesn't enforce, in words for an operator. Sent first.
+    /// What this supervisor doesn't enforce, in words for an operator. The first message of a connection.
     Notes { notes: Vec<String> },
 }
 
-/// An attempt as its supervisor knows it.
+/// An attempt and its status at the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     pub attempt: String,
@@ -109,6 +109,7 @@ pub struct Attempt {
     pub status: Status,
 }
 
+/// Where an attempt is between its start and its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -126,7 +127,7 @@ pub enum Status {
     },
 }
 
-/// Why an attempt is over.
+/// Why an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndKind {
@@ -134,13 +135,13 @@ pub enum EndKind {
     Failed,
     OutOfMemory,
     TimedOut,
-    /// Ended by `Stop`.
+    /// Stopped by a [`ToSupervisor::Stop`].
     Cancelled,
     /// The operating system refused to start the command.
     StartFailed,
-    /// The process is gone and nobody saw its exit status.
+    /// The processes are gone and their exit status is unknown.
     Vanished,
     LeaseEnded,
-    /// Too late: past its start-by time, or leased with the lease over.
+    /// The request came after its start-by time, or the attempt needs a lease and the lease had expired.
     NotStarted,
 }

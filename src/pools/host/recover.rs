@@ -1,4 +1,4 @@
-//! What a supervisor takes over from one that was killed.
+//! What a supervisor takes over from an earlier one that was killed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,21 +6,24 @@ use std::path::Path;
 
 use super::attempt::{Now, TrackedAttempt};
 use super::cgroup::Groups;
-use super::process;
+use super::process::{self, Stat};
 use super::protocol::{Attempt, StartAttempt};
 use super::store::{self, Entry, ProcessRecord};
 
-/// What was found in a supervisor's folder.
+/// The attempts found in a supervisor's folder, by name.
 #[derive(Default)]
 pub(super) struct Recovered {
-    /// Something of them may be alive.
-    pub(super) kept: BTreeMap<String, TrackedAttempt>,
+    /// Attempts that may have live processes.
+    pub(super) live: BTreeMap<String, TrackedAttempt>,
     pub(super) ended: BTreeMap<String, Attempt>,
-    /// Nothing of them is alive, and nobody saw how they ended.
+    /// Attempts without a live process whose end was not recorded.
     pub(super) vanished: Vec<StartAttempt>,
 }
 
-/// Makes of a journal's entries what stands, and finds what still runs.
+/// Attempts without an end in the journal, by name, each with the processes recorded for it in this boot.
+type Unfinished = BTreeMap<String, (StartAttempt, Vec<ProcessRecord>)>;
+
+/// Rebuilds the state of all attempts from a journal's entries, and adopts what still runs.
 ///
 /// # Errors
 /// If the folder can't be read.
@@ -31,47 +34,23 @@ pub(super) fn recover(
     now: Now,
     boot_id: &str,
 ) -> io::Result<Recovered> {
-    let (mut recovered, mut launched, mut started) =
-        (Recovered::default(), BTreeMap::new(), BTreeMap::<String, Vec<ProcessRecord>>::new());
-    for entry in entries {
-        match entry {
-            Entry::Launched(launch) => {
-                launched.insert(launch.attempt.clone(), launch);
-            }
-            Entry::Started(record) if record.boot_id == boot_id => {
-                started.entry(record.attempt.clone()).or_default().push(record);
-            }
-            Entry::Started(_) => {}
-            Entry::Ended(ended) => {
-                launched.remove(&ended.attempt);
-                recovered.ended.insert(ended.attempt.clone(), ended);
-            }
-            Entry::Forgotten { attempt } => {
-                launched.remove(&attempt);
-                recovered.ended.remove(&attempt);
-            }
-        }
-    }
+    let (unfinished, ended) = replay(entries, boot_id);
+    let mut recovered = Recovered { ended, ..Recovered::default() };
     for entry in std::fs::read_dir(store::attempts_dir(state))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if !launched.contains_key(&name) && !recovered.ended.contains_key(&name) {
-            // Forgotten, but not moved any more.
+        if !unfinished.contains_key(&name) && !recovered.ended.contains_key(&name) {
+            // The attempt was forgotten, but the supervisor was killed before it moved the folder.
             let _ = std::fs::rename(entry.path(), store::logs_dir(state).join(name));
         }
     }
-    let unseen: Vec<(StartAttempt, Vec<ProcessRecord>)> = launched
-        .into_iter()
-        .map(|(attempt, launch)| (launch, started.remove(&attempt).unwrap_or_default()))
-        .collect();
-    if unseen.is_empty() {
+    if unfinished.is_empty() {
         return Ok(recovered);
     }
-    let mut carried = process::by_attempt();
-    for (launch, mut records) in unseen {
-        let directory = store::attempts_dir(state).join(&launch.attempt);
-        let found = carried.remove(&launch.attempt).unwrap_or_default();
-        let group = groups.and_then(|groups| groups.find(&launch.attempt, launch.tasks.len()));
+    let mut by_environment = process::by_attempt();
+    for (name, (request, mut records)) in unfinished {
+        let found = by_environment.remove(&name).unwrap_or_default();
+        let group = groups.and_then(|groups| groups.find(&name, request.tasks.len()));
         let alive = !found.is_empty()
             || group.as_ref().is_some_and(|(group, _)| group.is_populated())
             || records.iter().any(is_alive);
@@ -79,31 +58,74 @@ pub(super) fn recover(
             if let Some((group, _)) = group {
                 group.remove();
             }
-            recovered.vanished.push(launch);
+            recovered.vanished.push(request);
             continue;
         }
-        // Started, but killed before it was noted: the environment tells. The main process is the
-        // one that its process group is named after.
-        for (stat, rank) in found.iter().filter(|(stat, _)| stat.pid == stat.group) {
-            if !records.iter().any(|record| record.rank == *rank) && *rank < launch.tasks.len() {
-                records.push(ProcessRecord {
-                    attempt: launch.attempt.clone(),
-                    rank: *rank,
-                    pid: stat.pid,
-                    started_ticks: stat.started_ticks,
-                    started_unix_ms: now.unix_ms,
-                    started_boot_ms: now.boot_ms,
-                    boot_id: boot_id.to_owned(),
-                });
-            }
-        }
+        add_unrecorded(&mut records, &request, &found, now, boot_id);
         let first = records.iter().min_by_key(|record| record.started_boot_ms);
         let started = first
             .map_or(now, |record| Now { unix_ms: record.started_unix_ms, boot_ms: record.started_boot_ms });
-        let attempt = TrackedAttempt::adopt(launch, directory, groups, &records, started, now);
-        recovered.kept.insert(attempt.launch.attempt.clone(), attempt);
+        let directory = store::attempts_dir(state).join(&name);
+        let attempt = TrackedAttempt::adopt(request, directory, groups, &records, started, now);
+        recovered.live.insert(name, attempt);
     }
     Ok(recovered)
+}
+
+/// Folds a journal's entries into the unfinished attempts and the ended ones that are not forgotten.
+fn replay(entries: Vec<Entry>, boot_id: &str) -> (Unfinished, BTreeMap<String, Attempt>) {
+    let (mut ordered, mut started, mut ended) =
+        (BTreeMap::new(), BTreeMap::<String, Vec<ProcessRecord>>::new(), BTreeMap::new());
+    for entry in entries {
+        match entry {
+            Entry::Ordered(request) => {
+                ordered.insert(request.attempt.clone(), request);
+            }
+            Entry::Started(record) if record.boot_id == boot_id => {
+                started.entry(record.attempt.clone()).or_default().push(record);
+            }
+            Entry::Started(_) => {}
+            Entry::Ended(attempt) => {
+                ordered.remove(&attempt.attempt);
+                ended.insert(attempt.attempt.clone(), attempt);
+            }
+            Entry::Forgotten { attempt } => {
+                ordered.remove(&attempt);
+                ended.remove(&attempt);
+            }
+        }
+    }
+    let unfinished = ordered.into_iter().map(|(name, request)| {
+        let records = started.remove(&name).unwrap_or_default();
+        (name, (request, records))
+    });
+    (unfinished.collect(), ended)
+}
+
+/// Adds records of main processes that were started, but not recorded before the supervisor was killed.
+///
+/// `found` are the live processes that name the attempt in their environment, each with its rank. A main
+/// process is the one that leads its process group.
+fn add_unrecorded(
+    records: &mut Vec<ProcessRecord>,
+    request: &StartAttempt,
+    found: &[(Stat, usize)],
+    now: Now,
+    boot_id: &str,
+) {
+    for (stat, rank) in found.iter().filter(|(stat, _)| stat.pid == stat.group) {
+        if !records.iter().any(|record| record.rank == *rank) && *rank < request.tasks.len() {
+            records.push(ProcessRecord {
+                attempt: request.attempt.clone(),
+                rank: *rank,
+                pid: stat.pid,
+                started_ticks: stat.started_ticks,
+                started_unix_ms: now.unix_ms,
+                started_boot_ms: now.boot_ms,
+                boot_id: boot_id.to_owned(),
+            });
+        }
+    }
 }
 
 fn is_alive(record: &ProcessRecord) -> bool {

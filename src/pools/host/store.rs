@@ -1,17 +1,17 @@
 //! The files of a supervisor.
 //!
 //! ```text
-//! DIR/journal                   what it must not forget, one JSON value a line
+//! DIR/journal                   the state of all attempts, one JSON value per line
 //! DIR/attempts/ID               an attempt that is not forgotten
 //!                 RANK.stdout, RANK.stderr
-//!                 RANK.work/    the task's directory, unless the launch names another
+//!                 RANK.work/    the task's directory, unless the request names another
 //!                 RANK.failure  why its program could not be started
-//! DIR/logs/ID                   the same, once it was forgotten: for its output
+//! DIR/logs/ID                   the same after the attempt was forgotten: for its output
 //! ```
 //!
-//! Files of their own for each attempt were tried first. Making and removing them was most of what a
-//! short task cost: ext4 steps over inodes that were removed lately, one by one. Nothing is synced to
-//! disk: after a crash of the machine no process is left that could run twice.
+//! One journal replaced separate files for each attempt: creating and removing them was most of the
+//! cost of a short task, because ext4 steps over recently removed inodes one by one. Nothing is synced
+//! to disk: after a crash of the machine no process is left that could run twice.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -22,25 +22,25 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{Attempt, StartAttempt};
 
-/// Longer names would not fit the paths of control groups and file systems comfortably.
+/// The longest name of an attempt. Longer names would bring the paths of its files and control groups near
+/// their limits.
 const ATTEMPT_LEN_MAX: usize = 40;
 
-/// What a supervisor must not forget.
+/// An entry of the supervisor's journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Entry {
-    /// Written before anything is started.
-    Launched(StartAttempt),
-    /// Written after a task was: who it is.
+    /// An agent requested the attempt. Written before anything is started.
+    Ordered(StartAttempt),
+    /// A task was started. Written after its start.
     Started(ProcessRecord),
-    /// Written when nothing of the attempt is left.
+    /// The attempt ended. Written when no process of it is left.
     Ended(Attempt),
-    Forgotten {
-        attempt: String,
-    },
+    /// The agent no longer needs the attempt.
+    Forgotten { attempt: String },
 }
 
-/// Who runs a task.
+/// The main process of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProcessRecord {
     pub(super) attempt: String,
@@ -49,27 +49,27 @@ pub(super) struct ProcessRecord {
     pub(super) started_ticks: u64,
     pub(super) started_unix_ms: u64,
     pub(super) started_boot_ms: u64,
-    /// Pids and ticks start anew with each boot.
+    /// Pids and ticks are valid within one boot only.
     pub(super) boot_id: String,
 }
 
-/// The file of entries.
+/// The supervisor's journal: a file of entries.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
     len: u64,
-    /// From this length on it is worth while to leave out what was forgotten.
+    /// Above this length in bytes the journal is compacted.
     compact_at: u64,
 }
 
 impl Journal {
     /// Opens the journal of a supervisor's folder and reads what is in it.
     ///
-    /// A line that was never written whole is left out, and one at the end is cut off.
+    /// Lines that can't be decoded are skipped. An incomplete last line is cut off.
     ///
     /// # Errors
-    /// Any I/O error: what can't be read must not be taken for what was never there.
+    /// Any I/O error: entries that can't be read must not count as entries that don't exist.
     pub(super) fn open(state: &Path) -> io::Result<(Self, Vec<Entry>)> {
         let path = state.join("journal");
         let mut file = private().create(true).read(true).append(true).open(&path)?;
@@ -84,10 +84,10 @@ impl Journal {
         Ok((Self { path, file, len: whole as u64, compact_at: COMPACT_MIN_BYTES }, entries))
     }
 
-    /// Adds an entry, whole or not at all.
+    /// Appends an entry, whole or not at all.
     ///
     /// # Errors
-    /// What the file system reports, such as a full disk.
+    /// The error of the file system, such as a full disk.
     pub(super) fn append(&mut self, entry: &Entry) -> io::Result<()> {
         let line = line_of(entry)?;
         match self.file.write_all(&line) {
@@ -96,22 +96,23 @@ impl Journal {
                 Ok(())
             }
             Err(error) => {
-                // Half a line would spoil the next one.
+                // A partial line would corrupt the next one.
                 self.file.set_len(self.len)?;
                 Err(error)
             }
         }
     }
 
-    /// It has grown so much that it should be written anew.
-    pub(super) fn is_long(&self) -> bool {
+    /// Returns whether the journal has grown so much that it must be compacted.
+    pub(super) fn needs_compaction(&self) -> bool {
         self.len > self.compact_at
     }
 
     /// Replaces all entries by these.
     ///
     /// # Errors
-    /// What the file system reports; then the journal is as it was, and will be tried later.
+    /// The error of the file system. The journal is unchanged then, and compaction is due again when it
+    /// has grown further.
     pub(super) fn compact(&mut self, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
         self.compact_at = self.len + COMPACT_MIN_BYTES;
         let fresh = self.path.with_extension("new");
@@ -129,10 +130,10 @@ impl Journal {
     }
 }
 
-/// A journal is not written anew for less.
+/// A journal is not compacted for less growth than this.
 const COMPACT_MIN_BYTES: u64 = 4 << 20;
 
-/// Launches hold secrets in their environment.
+/// Options for a file that only its owner can read: start requests contain secrets in `env`.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
@@ -145,28 +146,30 @@ fn line_of(entry: &Entry) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Until when leased attempts may run. It outlives the supervisor, but not the boot.
+/// The end of the lease. It is valid across supervisors, but only within one boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaseRecord {
     pub(super) boot_id: String,
     pub(super) until_boot_ms: u64,
 }
 
-/// Returns whether an attempt's name is one that may become part of a path.
+/// Returns whether a name is safe as a part of a path: at most 40 characters out of `a-z`, `0-9` and `-`.
 pub(super) fn is_attempt(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !name.is_empty() && name.len() <= ATTEMPT_LEN_MAX && name.bytes().all(plain)
 }
 
+/// The folder of the attempts that are not forgotten.
 pub(super) fn attempts_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("attempts")
 }
 
+/// The folder of the output of forgotten attempts.
 pub(super) fn logs_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("logs")
 }
 
-/// Creates a directory that only its owner may enter: launches hold secrets in `env`.
+/// Creates a directory that only its owner can enter: start requests contain secrets in `env`.
 pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
@@ -174,7 +177,7 @@ pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what tasks left in their own directories. The directories stay, until the output goes.
+/// Empties the directories of an attempt's tasks. The directories themselves are removed with the output.
 pub(super) fn empty_work(attempt: &Path) {
     let entries = fs::read_dir(attempt).into_iter().flatten().flatten();
     for work in entries.filter(|entry| entry.path().extension().is_some_and(|last| last == "work")) {
@@ -196,31 +199,31 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_at_the_end_is_cut_off_and_the_next_one_is_whole() {
+    fn a_partial_last_line_is_cut_off_and_the_next_one_is_whole() {
         let folder = tempfile::tempdir().expect("a temp folder");
         let (mut journal, entries) = Journal::open(folder.path()).expect("a journal");
         assert_eq!(entries, []);
-        journal.append(&forgotten("a")).expect("room");
+        journal.append(&forgotten("a")).expect("free space");
         let path = folder.path().join("journal");
         let mut bytes = fs::read(&path).expect("a file");
         bytes.extend(b"{\"forgotten\":{\"att");
-        fs::write(&path, bytes).expect("room");
+        fs::write(&path, bytes).expect("free space");
         let (mut journal, entries) = Journal::open(folder.path()).expect("a journal");
         assert_eq!(entries, [forgotten("a")]);
-        journal.append(&forgotten("b")).expect("room");
+        journal.append(&forgotten("b")).expect("free space");
         let (_, entries) = Journal::open(folder.path()).expect("a journal");
         assert_eq!(entries, [forgotten("a"), forgotten("b")]);
     }
 
     #[test]
-    fn a_journal_that_was_written_anew_goes_on() {
+    fn a_compacted_journal_takes_further_entries() {
         let folder = tempfile::tempdir().expect("a temp folder");
         let (mut journal, _) = Journal::open(folder.path()).expect("a journal");
         for _ in 0..3 {
-            journal.append(&forgotten("a")).expect("room");
+            journal.append(&forgotten("a")).expect("free space");
         }
-        journal.compact([forgotten("b")].into_iter()).expect("room");
-        journal.append(&forgotten("c")).expect("room");
+        journal.compact([forgotten("b")].into_iter()).expect("free space");
+        journal.append(&forgotten("c")).expect("free space");
         let (_, entries) = Journal::open(folder.path()).expect("a journal");
         assert_eq!(entries, [forgotten("b"), forgotten("c")]);
     }

@@ -1,7 +1,8 @@
-//! The supervisor: a small synchronous program that outlives its agent and keeps its tasks.
+//! The supervisor: a small synchronous program that runs the tasks of a host pool and outlives its agent.
 //!
-//! One thread, one `poll` over the socket, the agent's connection and the processes' pidfds; when
-//! nothing happens it sleeps. What it must remember it writes to files first.
+//! It is one thread with one `poll` over the socket, the agent's connection and the pidfds of the
+//! main processes, and sleeps when nothing happens. It writes an attempt to its journal before it starts
+//! it, and an end before it reports it, as far as the disk has space.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -25,27 +26,28 @@ use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::Exit;
 use crate::pools::{retention::collect, saved};
 
-/// How often memory, and output that grows slowly, are looked at.
-const WATCH: Duration = Duration::from_millis(200);
-/// The same for output that grows fast, or may: that of what has just begun.
-const WATCH_CLOSELY: Duration = Duration::from_millis(10);
-/// How often what can't be waited for is looked at.
-const LOOK_AGAIN_MS: u64 = 5;
-/// How often logs past their retention are looked for.
+/// Interval of polls of memory, and of output that grows slowly.
+const POLL: Duration = Duration::from_millis(200);
+/// Interval of polls of output that grows fast, or may: that of attempts that have just started.
+const POLL_FAST: Duration = Duration::from_millis(10);
+/// Interval of polls of processes whose exit no event reports.
+const POLL_PROCESSES_MS: u64 = 5;
+/// Interval of searches for output past its retention.
 const COLLECT: Duration = Duration::from_secs(60);
-/// How long a supervisor stays that has nothing to keep and no agent.
+/// A supervisor without attempts and without an agent ends after this time.
 const IDLE_MAX: Duration = Duration::from_secs(600);
-/// Files that may be open: three for each running task and room, far below what programs that
-/// inherit the limit would stumble over.
+/// The limit of open files: enough for three per running task, and far below the limits at which programs
+/// that inherit it have problems.
 const FILES_MAX: u64 = 16_384;
 
-/// Keeps the attempts in `state` until there are none and no agent asks any more.
+/// Runs the supervisor of the folder `state` until it is shut down, or has had no attempts and no agent for
+/// ten minutes.
 ///
-/// Control groups are made below `cgroup_parent`, or below this process's own.
-/// A second supervisor of the same folder ends at once and well.
+/// Control groups are created below `cgroup_parent`, or below this process's own group if that is
+/// `None`. A second supervisor of the same folder returns `Ok` at once.
 ///
 /// # Errors
-/// If the folder or its socket can't be used.
+/// If the folder, its journal or its socket can't be used.
 pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     store::create_private_dir(state)?;
     let lock =
@@ -55,13 +57,13 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     }
     store::create_private_dir(&store::attempts_dir(state))?;
     store::create_private_dir(&store::logs_dir(state))?;
-    // Orphans of tasks become children of this process, so that none gets away.
+    // Orphans of tasks become children of this process, so that none is lost.
     set_child_subreaper(rustix::process::Pid::from_raw(1))?;
     raise_file_limit();
     let (groups, notes) = match Groups::open(cgroup_parent, state) {
         Ok(groups) => {
             let notes = notes(groups.cpu.as_ref().err(), groups.memory.as_ref().err());
-            (groups.keep_if(cgroup_parent.is_some()), notes)
+            (groups.remove_unless_useful(cgroup_parent.is_some()), notes)
         }
         Err(why) => (None, notes(Some(&why), Some(&why))),
     };
@@ -76,20 +78,20 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         orphans: Orphans::default(),
         ended: BTreeMap::new(),
         unwritten: Vec::new(),
-        emptied: Vec::new(),
+        unremoved: Vec::new(),
         lease_until_boot_ms: 0,
         agent: None,
-        watched_at: Instant::now(),
-        closely_at: Instant::now(),
-        watch: WATCH,
+        polled_at: Instant::now(),
+        output_polled_at: Instant::now(),
+        output_poll: POLL,
         collected_at: Instant::now(),
         collector: None,
         busy_at: Instant::now(),
-        leave: false,
+        ending: false,
         _lock: lock,
     };
-    supervisor.take_over(entries)?;
-    // Last, so that an agent that gets an answer gets the whole.
+    supervisor.adopt(entries)?;
+    // Last, so that a list of attempts that an agent gets is complete.
     let socket = state.join("supervisor.sock");
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)?;
@@ -97,13 +99,13 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     supervisor.serve(&listener)
 }
 
-/// A supervisor of many tasks needs many files, and the usual limit is a thousand.
+/// Raises the limit of open files: a supervisor of many tasks needs more than the usual thousand.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.map_or(FILES_MAX, |most| most.min(FILES_MAX));
-    if limit.current.is_some_and(|current| current < wanted) {
-        // Refused, tasks beyond it fail to launch, and say so.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum });
+    let raised = limit.maximum.map_or(FILES_MAX, |most| most.min(FILES_MAX));
+    if limit.current.is_some_and(|current| current < raised) {
+        // If this fails, starts beyond the old limit fail with the system's error.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum });
     }
 }
 
@@ -116,23 +118,23 @@ struct Supervisor {
     attempts: BTreeMap<String, TrackedAttempt>,
     orphans: Orphans,
     ended: BTreeMap<String, Attempt>,
-    /// Ends that found no room on the disk.
+    /// Ended attempts whose end could not be written to the journal, because the disk was full.
     unwritten: Vec<String>,
-    /// Ended attempts whose control groups the kernel would not remove yet.
-    emptied: Vec<TrackedAttempt>,
+    /// Ended attempts whose control groups the kernel did not remove yet.
+    unremoved: Vec<TrackedAttempt>,
     lease_until_boot_ms: u64,
     agent: Option<Connection>,
-    /// When memory and all output were last looked at.
-    watched_at: Instant,
-    /// The same for output that grows fast, and how often that is.
-    closely_at: Instant,
-    watch: Duration,
+    /// When memory and all output were last polled.
+    polled_at: Instant,
+    /// When output that grows fast was last polled, and the interval of these polls.
+    output_polled_at: Instant,
+    output_poll: Duration,
     collected_at: Instant,
     /// Removes old output.
     collector: Option<std::thread::JoinHandle<()>>,
     busy_at: Instant,
-    leave: bool,
-    /// Held as long as this lives.
+    ending: bool,
+    /// Locked as long as this process lives.
     _lock: File,
 }
 
@@ -141,7 +143,7 @@ fn boot_ms() -> u64 {
     time.tv_sec.cast_unsigned() * 1_000 + time.tv_nsec.cast_unsigned() / 1_000_000
 }
 
-/// The name that the kernel gave this boot; empty where it gives none.
+/// The kernel's id of this boot; empty if there is none.
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
@@ -152,32 +154,33 @@ fn now() -> Now {
 }
 
 impl Supervisor {
-    /// Takes over what an earlier supervisor kept.
-    fn take_over(&mut self, entries: Vec<Entry>) -> io::Result<()> {
-        // A lease outlives the supervisor, but not the boot that its clock counts from.
+    /// Adopts the attempts of an earlier supervisor.
+    fn adopt(&mut self, entries: Vec<Entry>) -> io::Result<()> {
+        // A lease survives the supervisor, but is void after a reboot: its clock starts at the boot.
         let lease = saved::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
         if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
             self.lease_until_boot_ms = lease.until_boot_ms;
         }
         let recovered = recover(&self.state, entries, self.groups.as_ref(), now(), &self.boot_id)?;
-        self.attempts = recovered.kept;
+        self.attempts = recovered.live;
         self.ended = recovered.ended;
-        for launch in recovered.vanished {
-            let exit = Exit::plain(EndKind::Vanished, "it was gone when its supervisor came back");
-            self.end(attempt(&launch, unstarted(exit)));
+        for request in recovered.vanished {
+            let exit =
+                Exit::plain(EndKind::Vanished, "its processes were gone when its supervisor was restarted");
+            self.end(attempt(&request, unstarted(exit)));
         }
         Ok(())
     }
 
     fn serve(&mut self, listener: &UnixListener) -> io::Result<()> {
-        while !self.leave {
+        while !self.ending {
             self.wait(listener)?;
             if let Ok((stream, _)) = listener.accept() {
                 self.agent = Some(Connection::new(stream)?);
-                self.say(&FromSupervisor::Notes { notes: self.notes.clone() });
+                self.send(&FromSupervisor::Notes { notes: self.notes.clone() });
             }
             self.read_requests();
-            self.keep_attempts();
+            self.advance_attempts();
             self.flush();
             if self.collected_at.elapsed() > COLLECT {
                 self.collected_at = Instant::now();
@@ -186,7 +189,7 @@ impl Supervisor {
             if self.agent.is_some() || !self.attempts.is_empty() || !self.ended.is_empty() {
                 self.busy_at = Instant::now();
             }
-            self.leave |= self.busy_at.elapsed() > IDLE_MAX;
+            self.ending |= self.busy_at.elapsed() > IDLE_MAX;
         }
         if let Some(groups) = &self.groups {
             groups.remove();
@@ -194,7 +197,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Has old output removed, on a thread of its own: that may take minutes, and no task may wait.
+    /// Removes old output on a thread of its own: that may take minutes, and must not delay tasks.
     fn collect(&mut self) {
         if self.collector.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return;
@@ -202,11 +205,11 @@ impl Supervisor {
         let logs = store::logs_dir(&self.state);
         let started =
             std::thread::Builder::new().name("logs".to_owned()).spawn(move || collect(&logs, |_| false));
-        // Without a thread the next turn tries again.
+        // If no thread could be started, the next interval tries again.
         self.collector = started.ok();
     }
 
-    /// Sleeps until something happens or falls due.
+    /// Sleeps until an event arrives or an action is due.
     fn wait(&mut self, listener: &UnixListener) -> io::Result<()> {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(self.agent.as_ref().map(Connection::poll));
@@ -215,24 +218,24 @@ impl Supervisor {
         for attempt in self.attempts.values() {
             wait_ms = wait_ms.min(attempt.deadline().saturating_sub(now));
             if attempt.is_over() {
-                // What is left of it sends no notice when it goes.
-                wait_ms = wait_ms.min(LOOK_AGAIN_MS);
+                // Nothing signals the end of leftovers.
+                wait_ms = wait_ms.min(POLL_PROCESSES_MS);
                 continue;
             }
             for task in attempt.tasks().iter().filter(|task| task.exit().is_none()) {
                 match &task.pidfd {
                     Some(fd) => fds.push(PollFd::new(fd, PollFlags::IN)),
-                    None => wait_ms = wait_ms.min(LOOK_AGAIN_MS),
+                    None => wait_ms = wait_ms.min(POLL_PROCESSES_MS),
                 }
             }
         }
         if !self.attempts.is_empty() {
-            let closely = self.watch.saturating_sub(self.closely_at.elapsed());
-            let all = WATCH.saturating_sub(self.watched_at.elapsed());
-            wait_ms = wait_ms.min(closely.min(all).as_millis() as u64);
+            let output = self.output_poll.saturating_sub(self.output_polled_at.elapsed());
+            let all = POLL.saturating_sub(self.polled_at.elapsed());
+            wait_ms = wait_ms.min(output.min(all).as_millis() as u64);
         }
-        if !(self.unwritten.is_empty() && self.emptied.is_empty()) {
-            wait_ms = wait_ms.min(WATCH.as_millis() as u64);
+        if !(self.unwritten.is_empty() && self.unremoved.is_empty()) {
+            wait_ms = wait_ms.min(POLL.as_millis() as u64);
         }
         let timeout =
             Timespec { tv_sec: (wait_ms / 1_000) as i64, tv_nsec: (wait_ms % 1_000) as i64 * 1_000_000 + 1 };
@@ -244,21 +247,21 @@ impl Supervisor {
 
     fn read_requests(&mut self) {
         let Some(agent) = &mut self.agent else { return };
-        let (requests, there) = agent.receive();
-        if !there {
+        let (requests, connected) = agent.receive();
+        if !connected {
             self.agent = None;
         }
-        requests.into_iter().for_each(|request| self.take(request));
+        requests.into_iter().for_each(|request| self.handle(request));
     }
 
-    fn take(&mut self, request: ToSupervisor) {
+    fn handle(&mut self, request: ToSupervisor) {
         match request {
-            ToSupervisor::StartAttempt(launch) => self.launch(launch),
+            ToSupervisor::StartAttempt(request) => self.start(request),
             ToSupervisor::Stop { attempt, grace_ms } => {
-                if let Some(kept) = self.attempts.get_mut(&attempt) {
-                    kept.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
+                if let Some(tracked) = self.attempts.get_mut(&attempt) {
+                    tracked.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
                 } else if let Some(ended) = self.ended.get(&attempt).cloned() {
-                    self.say(&FromSupervisor::StatusChanged(ended));
+                    self.send(&FromSupervisor::StatusChanged(ended));
                 }
             }
             ToSupervisor::Forget { attempt } => self.forget(&attempt),
@@ -267,66 +270,67 @@ impl Supervisor {
                     self.lease_until_boot_ms = lease_until_boot_ms;
                     let lease =
                         LeaseRecord { boot_id: self.boot_id.clone(), until_boot_ms: lease_until_boot_ms };
-                    // Unwritten, it is only forgotten sooner: leased tasks then end early.
+                    // If this fails, a later supervisor uses an earlier end: leased tasks end early.
                     let _ = saved::write(&self.state.join("lease"), &lease);
                 }
             }
             ToSupervisor::List => {
                 let running = self.attempts.values().map(TrackedAttempt::running);
                 let attempts = running.chain(self.ended.values().cloned()).collect();
-                self.say(&FromSupervisor::Attempts { attempts });
+                self.send(&FromSupervisor::Attempts { attempts });
             }
-            ToSupervisor::Shutdown => self.leave |= self.attempts.is_empty(),
+            ToSupervisor::Shutdown => self.ending |= self.attempts.is_empty(),
         }
     }
 
-    fn launch(&mut self, launch: StartAttempt) {
-        if let Some(kept) = self.attempts.get(&launch.attempt) {
-            let running = kept.running();
-            return self.say(&FromSupervisor::StatusChanged(running));
+    /// Starts an attempt. If it exists, only its status is sent.
+    fn start(&mut self, request: StartAttempt) {
+        if let Some(tracked) = self.attempts.get(&request.attempt) {
+            let running = tracked.running();
+            return self.send(&FromSupervisor::StatusChanged(running));
         }
-        if let Some(ended) = self.ended.get(&launch.attempt).cloned() {
-            return self.say(&FromSupervisor::StatusChanged(ended));
+        if let Some(ended) = self.ended.get(&request.attempt).cloned() {
+            return self.send(&FromSupervisor::StatusChanged(ended));
         }
-        if !store::is_attempt(&launch.attempt) {
+        if !store::is_attempt(&request.attempt) {
             return;
         }
         let now = now();
-        let late = now.unix_ms > launch.start_by_unix_ms;
-        if late || (launch.leased && now.boot_ms >= self.lease_until_boot_ms) {
+        let late = now.unix_ms > request.start_by_unix_ms;
+        if late || (request.leased && now.boot_ms >= self.lease_until_boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
             let status = unstarted(Exit::plain(EndKind::NotStarted, message));
-            return self.say(&FromSupervisor::StatusChanged(attempt(&launch, status)));
+            return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
         }
-        let directory = store::attempts_dir(&self.state).join(&launch.attempt);
+        let directory = store::attempts_dir(&self.state).join(&request.attempt);
         let prepared = self
             .journal
-            .append(&Entry::Launched(launch.clone()))
+            .append(&Entry::Ordered(request.clone()))
             .and_then(|()| store::create_private_dir(&directory));
         let started = match prepared {
             Ok(()) => {
                 let (groups, journal) = (self.groups.as_ref(), &mut self.journal);
-                TrackedAttempt::start(launch.clone(), directory, groups, now, &self.boot_id, journal)
+                TrackedAttempt::start(request.clone(), directory, groups, now, &self.boot_id, journal)
             }
             Err(error) => Err(Exit::plain(EndKind::StartFailed, &error.to_string())),
         };
         match started {
-            Ok(kept) => {
-                self.say(&FromSupervisor::StatusChanged(kept.running()));
-                self.attempts.insert(launch.attempt, kept);
-                self.watch = WATCH_CLOSELY;
+            Ok(tracked) => {
+                self.send(&FromSupervisor::StatusChanged(tracked.running()));
+                self.attempts.insert(request.attempt, tracked);
+                self.output_poll = POLL_FAST;
             }
-            Err(exit) => self.end(attempt(&launch, unstarted(exit))),
+            Err(exit) => self.end(attempt(&request, unstarted(exit))),
         }
     }
 
-    /// Writes an end down, then tells it.
+    /// Writes the end of an attempt to the journal, then reports it.
     fn end(&mut self, ended: Attempt) {
         if self.journal.append(&Entry::Ended(ended.clone())).is_err() {
-            // It is told as long as this process lives, and written when there is room again.
+            // This process still reports it, and writes it when the disk has space again.
             self.unwritten.push(ended.attempt.clone());
         }
-        self.say(&FromSupervisor::StatusChanged(ended.clone()));
+        self.send(&FromSupervisor::StatusChanged(ended.clone()));
         self.ended.insert(ended.attempt.clone(), ended);
     }
 
@@ -334,7 +338,7 @@ impl Supervisor {
         if self.ended.remove(attempt).is_none() {
             return;
         }
-        // Unwritten, it is only told of once more.
+        // If this fails, a later supervisor only reports the attempt once more.
         let _ = self.journal.append(&Entry::Forgotten { attempt: attempt.to_owned() });
         self.unwritten.retain(|unwritten| unwritten != attempt);
         let directory = store::attempts_dir(&self.state).join(attempt);
@@ -342,51 +346,53 @@ impl Supervisor {
         // Its retention begins now.
         let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
         let _ = std::fs::rename(&directory, store::logs_dir(&self.state).join(attempt));
-        if self.journal.is_long() {
-            let kept = self.attempts.values().flat_map(|kept| kept.entries(&self.boot_id));
+        if self.journal.needs_compaction() {
+            let live = self.attempts.values().flat_map(|tracked| tracked.entries(&self.boot_id));
             let ended = self.ended.values().cloned().map(Entry::Ended);
-            // Tried again when it has grown further.
-            let _ = self.journal.compact(kept.chain(ended));
+            // If this fails, it is repeated when the journal has grown further.
+            let _ = self.journal.compact(live.chain(ended));
         }
     }
 
-    fn keep_attempts(&mut self) {
+    /// Advances all attempts: collects exits, ends leases, and does what is due.
+    fn advance_attempts(&mut self) {
         let now = now();
         self.reap(now.boot_ms);
         let lease_over = now.boot_ms >= self.lease_until_boot_ms;
         for attempt in self.attempts.values_mut() {
-            if attempt.launch.leased && lease_over {
+            if attempt.request.leased && lease_over {
                 let grace_ms = crate::state::event::LEASE_STOP_GRACE_MS / 2;
-                let message = "its pool lost the broker".to_owned();
+                let message = "the lease expired: the pool had no connection to the broker".to_owned();
                 attempt.stop(EndKind::LeaseEnded, grace_ms, message, now.boot_ms);
             }
-            attempt.notice_ends(now);
+            attempt.poll_exits(now);
         }
         let due = |attempt: &TrackedAttempt| attempt.is_over() || attempt.deadline() <= now.boot_ms;
         let due = self.attempts.iter().filter(|(_, attempt)| due(attempt)).map(|(name, _)| name.clone());
         let due: Vec<String> = due.collect();
         if !due.is_empty() {
-            self.orphans.look(&self.attempts);
+            self.orphans.poll(&self.attempts);
         }
         for name in due {
-            self.keep(&name, now);
+            self.advance(&name, now);
         }
-        self.watch(now.boot_ms);
+        self.poll(now.boot_ms);
     }
 
-    /// Waits for all that ended: main processes, and orphans that became children of this process.
+    /// Waits for all processes that ended: main processes, and orphans that became children of this process.
     fn reap(&mut self, boot_ms: u64) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
-            let _orphan = !self.attempts.values_mut().any(|kept| kept.note_exit(pid, status, boot_ms));
+            let _orphan =
+                !self.attempts.values_mut().any(|tracked| tracked.record_exit(pid, status, boot_ms));
         }
     }
 
-    /// Does for one attempt what is due.
-    fn keep(&mut self, name: &str, now: Now) {
+    /// Does what is due for one attempt.
+    fn advance(&mut self, name: &str, now: Now) {
         let Some(attempt) = self.attempts.get_mut(name) else { return };
         let orphans = self.orphans.of(name, attempt.adopted);
-        attempt.keep_deadlines(&orphans, now.boot_ms);
+        attempt.enforce_deadlines(&orphans, now.boot_ms);
         if !attempt.is_over() {
             return;
         }
@@ -398,29 +404,29 @@ impl Supervisor {
             attempt.seal_output();
             self.end(attempt.outcome(now.unix_ms));
             if !attempt.remove_group() {
-                self.emptied.push(attempt);
+                self.unremoved.push(attempt);
             }
         }
     }
 
-    /// Looks now and then at what sends no notice.
-    fn watch(&mut self, boot_ms: u64) {
-        let all = self.watched_at.elapsed() >= WATCH;
-        if all || self.closely_at.elapsed() >= self.watch {
-            self.closely_at = Instant::now();
-            let mut closely = false;
+    /// Polls, at intervals, what no event reports: output, memory, and work that failed before.
+    fn poll(&mut self, boot_ms: u64) {
+        let all = self.polled_at.elapsed() >= POLL;
+        if all || self.output_polled_at.elapsed() >= self.output_poll {
+            self.output_polled_at = Instant::now();
+            let mut fast = false;
             for attempt in self.attempts.values_mut() {
                 if all || attempt.grows_fast(boot_ms) {
                     attempt.bound_output(boot_ms);
                 }
-                closely |= attempt.grows_fast(boot_ms);
+                fast |= attempt.grows_fast(boot_ms);
             }
-            self.watch = if closely { WATCH_CLOSELY } else { WATCH };
+            self.output_poll = if fast { POLL_FAST } else { POLL };
         }
         if !all {
             return;
         }
-        self.watched_at = Instant::now();
+        self.polled_at = Instant::now();
         let enforced = self.groups.as_ref().is_some_and(|groups| groups.memory.is_ok());
         let excesses = if enforced { Vec::new() } else { memory::excesses(&self.attempts) };
         for over in excesses {
@@ -428,7 +434,7 @@ impl Supervisor {
                 attempt.stop_for_memory(&over, boot_ms);
             }
         }
-        self.emptied.retain(|attempt| !attempt.remove_group());
+        self.unremoved.retain(|attempt| !attempt.remove_group());
         for name in std::mem::take(&mut self.unwritten) {
             let entry = self.ended.get(&name).cloned().map(Entry::Ended);
             if entry.is_some_and(|entry| self.journal.append(&entry).is_err()) {
@@ -437,9 +443,10 @@ impl Supervisor {
         }
     }
 
-    fn say(&mut self, message: &FromSupervisor) {
+    /// Queues a message for the agent; without an agent it is dropped, as every agent lists all attempts.
+    fn send(&mut self, message: &FromSupervisor) {
         if let Some(agent) = &mut self.agent {
-            agent.say(message);
+            agent.send(message);
         }
     }
 
@@ -450,20 +457,21 @@ impl Supervisor {
     }
 }
 
+/// The status of an attempt of which no task was started.
 fn unstarted(exit: Exit) -> Status {
     let Exit { kind, exit_code, signal, message } = exit;
     let ended_unix_ms = now().unix_ms;
     Status::Ended { started_unix_ms: None, ended_unix_ms, kind, exit_code, signal, message }
 }
 
-/// What is not enforced here, and why.
+/// Notes for operators: the limits that are not enforced here, and why.
 fn notes(cpu: Option<&String>, memory: Option<&String>) -> Vec<String> {
     let cpu = cpu.map(|why| format!("CPU limits are not enforced: {why}"));
     let memory = memory.map(|why| {
         format!(
-            "memory is watched every {} ms, not enforced by the kernel, and a task above what it asked for \
-             is killed: {why}",
-            WATCH.as_millis()
+            "memory is watched every {} ms, not enforced by the kernel, and a task above its request is \
+             killed: {why}",
+            POLL.as_millis()
         )
     });
     cpu.into_iter().chain(memory).collect()

@@ -1,4 +1,4 @@
-//! One task as its supervisor keeps it: a process group, maybe a control group, and its files.
+//! One task in the supervisor: a process group, maybe a control group, and the task's files.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,17 +11,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill
 
 use super::attempt::Now;
 use super::cgroup::Group;
-use super::enter;
-use super::output::{self, Look};
+use super::cgroup_exec;
+use super::output::{self, Growth};
 use super::process;
 use super::protocol::{EndKind, StartAttempt};
 use super::store::{self, ProcessRecord};
 use crate::pools::Stream;
 
-/// Where programs are looked for if neither the launch nor the supervisor's environment says.
+/// Where programs are searched if neither the request nor the supervisor's environment sets `PATH`.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The exit code of a program that may not be executed: that of a shell.
+/// The exit code for a program that may not be executed: the same as a shell's.
 const NOT_EXECUTABLE: i32 = 126;
 
 /// A task that was started.
@@ -29,15 +29,15 @@ pub(super) struct Task {
     rank: usize,
     pid: i32,
     started_ticks: u64,
-    /// Started by this process, so its exit status comes from waiting for it.
+    /// The main process was started by this process, which gets its exit status by waiting.
     is_child: bool,
-    /// Wakes the supervisor when the main process ends.
+    /// Readable when the main process ends; `None` after that, or if it could not be opened.
     pub(super) pidfd: Option<OwnedFd>,
     group: Option<Group>,
-    /// How its main process ended, once it has.
+    /// How the main process ended; `None` while it runs.
     exit: Option<Exit>,
-    /// Bytes of output when it was last looked at.
-    seen: [u64; 2],
+    /// Sizes of the output streams at the last poll, in bytes.
+    output_sizes: [u64; 2],
 }
 
 /// How a task ended.
@@ -50,18 +50,18 @@ pub(super) struct Exit {
 }
 
 impl Exit {
-    /// An end without an exit status.
+    /// Makes an exit without an exit status.
     pub(super) fn plain(kind: EndKind, message: &str) -> Self {
         Self { kind, exit_code: None, signal: None, message: message.to_owned() }
     }
 
-    /// The end of a task whose program could not be started.
+    /// Makes the exit of a task whose program could not be started.
     ///
-    /// What the job itself got wrong ends as in a shell, with 127 for a program that isn't there and
-    /// 126 for one that may not be executed; the rest is this machine's fault.
-    pub(super) fn of_refused_start(error: &io::Error) -> Self {
+    /// Errors in the job have the exit codes of a shell: 127 if the program does not exist, 126 if it
+    /// may not be executed. All other errors are the machine's, and count as a failed start.
+    pub(super) fn of_spawn_error(error: &io::Error) -> Self {
         let exit_code = match error.kind() {
-            io::ErrorKind::NotFound => Some(enter::FAILED),
+            io::ErrorKind::NotFound => Some(cgroup_exec::EXIT_NOT_STARTED),
             io::ErrorKind::PermissionDenied => Some(NOT_EXECUTABLE),
             _ => None,
         };
@@ -71,24 +71,24 @@ impl Exit {
 }
 
 impl Task {
-    /// Starts the task of this rank in an attempt whose directory is made.
+    /// Starts the task with this rank. The attempt's `directory` must exist.
     ///
     /// # Errors
-    /// What keeps the program from being started, naming what it is about.
+    /// Why the program could not be started, with the name of the program or directory.
     pub(super) fn spawn(
-        launch: &StartAttempt,
+        request: &StartAttempt,
         directory: &Path,
         rank: usize,
         group: Option<Group>,
     ) -> io::Result<Self> {
         let output = |stream| output::create(directory, rank, stream);
         let spawn = |shell| {
-            let mut command = command(launch, directory, rank, group.as_ref(), shell)?;
+            let mut command = command(request, directory, rank, group.as_ref(), shell)?;
             command.stdin(Stdio::null()).stdout(output(Stream::Stdout)?).stderr(output(Stream::Stderr)?);
             command.process_group(0).spawn()
         };
         let child = match spawn(None) {
-            // A text that doesn't say who reads it: as every shell does, let one read it.
+            // A script without a `#!` line: run it by a shell, as every shell does.
             Err(error) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
                 spawn(Some("/bin/sh"))?
             }
@@ -99,37 +99,37 @@ impl Task {
         Ok(Self::new(rank, pid, started_ticks, true, group))
     }
 
-    /// Takes over a task that an earlier supervisor started. Its exit status can't be known.
+    /// Takes over a task that an earlier supervisor started. Its exit status will be unknown.
     pub(super) fn adopt(rank: usize, pid: i32, started_ticks: u64, group: Option<Group>) -> Self {
         Self::new(rank, pid, started_ticks, false, group)
     }
 
     fn new(rank: usize, pid: i32, started_ticks: u64, is_child: bool, group: Option<Group>) -> Self {
         let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        Self { rank, pid, started_ticks, is_child, pidfd, group, exit: None, seen: [0; 2] }
+        Self { rank, pid, started_ticks, is_child, pidfd, group, exit: None, output_sizes: [0; 2] }
     }
 
-    /// Its place in its attempt.
+    /// The task's index in its attempt.
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
 
-    /// Its main process, which also names its process group.
+    /// The pid of the main process, which is also the id of the process group.
     pub(super) fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// The control group that it runs in.
+    /// The control group that the task runs in, if there is one.
     pub(super) fn group(&self) -> Option<&Group> {
         self.group.as_ref()
     }
 
-    /// How its main process ended, once it has.
+    /// How the main process ended; `None` while it runs.
     pub(super) fn exit(&self) -> Option<&Exit> {
         self.exit.as_ref()
     }
 
-    /// What the next supervisor must know of it.
+    /// The journal record by which a later supervisor finds the task.
     pub(super) fn record(&self, attempt: &str, started: Now, boot_id: &str) -> ProcessRecord {
         ProcessRecord {
             attempt: attempt.to_owned(),
@@ -142,15 +142,17 @@ impl Task {
         }
     }
 
-    /// Notes what waiting for its main process brought.
-    pub(super) fn note_exit(&mut self, status: WaitStatus, directory: &Path) {
+    /// Records the exit status of the main process.
+    pub(super) fn record_exit(&mut self, status: WaitStatus, directory: &Path) {
         let (exit_code, signal) = (status.exit_status(), status.terminating_signal());
         let (kind, message) = match (exit_code, signal) {
             (Some(0), _) => (EndKind::Succeeded, String::new()),
             _ if self.group.as_ref().is_some_and(Group::ran_out_of_memory) => {
                 (EndKind::OutOfMemory, "used more memory than was asked for".to_owned())
             }
-            (Some(enter::FAILED), _) if self.group.is_some() => self.why_not_started(directory),
+            (Some(cgroup_exec::EXIT_NOT_STARTED), _) if self.group.is_some() => {
+                self.why_not_started(directory)
+            }
             (None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
             _ => (EndKind::Failed, String::new()),
         };
@@ -158,7 +160,7 @@ impl Task {
         self.end(Exit { kind, exit_code, signal, message });
     }
 
-    /// Tells a program that never began from one that itself ended with that code.
+    /// Distinguishes a program that the shim could not start from one that itself exited with the same code.
     fn why_not_started(&self, directory: &Path) -> (EndKind, String) {
         match std::fs::read_to_string(failure_path(directory, self.rank)) {
             Ok(message) => (EndKind::StartFailed, message),
@@ -166,8 +168,8 @@ impl Task {
         }
     }
 
-    /// Notes the end of a process that somebody else waits for.
-    pub(super) fn notice_end(&mut self) {
+    /// Checks whether an adopted main process has ended: another process waits for it.
+    pub(super) fn poll_exit(&mut self) {
         if self.exit.is_none() && !self.is_child && !self.is_alive() {
             let message = "its supervisor was restarted: the exit status is unknown";
             self.end(Exit::plain(EndKind::Vanished, message));
@@ -179,16 +181,16 @@ impl Task {
         self.pidfd = None;
     }
 
-    /// Its main process is there, and is no other that got its number since.
+    /// Returns whether the main process lives, and its pid was not reused by another process.
     fn is_alive(&self) -> bool {
         process::stat(self.pid).is_some_and(|stat| !stat.dead && stat.started_ticks == self.started_ticks)
     }
 
-    /// Its process group has members.
+    /// Returns whether the task's process group has members.
     ///
-    /// A number is not given to a new process while a group bears it. So if the main process was
-    /// waited for and there is a process of that number, then the group is empty, and the number
-    /// now means somebody else.
+    /// The kernel does not reuse a pid while a process group has it as its id. So if the main process
+    /// was waited for and a process with its pid exists, the group is empty and the pid belongs to a
+    /// foreign process.
     pub(super) fn has_process_group(&self) -> bool {
         let Some(group) = Pid::from_raw(self.pid) else { return false };
         let main = process::stat(self.pid);
@@ -202,12 +204,12 @@ impl Task {
         if !ours || test_kill_process_group(group).is_err() {
             return false;
         }
-        // The dead count as members until they are waited for. Those of an earlier supervisor are
-        // waited for by the system's first process, which may take its time.
+        // Dead processes are members until they are waited for. For those of an earlier supervisor the
+        // system's first process does that, possibly much later.
         self.is_child || process::all().iter().any(|stat| stat.group == self.pid && !stat.dead)
     }
 
-    /// Sends a signal to its process group.
+    /// Sends a signal to the task's process group, if that has members.
     pub(super) fn signal(&self, signal: Signal) {
         if self.has_process_group()
             && let Some(group) = Pid::from_raw(self.pid)
@@ -216,15 +218,15 @@ impl Task {
         }
     }
 
-    /// Keeps its output within its bound.
-    pub(super) fn bound_output(&mut self, directory: &Path, stream_max_bytes: u64) -> Look {
-        output::bound(directory, self.rank, stream_max_bytes, &mut self.seen)
+    /// Drops output beyond the bound of each stream.
+    pub(super) fn bound_output(&mut self, directory: &Path, stream_max_bytes: u64) -> Growth {
+        output::bound(directory, self.rank, stream_max_bytes, &mut self.output_sizes)
     }
 }
 
-/// The directory that a task starts in.
-fn workdir(launch: &StartAttempt, directory: &Path, rank: usize) -> io::Result<PathBuf> {
-    match launch.group_of(rank).and_then(|group| group.workdir.as_ref()) {
+/// The directory that a task starts in. If the request names none, a private one is created.
+fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<PathBuf> {
+    match request.group_of(rank).and_then(|group| group.workdir.as_ref()) {
         Some(path) => Ok(PathBuf::from(path)),
         None => {
             let path = directory.join(format!("{rank}.work"));
@@ -234,35 +236,38 @@ fn workdir(launch: &StartAttempt, directory: &Path, rank: usize) -> io::Result<P
     }
 }
 
+/// The file to which the shim writes why the program could not be started.
 fn failure_path(directory: &Path, rank: usize) -> PathBuf {
     directory.join(format!("{rank}.failure"))
 }
 
-/// The command of a task, all but its streams.
+/// Builds the command of a task, without its streams.
+///
+/// With a control group, the shim starts the program. Without one, `shell` runs it, if given.
 fn command(
-    launch: &StartAttempt,
+    request: &StartAttempt,
     directory: &Path,
     rank: usize,
     group: Option<&Group>,
     shell: Option<&str>,
 ) -> io::Result<Command> {
-    let (Some(what), Some(task)) = (launch.group_of(rank), launch.tasks.get(rank)) else {
-        return Err(io::Error::other("the launch names no group for a task"));
+    let (Some(start), Some(task)) = (request.group_of(rank), request.tasks.get(rank)) else {
+        return Err(io::Error::other("the request names no group for a task"));
     };
-    let workdir = workdir(launch, directory, rank)?;
+    let workdir = workdir(request, directory, rank)?;
     if !workdir.is_dir() {
-        // The system's own error doesn't tell a missing directory from a missing program.
+        // The error of the system is the same for a missing directory and a missing program.
         let message = format!("{}: no such directory", workdir.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, message));
     }
-    let (program, arguments) = what.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
-    let env: Vec<&(String, String)> = what.env.iter().chain(&launch.env).chain(&task.env).collect();
+    let (program, arguments) = start.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
+    let env: Vec<&(String, String)> = start.env.iter().chain(&request.env).chain(&task.env).collect();
     let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
     let path = set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
     let found = find_program(program, &path, &workdir)?;
     let mut command = match (group, shell) {
         (Some(group), _) => {
-            enter::command(&group.procs(), &failure_path(directory, rank), Some((&found, program)))
+            cgroup_exec::command(&group.procs(), &failure_path(directory, rank), Some((&found, program)))
         }
         (None, Some(shell)) => {
             let mut command = Command::new(shell);
@@ -283,8 +288,12 @@ fn command(
     Ok(command)
 }
 
-/// Finds a program as a shell in `workdir` would. A full path also lets the standard library start
-/// it without copying this process.
+/// Finds a program as a shell in `workdir` would.
+///
+/// With a full path the standard library can also use `posix_spawn`, which does not copy this process.
+///
+/// # Errors
+/// `NotFound` or `PermissionDenied`, with the name of the program.
 fn find_program(program: &str, path: &std::ffi::OsStr, workdir: &Path) -> io::Result<PathBuf> {
     let refused = |kind, why: &str| io::Error::new(kind, format!("{program}: {why}"));
     let runs = |file: &Path| file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok();

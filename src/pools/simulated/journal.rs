@@ -1,5 +1,5 @@
-//! A simulated pool's memory: one line per start, end and forgetting; rewritten when it is mostly
-//! old. Not synced: it must survive the agent, not the machine.
+//! The journal of a simulated pool: one line per start, end and removal. It is rewritten when most lines
+//! are obsolete. It is not synced: it must survive the agent, not the machine.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,16 +13,16 @@ use crate::model::attempt::OutcomeKind;
 use crate::model::id::{AttemptId, Revision};
 use crate::model::time::Timestamp;
 
-/// Lines that are no longer of use before the file is rewritten.
+/// Obsolete lines before the file is rewritten.
 const STALE_MAX: usize = 4_096;
 
-/// The file, or nothing.
+/// The journal's file; a journal without a file stores nothing.
 pub(super) struct Journal {
     file: Option<(PathBuf, File)>,
     stale: usize,
 }
 
-/// One line.
+/// One line of the journal: an attempt as it was at that time.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Line {
     attempt: String,
@@ -86,8 +86,12 @@ impl Line {
 }
 
 impl Journal {
-    /// Opens the file in `state` and reads what is in it; a torn last line is dropped. Whoever opens
-    /// it holds the folder's [`Lock`](crate::lock::Lock), or one above it.
+    /// Opens the file in `state` and reads its attempts. Lines that can't be decoded are skipped.
+    ///
+    /// The caller holds the [`Lock`](crate::lock::Lock) of the folder, or of one above it.
+    ///
+    /// # Errors
+    /// Any I/O error.
     pub(super) fn open(state: Option<&Path>) -> std::io::Result<(Self, BTreeMap<AttemptId, Task>)> {
         let mut tasks = BTreeMap::new();
         let Some(state) = state else { return Ok((Self { file: None, stale: 0 }, tasks)) };
@@ -113,7 +117,7 @@ impl Journal {
         let Ok(mut text) = serde_json::to_string(line) else { return };
         text.push('\n');
         if let Err(error) = file.write_all(text.as_bytes()) {
-            tracing::error!(path = %path.display(), %error, "a simulated pool can't remember what it runs");
+            tracing::error!(path = %path.display(), %error, "a simulated pool can't write its journal");
         }
     }
 
@@ -149,10 +153,10 @@ impl Journal {
                 text.push('\n');
             }
         }
-        // In place: a crash between the two steps loses only what a simulation pretends.
+        // In place: a crash between the two steps loses only simulated attempts.
         let rewritten = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         if let Err(error) = rewritten {
-            tracing::error!(path = %path.display(), %error, "a simulated pool can't remember what it runs");
+            tracing::error!(path = %path.display(), %error, "a simulated pool can't write its journal");
         }
     }
 }

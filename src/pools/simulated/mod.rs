@@ -1,5 +1,6 @@
-//! Simulated pools: nodes from a file or a generator, tasks that "run" for a given time. What
-//! was started, when and for how long is kept in a file, so a restarted agent adopts it.
+//! Simulated pools: nodes from a file or a generator, and tasks that take a given time without running
+//! anything. A journal stores what was started, when and for how long, so that a restarted agent adopts
+//! it.
 
 mod fleet;
 mod journal;
@@ -24,21 +25,22 @@ use crate::model::pool::NodeSpec;
 use crate::model::time::Timestamp;
 use journal::{Journal, Line};
 
-/// How long a task runs that doesn't say.
+/// The duration of a task whose spec sets none.
 const DURATION_MS_DEFAULT: u64 = 1_000;
 
-/// A simulated pool's settings.
+/// Settings of a simulated pool.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub pool: String,
+    /// The nodes that the pool reports, such as those of [`fleet`].
     pub nodes: Vec<NodeSpec>,
-    /// Where it remembers; `None` forgets with the process.
+    /// The folder of the journal; `None` means that nothing survives the process.
     pub state: Option<PathBuf>,
-    /// Divides every duration, in thousandths: 2,000 runs twice as fast.
+    /// Divisor of every duration, in thousandths: 2,000 runs twice as fast. 0 counts as 1.
     pub speedup_millis: u64,
 }
 
-/// The backend.
+/// A simulated backend.
 pub struct Simulated {
     settings: Settings,
     clock: Clock,
@@ -48,13 +50,13 @@ pub struct Simulated {
 }
 
 enum Command {
-    StartRequest(Box<StartRequest>),
+    Start(Box<StartRequest>),
     Stop(Stop),
     Forget(AttemptId),
     Renew(Timestamp),
 }
 
-/// An attempt that was started here.
+/// An attempt that was started in this pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) revision: Revision,
@@ -65,7 +67,7 @@ pub(crate) struct Task {
     pub(crate) duration_ms: u64,
     pub(crate) timed_out: bool,
     pub(crate) exit_code: u8,
-    /// Set when it ended otherwise than by running to its end.
+    /// When and how it ended, if it was stopped or its lease ended before its time.
     pub(crate) ended: Option<(Timestamp, OutcomeKind)>,
 }
 
@@ -91,14 +93,14 @@ impl Task {
 }
 
 impl Simulated {
-    /// A backend that is yet to be opened.
+    /// Makes a backend, which is not opened yet.
     pub fn new(settings: Settings, clock: Clock) -> Self {
         let (commands, inbox) = mpsc::unbounded_channel();
         Self { settings, clock, commands, inbox: Some(inbox), attempts: Arc::default() }
     }
 
     fn send(&self, command: Command) {
-        // The worker lives as long as this does.
+        // The worker runs as long as this value exists.
         let _ = self.commands.send(command);
     }
 }
@@ -108,14 +110,14 @@ impl PoolBackend for Simulated {
         let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
         let (journal, tasks) = Journal::open(self.settings.state.as_deref()).map_err(failed)?;
         let now = self.clock.now();
-        let seen = |(attempt, task): (&AttemptId, &Task)| ObservedAttempt {
+        let observed = |(attempt, task): (&AttemptId, &Task)| ObservedAttempt {
             attempt: *attempt,
             ordered_revision: task.revision,
             start_by: task.start_by,
             high_water: task.high_water,
             status: task.status(now),
         };
-        let attempts = tasks.iter().map(seen).collect();
+        let attempts = tasks.iter().map(observed).collect();
         let ends = tasks.iter().map(|(attempt, task)| (task.ends_at(), *attempt));
         let ends = ends.filter(|(at, _)| *at > now).collect();
         let inbox = self.inbox.take().ok_or_else(|| Error::Gone { pool: self.settings.pool.clone() })?;
@@ -135,7 +137,7 @@ impl PoolBackend for Simulated {
     }
 
     fn start(&mut self, start: StartRequest) {
-        self.send(Command::StartRequest(Box::new(start)));
+        self.send(Command::Start(Box::new(start)));
     }
 
     fn stop(&mut self, stop: Stop) {
@@ -155,7 +157,7 @@ impl PoolBackend for Simulated {
     }
 }
 
-/// What a simulated task would have printed: that it was simulated.
+/// The output of simulated tasks: one line on standard error, which reports the simulation.
 struct Banners(Arc<Mutex<BTreeMap<AttemptId, String>>>);
 
 impl ReadLogs for Banners {
@@ -195,11 +197,11 @@ impl Worker {
         loop {
             let now = self.clock.now();
             let next = self.ends.first().map_or(u64::MAX, |(at, _)| at.ms_since(now));
-            // A day is as good as never, and what a timer can hold.
+            // A timer can't hold `u64::MAX`; waking once a day costs nothing.
             let wait = Duration::from_millis(next.min(86_400_000));
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::StartRequest(start)) => self.start(*start),
+                    Some(Command::Start(start)) => self.start(*start),
                     Some(Command::Stop(stop)) => self.stop(stop.attempt, OutcomeKind::Cancelled),
                     Some(Command::Forget(attempt)) => self.forget(attempt),
                     Some(Command::Renew(until)) => self.lease_until = self.lease_until.max(until),
@@ -214,7 +216,7 @@ impl Worker {
     fn start(&mut self, start: StartRequest) {
         let (now, attempt) = (self.clock.now(), start.order.attempt);
         if self.tasks.contains_key(&attempt) {
-            return self.tell(attempt);
+            return self.report(attempt);
         }
         if now > start.start_by || (start.leased && now > self.lease_until) {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "the order came too late");
@@ -244,9 +246,9 @@ impl Worker {
         self.ends.insert((task.ends_at(), attempt));
         let at_once = duration_ms == 0;
         self.tasks.insert(attempt, task);
-        // One that ends at once is told once, when it has.
+        // An attempt without duration is reported once, with its end.
         if !at_once {
-            self.tell(attempt);
+            self.report(attempt);
         }
     }
 
@@ -258,7 +260,7 @@ impl Worker {
             task.ended = Some((now, kind));
             self.journal.write(&Line::ended(attempt, task));
         }
-        self.tell(attempt);
+        self.report(attempt);
     }
 
     fn forget(&mut self, attempt: AttemptId) {
@@ -272,7 +274,7 @@ impl Worker {
         let now = self.clock.now();
         while let Some((at, attempt)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, attempt));
-            self.tell(attempt);
+            self.report(attempt);
         }
         if self.lease_until < now {
             let leased = self
@@ -284,7 +286,7 @@ impl Worker {
         }
     }
 
-    fn tell(&self, attempt: AttemptId) {
+    fn report(&self, attempt: AttemptId) {
         if let Some(task) = self.tasks.get(&attempt) {
             let _ = self.events.send(Event::StatusChanged { attempt, status: task.status(self.clock.now()) });
         }

@@ -14,7 +14,7 @@ use weir::model::time::Timestamp;
 use weir::pools::kubernetes::{Kubernetes, Settings};
 
 use super::super::conformance::Bench;
-use super::super::life::{Life, PATIENCE as TIMEOUT, assert_kind};
+use super::super::life::{Life, TIMEOUT, assert_kind};
 use super::super::support::kubernetes::ControlPlane;
 use super::super::support::proxy::{Proxy, Weather};
 use super::super::support::{Process, until};
@@ -69,7 +69,7 @@ fn a_node_that_is_deleted_takes_its_tasks_with_it() {
     let bench = ClusterBench::new(plane, "lost");
     let mut life = bench.life();
     let start = life.order(1, |spec| spec.groups[0].run = simulated(&["hang"]));
-    life.launch(&start);
+    life.start(&start);
     life.until_running(start.order.attempt);
     bench.plane.kubectl(&["delete", "node", &start.order.tasks[0].node]);
     // The cluster waits a minute before it deletes the pods of a deleted node.
@@ -89,21 +89,21 @@ fn an_api_servers_outage_of_a_minute_loses_nothing() {
     let bench = ClusterBench::new(plane, "outage");
     let mut life = bench.life();
     let runs = order(&life, 1, &["play", "2s", "0"]);
-    life.launch(&runs);
+    life.start(&runs);
     life.until_running(runs.order.attempt);
     let stopped = order(&life, 2, &["hang"]);
-    life.launch(&stopped);
+    life.start(&stopped);
     life.until_running(stopped.order.attempt);
     bench.plane.stop_api();
     // A start and a stop are ordered during the outage, and carried out after it.
     let started = order(&life, 3, &["play", "100ms", "0"]);
-    life.launch(&started);
+    life.start(&started);
     life.stop(stopped.order.attempt);
-    life.hear("the outage is reported", |life| !life.answered);
+    life.wait_for("the outage is reported", |life| !life.answered);
     // The length of the fault, not a wait for a condition.
     std::thread::sleep(OUTAGE);
     bench.plane.start_api();
-    life.hear("the end of the outage is reported", |life| life.answered);
+    life.wait_for("the end of the outage is reported", |life| life.answered);
     assert_kind(&life.until_ended(runs.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
     assert_kind(&life.until_ended(started.order.attempt), OutcomeKind::Succeeded);
@@ -122,7 +122,7 @@ fn changes_in_a_compacted_history_are_found_by_listing() {
     let ends = order(&life, 1, &["play", "3s", "0"]);
     let removed = order(&life, 2, &["hang"]);
     for start in [&ends, &removed] {
-        life.launch(start);
+        life.start(start);
         life.until_running(start.order.attempt);
     }
     // Counted now: the counts come from etcd's history, which is compacted below.
@@ -156,7 +156,7 @@ fn changes_in_a_compacted_history_are_found_by_listing() {
     proxy.heal(true);
     assert_kind(&life.until_ended(ends.order.attempt), OutcomeKind::Succeeded);
     assert_kind(&life.until_ended(removed.order.attempt), OutcomeKind::Vanished);
-    life.hear("one node is removed, and the other has less capacity", |life| {
+    life.wait_for("one node is removed, and the other has less capacity", |life| {
         life.nodes.len() == 1 && life.nodes[0].allocatable.cpu_millis == 6_000
     });
     life.kill();
@@ -205,7 +205,7 @@ spec:
         let seated = scope.spawn(|| plane.kubectl_as(&kubeconfig, &create, ""));
         until("a request of the agent is rejected", TIMEOUT, || requests("rejected") > 0.0);
         let before = requests("rejected");
-        life.launch(&start);
+        life.start(&start);
         until("it is rejected again", TIMEOUT, || requests("rejected") > before + 1.0);
         assert_eq!(bench.runs(start.order.attempt), Some(0));
         assert!(!seated.is_finished());
@@ -221,7 +221,7 @@ fn a_token_that_has_expired_is_read_again() {
     let kubeconfig = plane.account("renewed", "guest");
     let mut life = bench.life_with(kubeconfig.clone());
     let runs = order(&life, 1, &["play", "1s", "0"]);
-    life.launch(&runs);
+    life.start(&runs);
     life.until_running(runs.order.attempt);
     // A deleted account's tokens are invalid, like expired ones.
     bench.kubectl(&["delete", "serviceaccount", "guest"]);
@@ -230,8 +230,8 @@ fn a_token_that_has_expired_is_read_again() {
         answer.is_err_and(|error| error.contains("Unauthorized"))
     });
     let start = order(&life, 2, &["play", "100ms", "0"]);
-    life.launch(&start);
-    life.hear("its calls are refused", |life| !life.answered);
+    life.start(&start);
+    life.wait_for("its calls are refused", |life| !life.answered);
     assert_eq!(bench.runs(start.order.attempt), Some(0));
     plane.account("renewed", "guest");
     for start in [&runs, &start] {
@@ -265,7 +265,7 @@ fn an_unreachable_webhook_is_retried_and_a_refusal_is_final() {
     let failed_calls = || metric(&plane, "apiserver_admission_webhook_rejection_count", "refuse.weir.test");
     let before = failed_calls();
     let start = order(&life, 1, &["hang"]);
-    life.launch(&start);
+    life.start(&start);
     until("the agent's creation fails twice", TIMEOUT, || failed_calls() >= before + 2.0);
     assert!(!matches!(
         life.status(start.order.attempt),

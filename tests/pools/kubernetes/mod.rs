@@ -15,7 +15,7 @@ use weir::pools::kubernetes::{Binding, Kubernetes, LOG_MAX_BYTES, Settings};
 use weir::pools::{PoolBackend, Stream};
 
 use super::conformance::{self, Bench};
-use super::life::{Life, PATIENCE as TIMEOUT, assert_kind};
+use super::life::{Life, TIMEOUT, assert_kind};
 use super::support::kubernetes::ControlPlane;
 use super::support::until;
 
@@ -130,22 +130,22 @@ spec:
   - {name: c, image: i, command: [hang], resources: {requests: {cpu: 2500m}, limits: {"nvidia.com/gpu": 1}}}
 "#;
     bench.plane.apply(pod);
-    life.hear("another pod is counted", |life| free(life) == (5_500, 3, false));
+    life.wait_for("another pod is counted", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "other", "--wait=false"]);
-    life.hear("its resources are free again", |life| free(life) == (8_000, 4, false));
+    life.wait_for("its resources are free again", |life| free(life) == (8_000, 4, false));
     // A pod that has the pool's label but was created by hand is load.
     let copy = pod.replace("name: other, ", "name: copy, labels: {weir.dev/pool: shared}, ");
     bench.plane.apply(&copy);
-    life.hear("a copy is counted", |life| free(life) == (5_500, 3, false));
+    life.wait_for("a copy is counted", |life| free(life) == (5_500, 3, false));
     life.kill();
     let mut life = bench.life();
-    life.hear("a new agent counts it, too", |life| free(life) == (5_500, 3, false));
+    life.wait_for("a new agent counts it, too", |life| free(life) == (5_500, 3, false));
     bench.kubectl(&["delete", "pod", "copy", "--wait=false"]);
-    life.hear("its resources are free again", |life| free(life) == (8_000, 4, false));
+    life.wait_for("its resources are free again", |life| free(life) == (8_000, 4, false));
     bench.plane.kubectl(&["cordon", "shared-0"]);
-    life.hear("a cordon is reported", |life| free(life).2);
+    life.wait_for("a cordon is reported", |life| free(life).2);
     bench.plane.kubectl(&["uncordon", "shared-0"]);
-    life.hear("it is open again", |life| !free(life).2);
+    life.wait_for("it is open again", |life| !free(life).2);
     let ready = |status: &str| {
         let conditions =
             format!(r#"{{"status": {{"conditions": [{{"type": "Ready", "status": "{status}"}}]}}}}"#);
@@ -153,14 +153,14 @@ spec:
     };
     bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/not-ready=true"]);
     ready("Unknown");
-    life.hear("a node that is not ready is closed", |life| free(life).2);
+    life.wait_for("a node that is not ready is closed", |life| free(life).2);
     bench.plane.kubectl(&["annotate", "node", "shared-0", "weir.test/not-ready-"]);
-    life.hear("one that is ready again is open", |life| !free(life).2);
+    life.wait_for("one that is ready again is open", |life| !free(life).2);
     let shrunk = r#"{"status": {"allocatable": {"cpu": "3", "nvidia.com/gpu": "2"}}}"#;
     bench.plane.kubectl(&["patch", "node", "shared-0", "--subresource=status", "-p", shrunk]);
-    life.hear("a smaller node is reported", |life| free(life) == (3_000, 2, false));
+    life.wait_for("a smaller node is reported", |life| free(life) == (3_000, 2, false));
     bench.plane.kubectl(&["delete", "node", "shared-1"]);
-    life.hear("a deleted node is reported", |life| life.nodes.len() == 1);
+    life.wait_for("a deleted node is reported", |life| life.nodes.len() == 1);
     life.kill();
 }
 
@@ -182,16 +182,16 @@ fn resources_that_a_cluster_adds_to_a_pod_are_not_offered() {
     };
     let text = r#"{"runtimeClassName": "added", "containers": [{"name": "task", "image": "i", "command": ["hang"]}]}"#;
     let start = life.order(1, |spec| spec.groups[0].run = Run::Pod { spec: text.to_owned() });
-    life.launch(&start);
+    life.start(&start);
     life.until_running(start.order.attempt);
-    life.hear("the overhead is taken off the node", |life| cpus(life) == [7_750, 8_000]);
+    life.wait_for("the overhead is taken off the node", |life| cpus(life) == [7_750, 8_000]);
     life.kill();
     let mut life = bench.life();
     life.until_running(start.order.attempt);
-    life.hear("a new agent counts it, too", |life| cpus(life) == [7_750, 8_000]);
+    life.wait_for("a new agent counts it, too", |life| cpus(life) == [7_750, 8_000]);
     life.stop(start.order.attempt);
     life.until_ended(start.order.attempt);
-    life.hear("it is free again", |life| cpus(life) == [8_000, 8_000]);
+    life.wait_for("it is free again", |life| cpus(life) == [8_000, 8_000]);
     life.kill();
 }
 
@@ -202,7 +202,7 @@ fn each_external_end_has_its_outcome() {
     let mut life = bench.life();
     let start = |life: &mut Life<Kubernetes>, job: u64, command: &[&str]| {
         let start = life.order(job, |spec| spec.groups[0].run = simulated(command));
-        life.launch(&start);
+        life.start(&start);
         (start.order.attempt, format!("weir-{}-0", start.order.attempt))
     };
     let (deleted, pod) = start(&mut life, 1, &["hang"]);
@@ -253,7 +253,7 @@ fn a_start_beyond_a_nodes_pod_limit_is_rejected_and_closes_the_node() {
     let starts: Vec<_> = (1..=3)
         .map(|job| {
             let start = life.order(job, |spec| spec.groups[0].run = simulated(&["hang"]));
-            life.launch(&start);
+            life.start(&start);
             start.order.attempt
         })
         .collect();
@@ -265,7 +265,7 @@ fn a_start_beyond_a_nodes_pod_limit_is_rejected_and_closes_the_node() {
     // The same if only its kubelet detects the lack of capacity.
     let mut start = life.order(4, |spec| spec.groups[0].run = simulated(&["out-of-pods"]));
     start.order.tasks[0].node = "limited-1".to_owned();
-    life.launch(&start);
+    life.start(&start);
     let outcome = life.until_ended(start.order.attempt);
     assert_kind(&outcome, OutcomeKind::NotStarted);
     assert!(outcome.message.contains("OutOfpods"), "{outcome:?}");
@@ -285,7 +285,7 @@ fn a_task_ends_with_its_main_container_and_its_helpers_are_stopped() {
             {{"name": "helper", "image": "i", "resources": {{"requests": {{"cpu": "10m"}}}}}}]}}"#
         );
         let start = life.order(job, |spec| spec.groups[0].run = Run::Pod { spec: text });
-        life.launch(&start);
+        life.start(&start);
         let outcome = life.until_ended(start.order.attempt);
         assert_kind(&outcome, kind);
         assert_eq!(outcome.exit_code.map(|code| code.to_string()).as_deref(), Some(code));
@@ -304,7 +304,7 @@ fn a_gangs_missing_service_is_created_by_the_next_agent() {
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
-    life.launch(&start);
+    life.start(&start);
     life.until_running(start.order.attempt);
     let services = || bench.kubectl(&["get", "services", "-o", "name"]);
     until("it has a service", TIMEOUT, || !services().is_empty());
@@ -340,7 +340,7 @@ fn pods_of_another_broker_are_not_ended() {
     until("its own is ended", TIMEOUT, || phases().contains("Failed"));
     // A later attempt runs to its end: by then a stop of the other pod would have taken effect.
     let later = life.order(2, |spec| spec.groups[0].run = simulated(&["play", "100ms", "0"]));
-    life.launch(&later);
+    life.start(&later);
     assert_kind(&life.until_ended(later.order.attempt), OutcomeKind::Succeeded);
     let left =
         bench.kubectl(&["get", "pod", &format!("weir-{other}-1-0-1-0"), "-o", "jsonpath={.status.phase}"]);
@@ -366,7 +366,7 @@ fn a_refused_gang_fails_at_once_with_the_clusters_message() {
         spec.groups[0].gang = true;
         spec.groups[0].count = 2;
     });
-    life.launch(&gang);
+    life.start(&gang);
     let outcome = life.until_ended(gang.order.attempt);
     assert_kind(&outcome, OutcomeKind::StartFailed);
     assert!(outcome.message.contains("exceeded quota"), "{outcome:?}");
@@ -418,7 +418,7 @@ fn output_is_streamed_and_outlives_its_pod() {
     let mut life = bench.life();
     let start = life.order(1, |spec| spec.groups[0].run = simulated(&["hang"]));
     let attempt = start.order.attempt;
-    life.launch(&start);
+    life.start(&start);
     life.until_running(attempt);
     let reader = |life: &mut Life<Kubernetes>| {
         let mut logs = None;

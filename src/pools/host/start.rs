@@ -1,4 +1,4 @@
-//! From an order to what the supervisor is told to start.
+//! Conversion of a start order into the request that the agent sends to the supervisor.
 
 use super::process::{ATTEMPT_VARIABLE, RANK_VARIABLE};
 use super::protocol;
@@ -9,29 +9,26 @@ use crate::model::pool::Device;
 use crate::model::region::RegionCode;
 use crate::model::spec::{EnvValue, Run, TaskGroup};
 
-/// Where the members of a gang reach each other. All of them are on this machine, and this address
-/// is right on every machine, which can't be said of its name.
+/// The address at which the members of a gang reach each other. All of them are on this machine.
+/// The loopback address is right on every machine; its host name may resolve to anything.
 const MEMBER_ADDRESS: &str = "127.0.0.1";
 
-/// The pool that a launch is for.
+/// The pool that runs the attempt.
 pub(super) struct Pool<'a> {
     pub(super) name: &'a str,
     pub(super) region: RegionCode,
-    /// The node's, in the order of its declaration.
+    /// The node's devices, in the order of its declaration.
     pub(super) devices: &'a [Device],
     pub(super) log_max_bytes: u64,
 }
 
-/// What the supervisor is told to start.
+/// Makes the request that starts an attempt.
 ///
 /// # Errors
-/// In words for the job's owner, if this pool can't run it.
-pub(super) fn launch_request(
-    pool: &Pool<'_>,
-    launch: &StartRequest,
-) -> Result<protocol::StartAttempt, String> {
-    let order = &launch.order;
-    let groups = launch.spec.groups.iter().map(group_launch).collect::<Result<_, _>>()?;
+/// If this pool can't run the attempt: the reason, in words for the job's owner.
+pub(super) fn start_request(pool: &Pool<'_>, start: &StartRequest) -> Result<protocol::StartAttempt, String> {
+    let order = &start.order;
+    let groups = start.spec.groups.iter().map(group_start).collect::<Result<_, _>>()?;
     let mut env = vec![
         ("WEIR_JOB".to_owned(), order.job_name.clone()),
         (ATTEMPT_VARIABLE.to_owned(), order.attempt.to_string()),
@@ -40,17 +37,18 @@ pub(super) fn launch_request(
     ];
     let size = order.tasks.len();
     let first = order.tasks.first().ok_or("the order names no task")?;
-    // A gang of one is a gang, too: its program may ask how many they are.
-    if launch.spec.gang_job || launch.spec.groups.get(usize::from(first.group)).is_some_and(|g| g.gang) {
+    // A gang of one task has these variables, too: its program may read the gang's size.
+    if start.spec.gang_job || start.spec.groups.get(usize::from(first.group)).is_some_and(|g| g.gang) {
         env.push(("WEIR_GANG_SIZE".to_owned(), size.to_string()));
         env.push(("WEIR_GANG_ADDRESSES".to_owned(), vec![MEMBER_ADDRESS; size].join(",")));
     } else if size != 1 {
-        return Err("the order names several tasks of what is no gang".to_owned());
+        return Err("the order names several tasks of a group that is not a gang".to_owned());
     }
     let gang = env.len() > 4;
     let mut tasks = Vec::new();
     for (rank, task) in order.tasks.iter().enumerate() {
-        let group = launch.spec.groups.get(usize::from(task.group)).ok_or("its spec lacks a task's group")?;
+        let group =
+            start.spec.groups.get(usize::from(task.group)).ok_or("the job spec lacks the group of a task")?;
         let mut own = task_env(group, task, pool.devices);
         if gang {
             own.push((RANK_VARIABLE.to_owned(), rank.to_string()));
@@ -61,24 +59,28 @@ pub(super) fn launch_request(
         attempt: order.attempt.to_string(),
         revision: order.revision.0,
         high_water: order.high_water.map_or_else(String::new, |high_water| high_water.to_string()),
-        start_by_unix_ms: launch.start_by.0,
-        leased: launch.leased,
+        start_by_unix_ms: start.start_by.0,
+        leased: start.leased,
         env,
         groups,
         tasks,
-        max_run_ms: launch.spec.max_run_ms,
-        grace_ms: launch.spec.grace_ms,
+        max_run_ms: start.spec.max_run_ms,
+        grace_ms: start.spec.grace_ms,
         log_max_bytes: pool.log_max_bytes,
     })
 }
 
-fn group_launch(group: &TaskGroup) -> Result<protocol::GroupStart, String> {
-    let Run::Process(program) = &group.run else { return Err("this pool runs no containers".to_owned()) };
+fn group_start(group: &TaskGroup) -> Result<protocol::GroupStart, String> {
+    let Run::Process(program) = &group.run else {
+        return Err("this pool does not run containers".to_owned());
+    };
     let mut env = Vec::new();
     for var in &program.env {
         match &var.value {
             EnvValue::Plain(value) => env.push((var.name.clone(), value.clone())),
-            EnvValue::Secret { name, .. } => return Err(format!("this pool resolves no secrets: {name}")),
+            EnvValue::Secret { name, .. } => {
+                return Err(format!("this pool does not resolve secrets: {name}"));
+            }
         }
     }
     Ok(protocol::GroupStart {
@@ -101,7 +103,8 @@ fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[Device]) -> Vec<(Str
     env
 }
 
-/// Each maker's variable with the task's devices by the maker's own count, or with what hides all.
+/// Returns, for each maker of the node's devices, the variable that names the task's devices by the
+/// maker's own numbering, or a value that hides all of them.
 fn device_env(devices: &[Device], shares: &[DeviceShare]) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::new();
     let variables: Vec<String> =
@@ -110,7 +113,7 @@ fn device_env(devices: &[Device], shares: &[DeviceShare]) -> Vec<(String, String
         if variables[..index].contains(variable) {
             continue;
         }
-        // A maker's tools count its own devices only.
+        // The tools of a maker number its own devices only.
         let of_maker = variables.iter().enumerate().filter(|(_, other)| *other == variable);
         let of_task = of_maker
             .enumerate()
@@ -169,11 +172,11 @@ mod tests {
             after: None,
             tasks,
         };
-        let launch = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), leased: false };
+        let start = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), leased: false };
         let devices = devices(&[("A100-80G", 2), ("Ascend910B3", 2)]);
         let pool =
             Pool { name: "p", region: RegionCode::default(), devices: &devices, log_max_bytes: 1 << 20 };
-        launch_request(&pool, &launch)
+        start_request(&pool, &start)
     }
 
     fn value<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn each_makers_devices_are_counted_from_zero_and_those_of_others_are_hidden() {
+    fn devices_are_numbered_per_maker_and_those_of_other_tasks_are_hidden() {
         let devices = devices(&[("T4", 1), ("Ascend910B3", 3), ("A10", 1)]);
         let check = |indices: &[u16], cuda: &str, ascend: &str| {
             let env = device_env(&devices, &shares(indices));
@@ -204,27 +207,27 @@ mod tests {
         second.count = 2;
         second.run = Run::Process(Program { command: vec!["false".to_owned()], ..Program::default() });
         spec.groups.push(second);
-        let launch = request(spec, vec![task(0, 0, &[0]), task(1, 0, &[3]), task(1, 1, &[])]);
-        let launch = launch.expect("a launch");
-        assert_eq!(value(&launch.env, "WEIR_GANG_SIZE"), Some("3"));
-        assert_eq!(value(&launch.env, "WEIR_GANG_ADDRESSES"), Some("127.0.0.1,127.0.0.1,127.0.0.1"));
-        let command = |rank: usize| launch.group_of(rank).map(|group| group.command[0].clone());
+        let result = request(spec, vec![task(0, 0, &[0]), task(1, 0, &[3]), task(1, 1, &[])]);
+        let request = result.expect("a request");
+        assert_eq!(value(&request.env, "WEIR_GANG_SIZE"), Some("3"));
+        assert_eq!(value(&request.env, "WEIR_GANG_ADDRESSES"), Some("127.0.0.1,127.0.0.1,127.0.0.1"));
+        let command = |rank: usize| request.group_of(rank).map(|group| group.command[0].clone());
         assert_eq!([command(0), command(1), command(2)].map(Option::unwrap), ["true", "false", "false"]);
-        let seen = |rank: usize| {
+        let env = |rank: usize| {
             let names = [RANK_VARIABLE, "WEIR_TASK_GROUP", "WEIR_TASK_INDEX", "WEIR_TASK_COUNT"];
             let devices = ["CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"];
             let names = names.into_iter().chain(devices);
-            names.map(|name| value(&launch.tasks[rank].env, name).unwrap_or("")).collect::<Vec<_>>()
+            names.map(|name| value(&request.tasks[rank].env, name).unwrap_or("")).collect::<Vec<_>>()
         };
-        assert_eq!(seen(0), ["0", "main", "0", "1", "0", "-1"]);
-        assert_eq!(seen(1), ["1", "worker", "0", "2", "-1", "1"]);
-        assert_eq!(seen(2), ["2", "worker", "1", "2", "-1", "-1"]);
+        assert_eq!(env(0), ["0", "main", "0", "1", "0", "-1"]);
+        assert_eq!(env(1), ["1", "worker", "0", "2", "-1", "1"]);
+        assert_eq!(env(2), ["2", "worker", "1", "2", "-1", "-1"]);
     }
 
     #[test]
-    fn a_plain_task_is_told_of_no_gang() {
-        let launch = request(spec::minimal(), vec![task(0, 0, &[])]).expect("a launch");
-        assert_eq!(value(&launch.env, "WEIR_GANG_SIZE"), None);
-        assert_eq!(value(&launch.tasks[0].env, RANK_VARIABLE), None);
+    fn a_task_outside_a_gang_has_no_gang_variables() {
+        let request = request(spec::minimal(), vec![task(0, 0, &[])]).expect("a request");
+        assert_eq!(value(&request.env, "WEIR_GANG_SIZE"), None);
+        assert_eq!(value(&request.tasks[0].env, RANK_VARIABLE), None);
     }
 }
