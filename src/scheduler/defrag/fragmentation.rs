@@ -139,7 +139,7 @@ impl Scheduler {
 
     fn add_waiting(&self, state: &State, pool: &Pool, inventory: &mut Inventory) {
         let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
-        for (_, _, class) in &self.full.order {
+        for (_, _, class) in &self.blocked.order {
             if inventory.waiting.len() >= KINDS_MAX {
                 return;
             }
