@@ -138,9 +138,9 @@ impl v1::pool_service_server::PoolService for Pools {
         let permit = Arc::clone(&self.planning).acquire_owned().await;
         let permit = permit.map_err(|_| Status::unavailable("the broker is about to end"))?;
         let (revision, found) = self.clutter(pool, movable).await?;
-        let limits = defrag::Limits { moves, free_millis: 0, looks: PLAN_LOOKS_MAX };
+        let limits = defrag::Limits { moves, free_millis: 0, comparisons: PLAN_LOOKS_MAX };
         let planned = tokio::task::spawn_blocking(move || {
-            let plan = found.clutter.plan(limits);
+            let plan = found.pool.plan(limits);
             drop(permit);
             convert::defrag_message(&found, &plan, revision)
         });
@@ -215,7 +215,7 @@ impl Pools {
         &self,
         pool: String,
         movable: defrag::Movable,
-    ) -> Result<(Revision, defrag::Found), Status> {
+    ) -> Result<(Revision, defrag::Inventory), Status> {
         let (revision, answer) =
             self.broker.query(Query::Clutter(pool.clone())).await.map_err(error::call)?;
         let Answer::Clutter(Some(mut found)) = answer else { return Err(error::not_found("pool", &pool)) };

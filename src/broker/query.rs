@@ -10,7 +10,7 @@ use crate::model::reason::JobReason;
 use crate::model::shape::Shape;
 pub use crate::scheduler::capacity::FreeBlock;
 pub use crate::scheduler::defrag;
-use crate::scheduler::defrag::{Found, Movable, Page, Tasks};
+use crate::scheduler::defrag::{Inventory, Movable, Page, Tasks};
 use crate::scheduler::{Why, capacity};
 use crate::state::Queue;
 use crate::state::pool::{Node, Pool};
@@ -104,7 +104,7 @@ pub enum Answer {
     Why(Option<Box<JobWhy>>),
     Pool(Option<Box<PoolView>>),
     PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
-    Clutter(Option<Box<Found>>),
+    Clutter(Option<Box<Inventory>>),
     Movable(Option<Tasks>),
     Pools(Vec<PoolView>),
     Nodes {
@@ -200,7 +200,7 @@ impl Broker {
                 Answer::PoolInFull(self.state.pool_named(&name).map(in_full))
             }
             Query::Clutter(name) => {
-                let found = |pool: &Pool| Box::new(self.scheduler.clutter(&self.state, pool));
+                let found = |pool: &Pool| Box::new(self.scheduler.inventory(&self.state, pool));
                 Answer::Clutter(self.state.pool_named(&name).map(found))
             }
             Query::Movable { pool, movable, page } => {

@@ -1,32 +1,33 @@
-//! What is free, as people ask for it: in blocks of whole devices on one node, and how much of it nobody
-//! who waits can use.
+//! Free capacity as users read it: blocks of whole devices on one node, and the part that no waiting task can
+//! use.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::nodes::{class_of, demand_of};
-use super::packing::bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
+use super::packing::bucket::{Bucket, ClassRef, DeviceChoice, DeviceFree};
 use crate::model::demand::{Demand, exclusion};
 use crate::model::device::DeviceModelId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::state::State;
 use crate::state::pool::{Node, Pool};
 
-/// Kinds of waiting tasks that are looked at per node, and waiting classes among which they are looked
-/// for, so that a page of nodes is a short step: more than there are in most clusters.
+/// Kinds of waiting tasks that are compared with each node, so that a page of nodes is a short step: more
+/// than most clusters have.
 const KINDS_MAX: usize = 128;
+/// Waiting classes that are searched for those kinds.
 const CLASSES_MAX: usize = 4_096;
 
-/// Nodes on which as many whole devices are free.
+/// Nodes with equally many free whole devices of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FreeBlock {
     pub model: String,
-    /// Free at once on each of the nodes; at least one.
+    /// Free devices on each of the nodes, at least one.
     pub devices: u32,
     pub nodes: u32,
 }
 
-/// The free whole devices of a pool's open nodes, the largest blocks of each model first.
+/// Returns the free whole devices of a pool's open nodes: by model name, the largest blocks first.
 pub fn free_blocks(pool: &Pool) -> Vec<FreeBlock> {
     let mut blocks = BTreeMap::<(&str, Reverse<u32>), u32>::new();
     for node in pool.nodes.values().filter(|node| node.is_open()) {
@@ -46,13 +47,13 @@ pub fn free_blocks(pool: &Pool) -> Vec<FreeBlock> {
         .collect()
 }
 
-/// The kinds of tasks that wait for devices and may run in a pool.
+/// The kinds of waiting tasks that ask for devices and may run in one pool.
 pub struct Waiting {
     demands: Vec<Demand>,
 }
 
 impl Waiting {
-    /// Of the first kinds of waiting tasks, those that may use the pool at all.
+    /// Collects the kinds from the first `CLASSES_MAX` waiting classes, until there are `KINDS_MAX`.
     pub fn for_pool(state: &State, pool: &Pool) -> Self {
         let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
         let (mut demands, mut seen) = (Vec::new(), BTreeSet::new());
@@ -70,29 +71,29 @@ impl Waiting {
         Self { demands }
     }
 
-    /// Thousandths of a node's free devices that none of these tasks could use, as the node is; `None`
-    /// if there are no such tasks, or the node takes no work.
+    /// Returns the free device thousandths of a node that none of these tasks can use while the node is as it
+    /// is; `None` if there are no such tasks or the node takes no work.
     pub fn stranded_millis(&self, pool: &Pool, node: &Node) -> Option<u64> {
         if self.demands.is_empty() || !pool.is_open() || !node.is_open() {
             return None;
         }
-        let room = |(index, model): (usize, &DeviceModelId)| DeviceRoom {
+        let device_free = |(index, model): (usize, &DeviceModelId)| DeviceFree {
             model: *model,
             free: node.device_free(index),
         };
-        let mut devices: Vec<DeviceRoom> = node.models.iter().enumerate().map(room).collect();
+        let mut devices: Vec<DeviceFree> = node.models.iter().enumerate().map(device_free).collect();
         devices.sort_unstable();
         let bucket = Bucket { class: ClassRef::new(class_of(pool, node)), free: node.free(), devices };
         let mut useful = BTreeSet::new();
         for choice in self.demands.iter().flat_map(|demand| bucket.choices(demand)) {
             match choice {
                 DeviceChoice::None => {}
-                DeviceChoice::Share(room) => drop(useful.insert(room)),
-                DeviceChoice::Whole(model) => drop(useful.insert(DeviceRoom { model, free: DEVICE_MILLIS })),
+                DeviceChoice::Share(device) => drop(useful.insert(device)),
+                DeviceChoice::Whole(model) => drop(useful.insert(DeviceFree { model, free: DEVICE_MILLIS })),
             }
         }
-        let stranded = bucket.devices.iter().filter(|room| !useful.contains(room));
-        Some(stranded.map(|room| u64::from(room.free)).sum())
+        let stranded = bucket.devices.iter().filter(|device| !useful.contains(device));
+        Some(stranded.map(|device| u64::from(device.free)).sum())
     }
 }
 
@@ -131,25 +132,26 @@ mod tests {
         let pool = world.state.pool(pool).unwrap();
         let found: Vec<(u32, u32)> =
             free_blocks(pool).iter().map(|block| (block.devices, block.nodes)).collect();
-        // Three and a part of one are taken of one node; the second is whole, the third closed.
+        // On one node three devices and a part of a fourth are in use. The second is empty, the third
+        // cordoned.
         assert_eq!(found, [(8, 1), (4, 1)]);
     }
 
     #[test]
-    fn what_no_waiting_task_can_use_is_stranded() {
+    fn free_capacity_that_no_waiting_task_can_use_is_stranded() {
         let mut world = Fixture::new();
         let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 2)]);
         let stranded = |world: &Fixture| {
             let pool = world.state.pool(pool).unwrap();
             Waiting::for_pool(&world.state, pool).stranded_millis(pool, &pool.nodes[&NodeId(1)])
         };
-        assert_eq!(stranded(&world), None, "nobody waits");
+        assert_eq!(stranded(&world), None, "no task waits");
         world.submit_spec(with_devices(DeviceAmount::Fraction(700)));
         start_all(&mut world);
         world.submit_spec(with_devices(DeviceAmount::Whole(2)));
-        assert_eq!(stranded(&world), Some(1_300), "two whole ones are asked for");
+        assert_eq!(stranded(&world), Some(1_300), "the waiting task asks for two whole devices");
         world.submit_spec(with_devices(DeviceAmount::Fraction(400)));
-        assert_eq!(stranded(&world), Some(300), "of the other device 400 would do");
+        assert_eq!(stranded(&world), Some(300), "a task of 400 can use the untouched device");
         world.submit_spec(with_devices(DeviceAmount::Fraction(300)));
         assert_eq!(stranded(&world), Some(0));
         world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: true });

@@ -1,24 +1,22 @@
-//! The scheduler: a function of the state to a plan.
+//! The scheduler: a function from the state to a plan.
 //!
-//! `plan` takes waiting classes by priority, then submission, and places their units by packing.
-//! Its indexes are kept by folding the changes that `apply` emits; `packing` says where a task goes,
-//! `nodes` tells it of the state's nodes, `capacity` says what is free, `full` keeps who waits for capacity,
-//! `kept` which nodes are kept for whom, `line` who waits behind a running one, `window` chooses who goes next,
-//! `why` explains, and `defrag` plans what could be moved.
+//! [`Scheduler::plan`] takes waiting classes by priority, then submission, and places their units by packing.
+//! [`Scheduler::fold`] updates its indexes from the changes that `apply` emits. Nothing here reads a clock,
+//! writes to the journal or sends messages. `README.md` has the flow and the role of each file.
 
+mod blocked;
 pub mod capacity;
+mod claims;
 pub mod defrag;
-mod full;
-mod kept;
-mod line;
 mod nodes;
 pub mod packing;
+mod reserved;
 #[cfg(test)]
 mod tests;
 mod why;
 mod window;
 
-pub use kept::ReservationPolicy;
+pub use reserved::ReservationPolicy;
 pub use why::{PoolWhy, Why};
 
 use std::cmp::Reverse;
@@ -29,14 +27,14 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 use crate::model::demand::{Demand, WorkloadProfile};
-use full::{Full, Gain};
-use kept::Kept;
+use blocked::{BlockedClasses, FreedCapacity};
 use packing::bucket::{Bucket, ClassRef};
 use packing::fgd::Fgd;
 use packing::mix::Mix;
 use packing::overflow::Overflow;
 use packing::policy::Scorer;
 use packing::{DemandId, Packer, Place, Undo};
+use reserved::ReservedNodes;
 
 use crate::model::attempt::Placement;
 use crate::model::change::Change;
@@ -48,40 +46,41 @@ use crate::model::resource::Resources;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
 use crate::state::State;
 
-/// Bounds of one round: so much work, then the broker looks at its other inputs.
+/// Bounds of one round, after which the broker handles its other inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Units started.
+    /// Units to start, at most.
     pub starts: u32,
-    /// Node states scored, placements tried, classes woken.
+    /// Buckets scored and placements tried, at most; 16 notified classes count as one. The step that exceeds
+    /// the bound is finished.
     pub work: u32,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        // A start costs some microseconds to plan and more to apply and write: a few
-        // milliseconds in all.
+        // A start costs some microseconds to plan and more to apply and write: a round takes a few
+        // milliseconds.
         Self { starts: 256, work: 50_000 }
     }
 }
 
-/// Kept indexes over the state.
+/// Indexes over the state, updated with each change, and the policy that plans by them.
 #[derive(Debug)]
 pub struct Scheduler {
     policy: Policy,
     packer: Packer,
-    /// Nodes that the packer doesn't have.
-    kept: Kept,
+    /// Nodes reserved for one class each. `packer` doesn't contain them.
+    reserved: ReservedNodes,
     pools: nodes::Pools,
     node_classes: FxHashSet<ClassRef>,
     mix: Mix,
     shapes: BTreeMap<ShapeId, ShapeIndex>,
-    /// Classes that may have a place, in the order they are to be tried.
+    /// Classes to try, in this order.
     runnable: BTreeSet<RunKey>,
     classes: BTreeMap<ClassKey, ClassState>,
-    /// Classes that wait for capacity, with what has been gained since.
-    full: Full,
-    /// Classes that wait for their queue, or one above it, to hold less.
+    /// Classes that wait for capacity, with the capacity freed since.
+    blocked: BlockedClasses,
+    /// Classes at a queue's limit, by the queue that has to hold less: their own or one above it.
     limited: BTreeMap<QueueId, BTreeSet<ClassKey>>,
 }
 
@@ -91,32 +90,33 @@ type RunKey = (Reverse<i32>, (JobId, u16), ClassKey);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClassState {
     Runnable(RunKey),
-    Full,
+    Blocked,
     Limited(QueueId),
 }
 
-/// A shape with what it asks of nodes, in the catalogue's numbers.
+/// A shape with its demands, device models replaced by their catalogue ids.
 #[derive(Debug)]
 struct ShapeIndex {
     shape: Arc<Shape>,
-    /// One per entry of `shape.tasks`.
+    /// The demand and the number of tasks of each entry of `shape.tasks`.
     demands: Vec<(Arc<Demand>, u32)>,
-    /// Their numbers with the packer.
+    /// The packer's ids of the demands; `None` until the packer is first asked.
     ids: Vec<Option<DemandId>>,
 }
 
-/// Shapes kept without waiting units before they are dropped.
+/// Shapes without waiting units that stay indexed: the same shapes come again.
 const IDLE_SHAPES_MAX: usize = 4_096;
 
-/// Seed of what the policy draws: nothing depends on which it is, and plans must not differ.
+/// Seed of the policy's random streams. Any value works, but it must be constant: two brokers with the same
+/// state must make the same plan.
 const SEED: u64 = 0;
 
 fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
     match policy {
-        // Until something is known of what comes.
+        // No tasks have been counted yet.
         _ if profile.kinds.is_empty() => Scorer::BestFit,
         Policy::Fgd => Scorer::Fgd(Fgd::new(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
-        // Of best fit, until what an earlier policy has learned is forgotten.
+        // Under `BestFit` a profile is left over from an earlier policy, until the broker clears it.
         Policy::Overflow | Policy::BestFit => {
             Scorer::Overflow(Overflow::of(profile, mix.turnover_percent(), SEED))
         }
@@ -124,20 +124,20 @@ fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
 }
 
 impl Scheduler {
-    /// Builds the indexes of a state anew, to plan by best fit until told otherwise.
+    /// Builds the indexes from a state. The policy is best fit until [`Self::set_policy`] changes it.
     pub fn rebuild(state: &State) -> Self {
         let (policy, mix) = (Policy::BestFit, Mix::resume(state.profile()));
         let mut scheduler = Self {
             policy,
             packer: Packer::new(scorer(policy, state.profile(), &mix)),
-            kept: Kept::default(),
+            reserved: ReservedNodes::default(),
             mix,
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
             shapes: BTreeMap::new(),
             runnable: BTreeSet::new(),
             classes: BTreeMap::new(),
-            full: Full::default(),
+            blocked: BlockedClasses::default(),
             limited: BTreeMap::new(),
         };
         for pool in state.pools() {
@@ -148,16 +148,16 @@ impl Scheduler {
         scheduler
     }
 
-    /// Takes in what applied events altered.
+    /// Updates the indexes from the changes that applied events caused; `state` is the state after them.
     pub fn fold(&mut self, state: &State, changes: &[Change]) {
         for change in changes {
             match change {
                 Change::Pool(id) => self.fold_pool(state, *id),
                 Change::Node(at) => {
                     if self.set_node(state, *at) {
-                        self.full.gain(Gain::Node(*at));
+                        self.blocked.note_freed(FreedCapacity::Node(*at));
                     }
-                    self.recheck_kept(state, *at);
+                    self.recheck_reserved(state, *at);
                 }
                 Change::Class(class) => self.fold_class(state, *class),
                 Change::Queue(queue) | Change::UsageFell(queue) => {
@@ -167,8 +167,8 @@ impl Scheduler {
                     }
                 }
                 Change::Claim(class) => {
-                    if let Some(kept @ ClassState::Full) = self.classes.get(class).copied() {
-                        self.forget(*class, kept);
+                    if let Some(blocked @ ClassState::Blocked) = self.classes.get(class).copied() {
+                        self.remove_class(*class, blocked);
                         self.fold_class(state, *class);
                     }
                 }
@@ -180,24 +180,24 @@ impl Scheduler {
         }
     }
 
-    /// Both indexes hold the same nodes with the same free capacity.
+    /// Returns whether both indexes hold the same nodes with the same free capacity.
     pub fn same_nodes(&self, other: &Self) -> bool {
         let nodes = |scheduler: &Self| -> BTreeMap<_, _> { scheduler.nodes().collect() };
         self.pools == other.pools && nodes(self) == nodes(other)
     }
 
-    /// Plans by another policy from now on.
+    /// Plans by another policy from the next round on.
     pub fn set_policy(&mut self, state: &State, policy: Policy) {
         self.policy = policy;
         self.packer.set_scorer(scorer(policy, state.profile(), &self.mix));
     }
 
-    /// The nodes that take work, each with all that packing knows of it, in no order.
+    /// Returns the nodes that take work, reserved ones included, each with its bucket, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, Arc<Bucket>)> {
-        self.packer.buckets_of_nodes().chain(self.kept.packer.buckets_of_nodes())
+        self.packer.buckets_of_nodes().chain(self.reserved.packer.buckets_of_nodes())
     }
 
-    /// Counts a job that has just come.
+    /// Counts the waiting tasks of a job that was just submitted towards the workload mix.
     pub fn arrive(&mut self, state: &State, id: JobId) {
         let Some(job) = state.job(id) else { return };
         let Some(entry) = state.spec(job.spec) else { return };
@@ -211,13 +211,13 @@ impl Scheduler {
         }
     }
 
-    /// Counts tasks that have just ended.
+    /// Counts tasks that have just ended towards the turnover of the workload mix.
     pub fn depart(&mut self, tasks: u64) {
         self.mix.depart(tasks);
     }
 
-    /// What is to be learned from the tasks that have come, if enough have since the last time and it is
-    /// news.
+    /// Returns the updated workload profile, or `None` if too few tasks have arrived since the last update or
+    /// the mix has not drifted.
     pub fn profile(&mut self, state: &State) -> Option<WorkloadProfile> {
         if !self.mix.is_update_due() {
             return None;
@@ -226,21 +226,22 @@ impl Scheduler {
         self.mix.update(empty.iter(), SEED, state.profile())
     }
 
-    /// There is something to plan.
+    /// Returns whether there are classes to try or to notify of freed capacity.
     pub fn has_work(&self) -> bool {
-        !self.runnable.is_empty() || self.full.has_offers()
+        !self.runnable.is_empty() || self.blocked.has_pending_notifications()
     }
 
     fn fold_class(&mut self, state: &State, class: ClassKey) {
         let head = state.classes().get(&class).and_then(|members| members.first()).copied();
-        let kept = self.classes.get(&class).copied();
-        match (head, kept) {
+        let current = self.classes.get(&class).copied();
+        match (head, current) {
             (None, None) => {}
-            (None, Some(kept)) => {
-                self.forget(class, kept);
+            (None, Some(current)) => {
+                self.remove_class(class, current);
                 self.drop_idle_shapes(state);
             }
-            (Some(_), Some(ClassState::Full | ClassState::Limited(_))) => {}
+            // New units change nothing for a class that waits for capacity or its queue.
+            (Some(_), Some(ClassState::Blocked | ClassState::Limited(_))) => {}
             (Some(head), Some(ClassState::Runnable(old))) => {
                 self.runnable.remove(&old);
                 self.make_runnable(class, head);
@@ -255,13 +256,14 @@ impl Scheduler {
         self.classes.insert(class, ClassState::Runnable(key));
     }
 
-    fn forget(&mut self, class: ClassKey, kept: ClassState) {
+    /// Removes a class that is in the state `current`.
+    fn remove_class(&mut self, class: ClassKey, current: ClassState) {
         self.classes.remove(&class);
-        match kept {
+        match current {
             ClassState::Runnable(key) => {
                 self.runnable.remove(&key);
             }
-            ClassState::Full => self.full.remove(class),
+            ClassState::Blocked => self.blocked.remove(class),
             ClassState::Limited(queue) => {
                 if let Some(classes) = self.limited.get_mut(&queue) {
                     classes.remove(&class);
@@ -278,25 +280,27 @@ impl Scheduler {
 
     fn shape_index(&mut self, state: &State, id: ShapeId) -> Option<&ShapeIndex> {
         match self.shapes.entry(id) {
-            Entry::Occupied(kept) => Some(kept.into_mut()),
-            Entry::Vacant(place) => {
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) => {
                 let shape = state.shape(id)?.clone();
                 let demand = |(request, count): &(_, u32)| {
                     (Arc::new(nodes::demand_of(state, request, &shape)), *count)
                 };
                 let demands: Vec<_> = shape.tasks.iter().map(demand).collect();
                 let ids = vec![None; demands.len()];
-                Some(place.insert(ShapeIndex { shape, demands, ids }))
+                Some(entry.insert(ShapeIndex { shape, demands, ids }))
             }
         }
     }
 
-    /// Computes the next starts within `budget`. The indexes hold what the plan takes already;
-    /// folding the applied plan changes nothing, folding a refused start gives it back.
+    /// Computes the next starts within `budget`.
+    ///
+    /// Afterwards the indexes already count the planned starts as placed: folding the applied plan changes
+    /// nothing, and folding the nodes of a rejected start makes its capacity free again.
     pub fn plan(&mut self, state: &State, budget: Budget) -> Plan {
         let mut round = Round::default();
-        self.give_back_unwanted(state);
-        round.work += self.wake(state) as u32 / 16;
+        self.release_unneeded(state);
+        round.work += self.notify(state) as u32 / 16;
         while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
             let Some(class) = self.choose(state, &mut round.work) else { break };
             self.step(state, class, &mut round);
@@ -310,7 +314,8 @@ impl Scheduler {
         }
     }
 
-    /// The policy whose rules hold: another one's while there is nothing learned, or too much.
+    /// The policy that is in effect. It differs from the configured one while there is no profile yet, or
+    /// while best fit still finds the profile of an earlier policy.
     fn planned_by(&self) -> Policy {
         match self.packer.scorer() {
             Scorer::Overflow(_) => Policy::Overflow,
@@ -319,22 +324,22 @@ impl Scheduler {
         }
     }
 
-    /// Places the next unit of a class, or puts the class aside.
+    /// Plans the start of a class's next unit, or marks the class as blocked or limited.
     fn step(&mut self, state: &State, class: ClassKey, round: &mut Round) {
         let after = round.cursors.get(&class).copied();
         if after.is_none() {
             round.classes += 1;
         }
         let Some((job, group, unit)) = next_unit(state, class, after) else {
-            self.forget_kept(class);
+            self.forget_class(class);
             return;
         };
         let Some(total) = self.shape_index(state, class.shape).map(|index| index.shape.total()) else {
-            self.forget_kept(class);
+            self.forget_class(class);
             return;
         };
         if let Some(queue) = round.over_limit(state, class.queue, &total) {
-            self.forget_kept(class);
+            self.forget_class(class);
             self.classes.insert(class, ClassState::Limited(queue));
             self.limited.entry(queue).or_default().insert(class);
             return;
@@ -344,28 +349,28 @@ impl Scheduler {
         let placed = self.place(state, class.shape, unit, avoid, round);
         let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
         let key = (Reverse(class.priority), (job, group), class);
-        let placed = placed.or_else(|| self.place_kept(state, key, unit, avoid, round));
+        let placed = placed.or_else(|| self.place_on_reserved(state, key, unit, avoid, round));
         let start = match placed {
             Some((pool, placements)) => {
                 let waited_ms = state.job(job).map_or(0, |job| state.now().ms_since(job.submitted_at));
-                self.kept.start(waited_ms, &total);
-                round.hold(state, class.queue, &total);
+                self.reserved.record_start(waited_ms, &total);
+                round.add_usage(state, class.queue, &total);
                 Some(Start { unit, pool, placements, after: None })
             }
             None => {
-                let elsewhere = self.line_up(state, class, unit, avoid, round);
+                let elsewhere = self.queue_behind_claim(state, class, unit, avoid, round);
                 if elsewhere.is_none() && avoid.is_some() {
-                    self.line_up(state, class, unit, None, round)
+                    self.queue_behind_claim(state, class, unit, None, round)
                 } else {
                     elsewhere
                 }
             }
         };
-        self.forget_kept(class);
+        self.forget_class(class);
         let Some(start) = start else {
             if let Some(shape) = state.shape(class.shape) {
-                self.classes.insert(class, ClassState::Full);
-                self.full.insert(class, shape, key);
+                self.classes.insert(class, ClassState::Blocked);
+                self.blocked.insert(class, shape, key);
             }
             return;
         };
@@ -376,13 +381,14 @@ impl Scheduler {
         }
     }
 
-    fn forget_kept(&mut self, class: ClassKey) {
-        if let Some(kept) = self.classes.get(&class).copied() {
-            self.forget(class, kept);
+    /// Removes a class, whatever state it is in.
+    fn forget_class(&mut self, class: ClassKey) {
+        if let Some(current) = self.classes.get(&class).copied() {
+            self.remove_class(class, current);
         }
     }
 
-    /// Finds a place for a unit, in one pool, whole or not at all.
+    /// Finds the placement of a unit in one pool: of all its tasks, or none.
     fn place(
         &mut self,
         state: &State,
@@ -414,21 +420,21 @@ impl Scheduler {
         Some((pool, tasks.iter().zip(places).map(placement).collect()))
     }
 
-    /// A shape's demands with the packer's numbers.
+    /// The packer's ids of a shape's demands, each with the number of tasks.
     fn demands_of(&mut self, state: &State, shape: ShapeId) -> Option<Vec<(DemandId, u32)>> {
         self.shape_index(state, shape)?;
         let (packer, index) = (&mut self.packer, self.shapes.get_mut(&shape)?);
         let demands = index.demands.iter().zip(&mut index.ids);
         let id = |((demand, count), id): (&(Arc<Demand>, u32), &mut Option<DemandId>)| {
-            let known = packer.demand(demand, *id);
-            *id = Some(known);
-            (known, *count)
+            let current = packer.demand(demand, *id);
+            *id = Some(current);
+            (current, *count)
         };
         Some(demands.map(id).collect())
     }
 
-    /// Finds a pool for a unit of several tasks: the one whose nodes suit the first of them best, of
-    /// those that take all.
+    /// Finds the pool for a unit of several tasks: of the pools that take all tasks, the one with the best
+    /// score for the first task.
     fn place_gang(
         &mut self,
         state: &State,
@@ -453,12 +459,12 @@ impl Scheduler {
             .find_map(|(_, _, id)| self.packer.place_in(id, demands, avoid).map(|places| (id, places)))
     }
 
-    /// Explains, for one unit group's shape, every pool's part exactly once.
+    /// Explains why a unit of this shape waits: one reason for each pool.
     pub fn why(&self, state: &State, shape: &Shape) -> Why {
-        why::explain(state, (&self.packer, &self.kept.packer), shape)
+        why::explain(state, (&self.packer, &self.reserved.packer), shape)
     }
 
-    /// Some pool could take a unit of this shape one day.
+    /// Returns whether some pool could take a unit of this shape if it were empty and open.
     pub fn could_ever_fit(&self, state: &State, shape: &Shape) -> bool {
         self.why(state, shape).pools.iter().any(|pool| pool.reason.permanence() != Permanence::Never)
     }
@@ -475,7 +481,7 @@ fn next_unit(state: &State, class: ClassKey, after: Option<(JobId, u16, u32)>) -
     })
 }
 
-/// What one call of `plan` has done so far.
+/// What one call of [`Scheduler::plan`] has done so far.
 #[derive(Default)]
 struct Round {
     starts: Vec<Start>,
@@ -483,29 +489,29 @@ struct Round {
     classes: u32,
     /// The last unit placed of each class.
     cursors: BTreeMap<ClassKey, (JobId, u16, u32)>,
-    /// What the plan takes from queues beyond what they hold.
-    held: BTreeMap<QueueId, Resources>,
-    /// Ends of lines that the plan has put a unit behind.
-    lined: BTreeSet<UnitId>,
+    /// What the planned starts add to the usage of queues.
+    planned_usage: BTreeMap<QueueId, Resources>,
+    /// Attempts behind which the plan has queued a successor.
+    claimed: BTreeSet<UnitId>,
 }
 
 impl Round {
-    /// The first queue, from `queue` up, that may not hold `more`.
+    /// The first queue, from `queue` up, whose limit does not allow `more`.
     fn over_limit(&self, state: &State, queue: QueueId, more: &Resources) -> Option<QueueId> {
         let none = Resources::default();
         state.queue_path(queue).find_map(|queue| {
-            let held = self.held.get(&queue.id).unwrap_or(&none);
-            let sum = queue.usage.checked_add(held).and_then(|sum| sum.checked_add(more));
+            let planned = self.planned_usage.get(&queue.id).unwrap_or(&none);
+            let sum = queue.usage.checked_add(planned).and_then(|sum| sum.checked_add(more));
             let over = sum.is_none_or(|sum| queue.spec.limit.first_excess(&sum).is_some())
                 && !Mutant::IgnoreQueueLimit.is_on();
             over.then_some(queue.id)
         })
     }
 
-    fn hold(&mut self, state: &State, queue: QueueId, more: &Resources) {
+    fn add_usage(&mut self, state: &State, queue: QueueId, more: &Resources) {
         for queue in state.queue_path(queue) {
-            let held = self.held.entry(queue.id).or_default();
-            *held = held.checked_add(more).unwrap_or_default();
+            let planned = self.planned_usage.entry(queue.id).or_default();
+            *planned = planned.checked_add(more).unwrap_or_default();
         }
     }
 }

@@ -1,12 +1,12 @@
-//! The nodes of open pools, as the packer takes them.
+//! Converts the nodes of open pools to the packer's form, for the index, for samples and for what-if copies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Scheduler;
-use super::full::Gain;
+use super::blocked::FreedCapacity;
 use super::packing::bucket::ClassRef;
-use super::packing::overflow::SAMPLE_MAX;
+use super::packing::overflow::SAMPLE_NODES_MAX;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::{Demand, DeviceDemand, NodeClass};
 use crate::model::id::{NodeRef, PoolId};
@@ -17,7 +17,7 @@ use crate::model::spec::TaskRequest;
 use crate::state::State;
 use crate::state::pool::{Node as StateNode, Pool};
 
-/// What of a pool decides about all of its nodes.
+/// The properties of a pool that apply to all of its nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PoolTraits {
     pub(super) open: bool,
@@ -25,11 +25,12 @@ pub(super) struct PoolTraits {
     capabilities: Capabilities,
 }
 
-/// Pools as last seen.
+/// Each pool's traits at its latest change.
 pub(super) type Pools = BTreeMap<PoolId, PoolTraits>;
 
 impl Scheduler {
-    /// Takes a pool as the state has it: only an open one has nodes to pack.
+    /// Updates a pool and, if its traits changed, all of its nodes. Only the nodes of an open pool are
+    /// packed.
     pub(super) fn fold_pool(&mut self, state: &State, id: PoolId) {
         let Some(pool) = state.pool(id) else { return };
         let spec = &pool.spec;
@@ -45,43 +46,44 @@ impl Scheduler {
             self.set_node(state, at);
         }
         if traits.open && old.is_none_or(|old| !old.open) {
-            self.full.gain(Gain::Pool(id));
+            self.blocked.note_freed(FreedCapacity::Pool(id));
         }
     }
 
-    /// Takes a node as the state has it; tells whether something may fit it now that didn't before.
+    /// Updates a node from the state. Returns whether something may fit it now that did not fit before.
     pub(super) fn set_node(&mut self, state: &State, at: NodeRef) -> bool {
         let open = state.pool(at.pool).filter(|pool| pool.is_open());
         let node = state.node(at).filter(|node| node.is_open());
         let (Some(pool), Some(node)) = (open, node) else {
             self.packer.remove(at);
-            self.kept.remove(at);
+            self.reserved.remove(at);
             return false;
         };
-        let kept = self.packer_of(at).node(at).map(|kept| (kept.class.clone(), kept.devices.clone()));
-        let class = kept.as_ref().map(|(class, _)| class).filter(|class| is_class(class, pool, node));
+        // The class and the devices rarely change: a node shares them with its earlier version.
+        let old = self.packer_of(at).node(at).map(|old| (old.class.clone(), old.devices.clone()));
+        let class = old.as_ref().map(|(class, _)| class).filter(|class| is_class(class, pool, node));
         let class = class.cloned().unwrap_or_else(|| self.class(pool, node));
         let same = |devices: &&Arc<[Device]>| devices.iter().copied().eq(devices_of(node));
-        let devices = kept.as_ref().map(|(_, devices)| devices).filter(same).cloned();
+        let devices = old.as_ref().map(|(_, devices)| devices).filter(same).cloned();
         let device_free = (0..node.spec.devices.len()).map(|index| node.device_free(index)).collect();
         let devices = devices.unwrap_or_else(|| devices_of(node).collect());
         self.packer_of(at).set(at, Node { class, free: node.free(), devices, device_free })
     }
 
-    /// A node that takes work, kept or not.
+    /// Returns a node that takes work, reserved or not.
     pub(super) fn node(&self, at: NodeRef) -> Option<&Node> {
-        self.packer.node(at).or_else(|| self.kept.packer.node(at))
+        self.packer.node(at).or_else(|| self.reserved.packer.node(at))
     }
 
-    /// The packer that has a node, or is to have it.
+    /// The packer that a node belongs to.
     pub(super) fn packer_of(&mut self, at: NodeRef) -> &mut Packer {
-        if self.kept.holds(at) { &mut self.kept.packer } else { &mut self.packer }
+        if self.reserved.contains(at) { &mut self.reserved.packer } else { &mut self.packer }
     }
 
     fn class(&mut self, pool: &Pool, node: &StateNode) -> ClassRef {
         let class = ClassRef::new(class_of(pool, node));
-        if let Some(kept) = self.node_classes.get(&class) {
-            return kept.clone();
+        if let Some(shared) = self.node_classes.get(&class) {
+            return shared.clone();
         }
         // Labels that change all the time must not fill the memory.
         if self.node_classes.len() >= CLASSES_MAX {
@@ -92,7 +94,8 @@ impl Scheduler {
     }
 }
 
-/// What a task of a shape asks for, in the catalogue's numbers.
+/// The demand of a shape's task, with device models as catalogue ids. Models that the catalogue lacks are
+/// left out.
 pub(super) fn demand_of(state: &State, request: &TaskRequest, shape: &Shape) -> Demand {
     let devices = request.devices.as_ref().map(|asked| {
         let mut models: Vec<_> = asked.models.iter().filter_map(|name| state.model_named(name)).collect();
@@ -104,7 +107,7 @@ pub(super) fn demand_of(state: &State, request: &TaskRequest, shape: &Shape) -> 
     Demand { resources: request.resources.clone(), devices, constraints, needs }
 }
 
-/// Node classes remembered, so that alike ones are one: more than any cluster has.
+/// Distinct node classes that are shared between equal nodes: more than any cluster has.
 const CLASSES_MAX: usize = 65_536;
 
 /// A node's class.
@@ -131,18 +134,19 @@ fn devices_of(node: &StateNode) -> impl Iterator<Item = Device> + '_ {
         .map(|(model, device)| Device { model: *model, topology_group: device.topology_group })
 }
 
-/// Nodes of open pools as they would be if they were empty: as many as are learned from, spread over all.
+/// A sample of the open nodes of open pools, each as if it were empty: at most [`SAMPLE_NODES_MAX`], spread
+/// evenly over all pools.
 pub(super) fn sample(state: &State) -> Vec<Node> {
     let pools = || state.pools().filter(|pool| pool.is_open());
-    let step = pools().map(|pool| pool.nodes.len()).sum::<usize>().div_ceil(SAMPLE_MAX).max(1);
-    let (mut sample, mut passed, mut due) = (Vec::with_capacity(SAMPLE_MAX), 0, 0);
+    let step = pools().map(|pool| pool.nodes.len()).sum::<usize>().div_ceil(SAMPLE_NODES_MAX).max(1);
+    let (mut sample, mut passed, mut due) = (Vec::with_capacity(SAMPLE_NODES_MAX), 0, 0);
     for pool in pools() {
         let next = passed + pool.nodes.len();
-        // Most nodes aren't looked at, most pools not walked: with a hundred thousand nodes each look
-        // at all of them takes ten milliseconds.
-        let mut places = (passed..).zip(pool.nodes.values());
+        // Most nodes are skipped without a read, most pools without a walk: with 100,000 nodes, reading all
+        // of them takes ten milliseconds.
+        let mut numbered = (passed..).zip(pool.nodes.values());
         while due < next
-            && let Some((at, node)) = places.find(|(at, node)| *at >= due && node.is_open())
+            && let Some((at, node)) = numbered.find(|(at, node)| *at >= due && node.is_open())
         {
             sample.push(emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect()));
             due = (at / step + 1) * step;
@@ -152,16 +156,18 @@ pub(super) fn sample(state: &State) -> Vec<Node> {
     sample
 }
 
-/// A node as it would be if it were empty.
+/// A node as if it were empty; unhealthy devices have nothing free.
 pub(super) fn emptied(node: &StateNode, class: ClassRef, devices: Arc<[Device]>) -> Node {
     let whole = |device: &SpecDevice| device.millis * u32::from(device.healthy);
     let device_free = node.spec.devices.iter().map(whole).collect();
     Node { class, free: node.spec.allocatable.clone(), devices, device_free }
 }
 
-/// A packer of one pool's nodes as they would be if all were `empty` and took work, or of those that do
-/// as they are: to try placements that are never made.
-pub(super) fn sketch(pool: &Pool, empty: bool) -> Packer {
+/// A what-if copy of one pool in a packer of its own, for placements that are only tried.
+///
+/// With `empty` it has every node that is not gone, as if it were empty and open; otherwise the open nodes
+/// with their present free capacity.
+pub(super) fn what_if_copy(pool: &Pool, empty: bool) -> Packer {
     let mut packer = Packer::new(super::packing::policy::Scorer::BestFit);
     packer.set_pool(pool.id, &pool.spec.name);
     for node in pool.nodes.values().filter(|node| if empty { !node.gone } else { node.is_open() }) {
@@ -170,13 +176,13 @@ pub(super) fn sketch(pool: &Pool, empty: bool) -> Packer {
             (true, true) => node.spec.devices[at].millis,
             (true, false) => 0,
         };
-        let sketched = Node {
+        let copy = Node {
             class: ClassRef::new(class_of(pool, node)),
             free: if empty { node.spec.allocatable.clone() } else { node.free() },
             devices: devices_of(node).collect(),
             device_free: (0..node.spec.devices.len()).map(device).collect(),
         };
-        packer.set(NodeRef { pool: pool.id, node: node.id }, sketched);
+        packer.set(NodeRef { pool: pool.id, node: node.id }, copy);
     }
     packer
 }
@@ -188,7 +194,7 @@ mod tests {
     use crate::state::command::Command;
     use crate::state::fixture::{Fixture, node_spec};
 
-    /// Cores tell the nodes of the one pool from those of the other.
+    /// How many nodes of each pool are in the sample. Nodes of one pool have 4 cores, of the other 8.
     fn sampled(world: &Fixture) -> [usize; 2] {
         let sample = sample(&world.state);
         let of = |cores: u64| sample.iter().filter(|node| node.free.cpu_millis == 1_000 * cores).count();
@@ -197,16 +203,19 @@ mod tests {
     }
 
     #[test]
-    fn sample_is_spread_over_what_is_open() {
+    fn sample_is_spread_over_open_nodes() {
         let mut world = Fixture::new();
         let nodes = |cores, count| (0..count).map(|at| node_spec(&format!("n{at}"), cores, 0)).collect();
         world.pool("few", "CN-CQ", nodes(4, 10));
-        let many = world.pool("many", "CN-CQ", nodes(8, 2 * SAMPLE_MAX));
+        let many = world.pool("many", "CN-CQ", nodes(8, 2 * SAMPLE_NODES_MAX));
         let [few, of_many] = sampled(&world);
-        assert!(few == 4 && (SAMPLE_MAX * 2 / 3..=SAMPLE_MAX - few).contains(&of_many), "{few} {of_many}");
+        assert!(
+            few == 4 && (SAMPLE_NODES_MAX * 2 / 3..=SAMPLE_NODES_MAX - few).contains(&of_many),
+            "{few} {of_many}"
+        );
         let ids: Vec<NodeId> = world.state.pool(many).unwrap().nodes.keys().copied().collect();
         for (at, node) in ids.iter().enumerate() {
-            // All but each fifth.
+            // All but every fifth.
             if at % 5 != 0 {
                 world.must(Command::CordonNode { pool: many, node: *node, cordoned: true });
             }

@@ -1,4 +1,4 @@
-//! The rules of planning, each by its smallest example; and kept indexes against rebuilt ones.
+//! The rules of planning, each with its smallest example, and updated indexes compared with rebuilt ones.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit, with_devices};
 use crate::state::pool::Pool;
 
-/// Takes in what has happened, plans with this budget, and applies the plan.
-fn round(world: &mut Fixture, scheduler: &mut Scheduler, budget: Budget) -> Plan {
+/// Folds the changes since the last round, plans with this budget, and applies the plan.
+fn plan_round(world: &mut Fixture, scheduler: &mut Scheduler, budget: Budget) -> Plan {
     scheduler.fold(&world.state, &std::mem::take(&mut world.changes));
     let plan = scheduler.plan(&world.state, budget);
     for start in &plan.starts {
@@ -34,11 +34,11 @@ fn round(world: &mut Fixture, scheduler: &mut Scheduler, budget: Budget) -> Plan
     plan
 }
 
-/// Plans until nothing more is placed; tells the starts as (job, pool, node of the first task).
-fn settle(world: &mut Fixture, scheduler: &mut Scheduler) -> Vec<(JobId, PoolId, NodeId)> {
+/// Plans until there is nothing more to start. Returns the starts as (job, pool, node of the first task).
+fn plan_until_idle(world: &mut Fixture, scheduler: &mut Scheduler) -> Vec<(JobId, PoolId, NodeId)> {
     let mut starts = Vec::new();
     for _ in 0..100 {
-        let plan = round(world, scheduler, Budget::default());
+        let plan = plan_round(world, scheduler, Budget::default());
         if plan.starts.is_empty() && !scheduler.has_work() {
             return starts;
         }
@@ -52,7 +52,7 @@ fn shape(spec: &JobSpec) -> Shape {
 }
 
 #[test]
-fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
+fn why_has_each_pool_once_with_its_most_permanent_reason() {
     let mut world = Fixture::new();
     let node = |devices| vec![node_spec("n1", 8, devices)];
     let fits = world.pool("fits", "CN-CQ", node(4));
@@ -62,18 +62,18 @@ fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
     let small = world.pool("small", "CN-CQ", node(1));
     let cordoned = world.pool("cordoned", "CN-CQ", node(4));
     let draining = world.pool("draining", "CN-CQ", node(4));
-    let silent = world.pool("silent", "CN-CQ", node(4));
+    let unreachable = world.pool("unreachable", "CN-CQ", node(4));
     let closed_node = world.pool("closed-node", "CN-CQ", node(4));
     let busy = world.pool("busy", "CN-CQ", node(2));
     world.must(Command::CordonPool { pool: cordoned, cordoned: true });
     world.must(Command::DrainPool { pool: draining, mode: DrainMode::Wait, deadline_ms: 0 });
-    world.must(Command::ChangeConnectivity { pool: silent, connectivity: Connectivity::Unreachable });
+    world.must(Command::ChangeConnectivity { pool: unreachable, connectivity: Connectivity::Unreachable });
     world.must(Command::CordonNode { pool: closed_node, node: NodeId(1), cordoned: true });
     let mut filler = with_devices(DeviceAmount::Whole(1));
     filler.constraints.pools = vec!["busy".to_owned()];
     world.submit_spec(filler);
     let mut scheduler = Scheduler::rebuild(&world.state);
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     let mut spec = with_devices(DeviceAmount::Whole(2));
     spec.constraints.regions_allowed = vec![RegionCode::parse("CN-CQ").unwrap()];
     let why = scheduler.why(&world.state, &shape(&spec));
@@ -87,7 +87,7 @@ fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
         (small, PoolReason::TaskTooLarge { kind: device.clone(), needed: 2_000, largest: 1_000 }),
         (cordoned, PoolReason::PoolCordoned),
         (draining, PoolReason::PoolDraining),
-        (silent, PoolReason::PoolUnreachable),
+        (unreachable, PoolReason::PoolUnreachable),
         (closed_node, PoolReason::NodesCordoned { nodes: 1 }),
         (busy, PoolReason::ResourcesBusy { kind: device, needed: 2_000, free: 1_000 }),
     ];
@@ -95,13 +95,13 @@ fn why_counts_every_pool_once_with_the_reason_that_lasts_longest() {
 }
 
 #[test]
-fn why_agrees_with_what_planning_does() {
+fn why_agrees_with_planning() {
     let mut by_bucket = 0;
     for seed in 0..30 {
         let (mut world, mut scheduler, mut rng) = random_world(seed);
         for _ in 0..30 {
             (0..8).for_each(|_| world.act(&mut rng));
-            settle(&mut world, &mut scheduler);
+            plan_until_idle(&mut world, &mut scheduler);
             for class in world.state.classes().keys() {
                 let shape = world.state.shape(class.shape).unwrap();
                 let why = scheduler.why(&world.state, shape);
@@ -113,17 +113,17 @@ fn why_agrees_with_what_planning_does() {
                     queue.spec.limit.first_excess(&sum).is_some()
                 });
                 assert!(!fits || limited, "seed {seed}: {class:?} waits, though {:?}", why.pools);
-                let packers = (&scheduler.packer, &scheduler.kept.packer);
+                let packers = (&scheduler.packer, &scheduler.reserved.packer);
                 let same = |pool: &&Pool| super::why::same_by_node(&world.state, packers, pool, shape);
                 by_bucket += world.state.pools().filter(same).count();
             }
         }
     }
-    assert!(by_bucket > 1_000, "pools explained by their buckets: {by_bucket}");
+    assert!(by_bucket > 1_000, "only {by_bucket} pools were explained by their buckets");
 }
 
 #[test]
-fn best_fit_fills_what_is_used_before_what_is_free() {
+fn best_fit_fills_used_nodes_before_empty_ones() {
     let mut world = Fixture::new();
     let nodes = (1..5).map(|node| node_spec(&format!("n{node}"), 8, 4)).collect();
     world.pool("p", "CN-CQ", nodes);
@@ -131,14 +131,15 @@ fn best_fit_fills_what_is_used_before_what_is_free() {
     for _ in 0..8 {
         world.submit_spec(with_devices(DeviceAmount::Whole(1)));
     }
-    let mut used: Vec<NodeId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.2).collect();
+    let mut used: Vec<NodeId> =
+        plan_until_idle(&mut world, &mut scheduler).into_iter().map(|s| s.2).collect();
     used.sort_unstable();
     assert_eq!(used, [1, 1, 1, 1, 2, 2, 2, 2].map(NodeId));
-    // So that two whole nodes are left for whoever needs one.
+    // Two nodes stay free as a whole for jobs that need one.
     for _ in 0..2 {
         world.submit_spec(with_devices(DeviceAmount::Whole(4)));
     }
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 2);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 2);
 }
 
 #[test]
@@ -148,14 +149,14 @@ fn fraction_goes_to_the_device_that_it_fills_best() {
     let mut scheduler = Scheduler::rebuild(&world.state);
     for millis in [600, 500, 400, 500] {
         world.submit_spec(with_devices(DeviceAmount::Fraction(millis)));
-        settle(&mut world, &mut scheduler);
+        plan_until_idle(&mut world, &mut scheduler);
     }
     let pool = world.state.pools().next().unwrap();
     assert_eq!(pool.nodes[&NodeId(1)].committed_devices, [1_000, 1_000, 0, 0]);
 }
 
 #[test]
-fn larger_priority_goes_first_then_submission() {
+fn order_is_priority_then_submission() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
@@ -167,7 +168,7 @@ fn larger_priority_goes_first_then_submission() {
     let [low, first, second, high] = [submit(-1), submit(0), submit(0), submit(5)];
     let mut started = Vec::new();
     for expected in [high, first, second, low] {
-        started.extend(settle(&mut world, &mut scheduler).into_iter().map(|start| start.0));
+        started.extend(plan_until_idle(&mut world, &mut scheduler).into_iter().map(|start| start.0));
         world.end(unit(expected, 0), OutcomeKind::Succeeded);
     }
     assert_eq!(started, [high, first, second, low]);
@@ -179,25 +180,28 @@ fn gang_that_does_not_fit_whole_takes_nothing() {
     let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0), node_spec("n2", 8, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
     let blocker = world.submit_spec(tasks(1, 5));
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     let mut gang = tasks(4, 4);
     gang.groups[0].gang = true;
     let gang = world.submit_spec(gang);
-    assert_eq!(settle(&mut world, &mut scheduler), []);
-    assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)), "the try was not undone");
-    // What the gang can't use is free for others at once.
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
+    assert!(
+        scheduler.same_nodes(&Scheduler::rebuild(&world.state)),
+        "the attempted placement was not undone"
+    );
+    // Capacity that the gang can't use yet is free for other jobs.
     let small = world.submit_spec(tasks(2, 4));
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 2);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 2);
     world.end(unit(blocker, 0), OutcomeKind::Succeeded);
-    assert_eq!(settle(&mut world, &mut scheduler), []);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
     (0..2).for_each(|index| world.end(unit(small, index), OutcomeKind::Succeeded));
-    let starts = settle(&mut world, &mut scheduler);
+    let starts = plan_until_idle(&mut world, &mut scheduler);
     assert_eq!(starts.iter().map(|start| (start.0, start.1)).collect::<Vec<_>>(), [(gang, pool)]);
     assert_eq!(world.state.attempt(unit(gang, 0)).map(|attempt| attempt.placements.len()), Some(4));
 }
 
 #[test]
-fn class_at_its_queues_limit_waits_and_goes_on_when_the_queue_holds_less() {
+fn class_at_its_queues_limit_waits_until_the_queue_holds_less() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 32, 0)]);
     let mut city = default_settings("city");
@@ -207,16 +211,16 @@ fn class_at_its_queues_limit_waits_and_goes_on_when_the_queue_holds_less() {
     let mut scheduler = Scheduler::rebuild(&world.state);
     let job = world.submit(submission("", "city/a", tasks(3, 2)));
     let other = world.submit_spec(tasks(1, 2));
-    let started: Vec<JobId> = settle(&mut world, &mut scheduler).into_iter().map(|s| s.0).collect();
+    let started: Vec<JobId> = plan_until_idle(&mut world, &mut scheduler).into_iter().map(|s| s.0).collect();
     assert_eq!(started, [job, job, other]);
     world.end(unit(other, 0), OutcomeKind::Succeeded);
-    assert_eq!(settle(&mut world, &mut scheduler), []);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
     world.end(unit(job, 0), OutcomeKind::Succeeded);
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
 }
 
 #[test]
-fn round_keeps_to_its_budget_and_the_next_goes_on() {
+fn round_stays_within_its_budget_and_the_next_one_continues() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
@@ -224,25 +228,25 @@ fn round_keeps_to_its_budget_and_the_next_goes_on() {
     let budget = Budget { starts: 4, ..Budget::default() };
     let units = |plan: Plan| plan.starts.iter().map(|start| start.unit).collect::<Vec<_>>();
     let numbers = |range: std::ops::Range<u32>| range.map(|index| unit(job, index)).collect::<Vec<UnitId>>();
-    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(0..4));
-    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(4..8));
-    assert_eq!(units(round(&mut world, &mut scheduler, budget)), numbers(8..10));
+    assert_eq!(units(plan_round(&mut world, &mut scheduler, budget)), numbers(0..4));
+    assert_eq!(units(plan_round(&mut world, &mut scheduler, budget)), numbers(4..8));
+    assert_eq!(units(plan_round(&mut world, &mut scheduler, budget)), numbers(8..10));
     assert!(!scheduler.has_work());
 }
 
 #[test]
-fn failed_unit_goes_to_another_node_than_the_one_it_failed_on() {
+fn unit_that_failed_on_a_node_is_placed_on_another_node() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0), node_spec("n2", 8, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
     let job = world.submit_spec(minimal());
-    let first = settle(&mut world, &mut scheduler)[0].2;
+    let first = plan_until_idle(&mut world, &mut scheduler)[0].2;
     world.end(unit(job, 0), OutcomeKind::NodeLost);
-    let second = settle(&mut world, &mut scheduler)[0].2;
+    let second = plan_until_idle(&mut world, &mut scheduler)[0].2;
     assert_ne!(first, second);
 }
 
-/// Pools, a scheduler, and the random numbers that move them.
+/// Random pools, a scheduler over them, and the generator for what happens next.
 fn random_world(seed: u64) -> (Fixture, Scheduler, StdRng) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = Fixture::new();
@@ -255,86 +259,97 @@ fn random_world(seed: u64) -> (Fixture, Scheduler, StdRng) {
 }
 
 #[test]
-fn kept_index_equals_a_rebuilt_one_and_leaves_nothing_waiting_that_it_would_start() {
+fn updated_index_equals_a_rebuilt_one_and_starts_all_that_it_would_start() {
     for seed in 0..40 {
         let (mut world, mut scheduler, mut rng) = random_world(seed);
         for step in 0..60 {
             (0..rng.random_range(1..8)).for_each(|_| world.act(&mut rng));
             let starts = rng.random_range(1..12);
-            round(&mut world, &mut scheduler, Budget { starts, ..Budget::default() });
+            plan_round(&mut world, &mut scheduler, Budget { starts, ..Budget::default() });
             assert!(
                 scheduler.same_nodes(&Scheduler::rebuild(&world.state)),
                 "seed {seed} step {step}: indexes differ"
             );
             if step % 10 == 9 {
-                settle(&mut world, &mut scheduler);
+                plan_until_idle(&mut world, &mut scheduler);
                 let late =
                     Scheduler::rebuild(&world.state).plan(&world.state, Budget::default()).starts.len();
-                assert_eq!(late, 0, "seed {seed} step {step}: the kept index leaves {late} units waiting");
+                assert_eq!(late, 0, "seed {seed} step {step}: the updated index leaves {late} units waiting");
             }
         }
         assert_eq!(world.state.check(), Ok(()), "seed {seed}");
     }
 }
 
-/// One node of eight cores, on which a task of eight has just run for a moment.
-fn quick_world(spec: &JobSpec) -> (Fixture, Scheduler, JobId) {
+/// One node of eight cores, on which a task of eight cores has just run for a very short time.
+fn cluster_of_short_tasks(spec: &JobSpec) -> (Fixture, Scheduler, JobId) {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
     let job = world.submit_spec(spec.clone());
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 1, "before anything has run, nobody lines up");
+    assert_eq!(
+        plan_until_idle(&mut world, &mut scheduler).len(),
+        1,
+        "before a task has run, no claim is reused"
+    );
     world.end(unit(job, 0), OutcomeKind::Succeeded);
     (world, scheduler, job)
 }
 
 #[test]
-fn short_tasks_line_up_behind_running_ones_and_take_over_in_turn() {
-    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 5, "one runs and four stand in line");
+fn short_tasks_queue_behind_running_ones_and_reuse_the_claim_in_order() {
+    let (mut world, mut scheduler, job) = cluster_of_short_tasks(&tasks(20, 8));
+    assert_eq!(
+        plan_until_idle(&mut world, &mut scheduler).len(),
+        5,
+        "one runs and four are queued behind its claim"
+    );
     let after = |world: &Fixture, index| world.state.attempt(unit(job, index)).unwrap().after;
-    let line = |world: &Fixture, from| (from..from + 5).map(|i| after(world, i)).collect::<Vec<_>>();
+    let claim = |world: &Fixture, from| (from..from + 5).map(|i| after(world, i)).collect::<Vec<_>>();
     let behind = |index| Some(unit(job, index));
-    assert_eq!(line(&world, 1), [None, behind(1), behind(2), behind(3), behind(4)]);
-    // One that leaves the line hands its place in it on; one that ends, its place on the node.
+    assert_eq!(claim(&world, 1), [None, behind(1), behind(2), behind(3), behind(4)]);
+    // A successor that leaves is replaced by the one behind it. An attempt that ends passes its capacity on.
     world.end(unit(job, 3), OutcomeKind::NotStarted);
     world.end(unit(job, 1), OutcomeKind::Succeeded);
     assert_eq!([2, 4, 5].map(|index| after(&world, index)), [None, behind(2), behind(4)]);
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     assert_eq!(world.state.check(), Ok(()));
     assert_eq!(world.state.job(job).unwrap().live(), 5);
 }
 
 #[test]
-fn nobody_lines_up_for_a_place_that_an_earlier_job_waits_for() {
-    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
-    settle(&mut world, &mut scheduler);
+fn claim_that_a_job_ahead_could_use_is_not_reused() {
+    let (mut world, mut scheduler, job) = cluster_of_short_tasks(&tasks(20, 8));
+    plan_until_idle(&mut world, &mut scheduler);
     let mut urgent = tasks(1, 7);
     urgent.priority = 1;
     let urgent = world.submit_spec(urgent);
-    // Those that stood in line before it came go first, and no more.
+    // The successors that were queued before it was submitted start first, and no further ones.
     for index in 1..6 {
-        settle(&mut world, &mut scheduler);
+        plan_until_idle(&mut world, &mut scheduler);
         assert_eq!(world.state.job(urgent).unwrap().live(), 0, "before unit {index} ends");
         world.end(unit(job, index), OutcomeKind::Succeeded);
     }
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     assert_eq!(world.state.job(urgent).unwrap().live(), 1);
 }
 
 #[test]
-fn place_that_is_handed_on_counts_though_its_node_is_gone() {
-    let (mut world, mut scheduler, job) = quick_world(&tasks(20, 8));
+fn claim_that_is_passed_on_stays_committed_though_its_node_is_gone() {
+    let (mut world, mut scheduler, job) = cluster_of_short_tasks(&tasks(20, 8));
     let pool = world.state.pool_named("p").unwrap().id;
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     world.must(Command::RemoveNodes { pool, nodes: vec![NodeId(1)] });
     world.end(unit(job, 1), OutcomeKind::Succeeded);
     assert_eq!(world.state.check(), Ok(()));
-    let node = world.state.node(NodeRef { pool, node: NodeId(1) }).expect("it is held");
+    let node = world
+        .state
+        .node(NodeRef { pool, node: NodeId(1) })
+        .expect("a removed node stays while a task holds it");
     assert!(node.gone && node.tasks == 1);
 }
 
-/// Ends a unit after so long a run that nobody lines up behind its like.
+/// Ends a unit after so long a run that claims of its class are not reused.
 fn end_after_long(world: &mut Fixture, unit: UnitId) {
     world.report(unit, AttemptStatus::Running { started_at: world.now });
     let started_at = Some(world.now);
@@ -344,17 +359,17 @@ fn end_after_long(world: &mut Fixture, unit: UnitId) {
 }
 
 #[test]
-fn long_tasks_do_not_line_up() {
+fn claims_of_long_tasks_are_not_reused() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
     let job = world.submit_spec(tasks(5, 8));
-    settle(&mut world, &mut scheduler);
+    plan_until_idle(&mut world, &mut scheduler);
     end_after_long(&mut world, unit(job, 0));
-    assert_eq!(settle(&mut world, &mut scheduler).len(), 1);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
 }
 
-/// What overflows asks for whole devices: to start an untouched one for a share strands much.
+/// A profile whose overflow mostly asks for whole devices: a share on an untouched device strands much.
 fn whole_devices_overflow() -> Command {
     let demand = |amount| {
         let shape = shape(&with_devices(amount));
@@ -366,7 +381,8 @@ fn whole_devices_overflow() -> Command {
     Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 100, kinds }) }
 }
 
-/// The job that is started first of one that asks for a share and, `later`, one that asks for a device.
+/// The job that starts first: one that asks for a share, or, submitted after `later`, one that asks for a
+/// device.
 fn first_started(later: impl FnOnce(&mut Fixture)) -> JobId {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2)]);
@@ -380,12 +396,12 @@ fn first_started(later: impl FnOnce(&mut Fixture)) -> JobId {
 }
 
 #[test]
-fn job_whose_place_strands_less_goes_before_one_that_was_there_earlier() {
+fn job_that_strands_less_starts_before_an_earlier_one() {
     assert_eq!(first_started(|_| {}), JobId(2));
 }
 
 #[test]
-fn job_is_passed_over_by_none_that_comes_much_later() {
+fn job_is_not_passed_over_by_a_much_later_one() {
     assert_eq!(first_started(|world| world.pass(PASSES_AGE_MS_MAX + 1)), JobId(1));
     let many = |world: &mut Fixture| {
         let mut filler = with_devices(DeviceAmount::Whole(8));
@@ -398,7 +414,7 @@ fn job_is_passed_over_by_none_that_comes_much_later() {
 }
 
 #[test]
-fn lesson_is_due_after_some_tasks_and_names_what_finds_no_room() {
+fn profile_is_due_after_some_tasks_and_has_the_overflow() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2), node_spec("n2", 8, 2)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
@@ -414,12 +430,12 @@ fn lesson_is_due_after_some_tasks_and_names_what_finds_no_room() {
     assert_eq!(Scheduler::rebuild(&world.state).profile(&world.state), None);
 }
 
-/// The least nodes of which one is kept.
+/// The smallest cluster in which a node is reserved.
 const NODES: usize = RESERVATION_ONE_OF / 2;
 
-/// A full cluster of nodes of two devices: running are tasks of one, in front of the line stands a job of two,
-/// and behind it more of one.
-struct Crowd {
+/// A full cluster of nodes with two devices: tasks of one device run, the first waiting job asks for two
+/// devices, and behind it wait more tasks of one device.
+struct FullCluster {
     world: Fixture,
     scheduler: Scheduler,
     running: JobId,
@@ -427,12 +443,12 @@ struct Crowd {
     nodes: Vec<NodeId>,
 }
 
-fn crowd() -> Crowd {
-    crowd_beside(0)
+fn full_cluster() -> FullCluster {
+    full_cluster_with(0)
 }
 
-/// A crowd on all nodes but so many, which jobs of two have.
-fn crowd_beside(wide: u32) -> Crowd {
+/// A full cluster in which jobs of two devices run on `wide` of the nodes.
+fn full_cluster_with(wide: u32) -> FullCluster {
     let mut world = Fixture::new();
     let nodes = (0..NODES).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect();
     world.pool("p", "CN-CQ", nodes);
@@ -444,70 +460,71 @@ fn crowd_beside(wide: u32) -> Crowd {
     many.groups[0].count = 2 * (NODES as u32 - wide);
     let running = world.submit_spec(many.clone());
     let mut scheduler = Scheduler::rebuild(&world.state);
-    let starts = settle(&mut world, &mut scheduler).into_iter().filter(|(job, _, _)| *job == running);
+    let starts =
+        plan_until_idle(&mut world, &mut scheduler).into_iter().filter(|(job, _, _)| *job == running);
     let nodes: Vec<NodeId> = starts.map(|(_, _, node)| node).collect();
     assert_eq!(nodes.len(), 2 * (NODES - wide as usize));
     let wide = world.submit_spec(with_devices(DeviceAmount::Whole(2)));
     world.submit_spec(many);
-    settle(&mut world, &mut scheduler);
-    Crowd { world, scheduler, running, wide, nodes }
+    plan_until_idle(&mut world, &mut scheduler);
+    FullCluster { world, scheduler, running, wide, nodes }
 }
 
-impl Crowd {
-    /// Ends one running task of a node; tells which jobs start then.
+impl FullCluster {
+    /// Ends one running task on a node. Returns the jobs that start then.
     fn end_on(&mut self, node: NodeId) -> Vec<JobId> {
         let at = self.nodes.iter().rposition(|other| *other == node).unwrap();
         self.nodes[at] = NodeId(0);
         end_after_long(&mut self.world, unit(self.running, at as u32));
-        settle(&mut self.world, &mut self.scheduler).into_iter().map(|(job, _, _)| job).collect()
+        plan_until_idle(&mut self.world, &mut self.scheduler).into_iter().map(|(job, _, _)| job).collect()
     }
 }
 
 #[test]
-fn node_is_kept_for_a_wide_job_once_it_has_waited_long() {
-    let mut crowd = crowd();
-    let small = JobId(crowd.wide.0 + 1);
-    assert_eq!(crowd.end_on(NodeId(1)), [small], "at first nothing is kept");
-    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
-    assert_eq!(crowd.end_on(NodeId(2)), []);
-    assert_eq!(crowd.end_on(NodeId(3)), [small], "one node is kept, and no more");
-    let why = crowd.scheduler.why(&crowd.world.state, &shape(&with_devices(DeviceAmount::Whole(1))));
+fn node_is_reserved_for_a_wide_job_once_it_has_waited_long() {
+    let mut cluster = full_cluster();
+    let small = JobId(cluster.wide.0 + 1);
+    assert_eq!(cluster.end_on(NodeId(1)), [small], "at first no node is reserved");
+    cluster.world.pass(RESERVATION_WAIT_MS_MIN + 1);
+    assert_eq!(cluster.end_on(NodeId(2)), []);
+    assert_eq!(cluster.end_on(NodeId(3)), [small], "one node is reserved, and no more");
+    let why = cluster.scheduler.why(&cluster.world.state, &shape(&with_devices(DeviceAmount::Whole(1))));
     assert_eq!(why.pools[0].reason, PoolReason::NodesReserved { nodes: 1 });
-    // Who comes before it in the line may have it.
+    // A job ahead of the wide one may use the node.
     let mut urgent = with_devices(DeviceAmount::Whole(1));
     urgent.priority = 1;
-    let urgent = crowd.world.submit_spec(urgent);
-    let starts = settle(&mut crowd.world, &mut crowd.scheduler);
+    let urgent = cluster.world.submit_spec(urgent);
+    let starts = plan_until_idle(&mut cluster.world, &mut cluster.scheduler);
     assert_eq!(starts, [(urgent, PoolId(1), NodeId(2))]);
-    end_after_long(&mut crowd.world, unit(urgent, 0));
-    assert_eq!(settle(&mut crowd.world, &mut crowd.scheduler), []);
-    assert_eq!(crowd.end_on(NodeId(2)), [crowd.wide]);
-    assert!(crowd.scheduler.same_nodes(&Scheduler::rebuild(&crowd.world.state)));
-    assert_eq!(crowd.end_on(NodeId(4)), [small]);
+    end_after_long(&mut cluster.world, unit(urgent, 0));
+    assert_eq!(plan_until_idle(&mut cluster.world, &mut cluster.scheduler), []);
+    assert_eq!(cluster.end_on(NodeId(2)), [cluster.wide]);
+    assert!(cluster.scheduler.same_nodes(&Scheduler::rebuild(&cluster.world.state)));
+    assert_eq!(cluster.end_on(NodeId(4)), [small]);
 }
 
 #[test]
-fn nothing_is_kept_for_those_who_have_much_already() {
-    // They are to wait 1.4 times the mean, so with as many devices as the small have it would cost more than
-    // it brings, and does not with half as many.
-    for (wide, keeps) in [(NODES / 2, false), (NODES / 3, true)] {
-        let mut crowd = crowd_beside(wide as u32);
-        crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
-        let node = *crowd.nodes.last().unwrap();
-        let small = JobId(crowd.wide.0 + 1);
-        let started = if keeps { vec![] } else { vec![small] };
-        assert_eq!(crowd.end_on(node), started, "{wide} of {NODES} nodes have one");
+fn no_node_is_reserved_for_jobs_that_use_most_devices_already() {
+    // Their threshold is 1.4 times the mean wait. If wide jobs use as many devices as small ones, a
+    // reservation would cost more than it brings; with half as many it doesn't.
+    for (wide, reserves) in [(NODES / 2, false), (NODES / 3, true)] {
+        let mut cluster = full_cluster_with(wide as u32);
+        cluster.world.pass(RESERVATION_WAIT_MS_MIN + 1);
+        let node = *cluster.nodes.last().unwrap();
+        let small = JobId(cluster.wide.0 + 1);
+        let started = if reserves { vec![] } else { vec![small] };
+        assert_eq!(cluster.end_on(node), started, "wide jobs run on {wide} of {NODES} nodes");
     }
 }
 
 #[test]
-fn node_is_given_back_when_who_it_is_kept_for_goes() {
-    let mut crowd = crowd();
-    let small = JobId(crowd.wide.0 + 1);
-    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
-    assert_eq!(crowd.end_on(NodeId(2)), []);
-    crowd.world.must(Command::Cancel { jobs: vec![crowd.wide] });
-    let starts = settle(&mut crowd.world, &mut crowd.scheduler);
+fn reserved_node_is_released_when_its_job_is_cancelled() {
+    let mut cluster = full_cluster();
+    let small = JobId(cluster.wide.0 + 1);
+    cluster.world.pass(RESERVATION_WAIT_MS_MIN + 1);
+    assert_eq!(cluster.end_on(NodeId(2)), []);
+    cluster.world.must(Command::Cancel { jobs: vec![cluster.wide] });
+    let starts = plan_until_idle(&mut cluster.world, &mut cluster.scheduler);
     assert_eq!(
         starts.into_iter().map(|(job, _, node)| (job, node)).collect::<Vec<_>>(),
         [(small, NodeId(2))]
@@ -515,14 +532,14 @@ fn node_is_given_back_when_who_it_is_kept_for_goes() {
 }
 
 #[test]
-fn nothing_is_kept_by_best_fit_and_in_small_clusters() {
-    let mut crowd = crowd();
-    crowd.world.pass(RESERVATION_WAIT_MS_MIN + 1);
-    let pool = crowd.world.state.pool_named("p").unwrap().id;
-    crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: true });
-    let small = JobId(crowd.wide.0 + 1);
-    assert_eq!(crowd.end_on(NodeId(2)), [small], "one node less than it takes");
-    crowd.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
-    crowd.world.must(Command::UpdateWorkloadProfile { profile: Arc::default() });
-    assert_eq!(crowd.end_on(NodeId(3)), [small]);
+fn no_node_is_reserved_by_best_fit_or_in_small_clusters() {
+    let mut cluster = full_cluster();
+    cluster.world.pass(RESERVATION_WAIT_MS_MIN + 1);
+    let pool = cluster.world.state.pool_named("p").unwrap().id;
+    cluster.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: true });
+    let small = JobId(cluster.wide.0 + 1);
+    assert_eq!(cluster.end_on(NodeId(2)), [small], "one node too few for a reservation");
+    cluster.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
+    cluster.world.must(Command::UpdateWorkloadProfile { profile: Arc::default() });
+    assert_eq!(cluster.end_on(NodeId(3)), [small]);
 }

@@ -1,9 +1,12 @@
-//! Why a unit isn't placed: for every pool exactly one reason, and what would help.
+//! Explains why a unit waits: exactly one reason for each pool, and the changes to the job that would help.
+//!
+//! The checks of a pool run from the most permanent reason to the least (never, closed, busy, fits), and the
+//! first that holds is reported.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, demand_of, is_class, sketch};
+use super::nodes::{class_of, demand_of, is_class, what_if_copy};
 use super::packing::Packer;
 use super::packing::bucket::Bucket;
 use crate::model::demand::{self, Demand, NodeClass};
@@ -19,33 +22,33 @@ use crate::model::spec::TaskRequest;
 use crate::state::State;
 use crate::state::pool::{Node, Pool};
 
-/// Every pool's part in a unit's waiting.
+/// Why a unit waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Why {
-    /// Each pool once, in the order they were registered.
+    /// The reason of each pool, in the order of registration.
     pub pools: Vec<PoolWhy>,
-    /// Changes to the job that would let it start now.
+    /// Changes after which the unit could start now, as English phrases; at most four. Empty if a pool fits.
     pub would_help: Vec<String>,
 }
 
-/// One pool's part.
+/// Why one pool does not take a unit, or [`PoolReason::Fits`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolWhy {
     pub pool: PoolId,
     pub reason: PoolReason,
 }
 
-/// Why a pool as such can't take a shape, whatever its nodes hold: cheap, and asked often.
+/// Why a pool as such can't take a shape, whatever its nodes have free: cheap, as it is called often.
 pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<PoolReason> {
     let pool = state.pool(id)?;
     let spec = &pool.spec;
     demand::exclusion(&shape.constraints, shape.needs, Some(&spec.name), spec.region, spec.capabilities)
 }
 
-/// What packs the nodes for all, and those that are kept for some.
+/// The main packer, and the packer of the reserved nodes.
 type Packers<'a> = (&'a Packer, &'a Packer);
 
-/// Explains every pool.
+/// Explains a shape: one reason for each pool.
 pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why {
     let asked = Asked::of(state, shape);
     let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packers, pool, &asked) };
@@ -59,9 +62,10 @@ pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why
     Why { pools, would_help }
 }
 
-/// What is asked of every pool: a shape, and of each kind of task what it demands and how many there are.
+/// What is compared with every pool.
 struct Asked<'a> {
     shape: &'a Shape,
+    /// For each kind of task the demand, the names of the allowed device models, and the number of tasks.
     tasks: Vec<(Demand, &'a [String], u32)>,
 }
 
@@ -75,6 +79,7 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// The reason of one pool: the first that holds.
 fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
     let shape = asked.shape;
     if let Some(reason) = exclusion(state, pool.id, shape) {
@@ -85,43 +90,45 @@ fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, asked: &Asked<'
             return reason;
         }
     }
-    if let Some(lack) = lack_together(state, pool, shape, true) {
-        let Lack { kind, needed, found } = lack;
+    if let Some(shortage) = shortage_of_unit(state, pool, shape, true) {
+        let Shortage { kind, needed, found } = shortage;
         return PoolReason::PoolTooSmall { kind, needed, total: found };
     }
     if let Some(reason) = closed(pool) {
         return reason;
     }
     for (demand, _, count) in &asked.tasks {
-        if let Some(reason) = full(packers, pool, demand, *count) {
+        if let Some(reason) = busy(packers, pool, demand, *count) {
             return reason;
         }
     }
-    if let Some(lack) = lack_together(state, pool, shape, false) {
-        return PoolReason::ResourcesBusy { kind: lack.kind, needed: lack.needed, free: lack.found };
+    if let Some(shortage) = shortage_of_unit(state, pool, shape, false) {
+        let Shortage { kind, needed, found } = shortage;
+        return PoolReason::ResourcesBusy { kind, needed, free: found };
     }
     PoolReason::Fits
 }
 
-/// Nodes of a pool and tasks of a gang up to which a placement is tried out to explain one: it takes
-/// a few milliseconds. Beyond that each kind of task is looked at by itself.
-const TRIED_MAX: u64 = 1_024;
+/// Nodes of a pool, and tasks of a gang, up to which a placement is tried on a what-if copy: that takes a few
+/// milliseconds. In larger ones each kind of task is only compared by itself.
+const WHAT_IF_MAX: u64 = 1_024;
 
-/// What tasks of several kinds lack that have to be placed together.
-struct Lack {
+/// What a pool lacks for a unit of several kinds of tasks.
+struct Shortage {
     kind: ResourceKind,
     needed: u64,
-    /// What those took that found a place.
+    /// What the tasks took that could be placed.
     found: u64,
 }
 
-/// Tries to place a unit of unlike tasks: each kind may fit by itself, and all not beside each other.
-fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Option<Lack> {
+/// Tries to place a unit of several kinds of tasks on a what-if copy of the pool, `empty` or as it is. Each
+/// kind may fit by itself and all kinds together not.
+fn shortage_of_unit(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Option<Shortage> {
     let work = (pool.nodes.len() as u64).max(u64::from(shape.task_count()));
-    if shape.tasks.len() < 2 || work > TRIED_MAX {
+    if shape.tasks.len() < 2 || work > WHAT_IF_MAX {
         return None;
     }
-    let mut packer = sketch(pool, empty);
+    let mut packer = what_if_copy(pool, empty);
     let mut found = Resources::default();
     for (request, count) in &shape.tasks {
         let demand = Arc::new(demand_of(state, request, shape));
@@ -129,7 +136,7 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
             if packer.place(&demand).is_none() {
                 let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
                 let (needed, found) = (shape.total().get(&kind), found.get(&kind));
-                return Some(Lack { kind, needed, found });
+                return Some(Shortage { kind, needed, found });
             }
             found = found.checked_add(&request.total()).unwrap_or(found);
         }
@@ -137,18 +144,19 @@ fn lack_together(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Opti
     None
 }
 
-/// Why the pool could not take it even if it were empty and open.
+/// Why the pool could not take `count` such tasks even if it were empty and open.
 fn never(pool: &Pool, demand: &Demand, models: &[String], count: u32, shape: &Shape) -> Option<PoolReason> {
     let count = u64::from(count);
     let mut admits = Admission::new(pool, demand);
-    let mut places = 0u64;
-    let would_do = |node: &&Node| {
+    let mut fit_count = 0u64;
+    let suffices = |node: &&Node| {
         let suits = !node.gone && admits.of(node) && has_device(node, demand);
-        places = places.saturating_add(if suits { places_on(&stock_of(node), demand) } else { 0 });
-        places >= count
+        fit_count =
+            fit_count.saturating_add(if suits { fit_count_on(&capacity_of(node), demand) } else { 0 });
+        fit_count >= count
     };
-    // Nearly always the first nodes would do.
-    if pool.nodes.values().find(would_do).is_some() {
+    // The common case: the first few nodes suffice.
+    if pool.nodes.values().find(suffices).is_some() {
         return None;
     }
     let all: Vec<&Node> = pool.nodes.values().filter(|node| !node.gone).collect();
@@ -171,21 +179,21 @@ fn never(pool: &Pool, demand: &Demand, models: &[String], count: u32, shape: &Sh
     if fitting.is_empty() {
         return Some(PoolReason::DeviceMissing { models: models.to_vec() });
     }
-    let room = |node: &Node| room_of(&stock_of(node), demand);
+    let usable = |node: &Node| usable_by(&capacity_of(node), demand);
     let needed = needed_by(demand);
     let (mut sum, mut enough) = (Resources::default(), false);
     for node in &fitting {
-        let room = room(node);
-        enough |= needed.fits(&room);
-        sum = sum.checked_add(&room).unwrap_or(sum);
+        let usable = usable(node);
+        enough |= needed.fits(&usable);
+        sum = sum.checked_add(&usable).unwrap_or(sum);
     }
     if !enough {
-        // The kind that no node has enough of, or, where each kind is on some node, the first.
+        // The kind that no node has enough of; if there is none, the first kind.
         let largest =
-            |kind: &ResourceKind| fitting.iter().map(|node| room(node).get(kind)).max().unwrap_or(0);
-        let lacking =
+            |kind: &ResourceKind| fitting.iter().map(|node| usable(node).get(kind)).max().unwrap_or(0);
+        let short =
             needed.iter().find(|(kind, amount)| *amount > largest(kind)).or_else(|| needed.iter().next())?;
-        let (kind, needed) = lacking;
+        let (kind, needed) = short;
         let largest = largest(&kind);
         return Some(PoolReason::TaskTooLarge { kind, needed, largest });
     }
@@ -200,12 +208,13 @@ fn never(pool: &Pool, demand: &Demand, models: &[String], count: u32, shape: &Sh
             total: excess.have,
         });
     }
-    // Enough in all, but not in pieces that tasks fit into.
+    // The total suffices, but it is split into pieces that too few tasks fit.
     let kind = if demand.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
-    let (needed, total) = (unit.get(&kind), needed.get(&kind).saturating_mul(places));
+    let (needed, total) = (unit.get(&kind), needed.get(&kind).saturating_mul(fit_count));
     Some(PoolReason::PoolTooSmall { kind, needed, total })
 }
 
+/// Why the pool as such takes no work now.
 fn closed(pool: &Pool) -> Option<PoolReason> {
     match pool.connectivity {
         Connectivity::Suspect => return Some(PoolReason::PoolSuspect),
@@ -219,80 +228,87 @@ fn closed(pool: &Pool) -> Option<PoolReason> {
     pool.cordoned.then_some(PoolReason::PoolCordoned)
 }
 
-/// Open nodes that are alike, as far as a demand goes.
-struct Alike {
+/// Open nodes with equal free capacity, compared with one demand.
+struct EqualNodes {
     nodes: u64,
-    room: Resources,
-    /// On one of them.
-    places: u64,
+    /// What the demand can use of one node.
+    usable: Resources,
+    /// Tasks that fit side by side on one node.
+    fit_count: u64,
     fits: bool,
-    /// They are kept for others.
-    kept: bool,
+    /// Whether the nodes are reserved for other classes.
+    reserved: bool,
 }
 
-impl Alike {
-    fn of_bucket(bucket: &Bucket, nodes: u32, demand: &Demand, kept: bool) -> Self {
-        let devices = bucket.devices.iter().map(|room| (room.model, room.free));
-        let stock = Stock { free: bucket.free.clone(), devices: devices.collect() };
-        Self::of(&stock, u64::from(nodes), demand, bucket.fits(demand), kept)
+impl EqualNodes {
+    fn of_bucket(bucket: &Bucket, nodes: u32, demand: &Demand, reserved: bool) -> Self {
+        let devices = bucket.devices.iter().map(|device| (device.model, device.free));
+        let capacity = Capacity { free: bucket.free.clone(), devices: devices.collect() };
+        Self::of(&capacity, u64::from(nodes), demand, bucket.fits(demand), reserved)
     }
 
-    fn of(stock: &Stock, nodes: u64, demand: &Demand, fits: bool, kept: bool) -> Self {
-        Self { nodes, room: room_of(stock, demand), places: places_on(stock, demand), fits, kept }
+    fn of(capacity: &Capacity, nodes: u64, demand: &Demand, fits: bool, reserved: bool) -> Self {
+        let (usable, fit_count) = (usable_by(capacity, demand), fit_count_on(capacity, demand));
+        Self { nodes, usable, fit_count, fits, reserved }
     }
 }
 
-/// Why the pool has no place now.
-fn full(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
+/// Why the pool can't take `count` such tasks now, though it could when empty and takes work.
+fn busy(packers: Packers<'_>, pool: &Pool, demand: &Demand, count: u32) -> Option<PoolReason> {
     let count = u64::from(count);
     if let Some(open) = open_by_bucket(packers, pool, demand) {
-        return lacking(&open, demand, count);
+        return shortage_of_nodes(&open, demand, count);
     }
     let mut admits = Admission::new(pool, demand);
     let suits = |node: &&Node| !node.gone && admits.of(node) && has_device(node, demand);
     let suitable: Vec<&Node> = pool.nodes.values().filter(suits).collect();
-    let is_held = |node: &Node| node.failure_tracker.quarantined_until.is_some();
-    let is_shut = |node: &&&Node| node.cordoned || node.spec.cordoned || is_held(node);
-    let shut: Vec<&Node> = suitable.iter().filter(is_shut).copied().collect();
-    // If the others would not do even when empty, it is not running work that must end first.
-    let others = suitable.iter().filter(|node| !is_shut(node));
-    let places: u64 = others.map(|node| places_on(&stock_of(node), demand)).fold(0, u64::saturating_add);
-    if places < count && !shut.is_empty() {
-        return Some(match shut.iter().filter(|node| is_held(node)).count() as u64 {
-            0 => PoolReason::NodesCordoned { nodes: shut.len() as u64 },
+    let is_quarantined = |node: &Node| node.failure_tracker.quarantined_until.is_some();
+    let is_closed = |node: &&&Node| node.cordoned || node.spec.cordoned || is_quarantined(node);
+    let closed: Vec<&Node> = suitable.iter().filter(is_closed).copied().collect();
+    // If the other nodes would not suffice even when empty, running work is not what the unit waits for.
+    let others = suitable.iter().filter(|node| !is_closed(node));
+    let fit_count: u64 =
+        others.map(|node| fit_count_on(&capacity_of(node), demand)).fold(0, u64::saturating_add);
+    if fit_count < count && !closed.is_empty() {
+        return Some(match closed.iter().filter(|node| is_quarantined(node)).count() as u64 {
+            0 => PoolReason::NodesCordoned { nodes: closed.len() as u64 },
             nodes => PoolReason::NodesQuarantined { nodes },
         });
     }
-    lacking(&open_by_node(packers, pool, demand, &suitable), demand, count)
+    shortage_of_nodes(&open_by_node(packers, pool, demand, &suitable), demand, count)
 }
 
-/// The open nodes of a pool that suit a demand, by what the packers know; `None` where others are shut or gone.
-fn open_by_bucket(packers: Packers<'_>, pool: &Pool, demand: &Demand) -> Option<Vec<Alike>> {
-    let (for_all, kept) = packers;
-    let both = [(for_all, false), (kept, true)];
-    let buckets =
-        || both.iter().flat_map(|(packer, kept)| packer.buckets_in(pool.id).map(|alike| (alike, *kept)));
+/// The open nodes of a pool that suit a demand, grouped by the packers' buckets; `None` unless all nodes of
+/// the pool are open, because the packers lack the others.
+fn open_by_bucket(packers: Packers<'_>, pool: &Pool, demand: &Demand) -> Option<Vec<EqualNodes>> {
+    let (unreserved, reserved) = packers;
+    let both = [(unreserved, false), (reserved, true)];
+    let buckets = || {
+        both.iter().flat_map(|(packer, reserved)| packer.buckets_in(pool.id).map(|equal| (equal, *reserved)))
+    };
     let open: usize = buckets().map(|((_, nodes), _)| nodes as usize).sum();
     let has_device = |bucket: &Bucket| {
-        demand.devices.is_none() || bucket.devices.iter().any(|room| demand.allows(room.model))
+        demand.devices.is_none() || bucket.devices.iter().any(|device| demand.allows(device.model))
     };
     let suits = |bucket: &Bucket| demand.admits(&bucket.class) && has_device(bucket);
     let suitable = buckets().filter(|((bucket, _), _)| suits(bucket));
-    let alike = |((bucket, nodes), kept)| Alike::of_bucket(bucket, nodes, demand, kept);
-    (open == pool.nodes.len()).then(|| suitable.map(alike).collect())
+    let equal = |((bucket, nodes), reserved)| EqualNodes::of_bucket(bucket, nodes, demand, reserved);
+    (open == pool.nodes.len()).then(|| suitable.map(equal).collect())
 }
 
-fn open_by_node(packers: Packers<'_>, pool: &Pool, demand: &Demand, suitable: &[&Node]) -> Vec<Alike> {
-    let (for_all, kept) = packers;
-    let alike = |node: &&Node| {
+/// The open nodes among `suitable`, one by one.
+fn open_by_node(packers: Packers<'_>, pool: &Pool, demand: &Demand, suitable: &[&Node]) -> Vec<EqualNodes> {
+    let (unreserved, reserved) = packers;
+    let single = |node: &&Node| {
         let at = NodeRef { pool: pool.id, node: node.id };
-        let (fits, kept) = (for_all.fits(demand, at) || kept.fits(demand, at), kept.node(at).is_some());
-        Alike::of(&free_of(node), 1, demand, fits, kept)
+        let fits = unreserved.fits(demand, at) || reserved.fits(demand, at);
+        EqualNodes::of(&free_capacity_of(node), 1, demand, fits, reserved.node(at).is_some())
     };
-    suitable.iter().filter(|node| node.is_open()).map(alike).collect()
+    suitable.iter().filter(|node| node.is_open()).map(single).collect()
 }
 
-/// Fails unless a pool's nodes explain the same as its buckets do; tells whether both could be asked.
+/// Asserts that a pool's nodes one by one give the same reason as its buckets. Returns whether the pool could
+/// be explained by buckets.
 #[cfg(test)]
 pub(super) fn same_by_node(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) -> bool {
     let (request, count) = &shape.tasks[0];
@@ -303,36 +319,38 @@ pub(super) fn same_by_node(state: &State, packers: Packers<'_>, pool: &Pool, sha
     let nodes: Vec<&Node> = pool.nodes.values().filter(suits).collect();
     let by_node = open_by_node(packers, pool, &demand, &nodes);
     for count in [1, u64::from(*count)] {
-        assert_eq!(lacking(&open, &demand, count), lacking(&by_node, &demand, count));
+        assert_eq!(shortage_of_nodes(&open, &demand, count), shortage_of_nodes(&by_node, &demand, count));
     }
     true
 }
 
-/// What a pool's open nodes lack for so many tasks.
-fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
+/// What a pool's open nodes lack for `count` tasks: first an unreserved node, then the total, then a large
+/// enough piece.
+fn shortage_of_nodes(open: &[EqualNodes], demand: &Demand, count: u64) -> Option<PoolReason> {
     if count == 1 {
-        if open.iter().any(|alike| alike.fits && !alike.kept) {
+        if open.iter().any(|equal| equal.fits && !equal.reserved) {
             return None;
         }
-        let nodes = open.iter().filter(|alike| alike.fits).map(|alike| alike.nodes).sum();
+        let nodes = open.iter().filter(|equal| equal.fits).map(|equal| equal.nodes).sum();
         if nodes > 0 {
             return Some(PoolReason::NodesReserved { nodes });
         }
     }
-    let (needed, mut free, mut places) = (needed_by(demand), Resources::default(), 0u64);
+    let (needed, mut free, mut fit_count) = (needed_by(demand), Resources::default(), 0u64);
     let mut largest = Resources::default();
-    for alike in open {
-        places = places.saturating_add(alike.places.saturating_mul(alike.nodes));
-        largest = larger(&largest, &alike.room);
-        let sum = alike.room.checked_mul(alike.nodes).and_then(|room| free.checked_add(&room));
+    for equal in open {
+        fit_count = fit_count.saturating_add(equal.fit_count.saturating_mul(equal.nodes));
+        largest = larger(&largest, &equal.usable);
+        let sum = equal.usable.checked_mul(equal.nodes).and_then(|usable| free.checked_add(&usable));
         free = sum.unwrap_or(free);
     }
-    if places >= count {
-        let kept = open.iter().filter(|alike| alike.kept);
-        let (nodes, kept_places) = kept.fold((0, 0), |(nodes, places), alike| {
-            (nodes + alike.nodes, alike.places.saturating_mul(alike.nodes).saturating_add(places))
+    if fit_count >= count {
+        let reserved = open.iter().filter(|equal| equal.reserved);
+        let (nodes, reserved_fit_count) = reserved.fold((0, 0), |(nodes, fit_count), equal| {
+            (nodes + equal.nodes, equal.fit_count.saturating_mul(equal.nodes).saturating_add(fit_count))
         });
-        return (places.saturating_sub(kept_places) < count).then_some(PoolReason::NodesReserved { nodes });
+        return (fit_count.saturating_sub(reserved_fit_count) < count)
+            .then_some(PoolReason::NodesReserved { nodes });
     }
     let unit = needed.checked_mul(count).unwrap_or_else(|| needed.clone());
     if let Some(excess) = unit.first_excess(&free) {
@@ -342,8 +360,8 @@ fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
             free: excess.have,
         });
     }
-    let lacking = needed.first_excess(&largest);
-    let kind = lacking.map_or_else(
+    let short = needed.first_excess(&largest);
+    let kind = short.map_or_else(
         || if demand.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu },
         |excess| excess.kind,
     );
@@ -351,7 +369,8 @@ fn lacking(open: &[Alike], demand: &Demand, count: u64) -> Option<PoolReason> {
     Some(PoolReason::NodeFragmentation { kind, needed, free, largest })
 }
 
-/// Which nodes of a pool a demand may use, by their labels and taints: alike nodes come in a row.
+/// Which nodes of a pool a demand may use, by their labels and taints. Caches the latest class, as equal
+/// nodes mostly follow each other.
 struct Admission<'a> {
     pool: &'a Pool,
     demand: &'a Demand,
@@ -386,42 +405,43 @@ fn needed_by(demand: &Demand) -> Resources {
 }
 
 /// What a node has, or has free: resources without devices, and thousandths by device.
-struct Stock {
+struct Capacity {
     free: Resources,
     devices: Vec<(DeviceModelId, u32)>,
 }
 
 /// What a node would have free if it were empty.
-fn stock_of(node: &Node) -> Stock {
+fn capacity_of(node: &Node) -> Capacity {
     let millis = |device: &Device| if device.healthy { device.millis } else { 0 };
     let devices = node.models.iter().copied().zip(node.spec.devices.iter().map(millis));
-    Stock { free: node.spec.allocatable.clone(), devices: devices.collect() }
+    Capacity { free: node.spec.allocatable.clone(), devices: devices.collect() }
 }
 
-fn free_of(node: &Node) -> Stock {
+fn free_capacity_of(node: &Node) -> Capacity {
     let devices = node.models.iter().enumerate().map(|(index, model)| (*model, node.device_free(index)));
-    Stock { free: node.free(), devices: devices.collect() }
+    Capacity { free: node.free(), devices: devices.collect() }
 }
 
-/// What of it is there for such tasks: devices of the allowed models, and whole ones if they are asked for.
-fn room_of(stock: &Stock, demand: &Demand) -> Resources {
+/// The part of a capacity that such tasks can use: of the devices only those of allowed models, and only
+/// untouched ones if whole devices are asked for.
+fn usable_by(capacity: &Capacity, demand: &Demand) -> Resources {
     let device = |millis: u32| match demand.devices.as_ref().map(|devices| devices.amount) {
         Some(DeviceAmount::Whole(_)) if millis == DEVICE_MILLIS => u64::from(millis),
         Some(DeviceAmount::Fraction(least)) if millis >= least => u64::from(millis),
         _ => 0,
     };
-    let allowed = stock.devices.iter().filter(|(model, _)| demand.allows(*model));
-    Resources { device_millis: allowed.map(|(_, millis)| device(*millis)).sum(), ..stock.free.clone() }
+    let allowed = capacity.devices.iter().filter(|(model, _)| demand.allows(*model));
+    Resources { device_millis: allowed.map(|(_, millis)| device(*millis)).sum(), ..capacity.free.clone() }
 }
 
-/// How many such tasks it takes side by side.
-fn places_on(stock: &Stock, demand: &Demand) -> u64 {
-    let free = &stock.free;
+/// How many such tasks fit side by side.
+fn fit_count_on(capacity: &Capacity, demand: &Demand) -> u64 {
+    let free = &capacity.free;
     let others =
         demand.resources.iter().map(|(kind, amount)| free.get(&kind) / amount).min().unwrap_or(u64::MAX);
     let Some(amount) = demand.devices.as_ref().map(|devices| devices.amount) else { return others };
     let mut per_model: BTreeMap<DeviceModelId, u64> = BTreeMap::new();
-    for (model, free) in stock.devices.iter().filter(|(model, _)| demand.allows(*model)) {
+    for (model, free) in capacity.devices.iter().filter(|(model, _)| demand.allows(*model)) {
         *per_model.entry(*model).or_default() += match amount {
             DeviceAmount::Whole(_) => u64::from(*free == DEVICE_MILLIS),
             DeviceAmount::Fraction(millis) => u64::from(free / millis),
@@ -434,6 +454,7 @@ fn places_on(stock: &Stock, demand: &Demand) -> u64 {
     others.min(devices)
 }
 
+/// The maximum of each kind, without those beyond the four common ones.
 fn larger(left: &Resources, right: &Resources) -> Resources {
     Resources {
         cpu_millis: left.cpu_millis.max(right.cpu_millis),
@@ -444,7 +465,7 @@ fn larger(left: &Resources, right: &Resources) -> Resources {
     }
 }
 
-/// Single changes to the job after which some pool would take it now.
+/// Single changes to the job, or to a pool, that could let the unit start, as English phrases.
 fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolWhy]) -> Vec<String> {
     let mut help = Vec::new();
     let mut relaxed = shape.clone();
@@ -457,7 +478,7 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
             continue;
         };
         if pool_reason(state, packers, pool, &relaxed) == PoolReason::Fits {
-            help.push(format!("region {region} ({} has room)", pool.spec.name));
+            help.push(format!("region {region} ({} has free capacity)", pool.spec.name));
         }
     }
     let largest_block = pools.iter().filter_map(|why| match &why.reason {

@@ -1,8 +1,9 @@
-//! Chooses, of the classes that wait, which is to be placed next.
+//! Chooses which runnable class is placed next.
 //!
-//! Which of many waiting jobs goes next matters more than where it goes: of those near the front of
-//! the line the one is taken whose best place strands the least. Nobody starves by that: a job is only
-//! passed over by jobs of its own priority, submitted not much later, and no more than so many of them.
+//! Which of many waiting jobs is placed next matters more than where it is placed. Of the classes near the
+//! front of the order, the one goes first whose best placement strands the least. No job starves: a job is
+//! passed over only by jobs of its own priority that were submitted at most [`PASSES_AGE_MS_MAX`] later and
+//! are at most [`PASSES_MAX`] jobs behind it.
 
 use super::{DemandId, RunKey, Scheduler};
 use crate::model::id::JobId;
@@ -10,11 +11,12 @@ use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, PASSING_UNITS_MAX};
 use crate::model::shape::ClassKey;
 use crate::state::State;
 
-/// Classes compared for one choice: some ten microseconds.
+/// Classes compared for one choice: tens of microseconds.
 const CLASSES_MAX: usize = 128;
 
 impl Scheduler {
-    /// The class whose next unit is to be placed.
+    /// Returns the class whose next unit is placed next; `None` if no class is runnable. Adds to `work` what
+    /// was compared.
     pub(super) fn choose(&mut self, state: &State, work: &mut u32) -> Option<ClassKey> {
         let front = *self.runnable.first()?;
         if !self.packer.compares_costs() || self.packer_id(state, front.2).is_none() {
@@ -24,36 +26,37 @@ impl Scheduler {
         let near: Vec<RunKey> = near.copied().collect();
         let mut best: Option<(i64, RunKey)> = None;
         for key in near {
-            if key != front && units_of(state, key.1.0) > PASSING_UNITS_MAX {
+            if key != front && waiting_units_of(state, key.1.0) > PASSING_UNITS_MAX {
                 continue;
             }
             let Some(id) = self.packer_id(state, key.2) else { continue };
             let Some((score, node)) = self.packer.best_of(id, None) else {
-                // It is put aside, and no more compared.
+                // It does not fit: its step marks it as blocked, and it is not compared again.
                 best = Some((0, key));
                 break;
             };
-            let strands = self.packer.strands(id, node, score);
-            if best.is_none_or(|(least, _)| strands < least) {
-                best = Some((strands, key));
+            let stranded = self.packer.stranding_cost(id, node, score);
+            if best.is_none_or(|(least, _)| stranded < least) {
+                best = Some((stranded, key));
             }
         }
         *work += self.packer.take_work();
         best.map(|(_, (_, _, class))| class)
     }
 
-    /// The packer's number for a class of single tasks: gangs have no one place to compare.
+    /// The packer's id of the demand of a class of single tasks; `None` for gangs, which have no single best
+    /// node to compare.
     fn packer_id(&mut self, state: &State, class: ClassKey) -> Option<DemandId> {
         self.shape_index(state, class.shape)?;
         let (packer, index) = (&mut self.packer, self.shapes.get_mut(&class.shape)?);
         let ([(demand, 1)], [id]) = (&index.demands[..], &mut index.ids[..]) else { return None };
-        let known = packer.demand(demand, *id);
-        *id = Some(known);
-        Some(known)
+        let current = packer.demand(demand, *id);
+        *id = Some(current);
+        Some(current)
     }
 }
 
-/// A class is near enough behind the front to be taken before it.
+/// Returns whether a class is near enough behind the front to be placed before it.
 fn may_pass(state: &State, key: &RunKey, front: &RunKey) -> bool {
     let submitted = |job: JobId| state.job(job).map(|job| job.submitted_at);
     let (job, first) = (key.1.0, front.1.0);
@@ -62,6 +65,6 @@ fn may_pass(state: &State, key: &RunKey, front: &RunKey) -> bool {
         && submitted(job) <= submitted(first).map(|at| at.plus_ms(PASSES_AGE_MS_MAX))
 }
 
-fn units_of(state: &State, job: JobId) -> u32 {
+fn waiting_units_of(state: &State, job: JobId) -> u32 {
     state.job(job).map_or(0, |job| job.groups.iter().map(|group| group.waiting.len()).sum())
 }

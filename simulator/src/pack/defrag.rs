@@ -3,7 +3,7 @@
 use weir::model::device::DeviceShare;
 use weir::model::id::NodeId;
 use weir::model::resource::Resources;
-use weir::scheduler::defrag::{Clutter, Limits, Running, Waiting};
+use weir::scheduler::defrag::{FragmentedPool, Limits, Running, Waiting};
 use weir::scheduler::packing::Node;
 
 use super::procedure::{Cluster, Outcome};
@@ -52,9 +52,9 @@ pub(super) fn plan(cluster: &Cluster, arrivals: &[usize], outcome: &Outcome, per
     }
     let kinds = cluster.demands.iter().zip(counts).filter(|(_, count)| *count > 0);
     let waiting = kinds.map(|(demand, count)| Waiting { demand: demand.clone(), count, priority: 0 });
-    let clutter = Clutter { pool: String::new(), nodes, running, waiting: waiting.collect() };
+    let clutter = FragmentedPool { name: String::new(), nodes, running, waiting: waiting.collect() };
     let free_millis = (cluster.capacity_millis as f64 * (1.0 - percent / 100.0)) as u64;
-    let limits = Limits { moves: usize::MAX, free_millis, looks: u64::MAX };
+    let limits = Limits { moves: usize::MAX, free_millis, comparisons: u64::MAX };
     let started = std::time::Instant::now();
     let plan = clutter.plan(limits);
     let seconds = started.elapsed().as_secs_f64();

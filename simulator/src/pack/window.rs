@@ -45,7 +45,7 @@ impl Waiting {
             let id = player.id(*demand);
             match player.packer.best_of(id, None) {
                 Some((score, node)) => {
-                    fitting.push((player.packer.strands(id, node, score), first, *demand));
+                    fitting.push((player.packer.stranding_cost(id, node, score), first, *demand));
                 }
                 None => unfit.push(*demand),
             }

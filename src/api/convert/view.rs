@@ -42,13 +42,13 @@ pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
 
 /// Writes a plan for a pool whose clutter was found at a revision.
 pub fn defrag_message(
-    found: &defrag::Found,
+    found: &defrag::Inventory,
     plan: &defrag::Plan,
     revision: Revision,
 ) -> v1::PlanDefragResponse {
     let node = |id: &NodeId| found.nodes.get(id).cloned().unwrap_or_default();
     let moved = |one: &defrag::Move| {
-        let (moving, running) = (&found.running[one.running], &found.clutter.running[one.running]);
+        let (moving, running) = (&found.running[one.running], &found.pool.running[one.running]);
         v1::DefragMove {
             attempt: moving.attempt.to_string(),
             job_name: moving.job.name.clone(),
@@ -62,13 +62,13 @@ pub fn defrag_message(
     };
     let mut let_in = vec![0; found.waiting.len()];
     let mut step = |step: &defrag::Step| {
-        let job = found.job_let_in(step.waiting, let_in[step.waiting]);
+        let job = found.job_to_place(step.waiting, let_in[step.waiting]);
         let_in[step.waiting] += 1;
         v1::DefragStep {
             job_name: job.map(|job| job.name.clone()).unwrap_or_default(),
             job_id: job.map_or(0, |job| job.id.0),
             queue: job.map(|job| job.queue.clone()).unwrap_or_default(),
-            device_millis: found.clutter.waiting[step.waiting].demand.device_millis(),
+            device_millis: found.pool.waiting[step.waiting].demand.device_millis(),
             node: node(&step.node),
             moves: step.moves.iter().map(moved).collect(),
         }
@@ -77,7 +77,7 @@ pub fn defrag_message(
         steps: plan.steps.iter().map(&mut step).collect(),
         cut: plan.is_cut,
         movable: found.running.len() as u32,
-        waiting: found.clutter.waiting.iter().map(|waiting| u64::from(waiting.count)).sum(),
+        waiting: found.pool.waiting.iter().map(|waiting| u64::from(waiting.count)).sum(),
         revision: revision.0,
     }
 }

@@ -1,19 +1,22 @@
-//! Plans which running tasks to move so that those who wait find room.
+//! Plans which running tasks to move so that waiting tasks fit. Nothing is carried out.
 //!
-//! A plan is made of steps. Each lets one waiting task in on one node, for which some of those that run there
-//! go elsewhere: to other nodes where they fit as these are, or, where no node has room for such a task, back
-//! to those who wait, for somebody of no lower priority. More must be in use after each step than before; what has been moved stays. Which step
-//! to take first is decided greedily: the one that lets in the highest priority, then the one by which most
-//! devices come into use for what its moves cost. Nothing is carried out.
+//! A plan consists of steps. Each step places one waiting task on one node after it has moved some of the
+//! tasks that run there. A moved task goes to another node where it fits without further moves. If it fits no
+//! other node, it goes back to the waiting tasks, provided that its priority is not higher than that of the
+//! task that takes its node. After each step more devices must be in use than before, and a moved task is not
+//! moved again.
 //!
-//! `clutter` collects what a plan is made from, `room` finds what has to go from one node.
+//! The order is greedy: first the step that places the highest priority, then the one that brings the most
+//! devices into use for the cost of its moves.
+//!
+//! `fragmentation` collects the input of a plan, `freed` finds the tasks to move away from one node.
 
-mod clutter;
-mod room;
+mod fragmentation;
+mod freed;
 #[cfg(test)]
 mod tests;
 
-pub use clutter::{Found, Movable, Page, Tasks, movable_tasks};
+pub use fragmentation::{Inventory, Movable, Page, Tasks, movable_tasks};
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap};
@@ -24,21 +27,22 @@ use super::packing::{Node, Packer, Undo};
 use crate::model::demand::Demand;
 use crate::model::device::{DeviceAmount, DeviceShare};
 use crate::model::id::{NodeId, NodeRef, PoolId};
-use room::{Room, TASKS_MAX};
+use freed::{FreeableNode, TASKS_MAX};
 
-/// The best ways to let somebody in on a node that are remembered: where the moved tasks find no place, the
-/// next is tried.
-const WAYS_MAX: usize = 8;
+/// Candidate moves that are stored for one node, the best ones: if the tasks of one can't be placed
+/// elsewhere, the next one is tried.
+const CANDIDATES_MAX: usize = 8;
 
-/// One pool as it is: what is free, what may be moved, and who waits.
+/// The state of one pool that a plan is made from: free capacity, movable tasks and waiting tasks.
 #[derive(Clone, Debug, Default)]
-pub struct Clutter {
+pub struct FragmentedPool {
     /// The pool's name, for demands that name pools.
-    pub pool: String,
+    pub name: String,
     /// Nodes that take work.
     pub nodes: Vec<(NodeId, Node)>,
     /// Running tasks that may be moved, each on one of the nodes.
     pub running: Vec<Running>,
+    /// Waiting tasks, each demand and priority once.
     pub waiting: Vec<Waiting>,
 }
 
@@ -48,13 +52,13 @@ pub struct Running {
     pub demand: Arc<Demand>,
     pub node: NodeId,
     pub devices: Vec<DeviceShare>,
-    /// What is lost by moving it, next to the others; at least 1.
+    /// What a move of this task costs relative to the others; at least 1.
     pub cost: u64,
-    /// It doesn't wait again for those of a lower one.
+    /// The task does not go back to the waiting ones for a task of a lower priority.
     pub priority: i32,
 }
 
-/// Alike tasks that wait.
+/// Waiting tasks of one demand and priority.
 #[derive(Clone, Debug)]
 pub struct Waiting {
     pub demand: Arc<Demand>,
@@ -62,98 +66,99 @@ pub struct Waiting {
     pub priority: i32,
 }
 
-/// Where a plan ends.
+/// Bounds at which a plan ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Moves in all.
+    /// Moves of all steps together, at most.
     pub moves: usize,
-    /// Once no more than so many device thousandths are free.
+    /// No further step is planned once at most so many device thousandths are free.
     pub free_millis: u64,
-    /// Sets of tasks on a node that are compared: bounds the time that it takes, some ten nanoseconds each.
-    pub looks: u64,
+    /// Sets of tasks that are compared, about: bounds the running time at tens of nanoseconds each.
+    pub comparisons: u64,
 }
 
-/// What would let tasks in, in this order.
+/// The steps of a plan, to be carried out in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
-    /// There was no time to look for more.
+    /// Whether the search stopped at [`Limits::comparisons`]: there may be more steps.
     pub is_cut: bool,
 }
 
-/// One waiting task that finds room, and what has to go elsewhere first.
+/// The placement of one waiting task, and the moves that it needs first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What goes elsewhere first.
     pub moves: Vec<Move>,
-    /// Its place among the clutter's.
+    /// Index into [`FragmentedPool::waiting`].
     pub waiting: usize,
+    /// Where the waiting task is placed.
     pub node: NodeId,
     pub devices: Vec<DeviceShare>,
 }
 
-/// A running task that goes elsewhere.
+/// The move of one running task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Its place among the clutter's.
+    /// Index into [`FragmentedPool::running`].
     pub running: usize,
-    /// `None`: it waits again.
+    /// The new node and devices; `None` if the task goes back to the waiting ones.
     pub to: Option<(NodeId, Vec<DeviceShare>)>,
 }
 
 impl Plan {
-    /// Moves of all steps.
+    /// Returns the number of moves of all steps.
     pub fn moves(&self) -> usize {
         self.steps.iter().map(|step| step.moves.len()).sum()
     }
 }
 
-impl Clutter {
-    /// Plans within limits. The same clutter gives the same plan.
+impl FragmentedPool {
+    /// Makes a plan within limits. The same input gives the same plan.
     pub fn plan(&self, limits: Limits) -> Plan {
         Planner::new(self, limits).plan()
     }
 }
 
 struct Planner<'a> {
-    clutter: &'a Clutter,
+    pool: &'a FragmentedPool,
     limits: Limits,
     packer: Packer,
-    /// Tasks that may still be moved, by node.
+    /// Tasks that may still be moved, by node: indexes into the pool's running tasks.
     movable: BTreeMap<NodeId, Vec<usize>>,
-    /// How many of each kind still wait.
+    /// How many tasks of each waiting kind still wait.
     left: Vec<u32>,
-    /// Of each running task, the place of its kind among those who wait.
+    /// For each running task the waiting kind with the same demand, if any.
     waiting_as: Vec<Option<usize>>,
-    ways: BinaryHeap<Way>,
-    /// How often a node has changed: what was found before no longer holds.
+    candidates: BinaryHeap<CandidateMove>,
+    /// How often a node has changed: candidates from before its latest change are stale.
     changes: BTreeMap<NodeId, u32>,
     moves: usize,
-    looks: u64,
+    comparisons: u64,
 }
 
-/// A way to let a waiting task in on a node.
+/// A set of tasks whose move away from a node lets a waiting task fit there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Way {
+struct CandidateMove {
+    /// Of the waiting task.
     priority: i32,
     /// Device thousandths that come into use.
     gain: u64,
     cost: u64,
-    /// Tasks that go elsewhere.
+    /// The tasks to move, as indexes into the pool's running tasks.
     moved: Vec<usize>,
     waiting: usize,
     node: NodeId,
-    /// The node's changes when it was found.
+    /// The node's number of changes when the candidate was found.
     change: u32,
 }
 
-impl Ord for Way {
-    /// The greatest is the best.
+impl Ord for CandidateMove {
+    /// The greatest is the best: by priority, then by gain for the cost.
     fn cmp(&self, other: &Self) -> Ordering {
-        let worth = |gain: u64, cost: u64| u128::from(gain) * u128::from(cost);
+        let product = |gain: u64, cost: u64| u128::from(gain) * u128::from(cost);
         self.priority
             .cmp(&other.priority)
-            .then_with(|| worth(self.gain, other.cost).cmp(&worth(other.gain, self.cost)))
+            .then_with(|| product(self.gain, other.cost).cmp(&product(other.gain, self.cost)))
             .then_with(|| other.moved.len().cmp(&self.moved.len()))
             .then_with(|| self.gain.cmp(&other.gain))
             .then_with(|| {
@@ -163,13 +168,13 @@ impl Ord for Way {
     }
 }
 
-impl PartialOrd for Way {
+impl PartialOrd for CandidateMove {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-/// The only pool.
+/// The id of the pool in the planner's packer, which has no other pool.
 const POOL: PoolId = PoolId(1);
 
 fn at(node: NodeId) -> NodeRef {
@@ -177,33 +182,33 @@ fn at(node: NodeId) -> NodeRef {
 }
 
 impl<'a> Planner<'a> {
-    fn new(clutter: &'a Clutter, limits: Limits) -> Self {
-        // What is moved fills what is filled best already.
+    fn new(pool: &'a FragmentedPool, limits: Limits) -> Self {
+        // Moved tasks go to the fullest nodes that they fit.
         let mut packer = Packer::new(Scorer::BestFit);
-        packer.set_pool(POOL, &clutter.pool);
-        for (id, node) in &clutter.nodes {
+        packer.set_pool(POOL, &pool.name);
+        for (id, node) in &pool.nodes {
             packer.set(at(*id), node.clone());
         }
         let mut movable = BTreeMap::<NodeId, Vec<usize>>::new();
-        for (index, running) in clutter.running.iter().enumerate() {
+        for (index, running) in pool.running.iter().enumerate() {
             if packer.node(at(running.node)).is_some() {
                 movable.entry(running.node).or_default().push(index);
             }
         }
-        let kinds = clutter.waiting.iter().enumerate().map(|(at, waiting)| (&waiting.demand, at));
+        let kinds = pool.waiting.iter().enumerate().map(|(at, waiting)| (&waiting.demand, at));
         let kinds: BTreeMap<&Arc<Demand>, usize> = kinds.collect();
-        let waiting_as = clutter.running.iter().map(|running| kinds.get(&running.demand).copied()).collect();
+        let waiting_as = pool.running.iter().map(|running| kinds.get(&running.demand).copied()).collect();
         Self {
-            clutter,
+            pool,
             limits,
             packer,
             movable,
-            left: clutter.waiting.iter().map(|waiting| waiting.count).collect(),
+            left: pool.waiting.iter().map(|waiting| waiting.count).collect(),
             waiting_as,
-            ways: BinaryHeap::new(),
+            candidates: BinaryHeap::new(),
             changes: BTreeMap::new(),
             moves: 0,
-            looks: 0,
+            comparisons: 0,
         }
     }
 
@@ -211,86 +216,87 @@ impl<'a> Planner<'a> {
         let mut plan = Plan::default();
         loop {
             let before = plan.steps.len();
-            for (node, _) in &self.clutter.nodes {
-                if self.looks <= self.limits.looks {
-                    self.look_at(*node);
+            for (node, _) in &self.pool.nodes {
+                if self.comparisons <= self.limits.comparisons {
+                    self.add_candidates(*node);
                 }
             }
-            self.take_all(&mut plan);
-            plan.is_cut = self.looks > self.limits.looks;
-            // What has become possible by the last step of a node is only seen by looking again.
+            self.apply_candidates(&mut plan);
+            plan.is_cut = self.comparisons > self.limits.comparisons;
+            // The steps may have made more possible on nodes that were already searched.
             if plan.steps.len() == before || plan.is_cut {
                 return plan;
             }
         }
     }
 
-    /// Takes the best way as long as there is one.
-    fn take_all(&mut self, plan: &mut Plan) {
+    /// Applies the best candidate until none is left or a limit is reached.
+    fn apply_candidates(&mut self, plan: &mut Plan) {
         while self.packer.device_free() > self.limits.free_millis
-            && let Some(way) = self.ways.pop()
+            && let Some(candidate) = self.candidates.pop()
         {
-            if way.change != self.change(way.node) {
+            if candidate.change != self.change(candidate.node) {
                 continue;
             }
-            if self.left[way.waiting] == 0 {
-                self.look_again(way.node);
+            if self.left[candidate.waiting] == 0 {
+                self.refresh_candidates(candidate.node);
                 continue;
             }
-            if self.moves + way.moved.len() > self.limits.moves {
+            if self.moves + candidate.moved.len() > self.limits.moves {
                 continue;
             }
-            plan.steps.extend(self.take(&way));
+            plan.steps.extend(self.apply(&candidate));
         }
-        self.ways.clear();
+        self.candidates.clear();
     }
 
     fn change(&self, node: NodeId) -> u32 {
         self.changes.get(&node).copied().unwrap_or(0)
     }
 
-    /// Moves what is in the way and lets the waiting task in; all or nothing.
-    fn take(&mut self, way: &Way) -> Option<Step> {
-        let (moves, devices) = self.clear(way)?;
-        self.left[way.waiting] -= 1;
+    /// Applies a candidate: moves its tasks and places the waiting task, all or nothing.
+    fn apply(&mut self, candidate: &CandidateMove) -> Option<Step> {
+        let (moves, devices) = self.move_and_place(candidate)?;
+        self.left[candidate.waiting] -= 1;
         self.moves += moves.len();
-        if let Some(movable) = self.movable.get_mut(&way.node) {
-            movable.retain(|index| !way.moved.contains(index));
+        if let Some(movable) = self.movable.get_mut(&candidate.node) {
+            movable.retain(|index| !candidate.moved.contains(index));
         }
         for moved in moves.iter().filter(|moved| moved.to.is_none()) {
-            let priority = self.clutter.running[moved.running].priority;
-            let alike = self.waiting_as[moved.running];
-            if let Some(kind) = alike.filter(|kind| self.clutter.waiting[*kind].priority == priority) {
+            let priority = self.pool.running[moved.running].priority;
+            let kind = self.waiting_as[moved.running];
+            if let Some(kind) = kind.filter(|kind| self.pool.waiting[*kind].priority == priority) {
                 self.left[kind] += 1;
             }
         }
         let mut changed: Vec<NodeId> =
             moves.iter().filter_map(|moved| moved.to.as_ref().map(|(node, _)| *node)).collect();
-        changed.push(way.node);
+        changed.push(candidate.node);
         changed.sort_unstable();
         changed.dedup();
         for node in &changed {
             *self.changes.entry(*node).or_default() += 1;
         }
-        changed.into_iter().for_each(|node| self.look_again(node));
-        Some(Step { moves, waiting: way.waiting, node: way.node, devices })
+        changed.into_iter().for_each(|node| self.refresh_candidates(node));
+        Some(Step { moves, waiting: candidate.waiting, node: candidate.node, devices })
     }
 
-    /// Moves tasks to wherever they fit, or to nowhere if the step is still worth it.
-    fn clear(&mut self, way: &Way) -> Option<(Vec<Move>, Vec<DeviceShare>)> {
+    /// Moves tasks to the nodes that they fit best, or back to the waiting ones if the step still gains, and
+    /// places the waiting task. Changes nothing if it returns `None`.
+    fn move_and_place(&mut self, candidate: &CandidateMove) -> Option<(Vec<Move>, Vec<DeviceShare>)> {
         let mut undo = Undo::default();
-        let mut order = way.moved.clone();
-        // The largest first: they find a place least easily.
+        let mut order = candidate.moved.clone();
+        // The largest first, as they are the hardest to place.
         order.sort_by_key(|index| {
-            let demand = &self.clutter.running[*index].demand;
+            let demand = &self.pool.running[*index].demand;
             (Reverse((demand.device_millis(), demand.resources.cpu_millis)), *index)
         });
         let (mut moves, mut lost, mut is_fair) = (Vec::new(), 0, true);
-        let waiting = &self.clutter.waiting[way.waiting];
+        let waiting = &self.pool.waiting[candidate.waiting];
         for index in order {
-            let running = &self.clutter.running[index];
+            let running = &self.pool.running[index];
             let id = self.packer.demand(&running.demand, None);
-            let to = self.packer.place_of(id, Some(at(way.node)), &mut undo);
+            let to = self.packer.place_of(id, Some(at(candidate.node)), &mut undo);
             if to.is_none() {
                 lost += running.demand.device_millis();
                 is_fair &= running.priority <= waiting.priority;
@@ -301,29 +307,29 @@ impl<'a> Planner<'a> {
             self.packer.undo(undo);
             return None;
         }
-        let old = self.packer.node(at(way.node))?.clone();
-        self.packer.set(at(way.node), self.without(&old, &way.moved));
-        let Some(devices) = self.put(&waiting.demand, way.node) else {
-            self.packer.set(at(way.node), old);
+        let old = self.packer.node(at(candidate.node))?.clone();
+        self.packer.set(at(candidate.node), self.without(&old, &candidate.moved));
+        let Some(devices) = self.place_on(&waiting.demand, candidate.node) else {
+            self.packer.set(at(candidate.node), old);
             self.packer.undo(undo);
             return None;
         };
         Some((moves, devices))
     }
 
-    /// Puts a task on a node, if it fits.
-    fn put(&mut self, demand: &Arc<Demand>, node: NodeId) -> Option<Vec<DeviceShare>> {
+    /// Places a task on a node, if it fits.
+    fn place_on(&mut self, demand: &Arc<Demand>, node: NodeId) -> Option<Vec<DeviceShare>> {
         let id = self.packer.demand(demand, None);
         self.packer.take(id, at(node), &mut Undo::default())
     }
 
-    /// The node as it is when these tasks are gone.
+    /// The node after these tasks have left.
     fn without(&self, node: &Node, tasks: &[usize]) -> Node {
         let mut freed = node.clone();
-        for running in tasks.iter().map(|index| &self.clutter.running[*index]) {
+        for running in tasks.iter().map(|index| &self.pool.running[*index]) {
             freed.free = freed.free.checked_add(&running.demand.resources).unwrap_or(freed.free);
             for share in &running.devices {
-                // A node may have lost a device that is still held.
+                // A node may have lost a device that a task still holds.
                 if let Some(free) = freed.device_free.get_mut(usize::from(share.index)) {
                     *free += share.millis;
                 }
@@ -332,53 +338,56 @@ impl<'a> Planner<'a> {
         freed
     }
 
-    /// Finds what has become of a node's ways, while there is time.
-    fn look_again(&mut self, id: NodeId) {
-        if self.looks <= self.limits.looks {
-            self.look_at(id);
+    /// Searches a node again, unless the limit of comparisons is reached.
+    fn refresh_candidates(&mut self, id: NodeId) {
+        if self.comparisons <= self.limits.comparisons {
+            self.add_candidates(id);
         }
     }
 
-    /// Finds the best ways to let somebody in on a node.
-    fn look_at(&mut self, id: NodeId) {
+    /// Adds the best candidates of a node to the heap.
+    fn add_candidates(&mut self, id: NodeId) {
         let Some(node) = self.packer.node(at(id)).cloned() else { return };
-        let mut ways = self.ways(id, &node);
-        ways.sort_unstable_by(|one, other| other.cmp(one));
-        ways.truncate(WAYS_MAX);
-        self.ways.extend(ways);
+        let mut candidates = self.candidates_on(id, &node);
+        candidates.sort_unstable_by(|one, other| other.cmp(one));
+        candidates.truncate(CANDIDATES_MAX);
+        self.candidates.extend(candidates);
     }
 
-    fn ways(&mut self, id: NodeId, node: &Node) -> Vec<Way> {
+    /// For each waiting kind the cheapest set of tasks to move, if it fits the node then and more devices are
+    /// in use.
+    fn candidates_on(&mut self, id: NodeId, node: &Node) -> Vec<CandidateMove> {
         let mut tasks: Vec<usize> = self.movable.get(&id).cloned().unwrap_or_default();
         if tasks.len() > TASKS_MAX {
-            tasks.sort_by_key(|index| (self.clutter.running[*index].cost, *index));
+            tasks.sort_by_key(|index| (self.pool.running[*index].cost, *index));
             tasks.truncate(TASKS_MAX);
         }
-        // Of a kind that waits one more finds no room: it would wait, too.
+        // A moved task of a kind that still waits would not fit elsewhere either: its devices count as lost.
         let is_lost = |index: &usize| self.waiting_as[*index].is_some_and(|kind| self.left[kind] > 0);
-        let lost = tasks.iter().map(|index| {
-            if is_lost(index) { self.clutter.running[*index].demand.device_millis() } else { 0 }
-        });
-        let room = Room::new(node, lost.collect(), tasks, &self.clutter.running);
-        let mut ways = Vec::new();
-        for (waiting, kind) in self.clutter.waiting.iter().enumerate().filter(|(at, _)| self.left[*at] > 0) {
-            self.looks += room.sets();
+        let lost = tasks
+            .iter()
+            .map(|index| if is_lost(index) { self.pool.running[*index].demand.device_millis() } else { 0 });
+        let freeable = FreeableNode::new(node, lost.collect(), tasks, &self.pool.running);
+        let mut candidates = Vec::new();
+        for (waiting, kind) in self.pool.waiting.iter().enumerate().filter(|(at, _)| self.left[*at] > 0) {
+            self.comparisons += freeable.sets();
             let Some(devices) = kind.demand.devices.as_ref().filter(|_| kind.demand.admits(&node.class))
             else {
                 continue;
             };
-            let cleared = match devices.amount {
-                DeviceAmount::Whole(count) => room.clear_whole(&kind.demand, count as usize),
-                DeviceAmount::Fraction(millis) => room.clear_part(&kind.demand, millis),
+            let found = match devices.amount {
+                DeviceAmount::Whole(count) => freeable.free_whole(&kind.demand, count as usize),
+                DeviceAmount::Fraction(millis) => freeable.free_share(&kind.demand, millis),
             };
-            let Some(cleared) = cleared else { continue };
-            let gain = kind.demand.device_millis().saturating_sub(cleared.lost);
+            let Some(found) = found else { continue };
+            let gain = kind.demand.device_millis().saturating_sub(found.lost);
             if gain > 0 {
-                let moved = room.tasks_of(cleared.set);
+                let moved = freeable.tasks_of(found.set);
                 let (priority, change) = (kind.priority, self.change(id));
-                ways.push(Way { priority, gain, cost: cleared.cost, moved, waiting, node: id, change });
+                let cost = found.cost;
+                candidates.push(CandidateMove { priority, gain, cost, moved, waiting, node: id, change });
             }
         }
-        ways
+        candidates
     }
 }

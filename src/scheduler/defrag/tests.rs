@@ -1,4 +1,4 @@
-//! Plans of moves, from the clutter that a test puts together.
+//! Plans of moves for pools that each test builds by itself.
 
 use super::*;
 use crate::model::attempt::AttemptStatus;
@@ -15,7 +15,7 @@ use crate::scheduler::{Budget, Scheduler};
 use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, with_devices};
 
-const UNLIMITED: Limits = Limits { moves: usize::MAX, free_millis: 0, looks: u64::MAX };
+const UNLIMITED: Limits = Limits { moves: usize::MAX, free_millis: 0, comparisons: u64::MAX };
 
 fn demand(amount: DeviceAmount, cpus: u64) -> Arc<Demand> {
     Arc::new(Demand {
@@ -44,21 +44,21 @@ fn empty_node(devices: u16, cpus: u64) -> Node {
     }
 }
 
-/// Nodes of so many devices and CPUs.
-fn clutter(nodes: &[(u16, u64)]) -> Clutter {
+/// A pool of empty nodes with these numbers of devices and CPUs.
+fn pool_of(nodes: &[(u16, u64)]) -> FragmentedPool {
     let nodes = nodes.iter().enumerate();
     let nodes = nodes.map(|(at, (devices, cpus))| (NodeId(at as u32), empty_node(*devices, *cpus)));
-    Clutter { nodes: nodes.collect(), ..Clutter::default() }
+    FragmentedPool { nodes: nodes.collect(), ..FragmentedPool::default() }
 }
 
-impl Clutter {
-    /// Runs a task on these devices of a node; one that costs nothing can't be moved.
+impl FragmentedPool {
+    /// Runs a task on these devices of a node. With a cost of 0 it can't be moved.
     fn run(&mut self, demand: &Arc<Demand>, node: u32, devices: &[u16], cost: u64) {
         let millis = demand.device_millis() as u32 / devices.len() as u32;
         let devices: Vec<DeviceShare> =
             devices.iter().map(|index| DeviceShare { index: *index, millis }).collect();
         let at = &mut self.nodes[node as usize].1;
-        at.free = at.free.checked_sub(&demand.resources).expect("there is room");
+        at.free = at.free.checked_sub(&demand.resources).expect("the node has the resources");
         devices.iter().for_each(|share| at.device_free[usize::from(share.index)] -= share.millis);
         if cost > 0 {
             self.running.push(Running {
@@ -75,7 +75,7 @@ impl Clutter {
         self.waiting.push(Waiting { demand: demand.clone(), count, priority });
     }
 
-    /// Carries a plan out, and finds that it can be.
+    /// Carries a plan out and asserts that each step is possible.
     fn carry_out(&self, plan: &Plan) -> Vec<(NodeId, Node)> {
         let mut nodes: BTreeMap<NodeId, Node> = self.nodes.iter().cloned().collect();
         let mut moved = vec![false; self.running.len()];
@@ -97,36 +97,36 @@ impl Clutter {
             let before = free(&nodes);
             for one in &step.moves {
                 let running = &self.running[one.running];
-                assert!(!std::mem::replace(&mut moved[one.running], true), "it is moved twice");
+                assert!(!std::mem::replace(&mut moved[one.running], true), "the task is moved twice");
                 let from = nodes.get_mut(&running.node).unwrap();
                 from.free = from.free.checked_add(&running.demand.resources).unwrap();
                 running.devices.iter().for_each(|s| from.device_free[usize::from(s.index)] += s.millis);
             }
             for one in &step.moves {
                 let Some((to, devices)) = &one.to else { continue };
-                assert_ne!(*to, self.running[one.running].node, "it goes to where it was");
+                assert_ne!(*to, self.running[one.running].node, "the task is moved to its own node");
                 take(nodes.get_mut(to).unwrap(), &self.running[one.running].demand, devices);
             }
             take(nodes.get_mut(&step.node).unwrap(), &self.waiting[step.waiting].demand, &step.devices);
-            assert!(free(&nodes) < before, "no more is in use than before");
+            assert!(free(&nodes) < before, "a step brings no device into use");
         }
         for (at, waiting) in self.waiting.iter().enumerate() {
-            let let_in = plan.steps.iter().filter(|step| step.waiting == at).count();
+            let placed = plan.steps.iter().filter(|step| step.waiting == at).count();
             let again = plan
                 .steps
                 .iter()
                 .flat_map(|step| &step.moves)
                 .filter(|one| one.to.is_none() && self.running[one.running].demand == waiting.demand);
-            assert!(let_in <= waiting.count as usize + again.count(), "more are let in than wait");
+            assert!(placed <= waiting.count as usize + again.count(), "more tasks are placed than wait");
         }
         nodes.into_iter().collect()
     }
 }
 
-/// What a step does: who is moved where, and where the waiting one goes.
-type Told = (Vec<(usize, Option<u32>)>, usize, u32);
+/// A step in short: the moved tasks with their new nodes, the waiting kind, and its node.
+type StepSummary = (Vec<(usize, Option<u32>)>, usize, u32);
 
-fn told(plan: &Plan) -> Vec<Told> {
+fn summary(plan: &Plan) -> Vec<StepSummary> {
     let moves = |step: &Step| {
         step.moves.iter().map(|one| (one.running, one.to.as_ref().map(|(node, _)| node.0))).collect()
     };
@@ -134,117 +134,111 @@ fn told(plan: &Plan) -> Vec<Told> {
 }
 
 #[test]
-fn the_cheapest_task_goes_to_where_it_fits() {
-    let mut clutter = clutter(&[(8, 64), (8, 64), (8, 64)]);
-    clutter.run(&whole(1), 0, &[3], 500);
-    clutter.run(&whole(1), 1, &[0], 20);
-    clutter.run(&whole(7), 2, &[0, 1, 2, 3, 4, 5, 6], 0);
-    clutter.wait(&whole(8), 1, 0);
-    let plan = clutter.plan(UNLIMITED);
-    // Of the two nodes with one task the one is cleared whose task costs less.
-    assert_eq!(told(&plan), [(vec![(1, Some(2))], 0, 1)]);
-    clutter.carry_out(&plan);
+fn cheapest_task_is_moved_to_a_node_that_it_fits() {
+    let mut pool = pool_of(&[(8, 64), (8, 64), (8, 64)]);
+    pool.run(&whole(1), 0, &[3], 500);
+    pool.run(&whole(1), 1, &[0], 20);
+    pool.run(&whole(7), 2, &[0, 1, 2, 3, 4, 5, 6], 0);
+    pool.wait(&whole(8), 1, 0);
+    let plan = pool.plan(UNLIMITED);
+    // Two nodes have one movable task each: the cheaper task is moved.
+    assert_eq!(summary(&plan), [(vec![(1, Some(2))], 0, 1)]);
+    pool.carry_out(&plan);
 }
 
 #[test]
 fn tasks_that_name_their_pool_are_moved_within_it() {
-    let mut clutter = Clutter { pool: "gz".to_owned(), ..clutter(&[(2, 8), (2, 8)]) };
+    let mut pool = FragmentedPool { name: "gz".to_owned(), ..pool_of(&[(2, 8), (2, 8)]) };
     let named = |demand: Arc<Demand>| {
         let mut demand = (*demand).clone();
         demand.constraints.pools = vec!["gz".to_owned()];
         Arc::new(demand)
     };
-    clutter.run(&named(whole(1)), 0, &[0], 1);
-    clutter.run(&whole(1), 1, &[0], 0);
-    clutter.wait(&named(whole(2)), 1, 0);
-    assert_eq!(told(&clutter.plan(UNLIMITED)), [(vec![(0, Some(1))], 0, 0)]);
+    pool.run(&named(whole(1)), 0, &[0], 1);
+    pool.run(&whole(1), 1, &[0], 0);
+    pool.wait(&named(whole(2)), 1, 0);
+    assert_eq!(summary(&pool.plan(UNLIMITED)), [(vec![(0, Some(1))], 0, 0)]);
 }
 
 #[test]
-fn who_can_not_be_moved_stays() {
-    let mut clutter = clutter(&[(2, 8), (2, 8)]);
-    clutter.run(&whole(1), 0, &[0], 0);
-    clutter.run(&whole(1), 1, &[0], 1);
-    clutter.run(&part(500), 1, &[1], 0);
-    clutter.wait(&whole(2), 1, 0);
-    assert_eq!(clutter.plan(UNLIMITED), Plan::default());
+fn task_that_may_not_be_moved_stays() {
+    let mut pool = pool_of(&[(2, 8), (2, 8)]);
+    pool.run(&whole(1), 0, &[0], 0);
+    pool.run(&whole(1), 1, &[0], 1);
+    pool.run(&part(500), 1, &[1], 0);
+    pool.wait(&whole(2), 1, 0);
+    assert_eq!(pool.plan(UNLIMITED), Plan::default());
 }
 
 #[test]
-fn what_fits_nowhere_else_waits_again_if_more_is_in_use_then() {
-    let mut clutter = clutter(&[(4, 16)]);
-    clutter.run(&part(300), 0, &[1], 1);
-    clutter.wait(&whole(4), 1, 0);
-    let plan = clutter.plan(UNLIMITED);
-    assert_eq!(told(&plan), [(vec![(0, None)], 0, 0)]);
-    clutter.carry_out(&plan);
-    // Nobody waits again for somebody of a lower priority.
-    clutter.running[0].priority = 1;
-    assert_eq!(clutter.plan(UNLIMITED), Plan::default());
-    // One GPU for one GPU is nobody's gain.
-    let mut even = super::tests::clutter(&[(1, 4)]);
+fn task_that_fits_no_other_node_waits_again_if_the_step_still_gains() {
+    let mut pool = pool_of(&[(4, 16)]);
+    pool.run(&part(300), 0, &[1], 1);
+    pool.wait(&whole(4), 1, 0);
+    let plan = pool.plan(UNLIMITED);
+    assert_eq!(summary(&plan), [(vec![(0, None)], 0, 0)]);
+    pool.carry_out(&plan);
+    // A task does not wait again for one of a lower priority.
+    pool.running[0].priority = 1;
+    assert_eq!(pool.plan(UNLIMITED), Plan::default());
+    // To replace a task of one device by another brings no device into use.
+    let mut even = pool_of(&[(1, 4)]);
     even.run(&whole(1), 0, &[0], 1);
     even.wait(&whole(1), 1, 5);
     assert_eq!(even.plan(UNLIMITED), Plan::default());
 }
 
 #[test]
-fn cpus_are_made_room_for_too() {
-    let mut clutter = clutter(&[(2, 8), (1, 8)]);
-    // A task without a device has the CPUs.
+fn tasks_are_moved_for_their_cpus_too() {
+    let mut pool = pool_of(&[(2, 8), (1, 8)]);
+    // A task without devices holds the CPUs.
     let idle = Arc::new(Demand { devices: None, ..(*demand(DeviceAmount::Whole(1), 6)).clone() });
-    clutter.nodes[0].1.free = Resources { cpu_millis: 2_000, ..Resources::default() };
-    clutter.running.push(Running {
-        demand: idle,
-        node: NodeId(0),
-        devices: Vec::new(),
-        cost: 1,
-        priority: 0,
-    });
-    clutter.wait(&demand(DeviceAmount::Whole(2), 8), 1, 0);
-    let plan = clutter.plan(UNLIMITED);
-    assert_eq!(told(&plan), [(vec![(0, Some(1))], 0, 0)]);
-    clutter.carry_out(&plan);
+    pool.nodes[0].1.free = Resources { cpu_millis: 2_000, ..Resources::default() };
+    pool.running.push(Running { demand: idle, node: NodeId(0), devices: Vec::new(), cost: 1, priority: 0 });
+    pool.wait(&demand(DeviceAmount::Whole(2), 8), 1, 0);
+    let plan = pool.plan(UNLIMITED);
+    assert_eq!(summary(&plan), [(vec![(0, Some(1))], 0, 0)]);
+    pool.carry_out(&plan);
 }
 
 #[test]
-fn priority_goes_first_then_what_brings_most_for_its_cost() {
-    let mut clutter = clutter(&[(4, 16), (4, 16), (4, 16)]);
-    clutter.run(&whole(1), 0, &[0], 1);
-    clutter.run(&whole(3), 1, &[0, 1, 2], 0);
-    clutter.run(&whole(3), 2, &[0, 1, 2], 0);
-    clutter.wait(&whole(4), 1, 0);
-    clutter.wait(&demand(DeviceAmount::Whole(4), 16), 1, 7);
-    let plan = clutter.plan(UNLIMITED);
-    assert_eq!(told(&plan), [(vec![(0, Some(1))], 1, 0)]);
+fn highest_priority_is_placed_first_then_the_most_gain_for_the_cost() {
+    let mut pool = pool_of(&[(4, 16), (4, 16), (4, 16)]);
+    pool.run(&whole(1), 0, &[0], 1);
+    pool.run(&whole(3), 1, &[0, 1, 2], 0);
+    pool.run(&whole(3), 2, &[0, 1, 2], 0);
+    pool.wait(&whole(4), 1, 0);
+    pool.wait(&demand(DeviceAmount::Whole(4), 16), 1, 7);
+    let plan = pool.plan(UNLIMITED);
+    assert_eq!(summary(&plan), [(vec![(0, Some(1))], 1, 0)]);
 }
 
 #[test]
 fn limits_hold() {
-    let mut clutter = clutter(&[(2, 8); 40]);
+    let mut pool = pool_of(&[(2, 8); 40]);
     for node in 0..40 {
-        clutter.run(&part(500), node, &[0], 1);
+        pool.run(&part(500), node, &[0], 1);
     }
-    clutter.wait(&whole(2), 30, 0);
-    let all = clutter.plan(UNLIMITED);
-    clutter.carry_out(&all);
-    // Two halves share a device; none is moved twice.
+    pool.wait(&whole(2), 30, 0);
+    let all = pool.plan(UNLIMITED);
+    pool.carry_out(&all);
+    // Each moved half joins another one on its device, and no task is moved twice.
     assert_eq!((all.steps.len(), all.moves(), all.is_cut), (20, 20, false));
-    let few = clutter.plan(Limits { moves: 7, ..UNLIMITED });
+    let few = pool.plan(Limits { moves: 7, ..UNLIMITED });
     assert_eq!((few.steps.len(), &few.steps[..]), (7, &all.steps[..7]));
-    let half = clutter.plan(Limits { free_millis: 40_000, ..UNLIMITED });
-    assert_eq!(half.steps.len(), 10, "of 60 free devices 20 come into use");
-    assert!(clutter.plan(Limits { looks: 10, ..UNLIMITED }).is_cut);
+    let half = pool.plan(Limits { free_millis: 40_000, ..UNLIMITED });
+    assert_eq!(half.steps.len(), 10, "20 of 60 free devices come into use");
+    assert!(pool.plan(Limits { comparisons: 10, ..UNLIMITED }).is_cut);
 }
 
 #[test]
-fn plans_of_any_clutter_can_be_carried_out() {
+fn plans_of_random_pools_can_be_carried_out() {
     let mut random = Random::new(7);
     for round in 0..60 {
-        // Small nodes, of which every set of devices is tried, and larger ones.
+        // Nodes with few devices, of which every set is tried, and larger ones.
         let sizes: Vec<(u16, u64)> =
             (0..12).map(|_| [(1, 6), (4, 16), (8, 40), (12, 40)][random.below(4) as usize]).collect();
-        let mut clutter = clutter(&sizes);
+        let mut pool = pool_of(&sizes);
         let kinds = [
             part(110),
             part(250),
@@ -257,7 +251,7 @@ fn plans_of_any_clutter_can_be_carried_out() {
             demand(DeviceAmount::Whole(1), 9),
         ];
         let mut packer = Packer::new(Scorer::Random { seed: round });
-        for (id, node) in &clutter.nodes {
+        for (id, node) in &pool.nodes {
             packer.set(at(*id), node.clone());
         }
         for _ in 0..200 {
@@ -265,27 +259,26 @@ fn plans_of_any_clutter_can_be_carried_out() {
             match packer.place(kind) {
                 Some(place) => {
                     let indexes: Vec<u16> = place.devices.iter().map(|share| share.index).collect();
-                    clutter.run(kind, place.node.node.0, &indexes, random.below(5));
+                    pool.run(kind, place.node.node.0, &indexes, random.below(5));
                 }
-                None => clutter.wait(kind, 1, random.below(2) as i32),
+                None => pool.wait(kind, 1, random.below(2) as i32),
             }
         }
-        // Each kind once.
+        // Each kind only once.
         let mut kinds: BTreeMap<(Arc<Demand>, i32), u32> = BTreeMap::new();
-        clutter
-            .waiting
+        pool.waiting
             .drain(..)
             .for_each(|one| *kinds.entry((one.demand, one.priority)).or_default() += one.count);
-        kinds.into_iter().for_each(|((demand, priority), count)| clutter.wait(&demand, count, priority));
-        let plan = clutter.plan(UNLIMITED);
-        let nodes = clutter.carry_out(&plan);
-        assert_eq!(plan, clutter.plan(UNLIMITED), "the same clutter, another plan");
-        assert_eq!(nodes.len(), clutter.nodes.len());
+        kinds.into_iter().for_each(|((demand, priority), count)| pool.wait(&demand, count, priority));
+        let plan = pool.plan(UNLIMITED);
+        let nodes = pool.carry_out(&plan);
+        assert_eq!(plan, pool.plan(UNLIMITED), "the same pool gives another plan");
+        assert_eq!(nodes.len(), pool.nodes.len());
     }
 }
 
 #[test]
-fn clutter_is_what_the_labels_allow_to_be_moved_and_who_waits_for_room() {
+fn inventory_has_the_tasks_that_labels_allow_to_move_and_those_that_wait() {
     let mut world = Fixture::new();
     let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 4), node_spec("n2", 64, 4)]);
     let mut scheduler = Scheduler::rebuild(&world.state);
@@ -315,7 +308,7 @@ fn clutter_is_what_the_labels_allow_to_be_moved_and_who_waits_for_room() {
     let label = |key: &str| [(key.to_owned(), "true".to_owned())].into();
     let movable = Movable { preemptible: label("preemptible"), checkpointed: label("checkpointed") };
     let pool = world.state.pool(pool).unwrap();
-    let mut found = scheduler.clutter(&world.state, pool);
+    let mut found = scheduler.inventory(&world.state, pool);
     let page =
         |until: Revision| movable_tasks(&world.state, pool, &movable, Page { after: None, until }, world.now);
     let all = page(world.state.revision());
@@ -324,21 +317,21 @@ fn clutter_is_what_the_labels_allow_to_be_moved_and_who_waits_for_room() {
     let running: Vec<_> = found
         .running
         .iter()
-        .zip(&found.clutter.running)
+        .zip(&found.pool.running)
         .map(|(moving, running)| {
             (moving.job.id, moving.lost_ms, running.cost, found.nodes[&running.node].as_str())
         })
         .collect();
     assert_eq!(running, [(JobId(2), 0, 60_000, "n1"), (JobId(3), 600_000, 660_000, "n2")]);
-    // What was ordered after the nodes were found holds nothing of them as they were.
-    let mut before = scheduler.clutter(&world.state, pool);
+    // Tasks that were ordered after the nodes were read hold nothing of what was read.
+    let mut before = scheduler.inventory(&world.state, pool);
     before.add(page(Revision(1)));
     assert_eq!(before.running, []);
     let waiting: Vec<_> =
-        found.clutter.waiting.iter().map(|one| (one.count, one.demand.device_millis())).collect();
+        found.pool.waiting.iter().map(|one| (one.count, one.demand.device_millis())).collect();
     assert_eq!(waiting, [(2, 4_000)]);
-    let let_in = [0, 1, 2].map(|after| found.job_let_in(0, after).map(|job| job.id));
-    assert_eq!(let_in, [Some(JobId(5)), Some(JobId(6)), Some(JobId(6))]);
-    assert_eq!(found.job_let_in(1, 0), None);
-    assert_eq!(found.clutter.plan(UNLIMITED), Plan::default(), "one of another label is in the way");
+    let jobs = [0, 1, 2].map(|after| found.job_to_place(0, after).map(|job| job.id));
+    assert_eq!(jobs, [Some(JobId(5)), Some(JobId(6)), Some(JobId(6))]);
+    assert_eq!(found.job_to_place(1, 0), None);
+    assert_eq!(found.pool.plan(UNLIMITED), Plan::default(), "a task with another label can't be moved");
 }

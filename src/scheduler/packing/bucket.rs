@@ -1,4 +1,5 @@
-//! Buckets: nodes that are alike to every task, and what they would be after one more.
+//! Buckets: the free capacity by which nodes are equal to every task, what fits it, and what is left after a
+//! task.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::ops::Deref;
@@ -11,15 +12,15 @@ use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::resource::Resources;
 
-/// A node class that is quick to tell from others.
+/// A shared node class with its hash, which makes comparing and hashing cheap.
 #[derive(Clone, Debug)]
 pub struct ClassRef {
     class: Arc<NodeClass>,
-    /// Of the class.
     hash: u64,
 }
 
 impl ClassRef {
+    /// Wraps a class and computes its hash.
     pub fn new(class: NodeClass) -> Self {
         let hash = FxBuildHasher.hash_one(&class);
         Self { class: Arc::new(class), hash }
@@ -48,48 +49,49 @@ impl Hash for ClassRef {
     }
 }
 
-/// A node's free capacity, as far as it matters to tasks: which device is which doesn't.
+/// A node's free capacity, without the identity of its devices, which no task depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Bucket {
     pub class: ClassRef,
     /// Without devices.
     pub free: Resources,
-    /// Free thousandths of each device, by model; of one model, the fullest device first.
-    pub devices: Vec<DeviceRoom>,
+    /// Free thousandths of each device, sorted by model; of one model, the device with the least free first.
+    pub devices: Vec<DeviceFree>,
 }
 
-/// What is free of one device.
+/// The free capacity of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceRoom {
+pub struct DeviceFree {
     pub model: DeviceModelId,
-    /// Thousandths.
+    /// Free thousandths, 0 to [`DEVICE_MILLIS`].
     pub free: u32,
 }
 
-/// Which of a bucket's devices a task takes. Alike devices are one choice.
+/// Which of a bucket's devices a task takes. Equal devices are one choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
     None,
-    /// A share of a device with exactly so much free.
-    Share(DeviceRoom),
-    /// Untouched devices of one model.
+    /// A share of a device with exactly this much free.
+    Share(DeviceFree),
+    /// Devices of one model that are free as a whole.
     Whole(DeviceModelId),
 }
 
-/// What a demand asks for at the least, or a bucket has at the most, in few bytes: most buckets that don't
-/// fit are told by it without a look at them.
+/// Compact bounds: the least that a demand needs, or the most that a bucket has. With them most buckets that
+/// a demand does not fit are rejected without reading them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outline {
+pub(super) struct Bounds {
     cpu_millis: u32,
     memory_mib: u32,
-    /// Of one device, thousandths.
+    /// Free thousandths of one device.
     share: u16,
+    /// Devices that are free as a whole.
     untouched: u16,
 }
 
-impl Outline {
+impl Bounds {
     pub(super) fn of_bucket(bucket: &Bucket) -> Self {
-        let free = || bucket.devices.iter().map(|room| room.free);
+        let free = || bucket.devices.iter().map(|device| device.free);
         let untouched = free().filter(|free| *free == DEVICE_MILLIS).count();
         Self::new(&bucket.free, free().max().unwrap_or(0), untouched as u64)
     }
@@ -103,18 +105,18 @@ impl Outline {
         Self::new(&demand.resources, share, u64::from(untouched))
     }
 
-    /// Rounded down: whoever asks for no more has no larger outline.
+    /// Rounds down, on both sides: a demand that fits a bucket never has larger bounds than the bucket.
     fn new(resources: &Resources, share: u32, untouched: u64) -> Self {
-        let up_to_most = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
+        let saturated = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
         Self {
-            cpu_millis: up_to_most(resources.cpu_millis),
-            memory_mib: up_to_most(resources.memory_bytes >> 20),
+            cpu_millis: saturated(resources.cpu_millis),
+            memory_mib: saturated(resources.memory_bytes >> 20),
             share: u16::try_from(share).unwrap_or(u16::MAX),
             untouched: u16::try_from(untouched).unwrap_or(u16::MAX),
         }
     }
 
-    /// Where this is false nothing fits; where it is true something may.
+    /// Returns `false` only if the demand does not fit the bucket. If it returns `true`, the demand may fit.
     pub(super) fn may_hold(self, demand: Self) -> bool {
         demand.cpu_millis <= self.cpu_millis
             && demand.memory_mib <= self.memory_mib
@@ -124,49 +126,50 @@ impl Outline {
 }
 
 impl Bucket {
-    /// Free device thousandths in all.
+    /// Returns the free device thousandths of all devices together.
     pub fn device_free(&self) -> u64 {
-        self.devices.iter().map(|room| u64::from(room.free)).sum()
+        self.devices.iter().map(|device| u64::from(device.free)).sum()
     }
 
-    /// The devices that a task of this demand could take, fullest device first; none if it doesn't fit.
+    /// Returns the devices that a task of this demand could take, the device with the least free first;
+    /// nothing if the task does not fit.
     pub fn choices(&self, demand: &Demand) -> impl Iterator<Item = DeviceChoice> {
         let fits = demand.resources.fits(&self.free) && demand.admits(&self.class);
         let devices = if fits { &self.devices[..] } else { &[] };
         let none = (fits && demand.devices.is_none()).then_some(DeviceChoice::None);
-        let rooms = devices.iter().enumerate().filter_map(|(at, room)| {
+        let on_devices = devices.iter().enumerate().filter_map(|(at, device)| {
             let asked = demand.devices.as_ref()?;
             let same = &devices[at..];
-            choice_at(asked, *room, at.checked_sub(1).map(|before| devices[before]), same)
+            choice_at(asked, *device, at.checked_sub(1).map(|before| devices[before]), same)
         });
-        none.into_iter().chain(rooms)
+        none.into_iter().chain(on_devices)
     }
 
-    /// Tells whether a task of this demand fits.
+    /// Returns whether a task of this demand fits.
     pub fn fits(&self, demand: &Demand) -> bool {
-        // As `choices` would tell, but this is asked far more often.
+        // Equivalent to `choices(demand).next().is_some()`, but cheaper, as it is called far more often.
         demand.resources.fits(&self.free)
             && demand.devices.as_ref().is_none_or(|asked| match asked.amount {
                 DeviceAmount::Fraction(millis) => {
-                    self.devices.iter().any(|room| room.free >= millis && asked.allows(room.model))
+                    self.devices.iter().any(|device| device.free >= millis && asked.allows(device.model))
                 }
-                DeviceAmount::Whole(count) => self.devices.chunk_by(|one, other| one == other).any(|alike| {
-                    alike.len() >= count as usize
-                        && alike[0].free == DEVICE_MILLIS
-                        && asked.allows(alike[0].model)
+                DeviceAmount::Whole(count) => self.devices.chunk_by(|one, other| one == other).any(|equal| {
+                    equal.len() >= count as usize
+                        && equal[0].free == DEVICE_MILLIS
+                        && asked.allows(equal[0].model)
                 }),
             })
             && demand.admits(&self.class)
     }
 
-    /// What the node would be after such a task, which must fit, on the devices of this choice.
+    /// Returns the bucket after a task of this demand, which must fit, on the devices of this choice.
     pub fn after(&self, demand: &Demand, choice: DeviceChoice) -> Self {
         let mut after = self.clone();
         after.take(demand, choice);
         after
     }
 
-    /// Becomes what another bucket's node would be after such a task.
+    /// Sets this bucket to `other` after a task, as [`Self::after`] does, but reuses its memory.
     pub(super) fn become_after(&mut self, other: &Self, demand: &Demand, choice: DeviceChoice) {
         self.class = other.class.clone();
         self.free = other.free.clone();
@@ -177,9 +180,9 @@ impl Bucket {
     fn take(&mut self, demand: &Demand, choice: DeviceChoice) {
         let amount = demand.devices.as_ref().map(|devices| devices.amount);
         match (choice, amount) {
-            (DeviceChoice::Share(room), Some(DeviceAmount::Fraction(millis))) => {
-                // The first of its kind stays the first when it has less.
-                if let Some(mut at) = self.devices.iter().position(|other| *other == room) {
+            (DeviceChoice::Share(device), Some(DeviceAmount::Fraction(millis))) => {
+                // Of equal devices the first: with less free it only has to move towards the front.
+                if let Some(mut at) = self.devices.iter().position(|other| *other == device) {
                     self.devices[at].free -= millis;
                     while at > 0 && self.devices[at - 1] > self.devices[at] {
                         self.devices.swap(at - 1, at);
@@ -188,9 +191,11 @@ impl Bucket {
                 }
             }
             (DeviceChoice::Whole(model), Some(DeviceAmount::Whole(count))) => {
-                let untouched =
-                    self.devices.iter_mut().filter(|room| room.model == model && room.free == DEVICE_MILLIS);
-                untouched.take(count as usize).for_each(|room| room.free = 0);
+                let untouched = self
+                    .devices
+                    .iter_mut()
+                    .filter(|device| device.model == model && device.free == DEVICE_MILLIS);
+                untouched.take(count as usize).for_each(|device| device.free = 0);
                 self.devices.sort_unstable();
             }
             _ => {}
@@ -198,11 +203,12 @@ impl Bucket {
         self.free = self.free.checked_sub(&demand.resources).unwrap_or_default();
     }
 
-    /// Tells it from any other, as far as 128 bits can.
+    /// Returns a 128-bit hash that identifies the bucket in caches: collisions are as unlikely as for random
+    /// numbers.
     pub(super) fn fingerprint(&self) -> u128 {
-        let mut print = Fingerprint(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
-        self.hash(&mut print);
-        print.whole()
+        let mut hasher = Fingerprint(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
+        self.hash(&mut hasher);
+        hasher.both()
     }
 }
 
@@ -210,7 +216,7 @@ impl Bucket {
 struct Fingerprint(u64, u64);
 
 impl Fingerprint {
-    fn whole(&self) -> u128 {
+    fn both(&self) -> u128 {
         u128::from(self.0) << 64 | u128::from(self.1)
     }
 }
@@ -249,22 +255,23 @@ impl Hasher for Fingerprint {
     }
 }
 
-/// What a device offers to a task, if it is the first of its kind: `same` begins with it.
+/// The choice that begins at a device, if it is the first of equal ones. `before` is the device before it,
+/// `same` begins with it.
 fn choice_at(
     asked: &DeviceDemand,
-    room: DeviceRoom,
-    before: Option<DeviceRoom>,
-    same: &[DeviceRoom],
+    device: DeviceFree,
+    before: Option<DeviceFree>,
+    same: &[DeviceFree],
 ) -> Option<DeviceChoice> {
-    if before == Some(room) || !asked.allows(room.model) {
+    if before == Some(device) || !asked.allows(device.model) {
         return None;
     }
     match asked.amount {
-        DeviceAmount::Fraction(millis) => (room.free >= millis).then_some(DeviceChoice::Share(room)),
+        DeviceAmount::Fraction(millis) => (device.free >= millis).then_some(DeviceChoice::Share(device)),
         DeviceAmount::Whole(count) => {
-            let untouched = same.iter().take_while(|other| **other == room).count();
-            (room.free == DEVICE_MILLIS && untouched >= count as usize)
-                .then_some(DeviceChoice::Whole(room.model))
+            let untouched = same.iter().take_while(|other| **other == device).count();
+            (device.free == DEVICE_MILLIS && untouched >= count as usize)
+                .then_some(DeviceChoice::Whole(device.model))
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The table of buckets: each kept once, numbered, with the nodes that are in it now.
+//! The table of buckets: each is stored once, under an id, with the nodes that are in it now.
 //!
-//! Buckets without nodes stay for a while: the same ones come up again and again, and what was
-//! found out about them is still true. The longest empty go first when there are too many.
+//! Buckets without nodes stay for a while: the same ones occur again and again, and what is cached about them
+//! is still true. When there are too many, those that have been empty for longest are evicted.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU32;
@@ -9,32 +9,34 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::bucket::{Bucket, Outline};
-use super::log::{Entry, Live, Log, Noted};
+use super::bucket::{Bounds, Bucket};
+use super::log::{LiveBucket, Log, LogEntry, LogPosition};
 use crate::model::id::{NodeId, NodeRef, PoolId};
 
-/// How many empty buckets are remembered, at the most; one that was emptied several times counts as often.
+/// How many empty buckets are stored, at most; a bucket that was emptied several times counts as often.
 #[derive(Clone, Copy, Debug)]
 struct EmptyMax {
+    /// The bound in small clusters.
     least: usize,
     per_node: usize,
-    /// Forgotten at once: some milliseconds' work, as each of up to a thousand rankings looks for each.
+    /// Evicted at once: some milliseconds of work, as each of up to a thousand rankings drops each of them.
     at_a_time: usize,
 }
 
-/// As many as nodes come by while a cluster fills, and no fewer than a thousand nodes come by in a busy
-/// hour. With all that is known about them they take a few hundred bytes each, where most fit few demands.
+/// As many buckets as the nodes pass through while a cluster fills, and no fewer than a thousand nodes pass
+/// through in a busy hour. With all that is cached about it, a bucket takes a few hundred bytes where most
+/// fit few demands.
 const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 12, at_a_time: 1_024 };
 
-/// A bucket's number, reused after it has been forgotten.
+/// The id of a bucket, reused after the bucket is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct BucketId(pub(super) u32);
 
-/// A number that tells when it has come to mean another bucket.
+/// A bucket id with its generation: detects that the id was reused for another bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Known {
+pub(super) struct BucketRef {
     pub(super) id: BucketId,
-    /// Never zero, so that one that may not be known takes no more room: there are millions.
+    /// Never zero, so that an `Option` of it takes no more memory: there are millions.
     generation: NonZeroU32,
 }
 
@@ -43,16 +45,16 @@ pub(super) struct Slot {
     pub(super) bucket: Arc<Bucket>,
     pub(super) nodes: BTreeSet<NodeRef>,
     generation: NonZeroU32,
-    /// Its place among those with nodes.
+    /// Its index in `Buckets::live`, while it has nodes.
     live_at: u32,
-    /// Where it stands in the log.
-    noted: Entry,
-    /// Times it was put into the queue of empty ones and not taken out.
+    /// Its position in the log.
+    log_position: LogPosition,
+    /// How often it is in `Buckets::empty`.
     queued: u32,
 }
 
 impl Slot {
-    /// The nodes of one pool, the lowest first.
+    /// Returns the nodes of one pool, the lowest first.
     pub(super) fn nodes_in(&self, pool: PoolId) -> impl Iterator<Item = NodeRef> {
         let all = NodeRef { pool, node: NodeId(0) }..=NodeRef { pool, node: NodeId(u32::MAX) };
         self.nodes.range(all).copied()
@@ -63,11 +65,12 @@ impl Slot {
 pub(super) struct Buckets {
     ids: FxHashMap<Arc<Bucket>, BucketId>,
     slots: Vec<Slot>,
-    /// Those with nodes, in no order.
-    live: Vec<Live>,
+    /// Buckets with nodes, in no order.
+    live: Vec<LiveBucket>,
     log: Log,
-    /// Those that were empty once, the longest ago first. Some have nodes again.
+    /// Buckets in the order in which they became empty. Some have nodes again.
     empty: VecDeque<BucketId>,
+    /// Ids of evicted buckets, to be reused from the end.
     unused: Vec<BucketId>,
     empty_max: EmptyMax,
 }
@@ -92,7 +95,7 @@ impl Buckets {
         self.empty_max = EmptyMax { least, per_node: 0, at_a_time: 2 };
     }
 
-    /// The number of a bucket, which gets one if it has none.
+    /// Returns the id of a bucket and inserts the bucket if it is new.
     pub(super) fn intern(&mut self, bucket: Bucket) -> BucketId {
         if let Some(id) = self.ids.get(&bucket) {
             return *id;
@@ -110,7 +113,7 @@ impl Buckets {
                     nodes: BTreeSet::new(),
                     generation: NonZeroU32::MIN,
                     live_at: 0,
-                    noted: Entry::default(),
+                    log_position: LogPosition::default(),
                     queued: 0,
                 };
                 self.slots.push(slot);
@@ -126,21 +129,22 @@ impl Buckets {
         &self.slots[id.0 as usize]
     }
 
-    pub(super) fn known(&self, id: BucketId) -> Known {
-        Known { id, generation: self.slot(id).generation }
+    /// Returns a reference that stays comparable after the id is reused.
+    pub(super) fn reference(&self, id: BucketId) -> BucketRef {
+        BucketRef { id, generation: self.slot(id).generation }
     }
 
-    /// The bucket is still the one that was known.
-    pub(super) fn is_known(&self, known: Known) -> bool {
-        self.slot(known.id).generation == known.generation
+    /// Returns whether the id still stands for the same bucket.
+    pub(super) fn is_current(&self, reference: BucketRef) -> bool {
+        self.slot(reference.id).generation == reference.generation
     }
 
-    /// Buckets with nodes.
-    pub(super) fn live(&self) -> &[Live] {
+    /// Returns the buckets with nodes, in no order.
+    pub(super) fn live(&self) -> &[LiveBucket] {
         &self.live
     }
 
-    /// Numbers given so far.
+    /// Ids given so far.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
@@ -150,23 +154,25 @@ impl Buckets {
         &self.log
     }
 
+    /// Adds a node to a bucket.
     pub(super) fn put(&mut self, id: BucketId, node: NodeRef) {
         let Self { slots, live, log, .. } = self;
         let slot = &mut slots[id.0 as usize];
         let first = slot.nodes.first().copied();
         if first.is_none() {
             slot.live_at = live.len() as u32;
-            live.push(Live { id, outline: Outline::of_bucket(&slot.bucket) });
+            live.push(LiveBucket { id, bounds: Bounds::of_bucket(&slot.bucket) });
         }
         slot.nodes.insert(node);
-        // Of another pool it may be the lowest to a demand that names pools.
+        // A node of another pool may be the lowest one for a demand that names pools.
         if first.is_none_or(|first| node < first || node.pool != first.pool) {
             let lowest = first.map_or(node, |first| first.min(node));
-            let noted = Noted { live: live[slot.live_at as usize], lowest };
-            slot.noted = log.push(noted, slot.noted, live.len());
+            let entry = LogEntry { live: live[slot.live_at as usize], lowest };
+            slot.log_position = log.push(entry, slot.log_position, live.len());
         }
     }
 
+    /// Removes a node from a bucket.
     pub(super) fn remove(&mut self, id: BucketId, node: NodeRef) {
         let Self { slots, live, log, .. } = self;
         let slot = &mut slots[id.0 as usize];
@@ -174,7 +180,7 @@ impl Buckets {
         if !slot.nodes.is_empty() {
             return;
         }
-        log.erase(slot.noted);
+        log.erase(slot.log_position);
         let at = slot.live_at as usize;
         live.swap_remove(at);
         if let Some(moved) = live.get(at).copied() {
@@ -183,13 +189,14 @@ impl Buckets {
         self.queue(id);
     }
 
+    /// Queues an empty bucket for eviction.
     fn queue(&mut self, id: BucketId) {
         self.slots[id.0 as usize].queued += 1;
         self.empty.push_back(id);
     }
 
-    /// Forgets those that have been empty for longest, if there are too many, and tells which: many at a
-    /// time, since each ranking is told.
+    /// Evicts the buckets that have been empty for longest, if there are too many, and returns their ids. It
+    /// evicts many at a time, because the caller has to drop them from each ranking.
     pub(super) fn evict(&mut self, node_count: usize) -> Vec<BucketId> {
         let mut evicted = Vec::new();
         let EmptyMax { least, per_node, at_a_time } = self.empty_max;
@@ -199,14 +206,14 @@ impl Buckets {
         for id in self.empty.drain(..at_a_time) {
             let slot = &mut self.slots[id.0 as usize];
             slot.queued -= 1;
-            // It was filled since, or emptied once more and stands further back, too.
+            // Otherwise it has nodes again, or became empty again later and is queued for that, too.
             if slot.nodes.is_empty() && slot.queued == 0 {
                 slot.generation = slot.generation.saturating_add(1);
                 self.ids.remove(&slot.bucket);
                 evicted.push(id);
             }
         }
-        // New ones get numbers that stand side by side.
+        // So that ids given at the same time are neighbours, as `fits` expects.
         evicted.sort_unstable_by_key(|id| std::cmp::Reverse(*id));
         self.unused.extend(&evicted);
         evicted

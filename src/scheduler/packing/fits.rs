@@ -1,10 +1,10 @@
-//! What one demand makes of buckets, by their numbers: does it fit, and how.
+//! A cache of how one demand fits each bucket, by bucket id.
 //!
-//! Numbers given at about the same time are asked for together, so what is known of 64 of them stands side
+//! Ids given at about the same time are read together, so the entries of 64 neighbouring ids are stored side
 //! by side.
 
 use super::bucket::DeviceChoice;
-use super::buckets::{BucketId, Known};
+use super::buckets::{BucketId, BucketRef};
 use super::policy::Score;
 use crate::model::id::NodeRef;
 
@@ -13,62 +13,64 @@ use crate::model::id::NodeRef;
 pub(super) struct Fit {
     pub(super) score: Score,
     pub(super) choice: DeviceChoice,
-    /// What a node of the bucket would be after it.
-    pub(super) next: Option<Known>,
-    /// The node under which the bucket is in the ranking's heap.
+    /// The bucket of a node after the task; `None` until it is first needed.
+    pub(super) next: Option<BucketRef>,
+    /// The node under which the bucket is in the ranking's heap; `None` if it is not there.
     pub(super) key: Option<NodeRef>,
 }
 
-/// Fits by bucket.
+/// The cached fits of one demand.
 #[derive(Debug, Default)]
 pub(super) struct Fits {
     pages: Vec<Page>,
 }
 
-/// Of 64 buckets, a bit each.
+/// The fits of 64 buckets, with one bit for each bucket in each bit set.
 #[derive(Clone, Debug, Default)]
 struct Page {
+    /// Buckets that the demand does not fit.
     unfit: u64,
+    /// Buckets that it fits.
     fit: u64,
-    /// One for each bit of `fit`, in their order.
+    /// One for each bit of `fit`, in the order of the bits.
     fits: Vec<Fit>,
 }
 
 /// A bucket's page and its bit there.
-fn place(id: BucketId) -> (usize, u64) {
+fn page_and_bit(id: BucketId) -> (usize, u64) {
     (id.0 as usize / 64, 1 << (id.0 % 64))
 }
 
 impl Page {
-    /// Where the fit of a bit is, or would be.
-    fn at(&self, bit: u64) -> usize {
+    /// The index in `fits` of the fit of a bit, or where it would be inserted.
+    fn index_of(&self, bit: u64) -> usize {
         (self.fit & (bit - 1)).count_ones() as usize
     }
 }
 
 impl Fits {
-    /// The demand is known not to fit the bucket.
+    /// Returns whether it is cached that the demand does not fit the bucket.
     pub(super) fn is_unfit(&self, id: BucketId) -> bool {
-        let (page, bit) = place(id);
+        let (page, bit) = page_and_bit(id);
         self.pages.get(page).is_some_and(|page| page.unfit & bit != 0)
     }
 
     pub(super) fn get(&self, id: BucketId) -> Option<&Fit> {
-        let (page, bit) = place(id);
+        let (page, bit) = page_and_bit(id);
         let page = self.pages.get(page).filter(|page| page.fit & bit != 0)?;
-        page.fits.get(page.at(bit))
+        page.fits.get(page.index_of(bit))
     }
 
     pub(super) fn get_mut(&mut self, id: BucketId) -> Option<&mut Fit> {
-        let (page, bit) = place(id);
+        let (page, bit) = page_and_bit(id);
         let page = self.pages.get_mut(page).filter(|page| page.fit & bit != 0)?;
-        let at = page.at(bit);
+        let at = page.index_of(bit);
         page.fits.get_mut(at)
     }
 
-    /// Notes of a bucket that nothing is known of how the demand fits it; `None` if it doesn't.
+    /// Caches how the demand fits a bucket, `None` if it does not. The bucket must not be cached yet.
     pub(super) fn insert(&mut self, id: BucketId, fit: Option<Fit>) -> Option<&mut Fit> {
-        let (page, bit) = place(id);
+        let (page, bit) = page_and_bit(id);
         if self.pages.len() <= page {
             self.pages.resize(page + 1, Page::default());
         }
@@ -77,27 +79,27 @@ impl Fits {
             page.unfit |= bit;
             return None;
         };
-        let at = page.at(bit);
+        let at = page.index_of(bit);
         page.fit |= bit;
         page.fits.insert(at, fit);
         page.fits.get_mut(at)
     }
 
-    /// These numbers are to mean other buckets.
+    /// Drops evicted buckets, whose ids will be reused.
     pub(super) fn forget(&mut self, ids: &[BucketId]) {
         for id in ids {
-            let (page, bit) = place(*id);
+            let (page, bit) = page_and_bit(*id);
             let Some(page) = self.pages.get_mut(page) else { continue };
             page.unfit &= !bit;
             if page.fit & bit != 0 {
-                let at = page.at(bit);
+                let at = page.index_of(bit);
                 page.fits.remove(at);
                 page.fit &= !bit;
             }
         }
     }
 
-    /// Forgets how the demand fits, but not where it doesn't: that is so by every policy.
+    /// Drops all fits, but not which buckets do not fit: that is the same under every policy.
     pub(super) fn forget_scores(&mut self) {
         for page in &mut self.pages {
             page.fit = 0;
@@ -105,7 +107,7 @@ impl Fits {
         }
     }
 
-    /// No bucket is in the heap any more.
+    /// Marks all buckets as not in the heap.
     pub(super) fn forget_keys(&mut self) {
         self.pages.iter_mut().flat_map(|page| &mut page.fits).for_each(|fit| fit.key = None);
     }
@@ -119,7 +121,7 @@ mod tests {
     use crate::scheduler::packing::random::Random;
 
     #[test]
-    fn each_bucket_has_what_was_noted_of_it() {
+    fn each_bucket_has_what_was_cached_for_it() {
         let mut random = Random::new(3);
         let (mut fits, mut expected) = (Fits::default(), BTreeMap::<u32, Option<i64>>::new());
         for step in 0..20_000 {

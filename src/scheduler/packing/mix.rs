@@ -1,4 +1,4 @@
-//! The mix of demands that is expected, learned from what arrives.
+//! The workload mix: how often tasks of each demand arrive, counted with older arrivals weighing less.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,71 +9,76 @@ use super::overflow::overflow_of;
 use crate::model::demand::{Demand, Expected, WorkloadProfile};
 use crate::model::limit::PROFILE_ENTRIES_MAX;
 
-/// Arrivals after which the weight of all before is halved: the mix of some thousand tasks is known
-/// well, and a shift is followed within as many.
-const HALVED_EVERY: u64 = 8_192;
-/// A task weighs this much when it arrives, so that halves don't get lost at once.
+/// Arrivals after which all earlier weights are halved: some thousand tasks determine a mix well, and a shift
+/// is followed within as many.
+const HALVE_EVERY: u64 = 8_192;
+/// Weight of a task when it arrives, large enough that it can be halved many times.
 const WEIGHT: u64 = 1 << 16;
-/// Kinds of demands that are counted; the lightest give way when the weights are halved.
+/// Demands that are counted; while there are so many, new ones are ignored. Those whose weight falls to zero
+/// are dropped when the weights are halved.
 const KINDS_MAX: usize = 4_096;
-/// The first arrivals that are enough to begin with: even a rough idea beats none.
-const FIRST: u64 = 16;
+/// Arrivals before the first profile: even a rough profile is better than none.
+const ARRIVALS_MIN: u64 = 16;
 
-/// A mix of which more than one in so many tasks is another one is news: by chance alone, one in forty or
-/// so is (openb).
-const MIX_NEWS: u128 = 32;
-/// The same of the overflow, which is a small part of what is played: one in five to eight by chance.
-const OVERFLOW_NEWS: u128 = 4;
+/// The mix has drifted if more than one in so many tasks differs: by chance alone, about one in forty does
+/// (openb).
+const MIX_DRIFT_ONE_IN: u128 = 32;
+/// The same for the overflow, a small part of the simulated tasks: by chance alone, one in five to eight
+/// differs.
+const OVERFLOW_DRIFT_ONE_IN: u128 = 4;
 
-/// A change of turnover that is news, in percent.
-const TURNOVER_NEWS: u64 = 20;
+/// Change of the turnover that counts as drift, in percentage points.
+const TURNOVER_DRIFT_PERCENT: u64 = 20;
 
-/// Weights of demands.
+/// The weights of demands by their arrivals, and the turnover.
 #[derive(Clone, Debug, Default)]
 pub struct Mix {
     weights: BTreeMap<Arc<Demand>, u64>,
     arrivals: u64,
-    /// Tasks that have come and gone; old ones count less.
-    came: u64,
-    gone: u64,
-    /// By the latest lesson.
+    /// Arrived tasks, old ones weighing less.
+    recent_arrivals: u64,
+    /// Ended tasks, old ones weighing less.
+    recent_ends: u64,
+    /// Of the latest profile.
     turnover_percent: u64,
-    /// The arrivals after which the next lesson is due.
-    profile_at: u64,
+    /// The number of arrivals at which the next profile is due.
+    next_profile_at: u64,
 }
 
 impl Mix {
-    /// Goes on from what was learned. Tasks are expected to end as they come, until it is seen.
+    /// Continues from a profile after a restart. The turnover, which is not part of it, is 100 % until it is
+    /// measured again.
     pub fn resume(profile: &WorkloadProfile) -> Self {
         let kinds = profile.kinds.iter().filter(|kind| kind.weight > 0);
         let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
-        let recent = profile.arrivals.min(HALVED_EVERY);
+        let recent = profile.arrivals.min(HALVE_EVERY);
         Self {
             weights,
             arrivals: profile.arrivals,
-            came: recent,
-            gone: recent,
+            recent_arrivals: recent,
+            recent_ends: recent,
             turnover_percent: 100,
-            profile_at: next_profile(profile.arrivals),
+            next_profile_at: next_profile(profile.arrivals),
         }
     }
 
-    /// Counts tasks that have come.
+    /// Counts tasks that have arrived.
     pub fn arrive(&mut self, demand: &Arc<Demand>, count: u64) {
-        let halvings = (self.arrivals + count) / HALVED_EVERY - self.arrivals / HALVED_EVERY;
+        let halvings = (self.arrivals + count) / HALVE_EVERY - self.arrivals / HALVE_EVERY;
         self.arrivals += count;
-        self.came += count;
-        let known = self.weights.len();
-        let weight = WEIGHT * count.min(HALVED_EVERY);
+        self.recent_arrivals += count;
+        let demands = self.weights.len();
+        let weight = WEIGHT * count.min(HALVE_EVERY);
         match self.weights.get_mut(demand) {
             Some(sum) => *sum = sum.saturating_add(weight),
-            None if known < KINDS_MAX => {
+            None if demands < KINDS_MAX => {
                 self.weights.insert(demand.clone(), weight);
             }
             None => {}
         }
         if halvings > 0 {
-            (self.came, self.gone) = (self.came >> halvings.min(63), self.gone >> halvings.min(63));
+            (self.recent_arrivals, self.recent_ends) =
+                (self.recent_arrivals >> halvings.min(63), self.recent_ends >> halvings.min(63));
             self.weights.values_mut().for_each(|weight| *weight >>= halvings.min(63));
             self.weights.retain(|_, weight| *weight > 0);
         }
@@ -81,29 +86,31 @@ impl Mix {
 
     /// Counts tasks that have ended.
     pub fn depart(&mut self, count: u64) {
-        self.gone += count;
+        self.recent_ends += count;
     }
 
-    /// How many tasks end while a hundred come, by the latest lesson: a hundred where it is as many or more.
+    /// Returns how many tasks ended while a hundred arrived, at the latest profile; at most 100.
     pub fn turnover_percent(&self) -> u64 {
         self.turnover_percent
     }
 
-    /// Enough has come since the last time to learn from it: after a few tasks, then whenever
-    /// there are twice as many, in the end as often as weights are halved.
+    /// Returns whether [`Self::update`] should be called: after the first few arrivals, then at each
+    /// doubling, and from some thousand arrivals on as often as the weights are halved.
     pub fn is_update_due(&self) -> bool {
-        self.arrivals >= self.profile_at.max(FIRST)
+        self.arrivals >= self.next_profile_at.max(ARRIVALS_MIN)
     }
 
-    /// Learns what overflows from nodes like these, when empty; `None` if that is hardly more than is
-    /// known since the `last` time. All values of nodes rest on a lesson, and must be found anew.
+    /// Computes a new profile: the mix, and its overflow on the empty `nodes`.
+    ///
+    /// Returns `None` if neither the mix, the overflow nor the turnover has drifted since the `last` profile:
+    /// all cached values of nodes depend on the profile, and a new one makes them invalid.
     pub fn update<'a>(
         &mut self,
         nodes: impl ExactSizeIterator<Item = &'a Node>,
         seed: u64,
         last: &WorkloadProfile,
     ) -> Option<WorkloadProfile> {
-        self.profile_at = next_profile(self.arrivals);
+        self.next_profile_at = next_profile(self.arrivals);
         let mut kinds: Vec<_> = self.weights.iter().collect();
         kinds.sort_by_key(|(demand, weight)| {
             (Reverse(weight.saturating_mul(demand.device_millis() + 1)), (*demand).clone())
@@ -117,38 +124,40 @@ impl Mix {
         };
         let profile =
             WorkloadProfile { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
-        let turnover_percent = self.gone.saturating_mul(100).checked_div(self.came).unwrap_or(100).min(100);
-        let is_news = differs(last, &profile, |kind| kind.weight, MIX_NEWS)
-            || differs(last, &profile, |kind| kind.overflow, OVERFLOW_NEWS)
-            || turnover_percent.abs_diff(self.turnover_percent) >= TURNOVER_NEWS;
-        if is_news {
+        let turnover_percent =
+            self.recent_ends.saturating_mul(100).checked_div(self.recent_arrivals).unwrap_or(100).min(100);
+        let has_drifted = differs(last, &profile, |kind| kind.weight, MIX_DRIFT_ONE_IN)
+            || differs(last, &profile, |kind| kind.overflow, OVERFLOW_DRIFT_ONE_IN)
+            || turnover_percent.abs_diff(self.turnover_percent) >= TURNOVER_DRIFT_PERCENT;
+        if has_drifted {
             self.turnover_percent = turnover_percent;
         }
-        is_news.then_some(profile)
+        has_drifted.then_some(profile)
     }
 }
 
-/// More than one in so many tasks would have to be another for the one distribution to become the other.
+/// Returns whether more than one in so many tasks would have to change for one distribution to become the
+/// other.
 fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
     let sum =
         |profile: &WorkloadProfile| profile.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
-    let (of_old, of_new) = (sum(old), sum(new));
-    if of_old == 0 || of_new == 0 {
-        return of_old != of_new;
+    let (old_sum, new_sum) = (sum(old), sum(new));
+    if old_sum == 0 || new_sum == 0 {
+        return old_sum != new_sum;
     }
     let mut both = BTreeMap::<&Demand, (u128, u128)>::new();
     old.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
     new.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
-    // Each task that is another is missing from one kind and surplus in another.
-    let moved = both
+    // Each task that changes is missing from one kind and surplus in another, so it counts twice.
+    let changed = both
         .values()
-        .map(|(old, new)| old.saturating_mul(of_new).abs_diff(new.saturating_mul(of_old)))
+        .map(|(old, new)| old.saturating_mul(new_sum).abs_diff(new.saturating_mul(old_sum)))
         .fold(0u128, u128::saturating_add);
-    (moved / 2).saturating_mul(one_in) > of_old.saturating_mul(of_new)
+    (changed / 2).saturating_mul(one_in) > old_sum.saturating_mul(new_sum)
 }
 
 fn next_profile(arrivals: u64) -> u64 {
-    arrivals + arrivals.min(HALVED_EVERY)
+    arrivals + arrivals.min(HALVE_EVERY)
 }
 
 #[cfg(test)]
@@ -184,44 +193,45 @@ mod tests {
         vec![node; 64]
     }
 
-    /// Tasks in random order, each of the demands as likely.
+    /// Lets tasks arrive in random order, each of a random demand.
     fn arrive(mix: &mut Mix, demands: &[Arc<Demand>], random: &mut Random, count: u32) {
         (0..count).for_each(|_| mix.arrive(&demands[random.below(demands.len() as u64) as usize], 1));
     }
 
     #[test]
-    fn only_what_is_news_is_learned() {
+    fn profile_is_updated_only_after_drift() {
         let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
         let usual: Vec<_> = [1, 2, 4, 8].map(|count| demand(DeviceAmount::Whole(count))).into();
         arrive(&mut mix, &usual, &mut random, 16_384);
-        let first =
-            mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("something of nothing is news");
+        let first = mix
+            .update(nodes.iter(), 0, &WorkloadProfile::default())
+            .expect("a first profile is drift from an empty one");
         for _ in 0..8 {
             arrive(&mut mix, &usual, &mut random, 8_192);
             assert!(mix.is_update_due());
             assert_eq!(mix.update(nodes.iter(), 0, &first), None, "the same mix");
-            assert!(!mix.is_update_due(), "it was looked at");
+            assert!(!mix.is_update_due(), "the check itself resets the due time");
         }
-        // On smaller nodes others find no room.
+        // On smaller nodes other tasks overflow.
         let smaller = self::nodes(2);
-        let second = mix.update(smaller.iter(), 0, &first).expect("another cluster is news");
+        let second = mix.update(smaller.iter(), 0, &first).expect("another cluster is drift");
         assert_eq!(mix.update(smaller.iter(), 0, &second), None);
-        // One in eight is a fraction from now on.
+        // From here on one task in eight asks for a fraction.
         let mut changed = [&usual[..], &usual[..]].concat();
         changed[0] = demand(DeviceAmount::Fraction(300));
         arrive(&mut mix, &changed, &mut random, 8_192);
-        assert!(mix.update(smaller.iter(), 0, &second).is_some(), "another mix is news");
+        assert!(mix.update(smaller.iter(), 0, &second).is_some(), "another mix is drift");
     }
 
     #[test]
-    fn turnover_is_learned_and_taken_for_granted_after_a_restart() {
+    fn turnover_is_measured_and_assumed_to_be_full_after_a_restart() {
         let (mut mix, mut random, nodes) = (Mix::default(), Random::new(1), nodes(8));
         let usual = [demand(DeviceAmount::Whole(1)), demand(DeviceAmount::Whole(8))];
         arrive(&mut mix, &usual, &mut random, 4_096);
         let first =
-            mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first lesson is news");
+            mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("a first profile is drift");
         assert_eq!(mix.turnover_percent(), 0);
-        // From now on two tasks end while three come.
+        // From here on two tasks end while three arrive.
         let mut second = None;
         for _ in 0..4 {
             arrive(&mut mix, &usual, &mut random, 6_000);
@@ -229,7 +239,7 @@ mod tests {
             second = second.or(mix.update(nodes.iter(), 0, &first));
         }
         assert!((40..=66).contains(&mix.turnover_percent()), "{}", mix.turnover_percent());
-        let second = second.expect("that tasks end is news");
+        let second = second.expect("a changed turnover is drift");
         let mut resumed = Mix::resume(&second);
         assert_eq!(resumed.turnover_percent(), 100);
         for _ in 0..4 {

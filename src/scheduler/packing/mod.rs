@@ -1,21 +1,19 @@
-//! Packing: which node a task goes to, so that most work fits.
+//! Packing: chooses the node and the devices of a task so that the cluster takes the most work.
 //!
-//! Nodes that are alike (class, free capacity, what is free of each device) form a *bucket*. Each
-//! demand keeps a ranking of the buckets it fits, and reads what has changed since it was last asked:
-//! a placement touches two buckets, whatever the size of the cluster. What a policy makes of a bucket
-//! is found out once and kept.
+//! Nodes with the same class, the same free resources and the same free part of each device form a *bucket*.
+//! Each demand has a ranking of the buckets that it fits. A query brings the ranking up to date with the
+//! buckets that changed since the last one; a placement changes two buckets, whatever the size of the
+//! cluster. A policy's value of a bucket is computed once and cached.
 //!
-//! The choice is that of the node with the least score, and of those with equal scores the lowest: it
-//! depends on the nodes as they are and on the policy, on nothing else. So an index that was kept
-//! chooses as a rebuilt one does, and what was kept or forgotten changes no result.
+//! The node with the least score is chosen, and of equal scores the lowest [`NodeRef`]. The choice depends on
+//! nothing but the nodes and the policy: an incrementally updated index chooses as a rebuilt one does, and no
+//! cached value or evicted bucket changes a result.
 //!
-//! `bucket` says what fits and what would be left, `policy` how well. The index are `buckets`, `log` (which
-//! of them have changed), and for each demand its `ranking` and `fits`. [`overflow`] is Weir's own policy,
-//! [`fgd`] the best one published.
+//! `README.md` has the flow, the role of each file and the invariants. [`overflow`] is Weir's own policy,
+//! [`fgd`] the best published one.
 
 pub mod bucket;
 mod buckets;
-mod draw;
 pub mod fgd;
 mod fits;
 mod log;
@@ -24,6 +22,7 @@ pub mod overflow;
 pub mod policy;
 pub mod random;
 mod ranking;
+mod stratified;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -34,11 +33,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use bucket::{Bucket, ClassRef, DeviceChoice, DeviceRoom};
+use bucket::{Bucket, ClassRef, DeviceChoice, DeviceFree};
 use buckets::{BucketId, Buckets};
 use policy::{Score, Scorer};
 use random::Random;
-use ranking::{Mind, Named, Ranking};
+use ranking::{NamedPools, Ranking, ScoringContext};
 use values::Values;
 
 use crate::model::demand::Demand;
@@ -48,7 +47,7 @@ use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
 use crate::model::resource::Resources;
 
-/// Demands that are ranked at a time; the longest unused gives way.
+/// Demands that have a ranking at a time; the least recently used one is replaced.
 const RANKINGS_MAX: usize = 1_024;
 
 /// A node that takes work.
@@ -62,7 +61,7 @@ pub struct Node {
     pub device_free: Vec<u32>,
 }
 
-/// What never changes of a device.
+/// The properties of a device that never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Device {
     pub model: DeviceModelId,
@@ -70,15 +69,15 @@ pub struct Device {
     pub topology_group: u16,
 }
 
-/// A demand's number with a packer. It may come to mean another one when the demand has long not been
-/// asked for: [`Packer::demand`] sees to that.
+/// A packer's id of a demand. It becomes invalid when the ranking of the demand is replaced;
+/// [`Packer::demand`] then returns a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemandId {
     at: u32,
     generation: u32,
 }
 
-/// Where a task goes.
+/// The node and the devices chosen for a task, with their score.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub node: NodeRef,
@@ -86,51 +85,52 @@ pub struct Place {
     pub score: Score,
 }
 
-/// What was free of nodes before placements, to be put back in reverse.
+/// The free capacity of nodes before tentative placements, in the order of these; [`Packer::undo`] restores
+/// it.
 #[derive(Debug, Default)]
 pub struct Undo(Vec<(NodeRef, Resources, Vec<u32>)>);
 
-/// Nodes, and where on them tasks would go.
+/// An index over nodes that finds the best node for a task and applies tentative placements.
 #[derive(Debug)]
 pub struct Packer {
     scorer: Scorer,
-    nodes: FxHashMap<NodeRef, Kept>,
-    /// Pools with nodes here, by name, for demands that name pools.
+    nodes: FxHashMap<NodeRef, PackedNode>,
+    /// Pools by name, for demands that name pools.
     pools: BTreeMap<String, PoolId>,
-    /// The buckets of each pool's nodes, with how many are in them.
-    parts: FxHashMap<PoolId, FxHashMap<BucketId, u32>>,
+    /// The buckets of each pool's nodes, with the number of nodes of that pool.
+    bucket_counts: FxHashMap<PoolId, FxHashMap<BucketId, u32>>,
     buckets: Buckets,
     values: Values,
     ids: FxHashMap<Arc<Demand>, u32>,
-    rankings: Vec<Ranked>,
+    rankings: Vec<RankingSlot>,
     random: Random,
     clock: u64,
-    /// Buckets looked at since it was last asked, or as much work.
+    /// Buckets compared since the last [`Packer::take_work`], or equivalent work.
     work: u32,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct PackedNode {
     node: Node,
     bucket: BucketId,
 }
 
 #[derive(Debug)]
-struct Ranked {
+struct RankingSlot {
     ranking: Ranking,
     generation: u32,
     used_at: u64,
 }
 
 impl Packer {
-    /// A packer without nodes.
+    /// Creates a packer without nodes.
     pub fn new(scorer: Scorer) -> Self {
         let seed = if let Scorer::Random { seed } = scorer { seed } else { 0 };
         Self {
             scorer,
             nodes: FxHashMap::default(),
             pools: BTreeMap::new(),
-            parts: FxHashMap::default(),
+            bucket_counts: FxHashMap::default(),
             buckets: Buckets::default(),
             values: Values::default(),
             ids: FxHashMap::default(),
@@ -141,87 +141,89 @@ impl Packer {
         }
     }
 
-    /// Goes on by another policy, or by what the policy has learned since.
+    /// Replaces the policy, or its profile. All cached values and scores are dropped.
     pub fn set_scorer(&mut self, scorer: Scorer) {
         self.scorer = scorer;
         self.values.clear();
-        self.rankings.iter_mut().for_each(|ranked| ranked.ranking.clear());
+        self.rankings.iter_mut().for_each(|slot| slot.ranking.clear());
     }
 
-    /// The policy.
+    /// Returns the policy.
     pub fn scorer(&self) -> &Scorer {
         &self.scorer
     }
 
-    /// Costs of different demands can be compared: they are the same kind of loss.
+    /// Returns whether the policy's costs of different demands can be compared, because they measure the same
+    /// loss.
     pub fn compares_costs(&self) -> bool {
         matches!(self.scorer, Scorer::Overflow(_))
     }
 
-    /// Tells a pool's name.
+    /// Sets a pool's name, for demands that name pools.
     pub fn set_pool(&mut self, id: PoolId, name: &str) {
         self.pools.insert(name.to_owned(), id);
     }
 
-    /// Takes a node as it is; tells whether something may fit it now that didn't before.
+    /// Inserts or replaces a node. Returns whether something may fit it now that did not fit before.
     pub fn set(&mut self, at: NodeRef, node: Node) -> bool {
         let bucket = node.bucket();
-        let old = self.nodes.get(&at).map(|kept| self.buckets.slot(kept.bucket).bucket.clone());
+        let old = self.nodes.get(&at).map(|packed| self.buckets.slot(packed.bucket).bucket.clone());
         if old.as_deref() == Some(&bucket) {
-            // What is free may have changed places among devices that are alike.
-            if let Some(kept) = self.nodes.get_mut(&at) {
-                kept.node = node;
+            // Equal devices may have swapped what is free.
+            if let Some(packed) = self.nodes.get_mut(&at) {
+                packed.node = node;
             }
             return false;
         }
-        let gained = old.is_none_or(|old| gains(&old, &bucket));
+        let may_fit_more = old.is_none_or(|old| may_fit_more(&old, &bucket));
         let id = self.buckets.intern(bucket);
-        if let Some(kept) = self.nodes.insert(at, Kept { node, bucket: id }) {
-            self.leave(kept.bucket, at);
+        if let Some(packed) = self.nodes.insert(at, PackedNode { node, bucket: id }) {
+            self.leave_bucket(packed.bucket, at);
         }
-        self.arrive(id, at);
+        self.join_bucket(id, at);
         self.evict();
-        gained
+        may_fit_more
     }
 
-    /// Takes a node out.
+    /// Removes a node; a node that is not there is ignored.
     pub fn remove(&mut self, at: NodeRef) {
-        if let Some(kept) = self.nodes.remove(&at) {
-            self.leave(kept.bucket, at);
+        if let Some(packed) = self.nodes.remove(&at) {
+            self.leave_bucket(packed.bucket, at);
         }
     }
 
-    /// A node that takes work.
+    /// Returns a node with its free capacity after all placements so far.
     pub fn node(&self, at: NodeRef) -> Option<&Node> {
-        self.nodes.get(&at).map(|kept| &kept.node)
+        self.nodes.get(&at).map(|packed| &packed.node)
     }
 
-    /// How many nodes there are.
+    /// Returns the number of nodes.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    /// All nodes, in no order.
+    /// Returns all nodes, in no order.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeRef, &Node)> {
-        self.nodes.iter().map(|(at, kept)| (*at, &kept.node))
+        self.nodes.iter().map(|(at, packed)| (*at, &packed.node))
     }
 
-    /// Each node with its bucket, in no order.
+    /// Returns each node with its bucket, in no order.
     pub fn buckets_of_nodes(&self) -> impl Iterator<Item = (NodeRef, Arc<Bucket>)> {
-        self.nodes.iter().map(|(at, kept)| (*at, self.buckets.slot(kept.bucket).bucket.clone()))
+        self.nodes.iter().map(|(at, packed)| (*at, self.buckets.slot(packed.bucket).bucket.clone()))
     }
 
-    /// A pool's nodes, with how many are alike.
+    /// Returns the buckets of a pool's nodes, each with the number of nodes, in no order.
     pub fn buckets_in(&self, pool: PoolId) -> impl Iterator<Item = (&Bucket, u32)> {
-        let part = self.parts.get(&pool).into_iter().flatten();
-        part.map(|(id, count)| (&*self.buckets.slot(*id).bucket, *count))
+        let counts = self.bucket_counts.get(&pool).into_iter().flatten();
+        counts.map(|(id, count)| (&*self.buckets.slot(*id).bucket, *count))
     }
 
-    /// The nodes of a pool have so much free together: what asks for more needs no closer look.
+    /// Returns whether the nodes of a pool together have `total` CPU and devices free: a cheap check before a
+    /// gang is placed task by task.
     pub fn may_hold(&self, pool: PoolId, total: &Resources) -> bool {
-        let Some(part) = self.parts.get(&pool) else { return false };
+        let Some(counts) = self.bucket_counts.get(&pool) else { return false };
         let (mut cpu, mut devices) = (0u64, 0u64);
-        for (id, count) in part {
+        for (id, count) in counts {
             let bucket = &self.buckets.slot(*id).bucket;
             cpu = cpu.saturating_add(bucket.free.cpu_millis.saturating_mul(u64::from(*count)));
             devices = devices.saturating_add(bucket.device_free().saturating_mul(u64::from(*count)));
@@ -229,22 +231,22 @@ impl Packer {
         total.cpu_millis <= cpu && total.device_millis <= devices
     }
 
-    /// Free device thousandths of all nodes.
+    /// Returns the free device thousandths of all nodes.
     pub fn device_free(&self) -> u64 {
         let live = self.buckets.live().iter().map(|live| self.buckets.slot(live.id));
         live.map(|slot| slot.bucket.device_free() * slot.nodes.len() as u64).sum()
     }
 
-    /// Buckets looked at since this was last asked, or as much work.
+    /// Returns and resets the number of buckets compared since the last call, equivalent work included.
     pub fn take_work(&mut self) -> u32 {
         std::mem::take(&mut self.work)
     }
 
-    /// The number of a demand; `last` is what it was before, if anything. It holds until so many other
-    /// demands have been asked for as are ranked at a time.
+    /// Returns the id of a demand; `last` is its previous id, if any, and saves a lookup while it is valid.
+    /// The id stays valid while fewer than `RANKINGS_MAX` other demands are used.
     pub fn demand(&mut self, demand: &Arc<Demand>, last: Option<DemandId>) -> DemandId {
-        let is_it = |id: &DemandId| self.rankings[id.at as usize].generation == id.generation;
-        let at = match last.filter(is_it) {
+        let is_valid = |id: &DemandId| self.rankings[id.at as usize].generation == id.generation;
+        let at = match last.filter(is_valid) {
             Some(id) => id.at,
             None => match self.ids.get(demand) {
                 Some(at) => *at,
@@ -252,71 +254,75 @@ impl Packer {
             },
         };
         self.clock += 1;
-        let ranked = &mut self.rankings[at as usize];
-        ranked.used_at = self.clock;
-        DemandId { at, generation: ranked.generation }
+        let slot = &mut self.rankings[at as usize];
+        slot.used_at = self.clock;
+        DemandId { at, generation: slot.generation }
     }
 
     fn new_ranking(&mut self, demand: &Arc<Demand>) -> u32 {
         let ranking = Ranking::new(demand.clone());
         let at = if self.rankings.len() < RANKINGS_MAX {
-            self.rankings.push(Ranked { ranking, generation: 0, used_at: 0 });
+            self.rankings.push(RankingSlot { ranking, generation: 0, used_at: 0 });
             self.rankings.len() - 1
         } else {
-            let oldest = self.rankings.iter().enumerate().min_by_key(|(_, ranked)| ranked.used_at);
+            let oldest = self.rankings.iter().enumerate().min_by_key(|(_, slot)| slot.used_at);
             let at = oldest.map_or(0, |(at, _)| at);
-            let ranked = &mut self.rankings[at];
-            self.ids.remove(&ranked.ranking.demand);
-            ranked.ranking = ranking;
-            ranked.generation += 1;
+            let slot = &mut self.rankings[at];
+            self.ids.remove(&slot.ranking.demand);
+            slot.ranking = ranking;
+            slot.generation += 1;
             at
         };
         self.ids.insert(demand.clone(), at as u32);
         at as u32
     }
 
-    /// The node that a task would go to.
+    /// Returns the best node for a task, with its score.
     pub fn best(&mut self, demand: &Arc<Demand>) -> Option<(Score, NodeRef)> {
         let id = self.demand(demand, None);
         self.best_of(id, None)
     }
 
-    /// The node that a task would go to, not counting `avoid`.
+    /// Returns the best node for a task, with its score; `avoid` is excluded.
     pub fn best_of(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
         if let Scorer::Random { .. } = self.scorer {
-            return self.any(id, avoid);
+            return self.random_fit(id, avoid);
         }
         let Self { rankings, buckets, scorer, values, pools, .. } = self;
-        let mut mind = Mind { scorer, values };
+        let mut context = ScoringContext { scorer, values };
         let ranking = &mut rankings[id.at as usize].ranking;
-        let named = Named::new(&ranking.demand, pools);
-        self.work += 1 + ranking.refresh(buckets, &mut mind, &named);
+        let named = NamedPools::new(&ranking.demand, pools);
+        self.work += 1 + ranking.refresh(buckets, &mut context, &named);
         let best = match avoid {
             None => ranking.best(buckets, &named),
-            Some(avoid) => ranking.best_but(avoid, buckets, &named),
+            Some(avoid) => ranking.best_except(avoid, buckets, &named),
         };
         self.evict();
         best.map(|(score, node, _)| (score, node))
     }
 
-    /// What a task strands by itself where it would go, by a policy whose costs can be compared, with the
-    /// node's score: that it breaks up a node decides where it goes, not whether it goes before others.
-    pub fn strands(&self, id: DemandId, at: NodeRef, score: Score) -> i64 {
+    /// Returns the cost of a placement without the contiguity value that it destroys.
+    ///
+    /// `at` and `score` are the best node of the demand and its score. Whether a placement breaks up a node
+    /// decides between nodes, not between tasks. Under a policy whose costs can't be compared this is the
+    /// plain cost.
+    pub fn stranding_cost(&self, id: DemandId, at: NodeRef, score: Score) -> i64 {
         let Scorer::Overflow(overflow) = &self.scorer else { return score.cost };
         let ranking = &self.rankings[id.at as usize].ranking;
-        let Some((kept, fit)) = self.nodes.get(&at).and_then(|kept| Some((kept, ranking.fit(kept.bucket)?)))
+        let Some((packed, fit)) =
+            self.nodes.get(&at).and_then(|packed| Some((packed, ranking.fit(packed.bucket)?)))
         else {
             return score.cost;
         };
-        let bucket = &self.buckets.slot(kept.bucket).bucket;
+        let bucket = &self.buckets.slot(packed.bucket).bucket;
         let after = bucket.after(&ranking.demand, fit.choice);
-        score.cost - (overflow.room(bucket) - overflow.room(&after))
+        score.cost - (overflow.contiguity_value(bucket) - overflow.contiguity_value(&after))
     }
 
-    /// Any node that fits, each as likely.
-    fn any(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
+    /// A node chosen at random, with equal chances, from those that fit.
+    fn random_fit(&mut self, id: DemandId, avoid: Option<NodeRef>) -> Option<(Score, NodeRef)> {
         let demand = self.rankings[id.at as usize].ranking.demand.clone();
-        let named = Named::new(&demand, &self.pools);
+        let named = NamedPools::new(&demand, &self.pools);
         let mut fitting = Vec::new();
         for live in self.buckets.live() {
             let slot = self.buckets.slot(live.id);
@@ -325,81 +331,81 @@ impl Packer {
                 fitting.extend(nodes.copied());
             }
         }
-        // The buckets stand in no order.
+        // The buckets are in no order, and the choice must not depend on it.
         fitting.sort_unstable();
         let chosen = self.random.below(fitting.len() as u64);
         fitting.get(chosen as usize).map(|node| (Score::default(), *node))
     }
 
-    /// Places a task where it fits best.
+    /// Places a task on its best node; `None` if it fits none.
     pub fn place(&mut self, demand: &Arc<Demand>) -> Option<Place> {
         let id = self.demand(demand, None);
         self.place_of(id, None, &mut Undo::default())
     }
 
-    /// Places a task where it fits best but on `avoid`, noting how to take it back.
+    /// Places a task on its best node other than `avoid`, and records in `undo` how to revert that.
     pub fn place_of(&mut self, id: DemandId, avoid: Option<NodeRef>, undo: &mut Undo) -> Option<Place> {
         let (score, node) = self.best_of(id, avoid)?;
         let devices = self.take(id, node, undo)?;
         Some(Place { node, devices, score })
     }
 
-    /// Takes from a node what a task asks for, on the devices that suit the policy best; `None` if it
-    /// doesn't fit.
+    /// Places a task on a given node, on the devices with the best score; `None` if it does not fit. Records
+    /// in `undo` how to revert that.
     pub fn take(&mut self, id: DemandId, at: NodeRef, undo: &mut Undo) -> Option<Vec<DeviceShare>> {
-        let kept = self.nodes.get(&at)?;
-        let old = kept.bucket;
+        let packed = self.nodes.get(&at)?;
+        let old = packed.bucket;
         let ranking = &self.rankings[id.at as usize].ranking;
         let demand = ranking.demand.clone();
-        let known = ranking.fit(old).map(|fit| (fit.choice, fit.next));
-        let (choice, next) = match known {
-            Some(known) => known,
+        let cached = ranking.fit(old).map(|fit| (fit.choice, fit.next));
+        let (choice, next) = match cached {
+            Some(cached) => cached,
             None => {
                 let bucket = &self.buckets.slot(old).bucket;
                 (self.scorer.fit(&demand, old, bucket, &mut self.values)?.1, None)
             }
         };
-        let next = match next.filter(|next| self.buckets.is_known(*next)) {
+        let next = match next.filter(|next| self.buckets.is_current(*next)) {
             Some(next) => next.id,
             None => {
                 let after = self.buckets.slot(old).bucket.after(&demand, choice);
                 let next = self.buckets.intern(after);
-                let known = self.buckets.known(next);
+                let reference = self.buckets.reference(next);
                 if let Some(fit) = self.rankings[id.at as usize].ranking.fit_mut(old) {
-                    fit.next = Some(known);
+                    fit.next = Some(reference);
                 }
                 next
             }
         };
-        let kept = self.nodes.get_mut(&at)?;
-        let shares = shares_of(&demand, choice, &kept.node)?;
-        let free = kept.node.free.checked_sub(&demand.resources)?;
-        undo.0.push((at, std::mem::replace(&mut kept.node.free, free), kept.node.device_free.clone()));
+        let packed = self.nodes.get_mut(&at)?;
+        let shares = shares_of(&demand, choice, &packed.node)?;
+        let free = packed.node.free.checked_sub(&demand.resources)?;
+        undo.0.push((at, std::mem::replace(&mut packed.node.free, free), packed.node.device_free.clone()));
         for share in &shares {
-            kept.node.device_free[usize::from(share.index)] -= share.millis;
+            packed.node.device_free[usize::from(share.index)] -= share.millis;
         }
-        kept.bucket = next;
-        self.leave(old, at);
-        self.arrive(next, at);
+        packed.bucket = next;
+        self.leave_bucket(old, at);
+        self.join_bucket(next, at);
         Some(shares)
     }
 
-    /// The node of a pool that a task would go to, not counting `avoid`.
+    /// Returns the best node of one pool for a task, with its score; `avoid` is excluded.
     pub fn best_in(
         &mut self,
         pool: PoolId,
         id: DemandId,
         avoid: Option<NodeRef>,
     ) -> Option<(Score, NodeRef)> {
-        let ids: Vec<BucketId> = self.parts.get(&pool)?.keys().copied().collect();
+        let ids: Vec<BucketId> = self.bucket_counts.get(&pool)?.keys().copied().collect();
         self.work += ids.len() as u32;
         ids.into_iter()
-            .filter_map(|bucket| self.offer_of(pool, id, bucket, avoid))
+            .filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid))
             .min()
             .map(|(score, node, _)| (score, node))
     }
 
-    /// Places tasks side by side in one pool, all or none: so many of each demand, in this order.
+    /// Places the tasks of a gang in one pool, all or none: the given number of each demand, in this order.
     pub fn place_in(
         &mut self,
         pool: PoolId,
@@ -408,7 +414,7 @@ impl Packer {
     ) -> Option<Vec<Place>> {
         let (mut places, mut undo) = (Vec::new(), Undo::default());
         for (id, count) in tasks {
-            if self.place_alike(pool, *id, *count, avoid, &mut places, &mut undo).is_none() {
+            if self.place_equal_tasks(pool, *id, *count, avoid, &mut places, &mut undo).is_none() {
                 self.undo(undo);
                 return None;
             }
@@ -417,7 +423,8 @@ impl Packer {
         Some(places)
     }
 
-    fn place_alike(
+    /// Places `count` tasks of one demand in a pool. On `None` some are placed: the caller reverts them.
+    fn place_equal_tasks(
         &mut self,
         pool: PoolId,
         id: DemandId,
@@ -426,31 +433,32 @@ impl Packer {
         places: &mut Vec<Place>,
         undo: &mut Undo,
     ) -> Option<()> {
-        let ids: Vec<BucketId> = self.parts.get(&pool)?.keys().copied().collect();
+        let ids: Vec<BucketId> = self.bucket_counts.get(&pool)?.keys().copied().collect();
         self.work += ids.len() as u32;
-        let offers = ids.into_iter().filter_map(|bucket| self.offer_of(pool, id, bucket, avoid));
-        let mut offers: BinaryHeap<_> = offers.map(Reverse).collect();
+        let candidates = ids.into_iter().filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid));
+        let mut candidates: BinaryHeap<_> = candidates.map(Reverse).collect();
         for _ in 0..count {
-            let Reverse((score, node, bucket)) = offers.pop()?;
+            let Reverse((score, node, bucket)) = candidates.pop()?;
             self.work += 4;
             places.push(Place { node, devices: self.take(id, node, undo)?, score });
             let next = self.nodes.get(&node)?.bucket;
             let changed =
-                [bucket, next].into_iter().filter_map(|bucket| self.offer_of(pool, id, bucket, avoid));
+                [bucket, next].into_iter().filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid));
             let changed: Vec<_> = changed.map(Reverse).collect();
-            // A bucket that was there already gets a second entry: only the first that comes up holds.
-            offers.extend(changed);
-            while let Some(Reverse((_, node, bucket))) = offers.peek()
-                && self.nodes.get(node).is_none_or(|kept| kept.bucket != *bucket)
+            // A bucket may get a second candidate. The first that is popped is the valid one: afterwards its
+            // node has another bucket, and the loop below drops the second.
+            candidates.extend(changed);
+            while let Some(Reverse((_, node, bucket))) = candidates.peek()
+                && self.nodes.get(node).is_none_or(|packed| packed.bucket != *bucket)
             {
-                offers.pop();
+                candidates.pop();
             }
         }
         Some(())
     }
 
-    /// What a bucket offers to a demand in one pool: its lowest node there.
-    fn offer_of(
+    /// The candidate of a bucket for a demand in one pool: its lowest node there.
+    fn candidate_in(
         &mut self,
         pool: PoolId,
         id: DemandId,
@@ -458,75 +466,75 @@ impl Packer {
         avoid: Option<NodeRef>,
     ) -> Option<(Score, NodeRef, BucketId)> {
         let Self { rankings, buckets, scorer, values, .. } = self;
-        let mut mind = Mind { scorer, values };
-        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, &mut mind)?;
+        let mut context = ScoringContext { scorer, values };
+        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, &mut context)?;
         let node = buckets.slot(bucket).nodes_in(pool).find(|node| Some(*node) != avoid)?;
         Some((score, node, bucket))
     }
 
-    /// Takes back what was placed tentatively.
+    /// Reverts tentative placements. Nodes that were removed meanwhile are skipped.
     pub fn undo(&mut self, undo: Undo) {
         let forgotten = usize::from(Mutant::ForgetLastUndo.is_on());
         for (at, free, device_free) in undo.0.into_iter().skip(forgotten).rev() {
-            if let Some(kept) = self.nodes.get(&at) {
-                let (class, devices) = (kept.node.class.clone(), kept.node.devices.clone());
+            if let Some(packed) = self.nodes.get(&at) {
+                let (class, devices) = (packed.node.class.clone(), packed.node.devices.clone());
                 self.set(at, Node { class, free, devices, device_free });
             }
         }
     }
 
-    /// A task of this demand fits on the node as it is.
+    /// Returns whether a task of this demand fits the node now. Pools that the demand names are not compared.
     pub fn fits(&self, demand: &Demand, at: NodeRef) -> bool {
-        self.nodes.get(&at).is_some_and(|kept| self.buckets.slot(kept.bucket).bucket.fits(demand))
+        self.nodes.get(&at).is_some_and(|packed| self.buckets.slot(packed.bucket).bucket.fits(demand))
     }
 
-    fn leave(&mut self, id: BucketId, at: NodeRef) {
+    fn leave_bucket(&mut self, id: BucketId, at: NodeRef) {
         self.buckets.remove(id, at);
-        if let Some(part) = self.parts.get_mut(&at.pool)
-            && let Some(count) = part.get_mut(&id)
+        if let Some(counts) = self.bucket_counts.get_mut(&at.pool)
+            && let Some(count) = counts.get_mut(&id)
         {
             *count -= 1;
             if *count == 0 {
-                part.remove(&id);
+                counts.remove(&id);
             }
         }
     }
 
-    fn arrive(&mut self, id: BucketId, at: NodeRef) {
+    fn join_bucket(&mut self, id: BucketId, at: NodeRef) {
         self.buckets.put(id, at);
-        *self.parts.entry(at.pool).or_default().entry(id).or_default() += 1;
+        *self.bucket_counts.entry(at.pool).or_default().entry(id).or_default() += 1;
     }
 
-    /// Forgets buckets that have long been empty, if there are too many.
+    /// Evicts the buckets that have been empty for longest, if there are too many.
     fn evict(&mut self) {
         let evicted = self.buckets.evict(self.nodes.len());
         if evicted.is_empty() {
             return;
         }
         self.values.forget(&evicted);
-        self.rankings.iter_mut().for_each(|ranked| ranked.ranking.forget(&evicted));
+        self.rankings.iter_mut().for_each(|slot| slot.ranking.forget(&evicted));
     }
 }
 
 impl Node {
-    /// Free device thousandths in all.
+    /// Returns the free device thousandths of all devices together.
     pub fn free_millis(&self) -> u64 {
         self.device_free.iter().map(|free| u64::from(*free)).sum()
     }
 
-    /// All that packing knows of it.
+    /// Returns the node's bucket: all that a score depends on.
     pub fn bucket(&self) -> Bucket {
-        let rooms = self.devices.iter().zip(&self.device_free);
-        let mut devices: Vec<DeviceRoom> =
-            rooms.map(|(device, free)| DeviceRoom { model: device.model, free: *free }).collect();
+        let both = self.devices.iter().zip(&self.device_free);
+        let mut devices: Vec<DeviceFree> =
+            both.map(|(device, free)| DeviceFree { model: device.model, free: *free }).collect();
         devices.sort_unstable();
         Bucket { class: self.class.clone(), free: self.free.clone(), devices }
     }
 }
 
-/// Something that did not fit `old` may fit `new`.
-fn gains(old: &Bucket, new: &Bucket) -> bool {
-    // Both are sorted by model, then by what is free: pairwise no more means no more for anybody.
+/// Returns whether something that did not fit `old` may fit `new`.
+fn may_fit_more(old: &Bucket, new: &Bucket) -> bool {
+    // Both are sorted by model, then by free thousandths: if no pair has more, nothing new fits.
     let mut pairs = old.devices.iter().zip(&new.devices);
     !new.free.fits(&old.free)
         || old.class != new.class
@@ -534,23 +542,24 @@ fn gains(old: &Bucket, new: &Bucket) -> bool {
         || pairs.any(|(old, new)| old.model != new.model || new.free > old.free)
 }
 
-/// The very devices that a choice stands for.
+/// The devices by index that a choice stands for.
 ///
-/// Of alike devices it is the first; whole devices come from one topology group where one has enough,
-/// and from the one that is just large enough.
+/// Of equal devices the first is taken. Whole devices are taken from one topology group where one has enough,
+/// and from the smallest that has.
 fn shares_of(demand: &Demand, choice: DeviceChoice, node: &Node) -> Option<Vec<DeviceShare>> {
     let amount = demand.devices.as_ref().map(|devices| devices.amount);
     let model = |at: usize| node.devices[at].model;
     match (choice, amount) {
         (DeviceChoice::None, None) => Some(Vec::new()),
-        (DeviceChoice::Share(room), Some(DeviceAmount::Fraction(millis))) => {
-            let alike = |at: &usize| model(*at) == room.model && node.device_free[*at] == room.free;
-            let at = (0..node.devices.len()).find(alike)?;
+        (DeviceChoice::Share(device), Some(DeviceAmount::Fraction(millis))) => {
+            let equal = |at: &usize| model(*at) == device.model && node.device_free[*at] == device.free;
+            let at = (0..node.devices.len()).find(equal)?;
             Some(vec![DeviceShare { index: at as u16, millis }])
         }
-        (DeviceChoice::Whole(wanted), Some(DeviceAmount::Whole(count))) => {
+        (DeviceChoice::Whole(chosen_model), Some(DeviceAmount::Whole(count))) => {
             let count = count as usize;
-            let is_untouched = |at: &usize| model(*at) == wanted && node.device_free[*at] == DEVICE_MILLIS;
+            let is_untouched =
+                |at: &usize| model(*at) == chosen_model && node.device_free[*at] == DEVICE_MILLIS;
             let untouched: Vec<usize> = (0..node.devices.len()).filter(is_untouched).collect();
             let group = |at: usize| node.devices[at].topology_group;
             let size = |at: usize| untouched.iter().filter(|other| group(**other) == group(at)).count();

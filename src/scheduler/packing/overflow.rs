@@ -1,138 +1,145 @@
-//! Weir's own policy: place a task where it strands the least for those who would be turned away.
+//! Weir's own policy: places a task where it strands the least capacity for tasks that may not fit later.
 //!
-//! Once a cluster is full, a little more room is worth what it lets in of the tasks that don't fit
-//! any more: the *overflow*. So a node's value is found by giving it, as it is, a stream of overflow:
-//! each task that fits goes to the fullest device that it fits on, until so many in a row don't fit
-//! that the rest isn't worth waiting for. What is free after that is stranded; the cost of a placement
-//! is by how much it raises that, on average over some streams. Which tasks meet on a node isn't left to
-//! chance but chosen, so streams come in pairs, and of each pair the one counts that fills the node better.
-//! Small tasks, which always find a place somewhere, hardly occur in the overflow: so nobody counts on them
-//! to fill what others leave.
+//! Once a cluster is full, some tasks no longer fit: the *overflow*. Free capacity is worth as much as the
+//! overflow that fits it. So a node's value is computed by filling it, as it is, with a stream of overflow
+//! tasks. Each task that fits takes the device with the least free that it fits, until so many tasks in a row
+//! don't fit that the stream ends. What is free then is stranded. The cost of a placement is the increase of
+//! the stranded capacity, averaged over several streams.
 //!
-//! Many placements strand nothing, and yet the one breaks up a node that another task would have
-//! needed whole. So room for tasks that need half of a node or more is worth a little by itself (`wide_room`):
-//! among nodes that are as good, those go first that are broken up already. And where tasks end, devices that
-//! are free on one node are worth more than those that are not (`together`): the fullest nodes go first, and
-//! others become free as a whole as their tasks end.
+//! A scheduler chooses which tasks share a node, and chance does not. So streams come in pairs, and of each
+//! pair the stream counts that fills the node better. Small tasks, which nearly always fit somewhere, are rare
+//! in the overflow: the policy does not rely on them to fill the gaps.
 //!
-//! What overflows is found out by playing the mix that is expected, by best fit, on a sample of
-//! nodes when empty: in [`overflow_of`].
+//! Many placements strand nothing, but some of them break up a node that another task would have needed
+//! whole. So free capacity for tasks that need half of a node or more has a small value by itself
+//! (`wide_value`): among equal nodes, those that are broken up already are used first. Where tasks end, free
+//! devices on one node are worth more than the same number on several (`same_node_value`): the fullest nodes
+//! are used first, and the others become free as a whole as their tasks end.
+//!
+//! [`overflow_of`] computes the overflow: it places the expected mix by best fit on a sample of empty nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::bucket::{Bucket, DeviceRoom};
-use super::draw::Draw;
+use super::bucket::{Bucket, DeviceFree};
 use super::random::Random;
+use super::stratified::StratifiedSampler;
 use super::{Node, Packer, policy::Scorer};
 use crate::model::demand::{Demand, DeviceDemand, WorkloadProfile};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
-/// Pairs of streams that a node is filled with. With fewer the whole nodes, all of one value, were sometimes
-/// broken up in a row for what was chance; twice as many take twice as long and pack no better (openb).
+/// Pairs of streams that a node is filled with. With fewer, chance sometimes made the policy break up empty
+/// nodes, which all have the same value, one after the other; twice as many take twice as long and pack no
+/// better (openb).
 const PAIRS: usize = 8;
-/// Tasks in one stream: more than any node takes with those that it turns away in between.
+/// Tasks in one stream: more than any node takes, those that don't fit in between included.
 const STREAM_LEN: usize = 1_024;
-/// Tasks in a row that don't fit after which a stream ends. A task that comes once in more than these
-/// isn't worth keeping room for.
+/// Tasks in a row that don't fit, after which a stream ends. Free capacity has no value for a task that
+/// occurs less often than once in so many.
 const MISSES_MAX: usize = 64;
-/// Kinds of tasks in the streams, by what they ask for in all; one set of bits holds them. With half as
-/// many, a mix with many constraints lost more than a point under an unlucky seed.
+/// Kinds of tasks in the streams: those that ask for the most devices in total, as many as fit one bit set.
+/// With half as many, a mix with many constraints lost more than one percentage point under an unlucky seed.
 const KINDS_MAX: usize = 128;
 
-/// Room for one device's worth of tasks that ask for half of a node's devices or more counts as much as so
-/// many thousandths of a device that are not stranded. Without it, nodes were broken up in a row for what was
-/// chance, and too few were left for such tasks once the cluster was full; with twice as much, a tenth of a
-/// point more was stranded (openb).
+/// Value of free capacity for tasks that ask for half of a node's devices or more: each device of such a task
+/// that fits counts as this many thousandths of a device that are not stranded. Without it, chance made the
+/// policy break up nodes one after the other, and too few were left for such tasks once the cluster was full;
+/// with twice as much, 0.1 percentage points more were stranded (openb).
 const WIDE_MILLIS: u64 = 16;
-/// What `n` free devices on one node are worth beyond as many that are stranded, where tasks end as they come:
-/// so many thousandths of a device times `n²`. Where a tenth of the cluster is free, jobs of eight devices start
-/// at once with it, as by best fit; with half as much some waited for a quarter of an hour (openb).
-const TOGETHER_MILLIS: u64 = 16;
-/// As many ends while a hundred tasks come make that value whole: the count lags behind where more and more end.
+/// Additional value of `n` free devices on one node, where as many tasks end as arrive: this many thousandths
+/// of a device times `n²`. With it, where a tenth of the cluster is free, jobs of eight devices start at
+/// once, as under best fit; with half as much some waited for a quarter of an hour (openb).
+const SAME_NODE_MILLIS: u64 = 16;
+/// Tasks that end while a hundred arrive, from which on that value counts in full. Less than 100, because the
+/// count lags behind while more and more tasks end.
 const TURNOVER_PERCENT: u64 = 50;
-/// Kinds of tasks of several devices that room is kept for: the most frequent.
+/// Kinds of tasks of several devices whose free capacity has a value: the most frequent.
 const WIDE_MAX: usize = 32;
 
-/// A set of kinds.
-type Kinds = u128;
+/// A set of kinds, one bit each.
+type KindSet = u128;
 
-/// Nodes in the sample that the mix is played on: rare kinds of nodes may be missing, kinds that
-/// matter are not.
-pub const SAMPLE_MAX: usize = 192;
-/// Device thousandths asked for, in percent of the sample's: enough to see who is turned away.
-const OFFERED_PERCENT: u64 = 130;
-/// Tasks played, at the most: a mix may ask for hardly any devices.
-const DRAWS_MAX: usize = 65_536;
-/// Tasks drawn together.
-const ROUND: usize = 64;
+/// Nodes in the sample on which the overflow is simulated: it may miss rare kinds of nodes, but none that has
+/// much of the capacity.
+pub const SAMPLE_NODES_MAX: usize = 192;
+/// Device thousandths that the simulated tasks ask for, in percent of those of the sample: enough to find
+/// which tasks no longer fit.
+const DEMANDED_PERCENT: u64 = 130;
+/// Simulated tasks, at most: a mix may ask for hardly any devices.
+const SIMULATED_TASKS_MAX: usize = 65_536;
+/// Simulated tasks that are sampled together.
+const SAMPLED_TOGETHER: usize = 64;
 
-/// Streams of overflow.
+/// The policy's data: the streams of overflow, and the values of contiguous free capacity.
 #[derive(Debug)]
 pub struct Overflow {
     kinds: Vec<Demand>,
-    /// Which kinds a node with so much free has enough of.
-    cpu_millis: Enough,
-    memory_bytes: Enough,
-    storage_bytes: Enough,
-    /// By the most that is free of one device.
-    share_millis: Enough,
-    /// By untouched devices of one model.
-    whole_count: Enough,
+    /// The kinds by need, for each resource.
+    cpu_millis: KindsByNeed,
+    memory_bytes: KindsByNeed,
+    storage_bytes: KindsByNeed,
+    /// By the thousandths of one device.
+    share_millis: KindsByNeed,
+    /// By the number of whole devices of one model.
+    whole_count: KindsByNeed,
     pairs: Vec<[Stream; 2]>,
-    wide: Vec<Wide>,
-    /// What a free device is worth to another on its node, in thousandths of a thousandth.
-    together_micros: u64,
+    wide: Vec<WideKind>,
+    /// Value of a free device for each free device on its node, in millionths of a device.
+    same_node_micros: u64,
 }
 
 /// A kind of task that asks for several devices.
 #[derive(Debug)]
-struct Wide {
+struct WideKind {
     demand: Demand,
     devices: u64,
-    /// How often it comes, in 65,536ths of all such tasks.
+    /// Its frequency, in 65,536ths of all such tasks.
     share: u64,
 }
 
-/// Kinds by index, and for every few of them which there are.
+/// A stream of tasks.
 #[derive(Debug)]
 struct Stream {
+    /// The kind of each task, as an index.
     kinds: Vec<u8>,
-    blocks: Vec<Kinds>,
+    /// The set of kinds in each block of tasks, so that a block without a fitting kind is skipped as a whole.
+    blocks: Vec<KindSet>,
 }
 
-/// Kinds of one block of a stream.
+/// Tasks in one block of a stream.
 const BLOCK_LEN: usize = 8;
 
 impl Overflow {
-    /// What a lesson tells to expect, where so many tasks end while a hundred come.
+    /// Builds the policy from a workload profile. `turnover_percent` is how many tasks end while a hundred
+    /// arrive, `seed` that of the streams.
     pub fn of(profile: &WorkloadProfile, turnover_percent: u64, seed: u64) -> Self {
-        let together_micros =
-            1_000 * TOGETHER_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
+        let same_node_micros =
+            1_000 * SAME_NODE_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
         let wide = wide_of(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
         let overflow = profile.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
-        Self { wide, together_micros, ..Self::drawn(overflow, seed) }
+        Self { wide, same_node_micros, ..Self::with_streams(overflow, seed) }
     }
 
-    /// Draws streams from an overflow, as often as its weights say.
-    fn drawn<'a>(overflow: impl IntoIterator<Item = (&'a Demand, u64)>, seed: u64) -> Self {
+    /// Samples the streams from an overflow, in proportion to its weights.
+    fn with_streams<'a>(overflow: impl IntoIterator<Item = (&'a Demand, u64)>, seed: u64) -> Self {
         let mut kinds: Vec<(&Demand, u64)> = overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
         kinds.sort_by_key(|(demand, weight)| {
             (std::cmp::Reverse(weight.saturating_mul(demand.device_millis() + 1)), *demand)
         });
         kinds.truncate(KINDS_MAX);
-        // Alike ones side by side, so that at each place of the streams there is some of everything.
+        // Similar kinds become neighbours, so that at each position the streams together have some of
+        // everything.
         kinds.sort_by_key(|(demand, _)| (demand.device_millis(), *demand));
-        let draw = Draw::new(kinds.iter().map(|(_, weight)| *weight));
+        let sampler = StratifiedSampler::new(kinds.iter().map(|(_, weight)| *weight));
         let mut random = Random::new(seed);
-        let pairs = if draw.is_empty() { 0 } else { PAIRS };
-        let places = if draw.is_empty() { 0 } else { STREAM_LEN };
-        let places: Vec<Vec<usize>> = (0..places).map(|_| draw.round(2 * PAIRS, &mut random)).collect();
+        let pairs = if sampler.is_empty() { 0 } else { PAIRS };
+        let len = if sampler.is_empty() { 0 } else { STREAM_LEN };
+        let positions: Vec<Vec<usize>> = (0..len).map(|_| sampler.sample(2 * PAIRS, &mut random)).collect();
         let stream = |stream: usize| {
-            let kinds: Vec<u8> = places.iter().map(|kinds| kinds[stream] as u8).collect();
-            let block = |block: &[u8]| block.iter().fold(0, |bits: Kinds, kind| bits | 1 << kind);
+            let kinds: Vec<u8> = positions.iter().map(|kinds| kinds[stream] as u8).collect();
+            let block = |block: &[u8]| block.iter().fold(0, |bits: KindSet, kind| bits | 1 << kind);
             Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
         };
         let pairs = (0..pairs).map(|pair| [stream(2 * pair), stream(2 * pair + 1)]).collect();
@@ -147,71 +154,73 @@ impl Overflow {
             _ => 0,
         };
         Self {
-            cpu_millis: Enough::new(&kinds, |demand| demand.resources.cpu_millis),
-            memory_bytes: Enough::new(&kinds, |demand| demand.resources.memory_bytes),
-            storage_bytes: Enough::new(&kinds, |demand| demand.resources.storage_bytes),
-            share_millis: Enough::new(&kinds, share),
-            whole_count: Enough::new(&kinds, whole),
+            cpu_millis: KindsByNeed::new(&kinds, |demand| demand.resources.cpu_millis),
+            memory_bytes: KindsByNeed::new(&kinds, |demand| demand.resources.memory_bytes),
+            storage_bytes: KindsByNeed::new(&kinds, |demand| demand.resources.storage_bytes),
+            share_millis: KindsByNeed::new(&kinds, share),
+            whole_count: KindsByNeed::new(&kinds, whole),
             kinds,
             pairs,
             wide: Vec::new(),
-            together_micros: 0,
+            same_node_micros: 0,
         }
     }
 
-    /// How bad a node is, as it is: what would finally be stranded, less what its room is worth.
+    /// Returns how bad a node is as it is: what will be stranded, minus the value of its contiguous free
+    /// capacity.
     pub(super) fn value(&self, bucket: &Bucket) -> i64 {
-        self.stranded(bucket) - self.room(bucket)
+        self.stranded(bucket) - self.contiguity_value(bucket)
     }
 
-    /// What it is worth that a node's room is in one piece, in what `stranded` counts in.
-    pub(super) fn room(&self, bucket: &Bucket) -> i64 {
-        self.wide_room(bucket).saturating_add(self.together(bucket))
+    /// Returns the value of a node's free capacity being in one piece, in the unit of `stranded`.
+    pub(super) fn contiguity_value(&self, bucket: &Bucket) -> i64 {
+        self.wide_value(bucket).saturating_add(self.same_node_value(bucket))
     }
 
-    fn together(&self, bucket: &Bucket) -> i64 {
+    /// The value of free devices being on the same node.
+    fn same_node_value(&self, bucket: &Bucket) -> i64 {
         if bucket.devices.len() < 2 {
             return 0;
         }
         let free = u128::from(bucket.device_free());
-        let worth = free * free * u128::from(self.together_micros) * self.pairs.len() as u128;
-        i64::try_from(worth / 1_000_000_000).unwrap_or(i64::MAX)
+        let value = free * free * u128::from(self.same_node_micros) * self.pairs.len() as u128;
+        i64::try_from(value / 1_000_000_000).unwrap_or(i64::MAX)
     }
 
-    /// What a node's room for tasks that need half of it or more is worth.
-    fn wide_room(&self, bucket: &Bucket) -> i64 {
-        let most = self.wide.iter().filter(|wide| 2 * wide.devices >= bucket.devices.len() as u64);
-        let fitting = most.map(|wide| wide.share * wide.devices * wide.fitting(bucket));
+    /// The value of free capacity for tasks that need half of the node or more.
+    fn wide_value(&self, bucket: &Bucket) -> i64 {
+        let half_or_more = self.wide.iter().filter(|wide| 2 * wide.devices >= bucket.devices.len() as u64);
+        let fitting = half_or_more.map(|wide| wide.share * wide.devices * wide.fitting(bucket));
         let sum = fitting.sum::<u64>() * WIDE_MILLIS * self.pairs.len() as u64;
         i64::try_from(sum >> 16).unwrap_or(i64::MAX)
     }
 
-    /// Device thousandths of a node that would finally be stranded, or millicores where it has no
-    /// devices, summed over the pairs of streams.
+    /// Device thousandths of a node that will be stranded, or millicores if it has no devices, summed over
+    /// the pairs of streams.
     fn stranded(&self, bucket: &Bucket) -> i64 {
-        // A node without devices is worth its CPU.
+        // On a node without devices CPU is what may be stranded.
         let counts_devices = !bucket.devices.is_empty();
         let free = if counts_devices { bucket.device_free() } else { bucket.free.cpu_millis };
-        let empty = Room::of(bucket);
-        let mut fitting = if free == 0 { 0 } else { self.enough(&empty) };
+        let unfilled = FreeCapacity::of(bucket);
+        let mut fitting = if free == 0 { 0 } else { self.fitting_kinds(&unfilled) };
         if fitting != 0 {
             fitting &= self.admitted(bucket);
         }
         if fitting == 0 {
             return i64::try_from(free * self.pairs.len() as u64).unwrap_or(i64::MAX);
         }
-        let mut room = empty.clone();
+        let mut free = unfilled.clone();
         let mut left = |stream: &Stream| {
-            room.clone_from(&empty);
-            self.fill(stream, fitting, &mut room);
-            if counts_devices { room.device_free() } else { room.cpu_millis }
+            free.clone_from(&unfilled);
+            self.fill(stream, fitting, &mut free);
+            if counts_devices { free.device_free() } else { free.cpu_millis }
         };
         let sum: u64 = self.pairs.iter().map(|[one, other]| left(one).min(left(other))).sum();
         i64::try_from(sum).unwrap_or(i64::MAX)
     }
 
-    /// Fills a node with a stream.
-    fn fill(&self, stream: &Stream, mut fitting: Kinds, room: &mut Room) {
+    /// Fills a node with a stream; `fitting` are the kinds that fit at the beginning.
+    fn fill(&self, stream: &Stream, mut fitting: KindSet, free: &mut FreeCapacity) {
         let (mut at, mut last) = (0, 0);
         while fitting != 0 && at < stream.kinds.len() && at - last < MISSES_MAX {
             if at.is_multiple_of(BLOCK_LEN) && stream.blocks[at / BLOCK_LEN] & fitting == 0 {
@@ -222,39 +231,42 @@ impl Overflow {
             at += 1;
             if fitting & (1 << kind) != 0 {
                 last = at;
-                room.take(&self.kinds[usize::from(kind)]);
-                fitting &= self.enough(room);
+                free.take(&self.kinds[usize::from(kind)]);
+                fitting &= self.fitting_kinds(free);
             }
         }
     }
 
-    /// The kinds that a node has enough of everything for.
-    fn enough(&self, room: &Room) -> Kinds {
-        let fitting = self.cpu_millis.of(room.cpu_millis)
-            & self.memory_bytes.of(room.memory_bytes)
-            & self.storage_bytes.of(room.storage_bytes);
+    /// The kinds that fit the free capacity of a node, whatever its class.
+    fn fitting_kinds(&self, free: &FreeCapacity) -> KindSet {
+        let fitting = self.cpu_millis.of(free.cpu_millis)
+            & self.memory_bytes.of(free.memory_bytes)
+            & self.storage_bytes.of(free.storage_bytes);
         if fitting == 0 {
             return 0;
         }
-        if room.alike {
-            let most = room.devices.last().map_or(0, |room| room.free);
-            let untouched = room.devices.iter().rev().take_while(|room| room.free == DEVICE_MILLIS).count();
-            return fitting & self.share_millis.of(u64::from(most)) & self.whole_count.of(untouched as u64);
+        if free.one_model {
+            let largest = free.devices.last().map_or(0, |device| device.free);
+            let untouched =
+                free.devices.iter().rev().take_while(|device| device.free == DEVICE_MILLIS).count();
+            return fitting
+                & self.share_millis.of(u64::from(largest))
+                & self.whole_count.of(untouched as u64);
         }
         let has_devices = |kind: u32| {
-            self.kinds[kind as usize].devices.as_ref().is_none_or(|asked| room.device_at(asked).is_some())
+            self.kinds[kind as usize].devices.as_ref().is_none_or(|asked| free.device_at(asked).is_some())
         };
-        bits(fitting).filter(|kind| has_devices(*kind)).fold(0, |kept, kind| kept | 1 << kind)
+        bits(fitting).filter(|kind| has_devices(*kind)).fold(0, |set, kind| set | 1 << kind)
     }
 
-    /// The kinds that may use nodes of this class with devices of this model.
-    fn admitted(&self, bucket: &Bucket) -> Kinds {
-        let model = bucket.devices.first().map(|room| room.model);
+    /// The kinds that may use a node of this class and, if all of its devices have one model, this model.
+    fn admitted(&self, bucket: &Bucket) -> KindSet {
+        let model = bucket.devices.first().map(|device| device.model);
         let admits = |demand: &Demand| {
             demand.admits(&bucket.class)
                 && demand.devices.as_ref().is_none_or(|asked| {
-                    // Where models differ, each device is looked at by itself.
-                    bucket.devices.last().map(|room| room.model) != model
+                    // Where models differ, `device_at` compares each device.
+                    bucket.devices.last().map(|device| device.model) != model
                         || model.is_some_and(|model| asked.allows(model))
                 })
         };
@@ -263,14 +275,14 @@ impl Overflow {
     }
 }
 
-impl Wide {
-    /// How many such tasks fit on a node side by side.
+impl WideKind {
+    /// How many such tasks fit a node side by side.
     fn fitting(&self, bucket: &Bucket) -> u64 {
         let Some(asked) = &self.demand.devices else { return 0 };
         let mut by_devices = 0;
-        for alike in bucket.devices.chunk_by(|one, next| one == next) {
-            if alike[0].free == DEVICE_MILLIS && asked.allows(alike[0].model) {
-                by_devices += alike.len() as u64 / self.devices;
+        for equal in bucket.devices.chunk_by(|one, next| one == next) {
+            if equal[0].free == DEVICE_MILLIS && asked.allows(equal[0].model) {
+                by_devices += equal.len() as u64 / self.devices;
             }
         }
         let (asked, free) = (&self.demand.resources, &bucket.free);
@@ -283,8 +295,8 @@ impl Wide {
     }
 }
 
-/// The most frequent kinds of tasks that ask for several devices, with how often they come.
-fn wide_of<'a>(mix: impl Iterator<Item = (&'a Demand, u64)>) -> Vec<Wide> {
+/// The most frequent kinds of tasks that ask for several devices, with their frequencies.
+fn wide_of<'a>(mix: impl Iterator<Item = (&'a Demand, u64)>) -> Vec<WideKind> {
     let several = |(demand, weight): (&'a Demand, u64)| match demand.devices.as_ref()?.amount {
         DeviceAmount::Whole(count) if count > 1 && weight > 0 => Some((weight, demand, u64::from(count))),
         _ => None,
@@ -294,14 +306,15 @@ fn wide_of<'a>(mix: impl Iterator<Item = (&'a Demand, u64)>) -> Vec<Wide> {
     kinds.truncate(WIDE_MAX);
     let total: u128 = kinds.iter().map(|(weight, ..)| u128::from(*weight)).sum();
     let wide = |(weight, demand, devices): (u64, &Demand, u64)| {
-        // A part of the whole, so that it is at most 65,536.
+        // At most 65,536, because `weight` is at most `total`.
         let share = ((u128::from(weight) << 16) / total.max(1)) as u64;
-        Wide { demand: demand.clone(), devices, share }
+        WideKind { demand: demand.clone(), devices, share }
     };
     kinds.into_iter().map(wide).collect()
 }
 
-fn bits(mut word: Kinds) -> impl Iterator<Item = u32> {
+/// The positions of the bits that are set.
+fn bits(mut word: KindSet) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let at = word.trailing_zeros();
         (word != 0).then(|| {
@@ -311,25 +324,25 @@ fn bits(mut word: Kinds) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Tells which kinds an amount is enough for.
+/// An index of the kinds by their need of one resource: which kinds an amount suffices for.
 #[derive(Debug)]
-struct Enough {
-    /// What kinds need, ascending, each amount once.
+struct KindsByNeed {
+    /// The distinct needs, ascending.
     needs: Vec<u64>,
-    /// Which kinds need no more than the first so many of those.
-    bits: Vec<Kinds>,
-    /// By the upper bits of an amount: how many needs lie below all such amounts.
+    /// At `n`, the kinds with one of the first `n` needs.
+    bits: Vec<KindSet>,
+    /// By the upper bits of an amount: how many needs are below all such amounts.
     below: Vec<u8>,
-    /// Lower bits of an amount that `below` leaves out.
+    /// Number of the lower bits of an amount that `below` ignores.
     shift: u32,
 }
 
-/// Steps of `below`, about.
+/// Approximate length of `below`.
 const STEPS: u64 = 1_024;
 
-impl Enough {
+impl KindsByNeed {
     fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
-        let mut by_need = BTreeMap::<u64, Kinds>::new();
+        let mut by_need = BTreeMap::<u64, KindSet>::new();
         for (kind, demand) in kinds.iter().enumerate() {
             *by_need.entry(need(demand)).or_default() |= 1 << kind;
         }
@@ -339,14 +352,15 @@ impl Enough {
             Some(*sum)
         }));
         let needs: Vec<u64> = by_need.into_keys().collect();
-        let most = needs.last().copied().unwrap_or_default();
-        let shift = (most / STEPS).checked_ilog2().map_or(0, |log| log + 1);
+        let largest = needs.last().copied().unwrap_or_default();
+        let shift = (largest / STEPS).checked_ilog2().map_or(0, |log| log + 1);
         let below = |step: u64| needs.partition_point(|need| *need < step << shift) as u8;
-        let below = (0..=(most >> shift) + 1).map(below).collect();
+        let below = (0..=(largest >> shift) + 1).map(below).collect();
         Self { needs, bits, below, shift }
     }
 
-    fn of(&self, amount: u64) -> Kinds {
+    /// The kinds that need no more than `amount`.
+    fn of(&self, amount: u64) -> KindSet {
         let step = (amount >> self.shift).min(self.below.len() as u64 - 1);
         let mut count = usize::from(self.below[step as usize]);
         while self.needs.get(count).is_some_and(|need| *need <= amount) {
@@ -356,19 +370,19 @@ impl Enough {
     }
 }
 
-/// A node's free capacity while it is being filled. Kinds beyond CPU, memory and scratch space are
-/// left out: who lacks those only seems to fit, and that is seen when it is placed.
-struct Room {
+/// A node's free capacity while it is being filled. Resources beyond CPU, memory, storage and devices are
+/// left out: a task that lacks those counts as fitting here, which only makes the value less exact.
+struct FreeCapacity {
     cpu_millis: u64,
     memory_bytes: u64,
     storage_bytes: u64,
-    /// By model; of one model, the fullest first.
-    devices: Vec<DeviceRoom>,
-    /// All are of one model, so that every kind let in may have any.
-    alike: bool,
+    /// Sorted by model; of one model, the device with the least free first.
+    devices: Vec<DeviceFree>,
+    /// Whether all have one model, so that every admitted kind may use any of them.
+    one_model: bool,
 }
 
-impl Clone for Room {
+impl Clone for FreeCapacity {
     fn clone(&self) -> Self {
         Self { devices: self.devices.clone(), ..*self }
     }
@@ -380,32 +394,34 @@ impl Clone for Room {
     }
 }
 
-impl Room {
+impl FreeCapacity {
     fn of(bucket: &Bucket) -> Self {
         let models = (bucket.devices.first(), bucket.devices.last());
         Self {
             cpu_millis: bucket.free.cpu_millis,
             memory_bytes: bucket.free.memory_bytes,
             storage_bytes: bucket.free.storage_bytes,
-            devices: bucket.devices.iter().filter(|room| room.free > 0).copied().collect(),
-            alike: models.0.map(|room| room.model) == models.1.map(|room| room.model),
+            devices: bucket.devices.iter().filter(|device| device.free > 0).copied().collect(),
+            one_model: models.0.map(|device| device.model) == models.1.map(|device| device.model),
         }
     }
 
-    /// The device that a task would take, or the first of several: the fullest that will do.
+    /// The index of the device that a task would take, or of the first of several: of those that fit, the one
+    /// with the least free.
     fn device_at(&self, asked: &DeviceDemand) -> Option<usize> {
-        let fits =
-            |room: &DeviceRoom, least: u32| room.free >= least && (self.alike || asked.allows(room.model));
+        let fits = |device: &DeviceFree, least: u32| {
+            device.free >= least && (self.one_model || asked.allows(device.model))
+        };
         match asked.amount {
-            DeviceAmount::Fraction(millis) if self.alike => {
-                self.devices.iter().position(|room| room.free >= millis)
+            DeviceAmount::Fraction(millis) if self.one_model => {
+                self.devices.iter().position(|device| device.free >= millis)
             }
             DeviceAmount::Fraction(millis) => {
-                let fitting = self.devices.iter().enumerate().filter(|(_, room)| fits(room, millis));
-                fitting.min_by_key(|(_, room)| room.free).map(|(at, _)| at)
+                let fitting = self.devices.iter().enumerate().filter(|(_, device)| fits(device, millis));
+                fitting.min_by_key(|(_, device)| device.free).map(|(at, _)| at)
             }
             DeviceAmount::Whole(count) => {
-                // Untouched ones of a model stand together, behind those that are in use.
+                // Untouched devices of a model are neighbours, after those that are in use.
                 let last = count as usize - 1;
                 (0..self.devices.len().saturating_sub(last)).find(|at| {
                     fits(&self.devices[*at], DEVICE_MILLIS) && self.devices[at + last] == self.devices[*at]
@@ -415,7 +431,7 @@ impl Room {
     }
 
     fn device_free(&self) -> u64 {
-        self.devices.iter().map(|room| u64::from(room.free)).sum()
+        self.devices.iter().map(|device| u64::from(device.free)).sum()
     }
 
     /// Takes what a task asks for, which must fit.
@@ -440,38 +456,38 @@ impl Room {
     }
 }
 
-/// Plays a mix of demands on a sample of nodes, when empty, by best fit; returns how many tasks of
-/// each demand were turned away.
+/// Places tasks of a mix by best fit on a sample of empty nodes until they have asked for 130 % of its
+/// capacity. Returns how many tasks of each demand did not fit; demands that always fit are missing.
 pub fn overflow_of<'a>(
     nodes: impl ExactSizeIterator<Item = &'a Node>,
     mix: &[(Arc<Demand>, u64)],
     seed: u64,
 ) -> BTreeMap<Arc<Demand>, u64> {
-    let step = nodes.len().div_ceil(SAMPLE_MAX).max(1);
+    let step = nodes.len().div_ceil(SAMPLE_NODES_MAX).max(1);
     let mut packer = Packer::new(Scorer::BestFit);
     for (index, node) in nodes.step_by(step).enumerate() {
         packer.set(NodeRef { pool: PoolId(0), node: NodeId(index as u32) }, node.clone());
     }
-    // Where there are no devices, CPU is what overflows.
+    // Where there are no devices, the overflow is measured in CPU.
     let capacity = packer.device_free();
     let of_cpu = capacity == 0;
     let cpu = || packer.nodes().map(|(_, node)| node.free.cpu_millis).sum();
-    let offered = if of_cpu { cpu() } else { capacity } / 100 * OFFERED_PERCENT;
+    let demanded_max = if of_cpu { cpu() } else { capacity } / 100 * DEMANDED_PERCENT;
     let mut mix: Vec<&(Arc<Demand>, u64)> = mix.iter().collect();
     mix.sort_by_key(|(demand, _)| (demand.device_millis(), demand));
-    let draw = Draw::new(mix.iter().map(|(_, weight)| *weight));
+    let sampler = StratifiedSampler::new(mix.iter().map(|(_, weight)| *weight));
     let mut overflow = BTreeMap::new();
-    if draw.is_empty() {
+    if sampler.is_empty() {
         return overflow;
     }
     let mut random = Random::new(seed);
-    let (mut asked, mut draws) = (0, 0);
-    while asked < offered && draws < DRAWS_MAX {
-        draws += ROUND;
-        for index in draw.round(ROUND, &mut random) {
+    let (mut demanded, mut tasks) = (0, 0);
+    while demanded < demanded_max && tasks < SIMULATED_TASKS_MAX {
+        tasks += SAMPLED_TOGETHER;
+        for index in sampler.sample(SAMPLED_TOGETHER, &mut random) {
             let demand = &mix[index].0;
-            asked += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
-            // Nothing departs: who found no room once never will.
+            demanded += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
+            // No task ends here: a demand that did not fit once never fits again.
             if overflow.contains_key(demand) || packer.place(demand).is_none() {
                 *overflow.entry(demand.clone()).or_default() += 1;
             }
@@ -488,19 +504,19 @@ mod tests {
     use crate::model::spec::Constraints;
 
     #[test]
-    fn amount_is_enough_for_those_that_need_no_more() {
-        for most in [1u64, 7, 1_000, 96_000, 1 << 40] {
-            let mut random = Random::new(most);
-            let needs: Vec<u64> = (0..KINDS_MAX).map(|_| random.below(most + 1)).collect();
+    fn amount_suffices_for_kinds_that_need_no_more() {
+        for largest in [1u64, 7, 1_000, 96_000, 1 << 40] {
+            let mut random = Random::new(largest);
+            let needs: Vec<u64> = (0..KINDS_MAX).map(|_| random.below(largest + 1)).collect();
             let kinds: Vec<Demand> = needs.iter().map(|need| asking(*need)).collect();
-            let enough = Enough::new(&kinds, |demand| demand.resources.cpu_millis);
-            for amount in (0..2_000).map(|_| random.below(most * 2)).chain([0, most, u64::MAX]) {
+            let by_need = KindsByNeed::new(&kinds, |demand| demand.resources.cpu_millis);
+            for amount in (0..2_000).map(|_| random.below(largest * 2)).chain([0, largest, u64::MAX]) {
                 let expected = needs.iter().enumerate().filter(|(_, need)| **need <= amount);
                 let expected = expected.fold(0, |bits, (kind, _)| bits | 1 << kind);
-                assert_eq!(enough.of(amount), expected, "{amount} of {most}");
+                assert_eq!(by_need.of(amount), expected, "{amount} of {largest}");
             }
         }
-        assert_eq!(Enough::new(&[], |_| 0).of(7), 0);
+        assert_eq!(KindsByNeed::new(&[], |_| 0).of(7), 0);
     }
 
     fn asking(cpu_millis: u64) -> Demand {

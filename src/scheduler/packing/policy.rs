@@ -1,4 +1,4 @@
-//! The policies: how well a task fits a node, by name.
+//! The placement policies: how well a task fits a node.
 
 use super::bucket::{Bucket, DeviceChoice};
 use super::buckets::BucketId;
@@ -9,40 +9,41 @@ use crate::model::demand::Demand;
 use crate::model::device::DeviceAmount;
 use crate::model::resource::Resources;
 
-/// How badly a task fits a node: the least is the best. The second part decides between equals.
+/// How badly a task fits a node: the least is the best. `left` decides between equal costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Score {
+    /// In a unit that depends on the policy.
     pub cost: i64,
+    /// What would be left free on the node.
     pub left: i64,
 }
 
-/// A policy with all that it has to know.
+/// A policy with the data that it scores by.
 #[derive(Debug)]
 pub enum Scorer {
-    /// Any node that fits, each as likely, by a generator with this seed.
-    Random {
-        seed: u64,
-    },
-    /// The started device that is filled best, then the node with the fewest free device thousandths,
-    /// then with the least free CPU and memory.
+    /// A node chosen at random, with equal chances, from those that fit; `seed` starts the generator.
+    Random { seed: u64 },
+    /// The device on which a share leaves the least free, then the node with the fewest free device
+    /// thousandths, then with the least free CPU and memory.
     BestFit,
-    /// The node whose free capacity is most like the demand: the scalar product of both, as in Grandl
-    /// et al., Multi-resource packing for cluster schedulers, SIGCOMM 2014. Each kind counts in
-    /// thousandths of the largest node.
-    DotProduct {
-        largest: Resources,
-    },
+    /// The node whose free capacity is most similar to the demand: the scalar product of both, as in Grandl
+    /// et al., Multi-resource packing for cluster schedulers, SIGCOMM 2014. Each kind counts in thousandths
+    /// of what the largest node has.
+    DotProduct { largest: Resources },
+    /// See [`super::fgd`].
     Fgd(Fgd),
+    /// See [`super::overflow`].
     Overflow(Overflow),
 }
 
 impl Scorer {
-    /// The choice depends on a bucket's value before and after.
+    /// Whether the score is a difference of a bucket's values before and after the task.
     fn is_valuing(&self) -> bool {
         matches!(self, Self::Fgd(_) | Self::Overflow(_))
     }
 
-    /// The best way to put a task on a node of the bucket with this number; `None` if it doesn't fit.
+    /// Returns the best choice of devices on a node of this bucket, with its score; `None` if the task does
+    /// not fit. `id` is the bucket's id.
     pub(super) fn fit(
         &self,
         demand: &Demand,
@@ -82,7 +83,8 @@ impl Scorer {
     fn compare(&self, before: i64, after: i64, bucket: &Bucket) -> Score {
         match self {
             Self::Fgd(fgd) => Score { cost: fgd.cost(before, after), left: 0 },
-            // Who needs no device keeps off nodes that have some, if it is all the same to those.
+            // A task without devices goes to a node with devices only if its cost there is negative. Between
+            // nodes without devices the stranded CPU decides.
             _ if bucket.devices.is_empty() => Score { cost: 0, left: after - before },
             _ => Score { cost: after - before, left: i64::MAX },
         }
@@ -94,19 +96,22 @@ impl Scorer {
                 Score { cost: -dot_product(demand, bucket, largest), left: left(demand, bucket) }
             }
             _ => {
-                let sliver = match (choice, demand.devices.as_ref().map(|devices| devices.amount)) {
-                    (DeviceChoice::Share(room), Some(DeviceAmount::Fraction(millis))) => room.free - millis,
+                let share_left = match (choice, demand.devices.as_ref().map(|devices| devices.amount)) {
+                    (DeviceChoice::Share(device), Some(DeviceAmount::Fraction(millis))) => {
+                        device.free - millis
+                    }
                     _ => 0,
                 };
                 let device_left = bucket.device_free() - demand.device_millis();
-                let cost = (i64::from(sliver) << 32) + i64::try_from(device_left).unwrap_or(i64::MAX >> 1);
+                let cost =
+                    (i64::from(share_left) << 32) + i64::try_from(device_left).unwrap_or(i64::MAX >> 1);
                 Score { cost, left: left(demand, bucket) }
             }
         }
     }
 }
 
-/// What is left of CPU and memory: millicores, 4 GiB counted as much as a core, roughly.
+/// What is left of CPU and memory, in millicores: 4 GiB count roughly as one core.
 fn left(demand: &Demand, bucket: &Bucket) -> i64 {
     let cpu = bucket.free.cpu_millis - demand.resources.cpu_millis;
     let left = cpu.saturating_add((bucket.free.memory_bytes - demand.resources.memory_bytes) >> 22);
@@ -114,8 +119,8 @@ fn left(demand: &Demand, bucket: &Bucket) -> i64 {
 }
 
 fn dot_product(demand: &Demand, bucket: &Bucket, largest: &Resources) -> i64 {
-    let product = |asked: u64, free: u64, most: u64| {
-        let share = |amount: u64| u128::from(amount) * 1_000 / u128::from(most.max(1));
+    let product = |asked: u64, free: u64, largest: u64| {
+        let share = |amount: u64| u128::from(amount) * 1_000 / u128::from(largest.max(1));
         share(asked) * share(free)
     };
     let (asked, free) = (&demand.resources, &bucket.free);

@@ -1,15 +1,16 @@
-//! A generator for choices that must be the same in every run.
+//! A deterministic random number generator: the same seed gives the same numbers in every run.
 
 /// SplitMix64: Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
+    /// Starts a generator; equal seeds give equal sequences.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// 64 random bits.
+    /// Returns 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
@@ -18,7 +19,7 @@ impl Random {
         bits ^ (bits >> 31)
     }
 
-    /// A number below `end`, each about as likely; 0 if `end` is 0.
+    /// Returns a number below `end`, with nearly equal chances; 0 if `end` is 0.
     pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.bits()) * u128::from(end)) >> 64) as u64
     }

@@ -1,51 +1,51 @@
-//! One demand's ranking of the buckets that it fits, brought up to date when it is asked.
+//! One demand's ranking of the buckets that it fits, brought up to date when it is queried.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use super::bucket::Outline;
+use super::bucket::Bounds;
 use super::buckets::{BucketId, Buckets, Slot};
 use super::fits::{Fit, Fits};
-use super::log::{Live, Noted};
+use super::log::{LiveBucket, LogEntry};
 use super::policy::{Score, Scorer};
 use super::values::Values;
 use crate::model::demand::Demand;
 use crate::model::id::{NodeRef, PoolId};
 
-/// What the heap holds: the best score first, and of one score the lowest node. So the choice depends on
-/// nothing but the nodes themselves.
+/// An entry of the heap: the best score first, and of equal scores the lowest node, so that the choice
+/// depends on nothing but the nodes.
 type Candidate = Reverse<(Score, NodeRef, BucketId)>;
 
-/// Candidates that are kept without asking whether they still are some.
+/// Size of the heap below which stale candidates are not removed.
 const HEAP_MIN: usize = 1_024;
 
-/// Entries of the log that are passed over in the time of one look.
-const PASSED_PER_WORK: u64 = 16;
+/// Erased log entries that are skipped in the time that it takes to compare one bucket.
+const SKIPPED_PER_WORK: u64 = 16;
 
 #[derive(Debug)]
 pub(super) struct Ranking {
     pub(super) demand: Arc<Demand>,
-    outline: Outline,
+    bounds: Bounds,
     fits: Fits,
     heap: BinaryHeap<Candidate>,
-    /// When the heap has grown to this, what is no longer true goes.
+    /// Size of the heap beyond which stale candidates are removed.
     heap_max: usize,
-    /// How far it has read the log, as the log counts; 0 if nothing has been read.
+    /// The number of the last log entry that was read; 0 if none was.
     cursor: u64,
 }
 
-/// What to judge by.
-pub(super) struct Mind<'a> {
+/// What a score is computed with: the policy and its cached values.
+pub(super) struct ScoringContext<'a> {
     pub(super) scorer: &'a Scorer,
     pub(super) values: &'a mut Values,
 }
 
-/// The pools that a demand names, if it names any.
-pub(super) struct Named(Option<Vec<PoolId>>);
+/// The pools that a demand is restricted to; `None` if it names no pools.
+pub(super) struct NamedPools(Option<Vec<PoolId>>);
 
-impl Named {
+impl NamedPools {
     pub(super) fn new(demand: &Demand, pools: &BTreeMap<String, PoolId>) -> Self {
         let names = &demand.constraints.pools;
         let ids = || names.iter().filter_map(|name| pools.get(name).copied()).collect();
@@ -56,12 +56,13 @@ impl Named {
         self.0.is_some()
     }
 
-    /// The lowest node of a bucket that may be used.
+    /// The lowest node of a bucket that the demand may use.
     fn first(&self, slot: &Slot) -> Option<NodeRef> {
         let Some(pools) = &self.0 else { return slot.nodes.first().copied() };
         pools.iter().filter_map(|pool| slot.nodes_in(*pool).next()).min()
     }
 
+    /// Returns whether the demand may use a node, by its pool.
     pub(super) fn allows(&self, node: NodeRef) -> bool {
         self.0.as_ref().is_none_or(|pools| pools.contains(&node.pool))
     }
@@ -70,7 +71,7 @@ impl Named {
 impl Ranking {
     pub(super) fn new(demand: Arc<Demand>) -> Self {
         Self {
-            outline: Outline::of_demand(&demand),
+            bounds: Bounds::of_demand(&demand),
             demand,
             fits: Fits::default(),
             heap: BinaryHeap::new(),
@@ -79,28 +80,33 @@ impl Ranking {
         }
     }
 
-    /// Forgets all that the policy made of it.
+    /// Drops all that depends on the policy.
     pub(super) fn clear(&mut self) {
         self.fits.forget_scores();
         self.heap.clear();
         self.cursor = 0;
     }
 
-    /// These buckets' numbers are to mean others.
+    /// Drops evicted buckets, whose ids will be reused.
     pub(super) fn forget(&mut self, ids: &[BucketId]) {
         self.fits.forget(ids);
     }
 
-    /// Takes in what has changed since it was last asked; tells how much work that was.
-    pub(super) fn refresh(&mut self, buckets: &Buckets, mind: &mut Mind<'_>, named: &Named) -> u32 {
+    /// Adds the buckets that changed since the last call. Returns the work of that in compared buckets.
+    pub(super) fn refresh(
+        &mut self,
+        buckets: &Buckets,
+        context: &mut ScoringContext<'_>,
+        named: &NamedPools,
+    ) -> u32 {
         let fresh = self.cursor == 0;
-        // What is passed over costs little, but may be a great many.
-        let mut work = ((buckets.log().end() - self.cursor) / PASSED_PER_WORK) as u32;
+        // Erased entries cost little each, but there may be very many.
+        let mut work = ((buckets.log().end() - self.cursor) / SKIPPED_PER_WORK) as u32;
         match buckets.log().since(self.cursor).filter(|_| !fresh) {
-            Some(all) => {
-                for Noted { live, lowest } in all {
+            Some(entries) => {
+                for LogEntry { live, lowest } in entries {
                     work += 1;
-                    self.offer_first(live, Some(*lowest), buckets, mind, named);
+                    self.add_candidate(live, Some(*lowest), buckets, context, named);
                 }
             }
             None => {
@@ -109,7 +115,7 @@ impl Ranking {
                 self.fits.forget_keys();
                 for live in buckets.live() {
                     work += 1;
-                    self.offer_first(live, None, buckets, mind, named);
+                    self.add_candidate(live, None, buckets, context, named);
                 }
             }
         }
@@ -120,24 +126,25 @@ impl Ranking {
         work
     }
 
-    /// Has a bucket with nodes under the lowest of those that may be used, or a lower one: `lowest` is one
-    /// that is known without a look at them.
-    fn offer_first(
+    /// Makes sure that a bucket that fits is in the heap, under the lowest node that the demand may use or a
+    /// lower one. `lowest` is the lowest node of all, if the caller has it without reading the bucket.
+    fn add_candidate(
         &mut self,
-        live: &Live,
+        live: &LiveBucket,
         lowest: Option<NodeRef>,
         buckets: &Buckets,
-        mind: &mut Mind<'_>,
-        named: &Named,
+        context: &mut ScoringContext<'_>,
+        named: &NamedPools,
     ) {
         let id = live.id;
-        if !live.outline.may_hold(self.outline) {
+        if !live.bounds.may_hold(self.bounds) {
             return;
         }
         let lowest = lowest.filter(|_| !named.names_pools());
-        // In most buckets a demand that names pools finds no node of theirs, sooner than whether it fits.
+        // Before the fit: most buckets have no node in the pools that a demand names, and that is found
+        // faster.
         let Some(node) = lowest.or_else(|| named.first(buckets.slot(id))) else { return };
-        let Some(fit) = self.look(id, buckets, mind) else { return };
+        let Some(fit) = self.cached_fit(id, buckets, context) else { return };
         if fit.key.is_none_or(|key| node < key) {
             fit.key = Some(node);
             let entry = Reverse((fit.score, node, id));
@@ -145,25 +152,35 @@ impl Ranking {
         }
     }
 
-    /// How the demand fits a bucket, found out if need be.
-    fn look(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<&mut Fit> {
+    /// How the demand fits a bucket, computed unless it is cached.
+    fn cached_fit(
+        &mut self,
+        id: BucketId,
+        buckets: &Buckets,
+        context: &mut ScoringContext<'_>,
+    ) -> Option<&mut Fit> {
         if self.fits.is_unfit(id) {
             return None;
         }
         if self.fits.get(id).is_none() {
-            let found = mind.scorer.fit(&self.demand, id, &buckets.slot(id).bucket, mind.values);
-            let fit = found.map(|(score, choice)| Fit { score, choice, next: None, key: None });
+            let computed = context.scorer.fit(&self.demand, id, &buckets.slot(id).bucket, context.values);
+            let fit = computed.map(|(score, choice)| Fit { score, choice, next: None, key: None });
             return self.fits.insert(id, fit);
         }
         self.fits.get_mut(id)
     }
 
-    /// How well the demand fits a bucket, found out if need be.
-    pub(super) fn score_of(&mut self, id: BucketId, buckets: &Buckets, mind: &mut Mind<'_>) -> Option<Score> {
-        self.look(id, buckets, mind).map(|fit| fit.score)
+    /// Returns the score of a bucket, computed unless it is cached; `None` if the demand does not fit.
+    pub(super) fn score_of(
+        &mut self,
+        id: BucketId,
+        buckets: &Buckets,
+        context: &mut ScoringContext<'_>,
+    ) -> Option<Score> {
+        self.cached_fit(id, buckets, context).map(|fit| fit.score)
     }
 
-    /// The fit of a bucket that has been looked at.
+    /// Returns the cached fit of a bucket.
     pub(super) fn fit(&self, id: BucketId) -> Option<&Fit> {
         self.fits.get(id)
     }
@@ -172,8 +189,12 @@ impl Ranking {
         self.fits.get_mut(id)
     }
 
-    /// The best node, once refreshed.
-    pub(super) fn best(&mut self, buckets: &Buckets, named: &Named) -> Option<(Score, NodeRef, BucketId)> {
+    /// Returns the best node. [`Self::refresh`] must have been called since the last change.
+    pub(super) fn best(
+        &mut self,
+        buckets: &Buckets,
+        named: &NamedPools,
+    ) -> Option<(Score, NodeRef, BucketId)> {
         while let Some(mut top) = self.heap.peek_mut() {
             let Reverse((score, node, id)) = *top;
             let slot = buckets.slot(id);
@@ -185,7 +206,7 @@ impl Ranking {
             if slot.nodes.contains(&node) {
                 return Some((score, node, id));
             }
-            // It has left: the bucket goes on under its next node.
+            // The node has left the bucket: the bucket stays in the heap under its next node.
             fit.key = named.first(slot);
             match fit.key {
                 Some(next) => *top = Reverse((score, next, id)),
@@ -195,12 +216,12 @@ impl Ranking {
         None
     }
 
-    /// The best node, not counting `avoid`.
-    pub(super) fn best_but(
+    /// Returns the best node other than `avoid`, as [`Self::best`] does.
+    pub(super) fn best_except(
         &mut self,
         avoid: NodeRef,
         buckets: &Buckets,
-        named: &Named,
+        named: &NamedPools,
     ) -> Option<(Score, NodeRef, BucketId)> {
         let best = self.best(buckets, named)?;
         if best.1 != avoid {
@@ -208,24 +229,24 @@ impl Ranking {
         }
         let (score, _, id) = best;
         let nodes = &buckets.slot(id).nodes;
-        let beside = nodes.iter().find(|node| **node != avoid && named.allows(**node));
-        let beside = beside.map(|node| (score, *node, id));
-        // A bucket may be there twice under one node.
+        let same_bucket = nodes.iter().find(|node| **node != avoid && named.allows(**node));
+        let same_bucket = same_bucket.map(|node| (score, *node, id));
+        // A bucket may be in the heap several times under one node.
         while self.heap.peek() == Some(&Reverse(best)) {
             self.heap.pop();
         }
         let other = self.best(buckets, named);
         self.heap.push(Reverse(best));
-        beside.into_iter().chain(other).min()
+        same_bucket.into_iter().chain(other).min()
     }
 
-    /// Candidates, true or not.
+    /// The number of candidates, stale ones included.
     #[cfg(test)]
     pub(super) fn candidates(&self) -> usize {
         self.heap.len()
     }
 
-    /// Drops what is no longer true.
+    /// Removes stale candidates from the heap.
     fn compact(&mut self, buckets: &Buckets) {
         let mut candidates = std::mem::take(&mut self.heap).into_vec();
         candidates.retain(|Reverse((score, node, id))| {
@@ -237,7 +258,7 @@ impl Ranking {
             }
             is_live
         });
-        // A bucket whose lower nodes come and go may be there many times under the one that stays.
+        // If a bucket's lower nodes come and go, it is in the heap many times under the node that stays.
         if candidates.len() > buckets.live().len() {
             candidates.sort_unstable();
             candidates.dedup();

@@ -1,4 +1,4 @@
-//! The rules of the index, held against looking at every node.
+//! The rules of the index, compared with a search of all nodes and with a rebuilt index.
 
 use super::fgd::Fgd;
 use super::overflow::{Overflow, overflow_of};
@@ -45,7 +45,7 @@ fn node(random: &mut Random) -> Node {
     }
 }
 
-/// All of them come as often, and are turned away as often.
+/// A profile in which all demands are equally frequent, also in the overflow.
 fn profile(demands: &[Arc<Demand>]) -> WorkloadProfile {
     let kind = |demand: &Arc<Demand>| Expected { demand: demand.clone(), weight: 3, overflow: 3 };
     WorkloadProfile { arrivals: 0, kinds: demands.iter().map(kind).collect() }
@@ -69,8 +69,8 @@ fn scorers() -> [Make; 4] {
     ]
 }
 
-/// A packer with three pools of nodes, and a generator.
-fn world(seed: u64, scorer: Scorer) -> (Packer, Random) {
+/// A packer with three pools of random nodes, and the generator that made them.
+fn random_packer(seed: u64, scorer: Scorer) -> (Packer, Random) {
     let mut random = Random::new(seed);
     let mut packer = Packer::new(scorer);
     for pool in 0..3 {
@@ -82,7 +82,7 @@ fn world(seed: u64, scorer: Scorer) -> (Packer, Random) {
     (packer, random)
 }
 
-/// The same nodes in a packer that has seen nothing else.
+/// A new packer with the same nodes.
 fn rebuilt(packer: &Packer, scorer: Scorer) -> Packer {
     let mut fresh = Packer::new(scorer);
     for (name, id) in &packer.pools {
@@ -97,11 +97,11 @@ fn rebuilt(packer: &Packer, scorer: Scorer) -> Packer {
 }
 
 #[test]
-fn kept_index_chooses_as_a_rebuilt_one() {
+fn updated_index_chooses_as_a_rebuilt_one() {
     for seed in 0..10 {
         let demands = demands(&mut Random::new(seed));
         for make in scorers() {
-            let (mut packer, mut random) = world(seed, make(&demands));
+            let (mut packer, mut random) = random_packer(seed, make(&demands));
             for _ in 0..120 {
                 let demand = &demands[random.below(DEMANDS as u64) as usize];
                 let at =
@@ -120,25 +120,29 @@ fn kept_index_chooses_as_a_rebuilt_one() {
                     _ => drop(packer.place(demand)),
                 }
                 let mut fresh = rebuilt(&packer, make(&demands));
-                // Not each time: a demand that has not been asked for a while has to catch up.
+                // Not all of them each time: a demand that was not queried for a while has to catch up.
                 for demand in demands.iter().filter(|_| random.below(5) == 0) {
                     assert_eq!(packer.best(demand), fresh.best(demand), "seed {seed}: {demand:?}");
                 }
-                let (kept, new) = (packer.demand(demand, None), fresh.demand(demand, None));
+                let (updated, new) = (packer.demand(demand, None), fresh.demand(demand, None));
                 let avoid = packer.best(demand).map(|(_, node)| node);
-                assert_eq!(packer.best_of(kept, avoid), fresh.best_of(new, avoid), "seed {seed}: {demand:?}");
+                assert_eq!(
+                    packer.best_of(updated, avoid),
+                    fresh.best_of(new, avoid),
+                    "seed {seed}: {demand:?}"
+                );
             }
         }
     }
 }
 
 #[test]
-fn demands_that_are_asked_rarely_choose_as_a_rebuilt_index_does() {
+fn rarely_queried_demands_choose_as_in_a_rebuilt_index() {
     for seed in 0..3 {
         let demands = demands(&mut Random::new(seed));
-        let (mut packer, mut random) = world(seed, Scorer::BestFit);
-        // The first few are placed all the time, the others are asked ever more rarely: the last ones after
-        // more than the log keeps.
+        let (mut packer, mut random) = random_packer(seed, Scorer::BestFit);
+        // The first few are placed all the time, the others are queried more and more rarely: the last ones
+        // after more changes than the log holds.
         for step in 0..30_000 {
             let at = NodeRef { pool: PoolId(random.below(3) as u32), node: NodeId(random.below(10) as u32) };
             match random.below(3) {
@@ -147,9 +151,9 @@ fn demands_that_are_asked_rarely_choose_as_a_rebuilt_index_does() {
                 }
                 _ => drop(packer.place(&demands[random.below(4) as usize])),
             }
-            for (pause, asked) in [(31, 4..14), (900, 14..19), (9_700, 19..DEMANDS)] {
+            for (pause, queried) in [(31, 4..14), (900, 14..19), (9_700, 19..DEMANDS)] {
                 if step % pause == 0 {
-                    let demand = &demands[random.below(asked.len() as u64) as usize + asked.start];
+                    let demand = &demands[random.below(queried.len() as u64) as usize + queried.start];
                     let mut fresh = rebuilt(&packer, Scorer::BestFit);
                     let found = packer.best(demand);
                     assert_eq!(found, fresh.best(demand), "seed {seed}, step {step}: {demand:?}");
@@ -160,14 +164,14 @@ fn demands_that_are_asked_rarely_choose_as_a_rebuilt_index_does() {
 }
 
 #[test]
-fn choice_is_the_least_score_of_all_nodes_and_then_the_lowest() {
+fn choice_is_the_lowest_node_with_the_least_score() {
     for seed in 0..60 {
         let demands = demands(&mut Random::new(seed));
-        let (mut packer, mut random) = world(seed, Scorer::BestFit);
+        let (mut packer, mut random) = random_packer(seed, Scorer::BestFit);
         for _ in 0..60 {
             let demand = &demands[random.below(DEMANDS as u64) as usize];
             let score = |(at, node): (NodeRef, &Node)| {
-                let named = Named::new(demand, &packer.pools).allows(at);
+                let named = NamedPools::new(demand, &packer.pools).allows(at);
                 let (score, _) = Scorer::BestFit
                     .fit(demand, BucketId(0), &node.bucket(), &mut Values::default())
                     .filter(|_| named)?;
@@ -185,8 +189,8 @@ fn nodes_of(packer: &Packer) -> BTreeMap<NodeRef, String> {
 }
 
 #[test]
-fn demands_that_are_placed_together_keep_their_numbers() {
-    let (mut packer, _) = world(1, Scorer::BestFit);
+fn demands_that_are_placed_together_have_valid_ids() {
+    let (mut packer, _) = random_packer(1, Scorer::BestFit);
     let demand = |cpu_millis: u64| {
         Arc::new(Demand {
             resources: Resources { cpu_millis, ..Resources::default() },
@@ -195,7 +199,7 @@ fn demands_that_are_placed_together_keep_their_numbers() {
             needs: Needs::default(),
         })
     };
-    // The first is the one that has gone unused for longest when a number is needed for the last.
+    // The first is the least recently used one when the last one needs an id.
     let first = packer.demand(&demand(1), None);
     for cpu_millis in 2..=RANKINGS_MAX as u64 {
         packer.demand(&demand(cpu_millis), None);
@@ -211,10 +215,10 @@ fn demands_that_are_placed_together_keep_their_numbers() {
 }
 
 #[test]
-fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
+fn placement_takes_the_demand_and_undo_restores_it() {
     for seed in 0..60 {
         let demands = demands(&mut Random::new(seed));
-        let (mut packer, mut random) = world(seed, Scorer::BestFit);
+        let (mut packer, mut random) = random_packer(seed, Scorer::BestFit);
         for _ in 0..60 {
             let demand = &demands[random.below(DEMANDS as u64) as usize];
             let id = packer.demand(demand, None);
@@ -240,28 +244,28 @@ fn placement_takes_what_is_asked_for_and_undo_gives_it_back() {
 }
 
 #[test]
-fn what_is_forgotten_changes_no_choice() {
+fn evicted_buckets_change_no_choice() {
     let demands = demands(&mut Random::new(5));
     let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&profile(demands), 100, 7));
-    let (mut kept, mut random) = world(5, make(&demands));
-    let (mut forgetful, _) = world(5, make(&demands));
-    forgetful.buckets.set_empty_max(4);
+    let (mut retaining, mut random) = random_packer(5, make(&demands));
+    let (mut evicting, _) = random_packer(5, make(&demands));
+    evicting.buckets.set_empty_max(4);
     for _ in 0..400 {
         let demand = &demands[random.below(DEMANDS as u64) as usize];
-        assert_eq!(kept.place(demand), forgetful.place(demand));
+        assert_eq!(retaining.place(demand), evicting.place(demand));
         if random.below(3) == 0 {
             let at = NodeRef { pool: PoolId(random.below(3) as u32), node: NodeId(random.below(8) as u32) };
             let fresh = node(&mut random);
-            kept.set(at, fresh.clone());
-            forgetful.set(at, fresh);
+            retaining.set(at, fresh.clone());
+            evicting.set(at, fresh);
         }
     }
-    assert!(forgetful.buckets.len() < 200, "{}", forgetful.buckets.len());
+    assert!(evicting.buckets.len() < 200, "{}", evicting.buckets.len());
 }
 
 #[test]
-fn nodes_that_change_and_are_never_asked_for_leave_nothing_behind() {
-    let (mut packer, mut random) = world(3, Scorer::BestFit);
+fn buckets_of_changing_nodes_are_evicted_without_a_query() {
+    let (mut packer, mut random) = random_packer(3, Scorer::BestFit);
     packer.buckets.set_empty_max(4);
     for _ in 0..1_000 {
         packer.set(NodeRef { pool: PoolId(0), node: NodeId(random.below(8) as u32) }, node(&mut random));
@@ -283,9 +287,9 @@ fn nodes_that_come_and_go_leave_no_candidates_behind() {
     packer.set_pool(PoolId(0), "p0");
     packer.set(at(5), of_cpus(8_000));
     let mut random = Random::new(2);
-    let mut most = 0;
+    let mut candidates_max = 0;
     for _ in 0..30_000 {
-        // One that is alike and lower comes and goes, others become others each time.
+        // A lower node of the same bucket comes and goes, and the others change their bucket each time.
         packer.set(at(1), of_cpus(8_000));
         packer.best(&demand);
         packer.remove(at(1));
@@ -294,13 +298,13 @@ fn nodes_that_come_and_go_leave_no_candidates_behind() {
             packer.set(at(node), of_cpus(9_000 + random.below(100_000)));
         }
         packer.best(&demand);
-        most = most.max(packer.rankings[0].ranking.candidates());
+        candidates_max = candidates_max.max(packer.rankings[0].ranking.candidates());
     }
-    assert!(most < 4_000, "{most}");
+    assert!(candidates_max < 4_000, "{candidates_max}");
 }
 
 #[test]
-fn what_overflows_is_what_finds_no_room() {
+fn overflow_consists_of_the_tasks_that_do_not_fit() {
     let task = |millis: u32| {
         Arc::new(Demand {
             resources: Resources { cpu_millis: 100, ..Resources::default() },
@@ -321,8 +325,8 @@ fn what_overflows_is_what_finds_no_room() {
     assert_eq!(overflow.keys().collect::<Vec<_>>(), [&mix[0].0]);
 }
 
-/// Nodes of eight devices, with work on some, where tasks of one and of eight are expected.
-fn halls(turnover_percent: u64) -> (Packer, Arc<Demand>) {
+/// Nodes of eight devices, some of them partly in use, and a profile of tasks of one and of eight devices.
+fn nodes_of_eight(turnover_percent: u64) -> (Packer, Arc<Demand>) {
     let demand = |count: u32| {
         Arc::new(Demand {
             resources: Resources { cpu_millis: 1_000 * u64::from(count), ..Resources::default() },
@@ -347,24 +351,24 @@ fn halls(turnover_percent: u64) -> (Packer, Arc<Demand>) {
 }
 
 #[test]
-fn small_tasks_go_to_the_fullest_nodes_where_nothing_is_stranded() {
-    let (mut packer, one) = halls(100);
+fn small_tasks_go_to_the_fullest_nodes_that_strand_nothing() {
+    let (mut packer, one) = nodes_of_eight(100);
     let places: Vec<NodeId> = (0..9).map(|_| packer.place(&one).unwrap().node.node).collect();
     assert_eq!(places, [3, 3, 3, 1, 1, 1, 1, 1, 0].map(NodeId));
 }
 
 #[test]
-fn what_is_broken_up_decides_where_a_task_goes_but_not_whether_it_goes_first() {
+fn contiguity_decides_between_nodes_but_not_between_tasks() {
     let costs = |turnover_percent: u64| {
-        let (mut packer, one) = halls(turnover_percent);
+        let (mut packer, one) = nodes_of_eight(turnover_percent);
         let id = packer.demand(&one, None);
         let (best, node) = packer.best_of(id, None).unwrap();
-        assert!([1, 3].contains(&node.node.0), "one that is broken up");
+        assert!([1, 3].contains(&node.node.0), "a node that is broken up already");
         (1..4).for_each(|at| packer.remove(NodeRef { pool: PoolId(0), node: NodeId(at) }));
         let (score, whole) = packer.best_of(id, None).unwrap();
-        assert!(score.cost > best.cost, "what is free together is worth something");
-        assert_eq!(packer.strands(id, whole, score), 0);
+        assert!(score.cost > best.cost, "free devices on one node have a value");
+        assert_eq!(packer.stranding_cost(id, whole, score), 0);
         score.cost
     };
-    assert!(costs(100) > 2 * costs(0), "it is worth more where tasks end");
+    assert!(costs(100) > 2 * costs(0), "the value is larger where tasks end");
 }

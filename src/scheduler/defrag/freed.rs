@@ -1,6 +1,7 @@
-//! What has to go from one node so that a task fits.
+//! Finds the tasks to move away from one node so that a waiting task fits there.
 //!
-//! On a node of few devices every set of them is tried; on larger ones it is put together device by device.
+//! On a node with few devices every set of devices is tried. On larger nodes the set is built greedily, one
+//! device after the other.
 
 use std::cmp::Ordering;
 
@@ -11,68 +12,73 @@ use crate::model::limit::DEVICE_MILLIS;
 use crate::model::resource::Resources;
 use crate::scheduler::packing::Node;
 
-/// Devices of a node whose every set is tried: 2^8 are some microseconds.
+/// Devices of a node up to which every set of them is tried: 2^8 sets take some microseconds.
 const EXACT_MAX: usize = 8;
-/// Tasks on one node that can be told apart.
+/// Tasks on one node that are compared: one bit each in a [`Set`].
 pub(super) const TASKS_MAX: usize = Set::BITS as usize;
 
-/// A set of a node's movable tasks.
+/// A set of a node's movable tasks, or of its devices, one bit each.
 pub(super) type Set = u64;
 
-/// A node with what can be moved away from it.
-pub(super) struct Room<'a> {
+/// A node with the tasks that may be moved away from it.
+pub(super) struct FreeableNode<'a> {
     node: &'a Node,
+    /// The movable tasks, as indexes into `running`.
     tasks: Vec<usize>,
     running: &'a [Running],
-    /// Of each task: device thousandths that would be in use no more.
+    /// For each task, the device thousandths that are no longer in use if it is moved.
     lost: Vec<u64>,
-    /// Of each device: the tasks to be moved to empty it, if that is possible.
+    /// For each device, the tasks whose move empties it; `None` if it can't be emptied.
     emptied_by: Vec<Option<Set>>,
-    /// Every set of devices that can be emptied, if the node is small enough.
+    /// Every set of devices that can be emptied; empty on nodes with more than [`EXACT_MAX`] devices.
     subsets: Vec<Subset>,
 }
 
-/// Devices of one model.
+/// A set of devices of one model.
 struct Subset {
     model: DeviceModelId,
     len: usize,
-    cleared: Cleared,
+    /// The tasks whose move empties all of them.
+    moves: MoveSet,
 }
 
-/// Tasks that go, with what they cost and what would be in use no more.
+/// A set of tasks to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cleared {
+pub(super) struct MoveSet {
     pub(super) set: Set,
+    /// The cost of the moves.
     pub(super) cost: u64,
+    /// Device thousandths that are no longer in use.
     pub(super) lost: u64,
 }
 
-impl Cleared {
-    /// The least is the best for somebody who asks for so much.
+impl MoveSet {
+    /// Compares for a task that asks for `asked` device thousandths: the least is the best, by gain for the
+    /// cost.
     fn compare(&self, other: &Self, asked: u64) -> Ordering {
-        let worth = |one: &Self, cost: u64| u128::from(asked.saturating_sub(one.lost)) * u128::from(cost);
-        worth(other, self.cost).cmp(&worth(self, other.cost)).then_with(|| {
+        let product = |one: &Self, cost: u64| u128::from(asked.saturating_sub(one.lost)) * u128::from(cost);
+        product(other, self.cost).cmp(&product(self, other.cost)).then_with(|| {
             (self.cost, self.set.count_ones(), self.set).cmp(&(other.cost, other.set.count_ones(), other.set))
         })
     }
 }
 
-impl<'a> Room<'a> {
+impl<'a> FreeableNode<'a> {
     pub(super) fn new(node: &'a Node, lost: Vec<u64>, tasks: Vec<usize>, running: &'a [Running]) -> Self {
-        let mut room = Self { node, tasks, running, lost, emptied_by: Vec::new(), subsets: Vec::new() };
-        room.emptied_by = (0..node.devices.len())
+        let mut freeable = Self { node, tasks, running, lost, emptied_by: Vec::new(), subsets: Vec::new() };
+        freeable.emptied_by = (0..node.devices.len())
             .map(|device| {
-                let held: u32 = bits(room.on(device)).map(|bit| room.share(bit, device)).sum();
-                (node.device_free[device] + held == DEVICE_MILLIS).then(|| room.on(device))
+                let held: u32 = bits(freeable.tasks_on(device)).map(|bit| freeable.share(bit, device)).sum();
+                (node.device_free[device] + held == DEVICE_MILLIS).then(|| freeable.tasks_on(device))
             })
             .collect();
         if node.devices.len() <= EXACT_MAX {
-            room.subsets = room.all_subsets();
+            freeable.subsets = freeable.all_subsets();
         }
-        room
+        freeable
     }
 
-    /// The places of a set's tasks among those that run.
+    /// Returns the tasks of a set as indexes into the running tasks.
     pub(super) fn tasks_of(&self, set: Set) -> Vec<usize> {
         bits(set).map(|bit| self.tasks[bit]).collect()
     }
@@ -81,25 +87,26 @@ impl<'a> Room<'a> {
         &self.running[self.tasks[bit]]
     }
 
-    fn cleared(&self, set: Set) -> Cleared {
+    /// The set with its cost and loss.
+    fn move_set(&self, set: Set) -> MoveSet {
         let (cost, lost) =
             bits(set).fold((0, 0), |(cost, lost), bit| (cost + self.task(bit).cost, lost + self.lost[bit]));
-        Cleared { set, cost, lost }
+        MoveSet { set, cost, lost }
     }
 
-    /// Sets of tasks that are compared for one demand, about.
+    /// Returns about how many sets of tasks are compared for one demand.
     pub(super) fn sets(&self) -> u64 {
         (self.subsets.len() + self.node.devices.len() + self.tasks.len()) as u64
     }
 
-    /// What a task holds of a device.
+    /// The thousandths of a device that a task holds.
     fn share(&self, bit: usize, device: usize) -> u32 {
         let shares = self.task(bit).devices.iter();
         shares.filter(|share| usize::from(share.index) == device).map(|share| share.millis).sum()
     }
 
     /// The movable tasks on a device.
-    fn on(&self, device: usize) -> Set {
+    fn tasks_on(&self, device: usize) -> Set {
         (0..self.tasks.len()).filter(|bit| self.share(*bit, device) > 0).fold(0, |set, bit| set | 1 << bit)
     }
 
@@ -107,40 +114,40 @@ impl<'a> Room<'a> {
         let subset = |chosen: Set| {
             let mut devices = bits(chosen);
             let model = self.node.devices[devices.next()?].model;
-            let one = devices.all(|device| self.node.devices[device].model == model);
+            let one_model = devices.all(|device| self.node.devices[device].model == model);
             let set = bits(chosen).try_fold(0, |all, device| Some(all | self.emptied_by[device]?));
-            let cleared = self.cleared(set.filter(|_| one)?);
-            Some(Subset { model, len: chosen.count_ones() as usize, cleared })
+            let moves = self.move_set(set.filter(|_| one_model)?);
+            Some(Subset { model, len: chosen.count_ones() as usize, moves })
         };
         (1..1 << self.node.devices.len()).filter_map(subset).collect()
     }
 
-    /// The tasks whose going makes room best for one that asks for so many whole devices.
-    pub(super) fn clear_whole(&self, demand: &Demand, count: usize) -> Option<Cleared> {
+    /// Returns the best tasks to move for a demand of `count` whole devices; `None` if no moves suffice.
+    pub(super) fn free_whole(&self, demand: &Demand, count: usize) -> Option<MoveSet> {
         if self.node.devices.len() > EXACT_MAX {
-            return self.clear_greedily(demand, count);
+            return self.free_whole_greedily(demand, count);
         }
         let asked = demand.device_millis();
-        let better = |one: &Cleared, best: &Option<Cleared>| {
+        let better = |one: &MoveSet, best: &Option<MoveSet>| {
             best.as_ref().is_none_or(|best| one.compare(best, asked) == Ordering::Less)
         };
         let mut best = None;
         for subset in &self.subsets {
-            // With what must go for its CPUs it only gets worse.
-            if subset.len == count && demand.allows(subset.model) && better(&subset.cleared, &best) {
-                let found = self.with_resources(demand, subset.cleared.set);
+            // Further tasks that must move for the CPU only make a set worse.
+            if subset.len == count && demand.allows(subset.model) && better(&subset.moves, &best) {
+                let found = self.with_resources(demand, subset.moves.set);
                 best = found.filter(|found| better(found, &best)).or(best);
             }
         }
         best
     }
 
-    /// The same, a device after the other.
-    fn clear_greedily(&self, demand: &Demand, count: usize) -> Option<Cleared> {
+    /// The same for larger nodes: empties the cheapest device, one after the other.
+    fn free_whole_greedily(&self, demand: &Demand, count: usize) -> Option<MoveSet> {
         let mut models: Vec<DeviceModelId> = self.node.devices.iter().map(|device| device.model).collect();
         models.sort_unstable();
         models.dedup();
-        let clear = |model: DeviceModelId| {
+        let free_model = |model: DeviceModelId| {
             let mut left: Vec<Set> = (0..self.node.devices.len())
                 .filter(|device| self.node.devices[*device].model == model)
                 .filter_map(|device| self.emptied_by[device])
@@ -148,7 +155,7 @@ impl<'a> Room<'a> {
             let mut set = 0;
             for _ in 0..count {
                 let more = |at: &usize| {
-                    let more = self.cleared(left[*at] & !set);
+                    let more = self.move_set(left[*at] & !set);
                     (more.cost + more.lost, *at)
                 };
                 let next = (0..left.len()).min_by_key(more)?;
@@ -157,40 +164,41 @@ impl<'a> Room<'a> {
             self.with_resources(demand, set)
         };
         let allowed = models.into_iter().filter(|model| demand.allows(*model));
-        allowed.filter_map(clear).min_by(|one, other| one.compare(other, demand.device_millis()))
+        allowed.filter_map(free_model).min_by(|one, other| one.compare(other, demand.device_millis()))
     }
 
-    /// The tasks whose going makes room best for one that asks for a part of a device.
-    pub(super) fn clear_part(&self, demand: &Demand, millis: u32) -> Option<Cleared> {
-        let clear = |device: usize| {
-            let mut on: Vec<usize> = bits(self.on(device)).collect();
-            on.sort_by_key(|bit| (self.task(*bit).cost + self.lost[*bit], *bit));
-            let (mut free, mut gone): (u32, Set) = (self.node.device_free[device], 0);
-            for bit in &on {
+    /// Returns the best tasks to move for a demand of `millis` thousandths of one device; `None` if no moves
+    /// suffice.
+    pub(super) fn free_share(&self, demand: &Demand, millis: u32) -> Option<MoveSet> {
+        let free_on = |device: usize| {
+            let mut tasks: Vec<usize> = bits(self.tasks_on(device)).collect();
+            tasks.sort_by_key(|bit| (self.task(*bit).cost + self.lost[*bit], *bit));
+            let (mut free, mut moved): (u32, Set) = (self.node.device_free[device], 0);
+            for bit in &tasks {
                 if free >= millis {
                     break;
                 }
                 free += self.share(*bit, device);
-                gone |= 1 << bit;
+                moved |= 1 << bit;
             }
-            // Of those that were to go first some may stay after all, the dearest first.
-            for bit in on.iter().rev() {
-                if gone & (1 << bit) != 0 && free >= millis + self.share(*bit, device) {
+            // Some of the chosen tasks may be unnecessary: the most expensive ones are dropped first.
+            for bit in tasks.iter().rev() {
+                if moved & (1 << bit) != 0 && free >= millis + self.share(*bit, device) {
                     free -= self.share(*bit, device);
-                    gone &= !(1 << bit);
+                    moved &= !(1 << bit);
                 }
             }
-            if free < millis { None } else { self.with_resources(demand, gone) }
+            if free < millis { None } else { self.with_resources(demand, moved) }
         };
         (0..self.node.devices.len())
             .filter(|device| demand.allows(self.node.devices[*device].model))
-            .filter_map(clear)
+            .filter_map(free_on)
             .min_by(|one, other| one.compare(other, demand.device_millis()))
     }
 
-    /// As many more of the cheapest tasks as must go until there is CPU, memory and the like for the
-    /// demand, too.
-    fn with_resources(&self, demand: &Demand, mut set: Set) -> Option<Cleared> {
+    /// Adds the cheapest further tasks until CPU, memory and the other kinds suffice, too; `None` if they
+    /// never do.
+    fn with_resources(&self, demand: &Demand, mut set: Set) -> Option<MoveSet> {
         let add = |free: Resources, bit: usize| {
             free.checked_add(&self.task(bit).demand.resources).unwrap_or_default()
         };
@@ -206,10 +214,11 @@ impl<'a> Room<'a> {
                 }
             }
         }
-        demand.resources.fits(&free).then(|| self.cleared(set))
+        demand.resources.fits(&free).then(|| self.move_set(set))
     }
 }
 
+/// The positions of the bits that are set.
 fn bits(mut set: Set) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let lowest = (set != 0).then(|| set.trailing_zeros() as usize)?;

@@ -1,0 +1,133 @@
+//! Classes that wait for capacity, and which of them freed capacity makes runnable again.
+//!
+//! The classes are sorted by the need of their smallest task. Capacity freed on a node is notified only to
+//! those whose smallest task asks for no more devices than the node has free: a queue of large jobs costs
+//! nothing while small ones come and go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use super::{RunKey, Scheduler, why};
+use crate::model::id::{NodeRef, PoolId};
+use crate::model::shape::{ClassKey, Shape};
+use crate::state::State;
+
+/// Blocked classes that one round compares with freed capacity: some milliseconds at most.
+const NOTIFICATIONS_MAX: usize = 16_384;
+
+/// What the smallest task of a class needs: device thousandths, then millicores.
+type Need = (u64, u64);
+
+/// Where capacity has become free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum FreedCapacity {
+    /// A pool has opened: all of its nodes count.
+    Pool(PoolId),
+    Node(NodeRef),
+}
+
+/// The classes that wait for capacity.
+#[derive(Debug, Default)]
+pub(super) struct BlockedClasses {
+    classes: BTreeMap<ClassKey, (Need, RunKey)>,
+    by_need: BTreeSet<(Need, ClassKey)>,
+    /// In the order of priority and submission.
+    pub(super) order: BTreeSet<RunKey>,
+    /// Freed capacity that no class has been notified of yet.
+    pending: BTreeSet<FreedCapacity>,
+    /// Freed capacity whose notification stopped after this class, at the bound of a round.
+    interrupted: Option<(FreedCapacity, (Need, ClassKey))>,
+}
+
+impl BlockedClasses {
+    pub(super) fn insert(&mut self, class: ClassKey, shape: &Shape, key: RunKey) {
+        let needs = shape.tasks.iter().map(|(request, _)| {
+            let devices = request.devices.as_ref().map_or(0, |devices| devices.amount.millis());
+            (devices, request.resources.cpu_millis)
+        });
+        let need = needs.min().unwrap_or_default();
+        self.classes.insert(class, (need, key));
+        self.by_need.insert((need, class));
+        self.order.insert(key);
+    }
+
+    pub(super) fn remove(&mut self, class: ClassKey) {
+        if let Some((need, key)) = self.classes.remove(&class) {
+            self.by_need.remove(&(need, class));
+            self.order.remove(&key);
+        }
+    }
+
+    /// Notes freed capacity for the next round, unless no class is blocked.
+    pub(super) fn note_freed(&mut self, freed: FreedCapacity) {
+        if !self.classes.is_empty() {
+            self.pending.insert(freed);
+        }
+    }
+
+    /// Returns whether there are blocked classes and freed capacity that some of them were not notified of.
+    pub(super) fn has_pending_notifications(&self) -> bool {
+        !self.classes.is_empty() && (!self.pending.is_empty() || self.interrupted.is_some())
+    }
+}
+
+impl Scheduler {
+    /// Makes blocked classes runnable that freed capacity may serve, or reserves the freed node. Returns how
+    /// many classes were compared.
+    pub(super) fn notify(&mut self, state: &State) -> usize {
+        let mut compared = 0;
+        while compared < NOTIFICATIONS_MAX {
+            let (freed, after) = match self.blocked.interrupted.take() {
+                Some((freed, last)) => (freed, Bound::Excluded(last)),
+                None => match self.blocked.pending.pop_first() {
+                    Some(freed) => {
+                        if let FreedCapacity::Node(at) = freed {
+                            self.reserve(state, at);
+                        }
+                        (freed, Bound::Unbounded)
+                    }
+                    None => return compared,
+                },
+            };
+            let largest = self.largest_need(freed);
+            let fits = |(need, _): &&(Need, ClassKey)| need.0 <= largest.0;
+            let classes = self.blocked.by_need.range((after, Bound::Unbounded)).take_while(fits);
+            let classes: Vec<(Need, ClassKey)> =
+                classes.take(NOTIFICATIONS_MAX - compared).copied().collect();
+            compared += classes.len().max(1);
+            if let Some(last) = classes.last().filter(|_| compared >= NOTIFICATIONS_MAX) {
+                self.blocked.interrupted = Some((freed, *last));
+            }
+            for (need, class) in classes {
+                if need.1 <= largest.1 && self.may_serve(state, freed, class) {
+                    self.forget_class(class);
+                    self.fold_class(state, class);
+                }
+            }
+        }
+        compared
+    }
+
+    /// The largest need of a task that this freed capacity may serve.
+    fn largest_need(&self, freed: FreedCapacity) -> Need {
+        match freed {
+            FreedCapacity::Pool(_) => (u64::MAX, u64::MAX),
+            FreedCapacity::Node(at) => {
+                self.node(at).map_or((0, 0), |node| (node.free_millis(), node.free.cpu_millis))
+            }
+        }
+    }
+
+    /// Returns whether some task of the class may fit the freed capacity, by itself.
+    fn may_serve(&mut self, state: &State, freed: FreedCapacity, class: ClassKey) -> bool {
+        let Some(index) = self.shape_index(state, class.shape) else { return false };
+        let (FreedCapacity::Node(NodeRef { pool, .. }) | FreedCapacity::Pool(pool)) = freed;
+        if why::exclusion(state, pool, &index.shape).is_some() {
+            return false;
+        }
+        let demands = index.demands.clone();
+        let FreedCapacity::Node(at) = freed else { return true };
+        let packer = self.packer_of(at);
+        demands.iter().any(|(demand, _)| packer.fits(demand, at))
+    }
+}
