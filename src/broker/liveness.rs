@@ -1,4 +1,6 @@
-//! Pools fall silent: READY, SUSPECT, UNREACHABLE, LOST, by time alone.
+//! Liveness: a pool whose heartbeats are missing goes READY, SUSPECT, UNREACHABLE, LOST, by time alone.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Broker;
 use crate::model::exchange::RefusedCode;
@@ -7,57 +9,85 @@ use crate::model::mutant::Mutant;
 use crate::model::pool::Connectivity;
 use crate::model::time::Timestamp;
 use crate::state::command::Command;
+use crate::state::event::Settings;
 use crate::state::job::Principal;
 
-/// With so many pools silent, and more than half of all, the fault is likely the broker's own
-/// network: leases are not ended.
+/// With so many pools without heartbeats, and more than half of all, the fault is likely the broker's own
+/// network: the mass-failure circuit breaker opens, and no lease is ended.
 const CIRCUIT_BREAKER_POOLS_MIN: usize = 3;
 
+/// When each pool was last active, and what follows from that.
+#[derive(Debug, Default)]
+pub(super) struct Liveness {
+    last_heartbeat: BTreeMap<PoolId, Timestamp>,
+    /// When a pool's missing heartbeats next change its connectivity.
+    deadlines: BTreeSet<(Timestamp, PoolId)>,
+    /// No lease has surely ended before, whatever the state says of its pool.
+    lease_expiry_floor: Timestamp,
+}
+
+impl Liveness {
+    /// Removes a pool's deadline without searching for it.
+    fn remove_deadline(&mut self, heartbeat: Timestamp, pool: PoolId, settings: &Settings) {
+        for ms in [settings.suspect_ms, settings.unreachable_ms, settings.lost_ms] {
+            self.deadlines.remove(&(heartbeat.plus_ms(ms), pool));
+        }
+    }
+
+    /// The next deadline.
+    pub(super) fn next_deadline(&self) -> Timestamp {
+        self.deadlines.first().map_or(Timestamp::NEVER, |(at, _)| *at)
+    }
+}
+
 impl Broker {
-    /// Counts every pool's silence from now.
+    /// Counts every pool's missing heartbeats from now on.
     pub(super) fn reset_heartbeats(&mut self) {
         let pools: Vec<PoolId> = self.state.pools().map(|pool| pool.id).collect();
-        self.heartbeat_deadlines.clear();
-        self.last_heartbeat.clear();
-        self.lease_expiry_floor = self.now.plus_ms(self.state.settings().lost_ms);
+        self.liveness.deadlines.clear();
+        self.liveness.last_heartbeat.clear();
+        self.liveness.lease_expiry_floor = self.now.plus_ms(self.state.settings().lost_ms);
         for pool in pools {
             self.note_heartbeat(pool);
         }
     }
 
-    /// A pool's agent has spoken.
+    /// A message of a pool's active agent has arrived.
     pub(super) fn note_heartbeat(&mut self, pool: PoolId) {
-        if let Some(before) = self.last_heartbeat.insert(pool, self.now) {
-            self.heartbeat_deadlines.retain_not(before, pool, self.state.settings());
+        if let Some(before) = self.liveness.last_heartbeat.insert(pool, self.now) {
+            self.liveness.remove_deadline(before, pool, self.state.settings());
         }
-        self.expect(pool);
+        self.set_deadline(pool);
     }
 
-    /// Notes when a pool's silence next means something.
-    fn expect(&mut self, pool: PoolId) {
+    /// Sets the pool's next deadline.
+    fn set_deadline(&mut self, pool: PoolId) {
         let settings = *self.state.settings();
-        let Some(last_heartbeat) = self.last_heartbeat.get(&pool).copied() else { return };
+        let Some(last_heartbeat) = self.liveness.last_heartbeat.get(&pool).copied() else { return };
         let thresholds = [settings.suspect_ms, settings.unreachable_ms, settings.lost_ms];
         let next = thresholds.into_iter().map(|ms| last_heartbeat.plus_ms(ms)).find(|at| *at > self.now);
-        self.heartbeat_deadlines.extend(next.map(|at| (at, pool)));
+        self.liveness.deadlines.extend(next.map(|at| (at, pool)));
     }
 
-    /// Moves pools whose silence has passed a threshold.
+    /// Changes the connectivity of pools whose deadline has passed.
     pub(super) fn check_heartbeats(&mut self) {
         while let Some((at, pool)) =
-            self.heartbeat_deadlines.first().copied().filter(|(at, _)| *at <= self.now)
+            self.liveness.deadlines.first().copied().filter(|(at, _)| *at <= self.now)
         {
-            self.heartbeat_deadlines.remove(&(at, pool));
-            let silent_ms =
-                self.last_heartbeat.get(&pool).map_or(0, |last_heartbeat| self.now.ms_since(*last_heartbeat));
+            self.liveness.deadlines.remove(&(at, pool));
+            let missing_ms = self
+                .liveness
+                .last_heartbeat
+                .get(&pool)
+                .map_or(0, |last_heartbeat| self.now.ms_since(*last_heartbeat));
             let settings = self.state.settings();
             let early = Mutant::LoseEarly.is_on();
             let lost_ms = if early { settings.unreachable_ms } else { settings.lost_ms };
-            let connectivity = if silent_ms >= lost_ms {
+            let connectivity = if missing_ms >= lost_ms {
                 Connectivity::Lost
-            } else if silent_ms >= settings.unreachable_ms {
+            } else if missing_ms >= settings.unreachable_ms {
                 Connectivity::Unreachable
-            } else if silent_ms >= settings.suspect_ms {
+            } else if missing_ms >= settings.suspect_ms {
                 Connectivity::Suspect
             } else {
                 Connectivity::Ready
@@ -66,51 +96,28 @@ impl Broker {
             if worse {
                 let _ = self.command(Principal::System, Command::ChangeConnectivity { pool, connectivity });
             }
-            // What a lost pool runs may have been given up meanwhile: if it comes back, both sides
-            // must exchange full sets again.
+            // What a lost pool runs may have been requeued meanwhile: if it comes back, both sides must exchange
+            // full sets again.
             if connectivity == Connectivity::Lost
-                && let Some(session) = self.active_sessions.get(&pool).copied()
+                && let Some(session) = self.sessions.active.get(&pool).copied()
             {
-                self.refuse(session, RefusedCode::Superseded, "silent for too long");
+                self.refuse(session, RefusedCode::Superseded, "no heartbeat for too long");
             }
-            self.expect(pool);
+            self.set_deadline(pool);
         }
     }
 
-    /// No lease is ended: too many pools are silent at once, or we have not listened for long enough
-    /// ourselves. A pool that was lost before our turn may have been served since, by a broker on an
-    /// older copy of the journal.
+    /// No lease may be ended: too many pools miss heartbeats at once, or this broker has not listened for long
+    /// enough. A pool that was lost before this writer session may have been served since, by a broker on a
+    /// stale copy of the journal.
     pub(super) fn is_circuit_open(&self) -> bool {
-        if self.now < self.lease_expiry_floor {
+        if self.now < self.liveness.lease_expiry_floor {
             return true;
         }
         let pools = self.state.pools();
-        let (silent, all) = pools.fold((0, 0), |(silent, all), pool| {
-            (silent + usize::from(pool.connectivity != Connectivity::Ready), all + 1)
+        let (missing, all) = pools.fold((0, 0), |(missing, all), pool| {
+            (missing + usize::from(pool.connectivity != Connectivity::Ready), all + 1)
         });
-        silent >= CIRCUIT_BREAKER_POOLS_MIN && silent * 2 > all
-    }
-}
-
-/// Removal of a pool's pending threshold without searching for it.
-trait Thresholds {
-    fn retain_not(
-        &mut self,
-        last_heartbeat: Timestamp,
-        pool: PoolId,
-        settings: &crate::state::event::Settings,
-    );
-}
-
-impl Thresholds for std::collections::BTreeSet<(Timestamp, PoolId)> {
-    fn retain_not(
-        &mut self,
-        last_heartbeat: Timestamp,
-        pool: PoolId,
-        settings: &crate::state::event::Settings,
-    ) {
-        for ms in [settings.suspect_ms, settings.unreachable_ms, settings.lost_ms] {
-            self.remove(&(last_heartbeat.plus_ms(ms), pool));
-        }
+        missing >= CIRCUIT_BREAKER_POOLS_MIN && missing * 2 > all
     }
 }

@@ -1,10 +1,10 @@
-//! The broker as a step machine: it decides *when*, and says what is to be done.
+//! The broker as a step machine: it decides *when* things happen, and returns what its shell must do.
 //!
-//! `step(now, input)` reads no clock, recovery_grace nothing, sends nothing; it returns effects. What
-//! rests on an event is held until the event is durable. A step's work is bounded by counts; what
-//! is left over asks for another step at once (`WakeAt(now)`).
+//! `step(now, input)` reads no clock, awaits nothing and sends nothing; it returns effects. An effect that
+//! depends on an event waits until the event is durable. A step's work is bounded by counts; if work is left
+//! over, the step asks for another one at once (`WakeAt(now)`).
 
-mod commit;
+mod durability;
 mod liveness;
 mod query;
 mod recovery;
@@ -17,16 +17,19 @@ pub use query::{
     Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView, defrag,
 };
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use session::Session;
+use durability::Durability;
+use liveness::Liveness;
+use recovery::Recovery;
+use session::Sessions;
 
 use crate::model::change::Change;
 use crate::model::demand::WorkloadProfile;
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::high_water::JournalKey;
-use crate::model::id::{JobId, JournalId, PoolId, Revision, Term};
+use crate::model::id::{JobId, JournalId, Revision, Term};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::mutant::Mutant;
 use crate::model::plan::Policy;
@@ -76,11 +79,11 @@ pub enum Input {
     Wake,
 }
 
-/// What is to be done.
+/// What the shell must do.
 #[derive(Debug)]
 pub enum Effect {
-    /// Make these events durable. No other `Append` follows until `Appended` comes in. Without
-    /// events it only asks whether the turn is still ours.
+    /// Make these events durable. No other `Append` follows before `Appended` comes in. Without events it only
+    /// checks that this broker is still the journal's writer.
     Append {
         after: Revision,
         events: Vec<EventRecord>,
@@ -116,14 +119,14 @@ pub enum Effect {
     WakeAt(Timestamp),
 }
 
-/// Random bits that a broker begins its turn with; each part is drawn by itself.
+/// Random bits for a writer session; each part is drawn independently.
 #[derive(Clone, Copy)]
 pub struct Random {
-    /// Names the turn. Shown.
+    /// Names the writer session. Public.
     pub writer_session: u64,
-    /// Names a journal that is new. Shown.
+    /// Names a journal that is new. Public.
     pub journal: u64,
-    /// The key of a journal without one. Secret.
+    /// The key of a journal that has none. Secret.
     pub key: u128,
 }
 
@@ -132,45 +135,19 @@ pub struct Broker {
     state: State,
     scheduler: Scheduler,
     term: Term,
-    /// A random number of this turn, for stamps.
-    writer_session: u64,
     policy: Policy,
-    /// Where the journal ended when this turn began.
-    recovered: Revision,
-    /// Pools to be heard before anything new is started, at the latest by `recovery_grace_until`.
-    unreported_pools: BTreeSet<PoolId>,
-    recovery_grace_until: Timestamp,
-    /// No request token is forgotten before. The clock may show a much later time after a start or a
-    /// sleep, while the clients that repeat their requests have waited only seconds.
-    token_expiry_floor: Timestamp,
+    budget: Budget,
     now: Timestamp,
-    /// How far the clock that we are given is behind the journal's time. Time goes on from where the
-    /// journal ends: waiting for the clock to catch up would hold up everything that is due.
+    /// How far the caller's clock is behind the journal's time. Time continues from where the journal ends:
+    /// waiting for the clock to catch up would delay everything that is due.
     behind_ms: u64,
-    sessions: BTreeMap<SessionId, Session>,
-    active_sessions: BTreeMap<PoolId, SessionId>,
-    last_heartbeat: BTreeMap<PoolId, Timestamp>,
-    heartbeat_deadlines: BTreeSet<(Timestamp, PoolId)>,
-    /// No lease has surely ended before, whatever the state says of its pool.
-    lease_expiry_floor: Timestamp,
-    /// Sessions whose full set of orders isn't all sent.
-    syncing: BTreeSet<SessionId>,
-    pending: Vec<EventRecord>,
-    pending_archive: Vec<ArchiveRow>,
-    pending_changes: Vec<(Revision, Change)>,
-    in_flight: bool,
-    durable: Revision,
-    held: VecDeque<(Revision, Effect)>,
+    durability: Durability,
+    sessions: Sessions,
+    liveness: Liveness,
+    recovery: Recovery,
     /// Jobs that have ended but whose end isn't durable: readers find them nowhere else.
     ended: BTreeMap<JobId, FinishedJob>,
-    /// A revision that an agent has seen and this journal lacks: the disk is an old one.
-    outdated: Option<Revision>,
     snapshot: snapshot::Progress,
-    /// What may be said once the journal has been asked whose turn it is, each with the revision it
-    /// rests on: what the append under way answers, and what the next one will.
-    confirming: Vec<(Revision, Effect)>,
-    unconfirmed: Vec<(Revision, Effect)>,
-    budget: Budget,
     out: Vec<Effect>,
 }
 
@@ -179,37 +156,20 @@ impl Broker {
     ///
     /// The first effects come from the first step.
     pub fn new(state: State, term: Term, random: Random, now: Timestamp) -> Self {
-        let scheduler = Scheduler::rebuild(&state);
-        let durable = state.revision();
+        let started = now.max(state.now());
         let mut broker = Self {
-            now: now.max(state.now()),
+            now: started,
             behind_ms: if Mutant::StandStill.is_on() { 0 } else { state.now().ms_since(now) },
-            scheduler,
+            scheduler: Scheduler::rebuild(&state),
             term,
-            writer_session: random.writer_session,
             policy: Policy::BestFit,
-            recovered: durable,
-            unreported_pools: BTreeSet::new(),
-            recovery_grace_until: Timestamp::NEVER,
-            token_expiry_floor: now.max(state.now()).plus_ms(TOKEN_RETENTION_MS),
-            sessions: BTreeMap::new(),
-            active_sessions: BTreeMap::new(),
-            last_heartbeat: BTreeMap::new(),
-            heartbeat_deadlines: BTreeSet::new(),
-            lease_expiry_floor: Timestamp::NEVER,
-            syncing: BTreeSet::new(),
-            pending: Vec::new(),
-            pending_archive: Vec::new(),
-            pending_changes: Vec::new(),
-            in_flight: false,
-            durable,
-            held: VecDeque::new(),
-            ended: BTreeMap::new(),
-            outdated: None,
-            snapshot: snapshot::Progress::default(),
-            confirming: Vec::new(),
-            unconfirmed: Vec::new(),
             budget: Budget::default(),
+            durability: Durability::new(state.revision()),
+            sessions: Sessions::default(),
+            liveness: Liveness::default(),
+            recovery: Recovery::new(random.writer_session, state.revision(), started),
+            ended: BTreeMap::new(),
+            snapshot: snapshot::Progress::default(),
             out: Vec::new(),
             state,
         };
@@ -239,19 +199,19 @@ impl Broker {
         &self.state
     }
 
-    /// The writer's turn.
+    /// The term in which this broker writes.
     pub fn term(&self) -> Term {
         self.term
     }
 
     /// The last durable revision.
     pub fn durable(&self) -> Revision {
-        self.durable
+        self.durability.durable
     }
 
-    /// Set if an agent has proved that the journal went further: nothing is written any more.
+    /// The revision that an agent has proved this journal to lack; then nothing is written any more.
     pub fn outdated(&self) -> Option<Revision> {
-        self.outdated
+        self.recovery.newer_revision
     }
 
     /// The scheduler's indexes, for comparing them with rebuilt ones.
@@ -259,26 +219,26 @@ impl Broker {
         &self.scheduler
     }
 
-    /// Takes one input and says what is to be done. `now` is the caller's clock, and so is the time of
-    /// `WakeAt`.
+    /// Takes one input and returns the effects. `now` is the caller's clock, and so is the time of `WakeAt`.
     pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         let now = now.plus_ms(self.behind_ms);
         let gap = now.ms_since(self.now);
         self.now = self.now.max(now);
         if gap > self.state.settings().heartbeat_ms {
-            // We were away, not they: their silence proves nothing.
+            // The broker was paused, not the agents: missing heartbeats prove nothing.
             self.reset_heartbeats();
-            self.recovery_grace_until = self.recovery_grace_until.plus_ms(gap);
-            self.token_expiry_floor = self.token_expiry_floor.max(self.now.plus_ms(TOKEN_RETENTION_MS));
+            self.recovery.grace_until = self.recovery.grace_until.plus_ms(gap);
+            self.recovery.token_expiry_floor =
+                self.recovery.token_expiry_floor.max(self.now.plus_ms(TOKEN_RETENTION_MS));
         }
         self.take(input);
         let mut more = false;
-        if self.outdated.is_none() {
+        if self.recovery.newer_revision.is_none() {
             self.check_heartbeats();
             more |= self.run_due_actions();
             more |= self.schedule();
         }
-        if self.outdated.is_none() {
+        if self.recovery.newer_revision.is_none() {
             more |= self.sync_sessions();
         }
         self.write_next_chunk();
@@ -294,27 +254,27 @@ impl Broker {
         match input {
             Input::Request { call, mut request } => {
                 if let Some(token) = &mut request.token {
-                    // Made by the clock of the day, which the journal's time may be ahead of.
+                    // Made by the client's wall clock, which the journal's time may be ahead of.
                     token.made_at = token.made_at.map(|at| at.plus_ms(self.behind_ms));
                 }
                 let result = self.request(&request);
                 let refused = result.is_err();
                 let reply = Effect::Reply { call, result };
-                // Of a writer that has been deposed, and doesn't know, a refusal may be wrong.
-                if refused { self.hold_unconfirmed(reply) } else { self.hold(reply) }
+                // A writer that was deposed and has not noticed may refuse wrongly.
+                if refused { self.hold_until_confirmed(reply) } else { self.hold_until_durable(reply) }
             }
             Input::Query { call, query } => {
                 let answer = self.query(query);
                 let revision = self.state.revision();
-                self.hold(Effect::Answer { call, revision, answer });
+                self.hold_until_durable(Effect::Answer { call, revision, answer });
             }
             Input::FromAgent { session, message } => self.receive(session, message),
             Input::AgentGone { session } => self.end_session(session),
             Input::Appended { through } => {
-                self.in_flight = false;
-                self.durable = through;
+                self.durability.in_flight = false;
+                self.durability.durable = through;
                 self.ended.retain(|_, job| job.revision > through);
-                self.confirm_held();
+                self.release_confirmed();
             }
             Input::ChunkWritten => self.snapshot.chunk_in_flight = false,
             Input::Wake => {}
@@ -322,7 +282,7 @@ impl Broker {
     }
 
     fn request(&mut self, request: &Request) -> Result<Reply, Rejection> {
-        if let Some(seen) = self.outdated {
+        if let Some(seen) = self.recovery.newer_revision {
             return Err(Rejection::ReadOnly { seen, at: self.state.revision() });
         }
         let decision = self.state.decide(self.now, request)?;
@@ -335,22 +295,23 @@ impl Broker {
         self.request(&Request { principal, token: None, command })
     }
 
-    /// Does what is due; tells whether more is.
+    /// Executes due actions; returns whether more are due.
     fn run_due_actions(&mut self) -> bool {
         let timer_due = self.next_timer() <= self.now;
         if !timer_due && !self.state.has_backlog() && !self.state.has_lost() {
             return false;
         }
-        let due_actions = self.state.due_actions(self.now, self.is_circuit_open(), self.token_expiry_floor);
+        let due_actions =
+            self.state.due_actions(self.now, self.is_circuit_open(), self.recovery.token_expiry_floor);
         let more = due_actions.len() >= crate::state::decide::DUE_ACTIONS_MAX;
         for due_action in due_actions {
-            // One due_action may make another void, such as the end of a job's last attempt.
+            // One action may make another void, such as the end of a job's last attempt.
             let _ = self.command(Principal::System, Command::DueAction(due_action));
         }
         more
     }
 
-    /// Plans and starts what fits; tells whether there is more to plan.
+    /// Plans and starts what fits; returns whether there is more to plan.
     fn schedule(&mut self) -> bool {
         if !self.scheduler.has_work() || self.in_recovery_grace() {
             return false;
@@ -374,7 +335,7 @@ impl Broker {
             let job = start.unit.job;
             let group = self.state.job(job).map(|_| self.state.group_of(start.unit));
             if self.command(Principal::System, Command::Start { start }).is_err() {
-                // The index took it already: give it back.
+                // The scheduler's index has committed it already: restore what the state has.
                 self.scheduler.fold(&self.state, &nodes);
                 let class = self.state.job(job).and_then(|job| self.state.class_of(job, group?));
                 self.scheduler.fold(&self.state, &class.map(Change::Class).into_iter().collect::<Vec<_>>());
@@ -383,7 +344,8 @@ impl Broker {
         self.scheduler.has_work()
     }
 
-    /// What is to be learned, or forgotten where nothing is to be: plans go by the journal's lesson.
+    /// The next workload profile, if it changes; an empty one for a policy that uses none. Plans use the profile in
+    /// the state, not a newer one in memory.
     fn next_profile(&mut self) -> Option<WorkloadProfile> {
         match self.policy {
             Policy::Fgd | Policy::Overflow => self.scheduler.profile(&self.state),
@@ -393,25 +355,25 @@ impl Broker {
 
     /// When the next timer or request token falls due.
     fn next_timer(&self) -> Timestamp {
-        let token = self.state.next_token().map(|at| at.max(self.token_expiry_floor));
+        let token = self.state.next_token().map(|at| at.max(self.recovery.token_expiry_floor));
         self.state.next_timer().into_iter().chain(token).min().unwrap_or(Timestamp::NEVER)
     }
 
     fn next_wake(&self) -> Timestamp {
-        if self.outdated.is_some() {
-            // Nothing that falls due is done any more.
+        if self.recovery.newer_revision.is_some() {
+            // Nothing that falls due is executed any more.
             return Timestamp::NEVER;
         }
         let settings = self.state.settings();
         let timer = self.next_timer();
-        let heartbeat_deadlines = self.heartbeat_deadlines.first().map_or(Timestamp::NEVER, |(at, _)| *at);
-        // While a pool may fall silent we must not sleep long enough to doubt our own clock.
-        let attentive = if self.heartbeat_deadlines.is_empty() && !self.state.has_lost() {
+        let deadline = self.liveness.next_deadline();
+        // While a pool may miss heartbeats, never sleep so long that the broker's own pause could be the cause.
+        let attentive = if deadline == Timestamp::NEVER && !self.state.has_lost() {
             Timestamp::NEVER
         } else {
             self.now.plus_ms(settings.heartbeat_ms / 2)
         };
-        let unreported_pools = self.recovery_grace().map_or(Timestamp::NEVER, |(_, until)| until);
-        timer.min(heartbeat_deadlines).min(attentive).min(unreported_pools).max(self.now)
+        let grace_until = self.recovery_grace().map_or(Timestamp::NEVER, |(_, until)| until);
+        timer.min(deadline).min(attentive).min(grace_until).max(self.now)
     }
 }

@@ -178,7 +178,7 @@ impl Broker {
                 journal: self.state.journal(),
                 term: self.term,
                 revision: self.state.revision(),
-                read_only: self.outdated.is_some(),
+                read_only: self.recovery.newer_revision.is_some(),
             },
             Query::Job(at) => Answer::Job(self.find_job(&at).map(Box::new)),
             Query::JobsById(ids) => {
@@ -264,7 +264,7 @@ impl Broker {
         PoolView {
             nodes: pool.nodes.len() as u32,
             attempts: pool.attempts.len() as u32,
-            connected: self.active_sessions.contains_key(&pool.id),
+            connected: self.sessions.active.contains_key(&pool.id),
             pool: pool.without_nodes(),
         }
     }
@@ -286,7 +286,7 @@ impl Broker {
             });
         };
         let mut reasons = Vec::new();
-        if self.outdated.is_some() {
+        if self.recovery.newer_revision.is_some() {
             reasons.push(JobReason::BrokerReadOnly);
         }
         if let Some((pools, until)) = self.recovery_grace() {

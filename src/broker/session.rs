@@ -1,6 +1,6 @@
-//! Sessions with agents: the exchange of full sets, then deltas; orders, stops, acknowledgements.
+//! Sessions with agents: both sides exchange full sets, then deltas; start orders, stops, acknowledgements.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Broker, Effect, SessionId};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Phase, StopReason};
@@ -8,7 +8,7 @@ use crate::model::exchange::{
     Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, SpecWindow, StartOrder, Stop, TaskStart,
     ToAgent,
 };
-use crate::model::id::{Epoch, NodeId, PoolId, Revision, SpecId, UnitId};
+use crate::model::id::{Epoch, NodeId, PoolId, SpecId, UnitId};
 use crate::model::limit::{CHUNK_BYTES_MAX, STOPS_PER_MESSAGE_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::pool::Connectivity;
@@ -21,15 +21,25 @@ use crate::state::live::Attempt;
 use crate::state::record;
 use crate::state::rejection::Rejection;
 
-/// Orders of a full set that one step sends to one session.
+/// Start orders of a full set that one step sends to one session.
 const ORDERS_PER_CHUNK: usize = 128;
-/// What one order takes on the wire besides its spec, roughly: per order and per task.
+/// What one start order takes on the wire besides its spec, roughly: per order and per task.
 const ORDER_BYTES: usize = 160;
 const TASK_BYTES: usize = 64;
 
+/// The sessions of all agents.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    by_id: BTreeMap<SessionId, Session>,
+    /// The session of each pool's active agent.
+    pub(super) active: BTreeMap<PoolId, SessionId>,
+    /// Sessions that have not been sent their full set of start orders.
+    syncing: BTreeSet<SessionId>,
+}
+
 /// An agent's connection, from its hello on.
 #[derive(Debug)]
-pub(super) struct Session {
+struct Session {
     pool: PoolId,
     epoch: Epoch,
     principal: Principal,
@@ -43,10 +53,13 @@ pub(super) struct Session {
 }
 
 impl Broker {
-    /// Takes a message of an agent.
+    /// Processes a message of an agent.
     pub(super) fn receive(&mut self, id: SessionId, message: FromAgent) {
-        let session =
-            self.sessions.get(&id).map(|session| (session.pool, session.epoch, session.principal.clone()));
+        let session = self
+            .sessions
+            .by_id
+            .get(&id)
+            .map(|session| (session.pool, session.epoch, session.principal.clone()));
         match (message, session) {
             (FromAgent::Hello(hello), None) => self.open_session(id, &hello),
             (FromAgent::Hello(_), Some(_)) => self.refuse(id, RefusedCode::ProtocolError, "a second hello"),
@@ -60,11 +73,11 @@ impl Broker {
                         self.take_reports(id, pool, epoch, part, reports, &principal);
                     }
                     FromAgent::Heartbeat { epoch: theirs, sequence } if theirs == epoch => {
-                        // The answer keeps the pool's leases: a deposed writer that doesn't know it
-                        // must not keep alive what its successor will take for ended.
-                        let (term, high_water) = (self.term, self.high_water(self.durable));
+                        // The answer renews the pool's leases: a deposed writer that has not noticed must not
+                        // renew what its successor will treat as ended.
+                        let (term, high_water) = (self.term, self.high_water(self.durability.durable));
                         let message = ToAgent::HeartbeatAnswer { term, sequence, now: self.now, high_water };
-                        self.hold_unconfirmed(Effect::Direct { session: id, message });
+                        self.hold_until_confirmed(Effect::Direct { session: id, message });
                     }
                     FromAgent::Heartbeat { .. } => self.refuse(id, RefusedCode::Superseded, "an older epoch"),
                     FromAgent::Hello(_) => {}
@@ -86,8 +99,8 @@ impl Broker {
             Ok(_) => return,
             Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
         };
-        if let Some(old) = self.active_sessions.insert(pool, id) {
-            self.refuse(old, RefusedCode::Superseded, "a newer session speaks for the pool");
+        if let Some(old) = self.sessions.active.insert(pool, id) {
+            self.refuse(old, RefusedCode::Superseded, "a newer session of the pool is active");
         }
         let first = UnitId { job: crate::model::id::JobId(0), unit: 0 };
         let session = Session {
@@ -100,8 +113,8 @@ impl Broker {
             nodes_known: false,
             attempts_known: false,
         };
-        self.sessions.insert(id, session);
-        self.syncing.insert(id);
+        self.sessions.by_id.insert(id, session);
+        self.sessions.syncing.insert(id);
         self.note_heartbeat(pool);
         let settings = self.state.settings();
         let message = ToAgent::Accepted(Accepted {
@@ -113,7 +126,7 @@ impl Broker {
             lease_ms: settings.lease_ms,
             high_water: self.high_water(self.state.revision()),
         });
-        self.hold(Effect::Direct { session: id, message });
+        self.hold_until_durable(Effect::Direct { session: id, message });
     }
 
     pub(super) fn refuse(&mut self, id: SessionId, code: RefusedCode, message: &str) {
@@ -123,19 +136,15 @@ impl Broker {
         self.end_session(id);
     }
 
-    /// Forgets a session. Its pool falls silent from the last message on.
+    /// Removes a session. Its pool's heartbeats are missing from the last message on.
     pub(super) fn end_session(&mut self, id: SessionId) {
-        self.syncing.remove(&id);
-        // While the journal stalls, agents come and go: what they are not there to hear is dropped.
-        let to_it = |effect: &Effect| matches!(effect, Effect::Direct { session, .. } if *session == id);
-        let other = |(_, effect): &(Revision, Effect)| !to_it(effect);
-        self.held.retain(other);
-        self.unconfirmed.retain(other);
-        self.confirming.retain(other);
-        if let Some(session) = self.sessions.remove(&id)
-            && self.active_sessions.get(&session.pool) == Some(&id)
+        self.sessions.syncing.remove(&id);
+        // While the journal stalls, agents come and go: what can't reach them any more is dropped.
+        self.durability.discard(|effect| matches!(effect, Effect::Direct { session, .. } if *session == id));
+        if let Some(session) = self.sessions.by_id.remove(&id)
+            && self.sessions.active.get(&session.pool) == Some(&id)
         {
-            self.active_sessions.remove(&session.pool);
+            self.sessions.active.remove(&session.pool);
         }
     }
 
@@ -147,7 +156,7 @@ impl Broker {
             Ok(_) => return,
             Err(rejection) => return self.refuse(id, refused_code(&rejection), &rejection.to_string()),
         };
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.by_id.get_mut(&id) else { return };
         if part == Part::Delta {
             return;
         }
@@ -172,8 +181,8 @@ impl Broker {
         reports: Vec<AttemptReport>,
         principal: &Principal,
     ) {
-        // Before anything is read from them: an older speaker's reports say nothing of this journal.
-        let stale = self.sessions.get(&id).is_none_or(|session| session.epoch != epoch);
+        // First of all: reports of an older session do not count.
+        let stale = self.sessions.by_id.get(&id).is_none_or(|session| session.epoch != epoch);
         if stale && !Mutant::TakeOldEpochs.is_on() {
             return self.refuse(id, RefusedCode::Superseded, "an older epoch");
         }
@@ -181,7 +190,7 @@ impl Broker {
         for report in reports {
             let (attempt, ended) = (report.attempt, matches!(report.status, AttemptStatus::Ended { .. }));
             if self.is_unknown_work(&report) {
-                // An outcome is for the journal that ordered it: until then it stays with the agent.
+                // An outcome belongs to the journal that ordered the attempt: until then the agent stores it.
                 unknown = unknown.or((!ended).then_some(attempt));
                 continue;
             }
@@ -199,32 +208,32 @@ impl Broker {
         let term = self.term;
         for stops in stops.chunks(STOPS_PER_MESSAGE_MAX) {
             let message = ToAgent::Stops { term, stops: stops.to_vec() };
-            self.hold(Effect::Direct { session: id, message });
+            self.hold_until_durable(Effect::Direct { session: id, message });
         }
         if !acknowledged.is_empty() {
             let message = ToAgent::Acknowledged { attempts: acknowledged };
-            self.hold(Effect::Direct { session: id, message });
+            self.hold_until_durable(Effect::Direct { session: id, message });
         }
         if let Some(attempt) = unknown {
-            // Until that has ended, the pool gets nothing new, and what it runs is left alone.
+            // Until that attempt has ended, the pool gets nothing new, and what it runs is left alone.
             let connectivity = Connectivity::Suspect;
             let _ = self.command(principal.clone(), Command::ChangeConnectivity { pool, connectivity });
             let message = format!("attempt {attempt} was never ordered by this journal");
             return self.refuse(id, RefusedCode::UnknownWork, &message);
         }
         if part == Part::FullEnd {
-            if let Some(session) = self.sessions.get_mut(&id) {
+            if let Some(session) = self.sessions.by_id.get_mut(&id) {
                 session.attempts_known = true;
             }
             self.make_ready(id);
         }
     }
 
-    /// A pool is ready once its agent has told both its nodes and its attempts.
+    /// A pool is ready once its agent has reported both its nodes and its attempts.
     fn make_ready(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(&id) else { return };
+        let Some(session) = self.sessions.by_id.get(&id) else { return };
         if session.nodes_known && session.attempts_known {
-            self.unreported_pools.remove(&session.pool);
+            self.recovery.unreported.remove(&session.pool);
             let (pool, principal) = (session.pool, session.principal.clone());
             if self.state.pool(pool).is_some_and(|pool| pool.connectivity != Connectivity::Ready) {
                 let _ = self.command(
@@ -235,23 +244,26 @@ impl Broker {
         }
     }
 
-    /// Sends what an event means for an agent.
+    /// Sends an agent the start order or the stop that an event stands for.
     pub(super) fn route(&mut self, record: &EventRecord) {
         match &record.event {
             Event::AttemptOrdered { order } => {
-                let Some(id) = self.active_sessions.get(&order.pool).copied() else { return };
-                let unsent = self.sessions.get(&id).and_then(|session| session.sent_to);
-                // What the full set has not come to yet, it will carry.
+                let Some(id) = self.sessions.active.get(&order.pool).copied() else { return };
+                let unsent = self.sessions.by_id.get(&id).and_then(|session| session.sent_to);
+                // What the full set has not reached yet, it will carry.
                 if unsent.is_none_or(|sent_to| order.unit <= sent_to) {
                     self.send_orders(id, Part::Delta, &[order.unit]);
                 }
             }
             Event::AttemptStopping { unit, .. } => {
                 let pool = self.state.attempt(*unit).map(|attempt| attempt.pool);
-                let Some(id) = pool.and_then(|pool| self.active_sessions.get(&pool)).copied() else { return };
+                let Some(id) = pool.and_then(|pool| self.sessions.active.get(&pool)).copied() else { return };
                 let stops: Vec<Stop> = self.stop_of(*unit).into_iter().collect();
                 let term = self.term;
-                self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+                self.hold_until_durable(Effect::Direct {
+                    session: id,
+                    message: ToAgent::Stops { term, stops },
+                });
             }
             _ => {}
         }
@@ -264,17 +276,17 @@ impl Broker {
         Some(Stop { attempt: attempt.id(self.state.journal()), reason: attempt.stop?, grace_ms })
     }
 
-    /// Goes on with the full sets of orders; tells whether more is to be sent.
+    /// Continues the full sets of start orders; returns whether more must be sent.
     ///
-    /// While pools are still to be heard none is sent: of what an older copy has ordered, and its agent
-    /// not launched yet, a newer one may have started the next attempt elsewhere.
+    /// None is sent during the recovery grace period: if the journal is a stale copy that ordered an attempt which
+    /// its agent has not started, a newer copy may have started the next attempt elsewhere.
     pub(super) fn sync_sessions(&mut self) -> bool {
         if self.in_recovery_grace() {
             return false;
         }
-        let ids: Vec<SessionId> = self.syncing.iter().copied().collect();
+        let ids: Vec<SessionId> = self.sessions.syncing.iter().copied().collect();
         for id in ids {
-            let Some(session) = self.sessions.get(&id) else { continue };
+            let Some(session) = self.sessions.by_id.get(&id) else { continue };
             let Some(from) = session.sent_to else { continue };
             let Some(pool) = self.state.pool(session.pool) else { continue };
             let after = (std::ops::Bound::Excluded(from), std::ops::Bound::Unbounded);
@@ -284,24 +296,27 @@ impl Broker {
             let stops: Vec<Stop> = units.iter().filter_map(|unit| self.stop_of(*unit)).collect();
             let term = self.term;
             if !stops.is_empty() {
-                self.hold(Effect::Direct { session: id, message: ToAgent::Stops { term, stops } });
+                self.hold_until_durable(Effect::Direct {
+                    session: id,
+                    message: ToAgent::Stops { term, stops },
+                });
             }
-            if let Some(session) = self.sessions.get_mut(&id) {
+            if let Some(session) = self.sessions.by_id.get_mut(&id) {
                 session.sent_to = if last { None } else { units.last().copied() };
             }
             if last {
-                self.syncing.remove(&id);
+                self.sessions.syncing.remove(&id);
             }
         }
-        !self.syncing.is_empty()
+        !self.sessions.syncing.is_empty()
     }
 
-    /// Sends orders with the specs that the session lacks, in messages of bounded size.
+    /// Sends start orders with the specs that the session lacks, in messages of bounded size.
     fn send_orders(&mut self, id: SessionId, part: Part, units: &[UnitId]) {
         let (mut specs, mut orders, mut bytes) = (Vec::new(), Vec::new(), 0);
         for unit in units {
             let Some((order, spec)) = self.order_of(*unit) else { continue };
-            let Some(session) = self.sessions.get_mut(&id) else { return };
+            let Some(session) = self.sessions.by_id.get_mut(&id) else { return };
             let (new, _) = session.specs.insert(order.spec);
             bytes += ORDER_BYTES + TASK_BYTES * order.tasks.len();
             if new {
@@ -310,7 +325,7 @@ impl Broker {
             if bytes > CHUNK_BYTES_MAX && !orders.is_empty() {
                 let part = if part == Part::Delta { Part::Delta } else { Part::FullMore };
                 let message = self.orders(part, std::mem::take(&mut specs), std::mem::take(&mut orders));
-                self.hold(Effect::Direct { session: id, message });
+                self.hold_until_durable(Effect::Direct { session: id, message });
                 bytes = 0;
             }
             if new {
@@ -320,7 +335,7 @@ impl Broker {
         }
         if part != Part::Delta || !orders.is_empty() {
             let message = self.orders(part, specs, orders);
-            self.hold(Effect::Direct { session: id, message });
+            self.hold_until_durable(Effect::Direct { session: id, message });
         }
     }
 

@@ -33,7 +33,11 @@ impl Broker {
         self.snapshot.chunk_in_flight = true;
         let effect = Effect::WriteChunk { revision, index, last, objects };
         // A chunk shows `revision`: it must not get to the disk before that revision does.
-        if revision <= self.durable { self.out.push(effect) } else { self.hold(effect) }
+        if revision <= self.durability.durable {
+            self.out.push(effect)
+        } else {
+            self.hold_until_durable(effect)
+        }
     }
 
     /// Begins a snapshot now, whatever has been written since the last.

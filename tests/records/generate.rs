@@ -184,8 +184,10 @@ fn number(rng: &mut StdRng, field: &Field) -> u64 {
         }
         // Bits of a journal's identity.
         "journal" => rng.random_range(1..1 << 50),
-        _ if field.kind == UINT32 => rng.random_range(1..1 << rng.random_range(1..32)),
-        _ => rng.random_range(1..1 << rng.random_range(1..62)),
+        _ => {
+            let bits = rng.random_range(1..if field.kind == UINT32 { 32 } else { 62 });
+            rng.random_range(1..1 << bits)
+        }
     }
 }
 
