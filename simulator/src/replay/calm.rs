@@ -250,7 +250,7 @@ impl<'a> Calm<'a> {
         match effect {
             agent::Effect::Connect => self.after(NETWORK_MS, Event::Connected(pool)),
             agent::Effect::Send(message) => self.after(NETWORK_MS, Event::ToBroker(pool, message)),
-            agent::Effect::StartRequest(start) => {
+            agent::Effect::Start(start) => {
                 self.running += 1;
                 self.after(0, Event::Begins(pool, start.order.attempt));
             }
@@ -262,7 +262,7 @@ impl<'a> Calm<'a> {
             }
             // No agent dies here, so none has anything to remember; nobody cancels anything.
             agent::Effect::Forget(_)
-            | agent::Effect::Remember(_)
+            | agent::Effect::StoreHighWater(_)
             | agent::Effect::RenewLease { .. }
             | agent::Effect::Stop(_)
             | agent::Effect::Disconnect => {}

@@ -272,7 +272,7 @@ impl World {
                 }
                 self.send_to_broker(index, message);
             }
-            Effect::StartRequest(start) => {
+            Effect::Start(start) => {
                 let attempt = start.order.attempt;
                 self.ask_backend(index, attempt, Step::Create(start));
             }
@@ -287,7 +287,7 @@ impl World {
                 self.agents[index].backend.renew(until);
                 self.at(until + 1, Event::LeaseCheck { agent: index });
             }
-            Effect::Remember(high_water) => {
+            Effect::StoreHighWater(high_water) => {
                 let host = &mut self.agents[index];
                 host.hello.high_water = Some(high_water);
                 if !self.fork_turns.contains_key(&high_water.writer_session) {
