@@ -102,7 +102,7 @@ fn learn() -> Duration {
     let started = Instant::now();
     let profile = mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first lesson is news");
     let took = started.elapsed();
-    assert_eq!(profile.kinds.len(), 256);
+    assert_eq!(profile.entries.len(), 256);
     took
 }
 

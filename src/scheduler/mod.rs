@@ -114,8 +114,8 @@ const SEED: u64 = 0;
 fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
     match policy {
         // Until something is known of what comes.
-        _ if profile.kinds.is_empty() => Scorer::BestFit,
-        Policy::Fgd => Scorer::Fgd(Fgd::new(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
+        _ if profile.entries.is_empty() => Scorer::BestFit,
+        Policy::Fgd => Scorer::Fgd(Fgd::new(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)))),
         // Of best fit, until what an earlier policy has learned is forgotten.
         Policy::Overflow | Policy::BestFit => {
             Scorer::Overflow(Overflow::of(profile, mix.turnover_percent(), SEED))
@@ -166,7 +166,7 @@ impl Scheduler {
                         self.fold_class(state, class);
                     }
                 }
-                Change::Line(class) => {
+                Change::ClaimReusable(class) => {
                     if let Some(kept @ ClassState::Full) = self.classes.get(class).copied() {
                         self.forget(*class, kept);
                         self.fold_class(state, *class);

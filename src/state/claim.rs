@@ -87,7 +87,7 @@ impl State {
         let Some(job) = self.jobs.get(&unit.job) else { return };
         let class = self.class_of(job, self.unit_group(unit));
         if let Some(class) = class.filter(|class| self.claim_depth_max(class.shape) > 0) {
-            out.push(Change::Line(class));
+            out.push(Change::ClaimReusable(class));
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use weir::broker::{Input, SessionId};
-use weir::model::exchange::{Arrival, FromAgent, Inbox, ToAgent};
+use weir::model::exchange::{FrameCheck, FrameCounter, FromAgent, ToAgent};
 
 use super::agent::AgentEvent;
 use super::broker::BrokerEvent;
@@ -47,7 +47,7 @@ struct Link {
 #[derive(Default)]
 struct Way {
     sent: u64,
-    inbox: Inbox,
+    inbox: FrameCounter,
     /// Frames arrive in order unless the weather is bad: none before this.
     from: u64,
     /// The receiving end is done with the connection.
@@ -223,8 +223,8 @@ impl World {
         if way.over {
             return Ok(());
         }
-        match way.inbox.arrive(number) {
-            Arrival::Take => {
+        match way.inbox.check(number) {
+            FrameCheck::InOrder => {
                 let hello = matches!(message, FromAgent::Hello(_));
                 let stale = self.is_stale(host, agent, &message);
                 let broker = self.brokers[host].machine.as_ref().filter(|_| !self.brokers[host].on_fork);
@@ -242,8 +242,8 @@ impl World {
                 }
                 if hello { self.check_hello(host, agent) } else { Ok(()) }
             }
-            Arrival::Repeated => Ok(()),
-            Arrival::Gap => {
+            FrameCheck::Repeated => Ok(()),
+            FrameCheck::Gap => {
                 self.close_link(session);
                 self.broker_step(host, Input::AgentGone { session })
             }
@@ -267,13 +267,13 @@ impl World {
             return Ok(());
         }
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
-        match link.ways[TO_AGENT].inbox.arrive(number) {
-            Arrival::Take => {
+        match link.ways[TO_AGENT].inbox.check(number) {
+            FrameCheck::InOrder => {
                 self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
             }
-            Arrival::Repeated => Ok(()),
-            Arrival::Gap => {
+            FrameCheck::Repeated => Ok(()),
+            FrameCheck::Gap => {
                 self.agents[agent].session = None;
                 self.drop_link_of_agent(session);
                 self.agent_step(agent, weir::agent::Input::Disconnected)

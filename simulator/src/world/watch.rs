@@ -88,7 +88,7 @@ impl Picture {
             Change::Queue(_)
             | Change::UsageFell(_)
             | Change::Class(_)
-            | Change::Line(_)
+            | Change::ClaimReusable(_)
             | Change::WorkloadProfile => {}
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Node;
 use super::overflow::overflow_of;
-use crate::model::demand::{Demand, Expected, WorkloadProfile};
+use crate::model::demand::{Demand, ProfileEntry, WorkloadProfile};
 use crate::model::limit::PROFILE_ENTRIES_MAX;
 
 /// Arrivals after which the weight of all before is halved: the mix of some thousand tasks is known
@@ -45,7 +45,7 @@ pub struct Mix {
 impl Mix {
     /// Goes on from what was learned. Tasks are expected to end as they come, until it is seen.
     pub fn resume(profile: &WorkloadProfile) -> Self {
-        let kinds = profile.kinds.iter().filter(|kind| kind.weight > 0);
+        let kinds = profile.entries.iter().filter(|kind| kind.weight > 0);
         let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
         let recent = profile.arrivals.min(HALVED_EVERY);
         Self {
@@ -113,10 +113,10 @@ impl Mix {
         let overflow = overflow_of(nodes, &mix, seed);
         let expected = |(demand, weight): (Arc<Demand>, u64)| {
             let overflow = overflow.get(&demand).copied().unwrap_or_default();
-            Expected { demand, weight, overflow }
+            ProfileEntry { demand, weight, overflow }
         };
         let profile =
-            WorkloadProfile { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
+            WorkloadProfile { arrivals: self.arrivals, entries: mix.into_iter().map(expected).collect() };
         let turnover_percent = self.gone.saturating_mul(100).checked_div(self.came).unwrap_or(100).min(100);
         let is_news = differs(last, &profile, |kind| kind.weight, MIX_NEWS)
             || differs(last, &profile, |kind| kind.overflow, OVERFLOW_NEWS)
@@ -129,16 +129,21 @@ impl Mix {
 }
 
 /// More than one in so many tasks would have to be another for the one distribution to become the other.
-fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
+fn differs(
+    old: &WorkloadProfile,
+    new: &WorkloadProfile,
+    weight: fn(&ProfileEntry) -> u64,
+    one_in: u128,
+) -> bool {
     let sum =
-        |profile: &WorkloadProfile| profile.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
+        |profile: &WorkloadProfile| profile.entries.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
     let (of_old, of_new) = (sum(old), sum(new));
     if of_old == 0 || of_new == 0 {
         return of_old != of_new;
     }
     let mut both = BTreeMap::<&Demand, (u128, u128)>::new();
-    old.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
-    new.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
+    old.entries.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
+    new.entries.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
     // Each task that is another is missing from one kind and surplus in another.
     let moved = both
         .values()

@@ -111,8 +111,8 @@ impl Overflow {
     pub fn of(profile: &WorkloadProfile, turnover_percent: u64, seed: u64) -> Self {
         let together_micros =
             1_000 * TOGETHER_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
-        let wide = wide_of(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
-        let overflow = profile.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
+        let wide = wide_of(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)));
+        let overflow = profile.entries.iter().map(|kind| (&*kind.demand, kind.overflow));
         Self { wide, together_micros, ..Self::drawn(overflow, seed) }
     }
 

@@ -2,7 +2,7 @@
 
 use super::codec::{Corrupt, Input, Record, record_enum, record_newtype, record_struct};
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
-use crate::model::demand::{Demand, DeviceDemand, Expected, WorkloadProfile};
+use crate::model::demand::{Demand, DeviceDemand, ProfileEntry, WorkloadProfile};
 use crate::model::device::{DeviceAmount, DeviceModel, DeviceModelId, DeviceShare};
 use crate::model::high_water::JournalKey;
 use crate::model::id::{
@@ -215,8 +215,8 @@ record_enum!(OutcomeKind {
 });
 record_struct!(DeviceDemand { models, amount });
 record_struct!(Demand { resources, devices, constraints, needs });
-record_struct!(Expected { demand, weight, overflow });
-record_struct!(WorkloadProfile { arrivals, kinds });
+record_struct!(ProfileEntry { demand, weight, overflow });
+record_struct!(WorkloadProfile { arrivals, entries });
 record_struct!(Outcome { kind, exit_code, signal, message });
 record_struct!(Placement { group, task, node, devices });
 
