@@ -103,7 +103,7 @@ fn update_profile() -> Duration {
     let profile =
         mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first update yields a profile");
     let took = started.elapsed();
-    assert_eq!(profile.kinds.len(), 256);
+    assert_eq!(profile.entries.len(), 256);
     took
 }
 

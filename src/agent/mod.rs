@@ -1,8 +1,8 @@
-//! The agent as a step machine: it reconciles what its backend runs with what its broker wants.
+//! The agent as a step machine: it reconciles the attempts at its backend with the orders of its broker.
 //!
-//! Its memory is the backend: each object there carries its attempt's id, and the agent adopts
-//! before it creates. It stops only what an order names, creates nothing after an order's
-//! start-by time, and repeats outcomes until the broker says that they are durable.
+//! The backend is its only storage: each object there carries its attempt's id, and the agent adopts an
+//! existing object before it creates one. It stops an attempt only on a stop, creates nothing after an
+//! order's `start_by`, and repeats outcomes until the broker has acknowledged them as durable.
 
 mod reconcile;
 #[cfg(test)]
@@ -22,28 +22,22 @@ use crate::model::pool::NodeSpec;
 use crate::model::spec::{JobSpec, OnPoolLost};
 use crate::model::time::Timestamp;
 
-/// What happens to the agent.
+/// An input of the agent.
 #[derive(Debug)]
 pub enum Input {
-    /// The backend has told all of its nodes and attempts: the agent may speak.
-    InitialSync {
-        nodes: Vec<NodeSpec>,
-        attempts: Vec<ObservedAttempt>,
-    },
-    /// The connection stands; the hello may go out.
+    /// The backend has listed all of its nodes and attempts: the agent may connect.
+    InitialSync { nodes: Vec<NodeSpec>, attempts: Vec<ObservedAttempt> },
+    /// The connection is established: the hello can be sent.
     Connected,
+    /// The connection was lost, or could not be established.
     Disconnected,
+    /// A message from the broker.
     FromBroker(ToAgent),
-    /// Nodes that are new or altered, and names of those that are gone.
-    NodesChanged {
-        nodes: Vec<NodeSpec>,
-        removed: Vec<String>,
-    },
-    /// An attempt moved on at the backend.
-    StatusChanged {
-        attempt: AttemptId,
-        status: AttemptStatus,
-    },
+    /// Nodes that are new or altered, and the names of removed ones.
+    NodesChanged { nodes: Vec<NodeSpec>, removed: Vec<String> },
+    /// The status of an attempt changed at the backend.
+    StatusChanged { attempt: AttemptId, status: AttemptStatus },
+    /// The time of the last [`Effect::WakeAt`] has come.
     Wake,
 }
 
@@ -51,118 +45,132 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedAttempt {
     pub attempt: AttemptId,
+    /// The revision that ordered it, as stored with the object.
     pub ordered_revision: Revision,
+    /// On this agent's clock.
     pub start_by: Timestamp,
-    /// As it came with the order.
+    /// The order's high-water mark, as stored with the object; `None` if it has none.
     pub high_water: Option<HighWaterMark>,
     pub status: AttemptStatus,
 }
 
-/// What is to be done. Effects on one attempt must be carried out in their order.
+/// An action that the agent requests. Effects on one attempt must be executed in their order.
 #[derive(Debug)]
 pub enum Effect {
+    /// Open a connection, and report it with [`Input::Connected`] or [`Input::Disconnected`].
     Connect,
+    /// Close the connection.
     Disconnect,
+    /// Send a message to the broker.
     Send(FromAgent),
-    /// Create the attempt unless it is there; `StatusChanged` tells what became of it.
-    StartRequest(Box<StartRequest>),
+    /// Start the attempt unless the backend already has it, and report its status with
+    /// [`Input::StatusChanged`].
+    Start(Box<StartRequest>),
+    /// Stop the attempt.
     Stop(Stop),
-    /// The outcome is durable at the broker: the object or tombstone may go.
+    /// Delete the attempt's object or tombstone: its outcome is durable at the broker.
     Forget(AttemptId),
-    /// Attempts with a lease may go on until then, by this agent's clock.
-    RenewLease {
-        until: Timestamp,
-    },
-    /// Keep this for the next life: it goes into that one's hello.
-    Remember(HighWaterMark),
-    /// Step again no later than this.
+    /// Let attempts with a lease run until then, on this agent's clock.
+    RenewLease { until: Timestamp },
+    /// Store this for the hello of the agent's next process.
+    StoreHighWater(HighWaterMark),
+    /// Step again at this time at the latest.
     WakeAt(Timestamp),
 }
 
-/// An order with its spec.
+/// A start order with its job spec, for the backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StartRequest {
     pub order: StartOrder,
     pub spec: Arc<JobSpec>,
-    /// By this agent's clock: never create after this.
+    /// On this agent's clock: the backend must not create the attempt later.
     pub start_by: Timestamp,
-    /// It ends when the lease does.
+    /// The attempt must be stopped when the pool's lease expires.
     pub leased: bool,
 }
 
-/// The first and the longest window within which the next try to connect falls, anywhere: a broker
-/// that is back must not be without its pools for long, nor meet a thousand agents at once.
+/// First and longest window, in milliseconds, in which the next connection attempt falls at a random time. A
+/// broker that has restarted must have its pools back soon, but not a thousand agents at once.
 const BACKOFF_MS: (u64, u64) = (1_000, 5_000);
-/// Reports in one message.
+/// Reports in one message: far below what a broker accepts, so that each is a short step for it.
 const REPORTS_MAX: usize = 256;
 /// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
 const NODES_MAX: usize = 64;
-/// Silence after which the broker is taken for gone.
+/// Time without a message after which the connection counts as lost.
 const HEARTBEAT_TIMEOUT_MS: u64 = 10_000;
-/// Heartbeats whose sending time is remembered: later answers renew nothing.
+/// Heartbeats whose sending time is stored. An answer to an older one renews no lease.
 const HEARTBEATS_MAX: usize = 16;
 
-/// The agent's machine.
+/// The agent's step machine.
 #[derive(Debug)]
 pub struct Agent {
+    /// Sent at the start of each session; holds the newest high-water mark.
     hello: Hello,
     now: Timestamp,
-    opened: bool,
-    link: Link,
+    /// The backend has listed its nodes and attempts.
+    synced: bool,
+    connection: Connection,
     nodes: BTreeMap<String, NodeSpec>,
     attempts: BTreeMap<AttemptId, TrackedAttempt>,
-    /// Attempts that wait, by the one whose place they take.
+    /// Waiting attempts, by the attempt that they are queued behind.
     successors: BTreeMap<AttemptId, BTreeSet<AttemptId>>,
-    /// When waiting attempts must not be started any more.
+    /// Waiting attempts by their `start_by`, after which they must not be started.
     expiring: BTreeSet<(Timestamp, AttemptId)>,
-    /// Ended attempts whose outcome is durable at the broker, by when they may be forgotten.
+    /// Ended attempts whose outcome is durable at the broker, by the time at which they may be deleted.
     forgettable: BTreeSet<(Timestamp, AttemptId)>,
-    /// Orders that wait for the end of something else of their name, with their revisions.
+    /// Orders whose id is in use by another attempt that has to end first, with their revisions.
     stale_ids: BTreeMap<AttemptId, Revision>,
-    /// Whose term it is: terms of two journals are not to be compared.
+    /// The journal of `term`: terms of two journals are not comparable.
     journal: JournalId,
     term: Term,
     lease_until: Timestamp,
-    tries: u32,
-    /// Spreads reconnects: a counter-based hash of the instance.
+    /// Connections lost or refused since the last session was established.
+    retries: u32,
+    /// State of the generator that spreads reconnects, seeded with the instance.
     jitter: u64,
-    reports: BTreeSet<AttemptId>,
-    out: Vec<Effect>,
+    /// Attempts whose status must be reported.
+    unreported: BTreeSet<AttemptId>,
+    /// Effects of the current step.
+    effects: Vec<Effect>,
 }
 
 /// The connection to the broker.
 #[derive(Debug)]
-enum Link {
+enum Connection {
     Down {
         retry_at: Timestamp,
     },
     Connecting,
-    /// The hello is sent, the accepted has not come.
+    /// The hello was sent; the broker has not answered.
     Handshaking {
         sent_at: Timestamp,
     },
-    Up(Box<Up>),
+    Up(Box<Session>),
 }
 
+/// An established session.
 #[derive(Debug)]
-struct Up {
+struct Session {
     accepted: Accepted,
-    /// This agent's clock less the broker's, in milliseconds.
+    /// This agent's clock minus the broker's, in milliseconds.
     skew_ms: i64,
+    /// When the next heartbeat is due.
     heartbeat_at: Timestamp,
-    /// When the broker last spoke.
+    /// When the broker's last message was received.
     last_received_at: Timestamp,
+    /// Number of the last heartbeat sent.
     sequence: u64,
-    sent: VecDeque<(u64, Timestamp)>,
-    window: SpecWindow,
+    /// Unanswered heartbeats with their sending times, oldest first.
+    heartbeats_sent: VecDeque<(u64, Timestamp)>,
+    spec_window: SpecWindow,
     specs: BTreeMap<SpecId, Arc<JobSpec>>,
-    /// The full set of orders is in: an attempt that is not known now is gone.
-    orders_known: bool,
-    /// Out of the window, but the message at hand may need them.
-    stale_specs: Vec<SpecId>,
+    /// The full set of orders has been received: an attempt that is not tracked has ended.
+    orders_complete: bool,
+    /// Specs that left the window during the current message, whose orders may still refer to them.
+    evicted_specs: Vec<SpecId>,
 }
 
-/// An attempt that this agent knows of.
+/// An attempt at the backend, or ordered for it.
 #[derive(Debug)]
 struct TrackedAttempt {
     ordered_revision: Revision,
@@ -172,29 +180,30 @@ struct TrackedAttempt {
 
 #[derive(Debug)]
 enum TrackedState {
-    /// Ordered, to be launched when the attempt it follows is gone.
+    /// Ordered; it is started when the attempt that it is queued behind has ended.
     Waiting(Box<StartRequest>),
-    /// At the backend; without a status it is on the way there, and nothing is told of it: who hears that it
-    /// starts takes it for lost when the backend doesn't know it.
+    /// Started. `None` until the backend confirms the start. Until then the status must not be reported: the
+    /// broker would treat a reported start as lost if the agent died and the backend never had the attempt.
     Present(Option<AttemptStatus>),
-    /// Ended; `at_backend` tells whether there is something to forget.
-    Gone {
+    /// Ended. `at_backend` is true if the backend has an object or tombstone to delete.
+    Ended {
         status: AttemptStatus,
         at_backend: bool,
-        /// It never had its place: whoever follows it waits for this one instead.
-        ahead: Option<AttemptId>,
+        /// The attempt that this one was queued behind, if it was never started: its successors wait for that
+        /// attempt instead.
+        predecessor: Option<AttemptId>,
     },
 }
 
 impl Agent {
-    /// An agent that will speak for the pool in `hello`.
+    /// Makes the agent of the pool in `hello`. It connects after [`Input::InitialSync`].
     pub fn new(hello: Hello, now: Timestamp) -> Self {
         let jitter = hello.instance.0 as u64 | 1;
         Self {
             hello,
             now,
-            opened: false,
-            link: Link::Down { retry_at: now },
+            synced: false,
+            connection: Connection::Down { retry_at: now },
             nodes: BTreeMap::new(),
             attempts: BTreeMap::new(),
             successors: BTreeMap::new(),
@@ -204,70 +213,71 @@ impl Agent {
             journal: JournalId::default(),
             term: Term(0),
             lease_until: Timestamp(0),
-            tries: 0,
+            retries: 0,
             jitter,
-            reports: BTreeSet::new(),
-            out: Vec::new(),
+            unreported: BTreeSet::new(),
+            effects: Vec::new(),
         }
     }
 
-    /// Takes one input and says what is to be done.
+    /// Processes one input and returns the effects to execute, in order. The last is [`Effect::WakeAt`].
+    ///
+    /// A `now` before that of an earlier step counts as that one.
     pub fn step(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
         self.now = self.now.max(now);
         match input {
-            Input::InitialSync { nodes, attempts } => self.open(nodes, attempts),
+            Input::InitialSync { nodes, attempts } => self.apply_initial_sync(nodes, attempts),
             Input::Connected => self.send_hello(),
-            Input::Disconnected => self.lose_link(),
+            Input::Disconnected => self.reset_connection(),
             Input::FromBroker(message) => self.receive(message),
             Input::NodesChanged { nodes, removed } => self.change_nodes(nodes, removed),
-            Input::StatusChanged { attempt, status } => self.note_status(attempt, status),
+            Input::StatusChanged { attempt, status } => self.update_status(attempt, status),
             Input::Wake => {}
         }
         self.disconnect_if_timed_out();
         self.connect_if_due();
-        self.beat_if_due();
+        self.send_heartbeat_if_due();
         self.expire_due();
         self.forget_due();
         self.send_reports();
-        self.out.push(Effect::WakeAt(self.next_wake()));
-        std::mem::take(&mut self.out)
+        self.effects.push(Effect::WakeAt(self.next_wake()));
+        std::mem::take(&mut self.effects)
     }
 
-    /// The session with the broker stands.
+    /// True while a session with the broker is established.
     pub fn is_up(&self) -> bool {
-        matches!(self.link, Link::Up(_))
+        matches!(self.connection, Connection::Up(_))
     }
 
-    /// How many nodes the pool has.
+    /// Returns the number of nodes of the pool.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    fn open(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<ObservedAttempt>) {
-        self.opened = true;
+    fn apply_initial_sync(&mut self, nodes: Vec<NodeSpec>, attempts: Vec<ObservedAttempt>) {
+        self.synced = true;
         self.nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
-        for seen in attempts {
-            self.note_high_water(seen.high_water);
-            let ended = matches!(seen.status, AttemptStatus::Ended { .. });
+        for observed in attempts {
+            self.update_high_water(observed.high_water);
+            let ended = matches!(observed.status, AttemptStatus::Ended { .. });
             let state = if ended {
-                TrackedState::Gone { status: seen.status, at_backend: true, ahead: None }
+                TrackedState::Ended { status: observed.status, at_backend: true, predecessor: None }
             } else {
-                TrackedState::Present(Some(seen.status))
+                TrackedState::Present(Some(observed.status))
             };
-            let local =
-                TrackedAttempt { ordered_revision: seen.ordered_revision, start_by: seen.start_by, state };
-            self.attempts.insert(seen.attempt, local);
+            let ObservedAttempt { attempt, ordered_revision, start_by, .. } = observed;
+            self.attempts.insert(attempt, TrackedAttempt { ordered_revision, start_by, state });
         }
     }
 
-    /// When a broker that says nothing is taken for gone: a half-open connection tells nobody.
+    /// When the connection counts as lost if no message arrives: a half-open connection reports no error.
     fn timeout_at(&self) -> Timestamp {
-        match &self.link {
-            Link::Handshaking { sent_at } => sent_at.plus_ms(HEARTBEAT_TIMEOUT_MS),
-            Link::Up(up) => {
-                up.last_received_at.plus_ms(HEARTBEAT_TIMEOUT_MS.max(3 * up.accepted.heartbeat_ms))
+        match &self.connection {
+            Connection::Handshaking { sent_at } => sent_at.plus_ms(HEARTBEAT_TIMEOUT_MS),
+            Connection::Up(session) => {
+                session.last_received_at.plus_ms(HEARTBEAT_TIMEOUT_MS.max(3 * session.accepted.heartbeat_ms))
             }
-            Link::Down { .. } | Link::Connecting => Timestamp::NEVER,
+            Connection::Down { .. } | Connection::Connecting => Timestamp::NEVER,
         }
     }
 
@@ -278,50 +288,52 @@ impl Agent {
     }
 
     fn connect_if_due(&mut self) {
-        if let Link::Down { retry_at } = self.link
-            && self.opened
+        if let Connection::Down { retry_at } = self.connection
+            && self.synced
             && retry_at <= self.now
         {
-            self.link = Link::Connecting;
-            self.out.push(Effect::Connect);
+            self.connection = Connection::Connecting;
+            self.effects.push(Effect::Connect);
         }
     }
 
     fn send_hello(&mut self) {
-        if matches!(self.link, Link::Connecting) {
-            self.link = Link::Handshaking { sent_at: self.now };
-            self.out.push(Effect::Send(FromAgent::Hello(self.hello.clone())));
+        if matches!(self.connection, Connection::Connecting) {
+            self.connection = Connection::Handshaking { sent_at: self.now };
+            self.effects.push(Effect::Send(FromAgent::Hello(self.hello.clone())));
         }
     }
 
-    fn lose_link(&mut self) {
-        if matches!(self.link, Link::Down { .. }) {
+    /// Drops the session and what depends on it, and schedules the next connection attempt.
+    fn reset_connection(&mut self) {
+        if matches!(self.connection, Connection::Down { .. }) {
             return;
         }
-        self.tries = self.tries.saturating_add(1);
+        self.retries = self.retries.saturating_add(1);
         let (first, most) = BACKOFF_MS;
-        let window_ms = first.checked_shl(self.tries.saturating_sub(1).min(16)).unwrap_or(most).min(most);
-        // Splitmix64: a thousand agents that lost one broker must not come back as one.
+        let window_ms = first.checked_shl(self.retries.saturating_sub(1).min(16)).unwrap_or(most).min(most);
+        // As in SplitMix64 (Steele, Lea and Flood 2014): agents that lost one broker must not reconnect at
+        // the same time.
         self.jitter = self.jitter.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.jitter ^ (self.jitter >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let wait_ms = 1 + (mixed >> 33) % window_ms;
-        self.link = Link::Down { retry_at: self.now.plus_ms(wait_ms) };
-        self.reports.clear();
-        // Orders that were not begun come again with the next full set, if they still stand.
-        self.attempts.retain(|_, local| !matches!(local.state, TrackedState::Waiting(_)));
+        self.connection = Connection::Down { retry_at: self.now.plus_ms(wait_ms) };
+        self.unreported.clear();
+        // The next full set repeats the orders of waiting attempts that are still valid.
+        self.attempts.retain(|_, tracked| !matches!(tracked.state, TrackedState::Waiting(_)));
         self.successors.clear();
         self.expiring.clear();
         self.stale_ids.clear();
     }
 
     fn disconnect(&mut self) {
-        self.out.push(Effect::Disconnect);
-        self.lose_link();
+        self.effects.push(Effect::Disconnect);
+        self.reset_connection();
     }
 
     fn receive(&mut self, message: ToAgent) {
-        if let Link::Up(up) = &mut self.link {
-            up.last_received_at = self.now;
+        if let Connection::Up(session) = &mut self.connection {
+            session.last_received_at = self.now;
         }
         let term = match &message {
             ToAgent::Orders { term, .. }
@@ -330,41 +342,42 @@ impl Agent {
             ToAgent::Accepted(_) | ToAgent::Refused { .. } | ToAgent::Acknowledged { .. } => self.term,
         };
         if term < self.term {
-            // A deposed broker: its orders are void.
+            // The broker is deposed: its orders are not valid.
             return self.disconnect();
         }
         match message {
             ToAgent::Accepted(accepted) => self.begin_session(accepted),
             ToAgent::Refused { code, .. } => {
-                // Trying again at once would only take turns with whoever was let in.
-                self.tries = match code {
+                // With the longest back-off: an immediate reconnect would displace the accepted session,
+                // which would then do the same.
+                self.retries = match code {
                     RefusedCode::PoolClaimed
                     | RefusedCode::Superseded
                     | RefusedCode::InvalidPool
                     | RefusedCode::UnknownWork => 6,
-                    RefusedCode::ProtocolError | RefusedCode::Unavailable => self.tries,
+                    RefusedCode::ProtocolError | RefusedCode::Unavailable => self.retries,
                 };
                 self.disconnect();
             }
-            ToAgent::Orders { part, specs, orders, .. } => self.take_orders(part, specs, orders),
-            ToAgent::Stops { stops, .. } => stops.into_iter().for_each(|stop| self.take_stop(stop)),
+            ToAgent::Orders { part, specs, orders, .. } => self.handle_orders(part, specs, orders),
+            ToAgent::Stops { stops, .. } => stops.into_iter().for_each(|stop| self.handle_stop(stop)),
             ToAgent::Acknowledged { attempts } => {
                 attempts.into_iter().for_each(|attempt| self.acknowledge(attempt))
             }
             ToAgent::HeartbeatAnswer { sequence, now, high_water, .. } => {
-                self.remember(high_water);
+                self.store_high_water(high_water);
                 self.renew(sequence, now);
             }
         }
     }
 
-    /// The session stands: full sets go out.
+    /// Establishes the session and sends the full sets of nodes and attempts.
     fn begin_session(&mut self, accepted: Accepted) {
-        let Link::Handshaking { sent_at } = self.link else { return self.disconnect() };
-        // A deposed broker has nothing newer than what its successor has told. A journal that was put
-        // back after an older copy of it had been in use has, whatever that copy's terms were.
+        let Connection::Handshaking { sent_at } = self.connection else { return self.disconnect() };
+        // A deposed broker has no newer high-water mark than its successor has sent. A journal that was
+        // restored after an older copy of it had been in use has one, whatever the terms of that copy were.
         let newer = |high_water: &HighWaterMark| {
-            self.hello.high_water.is_some_and(|seen| seen.revision < high_water.revision)
+            self.hello.high_water.is_some_and(|newest| newest.revision < high_water.revision)
         };
         let deposed = accepted.journal == self.journal && accepted.term < self.term;
         if deposed && !accepted.high_water.as_ref().is_some_and(newer) {
@@ -372,22 +385,22 @@ impl Agent {
         }
         self.journal = accepted.journal;
         self.term = accepted.term;
-        self.remember(accepted.high_water);
-        self.tries = 0;
-        // The broker has heard the hello: it counts as the first heartbeat.
+        self.store_high_water(accepted.high_water);
+        self.retries = 0;
+        // The hello was received, so it counts as the first heartbeat.
         self.extend_lease(sent_at.plus_ms(accepted.lease_ms));
         let skew_ms = skew_ms(sent_at, accepted.now);
-        self.link = Link::Up(Box::new(Up {
+        self.connection = Connection::Up(Box::new(Session {
             accepted,
             skew_ms,
             heartbeat_at: self.now,
             last_received_at: self.now,
             sequence: 0,
-            sent: VecDeque::new(),
-            window: SpecWindow::default(),
+            heartbeats_sent: VecDeque::new(),
+            spec_window: SpecWindow::default(),
             specs: BTreeMap::new(),
-            orders_known: false,
-            stale_specs: Vec::new(),
+            orders_complete: false,
+            evicted_specs: Vec::new(),
         }));
         let nodes: Vec<NodeSpec> = self.nodes.values().cloned().collect();
         let mut chunks = nodes.chunks(NODES_MAX).peekable();
@@ -395,7 +408,7 @@ impl Agent {
             let nodes = chunks.next().map(<[NodeSpec]>::to_vec).unwrap_or_default();
             let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
             let inventory = Inventory { epoch: accepted.epoch, part, nodes, removed: Vec::new() };
-            self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
+            self.effects.push(Effect::Send(FromAgent::Inventory(inventory)));
             if part == Part::FullEnd {
                 break;
             }
@@ -406,38 +419,38 @@ impl Agent {
         loop {
             let reports = chunks.next().map(<[AttemptReport]>::to_vec).unwrap_or_default();
             let part = if chunks.peek().is_some() { Part::FullMore } else { Part::FullEnd };
-            self.out.push(Effect::Send(FromAgent::Observed { epoch: accepted.epoch, part, reports }));
+            self.effects.push(Effect::Send(FromAgent::Observed { epoch: accepted.epoch, part, reports }));
             if part == Part::FullEnd {
                 break;
             }
         }
     }
 
-    fn beat_if_due(&mut self) {
+    fn send_heartbeat_if_due(&mut self) {
         let now = self.now;
-        let Link::Up(up) = &mut self.link else { return };
-        if up.heartbeat_at > now {
+        let Connection::Up(session) = &mut self.connection else { return };
+        if session.heartbeat_at > now {
             return;
         }
-        up.heartbeat_at = now.plus_ms(up.accepted.heartbeat_ms);
-        up.sequence += 1;
-        up.sent.push_back((up.sequence, now));
-        if up.sent.len() > HEARTBEATS_MAX {
-            up.sent.pop_front();
+        session.heartbeat_at = now.plus_ms(session.accepted.heartbeat_ms);
+        session.sequence += 1;
+        session.heartbeats_sent.push_back((session.sequence, now));
+        if session.heartbeats_sent.len() > HEARTBEATS_MAX {
+            session.heartbeats_sent.pop_front();
         }
-        let message = FromAgent::Heartbeat { epoch: up.accepted.epoch, sequence: up.sequence };
-        self.out.push(Effect::Send(message));
+        let message = FromAgent::Heartbeat { epoch: session.accepted.epoch, sequence: session.sequence };
+        self.effects.push(Effect::Send(message));
     }
 
-    /// Keeps the newest stamp: it shows a broker on an older disk that there was more. Tells whether
-    /// it is a new one.
-    fn note_high_water(&mut self, high_water: Option<HighWaterMark>) -> bool {
+    /// Replaces the high-water mark of the hello if this one is newer, and returns whether it was. The newest
+    /// mark proves to a broker on an older copy of its journal that events are missing.
+    fn update_high_water(&mut self, high_water: Option<HighWaterMark>) -> bool {
         let Some(high_water) = high_water else { return false };
-        let is_new = self.hello.high_water.is_none_or(|seen| {
-            if seen.journal == high_water.journal {
-                seen.revision < high_water.revision
+        let is_new = self.hello.high_water.is_none_or(|newest| {
+            if newest.journal == high_water.journal {
+                newest.revision < high_water.revision
             } else {
-                // What is left of another journal's work must not displace the present one's.
+                // A mark left by another journal's work must not replace the current journal's.
                 high_water.journal == self.journal
             }
         });
@@ -447,26 +460,29 @@ impl Agent {
         is_new
     }
 
-    /// The same, also for the agent's next life. Stamps of orders are kept with their attempts.
-    fn remember(&mut self, high_water: Option<HighWaterMark>) {
-        if self.note_high_water(high_water) {
-            self.out.extend(high_water.map(Effect::Remember));
+    /// Updates the high-water mark, and stores it for the agent's next process. Marks of orders need no such
+    /// storage: the backend stores them with their attempts.
+    fn store_high_water(&mut self, high_water: Option<HighWaterMark>) {
+        if self.update_high_water(high_water) {
+            self.effects.extend(high_water.map(Effect::StoreHighWater));
         }
     }
 
-    /// The lease counts from when the answered heartbeat was sent.
-    fn renew(&mut self, sequence: u64, last_received_at: Timestamp) {
-        let Link::Up(up) = &mut self.link else { return };
-        while let Some((number, sent_at)) = up.sent.front().copied().filter(|(number, _)| *number <= sequence)
+    /// Extends the lease, counted from when the answered heartbeat was sent. `broker_now` is the broker's
+    /// clock when it received that heartbeat.
+    fn renew(&mut self, sequence: u64, broker_now: Timestamp) {
+        let Connection::Up(session) = &mut self.connection else { return };
+        while let Some((number, sent_at)) =
+            session.heartbeats_sent.front().copied().filter(|(number, _)| *number <= sequence)
         {
-            up.sent.pop_front();
+            session.heartbeats_sent.pop_front();
             if number == sequence {
-                // Clocks drift apart: in a day by seconds. An older broker doesn't say.
-                if last_received_at != Timestamp::default() {
-                    up.skew_ms = skew_ms(sent_at, last_received_at);
+                // Clocks drift apart by seconds a day. A broker of an older version sends 0.
+                if broker_now != Timestamp::default() {
+                    session.skew_ms = skew_ms(sent_at, broker_now);
                 }
                 let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
-                let until = sent_at.plus_ms(up.accepted.lease_ms);
+                let until = sent_at.plus_ms(session.accepted.lease_ms);
                 return self.extend_lease(until);
             }
         }
@@ -475,7 +491,7 @@ impl Agent {
     fn extend_lease(&mut self, until: Timestamp) {
         if until > self.lease_until {
             self.lease_until = until;
-            self.out.push(Effect::RenewLease { until });
+            self.effects.push(Effect::RenewLease { until });
         }
     }
 
@@ -486,31 +502,36 @@ impl Agent {
         for node in &nodes {
             self.nodes.insert(node.name.clone(), node.clone());
         }
-        let Link::Up(up) = &self.link else { return };
-        let inventory = Inventory { epoch: up.accepted.epoch, part: Part::Delta, nodes, removed };
-        self.out.push(Effect::Send(FromAgent::Inventory(inventory)));
+        let Connection::Up(session) = &self.connection else { return };
+        let inventory = Inventory { epoch: session.accepted.epoch, part: Part::Delta, nodes, removed };
+        self.effects.push(Effect::Send(FromAgent::Inventory(inventory)));
     }
 
     fn next_wake(&self) -> Timestamp {
-        let link = match &self.link {
-            Link::Down { retry_at } if self.opened => *retry_at,
-            Link::Up(up) => up.heartbeat_at,
-            Link::Down { .. } | Link::Connecting | Link::Handshaking { .. } => Timestamp::NEVER,
+        let connection = match &self.connection {
+            Connection::Down { retry_at } if self.synced => *retry_at,
+            Connection::Up(session) => session.heartbeat_at,
+            Connection::Down { .. } | Connection::Connecting | Connection::Handshaking { .. } => {
+                Timestamp::NEVER
+            }
         };
         let forget = self.forgettable.first().map_or(Timestamp::NEVER, |(at, _)| *at);
-        // A waiting attempt may be started until its start-by, and comes back after it.
+        // A waiting attempt may be started until its `start_by`, inclusive, and expires after it.
         let expire = self.expiring.first().map_or(Timestamp::NEVER, |(at, _)| at.plus_ms(1));
-        link.min(forget).min(expire).min(self.timeout_at()).max(self.now)
+        connection.min(forget).min(expire).min(self.timeout_at()).max(self.now)
     }
 }
 
-/// How far this agent's clock is ahead of the broker's, as a message says that was sent and heard
-/// at these times: less the way there, so that what must not start late rather starts not at all.
-fn skew_ms(sent_at: Timestamp, last_received_at: Timestamp) -> i64 {
-    i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(last_received_at.0).unwrap_or(0)
+/// Returns by how many milliseconds this agent's clock is ahead of the broker's, from a message sent at
+/// `sent_at` on the one and received at `received_at` on the other.
+///
+/// The result is too low by the message's transit time. That is the safe side: an attempt may miss its
+/// `start_by`, but never starts after it.
+fn skew_ms(sent_at: Timestamp, received_at: Timestamp) -> i64 {
+    i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(received_at.0).unwrap_or(0)
 }
 
-/// It was ordered with a lease.
+/// True if attempts of the spec run with a lease.
 fn is_leased(spec: &JobSpec) -> bool {
     spec.on_pool_lost == OnPoolLost::Requeue
 }

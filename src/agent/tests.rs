@@ -1,4 +1,4 @@
-//! The agent's machine by itself, input by input.
+//! The agent's step machine alone, input by input.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn step(agent: &mut Agent, input: Input) -> Vec<Effect> {
     agent.step(NOW, input)
 }
 
-/// A session begins; tells which attempts its full set names.
+/// Begins a session and returns the attempts in its full set.
 fn begin_session(agent: &mut Agent) -> Vec<AttemptId> {
     step(agent, Input::Connected);
     let accepted = Accepted {
@@ -30,15 +30,15 @@ fn begin_session(agent: &mut Agent) -> Vec<AttemptId> {
         high_water: None,
     };
     let effects = step(agent, Input::FromBroker(ToAgent::Accepted(accepted)));
-    let told = effects.into_iter().filter_map(|effect| match effect {
+    let reported = effects.into_iter().filter_map(|effect| match effect {
         Effect::Send(FromAgent::Observed { reports, .. }) => Some(reports),
         _ => None,
     });
-    told.flatten().map(|report| report.attempt).collect()
+    reported.flatten().map(|report| report.attempt).collect()
 }
 
 #[test]
-fn launch_that_the_backend_has_not_confirmed_is_not_told_as_starting() {
+fn start_that_the_backend_has_not_confirmed_is_not_reported() {
     let pool = PoolSpec {
         name: "p".into(),
         region: RegionCode::parse("CN-CQ").unwrap(),
@@ -67,8 +67,9 @@ fn launch_that_the_backend_has_not_confirmed_is_not_told_as_starting() {
     let specs = vec![(SpecId([1; 16]), Arc::new(minimal()))];
     let orders = ToAgent::Orders { term: Term(1), part: Part::FullEnd, specs, orders: vec![order] };
     let effects = step(&mut agent, Input::FromBroker(orders));
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::StartRequest(_))));
-    // Would it be told, and this agent die, the next one would find nothing of what "was starting".
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Start(_))));
+    // If the agent reported it and died, the backend might have no record of a start that the broker counts
+    // on.
     step(&mut agent, Input::Disconnected);
     agent.step(NOW.plus_ms(60_000), Input::Wake);
     assert_eq!(begin_session(&mut agent), []);

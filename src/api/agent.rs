@@ -13,7 +13,7 @@ use super::client::Client;
 use super::proto::v1;
 use super::{convert, error, intake};
 use crate::broker::{Answer, Query};
-use crate::model::exchange::{Arrival, FromAgent, Hello, Inbox, RefusedCode, ToAgent};
+use crate::model::exchange::{FrameCheck, FrameCounter, FromAgent, Hello, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
 use crate::pools::{ReadLogs, Stream as PoolStream};
 use crate::runtime::agent::{Connection, Dial};
@@ -45,7 +45,7 @@ impl v1::agent_service_server::AgentService for Agents {
         let (sender, receiver) = mpsc::channel(64);
         let broker = self.broker.clone();
         tokio::spawn(async move {
-            let (mut inbox, mut number) = (Inbox::default(), 0);
+            let (mut inbox, mut number) = (FrameCounter::default(), 0);
             loop {
                 tokio::select! {
                     frame = incoming.next() => {
@@ -153,15 +153,15 @@ impl v1::agent_service_server::AgentService for Agents {
 }
 
 /// A frame's message, unless it is a repetition; or why the session must end.
-fn read_frame(inbox: &mut Inbox, frame: v1::SyncRequest) -> Result<Option<FromAgent>, ToAgent> {
+fn read_frame(inbox: &mut FrameCounter, frame: v1::SyncRequest) -> Result<Option<FromAgent>, ToAgent> {
     let refused = |message: String| ToAgent::Refused { code: RefusedCode::ProtocolError, message };
     if frame.number == 0 {
         return Err(refused("number: 0, but a session's frames count from 1".to_owned()));
     }
-    match inbox.arrive(frame.number) {
-        Arrival::Repeated => return Ok(None),
-        Arrival::Gap => return Err(refused(format!("number: {} skips a frame", frame.number))),
-        Arrival::Take => {}
+    match inbox.check(frame.number) {
+        FrameCheck::Repeated => return Ok(None),
+        FrameCheck::Gap => return Err(refused(format!("number: {} skips a frame", frame.number))),
+        FrameCheck::InOrder => {}
     }
     let Some(body) = frame.body else {
         return Err(refused("body: name hello, inventory, observed or heartbeat".to_owned()));
@@ -198,12 +198,12 @@ impl Dial for Dialer {
         });
         let mut responses = response.await.map_err(|status| status.message().to_owned())?.into_inner();
         tokio::spawn(async move {
-            let mut inbox = Inbox::default();
+            let mut inbox = FrameCounter::default();
             while let Ok(Some(frame)) = responses.message().await {
-                match inbox.arrive(frame.number) {
-                    Arrival::Repeated => continue,
-                    Arrival::Gap => return,
-                    Arrival::Take => {}
+                match inbox.check(frame.number) {
+                    FrameCheck::Repeated => continue,
+                    FrameCheck::Gap => return,
+                    FrameCheck::InOrder => {}
                 }
                 let Some(Ok(message)) = frame.body.map(convert::to_agent) else { return };
                 if incoming.send(message).await.is_err() {

@@ -349,7 +349,7 @@ impl Broker {
     fn next_profile(&mut self) -> Option<WorkloadProfile> {
         match self.policy {
             Policy::Fgd | Policy::Overflow => self.scheduler.profile(&self.state),
-            Policy::BestFit => (!self.state.profile().kinds.is_empty()).then(WorkloadProfile::default),
+            Policy::BestFit => (!self.state.profile().entries.is_empty()).then(WorkloadProfile::default),
         }
     }
 

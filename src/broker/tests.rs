@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::attempt::AttemptStatus;
-use crate::model::demand::{Demand, Expected};
+use crate::model::demand::{Demand, ProfileEntry};
 use crate::model::exchange::{Hello, Inventory, Part};
 use crate::model::id::{Epoch, InstanceId};
 use crate::model::pool::Connectivity;
@@ -151,14 +151,16 @@ fn kinds_kept(policy: Policy) -> usize {
         constraints: minimal().constraints,
         needs: Needs::default(),
     });
-    let kinds = vec![Expected { demand, weight: 1, overflow: 1 }];
-    world.must(Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 16, kinds }) });
+    let entries = vec![ProfileEntry { demand, weight: 1, overflow: 1 }];
+    world.must(Command::UpdateWorkloadProfile {
+        profile: Arc::new(WorkloadProfile { arrivals: 16, entries: entries }),
+    });
     let mut now = world.now;
     let mut broker = restart(world.state, now);
     broker.set_policy(policy);
     replies(&mut broker, now, Input::Request { call: CallId(1), request: submit() });
     pass(&mut broker, &mut now, world.now.plus_ms(60_000));
-    broker.state().profile().kinds.len()
+    broker.state().profile().entries.len()
 }
 
 #[test]

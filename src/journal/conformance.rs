@@ -1,4 +1,4 @@
-//! What every journal must do, held by one suite for all of them.
+//! The conformance suite: what every journal must do.
 
 use tempfile::TempDir;
 
@@ -17,70 +17,70 @@ use crate::state::record;
 
 mod on_disk;
 
-/// A writer: a world whose events go to a journal.
+/// A writer: a fixture whose events are appended to a journal.
 struct Writer<'a> {
     journal: &'a mut dyn Journal,
-    world: Fixture,
+    fixture: Fixture,
     term: Term,
     durable: Revision,
 }
 
 impl<'a> Writer<'a> {
-    /// Recovers what the journal holds and takes the writer's turn.
+    /// Begins a term and recovers the journal's state.
     fn begin(journal: &'a mut dyn Journal) -> Self {
-        let term = journal.claim().unwrap();
+        let term = journal.begin_term().unwrap();
         let state = recover(journal);
         let durable = state.revision();
-        let mut writer = Self { journal, world: Fixture::resume(state, term), term, durable };
+        let mut writer = Self { journal, fixture: Fixture::resume(state, term), term, durable };
         writer.flush().unwrap();
         writer
     }
 
-    /// Appends what has happened since the last append.
+    /// Appends the events since the last append.
     fn flush(&mut self) -> Result<(), Error> {
-        let events = std::mem::take(&mut self.world.events);
-        let archive = std::mem::take(&mut self.world.archive);
+        let events = std::mem::take(&mut self.fixture.events);
+        let archive = std::mem::take(&mut self.fixture.archive);
         let batch = Batch { term: self.term, after: self.durable, events, archive };
         self.journal.append(&batch)?;
-        self.durable = self.world.state.revision();
+        self.durable = self.fixture.state.revision();
         Ok(())
     }
 
-    /// One more job, durable.
+    /// Submits one more job and makes it durable.
     fn submit(&mut self) -> Result<Revision, Error> {
-        self.world.submit(submission("", "", minimal()));
+        self.fixture.submit(submission("", "", minimal()));
         self.flush()?;
         Ok(self.durable)
     }
 
-    /// A job that has started, and ended after so many attempts, the last of which succeeded.
+    /// Runs a job of two units, each with so many attempts, of which the last succeeds.
     fn finish(&mut self, name: &str, queue: &str, attempts: u32) -> JobId {
-        let pool = self.world.state.pool_named("p").map(|pool| pool.id);
-        let pool = pool.unwrap_or_else(|| self.world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]));
-        let job = self.world.submit(submission(name, queue, tasks(2, 1)));
+        let pool = self.fixture.state.pool_named("p").map(|pool| pool.id);
+        let pool = pool.unwrap_or_else(|| self.fixture.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]));
+        let job = self.fixture.submit(submission(name, queue, tasks(2, 1)));
         for index in 0..2 {
             for number in 1..=attempts {
-                self.world.must_start(unit(job, index), pool);
+                self.fixture.must_start(unit(job, index), pool);
                 let last = number == attempts;
                 let kind = if last { OutcomeKind::Succeeded } else { OutcomeKind::NodeLost };
-                self.world.end(unit(job, index), kind);
+                self.fixture.end(unit(job, index), kind);
             }
         }
         self.flush().unwrap();
         job
     }
 
-    /// Every chunk of a snapshot of the present.
+    /// Returns every chunk of a snapshot of the current state.
     fn chunks(&mut self) -> Vec<Chunk> {
         // More objects than fit into one chunk.
         for _ in 0..2 {
             let jobs = (0..400).map(|_| submission("", "", minimal())).collect();
-            self.world.must(Command::Submit { jobs });
+            self.fixture.must(Command::Submit { jobs });
         }
         self.flush().unwrap();
-        self.world.state.begin_snapshot();
+        self.fixture.state.begin_snapshot();
         let mut chunks = Vec::new();
-        while let Some((revision, objects, last)) = self.world.state.next_chunk() {
+        while let Some((revision, objects, last)) = self.fixture.state.next_chunk() {
             let bytes = record::encode_objects(&objects);
             chunks.push(Chunk { revision, index: chunks.len() as u32, last, bytes });
         }
@@ -89,11 +89,11 @@ impl<'a> Writer<'a> {
     }
 
     fn state(&self) -> Vec<u8> {
-        encoded(&self.world.state)
+        encoded(&self.fixture.state)
     }
 }
 
-/// The state that a journal leads to. Panics where there is a hole.
+/// Returns the state that a journal recovers to. Panics if a revision is missing.
 fn recover(journal: &mut dyn Journal) -> State {
     let (mut objects, mut events) = (Vec::new(), Vec::new());
     let visit = &mut |loaded| match loaded {
@@ -106,7 +106,7 @@ fn recover(journal: &mut dyn Journal) -> State {
     state
 }
 
-/// What a load hands over: how many chunks, and how many batches of events.
+/// Returns how many chunks and how many batches of events a load passes on.
 fn loaded(journal: &mut dyn Journal) -> (usize, usize) {
     let (mut chunks, mut batches) = (0, 0);
     let visit = &mut |loaded| match loaded {
@@ -121,7 +121,7 @@ fn encoded(state: &State) -> Vec<u8> {
     record::encode_objects(&state.objects())
 }
 
-/// Runs a test on a fresh journal of every kind.
+/// Runs a test on a new journal of every kind.
 fn each(test: impl Fn(&mut dyn Journal)) {
     test(&mut MemoryJournal::default());
     let directory = TempDir::new().unwrap();
@@ -144,14 +144,14 @@ fn what_is_appended_is_loaded_in_order() {
 }
 
 #[test]
-fn batch_that_does_not_follow_the_last_is_refused_and_changes_nothing() {
+fn batch_that_does_not_follow_the_last_is_rejected_and_changes_nothing() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let before = writer.state();
         let end = writer.durable;
-        writer.world.submit(submission("", "", minimal()));
+        writer.fixture.submit(submission("", "", minimal()));
         for after in [Revision(end.0 - 1), end.next()] {
-            let events = writer.world.events.clone();
+            let events = writer.fixture.events.clone();
             let batch = Batch { term: writer.term, after, events, archive: Vec::new() };
             let error = writer.journal.append(&batch).unwrap_err();
             assert!(
@@ -171,14 +171,14 @@ fn deposed_writer_cannot_append_nor_write_chunks() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let chunks = writer.chunks();
-        let newer = writer.journal.claim().unwrap();
+        let newer = writer.journal.begin_term().unwrap();
         assert!(newer > writer.term);
         let before = writer.state();
         let deposed = |error: &Error| matches!(error, Error::Deposed { term, current } if (*term, *current) == (Term(1), newer));
-        // Nor is it told that its turn still lasts, which is what an append without events asks.
+        // An append without events checks the term, too.
         let error = writer.flush().unwrap_err();
         assert!(deposed(&error), "{error}");
-        writer.world.submit(submission("", "", minimal()));
+        writer.fixture.submit(submission("", "", minimal()));
         let error = writer.flush().unwrap_err();
         assert!(deposed(&error), "{error}");
         let error = writer.journal.write_chunk(writer.term, &chunks[0]).unwrap_err();
@@ -189,7 +189,7 @@ fn deposed_writer_cannot_append_nor_write_chunks() {
 }
 
 #[test]
-fn snapshot_counts_once_its_last_chunk_is_written() {
+fn snapshot_is_loaded_once_its_last_chunk_is_written() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let chunks = writer.chunks();
@@ -211,7 +211,7 @@ fn snapshot_counts_once_its_last_chunk_is_written() {
 }
 
 #[test]
-fn incomplete_snapshot_never_harms_a_complete_one_even_of_the_same_revision() {
+fn incomplete_snapshot_never_replaces_a_complete_one_even_of_the_same_revision() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let chunks = writer.chunks();
@@ -257,7 +257,7 @@ fn prune_removes_what_is_covered_and_nothing_else() {
 }
 
 #[test]
-fn writer_goes_on_where_a_pruned_snapshot_ends() {
+fn writer_continues_after_a_snapshot_whose_events_are_pruned() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let term = writer.term;
@@ -276,12 +276,12 @@ fn writer_goes_on_where_a_pruned_snapshot_ends() {
 fn archive_is_found_by_id_by_name_and_in_pages() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
-        writer.world.must(Command::CreateQueue { spec: crate::model::queue::default_settings("team") });
-        writer.world.now = writer.world.now.plus_ms(1_000);
+        writer.fixture.must(Command::CreateQueue { spec: crate::model::queue::default_settings("team") });
+        writer.fixture.now = writer.fixture.now.plus_ms(1_000);
         let old = writer.finish("twin", "", 1);
         let other = writer.finish("twin", "team", 1);
-        let second_from = writer.world.now.plus_ms(1_000);
-        writer.world.now = second_from;
+        let second_from = writer.fixture.now.plus_ms(1_000);
+        writer.fixture.now = second_from;
         let new = writer.finish("twin", "", 3);
         let mut archive = writer.journal.archive().unwrap();
         let of = |found: Option<crate::state::apply::FinishedJob>| found.map(|job| job.job.id);
@@ -314,13 +314,13 @@ fn archive_is_found_by_id_by_name_and_in_pages() {
 }
 
 #[test]
-fn archive_row_written_twice_is_there_once_as_it_was() {
+fn archive_row_written_twice_is_stored_once_and_unchanged() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
         let job = writer.finish("a", "", 1);
         let mut archive = writer.journal.archive().unwrap();
         let first = archive.job(job).unwrap().unwrap();
-        writer.world.archive.push(ArchiveRow::Job(first.clone()));
+        writer.fixture.archive.push(ArchiveRow::Job(first.clone()));
         writer.flush().unwrap();
         assert_eq!(archive.jobs(None, JobId(u64::MAX), 10).unwrap(), [first]);
     });

@@ -1,4 +1,4 @@
-//! The reference: a journal in memory, as simple as it can be. For tests.
+//! The reference implementation, for tests: a journal in memory, as simple as possible.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,19 +9,23 @@ use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
 use crate::state::record;
 
-/// What survives the writer.
+/// The contents, shared by all handles.
 #[derive(Default)]
 struct Store {
     term: Term,
+    /// The end of the journal.
     revision: Revision,
+    /// With the last revision of each.
     batches: Vec<(Revision, Vec<u8>)>,
+    /// The newest complete snapshot: its revision and chunks.
     snapshot: Option<(Revision, Vec<Vec<u8>>)>,
+    /// The snapshot that is being written.
     partial: (Revision, Vec<Vec<u8>>),
     jobs: BTreeMap<JobId, FinishedJob>,
     attempts: BTreeMap<(JobId, u32, u32), FinishedAttempt>,
 }
 
-/// A handle to a journal in memory; clones share it, as processes share a disk.
+/// A handle to a journal in memory. Clones share the contents, as processes share a disk.
 #[derive(Clone, Default)]
 pub struct MemoryJournal {
     store: Arc<Mutex<Store>>,
@@ -34,7 +38,7 @@ impl MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn claim(&mut self) -> Result<Term, Error> {
+    fn begin_term(&mut self) -> Result<Term, Error> {
         let mut store = self.store();
         store.term = Term(store.term.0 + 1);
         Ok(store.term)

@@ -1,4 +1,4 @@
-//! Journals: where events become durable. One conformance suite holds for all of them.
+//! Journals, which make events durable. All implementations pass one conformance suite.
 
 mod error;
 pub mod memory;
@@ -14,100 +14,117 @@ use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
 use crate::state::event::EventRecord;
 
-/// Events that become durable together, with what they move to the archive.
+/// Events that become durable together, with the rows that they move to the archive.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
+    /// The writer's term.
     pub term: Term,
-    /// The revision before the first event: where the writer believes the journal ends.
+    /// The revision before the first event: the end of the journal, as far as the writer has recorded it.
     pub after: Revision,
+    /// With consecutive revisions; may be empty.
     pub events: Vec<EventRecord>,
+    /// Jobs and attempts that ended with these events.
     pub archive: Vec<ArchiveRow>,
 }
 
-/// A chunk of a snapshot, as bytes of `state::record`.
+/// A chunk of a snapshot of the state.
 #[derive(Clone, Debug)]
 pub struct Chunk {
-    /// The revision that the snapshot shows.
+    /// The revision of the state in the snapshot.
     pub revision: Revision,
+    /// Numbers the chunks of one snapshot from 0.
     pub index: u32,
+    /// True for the last chunk, which completes the snapshot.
     pub last: bool,
+    /// Objects, encoded by `state::record`.
     pub bytes: Vec<u8>,
 }
 
-/// A totally ordered log of events with one writer, its snapshots, and its archive.
+/// A totally ordered log of events with one writer, its snapshots and its archive.
 ///
-/// After any error of [`append`](Journal::append) the writer must drop its state and reopen: what
-/// happened to the batch is unknown.
+/// After any error of [`append`](Journal::append) the writer must drop its state and reopen the journal,
+/// because it is unknown whether the batch is durable.
 pub trait Journal: Send {
-    /// Takes the writer's turn: the term after every earlier one. Earlier writers are deposed.
+    /// Begins a new term and returns it: one more than the last. Writers of earlier terms are deposed.
     ///
     /// # Errors
-    /// [`Error::Io`] if it can't be made durable.
-    fn claim(&mut self) -> Result<Term, Error>;
+    /// [`Error::Io`] if the term can't be made durable.
+    fn begin_term(&mut self) -> Result<Term, Error>;
 
-    /// Hands over the newest complete snapshot, chunk by chunk, then the events after it.
+    /// Passes the newest complete snapshot to `visit`, chunk by chunk, then the batches of events after it.
     ///
-    /// The first batch may begin before the snapshot's revision: the caller skips what it has.
+    /// The first batch may begin before the snapshot's revision: the caller skips the events that the
+    /// snapshot includes.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Record`].
+    /// [`Error::Io`] if the journal can't be read.
     fn load(&mut self, visit: &mut dyn FnMut(Loaded)) -> Result<(), Error>;
 
-    /// Makes a batch durable, whole or not at all. One without events only asks whether the turn lasts.
+    /// Makes a batch durable, completely or not at all. A batch without events only checks that the term is
+    /// current.
     ///
     /// # Errors
-    /// - [`Error::Deposed`] if a higher term was claimed.
+    /// - [`Error::Deposed`] if a higher term has begun.
     /// - [`Error::Misplaced`] if the journal doesn't end at `after`.
-    /// - [`Error::Io`] if the disk refused; whether the batch is durable is unknown.
+    /// - [`Error::Io`] if the disk failed; it is unknown whether the batch is durable.
     fn append(&mut self, batch: &Batch) -> Result<(), Error>;
 
-    /// Stores a chunk; the last one makes its snapshot the newest, and what it covers may go.
+    /// Stores a chunk of a snapshot. Chunks must be written in order. The last one completes the snapshot,
+    /// and the events up to its revision can then be pruned. Until then the previous snapshot remains the
+    /// newest.
     ///
     /// # Errors
-    /// [`Error::Deposed`] or [`Error::Io`].
+    /// - [`Error::Deposed`] if a higher term has begun.
+    /// - [`Error::Io`] if the disk failed.
     fn write_chunk(&mut self, term: Term, chunk: &Chunk) -> Result<(), Error>;
 
-    /// Removes some of what the newest snapshot covers; tells whether more is left.
+    /// Removes some of the events and older snapshots that the newest snapshot covers. Returns whether more
+    /// is left.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the disk failed.
     fn prune(&mut self) -> Result<bool, Error>;
 
-    /// Opens a reader of the archive, for another thread.
+    /// Opens a reader of the archive, which can move to another thread.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the archive can't be opened.
     fn archive(&self) -> Result<Box<dyn Archive>, Error>;
 }
 
-/// What [`Journal::load`] hands over.
+/// What [`Journal::load`] passes to its caller, encoded by `state::record`.
 #[derive(Debug)]
 pub enum Loaded {
+    /// A chunk of the snapshot: objects.
     Chunk(Vec<u8>),
+    /// A batch of events.
     Events(Vec<u8>),
 }
 
-/// Jobs and attempts that have ended.
+/// A reader of the jobs and attempts that have ended.
 pub trait Archive: Send {
-    /// A finished job by number.
+    /// Returns a finished job by its id; `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Record`], as for every method here.
+    /// As for every method of this trait:
+    /// - [`Error::Io`] if the archive can't be read.
+    /// - [`Error::Corrupt`] if a row can't be decoded.
     fn job(&mut self, id: JobId) -> Result<Option<FinishedJob>, Error>;
 
-    /// The latest finished job of this name in this queue.
+    /// Returns the finished job of this name in this queue that was submitted last; `None` if there is none.
     ///
     /// # Errors
     /// As [`Archive::job`].
     fn job_named(&mut self, queue: &str, name: &str) -> Result<Option<FinishedJob>, Error>;
 
-    /// Finished jobs with numbers below `before`, newest first, in one queue or all.
+    /// Returns at most `limit` finished jobs with ids below `before`, highest id first, of one queue or, for
+    /// `None`, of all.
     ///
     /// # Errors
     /// As [`Archive::job`].
     fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error>;
 
-    /// Ended attempts of a job, by unit and number, after (unit, number) `after`.
+    /// Returns at most `limit` ended attempts of a job, by (unit, number), that come after `after`.
     ///
     /// # Errors
     /// As [`Archive::job`].
@@ -118,7 +135,7 @@ pub trait Archive: Send {
         limit: usize,
     ) -> Result<Vec<FinishedAttempt>, Error>;
 
-    /// How many jobs ended since, for summaries.
+    /// Returns the number of jobs that ended at `at` or later.
     ///
     /// # Errors
     /// As [`Archive::job`].

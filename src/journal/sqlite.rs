@@ -1,4 +1,4 @@
-//! The default journal: one SQLite file in WAL mode, synced in full on every commit.
+//! The default journal: one SQLite file in WAL mode, with a full sync on every commit.
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
 use crate::state::record;
 use crate::state::view::JobPhase;
 
-/// Raised with every change of the tables.
+/// Version of the tables, raised with every change of them.
 const LAYOUT: u32 = 1;
-/// Batches that one call of `prune` removes: a few milliseconds.
+/// Batches that one call of `prune` removes: it takes a few milliseconds.
 const PRUNE_BATCHES: u32 = 256;
-/// Pages of write-ahead log before SQLite moves them into the file: 16 MiB, so that checkpoints
-/// are rare beside commits.
+/// Pages of write-ahead log before SQLite moves them into the database file: 16 MiB, so that checkpoints are
+/// rare compared with commits.
 const CHECKPOINT_PAGES: u32 = 4_096;
 
 const TABLES: &str = "
@@ -41,18 +41,19 @@ const TABLES: &str = "
 pub struct SqliteJournal {
     db: Connection,
     path: PathBuf,
+    /// The end of the journal.
     revision: Revision,
-    /// Held while the journal is open: the lock goes with it.
+    /// Held while the journal is open, and released when it is dropped.
     _lock: Lock,
 }
 
 impl SqliteJournal {
-    /// Opens the journal in `directory`, making both if they aren't there.
+    /// Opens the journal in `directory`, and creates either if it does not exist.
     ///
     /// # Errors
-    /// - [`Error::Directory`] if the directory can't be made or written.
-    /// - [`Error::InUse`] if another process holds it.
-    /// - [`Error::Newer`] if a newer Weir wrote it.
+    /// - [`Error::Directory`] if the directory can't be created or written.
+    /// - [`Error::InUse`] if another process has it open.
+    /// - [`Error::Newer`] if a newer Weir wrote the journal.
     /// - [`Error::Io`] if SQLite fails.
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Directory { path: directory.to_owned(), source };
@@ -67,7 +68,7 @@ impl SqliteJournal {
         db.set_prepared_statement_cache_capacity(32);
         let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if found > LAYOUT {
-            return Err(Error::Newer { found, known: LAYOUT });
+            return Err(Error::Newer { found, supported: LAYOUT });
         }
         db.execute_batch(TABLES)?;
         db.pragma_update(None, "user_version", LAYOUT)?;
@@ -81,7 +82,7 @@ impl SqliteJournal {
     }
 }
 
-/// Takes the directory's lock, or tells who holds it.
+/// Takes the directory's lock.
 fn lock(directory: &Path) -> Result<Lock, Error> {
     Lock::take(directory).map_err(|error| match error {
         lock::Error::InUse { holder } => Error::InUse { path: directory.to_owned(), holder },
@@ -98,7 +99,7 @@ fn meta(db: &Connection, key: &str) -> Result<u64, Error> {
 fn last_revision(db: &Connection) -> Result<u64, Error> {
     let mut statement = db.prepare_cached("SELECT max(last) FROM batch")?;
     let last: Option<i64> = statement.query_row([], |row| row.get(0))?;
-    // Every batch may have been pruned: then the journal ends where its snapshot does.
+    // If every batch has been pruned, the journal ends where its snapshot does.
     Ok(last.unwrap_or(0).cast_unsigned().max(meta(db, "snapshot")?))
 }
 
@@ -107,7 +108,7 @@ fn int(value: u64) -> i64 {
 }
 
 impl Journal for SqliteJournal {
-    fn claim(&mut self) -> Result<Term, Error> {
+    fn begin_term(&mut self) -> Result<Term, Error> {
         let transaction = self.db.transaction()?;
         let term = meta(&transaction, "term")? + 1;
         transaction.execute("INSERT OR REPLACE INTO meta VALUES ('term', ?1)", [int(term)])?;
@@ -161,12 +162,12 @@ impl Journal for SqliteJournal {
         Self::check_term(&transaction, term)?;
         let revision = int(chunk.revision.0);
         if revision <= int(meta(&transaction, "snapshot")?) {
-            // A complete snapshot shows that much already: writing over it would lose it until
-            // the last chunk is there.
+            // A complete snapshot covers this revision. Overwriting it would lose it until the last chunk is
+            // written.
             return Ok(());
         }
         if chunk.index == 0 {
-            // Parts of a snapshot that was never finished.
+            // Chunks of a snapshot that was not completed.
             transaction.execute("DELETE FROM snapshot WHERE revision = ?1", [revision])?;
         }
         let mut insert = transaction.prepare_cached("INSERT INTO snapshot VALUES (?1, ?2, ?3, ?4)")?;

@@ -1,37 +1,39 @@
-//! Attempts: their phases, outcomes, placements, and what agents report of them.
+//! Attempts: their phases, outcomes and placements, and the reports of agents on them.
 
 use super::device::DeviceShare;
 use super::id::{AttemptId, NodeId, Revision};
 use super::time::Timestamp;
 
-/// Where a live attempt stands. Its capacity is held until it has ended.
+/// Phase of a live attempt, in order. An attempt holds its capacity until it has ended, except while it is
+/// queued behind another attempt's claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// The broker has decided; the agent has not confirmed.
+    /// The start order is in the journal; the agent has not confirmed it.
     Ordered,
-    /// The backend has it, but not all tasks run.
+    /// The backend has accepted it, but not all tasks run.
     Starting,
+    /// All tasks run.
     Running,
-    /// Told to stop; something may be left.
+    /// A stop was requested; tasks may still run.
     Stopping,
 }
 
-/// Why an attempt was told to stop.
+/// Why the broker requested an attempt to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StopReason {
     /// A user cancelled the job.
     Cancelled,
-    /// Longer than its run-time limit.
+    /// It exceeded its run-time limit.
     TimedOut,
     /// Its pool or node is being drained.
     Drained,
-    /// Another unit of the job failed for good.
+    /// Another unit of the job failed finally.
     JobFailed,
-    /// A gang that didn't start whole in time.
+    /// Not all of its tasks ran within the job's `start_limit_ms`.
     StartLimit,
-    /// An admin gave it up.
+    /// An admin abandoned it.
     Abandoned,
-    /// The broker does not know it as alive.
+    /// The broker has no such live attempt.
     Orphaned,
 }
 
@@ -39,45 +41,55 @@ pub enum StopReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub kind: OutcomeKind,
-    /// Of the first task that failed, else 0.
+    /// Exit code of the first task that failed, else 0; `None` if no exit status is available.
     pub exit_code: Option<i32>,
+    /// Number of the signal that ended the first task that failed; `None` if it exited.
     pub signal: Option<i32>,
-    /// What happened, in a few words; may be empty. At most `MESSAGE_LEN_MAX` bytes.
+    /// Short explanation; may be empty. At most [`MESSAGE_LEN_MAX`](super::limit::MESSAGE_LEN_MAX) bytes.
     pub message: String,
 }
 
 impl Outcome {
-    /// An outcome without an exit status.
+    /// Makes an outcome without an exit status.
     pub fn plain(kind: OutcomeKind, message: &str) -> Self {
         Self { kind, exit_code: None, signal: None, message: message.to_owned() }
     }
 }
 
-/// Kinds of outcome. The names are stable codes.
+/// Kinds of outcome, each with a stable code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OutcomeKind {
+    /// Every task exited with code 0.
     Succeeded,
-    /// A task exited with another code than 0, or by a signal.
+    /// A task exited with a code other than 0, or a signal ended it.
     Failed,
+    /// A task exceeded its memory and was killed.
     OutOfMemory,
+    /// The attempt exceeded its run-time limit.
     TimedOut,
+    /// A user cancelled the job, or another unit of the job failed.
     Cancelled,
+    /// The backend could not start it, or not all tasks of the gang ran in time.
     StartFailed,
+    /// Stopped in favour of a job of higher priority.
     Preempted,
+    /// Stopped because its pool or node was drained.
     Drained,
+    /// Its node was removed or failed.
     NodeLost,
-    /// The backend no longer knows it, and nobody saw it end.
+    /// The backend has no record of it any more; how it ended is unknown.
     Vanished,
-    /// The pool fell silent, and the attempt's lease has surely ended.
+    /// The attempt's lease expired while its pool had no contact with the broker.
     LeaseEnded,
-    /// An admin gave it up; it may still run.
+    /// An admin abandoned it; it may still run.
     Abandoned,
-    /// Its order came too late to be started.
+    /// Nothing was started: the order came too late, its claim did not become free in time, or its node
+    /// accepted no more work.
     NotStarted,
 }
 
 impl OutcomeKind {
-    /// Every kind, in order.
+    /// Every kind, in the order of declaration.
     pub const ALL: [Self; 13] = [
         Self::Succeeded,
         Self::Failed,
@@ -94,7 +106,7 @@ impl OutcomeKind {
         Self::NotStarted,
     ];
 
-    /// The stable code.
+    /// Returns the stable code.
     pub fn code(self) -> &'static str {
         match self {
             Self::Succeeded => "Succeeded",
@@ -113,8 +125,9 @@ impl OutcomeKind {
         }
     }
 
-    /// The next try had better go elsewhere: what was only taken away says nothing of the node.
-    pub fn blames_node(self) -> bool {
+    /// True if the next attempt of the unit should avoid the node. False if the attempt was only stopped or
+    /// never started: that is no evidence against the node.
+    pub fn retry_avoids_node(self) -> bool {
         match self {
             Self::Failed
             | Self::OutOfMemory
@@ -128,41 +141,44 @@ impl OutcomeKind {
         }
     }
 
-    /// The node could not do its part, whatever the job's program is like.
+    /// True if an attempt that ended this way, without a stop request, counts as a failure of its node.
     pub fn is_node_fault(self) -> bool {
         matches!(self, Self::StartFailed | Self::NodeLost | Self::Vanished)
     }
 
-    /// The program ran to an end of its own: the node does its part.
-    pub fn proves_node(self) -> bool {
+    /// True if the program ran until it ended or hit a limit: the node works.
+    pub fn proves_node_works(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::OutOfMemory | Self::TimedOut)
     }
 
-    /// What it means, in one sentence.
+    /// Returns the meaning, one clause for `docs/reasons.md`.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Succeeded => "every task exited with code 0",
-            Self::Failed => "a task exited with another code than 0, or by a signal",
-            Self::OutOfMemory => "a task used more memory than it asked for and was killed",
-            Self::TimedOut => "it ran longer than its max_run",
-            Self::Cancelled => "its job was cancelled, or failed elsewhere",
-            Self::StartFailed => "the backend could not start it, or a gang did not start whole in time",
-            Self::Preempted => "it made room for a more important job",
+            Self::Failed => "a task exited with a code other than 0, or a signal ended it",
+            Self::OutOfMemory => "a task used more memory than it requested and was killed",
+            Self::TimedOut => "it ran longer than its `max_run`",
+            Self::Cancelled => "its job was cancelled, or another unit of the job failed",
+            Self::StartFailed => "the backend could not start it, or not all tasks of the gang ran in time",
+            Self::Preempted => "it was stopped in favour of a job of higher priority",
             Self::Drained => "its pool or node was drained",
-            Self::NodeLost => "its node is gone",
-            Self::Vanished => "the backend no longer knows it and nobody saw it end",
-            Self::LeaseEnded => "its pool fell silent and its lease has surely ended",
-            Self::Abandoned => "an admin gave it up; it may still run",
-            Self::NotStarted => "its order came too late to be started",
+            Self::NodeLost => "its node failed or was removed",
+            Self::Vanished => "the backend has no record of it any more; how it ended is unknown",
+            Self::LeaseEnded => "its lease expired while its pool had no contact with the broker",
+            Self::Abandoned => "an admin abandoned it; it may still run",
+            Self::NotStarted => {
+                "nothing was started: the order came too late, or the node accepted no more work"
+            }
         }
     }
 
-    /// Evictions are nobody's fault: they don't use up `max_attempts`, and are always retried.
+    /// True if the attempt was evicted, a fault neither of the job nor of its program: it is always retried
+    /// and does not count towards `max_attempts`.
     pub fn is_eviction(self) -> bool {
         matches!(self, Self::Preempted | Self::Drained | Self::NodeLost | Self::NotStarted)
     }
 
-    /// Nobody knows how it ended: retried only if the job says so.
+    /// True if it is unknown how the attempt ended, and whether it has.
     pub fn is_unknown(self) -> bool {
         matches!(self, Self::Vanished | Self::LeaseEnded | Self::Abandoned)
     }
@@ -171,32 +187,36 @@ impl OutcomeKind {
 /// A task of an attempt on its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
+    /// Index of the task group within the job.
     pub group: u16,
     /// The task's index within its group.
     pub task: u32,
     pub node: NodeId,
+    /// Empty if the task uses no device.
     pub devices: Vec<DeviceShare>,
 }
 
-/// What an agent says of one attempt of its pool.
+/// An agent's report on one attempt of its pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptReport {
     pub attempt: AttemptId,
-    /// The broker's revision that ordered it; 0 if the agent found it without its order. Above the
-    /// broker's own it was ordered by another history of the journal.
+    /// The journal's revision that ordered the attempt; 0 if the agent found it without its order. A revision
+    /// above the broker's own means that another copy of the journal ordered it.
     pub ordered_revision: Revision,
     pub status: AttemptStatus,
 }
 
-/// How an attempt stands at its backend.
+/// Status of an attempt at its backend. Times are on the agent's clock; in an [`AttemptReport`], on the
+/// broker's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttemptStatus {
+    /// The backend has accepted it, but not all tasks run.
     Starting,
-    Running {
-        started_at: Timestamp,
-    },
-    /// Nothing is left of it.
+    /// All tasks run.
+    Running { started_at: Timestamp },
+    /// All tasks have ended and hold no capacity.
     Ended {
+        /// `None` if it never ran.
         started_at: Option<Timestamp>,
         ended_at: Timestamp,
         outcome: Outcome,

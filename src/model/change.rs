@@ -1,25 +1,26 @@
-//! What an applied event altered, for whoever keeps an index or watches.
+//! What an applied event altered, for components that maintain an index and for watchers.
 
 use super::id::{JobId, NodeRef, PoolId, QueueId};
 use super::shape::ClassKey;
 
-/// One alteration of the state.
+/// One alteration of the state. It names what changed, not the new value: read that from the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Change {
-    /// A job was added, went on, or ended.
+    /// A job was added, made progress, or ended.
     Job(JobId),
-    /// A pool's own settings or state.
+    /// A pool's settings or state changed.
     Pool(PoolId),
-    /// A node was added, altered or removed, or what is committed on it changed.
+    /// A node was added, altered or removed, or the capacity committed on it changed.
     Node(NodeRef),
-    /// A queue's settings.
+    /// A queue's settings changed.
     Queue(QueueId),
-    /// A queue holds less than before.
+    /// A queue's usage decreased.
     UsageFell(QueueId),
     /// A class gained or lost waiting units.
     Class(ClassKey),
-    /// What is expected to come.
+    /// The workload profile was replaced.
     WorkloadProfile,
-    /// A line of this class may take one more: units may wait behind running ones of their kind.
-    Claim(ClassKey),
+    /// A claim of this class can take one more successor: a waiting unit may be queued behind a live attempt
+    /// of the class.
+    ClaimReusable(ClassKey),
 }

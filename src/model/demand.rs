@@ -1,4 +1,4 @@
-//! What tasks ask for, which pools and nodes would have them at all, and what is expected to come.
+//! What tasks demand, which pools and nodes can satisfy it, and the profile of the demands to expect.
 
 use std::sync::Arc;
 
@@ -10,17 +10,18 @@ use super::resource::Resources;
 use super::shape::Needs;
 use super::spec::{Constraints, Labels, Taint};
 
-/// What one task asks of a node. Tasks of one demand are alike to the packer.
+/// What one task demands of a node. The packer treats tasks of one demand alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Demand {
-    /// Without devices.
+    /// CPU, memory, storage and other kinds; `device_millis` is 0.
     pub resources: Resources,
+    /// `None` if the task needs no device.
     pub devices: Option<DeviceDemand>,
     pub constraints: Constraints,
     pub needs: Needs,
 }
 
-/// The devices that a task asks for.
+/// The devices that a task demands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceDemand {
     /// Allowed models, sorted; `None` allows any.
@@ -29,31 +30,32 @@ pub struct DeviceDemand {
 }
 
 impl DeviceDemand {
-    /// A device of this model would do.
+    /// True if a device of this model is acceptable.
     pub fn allows(&self, model: DeviceModelId) -> bool {
         self.models.as_ref().is_none_or(|models| models.binary_search(&model).is_ok())
     }
 }
 
 impl Demand {
-    /// Device thousandths asked for.
+    /// Returns the demanded devices in thousandths.
     pub fn device_millis(&self) -> u64 {
         self.devices.as_ref().map_or(0, |devices| devices.amount.millis())
     }
 
-    /// A device of this model would do; none would if no device is asked for.
+    /// True if a device of this model is acceptable; false for every model if no device is demanded.
     pub fn allows(&self, model: DeviceModelId) -> bool {
         self.devices.as_ref().is_some_and(|devices| devices.allows(model))
     }
 
-    /// Nodes of this class may take the task, if its pool's name may.
+    /// True if nodes of this class may run the task. Leaves out `constraints.pools`: a class has no pool
+    /// name.
     pub fn admits(&self, class: &NodeClass) -> bool {
         exclusion(&self.constraints, self.needs, None, class.region, class.capabilities).is_none()
             && self.constraints.node_labels.iter().all(|(key, value)| class.labels.get(key) == Some(value))
             && self.tolerates(class)
     }
 
-    /// The task tolerates every taint of the class.
+    /// True if the task tolerates every taint of the class.
     pub fn tolerates(&self, class: &NodeClass) -> bool {
         let tolerated =
             |taint: &Taint| self.constraints.tolerations.iter().any(|toleration| toleration.tolerates(taint));
@@ -61,13 +63,15 @@ impl Demand {
     }
 }
 
-/// Why a pool as such can't take a task, whatever its nodes hold. Without a `name` any would do.
+/// Returns why a pool can't run a task whatever capacity its nodes have; `None` if it can.
+///
+/// Without a `name`, `constraints.pools` is not checked.
 pub fn exclusion(
     constraints: &Constraints,
     needs: Needs,
     name: Option<&str>,
     region: RegionCode,
-    able: Capabilities,
+    capabilities: Capabilities,
 ) -> Option<PoolReason> {
     let allowed = &constraints.regions_allowed;
     if constraints.regions_denied.contains(&region) || !(allowed.is_empty() || allowed.contains(&region)) {
@@ -78,31 +82,31 @@ pub fn exclusion(
     if name.is_some_and(|name| !is_named(name)) {
         return Some(PoolReason::PoolNotAllowed);
     }
-    if constraints.real_only && !able.real {
+    if constraints.real_only && !capabilities.real {
         return Some(PoolReason::PoolSimulated);
     }
-    if needs.processes && !able.processes {
+    if needs.processes && !capabilities.processes {
         return Some(PoolReason::RunUnsupported { needs: "processes" });
     }
-    if needs.containers && !able.containers {
+    if needs.containers && !capabilities.containers {
         return Some(PoolReason::RunUnsupported { needs: "containers" });
     }
-    if needs.pods && !able.pods {
-        return Some(PoolReason::RunUnsupported { needs: "pods of Kubernetes' own" });
+    if needs.pods && !capabilities.pods {
+        return Some(PoolReason::RunUnsupported { needs: "native Kubernetes pods" });
     }
-    if needs.leases && !able.leases {
+    if needs.leases && !capabilities.leases {
         return Some(PoolReason::LeaseUnsupported);
     }
-    if needs.secrets && !able.secrets {
+    if needs.secrets && !capabilities.secrets {
         return Some(PoolReason::SecretsUnsupported);
     }
-    if needs.shares && able.whole_devices_only {
+    if needs.shares && capabilities.whole_devices_only {
         return Some(PoolReason::SharesUnsupported);
     }
     None
 }
 
-/// What of a node and its pool never changes as work comes and goes.
+/// The properties of a node and its pool that don't depend on the work that runs there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NodeClass {
     pub region: RegionCode,
@@ -111,21 +115,22 @@ pub struct NodeClass {
     pub taints: Vec<Taint>,
 }
 
-/// What has been learned of the tasks that come.
+/// The mix of demands to expect, measured from the tasks that have arrived. Empty until enough have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadProfile {
-    /// Tasks that had come by then.
+    /// Tasks that had arrived when the profile was made.
     pub arrivals: u64,
-    /// By demand.
-    pub kinds: Vec<Expected>,
+    /// At most [`PROFILE_ENTRIES_MAX`](super::limit::PROFILE_ENTRIES_MAX), one per demand.
+    pub entries: Vec<ProfileEntry>,
 }
 
-/// A kind of task that comes.
+/// One demand of a workload profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Expected {
+pub struct ProfileEntry {
     pub demand: Arc<Demand>,
-    /// How often, next to the others.
+    /// How often the demand arrives, relative to the other entries; recent arrivals count more.
     pub weight: u64,
-    /// How often it finds no room once the cluster is full, next to the others.
+    /// How often the demand overflows, that is, finds no free capacity in a full cluster, relative to the
+    /// other entries.
     pub overflow: u64,
 }

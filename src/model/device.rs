@@ -1,38 +1,40 @@
-//! Accelerator models: the table of makers, memory, and the names clusters use for them.
+//! Accelerator models: a table of makers, memory sizes and the names that clusters use for them.
 
 use super::limit::DEVICE_MILLIS;
 
-/// The built-in catalogue; a broker's own starts from it and uses_profile what agents report.
+/// The built-in catalogue. A broker's own starts from it and adds the models that agents report.
 const TABLE: &str = include_str!("devices.csv");
 
-/// A model's number in a broker's catalogue, which only grows.
+/// A model's index in a broker's catalogue. The catalogue is append-only, so an index never changes meaning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceModelId(pub u16);
 
-/// One row of the catalogue.
+/// One row of the device catalogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceModel {
     /// As users write it: `A100-80G`, `Ascend910B3`.
     pub name: String,
+    /// Empty for a model that is not in the built-in table.
     pub maker: String,
-    /// 0 where the maker's figure is unknown.
+    /// 0 if unknown.
     pub memory_bytes: u64,
-    /// Extended resource that clusters use: `nvidia.com/gpu`.
+    /// Kubernetes extended resource of the maker's device plugin: `nvidia.com/gpu`. Empty if unknown.
     pub resource: String,
-    /// Environment variable that tells a task its devices, as indices of the maker's own count:
+    /// Environment variable that restricts a task to its devices, as indices in the maker's numbering:
     ///
     /// - `CUDA_VISIBLE_DEVICES`: CUDA Programming Guide, section 5.2.1,
     ///   <https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/environment-variables.html>
     /// - `ASCEND_RT_VISIBLE_DEVICES`: CANN, environment variables,
     ///   <https://www.hiascend.com/document/detail/en/canncommercial/850/maintenref/envvar/envref_07_0028.html>
-    /// - `HIP_VISIBLE_DEVICES`, also Hygon's: HIP, environment variables,
+    /// - `HIP_VISIBLE_DEVICES`, also for Hygon: HIP, environment variables,
     ///   <https://rocm.docs.amd.com/projects/HIP/en/latest/reference/env_variables.html>
     /// - `MLU_VISIBLE_DEVICES`: Cambricon's CNRT
+    /// - `WEIR_VISIBLE_DEVICES`: any model that is not in the built-in table
     pub visible_devices: String,
 }
 
 impl DeviceModel {
-    /// A model that an agent reported and no table knows.
+    /// Returns the row of a model that an agent reported and that is not in the built-in table.
     pub fn unlisted(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -44,7 +46,7 @@ impl DeviceModel {
     }
 }
 
-/// The built-in models.
+/// Returns the models of the built-in table.
 pub fn built_in() -> impl Iterator<Item = DeviceModel> {
     TABLE.lines().skip(1).filter_map(|line| {
         let mut cells = line.split(',').map(str::to_owned);
@@ -58,37 +60,38 @@ pub fn built_in() -> impl Iterator<Item = DeviceModel> {
     })
 }
 
-/// The value of such a variable that hides every device.
+/// The value of [`DeviceModel::visible_devices`] that hides every device.
 ///
-/// NVIDIA and Huawei document that only what stands before an invalid index is visible. An empty
-/// value would not do: HIP takes it for one that is not set.
+/// NVIDIA and Huawei document that only the devices listed before an invalid index are visible. An empty
+/// value would not do: HIP treats it as unset.
 pub const NO_DEVICE: &str = "-1";
 
-/// A variable, and its value, that must go with `variable` for its indices to mean what the maker's
-/// tools show: CUDA counts the fastest first unless it is told to count as `nvidia-smi` does.
+/// Returns the variable, and its value, that must be set together with `variable` so that its indices match
+/// the maker's tools; `None` if none is needed. CUDA numbers the fastest device first unless
+/// `CUDA_DEVICE_ORDER` selects the PCI bus order of `nvidia-smi`.
 pub fn order_variable(variable: &str) -> Option<(&'static str, &'static str)> {
     (variable == "CUDA_VISIBLE_DEVICES").then_some(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 }
 
-/// The environment variable that tells a task its devices of this model.
+/// Returns the environment variable that restricts a task to its devices of this model.
 pub fn visible_devices_variable(model: &str) -> String {
     built_in()
-        .find(|known| known.name == model)
+        .find(|listed| listed.name == model)
         .unwrap_or_else(|| DeviceModel::unlisted(model))
         .visible_devices
 }
 
-/// How much of which devices a task asks for.
+/// The amount of devices that a task requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceAmount {
-    /// So many whole devices, at least one.
+    /// Whole devices, at least one.
     Whole(u32),
     /// Thousandths of one device, 1 to 999.
     Fraction(u32),
 }
 
 impl DeviceAmount {
-    /// Thousandths in all.
+    /// Returns the amount in thousandths of a device.
     pub fn millis(self) -> u64 {
         match self {
             Self::Whole(count) => u64::from(count) * u64::from(DEVICE_MILLIS),
@@ -100,7 +103,7 @@ impl DeviceAmount {
 /// A share of one device of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceShare {
-    /// The device's place in its node's list.
+    /// The device's index in its node's list.
     pub index: u16,
     /// Thousandths, 1 to 1,000.
     pub millis: u32,
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_reads_whole() {
+    fn every_row_of_the_table_parses() {
         assert_eq!(built_in().count(), TABLE.lines().count() - 1);
         assert_eq!(visible_devices_variable("Ascend910B3"), "ASCEND_RT_VISIBLE_DEVICES");
     }

@@ -1,7 +1,7 @@
-//! What broker and agent tell each other over one session.
+//! The messages that broker and agent exchange in one session.
 //!
-//! A session's frames are numbered in each direction. Whoever sees a gap breaks the session;
-//! after any break both sides exchange full sets again, so lost or repeated messages can't matter.
+//! Frames are numbered in each direction. A receiver that detects a gap ends the session. In every new
+//! session both sides exchange full sets first, so lost or repeated messages cause no divergence.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,32 +20,26 @@ use super::time::Timestamp;
 pub enum FromAgent {
     /// The first message of every session.
     Hello(Hello),
+    /// The pool's nodes.
     Inventory(Inventory),
-    /// Attempts as they stand at the backend.
-    Observed {
-        epoch: Epoch,
-        part: Part,
-        reports: Vec<AttemptReport>,
-    },
-    /// Renews the pool's leases once answered. `sequence` counts the session's heartbeats.
-    Heartbeat {
-        epoch: Epoch,
-        sequence: u64,
-    },
+    /// The status of attempts at the backend.
+    Observed { epoch: Epoch, part: Part, reports: Vec<AttemptReport> },
+    /// Renews the pool's leases once it is answered. `sequence` numbers the session's heartbeats from 1.
+    Heartbeat { epoch: Epoch, sequence: u64 },
 }
 
-/// Who speaks, for which pool.
+/// The identity of an agent and its pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     pub pool: PoolSpec,
     pub instance: InstanceId,
-    /// Proves the instance: the first one binds the pool's name.
+    /// Secret that proves the instance. The first hello for a pool's name binds the name to it.
     pub key: [u8; 16],
-    /// The newest stamp that the agent was given, by whatever broker.
+    /// The newest high-water mark that the agent has received from any broker; `None` if it has none.
     pub high_water: Option<HighWaterMark>,
 }
 
-/// Nodes that are new or altered, and names of those that are gone.
+/// Nodes that are new or altered, and the names of removed ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inventory {
     pub epoch: Epoch,
@@ -61,78 +55,69 @@ pub enum Part {
     Delta,
     /// A chunk of the full set; more follow.
     FullMore,
-    /// The full set's last chunk: what was in none of them is not there.
+    /// The last chunk of the full set: what no chunk contained does not exist.
     FullEnd,
 }
 
 /// From broker to agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToAgent {
+    /// The session is established.
     Accepted(Accepted),
-    /// The session ends; the agent may try again later.
-    Refused {
-        code: RefusedCode,
-        message: String,
-    },
-    /// Attempts that the pool should run. Specs come once per session, before the first order
-    /// that needs them.
-    Orders {
-        term: Term,
-        part: Part,
-        specs: Vec<(SpecId, Arc<JobSpec>)>,
-        orders: Vec<StartOrder>,
-    },
-    Stops {
-        term: Term,
-        stops: Vec<Stop>,
-    },
-    /// These outcomes are durable; the agent may forget the attempts.
-    Acknowledged {
-        attempts: Vec<AttemptId>,
-    },
-    /// The journal was asked after the heartbeat came in: the broker was its writer then.
+    /// The session is refused, or ends; the agent may reconnect later.
+    Refused { code: RefusedCode, message: String },
+    /// Attempts that the pool must run. Each spec is sent once per session, with the first order that needs
+    /// it, unless it has left the [`SpecWindow`].
+    Orders { term: Term, part: Part, specs: Vec<(SpecId, Arc<JobSpec>)>, orders: Vec<StartOrder> },
+    /// Attempts that must end.
+    Stops { term: Term, stops: Vec<Stop> },
+    /// The outcomes of these attempts are durable: the agent may delete its records of them.
+    Acknowledged { attempts: Vec<AttemptId> },
+    /// Answers a heartbeat. The broker has confirmed with its journal, after it received the heartbeat, that
+    /// it is still the writer.
     HeartbeatAnswer {
         term: Term,
         sequence: u64,
-        /// The broker's clock when the heartbeat came in.
+        /// The broker's clock when it received the heartbeat; 0 from a broker that does not send it.
         now: Timestamp,
         high_water: Option<HighWaterMark>,
     },
 }
 
-/// The session stands.
+/// The broker's answer to a hello: the session is established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
     pub journal: JournalId,
     pub term: Term,
     pub epoch: Epoch,
-    /// The broker's clock: the agent reads every time in orders by it.
+    /// The broker's clock. The agent uses it to convert the times in orders to its own clock.
     pub now: Timestamp,
+    /// Interval at which the agent must send heartbeats.
     pub heartbeat_ms: u64,
-    /// How long an attempt with a lease may go on after the last answered heartbeat was sent.
+    /// How long an attempt with a lease may run after the last answered heartbeat was sent.
     pub lease_ms: u64,
     pub high_water: Option<HighWaterMark>,
 }
 
-/// Why a session was refused.
+/// Why a session was refused or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedCode {
     /// The pool's name is bound to another agent.
     PoolClaimed,
     /// The hello was not valid.
     InvalidPool,
-    /// Another session speaks for the pool with a higher epoch.
+    /// Another session of the pool is active, with a higher epoch.
     Superseded,
-    /// The pool runs what this journal never ordered: it may be an older copy.
+    /// The pool runs an attempt that this journal never ordered: the journal may be an older copy.
     UnknownWork,
-    /// A frame was lost, or a message made no sense.
+    /// A frame was lost, or a message was not valid at this point.
     ProtocolError,
-    /// The broker can't write now.
+    /// The broker can't write its journal now.
     Unavailable,
 }
 
 impl RefusedCode {
-    /// The stable code.
+    /// Returns the stable code.
     pub fn code(self) -> &'static str {
         match self {
             Self::PoolClaimed => "PoolClaimed",
@@ -145,32 +130,38 @@ impl RefusedCode {
     }
 }
 
-/// An attempt that the pool should run.
+/// An order to start an attempt. All times are on the broker's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartOrder {
     pub attempt: AttemptId,
-    /// The revision that ordered it.
+    /// The revision of the journal that ordered it.
     pub revision: Revision,
-    /// Of that revision; kept with the attempt by the pool's backend.
+    /// High-water mark of that revision. The backend stores it with the attempt.
     pub high_water: Option<HighWaterMark>,
     pub spec: SpecId,
     pub job_name: String,
     pub queue: String,
-    /// Never create after this.
+    /// The agent must not create the attempt after this instant.
     pub start_by: Timestamp,
-    /// It was seen to start: adopt it or report it vanished, but don't create it.
+    /// The broker has received a report that the attempt started: the agent adopts it or reports it as
+    /// vanished, but never creates it.
     pub started: bool,
-    /// An attempt of the same demand whose place this one takes the moment that one is gone.
+    /// The attempt that this one is queued behind (claim reuse): this one starts on its node and devices as
+    /// soon as it has ended. `None` starts at once.
     pub after: Option<AttemptId>,
     pub tasks: Vec<TaskStart>,
 }
 
-/// One task of an order.
+/// One task of a start order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskStart {
+    /// Index of the task group within the job.
     pub group: u16,
+    /// Index of the task within its group.
     pub task: u32,
+    /// Name of the node.
     pub node: String,
+    /// Empty if the task uses no device.
     pub devices: Vec<DeviceShare>,
 }
 
@@ -179,64 +170,69 @@ pub struct TaskStart {
 pub struct Stop {
     pub attempt: AttemptId,
     pub reason: StopReason,
+    /// Time from the termination signal to the kill signal.
     pub grace_ms: u64,
 }
 
-/// The specs that a session's broker has sent and its agent still holds.
+/// The job specs of a session that the broker has sent and the agent still caches, at most
+/// [`SESSION_SPECS_MAX`].
 ///
-/// Both ends apply the same rule to the same order of messages, so they agree without asking.
+/// Both ends apply the same rule to the same sequence of messages, so their windows are equal without further
+/// messages.
 #[derive(Clone, Debug, Default)]
 pub struct SpecWindow {
+    /// Oldest first.
     order: VecDeque<SpecId>,
-    held: BTreeSet<SpecId>,
+    cached: BTreeSet<SpecId>,
 }
 
 impl SpecWindow {
-    /// The spec is held.
+    /// True if the spec is cached.
     pub fn contains(&self, spec: SpecId) -> bool {
-        self.held.contains(&spec)
+        self.cached.contains(&spec)
     }
 
-    /// Notes a spec; tells whether it was new, and which older one is forgotten for it.
+    /// Adds a spec. Returns whether it was new, and the oldest spec if it was evicted for this one.
     pub fn insert(&mut self, spec: SpecId) -> (bool, Option<SpecId>) {
-        if !self.held.insert(spec) {
+        if !self.cached.insert(spec) {
             return (false, None);
         }
         self.order.push_back(spec);
-        let forgotten = (self.order.len() > SESSION_SPECS_MAX).then(|| self.order.pop_front()).flatten();
-        if let Some(old) = &forgotten {
-            self.held.remove(old);
+        let evicted = (self.order.len() > SESSION_SPECS_MAX).then(|| self.order.pop_front()).flatten();
+        if let Some(old) = &evicted {
+            self.cached.remove(old);
         }
-        (true, forgotten)
+        (true, evicted)
     }
 }
 
-/// What to do with a frame that came in.
+/// The position of a received frame in the session's sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
-    Take,
-    /// It was here before: drop it.
+pub enum FrameCheck {
+    /// The next frame: process it.
+    InOrder,
+    /// Already received: discard it.
     Repeated,
-    /// One before it is missing: the session must end.
+    /// An earlier frame is missing: end the session.
     Gap,
 }
 
-/// Checks the numbers of a session's incoming frames, which count from 1.
+/// Counts a session's received frames, which are numbered from 1.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Inbox {
+pub struct FrameCounter {
     last: u64,
 }
 
-impl Inbox {
-    /// Judges the frame of this number.
-    pub fn arrive(&mut self, number: u64) -> Arrival {
+impl FrameCounter {
+    /// Checks a received frame's number, and counts the frame if it is the next one.
+    pub fn check(&mut self, number: u64) -> FrameCheck {
         if number <= self.last {
-            return Arrival::Repeated;
+            return FrameCheck::Repeated;
         }
         if number > self.last + 1 {
-            return Arrival::Gap;
+            return FrameCheck::Gap;
         }
         self.last = number;
-        Arrival::Take
+        FrameCheck::InOrder
     }
 }

@@ -1,8 +1,8 @@
-//! Stamps: what a broker gives its agents to show, later on, how far its journal went.
+//! High-water marks: proofs, stored by agents, of how far a journal had been written.
 //!
-//! A broker that comes back on an older copy of its journal can't know by itself what is missing.
-//! Its agents do: they bring back the newest stamp that they were given. A stamp can't be made
-//! without the journal's key, so no agent can claim a journal that never was.
+//! A broker restored from an older copy of its journal can't detect by itself that newer events are missing.
+//! Its agents can prove it: they return the newest high-water mark that any broker sent them. A mark can't be
+//! made without the journal's key, so no agent can invent a revision that was never written.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::id::{JournalId, ParseIdError, Revision};
 
-/// A secret that a journal is born with, shown to nobody.
+/// A journal's secret, drawn when the journal is created. It never leaves the broker.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct JournalKey(pub [u8; 16]);
 
@@ -21,26 +21,26 @@ impl fmt::Debug for JournalKey {
     }
 }
 
-/// A broker's word that in its turn the journal had come to `revision`.
+/// A broker's proof that in its writer session the journal had reached `revision`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HighWaterMark {
     pub revision: Revision,
     pub journal: JournalId,
-    /// A random number of the writer's turn: two copies of a journal may be written in turns of
-    /// the same term.
+    /// Random number of the writer session. The term would not do: two copies of a journal may both be
+    /// written in sessions of the same term.
     pub writer_session: u64,
-    /// What only who has the journal's key can make.
+    /// Message authentication code over the other fields, made with the journal's key.
     pub proof: [u8; 16],
 }
 
 impl JournalKey {
-    /// Makes a key out of random bits that are used for nothing else: what is derived from them and
-    /// shown would give the key away.
+    /// Makes a key from random bits. Use the bits for nothing else: a published value derived from them would
+    /// reveal the key.
     pub fn from_random(random: u128) -> Self {
         Self(random.to_be_bytes())
     }
 
-    /// Stamps a revision.
+    /// Makes the high-water mark of a revision.
     pub fn high_water(&self, journal: JournalId, writer_session: u64, revision: Revision) -> HighWaterMark {
         HighWaterMark {
             journal,
@@ -50,27 +50,27 @@ impl JournalKey {
         }
     }
 
-    /// Tells whether the stamp was made with this key.
+    /// True if the mark was made with this key. The comparison takes constant time.
     pub fn verifies(&self, high_water: &HighWaterMark) -> bool {
         let proof = self.proof(high_water.journal, high_water.writer_session, high_water.revision);
         proof.iter().zip(high_water.proof).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
     }
 
-    /// SHA-256 over the key and what is proved, cut to 128 bits. All parts have fixed lengths, and
-    /// half of the digest is kept back, so nothing can be appended to a known one.
+    /// SHA-256 over the key and the proved fields, truncated to 128 bits. All parts have fixed lengths and
+    /// half of the digest is withheld, so a length-extension attack is not possible.
     fn proof(&self, journal: JournalId, writer_session: u64, revision: Revision) -> [u8; 16] {
         let hash = Sha256::new().chain_update(self.0).chain_update(journal.get().to_be_bytes());
-        cut(hash.chain_update(writer_session.to_be_bytes()).chain_update(revision.0.to_be_bytes()))
+        first_128_bits(hash.chain_update(writer_session.to_be_bytes()).chain_update(revision.0.to_be_bytes()))
     }
 }
 
-fn cut(hash: Sha256) -> [u8; 16] {
+fn first_128_bits(hash: Sha256) -> [u8; 16] {
     let mut first = [0; 16];
     first.copy_from_slice(&hash.finalize()[..16]);
     first
 }
 
-/// `REVISION.JOURNAL.TURN.PROOF`, the last two in hexadecimal digits.
+/// `REVISION.JOURNAL.SESSION.PROOF`, the last two as 16 and 32 hexadecimal digits.
 impl fmt::Display for HighWaterMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let proof = u128::from_be_bytes(self.proof);
@@ -82,7 +82,10 @@ impl FromStr for HighWaterMark {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let err = || ParseIdError { text: text.to_owned(), expected: "a stamp" };
+        let err = || ParseIdError {
+            text: text.to_owned(),
+            expected: "a high-water mark (REVISION.JOURNAL.SESSION.PROOF)",
+        };
         let parts: Vec<&str> = text.split('.').collect();
         let [revision, journal, writer_session, proof] = parts[..] else { return Err(err()) };
         Ok(Self {
@@ -99,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stamp_is_verified_by_the_key_that_made_it_and_only_as_it_is() {
+    fn high_water_mark_verifies_only_with_its_key_and_unaltered() {
         let (key, other) = (JournalKey::from_random(1), JournalKey::from_random(2));
         let high_water = key.high_water(JournalId::from_random(3), 4, Revision(5));
         assert!(key.verifies(&high_water) && !other.verifies(&high_water));

@@ -23,11 +23,11 @@ number_id!(
     Revision(u64)
 );
 number_id!(
-    /// A broker's turn as writer of the journal. Higher fences lower.
+    /// Number of a broker's period as writer of the journal. A higher term fences every lower one.
     Term(u64)
 );
 number_id!(
-    /// An agent's turn as speaker for its pool. Higher fences lower.
+    /// Number of an agent's period as active agent of its pool. A higher epoch fences every lower one.
     Epoch(u64)
 );
 number_id!(
@@ -53,7 +53,7 @@ number_id!(
 );
 
 impl Revision {
-    /// The revision after this one.
+    /// Returns the revision after this one.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
@@ -66,9 +66,10 @@ pub struct NodeRef {
     pub node: NodeId,
 }
 
-/// What starts and ends together: one task of a plain group, all of a gang, or a whole job.
+/// The tasks that start and end together: one task of an independent group, all of a gang, or a whole job.
 ///
-/// Units are numbered through the job: a plain group of `n` tasks takes `n` numbers, a gang one.
+/// Units are numbered from 0 through all groups of the job: an independent group of `n` tasks takes `n`
+/// numbers, a gang takes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnitId {
     pub job: JobId,
@@ -77,22 +78,24 @@ pub struct UnitId {
 
 /// Digits of a journal id as text: RFC 4648 base 32 in lower case.
 const BASE32: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-/// Characters of a journal id: 50 bits, enough that two never meet on one backend.
+/// Characters of a journal id: 50 bits make a collision on one backend negligible.
 const JOURNAL_CHARS: usize = 10;
 
-/// Random identity of a journal, made at its first start.
+/// Random identity of a journal of 50 bits, drawn when the journal is created. As text, 10 characters of base
+/// 32.
 ///
-/// It is part of every attempt id, so that the objects of two brokers on one backend never mix.
+/// It is part of every attempt id, so that the objects of two brokers on one backend are never confused. The
+/// default value, 0, stands for no journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JournalId(u64);
 
 impl JournalId {
-    /// Keeps the low 50 bits of `random`.
+    /// Makes an id from the low 50 bits of `random`.
     pub fn from_random(random: u64) -> Self {
         Self(random & ((1 << (5 * JOURNAL_CHARS)) - 1))
     }
 
-    /// The 50 bits as a number.
+    /// Returns the 50 bits as a number.
     pub fn get(self) -> u64 {
         self.0
     }
@@ -109,11 +112,12 @@ impl fmt::Display for JournalId {
     }
 }
 
-/// An identity could not be read from text.
+/// The text could not be parsed as an identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
 pub struct ParseIdError {
     pub text: String,
+    /// What the text should have been, with an article: `a journal id`.
     pub expected: &'static str,
 }
 
@@ -134,19 +138,19 @@ impl FromStr for JournalId {
     }
 }
 
-/// One try at one unit: `JOURNAL-JOB-UNIT-NUMBER` as text, at most 40 characters, fit for a
-/// Kubernetes name.
+/// Identity of one attempt at one unit. As text, `JOURNAL-JOB-UNIT-NUMBER`: at most 53 characters, 40 up to
+/// 10^12 jobs, valid as a Kubernetes name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptId {
     pub journal: JournalId,
     pub job: JobId,
     pub unit: u32,
-    /// Counts the tries of the unit from 1.
+    /// Numbers the unit's attempts from 1.
     pub number: u32,
 }
 
 impl AttemptId {
-    /// The unit that this attempt tries.
+    /// Returns the attempted unit.
     pub fn unit_id(self) -> UnitId {
         UnitId { job: self.job, unit: self.unit }
     }
@@ -172,12 +176,12 @@ impl FromStr for AttemptId {
             unit: part()?.parse().map_err(|_| err())?,
             number: part()?.parse().map_err(|_| err())?,
         };
-        // Numbers have one spelling only: "+1" and "01" parse, but are not what `Display` writes.
+        // Each id has one spelling: "+1" and "01" parse as numbers, but `Display` never writes them.
         if id.to_string() == text { Ok(id) } else { Err(err()) }
     }
 }
 
-/// Identity of a job spec: the first 128 bits of the SHA-256 of its record.
+/// Identity of a job spec: the first 128 bits of the SHA-256 of its record. Equal specs have equal ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpecId(pub [u8; 16]);
 
@@ -187,7 +191,8 @@ impl fmt::Display for SpecId {
     }
 }
 
-/// Identity of an agent's installation, random, kept beside its pool.
+/// Random identity of an agent's installation, stored in the agent's state folder. As text, 32 hexadecimal
+/// digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(pub u128);
 

@@ -1,10 +1,11 @@
-//! Sets of small numbers as sorted, disjoint, non-adjacent intervals.
+//! Sets of `u32` as sorted, disjoint, non-adjacent intervals.
 
-/// A set of `u32`, cheap when its members are neighbours: 10,000 equal tasks are one interval.
+/// A set of `u32` in half-open intervals, compact when its members are neighbours: the indices of 10,000
+/// equal tasks are one interval.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct IntervalSet(Intervals);
 
-/// One interval needs no allocation: most jobs have a single task.
+/// The intervals. A single one needs no allocation, because most jobs have a single task.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 enum Intervals {
     #[default]
@@ -14,12 +15,12 @@ enum Intervals {
 }
 
 impl IntervalSet {
-    /// The numbers from `start` up to, but without, `end`.
+    /// Makes the set of the numbers from `start` to `end`, exclusive; empty if `start >= end`.
     pub fn from_range(start: u32, end: u32) -> Self {
         Self(if start < end { Intervals::One([start, end]) } else { Intervals::Empty })
     }
 
-    /// Builds a set from half-open intervals in any order.
+    /// Makes a set from half-open intervals in any order; they may overlap or be empty.
     pub fn from_intervals(intervals: impl IntoIterator<Item = [u32; 2]>) -> Self {
         let mut set = Self::default();
         for [start, end] in intervals {
@@ -28,7 +29,7 @@ impl IntervalSet {
         set
     }
 
-    /// The half-open intervals in order.
+    /// Returns the half-open intervals in ascending order.
     pub fn intervals(&self) -> &[[u32; 2]] {
         match &self.0 {
             Intervals::Empty => &[],
@@ -37,41 +38,41 @@ impl IntervalSet {
         }
     }
 
-    /// How many numbers the set holds.
+    /// Returns the number of members.
     pub fn len(&self) -> u32 {
         self.intervals().iter().map(|[start, end]| end - start).sum()
     }
 
-    /// Tells whether the set holds nothing.
+    /// True if the set has no members.
     pub fn is_empty(&self) -> bool {
         self.0 == Intervals::Empty
     }
 
-    /// The smallest number.
+    /// Returns the smallest member; `None` if the set is empty.
     pub fn first(&self) -> Option<u32> {
         self.intervals().first().map(|interval| interval[0])
     }
 
-    /// The smallest number that is at least `from`.
+    /// Returns the smallest member that is at least `from`; `None` if there is none.
     pub fn first_from(&self, from: u32) -> Option<u32> {
         let intervals = self.intervals();
         let at = intervals.partition_point(|[_, end]| *end <= from);
         intervals.get(at).map(|[start, _]| (*start).max(from))
     }
 
-    /// Tells whether `value` is a member.
+    /// True if `value` is a member.
     pub fn contains(&self, value: u32) -> bool {
         let intervals = self.intervals();
         let after = intervals.partition_point(|[start, _]| *start <= value);
         after > 0 && value < intervals[after - 1][1]
     }
 
-    /// The members in order.
+    /// Returns the members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.intervals().iter().flat_map(|[start, end]| *start..*end)
     }
 
-    /// Adds one number; tells whether it was new.
+    /// Adds one number. Returns true if it was not yet a member.
     pub fn insert(&mut self, value: u32) -> bool {
         let new = !self.contains(value);
         if new {
@@ -80,7 +81,7 @@ impl IntervalSet {
         new
     }
 
-    /// Adds the numbers from `start` up to, but without, `end`.
+    /// Adds the numbers from `start` to `end`, exclusive.
     pub fn insert_range(&mut self, start: u32, end: u32) {
         if start >= end {
             return;
@@ -97,7 +98,7 @@ impl IntervalSet {
         self.put(list);
     }
 
-    /// Takes one number out; tells whether it was there.
+    /// Removes one number. Returns true if it was a member.
     pub fn remove(&mut self, value: u32) -> bool {
         if !self.contains(value) {
             return false;
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_a_plain_set() {
+    fn agrees_with_a_btree_set() {
         for seed in 0..50 {
             let mut rng = StdRng::seed_from_u64(seed);
             let (mut set, mut model) = (IntervalSet::default(), BTreeSet::new());

@@ -1,7 +1,7 @@
-//! Deliberate faults: each weakens one line of the kernel. They show that the simulator finds such
-//! bugs. Without the feature `mutants` none can be on, and the compiler takes them out.
+//! Deliberate faults (mutation testing): each weakens one line of the kernel, to prove that the simulator
+//! finds such bugs. Without the feature `mutants` none can be active, and the compiler removes them.
 
-/// A fault that can be switched on, for the whole process.
+/// A fault that can be activated, for the whole process. [`ALL`](Self::ALL) describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
     AnswerBeforeDurable,
@@ -29,49 +29,55 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// Every fault, with what it does.
+    /// Every fault with its effect, for listings.
     pub const ALL: [(Self, &'static str); 22] = [
-        (Self::AnswerBeforeDurable, "replies and orders go out before their events are durable"),
+        (Self::AnswerBeforeDurable, "replies and orders are sent before their events are durable"),
         (
             Self::AnswerHeartbeatUnconfirmed,
-            "heartbeats are answered without asking the journal whose turn it is",
+            "heartbeats are answered without checking that the broker is still the journal's writer",
         ),
-        (Self::TakeOldEpochs, "what older speakers of a pool say is taken"),
-        (Self::ForgetHeldDevices, "a device counts as free while it is held"),
-        (Self::ForgetLastUndo, "a gang that does not fit gives back all that it took but one"),
-        (Self::IgnoreQueueLimit, "a queue's limit is not looked at"),
-        (Self::LoseEarly, "a pool is lost, and its work requeued, before its lease has ended"),
-        (Self::LeaseFromAnswer, "an agent counts its lease from the answer, not from its heartbeat"),
-        (Self::EndStopsEarly, "an agent reports the end of what it has only begun to stop"),
-        (Self::OvertakePredecessor, "an attempt starts beside the one it is to follow"),
-        (Self::ForgetUnacknowledged, "an agent forgets an end when it has told it, not when it is durable"),
-        (Self::DropTouchedAttempts, "a snapshot leaves out attempts that change while it is written"),
-        (Self::ForgetTokens, "request tokens are not remembered"),
-        (Self::RetryFailuresFreely, "failures don't count against max_attempts"),
-        (Self::HideStops, "watchers are not told that an attempt is stopping"),
-        (Self::OmitCordonedPools, "`why` leaves out cordoned pools"),
-        (Self::TrustOldDisk, "an older copy of the journal is taken for the newest"),
-        (Self::SkipRecoveryGrace, "a new turn starts work before its pools are heard"),
-        (Self::StandStill, "time stands still while the clock is behind the journal"),
-        (Self::ObeyStaleIds, "a report on another attempt of the same name is taken"),
-        (Self::SwallowTornBatch, "a record that ends early is read as far as it goes"),
-        (Self::AppendWhenDeposed, "the journal takes what a deposed writer appends"),
+        (Self::TakeOldEpochs, "messages of sessions with an older epoch are accepted"),
+        (Self::ForgetHeldDevices, "a device counts as free while an attempt holds it"),
+        (Self::ForgetLastUndo, "a gang that does not fit releases all of its placements but one"),
+        (Self::IgnoreQueueLimit, "queue limits are not checked"),
+        (Self::LoseEarly, "a pool is lost, and its work requeued, before its leases have expired"),
+        (
+            Self::LeaseFromAnswer,
+            "an agent counts its lease from the heartbeat's answer, not from the heartbeat",
+        ),
+        (Self::EndStopsEarly, "an agent reports an attempt as ended when it has only begun to stop it"),
+        (Self::OvertakePredecessor, "an attempt starts before the one that it is queued behind has ended"),
+        (
+            Self::ForgetUnacknowledged,
+            "an agent forgets an outcome when it has reported it, not when it is durable",
+        ),
+        (Self::DropTouchedAttempts, "a snapshot omits attempts that change while it is written"),
+        (Self::ForgetTokens, "request tokens are not stored"),
+        (Self::RetryFailuresFreely, "failures don't count towards max_attempts"),
+        (Self::HideStops, "watchers get no update when an attempt begins to stop"),
+        (Self::OmitCordonedPools, "`why` omits cordoned pools"),
+        (Self::TrustOldDisk, "a broker on an older copy of the journal does not become read-only"),
+        (Self::SkipRecoveryGrace, "a new writer session starts work before its pools have reported"),
+        (Self::StandStill, "time does not advance while the clock is behind the journal"),
+        (Self::ObeyStaleIds, "a report on another attempt with a reused id is accepted"),
+        (Self::SwallowTornBatch, "a truncated record is decoded as far as it goes"),
+        (Self::AppendWhenDeposed, "the journal accepts batches of a deposed writer"),
     ];
 
-    /// This fault is switched on.
+    /// True if this fault is active.
     #[cfg(not(feature = "mutants"))]
     #[inline(always)]
     pub const fn is_on(self) -> bool {
         false
     }
 
-    /// This fault is switched on.
+    /// True if this fault is active.
     #[cfg(feature = "mutants")]
     pub fn is_on(self) -> bool {
         ON.load(std::sync::atomic::Ordering::Relaxed) == self as u8
     }
 
-    /// Switches one fault on, and every other off.
+    /// Activates one fault, or none, and deactivates every other.
     #[cfg(feature = "mutants")]
     pub fn switch(on: Option<Self>) {
         ON.store(on.map_or(NONE, |mutant| mutant as u8), std::sync::atomic::Ordering::Relaxed);

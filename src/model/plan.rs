@@ -1,41 +1,45 @@
-//! What the scheduler decided: placements and what blocked the rest.
+//! What the scheduler decided: the units to start and where.
 
 use super::attempt::Placement;
 use super::id::{PoolId, Revision, UnitId};
 
-/// A set of decisions, each re-checked against the state when it is applied.
+/// The decisions of one scheduling round. Each is checked again against the state when it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The state it was computed from.
+    /// The revision of the state that the plan was computed from.
     pub based_on: Revision,
     pub policy: Policy,
-    /// Decisions that this round was allowed to take.
+    /// Largest number of starts that this round was allowed to plan.
     pub budget: u32,
-    /// Classes looked at in this round.
+    /// Number of classes examined in this round.
     pub cursor: u32,
     pub starts: Vec<Start>,
 }
 
-/// A unit to be started in a pool, every task on its node.
+/// A unit to start in a pool, with the node and devices of each of its tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
     pub unit: UnitId,
     pub pool: PoolId,
+    /// One per task, in the order in which the unit lists its tasks.
     pub placements: Vec<Placement>,
-    /// The unit whose live attempt's place it takes over when that one is gone.
+    /// The unit behind whose live attempt this one is queued (claim reuse): it takes over that attempt's
+    /// placement when the attempt ends. `None` starts at once.
     pub after: Option<UnitId>,
 }
 
-/// The placement policy and its version: the same version gives the same plans.
+/// The placement policy. The same policy in the same [`VERSION`](Policy::VERSION) computes the same plan from
+/// the same state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// Least free capacity left, devices first; jobs in the order of their submission.
+    /// The node with the least free capacity left afterwards, devices first. Jobs in the order of their
+    /// submission.
     BestFit,
-    /// Least fragmentation added for what is expected to come, once enough is known of that; jobs in the
-    /// order of their submission. The best policy published, to compare with.
+    /// The node whose fragmentation grows least for the workload profile; best fit until there is a profile.
+    /// Jobs in the order of their submission. The best published policy, for comparison.
     Fgd,
-    /// Least stranded for what overflows, once enough is known of what comes: both where a task goes
-    /// and which of those that wait goes next. What a broker goes by unless it is told otherwise.
+    /// The node that strands the least capacity for the demands of the workload profile that overflow; best
+    /// fit until there is a profile. It also chooses which waiting class goes next. The broker's default.
     #[default]
     Overflow,
 }
@@ -44,12 +48,12 @@ impl Policy {
     /// Raised with every change that could alter a plan.
     pub const VERSION: u32 = 4;
 
-    /// It goes by what has been learned of the tasks that come.
+    /// True if the policy depends on the [`WorkloadProfile`](super::demand::WorkloadProfile).
     pub fn uses_profile(self) -> bool {
         matches!(self, Self::Fgd | Self::Overflow)
     }
 
-    /// The policy's name.
+    /// The stable name, as recorded in the journal and accepted by `--policy`.
     pub fn name(self) -> &'static str {
         match self {
             Self::BestFit => "best-fit",

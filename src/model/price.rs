@@ -1,38 +1,42 @@
-//! What capacity costs: schedules in integer micro-currency, by pool, each version kept.
+//! What capacity costs: price schedules per pool, in integer millionths of a currency. Every version is
+//! retained.
 
 use super::id::PoolId;
 use super::resource::ResourceKind;
 use super::time::Timestamp;
 
-/// Prices of one pool from an instant on, until the next version's.
+/// One version of a pool's prices, valid from an instant until the next version's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Price {
     pub pool: PoolId,
     pub valid_from: Timestamp,
-    /// Counts the pool's prices from 1: the ledger names it with each amount.
+    /// Numbers the pool's prices from 1. Each amount in the ledger names the version it was computed with.
     pub version: u32,
     pub schedule: PriceSchedule,
 }
 
-/// The rates that hold together.
+/// The rates of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PriceSchedule {
     /// ISO 4217, three capital letters: `CNY`.
     pub currency: String,
-    /// The first that fits holds; what none fits is free.
+    /// The first matching rate applies; a resource without a matching rate is free. At most
+    /// [`RATES_MAX`](super::limit::RATES_MAX).
     pub rates: Vec<Rate>,
 }
 
-/// The price of one kind of resource.
+/// The price of one kind of resource during a part of the day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rate {
     pub kind: ResourceKind,
-    /// Of devices: only this model; empty means any.
+    /// The device model that the rate applies to; empty means any. Only for devices.
     pub model: String,
-    /// Millionths of the currency for one core, one GiB, one device, or one unit, for an hour.
+    /// Millionths of the currency per hour, for one core, one GiB, one device, or one unit of another kind.
+    /// At most [`MICROS_MAX`](super::limit::MICROS_MAX).
     pub micros_per_hour: u64,
-    /// Minutes of the day in UTC, from inclusive, to exclusive; 0 and 1,440 are the whole day. One
-    /// that ends before it begins spans midnight.
+    /// First minute of the day in UTC, inclusive, 0 to 1,439.
     pub from_minute: u16,
+    /// Last minute of the day in UTC, exclusive, 1 to 1,440. 0 to 1,440 is the whole day; an end before the
+    /// beginning spans midnight.
     pub to_minute: u16,
 }

@@ -1,4 +1,4 @@
-//! Why a job waits or a command is refused: stable codes, each with its numbers.
+//! Why a job waits: stable codes, each with its numbers.
 
 use std::fmt;
 
@@ -7,50 +7,75 @@ use super::region::RegionCode;
 use super::resource::ResourceKind;
 use super::time::Timestamp;
 
-/// How long a reason will hold.
+/// How long a reason will hold, from the most lasting on: what must change before the unit can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permanence {
-    /// Only another job spec or another pool would help.
+    /// The job spec or the pool's capacity must change.
     Never,
     /// An admin or an agent must act.
     Closed,
-    /// Running work must end first.
+    /// Running work must end, or a reserved node must be released.
     Busy,
-    /// It fits; its turn will come.
+    /// Nothing: the unit fits and will be scheduled.
     Fits,
 }
 
-/// Why one pool does not take a unit now.
+/// Why one pool can't start a unit now. Amounts are in the kind's own unit; "suitable" nodes satisfy the
+/// unit's labels, tolerations and device models.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PoolReason {
+    /// The job's constraints exclude the pool's region.
     RegionNotAllowed { region: RegionCode },
+    /// The job names its allowed pools, and the pool is not one of them.
     PoolNotAllowed,
+    /// The job requires that its tasks run, and the pool only simulates them.
     PoolSimulated,
+    /// The pool does not run this kind of task. `needs` names the kind, in the plural.
     RunUnsupported { needs: &'static str },
+    /// The job needs leases, and the pool does not support them.
     LeaseUnsupported,
+    /// The job refers to secrets, and the pool does not resolve them.
     SecretsUnsupported,
+    /// A task requests a fraction of a device, and the pool assigns whole devices only.
     SharesUnsupported,
+    /// The pool has no nodes.
     NoNodes,
+    /// No node has a device of one of `models`; empty means a device of any model.
     DeviceMissing { models: Vec<String> },
+    /// None of the pool's `nodes` has the requested labels.
     NodeLabelMissing { nodes: u64 },
+    /// Each of the `nodes` with the requested labels has a taint that the job does not tolerate.
     TaintNotTolerated { nodes: u64 },
+    /// One task needs more than the `largest` amount on any suitable node, even if the node were empty.
     TaskTooLarge { kind: ResourceKind, needed: u64, largest: u64 },
+    /// The gang needs more than all suitable nodes have in `total`, even if they were empty.
     PoolTooSmall { kind: ResourceKind, needed: u64, total: u64 },
+    /// An admin has cordoned the pool.
     PoolCordoned,
+    /// An admin is draining the pool.
     PoolDraining,
+    /// [`Connectivity::Suspect`](super::pool::Connectivity::Suspect).
     PoolSuspect,
+    /// [`Connectivity::Unreachable`](super::pool::Connectivity::Unreachable).
     PoolUnreachable,
+    /// [`Connectivity::Lost`](super::pool::Connectivity::Lost).
     PoolLost,
+    /// Suitable nodes are cordoned, and the others would not be enough even if they were empty.
     NodesCordoned { nodes: u64 },
+    /// The same with quarantined nodes.
     NodesQuarantined { nodes: u64 },
+    /// The unit would fit on nodes that are reserved for other jobs.
     NodesReserved { nodes: u64 },
+    /// The unit needs more than is `free` on all suitable nodes together.
     ResourcesBusy { kind: ResourceKind, needed: u64, free: u64 },
+    /// The suitable nodes have enough `free` in total, but no more than `largest` on one node.
     NodeFragmentation { kind: ResourceKind, needed: u64, free: u64, largest: u64 },
+    /// The unit fits and will be scheduled.
     Fits,
 }
 
 impl PoolReason {
-    /// The stable code.
+    /// Returns the stable code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::RegionNotAllowed { .. } => "RegionNotAllowed",
@@ -80,7 +105,7 @@ impl PoolReason {
         }
     }
 
-    /// How long the reason will hold.
+    /// Returns how long the reason will hold.
     pub fn permanence(&self) -> Permanence {
         match self {
             Self::RegionNotAllowed { .. }
@@ -110,88 +135,108 @@ impl PoolReason {
         }
     }
 
-    /// What the code means and what would help, for the manual.
+    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reasons.md`.
     pub fn manual() -> &'static [(&'static str, &'static str, &'static str)] {
         &[
-            ("RegionNotAllowed", "the job's regions leave this pool's region out", "allow the region"),
-            ("PoolNotAllowed", "the job names pools, and this is none of them", "name the pool, or none"),
+            ("RegionNotAllowed", "the job's constraints exclude this pool's region", "allow the region"),
+            (
+                "PoolNotAllowed",
+                "the job names its allowed pools, and this pool is not one of them",
+                "add the pool, or name none",
+            ),
             (
                 "PoolSimulated",
-                "the job wants its command truly run, and this pool only simulates",
+                "the job requires that its tasks run (`real_only`), and this pool only simulates them",
                 "allow simulated pools",
             ),
             (
                 "RunUnsupported",
-                "the pool can't run this kind of task (process, container or pod)",
-                "use the other kind",
+                "the pool does not run this kind of task (process, container or pod)",
+                "use another kind of task, or another pool",
             ),
             (
                 "LeaseUnsupported",
-                "the job asks `on_pool_lost: requeue`, and nothing in this pool keeps leases",
-                "use `wait`, or `may_overlap`",
+                "the job's `on_pool_lost: requeue` needs leases, which this pool does not support",
+                "set `on_pool_lost: wait`, or `may_overlap`",
             ),
             (
                 "SecretsUnsupported",
-                "the job refers to secrets, and this pool resolves none",
+                "the job refers to secrets, and this pool does not resolve secrets",
                 "use another pool",
             ),
             (
                 "SharesUnsupported",
-                "a task asks for a part of a device, and this pool gives out whole ones only",
-                "ask for a whole device",
+                "a task requests a fraction of a device, and this pool assigns whole devices only",
+                "request a whole device",
             ),
-            ("NoNodes", "the pool has no nodes", "wait for its agent to report some"),
-            ("DeviceMissing", "no node has a device of the models asked for", "name further models"),
-            ("NodeLabelMissing", "no node carries the labels asked for", "label a node, or ask for less"),
+            ("NoNodes", "the pool has no nodes", "wait until its agent reports nodes"),
+            ("DeviceMissing", "no node has a device of a requested model", "allow other models"),
+            ("NodeLabelMissing", "no node has the requested labels", "label a node, or request fewer labels"),
             (
                 "TaintNotTolerated",
-                "every node that would do carries a taint the job doesn't tolerate",
+                "every node with the requested labels has a taint that the job does not tolerate",
                 "add a toleration",
             ),
-            ("TaskTooLarge", "no node could hold one task even if it were empty", "make the task smaller"),
+            (
+                "TaskTooLarge",
+                "one task requests more than any suitable node has, even if the node were empty",
+                "request less per task",
+            ),
             (
                 "PoolTooSmall",
-                "the whole gang would not fit even if the pool were empty",
+                "the gang requests more than the pool has, even if the pool were empty",
                 "make the gang smaller",
             ),
-            ("PoolCordoned", "an admin has closed the pool for new work", "uncordon it"),
-            ("PoolDraining", "an admin is emptying the pool", "uncordon it"),
-            ("PoolSuspect", "the pool's agent has missed heartbeats", "wait, or look at the agent"),
-            ("PoolUnreachable", "the pool's agent is silent", "look at the agent"),
-            ("PoolLost", "the pool's agent has been silent for long", "start the agent"),
-            ("NodesCordoned", "the nodes that would do are closed for new work", "uncordon a node"),
+            ("PoolCordoned", "an admin has closed the pool to new work", "uncordon the pool"),
+            ("PoolDraining", "an admin is draining the pool", "uncordon the pool"),
+            ("PoolSuspect", "the pool's agent has missed heartbeats", "wait, or check the agent"),
+            (
+                "PoolUnreachable",
+                "the pool's agent has missed heartbeats for longer than the timeout",
+                "check the agent and its connection",
+            ),
+            (
+                "PoolLost",
+                "the pool's agent has been unreachable for so long that all leases have expired",
+                "start the agent",
+            ),
+            ("NodesCordoned", "suitable nodes are closed to new work", "uncordon a node"),
             (
                 "NodesQuarantined",
-                "the nodes that would do failed everything they were given, and rest for a while",
-                "wait, look at the nodes, or uncordon one",
+                "suitable nodes are quarantined for a while, because attempts on them failed repeatedly",
+                "wait, check the nodes, or uncordon one",
             ),
             (
                 "NodesReserved",
-                "the nodes that would do are kept for jobs that have waited longer, or matter more",
-                "wait: later the job may have them, too",
+                "the suitable nodes are reserved for jobs that have waited longer or have a higher priority",
+                "wait until a node is released",
             ),
-            ("ResourcesBusy", "the pool has too little free of one resource", "wait for work to end"),
+            (
+                "ResourcesBusy",
+                "the pool has too little free capacity of one resource",
+                "wait until running work ends",
+            ),
             (
                 "NodeFragmentation",
-                "enough is free in all, but not on one node",
-                "wait, or ask for smaller tasks",
+                "the pool has enough free capacity in total, but too little on each node",
+                "wait, or request smaller tasks",
             ),
-            ("Fits", "the unit fits; its turn will come", "nothing"),
+            ("Fits", "the unit fits and will be scheduled", "nothing"),
         ]
     }
 }
 
-/// An amount in the unit that people read: cores, GiB, devices.
+/// Displays an amount of a kind in a readable unit: `1.5 CPUs`, `64.0 GiB memory`, `2 devices`.
 pub struct Amount<'a>(pub &'a ResourceKind, pub u64);
 
 impl fmt::Display for Amount<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let thousandths = |f: &mut fmt::Formatter<'_>, value: u64| {
-            let (whole, rest) = (value / 1_000, value % 1_000);
-            if rest == 0 {
+            let (whole, fraction) = (value / 1_000, value % 1_000);
+            if fraction == 0 {
                 write!(f, "{whole}")
             } else {
-                write!(f, "{whole}.{}", format!("{rest:03}").trim_end_matches('0'))
+                write!(f, "{whole}.{}", format!("{fraction:03}").trim_end_matches('0'))
             }
         };
         match self.0 {
@@ -219,17 +264,19 @@ impl fmt::Display for PoolReason {
         match self {
             Self::RegionNotAllowed { region } => write!(f, "in {region}, not allowed"),
             Self::PoolNotAllowed => f.write_str("not among the job's pools"),
-            Self::PoolSimulated => f.write_str("only simulates its tasks"),
-            Self::RunUnsupported { needs } => write!(f, "runs no {needs}"),
-            Self::LeaseUnsupported => f.write_str("keeps no leases, and the job asks on_pool_lost: requeue"),
-            Self::SecretsUnsupported => f.write_str("resolves no secrets"),
-            Self::SharesUnsupported => f.write_str("gives out whole devices only"),
+            Self::PoolSimulated => f.write_str("only simulates tasks"),
+            Self::RunUnsupported { needs } => write!(f, "does not run {needs}"),
+            Self::LeaseUnsupported => {
+                f.write_str("does not support leases, which on_pool_lost: requeue needs")
+            }
+            Self::SecretsUnsupported => f.write_str("does not resolve secrets"),
+            Self::SharesUnsupported => f.write_str("assigns whole devices only"),
             Self::NoNodes => f.write_str("has no nodes"),
             Self::DeviceMissing { models } if models.is_empty() => f.write_str("has no devices"),
             Self::DeviceMissing { models } => write!(f, "has no {}", models.join(" or ")),
-            Self::NodeLabelMissing { nodes } => write!(f, "none of {nodes} nodes has the labels"),
+            Self::NodeLabelMissing { nodes } => write!(f, "none of {nodes} nodes has the requested labels"),
             Self::TaintNotTolerated { nodes } => {
-                write!(f, "{nodes} nodes carry a taint that is not tolerated")
+                write!(f, "{nodes} nodes have a taint that the job does not tolerate")
             }
             Self::TaskTooLarge { kind, needed, largest } => write!(
                 f,
@@ -238,19 +285,21 @@ impl fmt::Display for PoolReason {
                 Amount(kind, *largest)
             ),
             Self::PoolTooSmall { kind, needed, total } => {
-                write!(f, "{} needed, {} in all", Amount(kind, *needed), Amount(kind, *total))
+                write!(f, "{} needed, {} in total", Amount(kind, *needed), Amount(kind, *total))
             }
             Self::PoolCordoned => f.write_str("cordoned"),
             Self::PoolDraining => f.write_str("being drained"),
             Self::PoolSuspect => f.write_str("its agent has missed heartbeats"),
-            Self::PoolUnreachable => f.write_str("its agent is silent"),
-            Self::PoolLost => f.write_str("its agent has been silent for long"),
-            Self::NodesCordoned { nodes } => write!(f, "{nodes} nodes that would do are cordoned"),
+            Self::PoolUnreachable => f.write_str("its agent is unreachable"),
+            Self::PoolLost => {
+                f.write_str("its agent has been unreachable for so long that all leases have expired")
+            }
+            Self::NodesCordoned { nodes } => write!(f, "{nodes} suitable nodes are cordoned"),
             Self::NodesQuarantined { nodes } => {
-                write!(f, "{nodes} nodes that would do failed all they were given, and are held back")
+                write!(f, "{nodes} suitable nodes are quarantined after repeated failures")
             }
             Self::NodesReserved { nodes } => {
-                write!(f, "{nodes} nodes that would do are kept for jobs that have waited longer")
+                write!(f, "{nodes} suitable nodes are reserved for jobs ahead of this one")
             }
             Self::ResourcesBusy { kind, needed, free } => {
                 write!(f, "{} free, {} needed", Amount(kind, *free), Amount(kind, *needed))
@@ -267,18 +316,25 @@ impl fmt::Display for PoolReason {
     }
 }
 
-/// What keeps a job from being placed, apart from pools.
+/// Why a job waits, apart from its pools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobReason {
+    /// The unit would exceed a limit of its queue, or of an ancestor of it: `used` plus `needed` is above
+    /// `limit`.
     QueueLimit { queue: String, kind: ResourceKind, limit: u64, used: u64, needed: u64 },
+    /// A job that this one depends on has not ended.
     DependencyPending { job: JobId },
+    /// An attempt failed, and the unit's next one starts no earlier than `until`.
     BackingOff { until: Timestamp },
+    /// The broker's journal is older than the work of its agents.
     BrokerReadOnly,
+    /// The broker has just started, and `pools` have not yet reported; it waits for them until `until` at
+    /// most.
     RecoveryGracePeriod { pools: u64, until: Timestamp },
 }
 
 impl JobReason {
-    /// The stable code.
+    /// Returns the stable code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::QueueLimit { .. } => "QueueLimit",
@@ -289,20 +345,24 @@ impl JobReason {
         }
     }
 
-    /// What the code means and what would help, for the manual.
+    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reasons.md`.
     pub fn manual() -> &'static [(&'static str, &'static str, &'static str)] {
         &[
-            ("QueueLimit", "the queue, or one above it, holds as much as it may", "wait, or raise the limit"),
-            ("DependencyPending", "a job that must end first has not", "wait for that job"),
-            ("BackingOff", "the unit failed and waits for its next try", "wait"),
+            (
+                "QueueLimit",
+                "the unit would exceed a limit of its queue or of an ancestor",
+                "wait, or raise the limit",
+            ),
+            ("DependencyPending", "a job that this one depends on has not ended", "wait for that job"),
+            ("BackingOff", "an attempt failed, and the unit waits before its next one", "wait"),
             (
                 "BrokerReadOnly",
-                "the broker found that its journal is older than what agents run",
+                "the broker has detected that its journal is older than the work of its agents",
                 "restore the newer journal",
             ),
             (
                 "RecoveryGracePeriod",
-                "the broker has just started and starts nothing until its pools have told what they run",
+                "the broker has just started, and starts no work until its pools have reported what they run",
                 "wait some seconds",
             ),
         ]
@@ -314,18 +374,21 @@ impl fmt::Display for JobReason {
         match self {
             Self::QueueLimit { queue, kind, limit, used, needed } => write!(
                 f,
-                "queue {queue} holds {} of {}, {} more needed",
+                "queue {queue} uses {} of {}, {} more needed",
                 Amount(kind, *used),
                 Amount(kind, *limit),
                 Amount(kind, *needed)
             ),
             Self::DependencyPending { job } => write!(f, "waits for job {job} to end"),
-            Self::BackingOff { until } => write!(f, "waits until {until} before the next try"),
+            Self::BackingOff { until } => write!(f, "waits until {until} before the next attempt"),
             Self::BrokerReadOnly => {
-                f.write_str("the broker is read-only: its journal is older than what agents run")
+                f.write_str("the broker is read-only: its journal is older than the work of its agents")
             }
             Self::RecoveryGracePeriod { pools, until } => {
-                write!(f, "the broker has just started: {pools} pools are still to be heard, until {until}")
+                write!(
+                    f,
+                    "the broker has just started and waits for reports from {pools} pools, until {until}"
+                )
             }
         }
     }

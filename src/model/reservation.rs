@@ -4,18 +4,19 @@ use super::id::{PoolId, QueueId, ReservationId};
 use super::resource::Resources;
 use super::time::Timestamp;
 
-/// Capacity that a queue may count on from one instant to another.
+/// Capacity set aside for a queue from one instant to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     pub id: ReservationId,
     pub queue: QueueId,
-    /// `None`: wherever it fits.
+    /// The pool that must provide the capacity; `None` allows any pool.
     pub pool: Option<PoolId>,
-    /// Devices in thousandths, of `models`.
+    /// The reserved amounts; `device_millis` counts thousandths of devices of `models`.
     pub amounts: Resources,
-    /// Alternatives, sorted; empty means any.
+    /// Alternative device models, sorted; empty allows any model.
     pub models: Vec<String>,
+    /// First instant of the reservation.
     pub from: Timestamp,
-    /// Later than `from`; it ends by itself then.
+    /// End, exclusive; later than `from`. The reservation then expires without a command.
     pub until: Timestamp,
 }

@@ -1,11 +1,11 @@
-//! Vectors of resources: integers over the kinds of an append-only catalogue.
+//! Resource vectors: integer amounts over an append-only catalogue of kinds.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::limit::DEVICE_MILLIS;
 
-/// One kind of resource. Kinds that Weir does not know are kept by name, not dropped.
+/// One kind of resource. A kind that is not built in is identified by its name, not dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKind {
     /// Millicores.
@@ -16,7 +16,7 @@ pub enum ResourceKind {
     Storage,
     /// Thousandths of a device of any model.
     Device,
-    /// What a backend offers beyond these, in units of its own.
+    /// A kind that only some backends offer, in the backend's own unit.
     Other(Box<str>),
 }
 
@@ -32,30 +32,32 @@ impl fmt::Display for ResourceKind {
     }
 }
 
-/// Sizes of tasks that are told apart, in powers of two of devices.
+/// Number of task size classes, by powers of two of devices.
 pub const TASK_SIZES: usize = 8;
 
-/// The size of a task that asks for so many device thousandths: 0 if for less than two devices, 1 for two or
-/// three, 2 for four to seven, and so on.
+/// Returns the size class of a task that demands `device_millis` thousandths of devices: 0 below two devices,
+/// 1 for two or three, 2 for four to seven, and so on, up to `TASK_SIZES - 1`.
 pub fn task_size(device_millis: u64) -> usize {
     let devices = device_millis / u64::from(DEVICE_MILLIS);
     devices.checked_ilog2().map_or(0, |size| (size as usize).min(TASK_SIZES - 1))
 }
 
-/// Amounts per kind; what is absent is zero. Sums are checked, never wrapped.
+/// Amounts per kind; an absent kind is zero. Arithmetic is checked: it never wraps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resources {
     pub cpu_millis: u64,
     pub memory_bytes: u64,
+    /// Scratch space.
     pub storage_bytes: u64,
-    /// Thousandths of devices of any model; which devices, a placement says.
+    /// Thousandths of devices of any model; a [`Placement`](super::attempt::Placement) names the devices.
     pub device_millis: u64,
-    /// Kinds beyond the four; no entry is zero. Boxed: almost always empty.
+    /// Amounts of [`ResourceKind::Other`] by name; no entry is zero, and `None` stands for an empty map.
+    /// Boxed, because it is almost always empty.
     pub other: Option<Box<BTreeMap<Box<str>, u64>>>,
 }
 
 impl Resources {
-    /// The amounts that are not zero, in the kinds' order.
+    /// Returns the non-zero amounts, in the order of the kinds.
     pub fn iter(&self) -> impl Iterator<Item = (ResourceKind, u64)> {
         let fixed = [
             (ResourceKind::Cpu, self.cpu_millis),
@@ -68,7 +70,7 @@ impl Resources {
         fixed.into_iter().chain(other).filter(|(_, amount)| *amount > 0)
     }
 
-    /// The amount of one kind.
+    /// Returns the amount of one kind.
     pub fn get(&self, kind: &ResourceKind) -> u64 {
         match kind {
             ResourceKind::Cpu => self.cpu_millis,
@@ -81,22 +83,22 @@ impl Resources {
         }
     }
 
-    /// The sum, or `None` where any kind would overflow.
+    /// Returns the sum, or `None` if any kind would overflow.
     pub fn checked_add(&self, rhs: &Self) -> Option<Self> {
         self.combine(rhs, u64::checked_add)
     }
 
-    /// The difference, or `None` where any kind would go below zero.
+    /// Returns the difference, or `None` if any kind would go below zero.
     pub fn checked_sub(&self, rhs: &Self) -> Option<Self> {
         self.combine(rhs, u64::checked_sub)
     }
 
-    /// This vector `count` times, or `None` on overflow.
+    /// Returns this vector multiplied by `count`, or `None` if any kind would overflow.
     pub fn checked_mul(&self, count: u64) -> Option<Self> {
         self.combine(self, |amount, _| amount.checked_mul(count))
     }
 
-    /// The first kind, in order, of which `self` asks for more than `available` has.
+    /// Returns the first kind, in order, of which `self` needs more than `available` has; `None` if all fit.
     pub fn first_excess(&self, available: &Self) -> Option<Excess> {
         self.iter().find_map(|(kind, needed)| {
             let have = available.get(&kind);
@@ -104,7 +106,7 @@ impl Resources {
         })
     }
 
-    /// Tells whether all of it fits into `available`.
+    /// True if no kind exceeds `available`.
     pub fn fits(&self, available: &Self) -> bool {
         self.cpu_millis <= available.cpu_millis
             && self.memory_bytes <= available.memory_bytes
@@ -136,7 +138,7 @@ impl Resources {
     }
 }
 
-/// A kind of which more is needed than there is, in the kind's own unit.
+/// A kind of which more is needed than is available; amounts in the kind's own unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excess {
     pub kind: ResourceKind,
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn excess_names_the_first_kind_that_lacks() {
+    fn excess_names_the_first_kind_that_is_short() {
         let excess = vector(1, 5).first_excess(&vector(1, 4));
         let kind = ResourceKind::Other("nic".into());
         assert_eq!(excess, Some(Excess { kind, needed: 5, have: 4 }));

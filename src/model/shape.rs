@@ -1,16 +1,16 @@
-//! Shapes: what scheduling needs to know of a unit, and no more. Units of one shape are alike.
+//! Shapes: the part of a unit that scheduling depends on. Units of one shape are interchangeable.
 
 use super::device::DeviceAmount;
 use super::id::QueueId;
 use super::resource::Resources;
 use super::spec::{Constraints, EnvValue, JobSpec, OnPoolLost, Run, TaskRequest};
 
-/// A shape's number in the running state. Recovery may number shapes anew: nothing that leaves
-/// the kernel, and no order of decisions, may depend on it.
+/// A shape's number in the running state. Recovery may renumber shapes: nothing that leaves the kernel, and
+/// no order of decisions, may depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShapeId(pub u32);
 
-/// Waiting units that are interchangeable but for their place in the queue.
+/// A class of waiting units that differ only in their position in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassKey {
     pub queue: QueueId,
@@ -18,29 +18,36 @@ pub struct ClassKey {
     pub shape: ShapeId,
 }
 
-/// What a unit asks of a pool and its nodes.
+/// What a unit requires of a pool and its nodes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
-    /// Equal tasks with their number, in the order in which a unit lists its tasks.
+    /// Each kind of task with its count, in the order in which a unit lists its tasks.
     pub tasks: Vec<(TaskRequest, u32)>,
     pub constraints: Constraints,
     pub needs: Needs,
 }
 
-/// What a pool must be able to do.
+/// Capabilities that a pool must have, each matched against [`Capabilities`](super::pool::Capabilities).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Needs {
+    /// Runs a command on the node itself.
     pub processes: bool,
+    /// Runs a container image.
     pub containers: bool,
+    /// Accepts a native Kubernetes pod spec.
     pub pods: bool,
+    /// Ends attempts whose lease has expired.
     pub leases: bool,
+    /// Resolves secrets that environment values refer to.
     pub secrets: bool,
-    /// Parts of devices.
+    /// Shares one device among several tasks.
     pub shares: bool,
 }
 
 impl Shape {
-    /// The shape of the units of group `group`, or of the whole job if it is one gang.
+    /// Returns the shape of the units of group `group`, or of the whole job if the job is one gang.
+    ///
+    /// Panics if `group` is out of range.
     pub fn of(spec: &JobSpec, group: usize) -> Self {
         let groups = if spec.gang_job { &spec.groups[..] } else { &spec.groups[group..=group] };
         let mut needs = Needs {
@@ -68,14 +75,14 @@ impl Shape {
         }
     }
 
-    /// Tasks of one unit.
+    /// Returns the number of tasks of one unit.
     pub fn task_count(&self) -> u32 {
         self.tasks.iter().map(|(_, count)| count).sum()
     }
 
-    /// What one unit takes in all.
+    /// Returns the resources of one unit, all tasks together.
     pub fn total(&self) -> Resources {
-        // Validation has checked these sums for every job that was let in.
+        // Validation has checked these sums for every accepted job: the default is never returned.
         self.tasks
             .iter()
             .try_fold(Resources::default(), |sum, (request, count)| {

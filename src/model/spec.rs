@@ -1,4 +1,4 @@
-//! What a user asks for: task groups and the constraints they share.
+//! Job specs: task groups and the constraints and policies they share.
 
 use std::collections::BTreeMap;
 
@@ -7,67 +7,76 @@ use super::id::JobId;
 use super::region::RegionCode;
 use super::resource::Resources;
 
-/// Labels of an object, in the keys' order.
+/// Labels of an object, sorted by key.
 pub type Labels = BTreeMap<String, String>;
 
-/// A job as submitted, checked and with its defaults filled in. Backend-neutral.
+/// A job as submitted, validated, with its defaults filled in. It does not depend on the kind of backend,
+/// except through [`Run::Pod`]. Bounds are in [`limit`](super::limit).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSpec {
     pub labels: Labels,
-    /// Larger goes first within the queue's share.
+    /// Jobs of higher priority go first within their queue's share; at most
+    /// [`PRIORITY_MAX`](super::limit::PRIORITY_MAX) above or below 0.
     pub priority: i32,
-    /// At least one.
+    /// At least one, at most [`GROUPS_PER_JOB_MAX`](super::limit::GROUPS_PER_JOB_MAX).
     pub groups: Vec<TaskGroup>,
-    /// All groups together are one unit.
+    /// All tasks of all groups form one gang.
     pub gang_job: bool,
     pub constraints: Constraints,
     pub retry: RetryPolicy,
     pub on_pool_lost: OnPoolLost,
-    /// A lost attempt may run on while its successor runs: frees the job from pools with leases.
+    /// The lost attempt may still run while its replacement runs. A job with `Requeue` can then use pools
+    /// without leases as well.
     pub may_overlap: bool,
     pub on_unit_failure: OnUnitFailure,
-    /// Longest run of one attempt; 0 until the queue's default is filled in.
+    /// Run-time limit of one attempt; 0 until the queue's default is filled in.
     pub max_run_ms: u64,
-    /// A gang that isn't all running within this fails to launch.
+    /// Time from an attempt's order until all of its tasks must run, or it ends as `StartFailed`; 0 sets no
+    /// limit.
     pub start_limit_ms: u64,
-    /// From the polite signal to the hard one.
+    /// Time from the termination signal to the kill signal.
     pub grace_ms: u64,
+    /// Jobs that must end before this one starts.
     pub depends_on: Vec<Dependency>,
-    /// Features a broker and an agent must know; whoever doesn't refuses.
+    /// Features that the broker must support: a broker that lacks one rejects the job. No feature is defined
+    /// yet.
     pub required_features: Vec<String>,
 }
 
 /// `count` equal tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskGroup {
+    /// A DNS label, unique within the job.
     pub name: String,
     /// 1 to [`TASKS_PER_GROUP_MAX`](super::limit::TASKS_PER_GROUP_MAX).
     pub count: u32,
-    /// The tasks start and end together.
+    /// The tasks start and end together. Without it, each task is a unit of its own, unless the whole job is
+    /// a gang.
     pub gang: bool,
     pub request: TaskRequest,
     pub run: Run,
-    /// How the task behaves where running is only simulated.
+    /// Behaviour in pools that simulate tasks; `None` leaves it to the pool.
     pub simulate: Option<Simulate>,
 }
 
-/// What one task needs.
+/// The resources that one task requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskRequest {
-    /// CPU, memory, storage and other kinds; `device_millis` stays 0 here.
+    /// CPU, memory, storage and other kinds; `device_millis` is 0.
     pub resources: Resources,
+    /// `None` if the task needs no device.
     pub devices: Option<DeviceRequest>,
 }
 
 impl TaskRequest {
-    /// All of it as one vector, devices of any model in thousandths.
+    /// Returns the whole request as one vector, with the devices in `device_millis`.
     pub fn total(&self) -> Resources {
         let device_millis = self.devices.as_ref().map_or(0, |devices| devices.amount.millis());
         Resources { device_millis, ..self.resources.clone() }
     }
 }
 
-/// Devices of one of several models.
+/// A request for devices of one of several models.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceRequest {
     /// Alternatives, sorted; empty means any model.
@@ -82,33 +91,34 @@ pub enum Run {
     Process(Program),
     /// A container, for pools that run images.
     Container { image: String, program: Program },
-    /// Kubernetes' own description of a pod, in JSON, for pools that are clusters. What Weir must own of
-    /// it, such as its node and its resources, is Weir's.
+    /// A native Kubernetes PodSpec in JSON, for pools that are clusters. Weir overwrites the fields that it
+    /// must control, such as the node and the resources.
     Pod { spec: String },
 }
 
-/// What a native description says in its own words.
-static UNKNOWN: Program =
+/// The program of a pod spec, whose containers have their own.
+static NO_PROGRAM: Program =
     Program { command: Vec::new(), args: Vec::new(), env: Vec::new(), workdir: String::new() };
 
 impl Run {
-    /// The command and its surroundings; empty where a native description has its own.
+    /// Returns the command with its environment; an empty program for [`Run::Pod`].
     pub fn program(&self) -> &Program {
         match self {
             Self::Process(program) | Self::Container { program, .. } => program,
-            Self::Pod { .. } => &UNKNOWN,
+            Self::Pod { .. } => &NO_PROGRAM,
         }
     }
 }
 
-/// A command with its arguments and surroundings.
+/// A command with its arguments, environment and working directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
-    /// Empty only in containers: then the image's own.
+    /// The executable and its first arguments. Empty only for containers: the image's own entry point.
     pub command: Vec<String>,
+    /// Further arguments; alone, with an empty `command`, they replace those of the image.
     pub args: Vec<String>,
     pub env: Vec<EnvVar>,
-    /// Absolute; empty means a fresh directory of the attempt's.
+    /// Absolute path; empty means a new directory for the attempt.
     pub workdir: String,
 }
 
@@ -119,14 +129,18 @@ pub struct EnvVar {
     pub value: EnvValue,
 }
 
-/// A plain value, or where the pool finds a secret. A secret's value never enters Weir's state.
+/// The value of an environment variable. A secret's value never enters Weir's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnvValue {
     Plain(String),
-    Secret { name: String, key: String },
+    /// A reference that the pool resolves: the entry `key` of the secret `name`.
+    Secret {
+        name: String,
+        key: String,
+    },
 }
 
-/// Behaviour of a task in a simulated pool.
+/// Behaviour of a task in a pool that simulates tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Simulate {
     pub duration_ms: u64,
@@ -136,20 +150,20 @@ pub struct Simulate {
 /// Where a job may run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Constraints {
-    /// Sorted; empty means all.
+    /// Sorted; empty allows all.
     pub regions_allowed: Vec<RegionCode>,
-    /// Sorted.
+    /// Sorted, disjoint from the allowed ones.
     pub regions_denied: Vec<RegionCode>,
-    /// Names of pools, sorted; empty means all.
+    /// Names of allowed pools, sorted; empty allows all.
     pub pools: Vec<String>,
-    /// Labels a node must carry.
+    /// Labels that a node must have.
     pub node_labels: Labels,
     pub tolerations: Vec<Toleration>,
-    /// Only pools that truly run their tasks.
+    /// Excludes pools that simulate tasks.
     pub real_only: bool,
 }
 
-/// Lets a job onto nodes that carry a matching taint.
+/// Allows a job on nodes with a matching taint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Toleration {
     /// Empty matches every taint.
@@ -158,7 +172,7 @@ pub struct Toleration {
     pub value: Option<String>,
 }
 
-/// Keeps jobs off a node unless they tolerate it.
+/// Excludes jobs from a node unless they tolerate it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Taint {
     pub key: String,
@@ -166,61 +180,68 @@ pub struct Taint {
 }
 
 impl Toleration {
-    /// Tells whether this lets a job onto a node with `taint`.
+    /// True if this toleration matches `taint`.
     pub fn tolerates(&self, taint: &Taint) -> bool {
         (self.key.is_empty() || self.key == taint.key)
             && self.value.as_ref().is_none_or(|value| *value == taint.value)
     }
 }
 
-/// When a unit is tried again.
+/// When a unit gets another attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Tries that may fail before the unit does; evictions don't count.
+    /// Failed attempts after which the unit fails, 1 to [`ATTEMPTS_MAX`](super::limit::ATTEMPTS_MAX);
+    /// evictions don't count.
     pub max_attempts: u32,
-    /// Outcomes that are worth another try; evictions always are.
+    /// Outcomes that are retried; evictions always are.
     pub on: Vec<RetryOn>,
-    /// Wait before the second try; doubles with each further one.
+    /// Wait before the second attempt; doubles with each further one.
     pub backoff_ms: u64,
+    /// Longest wait; a value below `backoff_ms` counts as `backoff_ms`.
     pub backoff_max_ms: u64,
 }
 
-/// Kinds of outcome that a job may ask to retry.
+/// Kinds of outcome that a job can have retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RetryOn {
+    /// A task failed or ran out of memory.
     Failed,
+    /// The attempt exceeded its run-time limit.
     TimedOut,
+    /// The attempt could not be started.
     StartFailed,
+    /// How the attempt ended is unknown: it vanished, or an admin abandoned it.
     Unknown,
 }
 
-/// What happens to attempts in a pool that has fallen silent.
+/// What happens to the attempts of a pool whose agent the broker has lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OnPoolLost {
-    /// It may well still be running: wait for a report, or for an admin's `abandon`.
+    /// The attempt may still run: the broker waits for a report, or until an admin abandons it.
     #[default]
     Wait,
-    /// Run it elsewhere once its lease has surely ended.
+    /// The unit is requeued once the attempt's lease has surely expired.
     Requeue,
 }
 
-/// What one unit's final failure means for its job.
+/// The effect of one unit's final failure on its job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnUnitFailure {
+    /// The job fails, and its other units are stopped.
     #[default]
     FailJob,
-    /// Go on with the other units while no more than this many failed.
+    /// The other units continue until more than `max_failed` units have failed.
     Continue { max_failed: u32 },
 }
 
-/// An edge to a job that must end first.
+/// A job that must end before the depending job starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dependency {
     pub job: JobId,
     pub condition: DependencyCondition,
 }
 
-/// How the other job must have ended.
+/// How the other job must have ended. If it ends in another way, the depending job fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DependencyCondition {
     Any,
@@ -229,17 +250,18 @@ pub enum DependencyCondition {
 }
 
 impl JobSpec {
-    /// Units of the whole job.
+    /// Returns the number of units of the job.
     pub fn unit_count(&self) -> u32 {
         if self.gang_job { 1 } else { self.groups.iter().map(TaskGroup::unit_count).sum() }
     }
 
-    /// Tasks of the whole job.
+    /// Returns the number of tasks of the job.
     pub fn task_count(&self) -> u32 {
         self.groups.iter().map(|group| group.count).sum()
     }
 
-    /// The class of units that `unit` belongs to: its group's index, or 0 for a whole-job gang.
+    /// Returns the index of the group that `unit` belongs to; 0 for a job that is one gang, and the last
+    /// group for a unit out of range.
     pub fn group_of_unit(&self, unit: u32) -> usize {
         if self.gang_job {
             return 0;
@@ -254,17 +276,19 @@ impl JobSpec {
         self.groups.len().saturating_sub(1)
     }
 
-    /// The number of the first unit of group `group`.
+    /// Returns the number of the first unit of group `group`.
+    ///
+    /// Panics if `group` is out of range.
     pub fn first_unit(&self, group: usize) -> u32 {
         if self.gang_job { 0 } else { self.groups[..group].iter().map(TaskGroup::unit_count).sum() }
     }
 
-    /// How many sets of units the job has: one per group, or one in all for a whole-job gang.
+    /// Returns the number of groups of units: one per task group, or one for a job that is one gang.
     pub fn unit_group_count(&self) -> usize {
         if self.gang_job { 1 } else { self.groups.len() }
     }
 
-    /// The tasks of a unit as (group, index in group), in order.
+    /// Returns the tasks of a unit as (group, index within the group), in order.
     pub fn tasks_of_unit(&self, unit: u32) -> Vec<(u16, u32)> {
         let whole = |group: usize| (0..self.groups[group].count).map(move |task| (group as u16, task));
         if self.gang_job {
@@ -280,13 +304,13 @@ impl JobSpec {
 }
 
 impl TaskGroup {
-    /// Units of this group on its own: one if it is a gang.
+    /// Returns the number of units of this group: one if it is a gang, else one per task.
     pub fn unit_count(&self) -> u32 {
         if self.gang { 1 } else { self.count }
     }
 }
 
-/// A command that does nothing, one CPU and 64 MiB: a base for tests and generators.
+/// Returns the spec of one task that does nothing, with one CPU and 64 MiB: a base for tests and generators.
 pub fn minimal() -> JobSpec {
     let resources = Resources { cpu_millis: 1_000, memory_bytes: 64 << 20, ..Resources::default() };
     JobSpec {

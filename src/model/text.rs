@@ -2,8 +2,8 @@
 
 use super::limit::{LABEL_LEN_MAX, NAME_LEN_MAX};
 
-/// Tells whether `c` can change how a line looks without being seen: controls, bidirectional
-/// overrides, zero-width and other format characters.
+/// True if `c` is invisible but can change how a line looks: controls, bidirectional overrides, zero-width
+/// and other format characters.
 pub fn is_control_or_bidi(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -13,7 +13,8 @@ pub fn is_control_or_bidi(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Writes `text` with deceptive characters as `\u{…}`, so that it prints as one honest line.
+/// Returns `text` as one sanitised line: characters for which [`is_control_or_bidi`] holds are written as
+/// `\u{…}`.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -22,7 +23,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// Cuts `text` to at most `len_max` bytes at a character's border.
+/// Cuts `text` to at most `len_max` bytes, at a character boundary.
 pub fn truncate(text: &mut String, len_max: usize) {
     if text.len() > len_max {
         let end = (0..=len_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
@@ -30,7 +31,7 @@ pub fn truncate(text: &mut String, len_max: usize) {
     }
 }
 
-/// Tells whether `text` is a DNS label: lower-case letters, digits and inner hyphens, 1 to 63.
+/// True if `text` is a DNS label: 1 to 63 lower-case letters, digits and inner hyphens.
 pub fn is_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -40,17 +41,19 @@ pub fn is_name(text: &str) -> bool {
         && bytes.iter().all(|b| edge(b) || *b == b'-')
 }
 
-/// Tells whether `text` names a node: DNS labels joined by dots, at most 253 characters.
+/// True if `text` is a host name: DNS labels joined by dots, at most 253 characters.
 pub fn is_host_name(text: &str) -> bool {
     text.len() <= LABEL_LEN_MAX && text.split('.').all(is_name)
 }
 
-/// Tells whether `text` may be a label's key or value: visible ASCII letters, digits and `-_./`.
+/// True if `text` may be a label's key or value: at most 253 ASCII letters, digits and `-_./:`. Empty text is
+/// accepted: a value may be empty, and callers reject an empty key.
 pub fn is_label(text: &str) -> bool {
     text.len() <= LABEL_LEN_MAX && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:".contains(&b))
 }
 
-/// Tells whether `text` may name an environment variable.
+/// True if `text` may name an environment variable: 1 to 253 ASCII letters, digits and underscores, not
+/// beginning with a digit.
 pub fn is_env_name(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= LABEL_LEN_MAX
@@ -73,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn escaped_text_has_no_deceptive_character() {
+    fn escaped_text_has_no_control_or_bidi_character() {
         let escaped = escape("a\u{202e}b\u{0}c\u{200b}\n");
         assert_eq!(escaped, "a\\u{202e}b\\u{0}c\\u{200b}\\u{a}");
     }

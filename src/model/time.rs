@@ -1,4 +1,4 @@
-//! Instants as the kernel sees them. It reads no clock: every instant comes with an input.
+//! Instants. The kernel reads no clock: every instant comes with an input.
 
 use std::fmt;
 
@@ -7,15 +7,15 @@ use std::fmt;
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// Later than everything: no wake-up is due.
+    /// Later than every other instant: a deadline that never passes.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// This instant plus `ms` milliseconds; `NEVER` instead of an overflow.
+    /// Returns this instant plus `ms` milliseconds; [`NEVER`](Self::NEVER) instead of an overflow.
     pub fn plus_ms(self, ms: u64) -> Self {
         Self(self.0.saturating_add(ms))
     }
 
-    /// Milliseconds from `earlier` until this instant; 0 if `earlier` is later.
+    /// Returns the milliseconds from `earlier` until this instant; 0 if `earlier` is later.
     pub fn ms_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }

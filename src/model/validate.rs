@@ -1,16 +1,16 @@
-//! Checks of what comes from outside: each violation names its field, the value, what is allowed.
+//! Validation of input: each violation names the field, the value and what is allowed.
 
 use std::fmt;
 
 use super::device::DeviceAmount;
-use super::limit as at_most;
+use super::limit;
 use super::pool::{NodeSpec, PoolSpec};
 use super::queue::QueueSpec;
 use super::resource::Resources;
 use super::spec::{EnvValue, JobSpec, Labels, Program, Run, TaskGroup};
 use super::text;
 
-/// A value that is not allowed.
+/// A field with a value that is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Path of the field as the API spells it: `jobs[0].spec.groups[0].count`.
@@ -25,34 +25,36 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Collects violations under a path. Stops collecting when there are many: one screen is enough.
+/// Collects violations, at most 20: one screen is enough.
 #[derive(Debug, Default)]
 pub struct Violations {
     found: Vec<Violation>,
 }
 
+/// More violations than a person corrects in one pass.
 const VIOLATIONS_MAX: usize = 20;
+/// The rule of [`text::is_label`], as the end of a sentence.
 const LABEL_RULE: &str = "is not letters, digits and -_./: of at most 253 characters";
-/// Characters of an offending value that an error repeats.
+/// Characters of an invalid value that an error quotes.
 const QUOTED_MAX: usize = 64;
 
 impl Violations {
-    /// Notes that `field` is not as it should be.
+    /// Adds a violation, unless the collection is full.
     pub fn push(&mut self, field: impl Into<String>, description: impl Into<String>) {
         if self.found.len() < VIOLATIONS_MAX {
             self.found.push(Violation { field: field.into(), description: description.into() });
         }
     }
 
-    /// Ends the check.
+    /// Ends the validation.
     ///
     /// # Errors
-    /// What was found, if anything.
+    /// The violations, in the order in which they were found, if there are any.
     pub fn finish(self) -> Result<(), Vec<Violation>> {
         if self.found.is_empty() { Ok(()) } else { Err(self.found) }
     }
 
-    /// Checks that `value` lies within `min` and `max`.
+    /// Checks that `value` is between `min` and `max`, inclusive.
     pub fn range(&mut self, field: &str, value: impl Into<i128>, min: impl Into<i128>, max: impl Into<i128>) {
         let (value, min, max) = (value.into(), min.into(), max.into());
         if !(min..=max).contains(&value) {
@@ -60,7 +62,7 @@ impl Violations {
         }
     }
 
-    /// Checks that a list has no more than `max` entries.
+    /// Checks that a list has at most `max` entries.
     pub fn list_len(&mut self, field: &str, len: usize, max: usize) {
         if len > max {
             self.push(field, format!("{len} entries, at most {max} are allowed"));
@@ -75,7 +77,7 @@ impl Violations {
         }
     }
 
-    /// Checks text that is a program's own business: its length, and that it can be passed on.
+    /// Checks text that Weir passes on unchanged: at most `len_max` bytes, no NUL.
     pub fn free_text(&mut self, field: &str, value: &str, len_max: usize) {
         if value.len() > len_max {
             self.push(field, format!("{} bytes, at most {len_max} are allowed", value.len()));
@@ -84,8 +86,8 @@ impl Violations {
         }
     }
 
-    /// Checks one line that people read: its length, and that no character of it deceives.
-    pub fn line(&mut self, field: &str, value: &str, len_max: usize) {
+    /// Checks one line of text for display: at most `len_max` bytes, no control or invisible characters.
+    pub fn display_line(&mut self, field: &str, value: &str, len_max: usize) {
         if value.len() > len_max {
             self.push(field, format!("{} bytes, at most {len_max} are allowed", value.len()));
         } else if value.chars().any(text::is_control_or_bidi) {
@@ -93,7 +95,7 @@ impl Violations {
         }
     }
 
-    /// Checks that `value` may stand in a label, and is not empty.
+    /// Checks that `value` is a label's key or value, and not empty.
     pub fn label(&mut self, field: &str, value: &str) {
         if value.is_empty() || !text::is_label(value) {
             self.push(field, format!("{} {LABEL_RULE}", quote(value)));
@@ -101,7 +103,7 @@ impl Violations {
     }
 
     fn labels(&mut self, field: &str, labels: &Labels) {
-        self.list_len(field, labels.len(), at_most::LABELS_MAX);
+        self.list_len(field, labels.len(), limit::LABELS_MAX);
         for (key, value) in labels {
             if key.is_empty() || !text::is_label(key) || !text::is_label(value) {
                 self.push(field, format!("{}={} {LABEL_RULE}", quote(key), quote(value)));
@@ -110,29 +112,29 @@ impl Violations {
     }
 
     fn resources(&mut self, field: &str, resources: &Resources) {
-        self.range(&format!("{field}.cpu_millis"), resources.cpu_millis, 0, at_most::CPU_MILLIS_MAX);
-        self.range(&format!("{field}.memory_bytes"), resources.memory_bytes, 0, at_most::BYTES_MAX);
-        self.range(&format!("{field}.storage_bytes"), resources.storage_bytes, 0, at_most::BYTES_MAX);
+        self.range(&format!("{field}.cpu_millis"), resources.cpu_millis, 0, limit::CPU_MILLIS_MAX);
+        self.range(&format!("{field}.memory_bytes"), resources.memory_bytes, 0, limit::BYTES_MAX);
+        self.range(&format!("{field}.storage_bytes"), resources.storage_bytes, 0, limit::BYTES_MAX);
         self.other_kinds(field, resources);
     }
 
-    /// Checks the kinds beyond the four: their names, and that sums of them can't overflow.
+    /// Checks the kinds that are not built in: their number, their names and their amounts.
     fn other_kinds(&mut self, field: &str, resources: &Resources) {
         let Some(other) = &resources.other else { return };
         let field = format!("{field}.other");
-        self.list_len(&field, other.len(), at_most::LABELS_MAX);
+        self.list_len(&field, other.len(), limit::LABELS_MAX);
         for (name, amount) in other.iter() {
             if name.is_empty() || !text::is_label(name) {
                 self.push(&field, format!("{} {LABEL_RULE}", quote(name)));
-            } else if *amount > at_most::BYTES_MAX {
-                let most = at_most::BYTES_MAX;
-                self.push(&field, format!("{amount} of {} is not within 0 and {most}", quote(name)));
+            } else if *amount > limit::BYTES_MAX {
+                let max = limit::BYTES_MAX;
+                self.push(&field, format!("{amount} of {} is not within 0 and {max}", quote(name)));
             }
         }
     }
 }
 
-/// A value as errors repeat it: cut short, quoted, with no deceptive character.
+/// Returns `value` for use in an error: cut to 64 characters, sanitised, and in quotation marks.
 pub fn quote(value: &str) -> String {
     let mut short: String = value.chars().take(QUOTED_MAX).collect();
     if short.len() < value.len() {
@@ -141,37 +143,37 @@ pub fn quote(value: &str) -> String {
     format!("\"{}\"", text::escape(&short))
 }
 
-/// Checks a job's spec; `path` names it in the violations.
+/// Validates a job's spec. `path` prefixes the fields in violations.
 pub fn job_spec(path: &str, spec: &JobSpec, out: &mut Violations) {
     out.labels(&format!("{path}.labels"), &spec.labels);
-    let priority_max = at_most::PRIORITY_MAX;
+    let priority_max = limit::PRIORITY_MAX;
     out.range(&format!("{path}.priority"), spec.priority, -priority_max, priority_max);
     if spec.groups.is_empty() {
         out.push(format!("{path}.groups"), "0 task groups, at least 1 is needed");
     }
-    out.list_len(&format!("{path}.groups"), spec.groups.len(), at_most::GROUPS_PER_JOB_MAX);
-    for (index, group) in spec.groups.iter().enumerate().take(at_most::GROUPS_PER_JOB_MAX) {
+    out.list_len(&format!("{path}.groups"), spec.groups.len(), limit::GROUPS_PER_JOB_MAX);
+    for (index, group) in spec.groups.iter().enumerate().take(limit::GROUPS_PER_JOB_MAX) {
         task_group(&format!("{path}.groups[{index}]"), group, spec.gang_job, out);
         if spec.groups[..index].iter().any(|earlier| earlier.name == group.name) {
             out.push(format!("{path}.groups[{index}].name"), format!("{} is used twice", quote(&group.name)));
         }
     }
     let gang_tasks = spec.groups.iter().fold(0u64, |sum, group| sum + u64::from(group.count));
-    if spec.gang_job && gang_tasks > u64::from(at_most::TASKS_PER_GANG_MAX) {
-        let most = at_most::TASKS_PER_GANG_MAX;
+    if spec.gang_job && gang_tasks > u64::from(limit::TASKS_PER_GANG_MAX) {
+        let max = limit::TASKS_PER_GANG_MAX;
         out.push(
             format!("{path}.gang_job"),
-            format!("{gang_tasks} tasks in one gang, at most {most} are allowed"),
+            format!("{gang_tasks} tasks in one gang, at most {max} are allowed"),
         );
     }
     if total_of(spec).is_none() {
-        out.push(format!("{path}.groups"), "the tasks' resources add up to more than 2^64-1");
+        out.push(format!("{path}.groups"), "the resources of all tasks add up to more than 2^64-1");
     }
     constraints(path, spec, out);
     policies(path, spec, out);
 }
 
-/// The resources of all tasks, or `None` on overflow.
+/// Returns the resources of all tasks, or `None` on overflow.
 fn total_of(spec: &JobSpec) -> Option<Resources> {
     spec.groups.iter().try_fold(Resources::default(), |sum, group| {
         sum.checked_add(&group.request.total().checked_mul(u64::from(group.count))?)
@@ -181,31 +183,31 @@ fn total_of(spec: &JobSpec) -> Option<Resources> {
 fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violations) {
     out.name(&format!("{path}.name"), &group.name);
     let count_max =
-        if group.gang && !gang_job { at_most::TASKS_PER_GANG_MAX } else { at_most::TASKS_PER_GROUP_MAX };
+        if group.gang && !gang_job { limit::TASKS_PER_GANG_MAX } else { limit::TASKS_PER_GROUP_MAX };
     out.range(&format!("{path}.count"), group.count, 1, count_max);
     let request = &group.request;
     out.resources(&format!("{path}.resources"), &request.resources);
     if request.total() == Resources::default() {
         out.push(
             format!("{path}.resources"),
-            "nothing is asked for: name cpu_millis, memory_bytes or devices",
+            "nothing is requested: set cpu_millis, memory_bytes or devices",
         );
     }
     if let Some(devices) = &request.devices {
         let field = format!("{path}.resources.devices");
         match devices.amount {
             DeviceAmount::Whole(count) => {
-                out.range(&format!("{field}.count"), count, 1, at_most::DEVICES_PER_TASK_MAX);
+                out.range(&format!("{field}.count"), count, 1, limit::DEVICES_PER_TASK_MAX);
             }
             DeviceAmount::Fraction(millis) => {
-                out.range(&format!("{field}.millis"), millis, 1, at_most::DEVICE_MILLIS - 1);
+                out.range(&format!("{field}.millis"), millis, 1, limit::DEVICE_MILLIS - 1);
             }
         }
-        out.list_len(&format!("{field}.models"), devices.models.len(), at_most::CONSTRAINT_LIST_MAX);
+        out.list_len(&format!("{field}.models"), devices.models.len(), limit::CONSTRAINT_LIST_MAX);
     }
     if let Run::Container { image, .. } = &group.run {
         let field = format!("{path}.container.image");
-        out.free_text(&field, image, at_most::LABEL_LEN_MAX);
+        out.free_text(&field, image, limit::LABEL_LEN_MAX);
         if image.is_empty() || image.chars().any(|c| c.is_whitespace() || text::is_control_or_bidi(c)) {
             out.push(field, format!("{} is not an image reference", quote(image)));
         }
@@ -217,46 +219,46 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
         }
         Run::Pod { spec } => {
             let field = format!("{path}.pod.spec_json");
-            out.free_text(&field, spec, at_most::POD_SPEC_LEN_MAX);
+            out.free_text(&field, spec, limit::POD_SPEC_LEN_MAX);
             if spec.is_empty() {
                 out.push(field, "empty: a PodSpec in JSON is needed");
             }
         }
     }
     if let Some(simulate) = group.simulate {
-        out.range(&format!("{path}.simulate.duration_ms"), simulate.duration_ms, 0, at_most::DURATION_MS_MAX);
+        out.range(&format!("{path}.simulate.duration_ms"), simulate.duration_ms, 0, limit::DURATION_MS_MAX);
     }
 }
 
 fn program(path: &str, program: &Program, command_needed: bool, out: &mut Violations) {
     if command_needed && program.command.first().is_none_or(String::is_empty) {
-        out.push(format!("{path}.command"), "empty: name the program to run");
+        out.push(format!("{path}.command"), "empty: set the program to run");
     }
     for (field, list) in [("command", &program.command), ("args", &program.args)] {
         let field = format!("{path}.{field}");
-        out.list_len(&field, list.len(), at_most::ARGS_MAX);
-        for (index, arg) in list.iter().enumerate().take(at_most::ARGS_MAX) {
-            out.free_text(&format!("{field}[{index}]"), arg, at_most::ARG_LEN_MAX);
+        out.list_len(&field, list.len(), limit::ARGS_MAX);
+        for (index, arg) in list.iter().enumerate().take(limit::ARGS_MAX) {
+            out.free_text(&format!("{field}[{index}]"), arg, limit::ARG_LEN_MAX);
         }
     }
-    out.list_len(&format!("{path}.env"), program.env.len(), at_most::ARGS_MAX);
-    for (index, var) in program.env.iter().enumerate().take(at_most::ARGS_MAX) {
+    out.list_len(&format!("{path}.env"), program.env.len(), limit::ARGS_MAX);
+    for (index, var) in program.env.iter().enumerate().take(limit::ARGS_MAX) {
         let field = format!("{path}.env[{index}]");
         if !text::is_env_name(&var.name) {
             out.push(format!("{field}.name"), format!("{} is not an environment name", quote(&var.name)));
         } else if var.name.starts_with("WEIR_") {
             out.push(
                 format!("{field}.name"),
-                format!("{} is Weir's own: names beginning with WEIR_ are set by it", quote(&var.name)),
+                format!("{} is reserved: Weir sets the names that begin with WEIR_", quote(&var.name)),
             );
         }
         match &var.value {
-            EnvValue::Plain(value) => out.free_text(&format!("{field}.value"), value, at_most::ARG_LEN_MAX),
+            EnvValue::Plain(value) => out.free_text(&format!("{field}.value"), value, limit::ARG_LEN_MAX),
             EnvValue::Secret { name, key } => {
                 for (part, value) in [("name", name), ("key", key)] {
                     if value.is_empty() || !text::is_label(value) {
                         let path = format!("{field}.value_from.{part}");
-                        out.push(path, format!("{} does not name a secret", quote(value)));
+                        out.push(path, format!("{} is not the name or key of a secret", quote(value)));
                     }
                 }
             }
@@ -265,27 +267,27 @@ fn program(path: &str, program: &Program, command_needed: bool, out: &mut Violat
     if !program.workdir.is_empty() && !program.workdir.starts_with('/') {
         out.push(format!("{path}.workdir"), format!("{} is not an absolute path", quote(&program.workdir)));
     }
-    out.free_text(&format!("{path}.workdir"), &program.workdir, at_most::ARG_LEN_MAX.min(4_095));
+    out.free_text(&format!("{path}.workdir"), &program.workdir, limit::ARG_LEN_MAX.min(4_095));
 }
 
 fn constraints(path: &str, spec: &JobSpec, out: &mut Violations) {
     let path = format!("{path}.constraints");
     let constraints = &spec.constraints;
-    let most = at_most::CONSTRAINT_LIST_MAX;
-    out.list_len(&format!("{path}.regions_allowed"), constraints.regions_allowed.len(), most);
-    out.list_len(&format!("{path}.regions_denied"), constraints.regions_denied.len(), most);
+    let max = limit::CONSTRAINT_LIST_MAX;
+    out.list_len(&format!("{path}.regions_allowed"), constraints.regions_allowed.len(), max);
+    out.list_len(&format!("{path}.regions_denied"), constraints.regions_denied.len(), max);
     if let Some(both) =
         constraints.regions_allowed.iter().find(|region| constraints.regions_denied.contains(region))
     {
         out.push(format!("{path}.regions_denied"), format!("{both} is both allowed and denied"));
     }
-    out.list_len(&format!("{path}.pools"), constraints.pools.len(), most);
-    for pool in constraints.pools.iter().take(most) {
+    out.list_len(&format!("{path}.pools"), constraints.pools.len(), max);
+    for pool in constraints.pools.iter().take(max) {
         out.name(&format!("{path}.pools"), pool);
     }
     out.labels(&format!("{path}.node_labels"), &constraints.node_labels);
-    out.list_len(&format!("{path}.tolerations"), constraints.tolerations.len(), most);
-    for (index, toleration) in constraints.tolerations.iter().enumerate().take(most) {
+    out.list_len(&format!("{path}.tolerations"), constraints.tolerations.len(), max);
+    for (index, toleration) in constraints.tolerations.iter().enumerate().take(max) {
         let value = toleration.value.as_deref().unwrap_or_default();
         for (part, text) in [("key", toleration.key.as_str()), ("value", value)] {
             if !text::is_label(text) {
@@ -297,14 +299,14 @@ fn constraints(path: &str, spec: &JobSpec, out: &mut Violations) {
 }
 
 fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
-    let duration_max = at_most::DURATION_MS_MAX;
-    out.range(&format!("{path}.retry.max_attempts"), spec.retry.max_attempts, 1, at_most::ATTEMPTS_MAX);
+    let duration_max = limit::DURATION_MS_MAX;
+    out.range(&format!("{path}.retry.max_attempts"), spec.retry.max_attempts, 1, limit::ATTEMPTS_MAX);
     out.range(&format!("{path}.retry.backoff_ms"), spec.retry.backoff_ms, 0, duration_max);
     out.range(&format!("{path}.retry.backoff_max_ms"), spec.retry.backoff_max_ms, 0, duration_max);
     out.range(&format!("{path}.max_run_ms"), spec.max_run_ms, 0, duration_max);
     out.range(&format!("{path}.start_limit_ms"), spec.start_limit_ms, 0, duration_max);
-    out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, at_most::GRACE_MS_MAX);
-    out.list_len(&format!("{path}.depends_on"), spec.depends_on.len(), at_most::DEPENDENCIES_MAX);
+    out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, limit::GRACE_MS_MAX);
+    out.list_len(&format!("{path}.depends_on"), spec.depends_on.len(), limit::DEPENDENCIES_MAX);
     for feature in &spec.required_features {
         out.push(
             format!("{path}.required_features"),
@@ -313,19 +315,19 @@ fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
     }
 }
 
-/// Checks a queue's settings.
+/// Validates a queue's settings. `path` prefixes the fields in violations.
 pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
     let segments: Vec<&str> = spec.name.split('/').collect();
     let field = format!("{path}.name");
-    if segments.len() > at_most::QUEUE_DEPTH_MAX {
-        let most = at_most::QUEUE_DEPTH_MAX;
-        out.push(&field, format!("{} levels, at most {most} are allowed", segments.len()));
+    if segments.len() > limit::QUEUE_DEPTH_MAX {
+        let max = limit::QUEUE_DEPTH_MAX;
+        out.push(&field, format!("{} levels, at most {max} are allowed", segments.len()));
     } else if !segments.iter().all(|segment| text::is_name(segment)) {
         let rule = "is not a path of lower-case letters, digits and inner hyphens joined by /";
         out.push(&field, format!("{} {rule}", quote(&spec.name)));
     }
     out.range(&format!("{path}.weight"), spec.weight, 1, 1_000_000);
-    out.range(&format!("{path}.max_run_ms_default"), spec.max_run_ms_default, 1, at_most::DURATION_MS_MAX);
+    out.range(&format!("{path}.max_run_ms_default"), spec.max_run_ms_default, 1, limit::DURATION_MS_MAX);
     out.other_kinds(&format!("{path}.guarantee"), &spec.guarantee);
     if let Some(excess) = spec.limit.first_excess(&spec.guarantee) {
         let kind = excess.kind;
@@ -336,25 +338,25 @@ pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
     }
 }
 
-/// Checks what an agent declares of its pool.
+/// Validates what an agent declares about its pool. `path` prefixes the fields in violations.
 pub fn pool_spec(path: &str, spec: &PoolSpec, out: &mut Violations) {
     out.name(&format!("{path}.name"), &spec.name);
     out.name(&format!("{path}.backend"), &spec.backend);
     out.labels(&format!("{path}.labels"), &spec.labels);
-    out.list_len(&format!("{path}.notes"), spec.notes.len(), at_most::LABELS_MAX);
+    out.list_len(&format!("{path}.notes"), spec.notes.len(), limit::LABELS_MAX);
     for note in &spec.notes {
-        out.line(&format!("{path}.notes"), note, at_most::MESSAGE_LEN_MAX);
+        out.display_line(&format!("{path}.notes"), note, limit::MESSAGE_LEN_MAX);
     }
 }
 
-/// Checks one node that an agent reports.
+/// Validates one node that an agent reports. `path` prefixes the fields in violations.
 pub fn node_spec(path: &str, node: &NodeSpec, out: &mut Violations) {
     if !text::is_host_name(&node.name) {
         out.push(format!("{path}.name"), format!("{} is not a host name", quote(&node.name)));
     }
     out.labels(&format!("{path}.labels"), &node.labels);
-    out.list_len(&format!("{path}.taints"), node.taints.len(), at_most::LABELS_MAX);
-    for taint in node.taints.iter().take(at_most::LABELS_MAX) {
+    out.list_len(&format!("{path}.taints"), node.taints.len(), limit::LABELS_MAX);
+    for taint in node.taints.iter().take(limit::LABELS_MAX) {
         out.label(&format!("{path}.taints.key"), &taint.key);
         if !text::is_label(&taint.value) {
             out.push(format!("{path}.taints.value"), format!("{} {LABEL_RULE}", quote(&taint.value)));
@@ -362,19 +364,19 @@ pub fn node_spec(path: &str, node: &NodeSpec, out: &mut Violations) {
     }
     let total = format!("{path}.total");
     let has = &node.allocatable;
-    out.range(&format!("{total}.cpu_millis"), has.cpu_millis, 0, at_most::NODE_CPU_MILLIS_MAX);
-    out.range(&format!("{total}.memory_bytes"), has.memory_bytes, 0, at_most::BYTES_MAX);
-    out.range(&format!("{total}.storage_bytes"), has.storage_bytes, 0, at_most::NODE_STORAGE_BYTES_MAX);
+    out.range(&format!("{total}.cpu_millis"), has.cpu_millis, 0, limit::NODE_CPU_MILLIS_MAX);
+    out.range(&format!("{total}.memory_bytes"), has.memory_bytes, 0, limit::BYTES_MAX);
+    out.range(&format!("{total}.storage_bytes"), has.storage_bytes, 0, limit::NODE_STORAGE_BYTES_MAX);
     out.other_kinds(&total, has);
-    out.list_len(&format!("{path}.devices"), node.devices.len(), at_most::DEVICES_PER_NODE_MAX);
-    for (index, device) in node.devices.iter().enumerate().take(at_most::DEVICES_PER_NODE_MAX) {
+    out.list_len(&format!("{path}.devices"), node.devices.len(), limit::DEVICES_PER_NODE_MAX);
+    for (index, device) in node.devices.iter().enumerate().take(limit::DEVICES_PER_NODE_MAX) {
         let field = format!("{path}.devices[{index}]");
         out.label(&format!("{field}.model"), &device.model);
-        out.range(&format!("{field}.memory_bytes"), device.memory_bytes, 0, at_most::BYTES_MAX);
-        // One that Weir may use nothing of is unhealthy, or not to be told of.
-        out.range(&format!("{field}.millis"), device.millis, 1, at_most::DEVICE_MILLIS);
-        out.list_len(&format!("{field}.profiles"), device.profiles.len(), at_most::LABELS_MAX);
-        for profile in device.profiles.iter().take(at_most::LABELS_MAX) {
+        out.range(&format!("{field}.memory_bytes"), device.memory_bytes, 0, limit::BYTES_MAX);
+        // 0 is rejected: an agent reports such a device as unhealthy, or not at all.
+        out.range(&format!("{field}.millis"), device.millis, 1, limit::DEVICE_MILLIS);
+        out.list_len(&format!("{field}.profiles"), device.profiles.len(), limit::LABELS_MAX);
+        for profile in device.profiles.iter().take(limit::LABELS_MAX) {
             out.label(&format!("{field}.profiles"), profile);
         }
     }
@@ -417,15 +419,15 @@ mod tests {
         check(
             |s| s.groups[0].request.resources = Resources::default(),
             expect![
-                "spec.groups[0].resources: nothing is asked for: name cpu_millis, memory_bytes or devices"
+                "spec.groups[0].resources: nothing is requested: set cpu_millis, memory_bytes or devices"
             ],
         );
         check(
             |s| {
-                s.groups[0].request.resources.memory_bytes = at_most::BYTES_MAX;
+                s.groups[0].request.resources.memory_bytes = limit::BYTES_MAX;
                 s.groups[0].count = 1_000_000;
             },
-            expect!["spec.groups: the tasks' resources add up to more than 2^64-1"],
+            expect!["spec.groups: the resources of all tasks add up to more than 2^64-1"],
         );
         check(
             |s| {
@@ -463,7 +465,7 @@ mod tests {
                 program.env.push(EnvVar { name: "WEIR_JOB".to_owned(), value });
             },
             expect![[
-                r#"spec.groups[0].process.env[0].name: "WEIR_JOB" is Weir's own: names beginning with WEIR_ are set by it"#
+                r#"spec.groups[0].process.env[0].name: "WEIR_JOB" is reserved: Weir sets the names that begin with WEIR_"#
             ]],
         );
         check(

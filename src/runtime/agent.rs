@@ -193,7 +193,7 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
                         back = Some(Input::Disconnected);
                     }
                 }
-                Effect::StartRequest(start) => {
+                Effect::Start(start) => {
                     self.pool_health.count_start();
                     backend.start(*start);
                 }
@@ -203,7 +203,7 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
                 }
                 Effect::Forget(attempt) => backend.forget(attempt),
                 Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
-                Effect::Remember(high_water) => (self.remember)(high_water),
+                Effect::StoreHighWater(high_water) => (self.remember)(high_water),
                 Effect::WakeAt(at) => self.wake_at = at,
             }
         }

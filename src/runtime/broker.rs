@@ -237,7 +237,7 @@ fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
     if let Some(corrupt) = failed {
         return Err(corrupt.into());
     }
-    let term = journal.claim()?;
+    let term = journal.begin_term()?;
     Ok((state.unwrap_or_else(|| State::from_objects(objects)), term))
 }
 

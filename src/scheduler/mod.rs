@@ -114,8 +114,8 @@ const SEED: u64 = 0;
 fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
     match policy {
         // No tasks have been counted yet.
-        _ if profile.kinds.is_empty() => Scorer::BestFit,
-        Policy::Fgd => Scorer::Fgd(Fgd::new(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)))),
+        _ if profile.entries.is_empty() => Scorer::BestFit,
+        Policy::Fgd => Scorer::Fgd(Fgd::new(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)))),
         // Under `BestFit` a profile is left over from an earlier policy, until the broker clears it.
         Policy::Overflow | Policy::BestFit => {
             Scorer::Overflow(Overflow::of(profile, mix.turnover_percent(), SEED))
@@ -166,7 +166,7 @@ impl Scheduler {
                         self.fold_class(state, class);
                     }
                 }
-                Change::Claim(class) => {
+                Change::ClaimReusable(class) => {
                     if let Some(blocked @ ClassState::Blocked) = self.classes.get(class).copied() {
                         self.remove_class(*class, blocked);
                         self.fold_class(state, *class);

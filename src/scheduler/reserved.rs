@@ -19,7 +19,7 @@ use super::{ClassState, Round, RunKey, Scheduler, nodes, why};
 use crate::model::attempt::Placement;
 use crate::model::demand::Demand;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{DEVICE_MILLIS, RESERVATION_ONE_OF, RESERVATION_WAIT_MS_MIN};
+use crate::model::limit::{DEVICE_MILLIS, NODES_PER_RESERVED_NODE, RESERVATION_WAIT_MS_MIN};
 use crate::model::resource::{Resources, TASK_SIZES, task_size};
 use crate::model::shape::ClassKey;
 use crate::state::State;
@@ -45,7 +45,7 @@ pub struct ReservationPolicy {
 
 impl Default for ReservationPolicy {
     fn default() -> Self {
-        Self { one_of: RESERVATION_ONE_OF, wait_ms_min: RESERVATION_WAIT_MS_MIN }
+        Self { one_of: NODES_PER_RESERVED_NODE, wait_ms_min: RESERVATION_WAIT_MS_MIN }
     }
 }
 

@@ -7,10 +7,10 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Budget, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
-use crate::model::demand::{Expected, WorkloadProfile};
+use crate::model::demand::{ProfileEntry, WorkloadProfile};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, RESERVATION_ONE_OF, RESERVATION_WAIT_MS_MIN};
+use crate::model::limit::{OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, NODES_PER_RESERVED_NODE, RESERVATION_WAIT_MS_MIN};
 use crate::model::plan::Plan;
 use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::queue::default_settings;
@@ -376,9 +376,9 @@ fn whole_devices_overflow() -> Command {
         let world = Fixture::new();
         Arc::new(super::nodes::demand_of(&world.state, &shape.tasks[0].0, &shape))
     };
-    let expected = |amount, overflow| Expected { demand: demand(amount), weight: 1, overflow };
-    let kinds = vec![expected(DeviceAmount::Whole(1), 9), expected(DeviceAmount::Fraction(500), 1)];
-    Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 100, kinds }) }
+    let expected = |amount, overflow| ProfileEntry { demand: demand(amount), weight: 1, overflow };
+    let entries = vec![expected(DeviceAmount::Whole(1), 9), expected(DeviceAmount::Fraction(500), 1)];
+    Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 100, entries }) }
 }
 
 /// The job that starts first: one that asks for a share, or, submitted after `later`, one that asks for a
@@ -402,11 +402,11 @@ fn job_that_strands_less_starts_before_an_earlier_one() {
 
 #[test]
 fn job_is_not_passed_over_by_a_much_later_one() {
-    assert_eq!(first_started(|world| world.pass(PASSES_AGE_MS_MAX + 1)), JobId(1));
+    assert_eq!(first_started(|world| world.pass(OVERTAKING_AGE_MS_MAX + 1)), JobId(1));
     let many = |world: &mut Fixture| {
         let mut filler = with_devices(DeviceAmount::Whole(8));
         filler.priority = -1;
-        for _ in 0..PASSES_MAX {
+        for _ in 0..OVERTAKING_JOBS_MAX {
             world.submit_spec(filler.clone());
         }
     };
@@ -424,14 +424,14 @@ fn profile_is_due_after_some_tasks_and_has_the_overflow() {
         scheduler.arrive(&world.state, job);
     }
     let profile = scheduler.profile(&world.state).unwrap();
-    assert_eq!((profile.arrivals, profile.kinds.len()), (16, 1));
-    assert!(profile.kinds[0].overflow > 0);
+    assert_eq!((profile.arrivals, profile.entries.len()), (16, 1));
+    assert!(profile.entries[0].overflow > 0);
     world.must(Command::UpdateWorkloadProfile { profile: Arc::new(profile) });
     assert_eq!(Scheduler::rebuild(&world.state).profile(&world.state), None);
 }
 
 /// The smallest cluster in which a node is reserved.
-const NODES: usize = RESERVATION_ONE_OF / 2;
+const NODES: usize = NODES_PER_RESERVED_NODE / 2;
 
 /// A full cluster of nodes with two devices: tasks of one device run, the first waiting job asks for two
 /// devices, and behind it wait more tasks of one device.

@@ -2,12 +2,12 @@
 //!
 //! Which of many waiting jobs is placed next matters more than where it is placed. Of the classes near the
 //! front of the order, the one goes first whose best placement strands the least. No job starves: a job is
-//! passed over only by jobs of its own priority that were submitted at most [`PASSES_AGE_MS_MAX`] later and
-//! are at most [`PASSES_MAX`] jobs behind it.
+//! passed over only by jobs of its own priority that were submitted at most [`OVERTAKING_AGE_MS_MAX`] later and
+//! are at most [`OVERTAKING_JOBS_MAX`] jobs behind it.
 
 use super::{DemandId, RunKey, Scheduler};
 use crate::model::id::JobId;
-use crate::model::limit::{PASSES_AGE_MS_MAX, PASSES_MAX, PASSING_UNITS_MAX};
+use crate::model::limit::{OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, OVERTAKING_UNITS_MAX};
 use crate::model::shape::ClassKey;
 use crate::state::State;
 
@@ -26,7 +26,7 @@ impl Scheduler {
         let near: Vec<RunKey> = near.copied().collect();
         let mut best: Option<(i64, RunKey)> = None;
         for key in near {
-            if key != front && waiting_units_of(state, key.1.0) > PASSING_UNITS_MAX {
+            if key != front && waiting_units_of(state, key.1.0) > OVERTAKING_UNITS_MAX {
                 continue;
             }
             let Some(id) = self.packer_id(state, key.2) else { continue };
@@ -61,8 +61,8 @@ fn may_pass(state: &State, key: &RunKey, front: &RunKey) -> bool {
     let submitted = |job: JobId| state.job(job).map(|job| job.submitted_at);
     let (job, first) = (key.1.0, front.1.0);
     key.0 == front.0
-        && job.0 <= first.0.saturating_add(PASSES_MAX)
-        && submitted(job) <= submitted(first).map(|at| at.plus_ms(PASSES_AGE_MS_MAX))
+        && job.0 <= first.0.saturating_add(OVERTAKING_JOBS_MAX)
+        && submitted(job) <= submitted(first).map(|at| at.plus_ms(OVERTAKING_AGE_MS_MAX))
 }
 
 fn waiting_units_of(state: &State, job: JobId) -> u32 {

@@ -200,7 +200,7 @@ fn group_cases() -> Vec<Case> {
         invalid(group(|g| g.count = Some(u32::MAX)), &at("count"), "4294967295 is not within"),
         invalid(gang, &at("count"), "4097 is not within 1 and 4096"),
         invalid(overflow, "jobs[0].spec.groups", "add up to more than 2^64-1"),
-        invalid(nothing, &at("resources"), "nothing is asked for"),
+        invalid(nothing, &at("resources"), "nothing is requested"),
         invalid(group(|g| g.run = None), GROUP, "name what to run: process, container or pod"),
         invalid(cpu(1_000_001), &at("resources.cpu_millis"), "1000001 is not within 0 and 1000000"),
         // What a negative number becomes on the wire.
@@ -251,11 +251,15 @@ fn program_cases(kind: &str, call: fn(Change) -> Call) -> Vec<Case> {
         case("args[0]", "131072 bytes, at most 131071", Box::new(|p| p.args = vec!["x".repeat(131_072)])),
         case("env[0].name", "\"1A\" is not an environment name", with_env(env("1A", plain("")))),
         case("env[0].name", "\"\" is not an environment name", with_env(env("", plain("")))),
-        case("env[0].name", "\"WEIR_JOB\" is Weir's own", with_env(env("WEIR_JOB", plain("")))),
+        case("env[0].name", "\"WEIR_JOB\" is reserved", with_env(env("WEIR_JOB", plain("")))),
         case("env[0].value", "contains NUL", with_env(env("A", plain("a\0b")))),
         case("env[0].value", "131072 bytes", with_env(env("A", plain(&"x".repeat(131_072))))),
         case("env[0]", "name value or value_from", with_env(env("A", None))),
-        case("env[0].value_from.name", "\"\" does not name a secret", with_env(env("A", secret("", "k")))),
+        case(
+            "env[0].value_from.name",
+            "\"\" is not the name or key of a secret",
+            with_env(env("A", secret("", "k"))),
+        ),
         case("env[0].value_from.key", "\"a b\" does not name", with_env(env("A", secret("s", "a b")))),
         case("workdir", "\"tmp\" is not an absolute path", Box::new(|p| p.workdir = "tmp".to_owned())),
         case("workdir", "contains NUL", Box::new(|p| p.workdir = "/\0".to_owned())),
@@ -268,8 +272,8 @@ fn program_cases(kind: &str, call: fn(Change) -> Call) -> Vec<Case> {
     let vars = (0..4_097).map(|n| env(&format!("A{n}"), plain(""))).collect();
     all.push(case("env", "4097 entries, at most 4096", Box::new(|p| p.env = vars)));
     if kind == "process" {
-        all.push(case("command", "empty: name the program to run", Box::new(|p| p.command.clear())));
-        all.push(case("command", "empty: name the program", Box::new(|p| p.command = vec![String::new()])));
+        all.push(case("command", "empty: set the program to run", Box::new(|p| p.command.clear())));
+        all.push(case("command", "empty: set the program", Box::new(|p| p.command = vec![String::new()])));
     }
     all
 }

@@ -83,7 +83,7 @@ struct Program<'a> {
     /// Arrivals of each demand.
     supply: Vec<f64>,
     /// Kinds of nodes with the number of nodes of each.
-    kinds: Vec<(Kind, f64)>,
+    entries: Vec<(Kind, f64)>,
     /// Devices of all nodes.
     devices: f64,
     /// (Demand, kind) for each demand that fits an empty node of the kind.
@@ -115,7 +115,7 @@ impl<'a> Program<'a> {
         let requested = counts.iter().zip(&cluster.demands).filter(|(count, _)| **count > 0);
         let (supply, demands): (Vec<f64>, Vec<&Demand>) =
             requested.map(|(count, demand)| (f64::from(*count), &**demand)).unzip();
-        let mut kinds = BTreeMap::<Kind, u32>::new();
+        let mut entries = BTreeMap::<Kind, u32>::new();
         for node in &cluster.nodes {
             let kind = Kind {
                 cpu_millis: node.free.cpu_millis,
@@ -123,13 +123,13 @@ impl<'a> Program<'a> {
                 model: node.devices.first().map(|device| device.model),
                 devices: node.devices.len(),
             };
-            *kinds.entry(kind).or_default() += 1;
+            *entries.entry(kind).or_default() += 1;
         }
-        let kinds: Vec<(Kind, f64)> =
-            kinds.into_iter().map(|(kind, count)| (kind, f64::from(count))).collect();
-        let each = (0..demands.len()).flat_map(|demand| (0..kinds.len()).map(move |kind| (demand, kind)));
+        let entries: Vec<(Kind, f64)> =
+            entries.into_iter().map(|(kind, count)| (kind, f64::from(count))).collect();
+        let each = (0..demands.len()).flat_map(|demand| (0..entries.len()).map(move |kind| (demand, kind)));
         let pairs: Vec<(usize, usize)> =
-            each.filter(|(demand, kind)| kinds[*kind].0.fits(demands[*demand])).collect();
+            each.filter(|(demand, kind)| entries[*kind].0.fits(demands[*demand])).collect();
         let mut fractions: Vec<(usize, u32)> =
             pairs.iter().filter_map(|(demand, kind)| Some((*kind, fraction(demands[*demand])?))).collect();
         fractions.sort_unstable();
@@ -140,7 +140,7 @@ impl<'a> Program<'a> {
         };
         let patterns = fractions.iter().map(uniform).collect();
         let devices = cluster.capacity_millis as f64 / f64::from(DEVICE_MILLIS);
-        Self { demands, supply, kinds, devices, pairs, patterns, fractions, dominances: Vec::new() }
+        Self { demands, supply, entries, devices, pairs, patterns, fractions, dominances: Vec::new() }
     }
 
     /// The dominance pairs, without those that follow from others (transitive reduction).
@@ -202,7 +202,7 @@ impl<'a> Program<'a> {
     fn raise_prices(&self, prices: &mut [f64]) -> Vec<Pattern> {
         prices.iter_mut().for_each(|price| *price = price.max(0.0));
         let mut profitable = Vec::new();
-        for kind in 0..self.kinds.len() {
+        for kind in 0..self.entries.len() {
             let (worth, counts) = self.best_pattern(kind, prices);
             let price = &mut prices[self.index(Row::Devices(kind))];
             if worth > *price + GAIN_MIN {
@@ -251,26 +251,26 @@ impl<'a> Program<'a> {
     }
 
     fn rows(&self) -> impl Iterator<Item = Row> {
-        let kinds = self.kinds.len();
+        let entries = self.entries.len();
         (0..self.demands.len())
             .map(Row::Supply)
-            .chain((0..kinds).map(Row::Cpu))
-            .chain((0..kinds).map(Row::Memory))
-            .chain((0..kinds).map(Row::Devices))
+            .chain((0..entries).map(Row::Cpu))
+            .chain((0..entries).map(Row::Memory))
+            .chain((0..entries).map(Row::Devices))
             .chain((0..self.fractions.len()).map(Row::Shared))
             .chain((0..self.dominances.len()).map(Row::Dominance))
     }
 
     /// Index of a row, in the order of `rows`.
     fn index(&self, row: Row) -> usize {
-        let (demands, kinds) = (self.demands.len(), self.kinds.len());
+        let (demands, entries) = (self.demands.len(), self.entries.len());
         match row {
             Row::Supply(at) => at,
             Row::Cpu(at) => demands + at,
-            Row::Memory(at) => demands + kinds + at,
-            Row::Devices(at) => demands + 2 * kinds + at,
-            Row::Shared(at) => demands + 3 * kinds + at,
-            Row::Dominance(at) => demands + 3 * kinds + self.fractions.len() + at,
+            Row::Memory(at) => demands + entries + at,
+            Row::Devices(at) => demands + 2 * entries + at,
+            Row::Shared(at) => demands + 3 * entries + at,
+            Row::Dominance(at) => demands + 3 * entries + self.fractions.len() + at,
         }
     }
 
@@ -278,15 +278,15 @@ impl<'a> Program<'a> {
     fn limit(&self, row: Row) -> f64 {
         match row {
             Row::Supply(at) => self.supply[at],
-            Row::Cpu(at) | Row::Memory(at) => self.kinds[at].1,
-            Row::Devices(at) => self.kinds[at].1 * self.kinds[at].0.devices as f64,
+            Row::Cpu(at) | Row::Memory(at) => self.entries[at].1,
+            Row::Devices(at) => self.entries[at].1 * self.entries[at].0.devices as f64,
             Row::Shared(_) | Row::Dominance(_) => 0.0,
         }
     }
 
     /// Coefficients by row of a task of a demand on a kind of node.
     fn task_column(&self, demand: usize, kind: usize) -> Vec<(usize, f64)> {
-        let (requested, node) = (self.demands[demand], &self.kinds[kind].0);
+        let (requested, node) = (self.demands[demand], &self.entries[kind].0);
         let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let mut column = vec![
             (self.index(Row::Supply(demand)), 1.0),
@@ -460,8 +460,8 @@ mod tests {
                     _ => task(cpu, 1, 50 * (1 + random.below(19)) as u32, allowed),
                 }
             };
-            let kinds: Vec<Task> = (0..12).map(|_| random_task()).collect();
-            let tasks: Vec<Task> = (0..120).map(|at| kinds[at % kinds.len()].clone()).collect();
+            let entries: Vec<Task> = (0..12).map(|_| random_task()).collect();
+            let tasks: Vec<Task> = (0..120).map(|at| entries[at % entries.len()].clone()).collect();
             let cluster = Cluster::new(nodes, tasks, 1).unwrap();
             let shuffled = |seed: u64| {
                 let mut all: Vec<usize> = (0..cluster.tasks.len()).collect();

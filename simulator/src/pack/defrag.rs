@@ -50,8 +50,8 @@ pub(super) fn plan(cluster: &Cluster, arrivals: &[usize], outcome: &Outcome, per
     for (arrival, _) in waits.iter().enumerate().filter(|(_, waits)| **waits) {
         counts[cluster.demand_of[arrivals[arrival]]] += 1;
     }
-    let kinds = cluster.demands.iter().zip(counts).filter(|(_, count)| *count > 0);
-    let waiting = kinds.map(|(demand, count)| Waiting { demand: demand.clone(), count, priority: 0 });
+    let entries = cluster.demands.iter().zip(counts).filter(|(_, count)| *count > 0);
+    let waiting = entries.map(|(demand, count)| Waiting { demand: demand.clone(), count, priority: 0 });
     let clutter = FragmentedPool { name: String::new(), nodes, running, waiting: waiting.collect() };
     let free_millis = (cluster.capacity_millis as f64 * (1.0 - percent / 100.0)) as u64;
     let limits = Limits { moves: usize::MAX, free_millis, comparisons: u64::MAX };

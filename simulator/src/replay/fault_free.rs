@@ -254,7 +254,7 @@ impl<'a> FaultFreeRun<'a> {
         match effect {
             agent::Effect::Connect => self.after(NETWORK_MS, Event::Connected(pool)),
             agent::Effect::Send(message) => self.after(NETWORK_MS, Event::ToBroker(pool, message)),
-            agent::Effect::StartRequest(start) => {
+            agent::Effect::Start(start) => {
                 self.running += 1;
                 self.after(0, Event::AttemptRuns(pool, start.order.attempt));
             }
@@ -266,7 +266,7 @@ impl<'a> FaultFreeRun<'a> {
             }
             // Agents don't crash here, so nothing needs to be remembered, and no job is cancelled.
             agent::Effect::Forget(_)
-            | agent::Effect::Remember(_)
+            | agent::Effect::StoreHighWater(_)
             | agent::Effect::RenewLease { .. }
             | agent::Effect::Stop(_)
             | agent::Effect::Disconnect => {}

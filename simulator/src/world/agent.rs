@@ -283,7 +283,7 @@ impl World {
                 }
                 self.send_to_broker(index, message);
             }
-            Effect::StartRequest(start) => {
+            Effect::Start(start) => {
                 let attempt = start.order.attempt;
                 self.request_backend(index, attempt, Step::Create(start));
             }
@@ -300,7 +300,7 @@ impl World {
                 self.agents[index].backend.renew(until);
                 self.at(until + 1, Event::LeaseCheck { agent: index });
             }
-            Effect::Remember(high_water) => {
+            Effect::StoreHighWater(high_water) => {
                 let host = &mut self.agents[index];
                 host.hello.high_water = Some(high_water);
                 if !self.stale_copy_sessions.contains_key(&high_water.writer_session) {

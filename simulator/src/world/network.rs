@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use weir::broker::{Input, SessionId};
-use weir::model::exchange::{Arrival, FromAgent, Inbox, ToAgent};
+use weir::model::exchange::{FrameCheck, FromAgent, FrameCounter, ToAgent};
 
 use super::agent::AgentEvent;
 use super::broker::BrokerEvent;
@@ -59,7 +59,7 @@ struct Link {
 struct Direction {
     /// Frames sent.
     sent: u64,
-    inbox: Inbox,
+    inbox: FrameCounter,
     /// Earliest arrival of the next frame, so that frames arrive in order unless a fault reorders them.
     from: u64,
     /// The receiving end has closed the connection.
@@ -245,7 +245,7 @@ impl World {
             return Ok(());
         }
         match direction.inbox.arrive(number) {
-            Arrival::Take => {
+            FrameCheck::Take => {
                 let hello = matches!(message, FromAgent::Hello(_));
                 let stale = self.is_stale(host, agent, &message);
                 let broker =
@@ -265,8 +265,8 @@ impl World {
                 }
                 if hello { self.check_hello(host, agent) } else { Ok(()) }
             }
-            Arrival::Repeated => Ok(()),
-            Arrival::Gap => {
+            FrameCheck::Repeated => Ok(()),
+            FrameCheck::Gap => {
                 self.close_link(session);
                 self.broker_step(host, Input::AgentGone { session })
             }
@@ -292,12 +292,12 @@ impl World {
         }
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
         match link.directions[TO_AGENT].inbox.arrive(number) {
-            Arrival::Take => {
+            FrameCheck::Take => {
                 self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
             }
-            Arrival::Repeated => Ok(()),
-            Arrival::Gap => {
+            FrameCheck::Repeated => Ok(()),
+            FrameCheck::Gap => {
                 self.agents[agent].session = None;
                 self.drop_link_of_agent(session);
                 self.agent_step(agent, weir::agent::Input::Disconnected)

@@ -92,7 +92,7 @@ impl View {
             Change::Queue(_)
             | Change::UsageFell(_)
             | Change::Class(_)
-            | Change::Claim(_)
+            | Change::ClaimReusable(_)
             | Change::WorkloadProfile => {}
         }
     }

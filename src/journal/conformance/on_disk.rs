@@ -1,5 +1,5 @@
-//! What only a journal on a disk can get wrong: its lock, a full or read-only disk, one that fails to
-//! sync, a torn tail, a writer killed mid-write.
+//! Faults that only a journal on a disk can have: its lock, a full or read-only disk, a disk that fails to
+//! sync, a truncated log, a writer killed during a write.
 
 #[path = "../../../tests/support/disk.rs"]
 mod disk;
@@ -21,7 +21,7 @@ use crate::state::command::Command;
 use disk::{FaultyDisk, Tmpfs};
 
 #[test]
-fn sqlite_reopened_is_as_it_was() {
+fn sqlite_reopened_has_the_same_contents() {
     let directory = TempDir::new().unwrap();
     let mut journal = SqliteJournal::open(directory.path()).unwrap();
     let mut writer = Writer::begin(&mut journal);
@@ -36,13 +36,13 @@ fn sqlite_reopened_is_as_it_was() {
     assert!(encoded(&recover(&mut journal)) == state);
     assert_eq!(loaded(&mut journal), (chunks.len(), 1));
     assert_eq!(journal.archive().unwrap().job(job).unwrap().map(|job| job.job.id), Some(job));
-    assert_eq!(journal.claim().unwrap(), Term(term.0 + 1));
+    assert_eq!(journal.begin_term().unwrap(), Term(term.0 + 1));
     let misplaced = journal.append(&Batch { term: Term(9), after: Revision(0), ..Batch::default() });
     assert!(matches!(misplaced, Err(Error::Misplaced { current, .. }) if current == end));
 }
 
 #[test]
-fn sqlite_directory_takes_one_writer_and_tells_the_other_who_it_is() {
+fn sqlite_directory_has_one_writer_and_the_error_names_it() {
     let directory = TempDir::new().unwrap();
     let journal = SqliteJournal::open(directory.path()).unwrap();
     let Err(error) = SqliteJournal::open(directory.path()) else { panic!("two writers in one directory") };
@@ -56,7 +56,7 @@ fn sqlite_directory_takes_one_writer_and_tells_the_other_who_it_is() {
 }
 
 #[test]
-fn sqlite_of_a_newer_weir_is_refused_and_left_alone() {
+fn sqlite_of_a_newer_weir_is_rejected() {
     let directory = TempDir::new().unwrap();
     drop(SqliteJournal::open(directory.path()).unwrap());
     let path = directory.path().join("journal.sqlite");
@@ -67,15 +67,15 @@ fn sqlite_of_a_newer_weir_is_refused_and_left_alone() {
     assert!(matches!(error, Error::Newer { found: 1_000_000, .. }), "{error}");
 }
 
-/// A small file system of its own, on a fresh folder.
+/// Mounts a small file system on a new folder; `None` if mounting is not possible here.
 fn small_disk(test: &str, size: &str) -> Option<(Tmpfs, TempDir)> {
     let folder = TempDir::new().unwrap();
     Tmpfs::mount(test, folder.path(), size).map(|disk| (disk, folder))
 }
 
 #[test]
-fn sqlite_names_a_directory_that_it_may_not_write() {
-    let Some((disk, _folder)) = small_disk("sqlite_names_a_directory_that_it_may_not_write", "1m") else {
+fn sqlite_names_a_directory_that_it_can_not_write() {
+    let Some((disk, _folder)) = small_disk("sqlite_names_a_directory_that_it_can_not_write", "1m") else {
         return;
     };
     let directory = disk.path().join("data");
@@ -89,8 +89,8 @@ fn sqlite_names_a_directory_that_it_may_not_write() {
 }
 
 #[test]
-fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
-    let test = "sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged";
+fn sqlite_on_a_full_disk_fails_and_loses_nothing_acknowledged() {
+    let test = "sqlite_on_a_full_disk_fails_and_loses_nothing_acknowledged";
     let Some((disk, _folder)) = small_disk(test, "1m") else { return };
     let mut journal = SqliteJournal::open(disk.path()).unwrap();
     let mut writer = Writer::begin(&mut journal);
@@ -98,7 +98,7 @@ fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     let error = loop {
         let state = writer.state();
         acknowledged.push((writer.durable, state));
-        assert!(acknowledged.len() < 10_000, "the disk never fills");
+        assert!(acknowledged.len() < 10_000, "the disk never fills up");
         if let Err(error) = writer.submit() {
             break error;
         }
@@ -111,7 +111,7 @@ fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     let elsewhere = copy(disk.path());
     let mut reopened = SqliteJournal::open(elsewhere.path()).unwrap();
     let recovered = recover(&mut reopened);
-    // The refused batch may or may not be there: that is what "unknown" means.
+    // The failed batch may or may not be durable: that is what "unknown" means.
     assert!(recovered.revision() >= *durable, "{} of {durable}", recovered.revision());
     assert!(recovered.revision() > *durable || encoded(&recovered) == *state);
     disk.remount("size=64m").unwrap();
@@ -119,15 +119,16 @@ fn sqlite_on_a_full_disk_refuses_and_keeps_what_it_acknowledged() {
     Writer::begin(&mut journal).submit().unwrap();
 }
 
-/// Names the directory in which a copy of this process writes on a disk whose syncs fail.
+/// Environment variable with the directory in which a copy of this process writes, on a disk whose syncs
+/// fail.
 const FAILING_WRITER: &str = "WEIR_TEST_FAILING_WRITER";
 
 #[test]
-fn sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged() {
+fn sqlite_whose_disk_fails_to_sync_fails_and_loses_nothing_acknowledged() {
     if let Some(directory) = std::env::var_os(FAILING_WRITER) {
         return write_while_syncs_fail(Path::new(&directory));
     }
-    let name = "sqlite_whose_disk_fails_to_sync_refuses_and_keeps_what_it_acknowledged";
+    let name = "sqlite_whose_disk_fails_to_sync_fails_and_loses_nothing_acknowledged";
     let directory = TempDir::new().unwrap();
     let Some(disk) = FaultyDisk::prepare(name, directory.path()) else { return };
     let child = Process::new(std::env::current_exe().unwrap())
@@ -155,14 +156,14 @@ fn write_while_syncs_fail(directory: &Path) {
         drop(journal);
         disk.fail_syncs(false);
         let recovered = recover(&mut SqliteJournal::open(&data).unwrap());
-        // The refused batch may or may not be there: that is what "unknown" means.
+        // The failed batch may or may not be durable: that is what "unknown" means.
         assert!(recovered.revision() >= durable, "{} of {durable}", recovered.revision());
         assert!(recovered.revision() > durable || encoded(&recovered) == state);
         assert_eq!(recovered.check(), Ok(()));
     }
 }
 
-/// The directory's files as they are on the disk at this moment: what a crash leaves.
+/// Copies the directory's files as they are on the disk at this moment: what a crash would leave.
 fn copy(directory: &Path) -> TempDir {
     let target = TempDir::new().unwrap();
     for entry in std::fs::read_dir(directory).unwrap() {
@@ -173,7 +174,7 @@ fn copy(directory: &Path) -> TempDir {
 }
 
 #[test]
-fn sqlite_with_a_torn_tail_recovers_to_some_earlier_batch() {
+fn sqlite_with_a_truncated_log_recovers_to_some_earlier_batch() {
     let directory = TempDir::new().unwrap();
     let mut journal = SqliteJournal::open(directory.path()).unwrap();
     let mut writer = Writer::begin(&mut journal);
@@ -194,25 +195,25 @@ fn sqlite_with_a_torn_tail_recovers_to_some_earlier_batch() {
     let mut reached = std::collections::BTreeSet::new();
     for case in 0..150 {
         let torn = copy(crashed.path());
-        let keep = if case == 0 { len } else { rng.random_range(0..len) };
+        let remaining = if case == 0 { len } else { rng.random_range(0..len) };
         let file = std::fs::OpenOptions::new().write(true).open(wal(torn.path())).unwrap();
-        file.set_len(keep).unwrap();
+        file.set_len(remaining).unwrap();
         let mut reopened = SqliteJournal::open(torn.path())
-            .unwrap_or_else(|error| panic!("{keep} of {len} bytes: {error:?}"));
+            .unwrap_or_else(|error| panic!("{remaining} of {len} bytes: {error:?}"));
         let state = recover(&mut reopened);
         let whole = states.iter().find(|(revision, _)| *revision == state.revision());
         let Some((_, expected)) = whole else {
-            panic!("{keep} bytes end amid a batch: {}", state.revision())
+            panic!("{remaining} bytes end within a batch: {}", state.revision())
         };
-        assert!(encoded(&state) == *expected, "{keep} of {len} bytes give another state");
-        assert!(case > 0 || state.revision() == writer.durable, "an untorn log lost something");
+        assert!(encoded(&state) == *expected, "{remaining} of {len} bytes give another state");
+        assert!(case > 0 || state.revision() == writer.durable, "a complete log lost a batch");
         reached.insert(state.revision());
         Writer::begin(&mut reopened).submit().unwrap();
     }
-    assert!(reached.len() > 20, "only {} different ends were met", reached.len());
+    assert!(reached.len() > 20, "only {} different ends were reached", reached.len());
 }
 
-/// Names the directory in which a copy of this process writes until it is killed.
+/// Environment variable with the directory in which a copy of this process writes until it is killed.
 const KILLED_WRITER: &str = "WEIR_TEST_KILLED_WRITER";
 
 #[test]
@@ -237,8 +238,8 @@ fn sqlite_writer_killed_at_any_moment_loses_nothing_acknowledged() {
         };
         let enough = rng.random_range(1..60);
         let mut last = lines.by_ref().filter_map(acknowledged).nth(enough);
-        assert!(last.is_some(), "round {round}: the writer ended by itself");
-        // Somewhere in the append after that, as the scheduler will have it.
+        assert!(last.is_some(), "round {round}: the writer ended before it was killed");
+        // At some point of the append after that, as the operating system schedules it.
         (0..rng.random_range(0..20_000u32)).for_each(|_| std::hint::spin_loop());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -250,7 +251,7 @@ fn sqlite_writer_killed_at_any_moment_loses_nothing_acknowledged() {
     }
 }
 
-/// Appends, and tells each revision once it is durable.
+/// Appends, and prints each revision once it is durable.
 fn write_until_killed(directory: &Path) -> ! {
     let mut journal = SqliteJournal::open(directory).unwrap();
     let mut writer = Writer::begin(&mut journal);
@@ -258,8 +259,8 @@ fn write_until_killed(directory: &Path) -> ! {
     loop {
         let durable = writer.submit().unwrap();
         if durable.0.is_multiple_of(7) {
-            let jobs = writer.world.state.jobs_from(JobId(0)).take(5).map(|job| job.id).collect();
-            writer.world.must(Command::Cancel { jobs });
+            let jobs = writer.fixture.state.jobs_from(JobId(0)).take(5).map(|job| job.id).collect();
+            writer.fixture.must(Command::Cancel { jobs });
         }
         writeln!(stdout, "durable {durable}.").unwrap();
     }

@@ -195,9 +195,9 @@ impl<'a> Planner<'a> {
                 movable.entry(running.node).or_default().push(index);
             }
         }
-        let kinds = pool.waiting.iter().enumerate().map(|(at, waiting)| (&waiting.demand, at));
-        let kinds: BTreeMap<&Arc<Demand>, usize> = kinds.collect();
-        let waiting_as = pool.running.iter().map(|running| kinds.get(&running.demand).copied()).collect();
+        let entries = pool.waiting.iter().enumerate().map(|(at, waiting)| (&waiting.demand, at));
+        let entries: BTreeMap<&Arc<Demand>, usize> = entries.collect();
+        let waiting_as = pool.running.iter().map(|running| entries.get(&running.demand).copied()).collect();
         Self {
             pool,
             limits,

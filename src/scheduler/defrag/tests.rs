@@ -239,7 +239,7 @@ fn plans_of_random_pools_can_be_carried_out() {
         let sizes: Vec<(u16, u64)> =
             (0..12).map(|_| [(1, 6), (4, 16), (8, 40), (12, 40)][random.below(4) as usize]).collect();
         let mut pool = pool_of(&sizes);
-        let kinds = [
+        let entries = [
             part(110),
             part(250),
             part(500),
@@ -255,7 +255,7 @@ fn plans_of_random_pools_can_be_carried_out() {
             packer.set(at(*id), node.clone());
         }
         for _ in 0..200 {
-            let kind = &kinds[random.below(kinds.len() as u64) as usize];
+            let kind = &entries[random.below(entries.len() as u64) as usize];
             match packer.place(kind) {
                 Some(place) => {
                     let indexes: Vec<u16> = place.devices.iter().map(|share| share.index).collect();
@@ -265,11 +265,11 @@ fn plans_of_random_pools_can_be_carried_out() {
             }
         }
         // Each kind only once.
-        let mut kinds: BTreeMap<(Arc<Demand>, i32), u32> = BTreeMap::new();
+        let mut entries: BTreeMap<(Arc<Demand>, i32), u32> = BTreeMap::new();
         pool.waiting
             .drain(..)
-            .for_each(|one| *kinds.entry((one.demand, one.priority)).or_default() += one.count);
-        kinds.into_iter().for_each(|((demand, priority), count)| pool.wait(&demand, count, priority));
+            .for_each(|one| *entries.entry((one.demand, one.priority)).or_default() += one.count);
+        entries.into_iter().for_each(|((demand, priority), count)| pool.wait(&demand, count, priority));
         let plan = pool.plan(UNLIMITED);
         let nodes = pool.carry_out(&plan);
         assert_eq!(plan, pool.plan(UNLIMITED), "the same pool gives another plan");

@@ -40,20 +40,20 @@ pub struct Fgd {
 impl Fgd {
     /// Selects the typical tasks from a mix: demands, each with its frequency.
     pub fn new<'a>(mix: impl IntoIterator<Item = (&'a Demand, u64)>) -> Self {
-        let mut kinds = std::collections::BTreeMap::<Demand, u64>::new();
+        let mut entries = std::collections::BTreeMap::<Demand, u64>::new();
         for (demand, count) in mix {
             let mut kind = demand.clone();
             kind.resources = crate::model::resource::Resources {
                 cpu_millis: demand.resources.cpu_millis,
                 ..Default::default()
             };
-            *kinds.entry(kind).or_default() += count;
+            *entries.entry(kind).or_default() += count;
         }
-        let all: u64 = kinds.values().sum();
-        let mut kinds: Vec<_> = kinds.into_iter().collect();
-        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let all: u64 = entries.values().sum();
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let (mut typical, mut total) = (Vec::new(), 0);
-        for (demand, count) in kinds {
+        for (demand, count) in entries {
             if total * 100 >= all * TYPICAL_PERCENT {
                 break;
             }

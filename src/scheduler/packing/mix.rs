@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Node;
 use super::overflow::overflow_of;
-use crate::model::demand::{Demand, Expected, WorkloadProfile};
+use crate::model::demand::{Demand, ProfileEntry, WorkloadProfile};
 use crate::model::limit::PROFILE_ENTRIES_MAX;
 
 /// Arrivals after which all earlier weights are halved: some thousand tasks determine a mix well, and a shift
@@ -49,8 +49,8 @@ impl Mix {
     /// Continues from a profile after a restart. The turnover, which is not part of it, is 100 % until it is
     /// measured again.
     pub fn resume(profile: &WorkloadProfile) -> Self {
-        let kinds = profile.kinds.iter().filter(|kind| kind.weight > 0);
-        let weights = kinds.map(|kind| (kind.demand.clone(), kind.weight)).collect();
+        let entries = profile.entries.iter().filter(|kind| kind.weight > 0);
+        let weights = entries.map(|kind| (kind.demand.clone(), kind.weight)).collect();
         let recent = profile.arrivals.min(HALVE_EVERY);
         Self {
             weights,
@@ -111,19 +111,19 @@ impl Mix {
         last: &WorkloadProfile,
     ) -> Option<WorkloadProfile> {
         self.next_profile_at = next_profile(self.arrivals);
-        let mut kinds: Vec<_> = self.weights.iter().collect();
-        kinds.sort_by_key(|(demand, weight)| {
+        let mut entries: Vec<_> = self.weights.iter().collect();
+        entries.sort_by_key(|(demand, weight)| {
             (Reverse(weight.saturating_mul(demand.device_millis() + 1)), (*demand).clone())
         });
-        kinds.truncate(PROFILE_ENTRIES_MAX);
-        let mix: Vec<_> = kinds.into_iter().map(|(demand, weight)| (demand.clone(), *weight)).collect();
+        entries.truncate(PROFILE_ENTRIES_MAX);
+        let mix: Vec<_> = entries.into_iter().map(|(demand, weight)| (demand.clone(), *weight)).collect();
         let overflow = overflow_of(nodes, &mix, seed);
         let expected = |(demand, weight): (Arc<Demand>, u64)| {
             let overflow = overflow.get(&demand).copied().unwrap_or_default();
-            Expected { demand, weight, overflow }
+            ProfileEntry { demand, weight, overflow }
         };
         let profile =
-            WorkloadProfile { arrivals: self.arrivals, kinds: mix.into_iter().map(expected).collect() };
+            WorkloadProfile { arrivals: self.arrivals, entries: mix.into_iter().map(expected).collect() };
         let turnover_percent =
             self.recent_ends.saturating_mul(100).checked_div(self.recent_arrivals).unwrap_or(100).min(100);
         let has_drifted = differs(last, &profile, |kind| kind.weight, MIX_DRIFT_ONE_IN)
@@ -138,16 +138,16 @@ impl Mix {
 
 /// Returns whether more than one in so many tasks would have to change for one distribution to become the
 /// other.
-fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&Expected) -> u64, one_in: u128) -> bool {
+fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&ProfileEntry) -> u64, one_in: u128) -> bool {
     let sum =
-        |profile: &WorkloadProfile| profile.kinds.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
+        |profile: &WorkloadProfile| profile.entries.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
     let (old_sum, new_sum) = (sum(old), sum(new));
     if old_sum == 0 || new_sum == 0 {
         return old_sum != new_sum;
     }
     let mut both = BTreeMap::<&Demand, (u128, u128)>::new();
-    old.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
-    new.kinds.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
+    old.entries.iter().for_each(|kind| both.entry(&kind.demand).or_default().0 = u128::from(weight(kind)));
+    new.entries.iter().for_each(|kind| both.entry(&kind.demand).or_default().1 = u128::from(weight(kind)));
     // Each task that changes is missing from one kind and surplus in another, so it counts twice.
     let changed = both
         .values()

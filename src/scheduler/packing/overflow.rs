@@ -75,7 +75,7 @@ const SAMPLED_TOGETHER: usize = 64;
 /// The policy's data: the streams of overflow, and the values of contiguous free capacity.
 #[derive(Debug)]
 pub struct Overflow {
-    kinds: Vec<Demand>,
+    entries: Vec<Demand>,
     /// The kinds by need, for each resource.
     cpu_millis: KindsByNeed,
     memory_bytes: KindsByNeed,
@@ -103,7 +103,7 @@ struct WideKind {
 #[derive(Debug)]
 struct Stream {
     /// The kind of each task, as an index.
-    kinds: Vec<u8>,
+    entries: Vec<u8>,
     /// The set of kinds in each block of tasks, so that a block without a fitting kind is skipped as a whole.
     blocks: Vec<KindSet>,
 }
@@ -117,33 +117,33 @@ impl Overflow {
     pub fn of(profile: &WorkloadProfile, turnover_percent: u64, seed: u64) -> Self {
         let same_node_micros =
             1_000 * SAME_NODE_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
-        let wide = wide_of(profile.kinds.iter().map(|kind| (&*kind.demand, kind.weight)));
-        let overflow = profile.kinds.iter().map(|kind| (&*kind.demand, kind.overflow));
+        let wide = wide_of(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)));
+        let overflow = profile.entries.iter().map(|kind| (&*kind.demand, kind.overflow));
         Self { wide, same_node_micros, ..Self::with_streams(overflow, seed) }
     }
 
     /// Samples the streams from an overflow, in proportion to its weights.
     fn with_streams<'a>(overflow: impl IntoIterator<Item = (&'a Demand, u64)>, seed: u64) -> Self {
-        let mut kinds: Vec<(&Demand, u64)> = overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
-        kinds.sort_by_key(|(demand, weight)| {
+        let mut entries: Vec<(&Demand, u64)> = overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
+        entries.sort_by_key(|(demand, weight)| {
             (std::cmp::Reverse(weight.saturating_mul(demand.device_millis() + 1)), *demand)
         });
-        kinds.truncate(KINDS_MAX);
+        entries.truncate(KINDS_MAX);
         // Similar kinds become neighbours, so that at each position the streams together have some of
         // everything.
-        kinds.sort_by_key(|(demand, _)| (demand.device_millis(), *demand));
-        let sampler = StratifiedSampler::new(kinds.iter().map(|(_, weight)| *weight));
+        entries.sort_by_key(|(demand, _)| (demand.device_millis(), *demand));
+        let sampler = StratifiedSampler::new(entries.iter().map(|(_, weight)| *weight));
         let mut random = Random::new(seed);
         let pairs = if sampler.is_empty() { 0 } else { PAIRS };
         let len = if sampler.is_empty() { 0 } else { STREAM_LEN };
         let positions: Vec<Vec<usize>> = (0..len).map(|_| sampler.sample(2 * PAIRS, &mut random)).collect();
         let stream = |stream: usize| {
-            let kinds: Vec<u8> = positions.iter().map(|kinds| kinds[stream] as u8).collect();
+            let entries: Vec<u8> = positions.iter().map(|entries| entries[stream] as u8).collect();
             let block = |block: &[u8]| block.iter().fold(0, |bits: KindSet, kind| bits | 1 << kind);
-            Stream { blocks: kinds.chunks(BLOCK_LEN).map(block).collect(), kinds }
+            Stream { blocks: entries.chunks(BLOCK_LEN).map(block).collect(), entries }
         };
         let pairs = (0..pairs).map(|pair| [stream(2 * pair), stream(2 * pair + 1)]).collect();
-        let kinds: Vec<Demand> = kinds.into_iter().map(|(demand, _)| demand.clone()).collect();
+        let entries: Vec<Demand> = entries.into_iter().map(|(demand, _)| demand.clone()).collect();
         let amount = |demand: &Demand| demand.devices.as_ref().map(|devices| devices.amount);
         let share = |demand: &Demand| match amount(demand) {
             Some(DeviceAmount::Fraction(millis)) => u64::from(millis),
@@ -154,12 +154,12 @@ impl Overflow {
             _ => 0,
         };
         Self {
-            cpu_millis: KindsByNeed::new(&kinds, |demand| demand.resources.cpu_millis),
-            memory_bytes: KindsByNeed::new(&kinds, |demand| demand.resources.memory_bytes),
-            storage_bytes: KindsByNeed::new(&kinds, |demand| demand.resources.storage_bytes),
-            share_millis: KindsByNeed::new(&kinds, share),
-            whole_count: KindsByNeed::new(&kinds, whole),
-            kinds,
+            cpu_millis: KindsByNeed::new(&entries, |demand| demand.resources.cpu_millis),
+            memory_bytes: KindsByNeed::new(&entries, |demand| demand.resources.memory_bytes),
+            storage_bytes: KindsByNeed::new(&entries, |demand| demand.resources.storage_bytes),
+            share_millis: KindsByNeed::new(&entries, share),
+            whole_count: KindsByNeed::new(&entries, whole),
+            entries,
             pairs,
             wide: Vec::new(),
             same_node_micros: 0,
@@ -222,16 +222,16 @@ impl Overflow {
     /// Fills a node with a stream; `fitting` are the kinds that fit at the beginning.
     fn fill(&self, stream: &Stream, mut fitting: KindSet, free: &mut FreeCapacity) {
         let (mut at, mut last) = (0, 0);
-        while fitting != 0 && at < stream.kinds.len() && at - last < MISSES_MAX {
+        while fitting != 0 && at < stream.entries.len() && at - last < MISSES_MAX {
             if at.is_multiple_of(BLOCK_LEN) && stream.blocks[at / BLOCK_LEN] & fitting == 0 {
                 at += BLOCK_LEN;
                 continue;
             }
-            let kind = stream.kinds[at];
+            let kind = stream.entries[at];
             at += 1;
             if fitting & (1 << kind) != 0 {
                 last = at;
-                free.take(&self.kinds[usize::from(kind)]);
+                free.take(&self.entries[usize::from(kind)]);
                 fitting &= self.fitting_kinds(free);
             }
         }
@@ -254,7 +254,7 @@ impl Overflow {
                 & self.whole_count.of(untouched as u64);
         }
         let has_devices = |kind: u32| {
-            self.kinds[kind as usize].devices.as_ref().is_none_or(|asked| free.device_at(asked).is_some())
+            self.entries[kind as usize].devices.as_ref().is_none_or(|asked| free.device_at(asked).is_some())
         };
         bits(fitting).filter(|kind| has_devices(*kind)).fold(0, |set, kind| set | 1 << kind)
     }
@@ -270,8 +270,8 @@ impl Overflow {
                         || model.is_some_and(|model| asked.allows(model))
                 })
         };
-        let kinds = self.kinds.iter().enumerate().filter(|(_, demand)| admits(demand));
-        kinds.fold(0, |bits, (kind, _)| bits | 1 << kind)
+        let entries = self.entries.iter().enumerate().filter(|(_, demand)| admits(demand));
+        entries.fold(0, |bits, (kind, _)| bits | 1 << kind)
     }
 }
 
@@ -301,16 +301,16 @@ fn wide_of<'a>(mix: impl Iterator<Item = (&'a Demand, u64)>) -> Vec<WideKind> {
         DeviceAmount::Whole(count) if count > 1 && weight > 0 => Some((weight, demand, u64::from(count))),
         _ => None,
     };
-    let mut kinds: Vec<(u64, &Demand, u64)> = mix.filter_map(several).collect();
-    kinds.sort_unstable_by_key(|(weight, demand, _)| (std::cmp::Reverse(*weight), *demand));
-    kinds.truncate(WIDE_MAX);
-    let total: u128 = kinds.iter().map(|(weight, ..)| u128::from(*weight)).sum();
+    let mut entries: Vec<(u64, &Demand, u64)> = mix.filter_map(several).collect();
+    entries.sort_unstable_by_key(|(weight, demand, _)| (std::cmp::Reverse(*weight), *demand));
+    entries.truncate(WIDE_MAX);
+    let total: u128 = entries.iter().map(|(weight, ..)| u128::from(*weight)).sum();
     let wide = |(weight, demand, devices): (u64, &Demand, u64)| {
         // At most 65,536, because `weight` is at most `total`.
         let share = ((u128::from(weight) << 16) / total.max(1)) as u64;
         WideKind { demand: demand.clone(), devices, share }
     };
-    kinds.into_iter().map(wide).collect()
+    entries.into_iter().map(wide).collect()
 }
 
 /// The positions of the bits that are set.
@@ -341,14 +341,14 @@ struct KindsByNeed {
 const STEPS: u64 = 1_024;
 
 impl KindsByNeed {
-    fn new(kinds: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
+    fn new(entries: &[Demand], need: impl Fn(&Demand) -> u64) -> Self {
         let mut by_need = BTreeMap::<u64, KindSet>::new();
-        for (kind, demand) in kinds.iter().enumerate() {
+        for (kind, demand) in entries.iter().enumerate() {
             *by_need.entry(need(demand)).or_default() |= 1 << kind;
         }
         let mut bits = vec![0];
-        bits.extend(by_need.values().scan(0, |sum, kinds| {
-            *sum |= kinds;
+        bits.extend(by_need.values().scan(0, |sum, entries| {
+            *sum |= entries;
             Some(*sum)
         }));
         let needs: Vec<u64> = by_need.into_keys().collect();
@@ -508,8 +508,8 @@ mod tests {
         for largest in [1u64, 7, 1_000, 96_000, 1 << 40] {
             let mut random = Random::new(largest);
             let needs: Vec<u64> = (0..KINDS_MAX).map(|_| random.below(largest + 1)).collect();
-            let kinds: Vec<Demand> = needs.iter().map(|need| asking(*need)).collect();
-            let by_need = KindsByNeed::new(&kinds, |demand| demand.resources.cpu_millis);
+            let entries: Vec<Demand> = needs.iter().map(|need| asking(*need)).collect();
+            let by_need = KindsByNeed::new(&entries, |demand| demand.resources.cpu_millis);
             for amount in (0..2_000).map(|_| random.below(largest * 2)).chain([0, largest, u64::MAX]) {
                 let expected = needs.iter().enumerate().filter(|(_, need)| **need <= amount);
                 let expected = expected.fold(0, |bits, (kind, _)| bits | 1 << kind);

@@ -3,7 +3,7 @@
 use super::fgd::Fgd;
 use super::overflow::{Overflow, overflow_of};
 use super::*;
-use crate::model::demand::{DeviceDemand, Expected, WorkloadProfile};
+use crate::model::demand::{DeviceDemand, ProfileEntry, WorkloadProfile};
 use crate::model::id::NodeId;
 use crate::model::shape::Needs;
 use crate::model::spec::Constraints;
@@ -47,8 +47,8 @@ fn node(random: &mut Random) -> Node {
 
 /// A profile in which all demands are equally frequent, also in the overflow.
 fn profile(demands: &[Arc<Demand>]) -> WorkloadProfile {
-    let kind = |demand: &Arc<Demand>| Expected { demand: demand.clone(), weight: 3, overflow: 3 };
-    WorkloadProfile { arrivals: 0, kinds: demands.iter().map(kind).collect() }
+    let kind = |demand: &Arc<Demand>| ProfileEntry { demand: demand.clone(), weight: 3, overflow: 3 };
+    WorkloadProfile { arrivals: 0, entries: demands.iter().map(kind).collect() }
 }
 
 type Make = fn(&[Arc<Demand>]) -> Scorer;

@@ -196,7 +196,7 @@ impl State {
         self.touch(Key::Attempt(unit));
         let Some(attempt) = self.attempts.remove(&unit) else { panic!("{unit:?} ends but is not live") };
         let (kind, fault) = (ended.outcome.kind, attempt.is_node_fault(ended.outcome.kind));
-        if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node()) {
+        if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node_works()) {
             self.note_node_health(at, unit.job, fault);
         }
         let successor = self.index.claims.successors.get(&unit).copied();
@@ -236,7 +236,7 @@ impl State {
             progress.running -= 1;
         }
         // What was taken away, or never begun, says nothing about the node.
-        let blamed = ended.outcome.kind.blames_node();
+        let blamed = ended.outcome.kind.retry_avoids_node();
         let avoid = attempt.placements.first().map(|p| NodeRef { pool: attempt.pool, node: p.node });
         let avoid = avoid.filter(|_| blamed);
         let tried = Tried {

@@ -94,7 +94,7 @@ impl State {
             Command::StartTerm { journal, key, writer_session, term } => {
                 self.decide_term(*journal, *key, *writer_session, *term)
             }
-            Command::UpdateWorkloadProfile { profile } if profile.kinds.len() > PROFILE_ENTRIES_MAX => {
+            Command::UpdateWorkloadProfile { profile } if profile.entries.len() > PROFILE_ENTRIES_MAX => {
                 Err(Rejection::LimitReached { what: "kinds of tasks in a lesson", max: PROFILE_ENTRIES_MAX })
             }
             Command::UpdateWorkloadProfile { profile } => {

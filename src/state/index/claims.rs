@@ -133,7 +133,7 @@ impl State {
         let Some(job) = self.jobs.get(&unit.job) else { return };
         let class = self.class_of(job, self.unit_group(unit));
         if let Some(class) = class.filter(|class| self.successors_max(class.shape) > 0) {
-            out.push(Change::Claim(class));
+            out.push(Change::ClaimReusable(class));
         }
     }
 

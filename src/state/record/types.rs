@@ -3,7 +3,7 @@
 use super::translate::{Translate, get, message, message_enum, put};
 use super::{Error, proto};
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
-use crate::model::demand::{Demand, DeviceDemand, Expected, WorkloadProfile};
+use crate::model::demand::{Demand, DeviceDemand, ProfileEntry, WorkloadProfile};
 use crate::model::device::{DeviceAmount, DeviceModel, DeviceModelId, DeviceShare};
 use crate::model::id::{NodeRef, UnitId};
 use crate::model::link::Link;
@@ -156,8 +156,8 @@ message!(Reservation as Reservation {
 message!(Outcome as Outcome { kind: kind, exit_code: exit_code, signal: signal, message: message });
 message!(TokenEntry as TokenEntry { at_unix_ms: at, fingerprint: fingerprint, reply: reply [required] });
 
-message!(WorkloadProfile as WorkloadProfile { arrivals: arrivals, entries: kinds });
-message!(Expected as ProfileEntry { demand: demand [required], weight: weight, overflow: overflow });
+message!(WorkloadProfile as WorkloadProfile { arrivals: arrivals, entries: entries });
+message!(ProfileEntry as ProfileEntry { demand: demand [required], weight: weight, overflow: overflow });
 message!(Demand as Demand {
     resources: resources [default],
     devices: devices,
