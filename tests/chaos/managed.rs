@@ -1,4 +1,4 @@
-//! A keeper of one process, as a machine's init is: what ends is started again, unless it is held down.
+//! A process that is restarted when it ends, as by a service manager, unless it is disabled.
 
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard};
@@ -8,91 +8,91 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Process, until};
 
-/// How long a process that is told to end may take, on a busy machine with a broken disk.
-const END_PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit of an end by SIGTERM, on a busy machine with a failing disk.
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Keeps one process.
-pub struct Keeper {
-    /// Who it is, for reports.
+/// A process with its restart policy.
+pub struct ManagedProcess {
+    /// Name for reports.
     pub name: String,
     log: std::path::PathBuf,
     command: Box<dyn Fn() -> Command + Send + Sync>,
-    kept: Mutex<Kept>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct State {
     process: Option<Process>,
-    held_down: bool,
+    disabled: bool,
 }
 
-impl Keeper {
-    /// A keeper of what `command` starts; output goes to `log`.
+impl ManagedProcess {
+    /// Manages the process that `command` starts, without starting it yet. Its output is appended to `log`.
     pub fn new(
         name: &str,
         log: std::path::PathBuf,
         command: impl Fn() -> Command + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.to_owned(), log, command: Box::new(command), kept: Mutex::default() }
+        Self { name: name.to_owned(), log, command: Box::new(command), state: Mutex::default() }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().expect("no keeper panics")
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
     }
 
-    /// Starts the process unless it runs, or is to be down.
-    pub fn tend(&self) {
-        let mut kept = self.kept();
+    /// Starts the process if it has ended or was never started, unless it is disabled.
+    pub fn start_if_ended(&self) {
+        let mut state = self.state();
         let ended = |process: &mut Process| process.0.try_wait().expect("a state").is_some();
-        if kept.held_down || !kept.process.as_mut().is_none_or(ended) {
+        if state.disabled || !state.process.as_mut().is_none_or(ended) {
             return;
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).expect("a log");
         let error = log.try_clone().expect("a second handle");
         let mut command = (self.command)();
         command.stdin(Stdio::null()).stdout(log).stderr(error);
-        kept.process = Some(Process(command.spawn().expect("weir starts")));
+        state.process = Some(Process(command.spawn().expect("weir starts")));
     }
 
-    /// Kills it as a power cut would.
+    /// Kills the process with SIGKILL, as a power failure would.
     pub fn kill(&self) {
-        let mut kept = self.kept();
-        kept.process = None;
+        let mut state = self.state();
+        state.process = None;
     }
 
-    /// Kills it and keeps it down, or lets it be started again.
-    pub fn hold_down(&self, down: bool) {
-        let mut kept = self.kept();
-        kept.held_down = down;
-        if down {
-            kept.process = None;
+    /// Kills the process and prevents restarts, or allows them again.
+    pub fn set_disabled(&self, disabled: bool) {
+        let mut state = self.state();
+        state.disabled = disabled;
+        if disabled {
+            state.process = None;
         }
     }
 
-    /// Tells it to end and waits until it has.
+    /// Sends SIGTERM and waits until the process has ended.
     pub fn terminate(&self) {
         let Some(pid) = self.signal(Signal::TERM) else { return };
-        until(&format!("{} ends when told to", self.name), END_PATIENCE, || {
-            let mut kept = self.kept();
-            let Some(process) = &mut kept.process else { return true };
-            // Another lane may have killed it, and the next one been started.
+        until(&format!("{} ends after SIGTERM", self.name), TERMINATE_TIMEOUT, || {
+            let mut state = self.state();
+            let Some(process) = &mut state.process else { return true };
+            // Another lane may have killed it, and a new process may have been started.
             Pid::from_child(&process.0) != pid || process.0.try_wait().expect("a state").is_some()
         });
     }
 
-    /// Stops it amid whatever it does.
+    /// Suspends the process with SIGSTOP.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Resumes the process with SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
     fn signal(&self, signal: Signal) -> Option<Pid> {
-        let mut kept = self.kept();
-        let process = kept.process.as_mut()?;
+        let mut state = self.state();
+        let process = state.process.as_mut()?;
         if process.0.try_wait().expect("a state").is_some() {
             return None;
         }
@@ -101,7 +101,7 @@ impl Keeper {
         Some(pid)
     }
 
-    /// What it has written so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
