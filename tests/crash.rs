@@ -1,7 +1,7 @@
-//! Crashes on real processes: what was acknowledged is done, and done once.
+//! Crashes of real processes: every acknowledged job must run exactly once.
 //!
-//! `cargo test` runs a short version; `WEIR_CRASH=full cargo test --release --test crash` the whole:
-//! 500 jobs, the broker killed 20 times and the agent 10 times.
+//! `cargo test` runs a short version, `WEIR_CRASH=full cargo test --release --test crash` the full one: 500
+//! jobs, the broker killed 20 times and the agent 10 times.
 
 mod support;
 
@@ -46,7 +46,7 @@ fn submission(index: usize, file: &std::path::Path) -> v1::Submission {
     v1::Submission { name: format!("crash-{index}"), spec: Some(spec), ..Default::default() }
 }
 
-/// Submits one by one, each with its own token, until each is acknowledged.
+/// Submits jobs one by one, each with its own token. Repeats each submit until it is acknowledged.
 async fn submit_all(address: String, token: String, jobs: usize, file: std::path::PathBuf) -> Vec<u64> {
     let client = Client::new(&address, Some(&token)).expect("a client");
     let mut acknowledged = Vec::new();
@@ -61,13 +61,13 @@ async fn submit_all(address: String, token: String, jobs: usize, file: std::path
                 }
                 Err(status) => {
                     let code = status.code();
-                    let away = [
+                    let unavailable = [
                         tonic::Code::Unavailable,
                         tonic::Code::Unknown,
                         tonic::Code::Cancelled,
                         tonic::Code::Internal,
                     ];
-                    assert!(away.contains(&code), "submit {index}: {status}");
+                    assert!(unavailable.contains(&code), "submit {index}: {status}");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -76,7 +76,8 @@ async fn submit_all(address: String, token: String, jobs: usize, file: std::path
     acknowledged
 }
 
-/// Checks that every job succeeded, and what the jobs themselves left behind.
+/// Checks that every job succeeded, with exactly one successful attempt, and that the file of the jobs has
+/// exactly one line per such attempt.
 fn check(home: &Home, runtime: &tokio::runtime::Runtime, jobs: &[u64], file: &std::path::Path) {
     let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
     let client = runtime.block_on(async { Client::new(&home.address, Some(&token)).expect("a client") });
@@ -112,11 +113,11 @@ fn check(home: &Home, runtime: &tokio::runtime::Runtime, jobs: &[u64], file: &st
     let twice: Vec<_> = times.iter().filter(|(_, count)| **count != 1).collect();
     assert!(twice.is_empty(), "attempts that ran twice: {twice:?}");
     let missing: Vec<_> = succeeded.keys().filter(|attempt| !times.contains_key(attempt.as_str())).collect();
-    assert!(missing.is_empty(), "attempts that are said to have run, but did not: {missing:?}");
+    assert!(missing.is_empty(), "attempts that were reported as successful, but did not run: {missing:?}");
 }
 
 #[test]
-fn every_acknowledged_job_runs_once_though_broker_and_agent_are_killed() {
+fn every_acknowledged_job_runs_once_when_broker_and_agent_are_killed() {
     let (scale, mut rng) = (scale(), StdRng::seed_from_u64(3));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut home = Home::new();
@@ -148,7 +149,7 @@ fn every_acknowledged_job_runs_once_though_broker_and_agent_are_killed() {
 }
 
 #[test]
-fn every_acknowledged_job_runs_once_though_dev_is_killed_as_one() {
+fn every_acknowledged_job_runs_once_when_dev_is_killed() {
     let (scale, mut rng) = (scale(), StdRng::seed_from_u64(4));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut home = Home::new();
@@ -167,11 +168,13 @@ fn every_acknowledged_job_runs_once_though_dev_is_killed_as_one() {
 }
 
 #[test]
-fn run_streams_on_and_exits_with_the_commands_code_though_the_broker_is_killed() {
+fn run_continues_its_output_and_exits_with_the_commands_code_when_the_broker_is_killed() {
     let mut home = Home::new();
     let mut dev = home.start_broker("dev");
-    let script = "echo before; sleep 3; echo after; exit 5";
-    let mut run = home.weir(&["run", "--", "sh", "-c", script]);
+    let restarted = home.path().join("restarted");
+    let script =
+        format!("echo before; until [ -e {} ]; do sleep 0.05; done; echo after; exit 5", restarted.display());
+    let mut run = home.weir(&["run", "--", "sh", "-c", &script]);
     let run = run
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -183,16 +186,17 @@ fn run_streams_on_and_exits_with_the_commands_code_though_the_broker_is_killed()
     });
     dev.kill();
     let dev = home.start_broker("dev");
+    std::fs::write(&restarted, "").expect("a file");
     let output = run.wait_with_output().expect("weir run ends");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "before\nafter\n", "{said}");
-    assert_eq!(output.status.code(), Some(5), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "before\nafter\n", "{errors}");
+    assert_eq!(output.status.code(), Some(5), "{errors}");
     drop(dev);
 }
 
 #[test]
-fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_well() {
-    let name = "broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_well";
+fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_recovers_with_the_disk() {
+    let name = "broker_whose_disk_fails_to_sync_acknowledges_nothing_and_recovers_with_the_disk";
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut home = Home::new();
     let Some(disk) = FaultyDisk::prepare(name, home.path()) else { return };
@@ -208,7 +212,7 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
             client.jobs().submit(request).await.map(|reply| reply.into_inner().jobs[0].id)
         })
     };
-    let first = submit(1).expect("the disk is well");
+    let first = submit(1).expect("a disk without faults");
     disk.fail_syncs(true);
     assert_eq!(submit(2).expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
     disk.fail_syncs(false);
@@ -217,18 +221,18 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_goes_on_when_it_is_w
         second = submit(2).ok();
         second.is_some()
     });
-    assert_eq!(submit(2).ok(), second, "the same token, the same job");
+    assert_eq!(submit(2).ok(), second, "the same token returns the same job");
     broker.kill();
     let broker = home.start_broker("server");
-    let (code, list, said) = home.run(&["get", "jobs", "-o", "name"]);
-    assert_eq!((code, list.as_str()), (0, "job/crash-2\njob/crash-1\n"), "{said}");
+    let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
+    assert_eq!((code, list.as_str()), (0, "job/crash-2\njob/crash-1\n"), "{errors}");
     assert!(second > Some(first));
     drop(broker);
 }
 
 #[test]
-fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
-    let name = "broker_whose_disk_fails_to_sync_ends_when_it_is_told_to";
+fn broker_whose_disk_fails_to_sync_ends_at_sigterm() {
+    let name = "broker_whose_disk_fails_to_sync_ends_at_sigterm";
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut home = Home::new();
     let Some(disk) = FaultyDisk::prepare(name, home.path()) else { return };
@@ -243,7 +247,9 @@ fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
         client.jobs().submit(request).await.map(drop)
     });
     assert_eq!(refused.expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
-    until("the journal is opened in vain", Duration::from_secs(30), || home.log().contains("opened again"));
+    until("the broker has tried to reopen the journal", Duration::from_secs(30), || {
+        home.log().contains("opened again")
+    });
     let pid = rustix::process::Pid::from_child(&broker.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
     until("the broker has ended", Duration::from_secs(30), || {
@@ -251,7 +257,7 @@ fn broker_whose_disk_fails_to_sync_ends_when_it_is_told_to() {
     });
 }
 
-/// Copies the files of a journal from one folder to another, over what is there.
+/// Copies the files of a journal from one folder to another and replaces those there.
 fn copy_journal(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
@@ -263,13 +269,16 @@ fn copy_journal(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
-fn broker_on_an_older_copy_of_its_journal_turns_read_only_and_harms_no_work() {
+fn broker_on_an_older_copy_of_its_journal_becomes_read_only_and_stops_no_attempt() {
     let mut home = Home::new();
     let mut broker = home.start_broker("server");
     let _agent = home.start_agent(4);
-    let ran = home.path().join("ran");
-    let script =
-        format!("echo $WEIR_ATTEMPT_ID >> {}; sleep 8; echo ended >> {}", ran.display(), ran.display());
+    let (ran, checked) = (home.path().join("ran"), home.path().join("checked"));
+    let script = format!(
+        "echo $WEIR_ATTEMPT_ID >> {0}; until [ -e {1} ]; do sleep 0.05; done; echo ended >> {0}",
+        ran.display(),
+        checked.display()
+    );
     let written = |text: &str| std::fs::read_to_string(&ran).unwrap_or_default().matches(text).count();
     let submit = |home: &Home, name: &str| {
         let spec = format!("name: {name}\ngroups:\n- cpus: 1\n  command: [sh, -c, {script:?}]\n");
@@ -277,8 +286,8 @@ fn broker_on_an_older_copy_of_its_journal_turns_read_only_and_harms_no_work() {
         std::fs::write(&file, spec).expect("a job's file");
         home.run(&["submit", "-f", file.to_str().expect("a plain path")])
     };
-    let (code, _, said) = submit(&home, "before");
-    assert_eq!(code, 0, "{said}");
+    let (code, _, errors) = submit(&home, "before");
+    assert_eq!(code, 0, "{errors}");
     until("the first job runs", Duration::from_secs(30), || written("-0-1") == 1);
     broker.kill();
     let (older, newer) = (home.path().join("older"), home.path().join("newer"));
@@ -291,45 +300,50 @@ fn broker_on_an_older_copy_of_its_journal_turns_read_only_and_harms_no_work() {
 
     copy_journal(&older, &home.data());
     broker = home.start_broker("server");
-    until("the broker sees that its journal is old", Duration::from_secs(30), || {
-        let (code, _, said) = submit(&home, "refused");
-        code != 0 && said.contains("read-only")
-    });
-    until("what runs has ended by itself", Duration::from_secs(30), || written("ended") == 2);
+    until(
+        "the broker rejects a submit because its journal is an older copy",
+        Duration::from_secs(30),
+        || {
+            let (code, _, errors) = submit(&home, "rejected");
+            code != 0 && errors.contains("read-only")
+        },
+    );
+    std::fs::write(&checked, "").expect("a file");
+    until("both attempts have ended by themselves", Duration::from_secs(30), || written("ended") == 2);
     broker.kill();
 
     copy_journal(&newer, &home.data());
     let _broker = home.start_broker("server");
     for name in ["before", "after"] {
-        let (code, _, said) = home.run(&["wait", "--timeout", "30s", name]);
-        assert_eq!(code, 0, "{name}: {said}; log: {}", home.log());
+        let (code, _, errors) = home.run(&["wait", "--timeout", "30s", name]);
+        assert_eq!(code, 0, "{name}: {errors}; log: {}", home.log());
     }
-    assert_eq!((written("-0-1"), written("ended")), (2, 2), "each ran once, to its end");
+    assert_eq!((written("-0-1"), written("ended")), (2, 2), "each ran once, until its end");
 }
 
 #[test]
-fn second_agent_of_a_state_folder_is_refused_and_told_who_holds_it() {
+fn second_agent_of_a_state_folder_is_rejected_with_the_process_that_holds_it() {
     let mut home = Home::new();
     let _broker = home.start_broker("server");
     let mut first = home.start_agent(4);
     let run = || home.run(&["run", "--pool", "local", "--", "true"]);
     until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
     let file = home.path().join("local.toml");
-    let (code, printed, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
+    let (code, printed, errors) = home.run(&["agent", file.to_str().expect("a plain path")]);
     let (folder, holder) = (home.path().join("local"), first.0.id());
     let expected = format!(
         "error: state folder {} is in use by another weir, process {holder}\nhint: each pool's agent needs a state folder of its own\n",
         folder.display()
     );
-    assert_eq!((code, printed.as_str(), said.as_str()), (4, "", expected.as_str()));
-    // A lock ends with its process: the next agent needs no cleaning up.
+    assert_eq!((code, printed.as_str(), errors.as_str()), (4, "", expected.as_str()));
+    // The lock ends with its process, so the next agent can start without a cleanup.
     first.kill();
     let _second = home.start_agent(4);
     until("the next agent's pool runs commands", Duration::from_secs(30), || run().0 == 0);
 }
 
 #[test]
-fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
+fn agent_whose_supervisor_is_killed_continues_with_a_new_one() {
     let mut home = Home::new();
     let _broker = home.start_broker("server");
     let mut agent = home.start_agent(4);
@@ -337,8 +351,8 @@ fn agent_whose_supervisor_is_killed_goes_on_with_the_next() {
     until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
     let killed = supervisor_of(&home.path().join("local")).expect("a supervisor");
     rustix::process::kill_process(killed, rustix::process::Signal::KILL).expect("a signal");
-    let (code, _, said) = run();
-    assert_eq!(code, 0, "{said}; log: {}", home.log());
+    let (code, _, errors) = run();
+    assert_eq!(code, 0, "{errors}; log: {}", home.log());
     assert_ne!(supervisor_of(&home.path().join("local")), Some(killed));
     assert!(agent.0.try_wait().expect("a state").is_none(), "the agent has ended: {}", home.log());
 }

@@ -1,4 +1,4 @@
-//! `weir plan defrag` on a pool whose free devices are scattered.
+//! `weir plan defrag` on a pool with fragmented free devices.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use support::{Home, until};
 
-/// Submits a job of one task for so many devices of the pool of three nodes with eight each.
+/// Submits a job of one task that requests `devices` in a pool of three nodes with eight devices each.
 fn submit(home: &Home, name: &str, devices: u32, labels: &str) {
     let file = home.path().join(format!("{name}.yaml"));
     let text = format!(
@@ -15,11 +15,11 @@ fn submit(home: &Home, name: &str, devices: u32, labels: &str) {
          constraints: {{pools: [gz-nvidia]}}\n"
     );
     std::fs::write(&file, text).expect("a job's file");
-    let (code, _, said) = home.run(&["submit", &file.display().to_string()]);
-    assert_eq!(code, 0, "{said}");
+    let (code, _, errors) = home.run(&["submit", &file.display().to_string()]);
+    assert_eq!(code, 0, "{errors}");
 }
 
-/// Waits until a list of live jobs says so of one.
+/// Waits until the list of jobs contains the job in this state.
 fn wait_for(home: &Home, job: &str, state: &str) {
     until(&format!("{job} is {state}"), Duration::from_secs(30), || {
         let jobs = home.run(&["get", "jobs", "--all"]).1;
@@ -28,7 +28,7 @@ fn wait_for(home: &Home, job: &str, state: &str) {
 }
 
 #[test]
-fn plan_names_the_move_that_lets_a_large_job_in_and_does_nothing() {
+fn plan_lists_the_move_that_lets_a_large_job_start_and_does_not_execute_it() {
     let mut home = Home::new();
     let _dev = home.start_broker("dev");
     until("the pool is ready", Duration::from_secs(30), || {
@@ -37,7 +37,7 @@ fn plan_names_the_move_that_lets_a_large_job_in_and_does_nothing() {
             .lines()
             .any(|line| line.starts_with("gz-nvidia") && line.contains("READY"))
     });
-    // One node after the other: each of the three has a small task in the end.
+    // Submitted one by one, so that in the end each of the three nodes runs one task of one device.
     for (name, devices, labels) in [
         ("large-1", 7, ""),
         ("large-2", 7, ""),
@@ -60,14 +60,14 @@ fn plan_names_the_move_that_lets_a_large_job_in_and_does_nothing() {
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(
         lines[0],
-        "pool/gz-nvidia   1 waiting   1 running may be moved   1 move lets in 1 task with 8 devices"
+        "pool/gz-nvidia   1 waiting   1 running can be moved   1 move to start 1 task with 8 devices"
     );
-    assert_eq!(lines[1], "   1  let in  job/train (queue default): 8 on dgx-0000");
+    assert_eq!(lines[1], "   1  start  job/train (queue default): 8 on dgx-0000");
     assert!(
-        lines[2].starts_with("        move  job/spot-1 (queue default): 1 from dgx-0000 to dgx-0002, loses "),
+        lines[2].starts_with("       move  job/spot-1 (queue default): 1 from dgx-0000 to dgx-0002, loses "),
         "{printed}"
     );
-    // By another label it is the other one that goes to where the first is, and keeps what it did.
+    // With another label the other task is moved, to the node of the first, and loses no progress.
     let (code, json, _) =
         plan(&["gz-nvidia", "--preemptible", "no=one", "--checkpointed", "class=spot", "-o", "json"]);
     let moved =
@@ -82,17 +82,19 @@ fn plan_names_the_move_that_lets_a_large_job_in_and_does_nothing() {
         (Some("dgx-0002"), Some("dgx-0000"))
     );
     let none = plan(&["gz-nvidia", "--preemptible", "no=one"]).1;
-    assert!(none.ends_with("no job with such a label runs here\n"), "{none}");
+    assert!(none.ends_with("no running job has such a label\n"), "{none}");
     let others = plan(&[]).1;
     assert!(
-        others.contains("pool/qh-cpu   0 waiting   0 running may be moved   nobody waits for its devices\n")
+        others.contains(
+            "pool/qh-cpu   0 waiting   0 running can be moved   no task is waiting for its devices\n"
+        )
     );
-    let (code, _, said) = plan(&["nowhere"]);
-    assert_eq!((code, said.as_str()), (3, "error: pool \"nowhere\" does not exist\n"));
-    let (code, _, said) = plan(&["--preemptible", "a=b", "--preemptible", "a=c"]);
-    assert_eq!(code, 8, "{said}");
-    assert!(said.contains("\"a=c\": this key is named already"), "{said}");
-    // Nothing was done.
+    let (code, _, errors) = plan(&["nowhere"]);
+    assert_eq!((code, errors.as_str()), (3, "error: pool \"nowhere\" does not exist\n"));
+    let (code, _, errors) = plan(&["--preemptible", "a=b", "--preemptible", "a=c"]);
+    assert_eq!(code, 8, "{errors}");
+    assert!(errors.contains("\"a=c\": this key is given twice"), "{errors}");
+    // The plan was not executed.
     for job in ["spot-1", "spot-2", "fixed", "large-2"] {
         wait_for(&home, job, "RUNNING");
     }

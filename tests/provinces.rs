@@ -1,7 +1,7 @@
-//! One broker, three provinces: a real Kubernetes cluster, this host, and a simulated pool. Everything
-//! is killed in turn, and every job's effect is there once.
+//! One broker with three pools: a real Kubernetes cluster, this host, and a simulated pool. All processes are
+//! killed one after another, and every job must have run exactly once.
 //!
-//! The cluster's agent has the rights that `manifests/` ship, and no more.
+//! The agent of the cluster has exactly the permissions of `manifests/`.
 
 mod support;
 
@@ -12,12 +12,13 @@ use std::time::Duration;
 use support::kubernetes::ControlPlane;
 use support::{Home, Process, until};
 
-const PATIENCE: Duration = Duration::from_secs(240);
-/// In each province.
+/// Time limit for all jobs to succeed and for the cluster to be clean.
+const TIMEOUT: Duration = Duration::from_secs(240);
+/// Jobs per pool.
 const JOBS: usize = 100;
 
-/// The objects that ship, in the cluster; and a token of the agent's own account.
-fn give_rights(plane: &ControlPlane) -> PathBuf {
+/// Applies the agent's manifests. Returns a kubeconfig with a token of the agent's service account.
+fn apply_agent_manifests(plane: &ControlPlane) -> PathBuf {
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests");
     plane.kubectl(&["apply", "-f", &format!("{manifests}/namespaces.yaml")]);
     plane.kubectl(&["apply", "-k", &format!("{manifests}/agent")]);
@@ -25,9 +26,9 @@ fn give_rights(plane: &ControlPlane) -> PathBuf {
     plane.kubeconfig_with("agent.kubeconfig", token.trim())
 }
 
-/// The cluster's agent, by its file.
-fn describe_cluster(home: &Home, plane: &ControlPlane) -> PathBuf {
-    let kubeconfig = give_rights(plane);
+/// Writes the pool file of the cluster's agent.
+fn write_cluster_file(home: &Home, plane: &ControlPlane) -> PathBuf {
+    let kubeconfig = apply_agent_manifests(plane);
     let (file, state, token) =
         (home.path().join("cluster.toml"), home.path().join("cluster"), home.data().join("token"));
     let text = format!(
@@ -43,7 +44,8 @@ fn start(home: &Home, file: &std::path::Path) -> Process {
     home.start(&["agent", file.to_str().expect("a plain path")])
 }
 
-fn describe_simulated(home: &Home) -> PathBuf {
+/// Writes the pool file of the simulated pool.
+fn write_simulated_file(home: &Home) -> PathBuf {
     let (file, state, token) =
         (home.path().join("sim.toml"), home.path().join("sim"), home.data().join("token"));
     let text = format!(
@@ -55,7 +57,8 @@ fn describe_simulated(home: &Home) -> PathBuf {
     file
 }
 
-/// Jobs that only one province each can take, by region, by device, or by what they are.
+/// Jobs of which each can run in one pool only, because of its region, its device model, or its kind of
+/// program.
 fn jobs(ran: &std::path::Path) -> String {
     let mut text = String::new();
     for index in 0..JOBS {
@@ -69,48 +72,60 @@ fn jobs(ran: &std::path::Path) -> String {
     text
 }
 
+/// Number of jobs that have succeeded; 0 while the broker is unavailable.
+fn succeeded(home: &Home) -> usize {
+    let (_, jobs, _) = home.run(&["get", "jobs", "-a", "--limit", "1000"]);
+    jobs.lines().filter(|line| line.contains(" SUCCEEDED ")).count()
+}
+
+/// Waits until another job has succeeded, unless all have.
+fn wait_for_progress(home: &Home) {
+    let before = succeeded(home);
+    until("another job has succeeded", TIMEOUT, || succeeded(home) > before.min(3 * JOBS - 1));
+}
+
 #[test]
-fn jobs_spread_over_three_provinces_leave_their_effects_once_whatever_is_killed() {
-    let test = "jobs_spread_over_three_provinces_leave_their_effects_once_whatever_is_killed";
+fn jobs_in_three_pools_run_once_when_processes_are_killed() {
+    let test = "jobs_in_three_pools_run_once_when_processes_are_killed";
     let Some(plane) = ControlPlane::start(test) else { return };
     plane.make_pool("gz", 4, r#"cpu: "8", memory: 32Gi"#);
     let mut home = Home::new();
     let mut broker = home.start_broker("server");
-    let agent = describe_cluster(&home, &plane);
+    let agent = write_cluster_file(&home, &plane);
     let mut cluster = start(&home, &agent);
     let mut host = home.start_agent(16);
-    let _simulated = start(&home, &describe_simulated(&home));
+    let _simulated = start(&home, &write_simulated_file(&home));
     let (ran, spec) = (home.path().join("ran"), home.path().join("jobs.yaml"));
     std::fs::write(&spec, jobs(&ran)).expect("the jobs");
     let (code, _, error) = home.run(&["submit", spec.to_str().expect("a plain path")]);
     assert_eq!(code, 0, "{error}");
-    let pause = |ms: u64| std::thread::park_timeout(Duration::from_millis(ms));
-    pause(1_000);
+    // An outage has a fixed length: there is no condition to wait for.
+    let outage = |ms: u64| std::thread::park_timeout(Duration::from_millis(ms));
+    until("jobs have succeeded", TIMEOUT, || succeeded(&home) >= JOBS / 10);
     broker.kill();
     broker = home.start_broker("server");
-    pause(700);
+    wait_for_progress(&home);
     cluster.kill();
-    pause(300);
+    outage(300);
     cluster = start(&home, &agent);
-    pause(1_000);
+    wait_for_progress(&home);
     plane.stop_api();
     host.kill();
-    pause(2_000);
+    outage(2_000);
     plane.start_api();
     host = home.start_agent(16);
-    pause(500);
+    wait_for_progress(&home);
     broker.kill();
     broker = home.start_broker("server");
-    pause(500);
+    wait_for_progress(&home);
     cluster.kill();
     host.kill();
     cluster = start(&home, &agent);
     host = home.start_agent(16);
-    until(&format!("all jobs have succeeded; log: {}", home.path().display()), PATIENCE, || {
-        let (_, jobs, _) = home.run(&["get", "jobs", "-a", "--limit", "1000"]);
-        jobs.lines().filter(|line| line.contains(" SUCCEEDED ")).count() == 3 * JOBS
+    until(&format!("all jobs have succeeded; log: {}", home.path().display()), TIMEOUT, || {
+        succeeded(&home) == 3 * JOBS
     });
-    let ran = std::fs::read_to_string(ran).expect("what ran here");
+    let ran = std::fs::read_to_string(ran).expect("the file of the host's jobs");
     for index in 0..JOBS {
         let name = format!("here-{index}");
         assert_eq!(ran.lines().filter(|line| **line == name).count(), 1, "{name}");
@@ -127,43 +142,43 @@ fn jobs_spread_over_three_provinces_leave_their_effects_once_whatever_is_killed(
         "{} jobs had pods; not once: {not_once:?}",
         pods.len()
     );
-    until("the cluster is clean", PATIENCE, || {
+    until("the cluster is clean", TIMEOUT, || {
         plane.kubectl(&["-n", "weir-jobs", "get", "pods", "-o", "name"]).is_empty()
     });
     drop((cluster, host, broker));
 }
 
 #[test]
-fn the_agents_rights_end_where_its_work_does() {
-    let Some(plane) = ControlPlane::shared("the_agents_rights_end_where_its_work_does") else { return };
+fn the_agent_has_no_permissions_beyond_its_work() {
+    let Some(plane) = ControlPlane::shared("the_agent_has_no_permissions_beyond_its_work") else { return };
     plane.make_pool("rights", 1, r#"cpu: "8", memory: 32Gi"#);
-    let kubeconfig = give_rights(&plane);
+    let kubeconfig = apply_agent_manifests(&plane);
     plane.apply(
         "apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: weir-jobs}\nstringData: {key: value}\n---\n\
          apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: default}\n\
          spec: {containers: [{name: c, image: i, command: [hang]}], serviceAccountName: default}\n",
     );
     let agent = |arguments: &[&str]| plane.kubectl_as(&kubeconfig, arguments, "");
-    let refused = |arguments: &[&str]| {
-        let error = agent(arguments).expect_err("it is refused");
+    let denied = |arguments: &[&str]| {
+        let error = agent(arguments).expect_err("a denied request");
         assert!(error.contains("Forbidden") || error.contains("forbidden"), "{arguments:?}: {error}");
     };
-    refused(&["-n", "weir-jobs", "get", "secret", "s"]);
-    refused(&["-n", "weir-jobs", "get", "secrets"]);
-    refused(&["-n", "default", "logs", "other"]);
-    refused(&["-n", "default", "get", "pod", "other"]);
-    refused(&["-n", "default", "delete", "pod", "other"]);
-    refused(&["create", "namespace", "more"]);
-    refused(&["get", "configmaps", "-A"]);
+    denied(&["-n", "weir-jobs", "get", "secret", "s"]);
+    denied(&["-n", "weir-jobs", "get", "secrets"]);
+    denied(&["-n", "default", "logs", "other"]);
+    denied(&["-n", "default", "get", "pod", "other"]);
+    denied(&["-n", "default", "delete", "pod", "other"]);
+    denied(&["create", "namespace", "more"]);
+    denied(&["get", "configmaps", "-A"]);
     for asked in [
         &["-n", "weir-jobs", "auth", "can-i", "create", "pods", "--subresource=exec"][..],
         &["-n", "weir-jobs", "auth", "can-i", "update", "pods"],
         &["-n", "weir", "auth", "can-i", "create", "pods"],
     ] {
-        let said = agent(asked);
-        assert!(said.is_err(), "{asked:?}: {said:?}");
+        let answer = agent(asked);
+        assert!(answer.is_err(), "{asked:?}: {answer:?}");
     }
-    // And its work goes on within them.
+    // The permissions are sufficient for its work.
     assert!(agent(&["get", "nodes"]).is_ok() && agent(&["get", "pods", "-A"]).is_ok());
     let checked = check(&kubeconfig);
     assert!(checked.0 == 1, "only the broker is missing: {}", checked.1);
@@ -171,7 +186,7 @@ fn the_agents_rights_end_where_its_work_does() {
     assert!(fails.len() == 1 && fails[0].contains("broker"), "{}", checked.1);
 }
 
-/// What `weir agent check` says of a pool with these rights, where no broker is.
+/// Runs `weir agent check` for a pool with these permissions, without a broker. Returns exit code and output.
 fn check(kubeconfig: &std::path::Path) -> (i32, String) {
     let home = Home::new();
     let (file, state) = (home.path().join("cluster.toml"), home.path().join("cluster"));
@@ -185,12 +200,12 @@ fn check(kubeconfig: &std::path::Path) -> (i32, String) {
 }
 
 #[test]
-fn the_api_server_accepts_what_ships() {
-    let Some(plane) = ControlPlane::shared("the_api_server_accepts_what_ships") else { return };
+fn the_api_server_accepts_the_manifests() {
+    let Some(plane) = ControlPlane::shared("the_api_server_accepts_the_manifests") else { return };
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/manifests");
-    // Namespaces first: nothing can be tried in one that is not there.
+    // Namespaces first: a server-side dry run fails in a namespace that does not exist.
     plane.kubectl(&["apply", "-f", &format!("{manifests}/namespaces.yaml")]);
-    let said = plane.kubectl(&[
+    let applied = plane.kubectl(&[
         "apply",
         "--dry-run=server",
         "--validate=strict",
@@ -201,9 +216,9 @@ fn the_api_server_accepts_what_ships() {
     for object in
         ["statefulset.apps/weir", "clusterrole.rbac.authorization.k8s.io/weir-agent", "networkpolicy"]
     {
-        assert!(said.contains(object), "{object}: {said}");
+        assert!(applied.contains(object), "{object}: {applied}");
     }
-    // A pod as the broker's is made from it must pass the namespace's own rules.
+    // Kustomize must have replaced the image by one with a tag.
     let rendered = plane.kubectl(&["kustomize", manifests]);
     assert!(!rendered.contains("image: weir\n"), "the image has a tag");
 }

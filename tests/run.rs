@@ -1,4 +1,4 @@
-//! `weir run` is like a local command: what it prints, and the code that it exits with.
+//! `weir run` behaves like a local command: its output and exit codes.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use support::{Home, until};
 
-/// A broker with this machine's pool, ready.
+/// Starts `weir dev` and waits until this machine's pool is ready.
 fn dev() -> (Home, support::Process) {
     let mut home = Home::new();
     let dev = home.start_broker("dev");
@@ -18,11 +18,11 @@ fn dev() -> (Home, support::Process) {
 }
 
 #[test]
-fn run_exits_with_the_commands_code_or_says_what_kept_it_from_one() {
+fn run_exits_with_the_commands_code_or_prints_the_failure() {
     let (home, _dev) = dev();
-    let check = |arguments: &[&str], code: i32, out: &str, said: &str| {
-        let (found, printed, error) = home.run(&[&["run"], arguments].concat());
-        assert_eq!((found, printed.as_str(), error.as_str()), (code, out, said), "{arguments:?}");
+    let check = |arguments: &[&str], code: i32, output: &str, errors: &str| {
+        let (found, printed, reported) = home.run(&[&["run"], arguments].concat());
+        assert_eq!((found, printed.as_str(), reported.as_str()), (code, output, errors), "{arguments:?}");
     };
     check(&["--", "sh", "-c", "echo hello from $WEIR_REGION"], 0, "hello from CN-CQ\n", "");
     check(&["--", "sh", "-c", "exit 7"], 7, "", "");
@@ -31,24 +31,24 @@ fn run_exits_with_the_commands_code_or_says_what_kept_it_from_one() {
 }
 
 #[test]
-fn run_shows_every_attempt_of_a_command_that_is_tried_again() {
+fn run_prints_the_output_of_every_attempt_of_a_retried_command() {
     let (home, _dev) = dev();
-    let tried = home.path().join("tried");
+    let attempt_folder = home.path().join("attempt");
     let script = format!(
         "if mkdir {0}.1 2>/dev/null; then echo one; exit 3; fi; \
          if mkdir {0}.2 2>/dev/null; then echo two; exit 4; fi; echo three",
-        tried.display()
+        attempt_folder.display()
     );
-    let (code, printed, said) = home.run(&["run", "--attempts", "3", "--", "sh", "-c", &script]);
-    assert_eq!((code, printed.as_str()), (0, "one\ntwo\nthree\n"), "{said}");
+    let (code, printed, errors) = home.run(&["run", "--attempts", "3", "--", "sh", "-c", &script]);
+    assert_eq!((code, printed.as_str()), (0, "one\ntwo\nthree\n"), "{errors}");
     assert_eq!(
-        said,
-        "weir: attempt 1 is over; this is attempt 2\nweir: attempt 2 is over; this is attempt 3\n"
+        errors,
+        "weir: attempt 1 ended; continuing with attempt 2\nweir: attempt 2 ended; continuing with attempt 3\n"
     );
 }
 
 #[test]
-fn run_that_is_told_to_end_cancels_its_job_and_waits_for_it() {
+fn run_cancels_its_job_at_sigterm_and_waits_for_it() {
     let (home, _dev) = dev();
     let script = "trap 'echo cleaned; exit 9' TERM; echo up; while :; do sleep 0.05; done";
     let mut command = home.weir(&["run", "--", "sh", "-c", script]);
@@ -65,31 +65,31 @@ fn run_that_is_told_to_end_cancels_its_job_and_waits_for_it() {
 }
 
 #[test]
-fn run_that_waits_says_why() {
+fn run_prints_why_its_job_is_waiting() {
     let (home, _dev) = dev();
     let mut command = home.weir(&["run", "--pool", "local", "--cpus", "900", "--", "true"]);
     let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("weir run");
-    let mut said = std::io::BufReader::new(run.stderr.take().expect("its errors"));
+    let mut errors = std::io::BufReader::new(run.stderr.take().expect("its errors"));
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
-    let expected = "fits into no pool, and waits for one (local: 900 CPUs needed by one task";
+    std::io::BufRead::read_line(&mut errors, &mut line).expect("a line");
+    let expected = "is waiting, but fits no current pool (local: 900 CPUs needed by one task";
     assert!(line.contains(expected), "{line}");
-    run.kill().expect("it waits");
+    run.kill().expect("a running process");
     run.wait().expect("an end");
 }
 
 #[test]
-fn job_of_another_queue_is_found_by_the_name_that_is_printed() {
+fn printed_name_of_a_job_in_another_queue_is_accepted_as_reference() {
     let (home, _dev) = dev();
     let file = home.path().join("queues.yaml");
     std::fs::write(&file, "queues: [{name: cq}, {name: cq/yubei}]\n").expect("a file");
     let file = file.display().to_string();
-    let (code, _, said) = home.run(&["apply", "-f", &file]);
-    assert_eq!(code, 0, "{said}");
-    let (code, printed, said) =
+    let (code, _, errors) = home.run(&["apply", "-f", &file]);
+    assert_eq!(code, 0, "{errors}");
+    let (code, printed, errors) =
         home.run(&["run", "--detach", "-q", "cq/yubei", "--name", "far", "--", "true"]);
-    assert_eq!((code, printed.as_str()), (0, "job/cq/yubei/far\n"), "{said}");
-    let (code, _, said) = home.run(&["wait", printed.trim()]);
-    assert_eq!(code, 0, "{said}");
+    assert_eq!((code, printed.as_str()), (0, "job/cq/yubei/far\n"), "{errors}");
+    let (code, _, errors) = home.run(&["wait", printed.trim()]);
+    assert_eq!(code, 0, "{errors}");
     assert_eq!(home.run(&["describe", printed.trim()]).0, 0);
 }

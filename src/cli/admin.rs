@@ -1,11 +1,12 @@
-//! `weir admin`.
+//! `weir admin`: administrative commands.
 
 use super::connect::new_token;
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 
-/// What only an admin should do.
+/// Administrative commands.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin reasons | less")]
 pub struct Admin {
     #[command(subcommand)]
     command: Command,
@@ -13,12 +14,19 @@ pub struct Admin {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Gives up an attempt in a silent pool. It may still run: its job may then run twice.
+    /// Give up an attempt in an unreachable pool.
+    ///
+    /// The attempt may still be running: if its unit is retried, it may run twice. Rejected while the pool is
+    /// reachable: use `weir cancel` then.
+    #[command(
+        after_help = "Example:\n  weir describe job/train-7             lists the attempts\n  weir admin abandon aaaaaaaaab-7-0-1"
+    )]
     Abandon {
-        /// JOURNAL-JOB-UNIT-NUMBER, as `weir describe job/NAME` shows it.
+        /// Attempt id, JOURNAL-JOB-UNIT-NUMBER, as printed by `weir describe job/NAME`.
         attempt: String,
     },
-    /// Prints the manual of stable codes.
+    /// Print the reference of reason and error codes as Markdown.
+    #[command(after_help = "Example:\n  weir admin reasons > docs/reasons.md")]
     Reasons,
 }
 

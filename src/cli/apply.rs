@@ -1,4 +1,4 @@
-//! `weir apply`: queues from a file.
+//! `weir apply`: creates or updates the queues of a file.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use super::{Connect, Failure, input, quantity};
 use crate::api::proto::v1;
 use crate::model::validate::quote;
 
-/// Creates or updates queues.
+/// Create or update queues from a file.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir apply queues.yaml\n\nwith\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}"
+    after_help = "Examples:\n  weir apply queues.yaml\n  weir apply -f - < queues.yaml\n\nqueues.yaml:\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}\n\nFields: name, weight, guarantee, limit, max_run (default run time limit of its jobs). Amounts: cpus,\nmemory, storage, devices. An existing queue is updated to\nexactly these values; absent fields return to their defaults."
 )]
 pub struct Apply {
     #[command(flatten)]
@@ -40,7 +40,7 @@ struct QueueFile {
     max_run: Option<String>,
 }
 
-/// Amounts by kind: cpus, memory, storage, devices.
+/// Parses amounts by resource kind: cpus, memory, storage, devices.
 fn amounts(field: &str, map: &BTreeMap<String, Text>) -> Result<v1::Limits, String> {
     let mut limits = v1::Limits::default();
     for (kind, Text(text)) in map {
@@ -55,7 +55,7 @@ fn amounts(field: &str, map: &BTreeMap<String, Text>) -> Result<v1::Limits, Stri
                 limits.device_millis = Some(quantity::cpus(text).map_err(wrong)?);
             }
             _ => {
-                let rule = "is not a kind: use cpus, memory, storage or devices";
+                let rule = "is not a resource kind: use cpus, memory, storage or devices";
                 return Err(format!("{field}: {} {rule}", quote(kind)));
             }
         }
@@ -63,7 +63,7 @@ fn amounts(field: &str, map: &BTreeMap<String, Text>) -> Result<v1::Limits, Stri
     Ok(limits)
 }
 
-/// Reads the queues of a file.
+/// Parses the queues of a file.
 fn read_queues(text: &str) -> Result<Vec<v1::Queue>, String> {
     let mut queues = Vec::new();
     for document in input::read_documents(text)? {
@@ -76,7 +76,7 @@ fn read_queues(text: &str) -> Result<Vec<v1::Queue>, String> {
         }
     }
     if queues.is_empty() {
-        return Err("there is no queue in the file".to_owned());
+        return Err("the file contains no queue".to_owned());
     }
     Ok(queues)
 }
@@ -104,15 +104,15 @@ impl Apply {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let file = self.file.name();
         let text = input::read_text(&file)?;
-        // All of it is read before any of it is done.
+        // An error in the file must leave all queues unchanged, so parse all of it first.
         let queues = read_queues(&text).map_err(|error| input::in_file(&file, error))?;
         let client = connect.client()?;
         let existing = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
         for mut queue in queues {
             let (name, token) = (queue.name.clone(), new_token());
-            let applied = match existing.iter().find(|kept| kept.name == name) {
-                Some(kept) => {
-                    queue.revision = kept.revision;
+            let applied = match existing.iter().find(|current| current.name == name) {
+                Some(current) => {
+                    queue.revision = current.revision;
                     let request = v1::UpdateQueueRequest { token, queue: Some(queue) };
                     client.queues().update_queue(request).await.map(drop)
                 }
@@ -121,7 +121,7 @@ impl Apply {
                     client.queues().create_queue(request).await.map(drop)
                 }
             };
-            applied.map_err(|status| Failure::from(status).of_file(&file))?;
+            applied.map_err(|status| Failure::from(status).in_file(&file))?;
             print(&format!("queue/{name} applied\n"))?;
         }
         Ok(0)

@@ -1,5 +1,4 @@
-//! `weir bench`: an end-to-end load generator, hidden from the help. `docs/internals/performance.md` has what
-//! it measured.
+//! `weir bench`: an end-to-end load generator, hidden from the help. `docs/internals/performance.md` has its results.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +12,7 @@ use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
-/// Measures a running broker.
+/// Measure the throughput of a running broker, or the commit latency of a disk.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  weir bench disk ~/.local/state/weir\n  weir bench submits --clients 8\n  weir bench submits --clients 4 --batch 100\n  weir bench finish --jobs 20000 --in-flight 64 --pool qh-cpu"
@@ -25,25 +24,36 @@ pub struct Bench {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// The latency of the disk's own commit: 4 KiB appended and synced.
-    Disk { folder: PathBuf },
-    /// Durable submits of jobs that never fit.
+    /// Measure the commit latency of a disk: append and sync 4 KiB.
+    #[command(after_help = "Example:\n  weir bench disk ~/.local/state/weir")]
+    Disk {
+        /// Folder on the disk; a file is created in it and removed.
+        folder: PathBuf,
+    },
+    /// Measure durable submits of jobs that fit no pool.
+    #[command(after_help = "Example:\n  weir bench submits --clients 4 --batch 100")]
     Submits {
-        #[arg(long, default_value_t = 8)]
+        /// Concurrent clients.
+        #[arg(long, value_name = "N", default_value_t = 8)]
         clients: usize,
-        /// Jobs in one request.
-        #[arg(long, default_value_t = 1)]
+        /// Jobs per request, 1 to 1000.
+        #[arg(long, value_name = "N", default_value_t = 1)]
         batch: usize,
-        #[arg(long, default_value_t = 5)]
+        /// Duration in seconds.
+        #[arg(long, value_name = "N", default_value_t = 5)]
         seconds: u64,
     },
-    /// One-task jobs from submit to their end, with so many in flight.
+    /// Measure one-task jobs from submit to end.
+    #[command(after_help = "Example:\n  weir bench finish --jobs 20000 --in-flight 64 --pool qh-cpu")]
     Finish {
-        #[arg(long, default_value_t = 10_000)]
+        /// Number of jobs.
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
         jobs: u64,
-        #[arg(long, default_value_t = 64)]
+        /// Maximum number of jobs that have not ended.
+        #[arg(long, value_name = "N", default_value_t = 64)]
         in_flight: usize,
-        #[arg(long)]
+        /// Pool that runs the jobs.
+        #[arg(long, value_name = "NAME")]
         pool: String,
     },
 }
@@ -112,7 +122,7 @@ async fn submits(connect: &Connect, clients: usize, batch: usize, time: Duration
         let client = connect.client()?;
         tasks.push(tokio::spawn(async move {
             let mut times = Vec::new();
-            // A thousand cores: no node has them, so the jobs only wait.
+            // 1,000 CPUs fit no node, so the jobs stay waiting.
             let jobs = vec![job("", 1_000_000); batch];
             while started.elapsed() < time {
                 let request = v1::SubmitRequest { token: new_token(), jobs: jobs.clone() };
@@ -139,29 +149,29 @@ async fn submits(connect: &Connect, clients: usize, batch: usize, time: Duration
     Ok(0)
 }
 
-/// One in flight after the other, told by a watch when it has ended.
+/// Submits a job for each that has ended, as a watch reports it, so that `in_flight` are active.
 async fn finish(connect: &Connect, jobs: u64, in_flight: usize, pool: &str) -> Result<u8, Failure> {
     let client = connect.client()?;
     let mut watch = client.jobs().watch_jobs(v1::WatchJobsRequest::default()).await?.into_inner();
-    let (ended, room) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Semaphore::new(in_flight)));
+    let (ended, free) = (Arc::new(AtomicU64::new(0)), Arc::new(tokio::sync::Semaphore::new(in_flight)));
     let started = Instant::now();
-    let submitter = tokio::spawn(submit_one_by_one(client, pool.to_owned(), jobs, room.clone()));
-    let mut seen = std::collections::BTreeSet::new();
+    let submitter = tokio::spawn(submit_one_by_one(client, pool.to_owned(), jobs, free.clone()));
+    let mut ended_ids = std::collections::BTreeSet::new();
     while ended.load(Ordering::Relaxed) < jobs {
         let Some(change) = watch.message().await? else { break };
         for job in
             change.jobs.iter().filter(|job| super::run::has_ended(job) && job.name.starts_with("bench-"))
         {
-            if seen.insert(job.id) {
+            if ended_ids.insert(job.id) {
                 ended.fetch_add(1, Ordering::Relaxed);
-                room.add_permits(1);
+                free.add_permits(1);
             }
         }
     }
     submitter.await.map_err(anyhow::Error::from)??;
     let seconds = started.elapsed().as_secs_f64();
     print(&format!(
-        "{jobs} jobs, {in_flight} in flight: placed and finished {:.0}/s\n",
+        "{jobs} jobs, {in_flight} in flight: {:.0} jobs/s from submit to end\n",
         jobs as f64 / seconds
     ))?;
     Ok(0)
@@ -171,15 +181,15 @@ async fn submit_one_by_one(
     client: Client,
     pool: String,
     jobs: u64,
-    room: Arc<tokio::sync::Semaphore>,
+    free: Arc<tokio::sync::Semaphore>,
 ) -> Result<(), tonic::Status> {
     let mut submitted = 0;
     while submitted < jobs {
-        let Ok(permit) = room.acquire().await else { return Ok(()) };
+        let Ok(permit) = free.acquire().await else { return Ok(()) };
         permit.forget();
-        // Whatever else has room goes along: the jobs are one each, the requests need not be.
-        let more = room.available_permits().min((jobs - submitted - 1) as usize);
-        let more = room.try_acquire_many(more as u32).map_or(0, |permit| {
+        // Submit as many jobs as may be in flight in one request.
+        let more = free.available_permits().min((jobs - submitted - 1) as usize);
+        let more = free.try_acquire_many(more as u32).map_or(0, |permit| {
             permit.forget();
             more
         });

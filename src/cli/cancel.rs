@@ -1,14 +1,19 @@
-//! `weir cancel`.
+//! `weir cancel`: cancels jobs.
 
-use super::connect::{PATIENCE, new_token, patiently};
+use super::connect::{RETRY_TIMEOUT, new_token, with_retries};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 
-/// Cancels jobs.
+/// Cancel jobs.
+///
+/// Running tasks get SIGTERM, and SIGKILL after the grace period of their job. Jobs that have ended are not
+/// changed.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  weir cancel job/train-7 job/train-8")]
+#[command(
+    after_help = "Examples:\n  weir cancel job/train-7 job/train-8\n  weir cancel $(weir get jobs -l team=vision -o name)"
+)]
 pub struct Cancel {
-    /// job/NAME, any number.
+    /// Jobs to cancel: job/NAME, job/QUEUE/NAME or the id.
     #[arg(required = true)]
     jobs: Vec<String>,
 }
@@ -18,7 +23,7 @@ impl Cancel {
         let client = connect.client()?;
         let jobs = self.jobs.iter().map(|text| connect.job_ref(text)).collect::<Result<Vec<_>, _>>()?;
         let request = v1::CancelRequest { token: new_token(), jobs };
-        patiently(PATIENCE, || async { client.jobs().cancel(request.clone()).await }).await?;
+        with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
         Ok(0)
     }
 }

@@ -1,13 +1,16 @@
-//! `weir completion`.
+//! `weir completion`: shell completion scripts.
 
 use clap::CommandFactory;
 
 use super::{Cli, Failure};
 
-/// Prints a shell's completion script.
+/// Print a shell completion script.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  weir completion bash > /etc/bash_completion.d/weir")]
+#[command(
+    after_help = "Examples:\n  weir completion bash > /etc/bash_completion.d/weir\n  weir completion zsh > ~/.zfunc/_weir"
+)]
 pub struct Completion {
+    /// Shell to generate the script for.
     #[arg(value_enum)]
     shell: clap_complete::Shell,
 }

@@ -1,4 +1,4 @@
-//! Finds the broker and its token.
+//! Broker address and token, job names, request tokens, and retries.
 
 use std::time::Duration;
 
@@ -12,25 +12,27 @@ use crate::api::proto::v1;
 use crate::config::ClientFile;
 use crate::model::queue::DEFAULT_QUEUE;
 
-/// Where a broker listens unless told otherwise.
+/// Default address of a broker.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
 
-/// How to reach the broker.
+/// Flags that select the broker and the queue.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Connect {
-    /// The broker's address; else WEIR_SERVER, the config file, the one last started here, 127.0.0.1:7411.
+    /// Broker address, HOST:PORT or http://HOST:PORT. Default: `server` in the config file, then the broker
+    /// last started on this machine, then 127.0.0.1:7411.
     #[arg(long, global = true, env = "WEIR_SERVER", value_name = "URL")]
     pub server: Option<String>,
-    /// The queue meant where a job is named without one.
+    /// Queue of jobs that are named, submitted or listed without a queue.
     #[arg(long, short, global = true, default_value = "default")]
     pub queue: String,
 }
 
 impl Connect {
-    /// A client of the broker that is meant.
+    /// Makes a client of the selected broker. The token is `WEIR_TOKEN`, or that in the data directory of a
+    /// broker on this machine. Does not connect yet.
     ///
     /// # Errors
-    /// If the address or the config file can't be used.
+    /// If the config file can't be read, or the address or token is invalid.
     pub fn client(&self) -> Result<Client, Failure> {
         let file = ClientFile::read()?;
         let named = self.server.clone().filter(|server| !server.is_empty());
@@ -46,10 +48,10 @@ impl Connect {
         Client::new(&server, token.as_deref()).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
     }
 
-    /// Names a job as users write it: `job/NAME`, `job/QUEUE/NAME`, `NAME`, or a number.
+    /// Parses a job reference: `job/NAME`, `job/QUEUE/NAME`, `NAME`, or the job's id as a number.
     ///
     /// # Errors
-    /// If the text names another type.
+    /// If `text` names another type of object.
     pub fn job_ref(&self, text: &str) -> Result<v1::JobRef, Failure> {
         let name = match text.split_once('/') {
             Some(("job" | "jobs" | "j", name)) => name,
@@ -61,7 +63,7 @@ impl Connect {
         match name.parse::<u64>() {
             Ok(id) if id > 0 => Ok(v1::JobRef { id, ..v1::JobRef::default() }),
             _ => {
-                // A queue's own name has slashes, a job's has none.
+                // Queue names contain slashes, job names don't.
                 let (queue, name) = name.rsplit_once('/').unwrap_or((&self.queue, name));
                 Ok(v1::JobRef { id: 0, queue: queue.to_owned(), name: name.to_owned() })
             }
@@ -69,8 +71,8 @@ impl Connect {
     }
 }
 
-/// A job as commands print it and take it again: `job/NAME`, with its queue before the name unless
-/// that is the default one.
+/// Formats a job reference that commands accept again: `job/NAME`, or `job/QUEUE/NAME` if the queue is not
+/// the default one.
 pub fn job_name(queue: &str, name: &str) -> String {
     if queue.is_empty() || queue == DEFAULT_QUEUE {
         format!("job/{name}")
@@ -79,7 +81,8 @@ pub fn job_name(queue: &str, name: &str) -> String {
     }
 }
 
-/// A request token of its own for every mutation: a UUID of version 7, which tells its age.
+/// Makes a request token, unique per mutation: a UUID version 7 (RFC 9562), so its creation time can be read
+/// from it.
 pub fn new_token() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let ms = since.map_or(0, |since| since.as_millis() as u64);
@@ -94,10 +97,10 @@ pub fn new_token() -> String {
     )
 }
 
-/// The broker is away, or was while the call ran: repeating is safe with a token.
+/// True if the broker is unavailable, or became so during the call. Repeating is safe with a request token.
 ///
-/// A connection that breaks under a call shows as `Unknown` or `Internal` with the transport's own
-/// words; the broker itself answers neither for what a client could mend.
+/// A connection that breaks during a call is reported as `Unknown`, or as `Internal` with a message of the
+/// transport; the broker returns neither for errors that a client could correct.
 pub fn is_transient(status: &Status) -> bool {
     let broken = |text: &str| {
         ["h2", "transport", "connection", "stream", "body"].iter().any(|word| text.contains(word))
@@ -106,20 +109,21 @@ pub fn is_transient(status: &Status) -> bool {
         || (status.code() == Code::Internal && broken(status.message()))
 }
 
-/// Repeats a call while the broker is away, for at most `patience`.
+/// Repeats a call while the broker is unavailable, for at most `timeout`, with exponential backoff from
+/// 20 ms to 1 s.
 ///
 /// # Errors
-/// The last failure.
-pub async fn patiently<T, F>(patience: Duration, mut call: impl FnMut() -> F) -> Result<T, Status>
+/// The status of the last call.
+pub async fn with_retries<T, F>(timeout: Duration, mut call: impl FnMut() -> F) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let deadline = tokio::time::Instant::now() + patience;
+    let deadline = tokio::time::Instant::now() + timeout;
     let mut wait = Duration::from_millis(20);
     loop {
         match call().await {
             Err(status) if is_transient(&status) && tokio::time::Instant::now() + wait < deadline => {
-                // A broker that comes back should not meet all who waited for it at once.
+                // Random delays, so that a restarted broker does not receive all repeated calls at once.
                 tokio::time::sleep(spread(wait)).await;
                 wait = (wait * 2).min(Duration::from_secs(1));
             }
@@ -128,5 +132,5 @@ where
     }
 }
 
-/// How long commands that wait live without a broker.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+/// How long commands repeat calls while the broker is unavailable.
+pub const RETRY_TIMEOUT: Duration = Duration::from_secs(300);

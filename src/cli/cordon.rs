@@ -1,35 +1,39 @@
-//! `weir cordon`, `uncordon` and `drain`.
+//! `weir cordon`, `weir uncordon` and `weir drain`.
 
 use super::connect::new_token;
 use super::{Connect, Failure, quantity};
 use crate::api::proto::v1;
 
-/// Closes or opens a pool or node.
+/// Cordon or uncordon a pool or node; the help of each is beside its command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir cordon pool/gz-nvidia\n  weir cordon gz-nvidia --node dgx-0001\n  weir uncordon gz-nvidia"
+    after_help = "Examples:\n  weir cordon pool/gz-nvidia\n  weir cordon gz-nvidia --node dgx-0001\n  weir uncordon gz-nvidia\n\nRunning tasks are not affected."
 )]
 pub struct Cordon {
-    /// pool/NAME.
+    /// pool/NAME or NAME.
     pool: String,
-    /// Only this node of it.
-    #[arg(long, default_value = "")]
+    /// Only this node of the pool. Default: the whole pool.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     node: String,
 }
 
-/// Empties a pool.
+/// Stop new placements on a pool and remove its running tasks.
+///
+/// Waits for running tasks to end, unless --evict or --deadline is given. Evicted tasks are requeued; an
+/// eviction does not count as an attempt.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir drain gz-nvidia --deadline 2h      wait for what runs, evict after two hours\n  weir drain gz-nvidia --evict            evict at once\n  weir uncordon gz-nvidia                 back into service"
+    after_help = "Examples:\n  weir drain gz-nvidia --deadline 2h      wait for running tasks, evict them after two hours\n  weir drain gz-nvidia --evict            evict immediately\n  weir uncordon gz-nvidia                 end the drain"
 )]
 pub struct Drain {
-    /// pool/NAME.
+    /// pool/NAME or NAME.
     pool: String,
-    /// Don't wait for what runs.
+    /// Evict running tasks immediately.
     #[arg(long)]
     evict: bool,
-    /// Evict what still runs after this.
-    #[arg(long, value_parser = quantity::duration_ms)]
+    /// Evict tasks that are still running after this time: 90s, 5m, 2h; at most 366d. Default: wait without
+    /// limit.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
     deadline: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! `weir describe`.
+//! `weir describe`: the details of a job or pool.
 
 use super::exit::INVALID;
 use super::get::pool_state;
@@ -7,12 +7,17 @@ use super::{Connect, Failure};
 use crate::api::proto::{name_of, v1};
 use crate::model::text::escape;
 
-/// Shows one object in full.
+/// Show the details of a job or pool.
+///
+/// A job: its task groups, attempts and a timeline. A pool: its state, allocation and free devices.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weir describe job/train-7\n  weir describe pool/xj-ascend")]
+#[command(
+    after_help = "Examples:\n  weir describe job/train-7\n  weir describe job/vision/train-7       a job of queue vision\n  weir describe pool/xj-ascend"
+)]
 pub struct Describe {
-    /// job/NAME or pool/NAME.
+    /// job/NAME, job/QUEUE/NAME, pool/NAME, or TYPE followed by NAME. A name without a type is a job.
     what: String,
+    /// Name of the object, if only its type is given before.
     name: Option<String>,
 }
 
@@ -48,23 +53,23 @@ impl Describe {
     }
 }
 
-fn line(out: &mut String, key: &str, value: &str) {
+fn push_field(out: &mut String, key: &str, value: &str) {
     out.push_str(&format!("{key:<12}{}\n", escape(value)));
 }
 
 fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let (spec, units) = (job.spec.clone().unwrap_or_default(), job.units.unwrap_or_default());
     let mut out = String::new();
-    line(&mut out, "job", &format!("{} (number {}, queue {})", job.name, job.id, job.queue));
-    line(&mut out, "state", name_of::<v1::JobPhase>(job.phase));
+    push_field(&mut out, "job", &format!("{} (id {}, queue {})", job.name, job.id, job.queue));
+    push_field(&mut out, "state", name_of::<v1::JobPhase>(job.phase));
     let (done, waiting) = (units.succeeded, units.waiting + units.backing_off);
     let counts = match job.phase() {
         v1::JobPhase::Cancelled => {
-            format!("{done} of {} succeeded, {} stopped, {waiting} never begun", units.total, units.failed)
+            format!("{done} of {} succeeded, {} stopped, {waiting} never started", units.total, units.failed)
         }
         v1::JobPhase::Failed => {
             format!(
-                "{done} of {} succeeded, {} failed or stopped, {waiting} never begun",
+                "{done} of {} succeeded, {} failed or stopped, {waiting} never started",
                 units.total, units.failed
             )
         }
@@ -73,21 +78,21 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
             units.total, units.failed, units.running
         ),
     };
-    line(&mut out, "units", &counts);
-    line(&mut out, "priority", &spec.priority.to_string());
+    push_field(&mut out, "units", &counts);
+    push_field(&mut out, "priority", &spec.priority.to_string());
     for group in &spec.groups {
-        line(&mut out, "group", &format!("{}: {}", group.name, group_text(group)));
+        push_field(&mut out, "group", &format!("{}: {}", group.name, group_text(group)));
     }
     if let Some(failure) = &job.failure {
-        line(&mut out, "failure", &outcome_text(failure));
+        push_field(&mut out, "failure", &outcome_text(failure));
     }
     out.push_str("\ntimeline\n");
     let mut events = vec![(job.submitted_unix_ms, format!("submitted by {}", job.submitted_by))];
     for attempt in attempts {
-        let place = attempt.placements.first().map(|p| p.node.as_str()).unwrap_or_default();
+        let node = attempt.placements.first().map(|p| p.node.as_str()).unwrap_or_default();
         events.push((
             attempt.ordered_unix_ms,
-            format!("{} ordered: {} in {}, node {place}", attempt.id, attempt.pool, attempt.region),
+            format!("{} ordered: {} in {}, node {node}", attempt.id, attempt.pool, attempt.region),
         ));
         if let Some(at) = attempt.started_unix_ms {
             events.push((at, format!("{} running", attempt.id)));
@@ -123,50 +128,59 @@ fn outcome_text(outcome: &v1::Outcome) -> String {
 fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {
     let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
     let mut out = String::new();
-    line(&mut out, "pool", &pool.name);
-    line(&mut out, "region", &pool.region);
-    line(&mut out, "backend", &format!("{}{}", pool.backend, if pool.real { "" } else { " (simulated)" }));
-    line(
+    push_field(&mut out, "pool", &pool.name);
+    push_field(&mut out, "region", &pool.region);
+    push_field(
+        &mut out,
+        "backend",
+        &format!("{}{}", pool.backend, if pool.real { "" } else { " (simulated)" }),
+    );
+    push_field(
         &mut out,
         "state",
         &format!("{}{}", pool_state(pool), if pool.connected { "" } else { ", agent not connected" }),
     );
-    line(&mut out, "nodes", &pool.nodes.to_string());
-    line(
+    push_field(&mut out, "nodes", &pool.nodes.to_string());
+    push_field(
         &mut out,
         "cpus",
-        &format!("{} of {} held", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+        &format!("{} of {} allocated", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
     );
-    line(&mut out, "memory", &format!("{} of {} held", bytes(held.memory_bytes), bytes(total.memory_bytes)));
-    line(
+    push_field(
+        &mut out,
+        "memory",
+        &format!("{} of {} allocated", bytes(held.memory_bytes), bytes(total.memory_bytes)),
+    );
+    push_field(
         &mut out,
         "devices",
-        &format!("{} of {} held", thousandths(held.device_millis), thousandths(total.device_millis)),
+        &format!("{} of {} allocated", thousandths(held.device_millis), thousandths(total.device_millis)),
     );
     for block in free_blocks {
-        line(&mut out, "free", &block_text(block));
+        push_field(&mut out, "free", &block_text(block));
     }
     if free_blocks.is_empty() && total.device_millis > 0 {
-        line(&mut out, "free", "no whole device on any node");
+        push_field(&mut out, "free", "no whole device on any node");
     }
-    line(&mut out, "attempts", &pool.attempts.to_string());
+    push_field(&mut out, "attempts", &pool.attempts.to_string());
     for (key, value) in &pool.labels {
-        line(&mut out, "label", &format!("{key}={value}"));
+        push_field(&mut out, "label", &format!("{key}={value}"));
     }
     for note in &pool.notes {
-        line(&mut out, "note", note);
+        push_field(&mut out, "note", note);
     }
     out
 }
 
-/// `8 devices on one node: 12 nodes (A100-80G)`.
+/// Formats free whole devices: `8 devices on one node: 12 nodes (A100-80G)`.
 fn block_text(block: &v1::FreeBlock) -> String {
     let count = |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let (devices, nodes) = (count(block.devices, "device"), count(block.nodes, "node"));
     format!("{devices} on one node: {nodes} ({})", block.model)
 }
 
-/// `4 tasks in a gang, each 8 CPUs, 64Gi, 2 devices A100-80G`: what it asks for, and no zeros.
+/// Formats the request of a task group without amounts of zero: `4 tasks in a gang, each 8 CPUs, 64Gi,
+/// 2 devices A100-80G`.
 fn group_text(group: &v1::TaskGroup) -> String {
     let asked = group.resources.clone().unwrap_or_default();
     let mut each = Vec::new();
@@ -196,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_tells_its_free_blocks_or_that_it_has_none() {
+    fn description_of_a_pool_lists_its_free_blocks_or_that_it_has_none() {
         let total = v1::Resources { device_millis: 16_000, ..Default::default() };
         let pool = v1::Pool { total: Some(total), ..Default::default() };
         let block = |devices: u32, nodes: u32| v1::FreeBlock { model: "A100".to_owned(), devices, nodes };
@@ -206,9 +220,9 @@ mod tests {
             lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
         };
         let blocks = [block(8, 12), block(1, 1)];
-        let told = ["8 devices on one node: 12 nodes (A100)", "1 device on one node: 1 node (A100)"];
-        assert_eq!(free(&pool, &blocks), told);
+        let listed = ["8 devices on one node: 12 nodes (A100)", "1 device on one node: 1 node (A100)"];
+        assert_eq!(free(&pool, &blocks), listed);
         assert_eq!(free(&pool, &[]), ["no whole device on any node"]);
-        assert_eq!(free(&v1::Pool::default(), &[]), [""; 0], "it has no devices at all");
+        assert_eq!(free(&v1::Pool::default(), &[]), [""; 0], "the pool has no devices");
     }
 }

@@ -1,4 +1,4 @@
-//! `weir dev`: a broker, this machine's pool and five simulated provinces, in one process.
+//! `weir dev`: a broker, a pool for this machine and five simulated pools in one process.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,41 +20,44 @@ use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
 use crate::telemetry::PoolHealth;
 
-/// Runs everything in one process.
+/// Run a broker, a pool for this machine and five simulated pools in one process.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir dev\n  weir dev --demo            also plays a few hundred jobs of a real trace\n  weir dev --demo --once     the same, then leaves\n\nStart it again with the same --data: nothing is lost."
+    after_help = "Examples:\n  weir dev\n  weir dev --demo            also submit 320 jobs of a production trace\n  weir dev --demo --once     the same, and exit when they have ended\n\nAll state is in --data: after a restart with the same --data, jobs continue."
 )]
 pub struct Dev {
-    /// Where the journal and the pools live.
-    #[arg(long)]
+    /// Data directory: journal, token and pool state. Created if absent.
+    /// Default: $XDG_STATE_HOME/weir/dev or ~/.local/state/weir/dev.
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Loopback only; port 0 picks one.
-    #[arg(long, default_value = ADDRESS_DEFAULT)]
+    /// Address to listen on, HOST:PORT. Must be a loopback address; port 0 selects a free port.
+    #[arg(long, value_name = "ADDRESS", default_value = ADDRESS_DEFAULT)]
     listen: String,
-    /// The region that this machine's pool is said to be in.
-    #[arg(long, default_value = "CN-CQ")]
+    /// Region of this machine's pool, by ISO 3166-2 or GB/T 2260.
+    #[arg(long, value_name = "REGION", default_value = "CN-CQ")]
     region: String,
-    /// CPUs of this machine's pool; all unless named.
-    #[arg(long)]
+    /// Number of CPUs of this machine's pool. Default: all.
+    #[arg(long, value_name = "N")]
     cpus: Option<u64>,
-    /// Stream in jobs of a production trace and show how they are placed.
+    /// Submit jobs of a production trace and show in which pools they run.
     #[arg(long)]
     demo: bool,
-    /// With --demo: leave when all its jobs have ended.
+    /// Exit when all jobs of the demo have ended. Requires --demo.
     #[arg(long, requires = "demo")]
     once: bool,
 }
 
-/// A simulated pool: name, region, what it stands for, and its nodes.
+/// A simulated pool.
 struct Province {
     name: &'static str,
     region: &'static str,
+    /// Value of the pool's label `kind`.
     label: &'static str,
+    /// Per kind of node: count, name prefix, CPUs, memory in GiB, device model, devices.
     nodes: &'static [(u32, &'static str, u64, u64, &'static str, u16)],
 }
 
-/// Five provinces that differ in size, devices and makers.
+/// Five pools that differ in size, device model and vendor.
 const PROVINCES: [Province; 5] = [
     Province {
         name: "cq-yubei",
@@ -93,11 +96,11 @@ impl Dev {
         let listening = listen(&data, &self.listen, clock, Policy::default()).await?;
         let data = std::fs::canonicalize(&data)?;
         let address = listening.address;
-        print(&card(&address.to_string(), &data.display().to_string()))?;
+        print(&banner(&address.to_string(), &data.display().to_string()))?;
         let client = Client::new(&address.to_string(), Some(&listening.token))?;
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
-            // Ends with the sender, too: then the command is over.
+            // An error means that the sender was dropped: then the command has ended.
             let _ = stopped.wait_for(|stop| *stop).await;
         };
         let api = tokio::spawn({
@@ -113,7 +116,7 @@ impl Dev {
         tokio::spawn(run_host(data.join("pools").join("local"), region, self.cpus, client.clone(), clock));
         let outcome = if self.demo {
             tokio::select! {
-                outcome = demo::play(&client) => outcome.map(|()| self.once),
+                outcome = demo::run(&client) => outcome.map(|()| self.once),
                 () = terminated() => Ok(true),
             }
         } else {
@@ -130,14 +133,14 @@ impl Dev {
     }
 }
 
-fn card(address: &str, data: &str) -> String {
+fn banner(address: &str, data: &str) -> String {
     format!(
-        "weir is up on {address}, data in {data}\n\
+        "weir is listening on {address}, data in {data}\n\
          pools: local (this machine), cq-yubei, xj-ascend, gz-nvidia, sc-nvidia, qh-cpu (simulated)\n\n  \
          weir run -- sh -c 'echo hello from $WEIR_REGION'\n  \
          weir get pools\n  \
          weir get jobs --watch\n\n\
-         Ctrl-C ends it; started again with the same data, it goes on where it was.\n"
+         Ctrl-C stops it; after a restart with the same data, jobs continue.\n"
     )
 }
 
@@ -153,7 +156,7 @@ fn pool(name: &str, region: RegionCode, backend: &str, label: &str, capabilities
 }
 
 async fn run_province(province: &'static Province, state: PathBuf, client: Client, clock: Clock) {
-    // The table above names known regions only.
+    // The table above contains valid regions only.
     let region = RegionCode::parse(province.region).unwrap_or_default();
     let kinds: Vec<NodeKind> = province
         .nodes
@@ -178,18 +181,18 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
         let backend = Simulated::new(settings, clock);
-        let vitals = Arc::new(PoolHealth::new(province.name));
-        serve(hello, &state, backend, client, clock, &vitals, std::future::pending()).await
+        let health = Arc::new(PoolHealth::new(province.name));
+        serve(hello, &state, backend, client, clock, &health, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
-        tracing::error!(pool = province.name, error = failure.message, "the pool is down");
+        tracing::error!(pool = province.name, error = failure.message, "the pool has failed");
     }
 }
 
 async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
     let program = match std::env::current_exe() {
         Ok(program) => program,
-        Err(error) => return tracing::error!(%error, "this machine's pool can't be started"),
+        Err(error) => return tracing::error!(%error, "can't start this machine's pool"),
     };
     let settings = host::Settings {
         program,
@@ -206,10 +209,10 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
     let ran = async {
         let _lock = claim(&state)?;
         let hello = hello(spec, &state)?;
-        let vitals = Arc::new(PoolHealth::new("local"));
-        serve_host(hello, &state, settings, client, clock, &vitals, std::future::pending()).await
+        let health = Arc::new(PoolHealth::new("local"));
+        serve_host(hello, &state, settings, client, clock, &health, std::future::pending()).await
     };
     if let Err(failure) = ran.await {
-        tracing::error!(pool = "local", error = failure.message, "the pool is down");
+        tracing::error!(pool = "local", error = failure.message, "the pool has failed");
     }
 }

@@ -1,29 +1,40 @@
-//! Failures: what is printed, and the exit code.
+//! Failures of commands: the message, the hint and the exit code.
 
 use std::process::ExitCode;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::output::tell;
+use super::output::report;
 use crate::model::text;
 
-/// Exit codes, as the manual lists them.
+/// Exit code: the arguments are invalid. clap uses 2, too.
 pub const USAGE: u8 = 2;
+/// Exit code: the object does not exist.
 pub const NOT_FOUND: u8 = 3;
+/// Exit code: the request conflicts with existing state.
 pub const CONFLICT: u8 = 4;
+/// Exit code: the operation is not permitted.
 pub const DENIED: u8 = 5;
+/// Exit code: the token is missing or invalid.
 pub const UNAUTHENTICATED: u8 = 6;
+/// Exit code: the broker is unreachable or unavailable.
 pub const UNREACHABLE: u8 = 7;
+/// Exit code: a value, a file or a request is invalid.
 pub const INVALID: u8 = 8;
+/// Exit code: a limit is exceeded.
 pub const QUOTA: u8 = 9;
+/// Exit code of `why`: no pool can ever run the job.
 pub const NEVER_FITS: u8 = 11;
+/// Exit code of `wait`: a job did not succeed.
 pub const JOB_FAILED: u8 = 12;
+/// Exit code: a timeout expired. The same as that of GNU `timeout`.
 pub const TIMED_OUT: u8 = 124;
-/// Any failure of Weir's own in `run`, which passes the job's codes through.
+/// Exit code of `run` if Weir itself failed, since `run` otherwise returns the job's exit code. Docker uses
+/// the same.
 pub const RUN_FAILED: u8 = 125;
 
-/// What ends a command.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     pub code: u8,
@@ -32,21 +43,21 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure with its exit code.
+    /// Makes a failure without a hint.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), hint: None }
     }
 
-    /// Adds what could be done.
+    /// Adds what the user can do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Names the file that the broker's complaint is about.
+    /// Prefixes an `INVALID` message of the broker with the file that it is about; `-` is standard input.
     #[must_use]
-    pub fn of_file(mut self, path: &str) -> Self {
+    pub fn in_file(mut self, path: &str) -> Self {
         if self.code == INVALID {
             let path = if path == "-" { "standard input" } else { path };
             self.message = format!("{path}: {}", self.message);
@@ -54,11 +65,11 @@ impl Failure {
         self
     }
 
-    /// Prints it and gives the process's exit code.
+    /// Prints the message and the hint to standard error and returns the exit code of the process.
     pub fn print(&self) -> ExitCode {
-        tell(&format!("error: {}", escape_lines(&self.message)));
+        report(&format!("error: {}", escape_lines(&self.message)));
         if let Some(hint) = &self.hint {
-            tell(&format!("hint: {}", text::escape(hint)));
+            report(&format!("hint: {}", text::escape(hint)));
         }
         ExitCode::from(self.code)
     }
@@ -70,24 +81,25 @@ fn escape_lines(message: &str) -> String {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        // The connection's own errors have a cause; what the broker itself says has none. One that
-        // breaks under a call has other codes than one that can't be made.
+        // Errors of the connection have a source, statuses sent by the broker have none. A connection that
+        // breaks during a call has other codes than one that can't be opened.
         let broken =
             matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
-        let away = broken && std::error::Error::source(&status).is_some();
+        let unreachable = broken && std::error::Error::source(&status).is_some();
         let (code, hint) = match status.code() {
             Code::InvalidArgument | Code::OutOfRange => (INVALID, None),
             Code::NotFound => (NOT_FOUND, None),
             Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => (CONFLICT, None),
             Code::PermissionDenied => (DENIED, None),
             Code::Unauthenticated => {
-                (UNAUTHENTICATED, Some("set WEIR_TOKEN to what the broker's DATA/token holds"))
+                (UNAUTHENTICATED, Some("set WEIR_TOKEN to the content of DATA/token of the broker"))
             }
             Code::ResourceExhausted => (QUOTA, None),
             Code::DeadlineExceeded => (TIMED_OUT, None),
-            _ if away => {
-                (UNREACHABLE, Some("is the broker up? `weir dev` starts one; name another with --server"))
-            }
+            _ if unreachable => (
+                UNREACHABLE,
+                Some("check that the broker is running (`weir dev` starts one), or set --server"),
+            ),
             Code::Unavailable => (UNREACHABLE, None),
             _ => (1, None),
         };
@@ -97,7 +109,7 @@ impl From<Status> for Failure {
             let separator = if index > 0 { "\n       " } else { "" };
             message.push_str(&format!("{separator}{}: {}", field.field, field.description));
         }
-        if away {
+        if unreachable {
             message = format!("the broker can't be reached: {message}");
         }
         Self { code, message, hint: hint.map(str::to_owned) }
@@ -135,15 +147,15 @@ mod tests {
     use super::{Failure, UNREACHABLE};
 
     #[test]
-    fn connection_that_breaks_under_a_call_is_told_as_one_that_can_t_be_made() {
+    fn connection_that_breaks_during_a_call_is_reported_as_unreachable_broker() {
         let broken = Status::from_error(Box::new(std::io::Error::other("the pipe broke")));
         assert_eq!(broken.code(), Code::Unknown);
         let failure = Failure::from(broken);
         assert_eq!(failure.code, UNREACHABLE);
         assert_eq!(failure.message, "the broker can't be reached: the pipe broke");
         assert!(failure.hint.is_some());
-        // What the broker itself answers is its answer.
-        let failure = Failure::from(Status::unknown("who knows"));
-        assert_eq!((failure.code, failure.message.as_str(), failure.hint), (1, "who knows", None));
+        // A status sent by the broker is passed on unchanged.
+        let failure = Failure::from(Status::unknown("internal error"));
+        assert_eq!((failure.code, failure.message.as_str(), failure.hint), (1, "internal error", None));
     }
 }

@@ -1,44 +1,45 @@
-//! `weir get`.
+//! `weir get`: lists of jobs, pools, nodes and queues.
 
 use std::collections::BTreeMap;
 
-use super::connect::{is_transient, job_name, patiently};
+use super::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::output::{Format, age, bytes, print, print_value, table, tell, thousandths};
+use super::output::{Format, age, bytes, print, print_value, report, table, thousandths};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
 use crate::model::validate::quote;
 
-/// Lists objects.
+/// List jobs, pools, nodes or queues.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir get jobs\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml\n  weir get pools\n  weir get nodes --pool gz-nvidia"
+    after_help = "Examples:\n  weir get jobs\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total;\nSTRANDED is the number of free devices that no waiting task can use."
 )]
 pub struct Get {
-    /// jobs (j), pools (po), nodes (no), queues (qu), or TYPE/NAME.
+    /// Type: jobs (j), pools (po), nodes (no), queues (qu); or TYPE/NAME.
     what: String,
-    /// A name, where TYPE stands alone.
+    /// Name of one object of the type.
     name: Option<String>,
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
-    /// Go on and show what changes.
+    /// Print changes as they happen, after the current list. Jobs only.
     #[arg(long, short)]
     watch: bool,
-    /// Also jobs that have ended.
+    /// Include jobs that have ended.
     #[arg(long, short)]
     all: bool,
-    /// Jobs of all queues.
+    /// List jobs of all queues.
     #[arg(long, short = 'A')]
     all_queues: bool,
-    /// Only jobs with this label.
+    /// Only jobs with this label. May be repeated: jobs must have all labels.
     #[arg(long, short, value_name = "KEY=VALUE")]
     label: Vec<String>,
     /// Only nodes of this pool.
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Objects at the most.
-    #[arg(long, default_value_t = 500)]
+    /// Maximum number of jobs or nodes listed.
+    #[arg(long, value_name = "N", default_value_t = 500)]
     limit: usize,
 }
 
@@ -66,7 +67,7 @@ impl Get {
             }
             (other, _) if self.watch => Err(Failure::new(
                 USAGE,
-                format!("--watch is for jobs, not for {}: `weir top` shows pools anew", quote(other)),
+                format!("--watch supports jobs only, not {}; `weir top` refreshes pools", quote(other)),
             )),
             ("pool" | "pools" | "po", name) => self.pools(&client, name).await,
             ("node" | "nodes" | "no", name) => self.nodes(&client, name).await,
@@ -87,7 +88,7 @@ impl Get {
             labels.insert(key.to_owned(), value.to_owned());
         }
         let mut request = v1::ListJobsRequest {
-            // The default queue is where people look without thinking of queues: show all there.
+            // Users who don't use queues expect all jobs, so the default queue selects all.
             queue: if self.all_queues || queue == "default" { String::new() } else { queue.to_owned() },
             labels,
             with_ended: self.all,
@@ -110,9 +111,9 @@ impl Get {
         match self.output {
             Format::Table | Format::Wide => {
                 if jobs.is_empty() {
-                    tell(&format!(
-                        "no jobs{}",
-                        if self.all { "" } else { " are alive; --all shows those that have ended" }
+                    report(&format!(
+                        "no {}",
+                        if self.all { "jobs" } else { "active jobs; use --all to include ended jobs" }
                     ));
                     return Ok(0);
                 }
@@ -138,11 +139,8 @@ impl Get {
         let mut from_revision = 0;
         loop {
             let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
-            let mut changes = patiently(super::connect::PATIENCE, || async {
-                client.jobs().watch_jobs(request.clone()).await
-            })
-            .await?
-            .into_inner();
+            let call = || async { client.jobs().watch_jobs(request.clone()).await };
+            let mut changes = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
             loop {
                 match changes.message().await {
                     Ok(Some(change)) => {
@@ -267,7 +265,7 @@ impl Get {
     }
 }
 
-/// A job by reference.
+/// Fetches a job by reference, without its attempts.
 pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
     let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
     Ok(client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default())
@@ -315,7 +313,7 @@ fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
     row
 }
 
-/// A pool's state in one word, kubectl's way.
+/// Formats a pool's connectivity and scheduling state like kubectl: `READY,CORDONED`.
 pub(super) fn pool_state(pool: &v1::Pool) -> String {
     let connectivity = name_of::<v1::Connectivity>(pool.connectivity);
     match (pool.drain.is_some(), pool.cordoned) {
@@ -346,7 +344,7 @@ fn node_row(node: &v1::Node) -> Vec<String> {
     let state = match (node.gone, node.cordoned, node.quarantined_until_unix_ms) {
         (true, ..) => "GONE",
         (false, true, _) => "CORDONED",
-        (false, false, Some(_)) => "HELD",
+        (false, false, Some(_)) => "QUARANTINED",
         (false, false, None) => "READY",
     };
     vec![

@@ -1,4 +1,5 @@
-//! Files that people write: read within bounds, as YAML or JSON, and strictly.
+//! Input files: YAML or JSON, bounded in size and parsed strictly. What fields a file has is defined
+//! elsewhere.
 
 use std::fmt;
 use std::io::Read;
@@ -14,35 +15,36 @@ use super::exit::INVALID;
 use crate::model::text;
 use crate::model::validate::quote;
 
-/// Bytes of a file: a thousand ordinary jobs are a tenth of this.
+/// Bytes of a file: a thousand typical jobs take a tenth of this.
 const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Values in a file, texts and numbers and what they stand in: a thousand ordinary jobs have fifty
-/// thousand, and each takes many times the bytes that it has in the file.
+/// Values in a file, scalars and containers: a thousand typical jobs have fifty thousand. In memory a value
+/// takes many times its bytes in the file.
 const VALUES_MAX: usize = 1_000_000;
-/// YAML documents in a file: as many as a submit may have jobs, and then some.
+/// YAML documents in a file: slightly more than the jobs of one submit.
 const DOCUMENTS_MAX: usize = 1_024;
-/// Levels of lists and maps within each other: a job has ten.
+/// Nesting depth of lists and maps: a job has ten levels.
 const DEPTH_MAX: usize = 64;
-/// Bytes of an error about a file: a value that is wrong may be as long as the file.
+/// Bytes of an error about a file: an invalid value may be as long as the file.
 const MESSAGE_BYTES_MAX: usize = 1_024;
-/// Bytes of an unknown name up to which a hint is looked for: comparing takes their product.
+/// Bytes of an unknown name up to which a similar name is suggested: the time to compare two names grows with
+/// the product of their lengths.
 const HINTED_LEN_MAX: usize = 64;
 
-/// The file that a command reads.
+/// The argument that names a command's input file.
 #[derive(clap::Args)]
 pub(super) struct FileArgument {
-    /// YAML or JSON; `-` reads standard input.
+    /// YAML or JSON file; `-` reads standard input.
     #[arg(required_unless_present = "filename")]
     file: Option<String>,
-    /// The same, as kubectl takes it.
+    /// Same as FILE, for users of kubectl.
     #[arg(short = 'f', long, conflicts_with = "file", value_name = "FILE")]
     filename: Option<String>,
 }
 
 impl FileArgument {
-    /// The file's name, as it was given.
+    /// The path as given; `-` is standard input.
     pub(super) fn name(self) -> String {
-        // The parser has seen to it that one of the two is there.
+        // The argument parser requires one of the two.
         self.file.or(self.filename).unwrap_or_default()
     }
 }
@@ -50,7 +52,7 @@ impl FileArgument {
 /// Reads a file's text; `-` reads standard input.
 ///
 /// # Errors
-/// If it can't be read, is too long, or is not UTF-8.
+/// `INVALID` if the file can't be read, has more than `FILE_BYTES_MAX` bytes, or is not UTF-8.
 pub(super) fn read_text(path: &str) -> Result<String, Failure> {
     let read = if path == "-" {
         bounded(std::io::stdin().lock())
@@ -63,27 +65,27 @@ pub(super) fn read_text(path: &str) -> Result<String, Failure> {
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        in_file(path, format!("is not UTF-8 text: byte {at} is none of it"))
+        in_file(path, format!("is not UTF-8 text: byte {at} is invalid"))
     })
 }
 
-/// One byte more than allowed tells that there is more, however much.
+/// Reads at most one byte more than allowed, which shows that the input is too long.
 fn bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// A failure that names the file.
+/// Makes an `INVALID` failure that names the file.
 pub(super) fn in_file(path: &str, message: impl fmt::Display) -> Failure {
     let path = if path == "-" { "standard input" } else { path };
     Failure::new(INVALID, format!("{path}: {message}"))
 }
 
-/// Reads YAML (and so JSON) without letting aliases multiply.
+/// Parses YAML documents, or JSON, within the limits above. Aliases count as often as they are expanded.
 ///
 /// # Errors
-/// In words, with line and column.
+/// A message with line and column.
 pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
     COUNTED.set((0, 0));
     let trees: Result<Vec<Tree>, String> = match serde_json::from_str::<Tree>(text) {
@@ -123,22 +125,22 @@ fn too_many() -> String {
 }
 
 fn too_deep() -> String {
-    format!("lists and maps stand within each other more than {DEPTH_MAX} levels deep")
+    format!("lists and maps are nested more than {DEPTH_MAX} levels deep")
 }
 
 thread_local! {
-    /// Values of the file at hand, and the levels that are open: the parsers hand nothing through to
-    /// what they build.
+    /// Values parsed so far of the current file, and the current depth. A thread-local, since the parsers
+    /// pass no context to `Tree::deserialize`.
     static COUNTED: std::cell::Cell<(usize, usize)> = const { std::cell::Cell::new((0, 0)) };
 }
 
-/// The parser's word without its picture of the place, which repeats lines of the file.
+/// The parser's message without its snippet, which repeats lines of the file.
 fn first_line(error: &str) -> String {
     let line = error.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
-/// JSON's own errors are the better ones where JSON is meant.
+/// True if the text is probably meant as JSON: then the JSON parser's error is the better one.
 fn looks_like_json(text: &str) -> bool {
     let mut rest = text.trim_start().chars();
     match rest.next() {
@@ -148,10 +150,10 @@ fn looks_like_json(text: &str) -> bool {
     }
 }
 
-/// Reads a value into `T`; unknown fields are errors that say which field was likely meant.
+/// Deserialises a value into `T`. An error about an unknown field suggests the most similar field.
 ///
 /// # Errors
-/// In words, with the field's path.
+/// A message with the field's path.
 pub(super) fn strict<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
@@ -173,7 +175,7 @@ fn short(mut message: String) -> String {
     message
 }
 
-/// Turns serde's list of expected fields into the one that is nearest.
+/// Replaces serde's list of expected names by the most similar one, if one is similar.
 fn with_suggestion(message: &str) -> String {
     let ticked: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let (Some(wrong), true) = (ticked.first(), message.starts_with("unknown ")) else {
@@ -186,17 +188,17 @@ fn with_suggestion(message: &str) -> String {
     let what = message.split('`').next().unwrap_or_default().trim();
     match near {
         Some((_, known)) => format!("{what} {}, did you mean {}?", quote(wrong), quote(known)),
-        None => format!("{what} {}; known are {}", quote(wrong), known.join(", ")),
+        None => format!("{what} {}; expected one of {}", quote(wrong), known.join(", ")),
     }
 }
 
-/// Any value, of which no key was given twice: the parsers would keep the last in silence.
+/// Any value without duplicate keys: the parsers would use the last one without an error.
 struct Tree(Value);
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (values, depth) = COUNTED.get();
-        // Scalars stand one level below what they are in.
+        // A scalar is one level below its container.
         if depth > DEPTH_MAX {
             return Err(serde::de::Error::custom(too_deep()));
         }
@@ -216,7 +218,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number below 2^64, a text, a list or a map")
+        f.write_str("a number below 2^64, a string, a list or a map")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
@@ -233,7 +235,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
         let number = serde_json::Number::from_f64(value);
-        number.map(Value::Number).ok_or_else(|| E::custom(format!("{value} is not a number to count with")))
+        number.map(Value::Number).ok_or_else(|| E::custom(format!("{value} is not a finite number")))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -273,7 +275,7 @@ impl<'de> Visitor<'de> for TreeVisitor {
     }
 }
 
-/// A number or a text: `cpus: 2` and `cpus: 500m` are both natural.
+/// A quantity given as a number or a string: `cpus: 2` or `cpus: 500m`.
 #[derive(Debug)]
 pub(super) struct Text(pub(super) String);
 
@@ -289,7 +291,7 @@ impl Visitor<'_> for TextVisitor {
     type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an amount: a number, or a text such as 500m or 2Gi")
+        f.write_str("an amount: a number, or a string such as 500m or 2Gi")
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<String, E> {

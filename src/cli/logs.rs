@@ -1,25 +1,29 @@
-//! `weir logs`.
+//! `weir logs`: prints the output of a task.
 
 use super::{Connect, Failure, run};
 use crate::api::proto::v1;
 
-/// Prints a job's output.
+/// Print the output of a job.
+///
+/// Prints standard output and standard error of one task, by default the first.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weir logs job/train-7\n  weir logs -f job/train-7 --unit 3")]
+#[command(
+    after_help = "Examples:\n  weir logs job/train-7\n  weir logs -f job/train-7 --unit 3\n  weir logs job/train-7 --attempt 1     the output of the first attempt"
+)]
 pub struct Logs {
-    /// job/NAME.
+    /// job/NAME, job/QUEUE/NAME or the id.
     job: String,
-    /// Go on until the task has ended.
+    /// Stream until the task has ended, across retries.
     #[arg(long, short)]
     follow: bool,
-    /// The unit: a plain task's index in the job.
-    #[arg(long, default_value_t = 0)]
+    /// Unit number, from 0: the index of an independent task in the job, or of a gang.
+    #[arg(long, value_name = "N", default_value_t = 0)]
     unit: u32,
-    /// Task of a gang.
-    #[arg(long, default_value_t = 0)]
+    /// Rank of a task in its gang, from 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
     task: u32,
-    /// The unit's attempt; the latest unless named.
-    #[arg(long, default_value_t = 0)]
+    /// Attempt of the unit, from 1; 0 is the latest. Ignored with --follow.
+    #[arg(long, value_name = "N", default_value_t = 0)]
     attempt: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The command line: one file per command.
+//! The command line, one file per command. Argument parsing and output only: the work is done by the broker.
 
 mod admin;
 mod agent;
@@ -36,7 +36,7 @@ pub use connect::{Connect, new_token};
 pub use exit::Failure;
 pub use spec_file::read_jobs;
 
-/// A compute broker: many pools of compute behind one API.
+/// Weir, a compute broker: many compute pools behind one API.
 #[derive(Parser)]
 #[command(name = "weir", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
@@ -47,71 +47,74 @@ pub struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  weir dev                              a broker, this machine, and five simulated provinces
+  weir dev                              start a broker with this machine and five simulated pools
   weir run -- sh -c 'echo hello from $WEIR_REGION'
-  weir submit job.yaml                  submit jobs described in a file
-  weir get jobs -w                      watch them
-  weir why job/train-7                  why one waits, and what would help";
+  weir submit job.yaml                  submit the jobs of a file
+  weir get jobs -w                      watch jobs
+  weir why job/train-7                  explain why a job is waiting
+
+Run `weir COMMAND --help` for flags and examples.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs a broker, this machine's pool and five simulated ones, in one process.
+    /// Run a broker, a pool for this machine and five simulated pools in one process.
     Dev(dev::Dev),
-    /// Runs a broker.
+    /// Run a broker.
     Server(server::Server),
-    /// Runs the agent of one pool.
+    /// Run the agents of one or more pools.
     Agent(agent::AgentCommand),
-    /// Runs a command somewhere and streams its output, like a local command.
+    /// Run a command in a pool and stream its output, like a local command.
     Run(run::Run),
-    /// Submits jobs from a YAML or JSON file.
+    /// Submit jobs from a YAML or JSON file.
     Submit(submit::Submit),
-    /// Lists jobs, pools, nodes or queues.
+    /// List jobs, pools, nodes or queues.
     Get(get::Get),
-    /// Shows one job or pool in full.
+    /// Show the details of a job or pool.
     Describe(describe::Describe),
-    /// Explains why a job waits.
+    /// Explain why a job is waiting.
     Why(why::Why),
-    /// Plans what an admin might do, such as moving tasks so that others fit.
+    /// Plan admin operations without executing them, such as defragmentation.
     Plan(plan::Plan),
-    /// Prints a job's output.
+    /// Print the output of a job.
     Logs(logs::Logs),
-    /// Waits until jobs have ended.
+    /// Wait for jobs to end.
     Wait(wait::Wait),
-    /// Cancels jobs.
+    /// Cancel jobs.
     Cancel(cancel::Cancel),
-    /// Shows what each pool holds, now and then anew.
+    /// Show the resource usage of each pool, refreshed every 2 s.
     Top(top::Top),
-    /// Closes a pool or node for new work.
+    /// Stop new placements on a pool or node.
     Cordon(cordon::Cordon),
-    /// Opens a pool or node again; ends a drain.
+    /// Allow placements on a pool or node again; end a drain or a node's quarantine.
     Uncordon(cordon::Cordon),
-    /// Empties a pool.
+    /// Stop new placements on a pool and remove its running tasks.
     Drain(cordon::Drain),
-    /// Creates or updates queues from a file.
+    /// Create or update queues from a file.
     Apply(apply::Apply),
-    /// What only an admin should do.
+    /// Administrative commands.
     Admin(admin::Admin),
-    /// Prints a shell's completion script.
+    /// Print a shell completion script.
     Completion(completion::Completion),
-    /// Measures a running broker.
+    /// Measure the throughput of a running broker, or the commit latency of a disk.
     #[command(hide = true)]
     Bench(bench::Bench),
-    /// Keeps a host pool's tasks; started by the agent.
+    /// Supervise the tasks of a host pool. Started by the agent, not by users.
     #[command(hide = true)]
     Supervise(agent::Supervise),
 }
 
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
-    // A task on its way into its control group: the command line is not a user's.
+    // The program was started to move a task into its control group: these are no user's arguments.
     if let Some(code) = crate::pools::host::cgroup_exec::run_if_requested() {
         return code;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return print_usage(&error),
     };
-    // The supervisor must stay small and synchronous: it forks for years.
+    // The supervisor creates processes for as long as its tasks run, so it must stay single-threaded and
+    // small.
     if let Command::Supervise(supervise) = cli.command {
         return supervise.run();
     }
@@ -123,26 +126,26 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.print(),
     };
-    // Readers of standard input can't be interrupted: don't wait for them.
+    // A blocking read of standard input can't be interrupted: don't wait for it.
     runtime.shutdown_background();
     code
 }
 
-/// Prints what is wrong with the arguments, or the help that was asked for.
-fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints a usage error, or the requested help or version, and returns the exit code.
+fn print_usage(error: &clap::Error) -> ExitCode {
     let plain = error.render().to_string();
     let sanitised = output::sanitised(&plain);
     if plain == sanitised {
-        // Where nobody reads it there is nobody to tell.
+        // A closed standard error leaves no place to report to.
         let _ = error.print();
     } else {
-        // An argument would show as what it isn't.
+        // An argument contains control or bidirectional characters, which could disguise the message.
         eprint!("{sanitised}");
     }
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
-    // `run` passes its command's codes through, so its own failures must not look like one of them.
+    // `run` returns its command's exit code, so its own failures need a code of their own.
     let matches = Cli::command().ignore_errors(true).try_get_matches();
     let is_run = matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"));
     ExitCode::from(if is_run { exit::RUN_FAILED } else { exit::USAGE })
@@ -175,7 +178,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     }
 }
 
-/// Logs to standard error; `WEIR_LOG` names the level.
+/// Logs to standard error at level `default`, unless `WEIR_LOG` sets a filter.
 fn start_logging(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
@@ -185,11 +188,11 @@ fn start_logging(default: &str) {
         .with_writer(move || output::SanitisedLog { coloured })
         .with_ansi(coloured)
         .with_target(false);
-    // A second start, in one process, keeps the first.
+    // Fails if logging has been started already in this process: the first configuration stays.
     let _ = layer.try_init();
 }
 
-/// Ends with SIGINT or SIGTERM.
+/// Completes at SIGINT or SIGTERM.
 async fn terminated() {
     let mut signals = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(signals) => signals,

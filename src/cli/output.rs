@@ -1,4 +1,4 @@
-//! Tables, JSON and YAML; ages and amounts as people read them.
+//! Output: tables, JSON and YAML, and the formats of times and quantities. All output is sanitised here.
 
 use std::io::{IsTerminal, Write};
 
@@ -7,21 +7,27 @@ use serde::Serialize;
 use super::Failure;
 use crate::model::text;
 
-/// How results are printed.
+/// Output format of the commands that print objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
+    /// Aligned columns.
     #[default]
     Table,
+    /// Table with more columns.
     Wide,
+    /// Indented JSON.
     Json,
+    /// YAML.
     Yaml,
+    /// TYPE/NAME, one per line.
     Name,
 }
 
-/// Prints `value` as JSON or YAML, as which it can be read again: what deceives is escaped.
+/// Prints `value` as JSON or YAML that parses back to the same value. Control and bidirectional
+/// characters are escaped.
 ///
 /// # Errors
-/// If it can't be written.
+/// If `value` can't be serialised or standard output can't be written.
 pub fn print_value(format: Format, value: &impl Serialize) -> Result<(), Failure> {
     let text = match format {
         Format::Yaml => yaml(value)?,
@@ -32,11 +38,12 @@ pub fn print_value(format: Format, value: &impl Serialize) -> Result<(), Failure
 
 fn json(value: &impl Serialize, escape: fn(char) -> String) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)? + "\n";
-    // What is left of it can only stand in a text, where an escape says the same.
+    // In JSON these characters can only be inside a string, where an escape has the same meaning.
     Ok(escaped(&text, escape))
 }
 
-/// YAML; as JSON, which is YAML too, where its plain texts would deceive.
+/// YAML. Values with control or bidirectional characters become JSON, which is valid YAML: plain YAML
+/// scalars have no escapes.
 fn yaml(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_saphyr::to_string(value).map_err(anyhow::Error::from)?;
     if text.chars().any(|c| c != '\n' && text::is_control_or_bidi(c)) {
@@ -54,7 +61,7 @@ fn yaml_escape(c: char) -> String {
     format!("\\U{:08x}", u32::from(c))
 }
 
-/// The text's lines without what deceives.
+/// Replaces control and bidirectional characters, except line feeds, by `escape`.
 fn escaped(text: &str, escape: fn(char) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -63,24 +70,23 @@ fn escaped(text: &str, escape: fn(char) -> String) -> String {
     out
 }
 
-/// The text's lines as they may be shown.
+/// The text with control and bidirectional characters escaped; line feeds stay.
 pub fn sanitised(text: &str) -> String {
     escaped(text, |c| c.escape_unicode().to_string())
 }
 
-/// Writes to standard output, whatever the text says as honest lines; a reader that has gone away is
-/// no failure.
+/// Writes sanitised text to standard output. If the reader has closed the pipe, the process exits with 0.
 ///
 /// # Errors
-/// If it can't be written.
+/// If standard output can't be written.
 pub fn print(text: &str) -> Result<(), Failure> {
     print_raw(&sanitised(text))
 }
 
-/// Writes what is our own in every byte.
+/// Writes text without sanitising it, like [`print`] otherwise. Only for text that holds no foreign data.
 ///
 /// # Errors
-/// If it can't be written.
+/// If standard output can't be written.
 pub fn print_raw(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -88,10 +94,10 @@ pub fn print_raw(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A log's lines on standard error, honest ones.
+/// Standard error as a log's destination, sanitised.
 #[derive(Clone, Copy, Debug)]
 pub struct SanitisedLog {
-    /// Colours are ours; the formatter sees to it that no value brings its own.
+    /// Lets escape characters pass, for the colours of the formatter, which escapes those in values.
     pub coloured: bool,
 }
 
@@ -100,10 +106,10 @@ impl Write for SanitisedLog {
         let text = String::from_utf8_lossy(bytes);
         let mut out = String::with_capacity(text.len());
         for c in text.chars() {
-            let ours = c == '\n' || (c == '\u{1b}' && self.coloured);
-            if !ours && text::is_control_or_bidi(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+            let allowed = c == '\n' || (c == '\u{1b}' && self.coloured);
+            if !allowed && text::is_control_or_bidi(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
         }
-        // Whoever read the log may be gone: an agent goes on without.
+        // Standard error may be closed: an agent continues without a log.
         let _ = std::io::stderr().write_all(out.as_bytes());
         Ok(bytes.len())
     }
@@ -113,12 +119,13 @@ impl Write for SanitisedLog {
     }
 }
 
-/// Says a line on standard error, if anybody listens.
-pub fn tell(line: &str) {
+/// Writes a line to standard error. Errors are ignored: standard error may be closed.
+pub fn report(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// A table: the first row is the heading. Cells hold no spaces, so that `awk` works.
+/// Formats an aligned table. The first row is the heading. Spaces in cells become `_` and empty cells `-`,
+/// so that `awk` can split the columns.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |text: &str| {
@@ -142,7 +149,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// A span as kubectl writes it: `45s`, `7m`, `3h20m`, `2d4h`.
+/// Formats a duration like kubectl: `45s`, `7m`, `3h20m`, `2d4h`.
 pub fn span(ms: u64) -> String {
     let seconds = ms / 1_000;
     let pair = |large: u64, small: u64, l: char, s: char| {
@@ -156,24 +163,24 @@ pub fn span(ms: u64) -> String {
     }
 }
 
-/// Time since `unix_ms`.
+/// Formats the time since `unix_ms`, see [`span`].
 pub fn age(unix_ms: u64) -> String {
     span(now_ms().saturating_sub(unix_ms))
 }
 
-/// The wall clock.
+/// The wall clock, in milliseconds since the Unix epoch.
 pub fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
-/// A time as RFC 3339, to the second.
+/// Formats a time as RFC 3339 in UTC, to the second.
 pub fn time(unix_ms: u64) -> String {
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-/// Bytes in binary units, rounded down to a tenth.
+/// Formats bytes in binary units, rounded down to a tenth: `1.5Gi`.
 pub fn bytes(amount: u64) -> String {
     for (unit, shift) in [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)] {
         if amount >= 1 << shift {
@@ -188,7 +195,7 @@ pub fn bytes(amount: u64) -> String {
     amount.to_string()
 }
 
-/// Thousandths as a decimal number.
+/// Formats thousandths as a decimal number: 1,500 as `1.5`.
 pub fn thousandths(amount: u64) -> String {
     match amount % 1_000 {
         0 => (amount / 1_000).to_string(),
@@ -196,7 +203,7 @@ pub fn thousandths(amount: u64) -> String {
     }
 }
 
-/// Standard output is a terminal.
+/// True if standard output is a terminal.
 pub fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
@@ -206,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_read_back_as_they_were_and_show_nothing_that_deceives() {
+    fn printed_values_parse_back_unchanged_and_contain_no_control_or_bidi_characters() {
         let text = "a\u{202e}b\u{0}\u{1b}[31m\u{7f}\u{9b}\u{200b}\u{e0001}\t\u{feff}: - é\n";
         let value = serde_json::json!({ text: [text, "plain"] });
         let shown = json(&value, json_escape).expect("JSON");

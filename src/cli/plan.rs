@@ -1,4 +1,4 @@
-//! `weir plan`.
+//! `weir plan`: plans of admin operations, which are not executed.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,9 @@ use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::text::escape;
 
-/// Plans what an admin might do. Does nothing.
+/// Plan admin operations without executing them, such as defragmentation.
 #[derive(clap::Args)]
+#[command(after_help = "Example:\n  weir plan defrag pool/gz-nvidia")]
 pub struct Plan {
     #[command(subcommand)]
     command: Command,
@@ -20,27 +21,29 @@ enum Command {
     Defrag(Defrag),
 }
 
-/// Plans which running tasks to move so that those who wait for devices find room.
+/// Plan which running tasks to move so that waiting tasks that need devices can start.
 ///
-/// Only tasks of jobs whose labels say so are moved, within their pool; each step lets one waiting task in
-/// and brings more devices into use. Nothing is done: `weir cordon` the step's node and cancel, or restart,
-/// what the plan moves.
+/// Only tasks of jobs with one of the given labels are moved, and only within their pool. Each step frees a
+/// node for one waiting task and increases the number of allocated devices. The plan is not executed: to
+/// carry out a step, cordon its node with `weir cordon`, then cancel or restart the tasks that the plan
+/// moves.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  weir plan defrag\n  weir plan defrag pool/gz-nvidia --moves 20\n  weir plan defrag --preemptible class=spot --checkpointed framework=torch -o json"
 )]
 struct Defrag {
-    /// pool/NAME; all pools if none is named.
+    /// Pools to plan for, pool/NAME or NAME. Default: all pools.
     pools: Vec<String>,
-    /// Tasks of jobs with this label may be moved; they lose what they did. May be repeated.
+    /// Label of jobs whose tasks may be moved and then restart from the beginning. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", default_value = "preemptible=true")]
     preemptible: Vec<String>,
-    /// Tasks of jobs with this label may be moved, too; they go on from where they last saved what they did.
+    /// Label of jobs whose tasks may be moved and then continue from their last checkpoint. May be repeated.
     #[arg(long, value_name = "KEY=VALUE", default_value = "checkpointed=true")]
     checkpointed: Vec<String>,
-    /// Moves in each pool, at most.
+    /// Maximum number of moves per pool, 1 to 10000.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     moves: u32,
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
@@ -98,7 +101,7 @@ fn labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Fail
         let invalid = |what: &str| Failure::new(INVALID, format!("{flag} {text:?}: {what}"));
         let (key, value) = label(text).ok_or_else(|| invalid("write KEY=VALUE"))?;
         if all.insert(key, value).is_some() {
-            return Err(invalid("this key is named already; a label has one value"));
+            return Err(invalid("this key is given twice, but a label has one value"));
         }
     }
     Ok(all)
@@ -107,28 +110,28 @@ fn labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Fail
 fn plan_text(pool: &str, plan: &v1::PlanDefragResponse) -> String {
     let moves: usize = plan.steps.iter().map(|step| step.moves.len()).sum();
     let mut out = format!(
-        "pool/{}   {} waiting   {} running may be moved   ",
+        "pool/{}   {} waiting   {} running can be moved   ",
         escape(pool),
         plan.waiting,
         plan.movable
     );
     if plan.steps.is_empty() {
         out.push_str(match (plan.waiting, plan.movable) {
-            (0, _) => "nobody waits for its devices\n",
-            (_, 0) => "no job with such a label runs here\n",
-            _ => "no move brings more devices into use\n",
+            (0, _) => "no task is waiting for its devices\n",
+            (_, 0) => "no running job has such a label\n",
+            _ => "no move would increase the number of allocated devices\n",
         });
         return out;
     }
     let millis = |step: &v1::DefragStep| step.device_millis;
     let devices = thousandths(plan.steps.iter().map(millis).sum());
-    let (lets, tasks) = (if moves == 1 { "move lets" } else { "moves let" }, plan.steps.len());
-    let task = if tasks == 1 { "task" } else { "tasks" };
-    out.push_str(&format!("{moves} {lets} in {tasks} {task} with {devices} devices\n"));
+    let tasks = plan.steps.len();
+    let (of, task) = (if moves == 1 { "move" } else { "moves" }, if tasks == 1 { "task" } else { "tasks" });
+    out.push_str(&format!("{moves} {of} to start {tasks} {task} with {devices} devices\n"));
     for (at, step) in plan.steps.iter().enumerate() {
         let asked = thousandths(step.device_millis);
         let (job, queue, node) = (escape(&step.job_name), escape(&step.queue), escape(&step.node));
-        out.push_str(&format!("{:>4}  let in  job/{job} (queue {queue}): {asked} on {node}\n", at + 1));
+        out.push_str(&format!("{:>4}  start  job/{job} (queue {queue}): {asked} on {node}\n", at + 1));
         for one in &step.moves {
             let to = if one.to_node.is_empty() {
                 "back to the queue".to_owned()
@@ -136,13 +139,13 @@ fn plan_text(pool: &str, plan: &v1::PlanDefragResponse) -> String {
                 format!("to {}", escape(&one.to_node))
             };
             out.push_str(&format!(
-                "        move  job/{} (queue {}): {} from {} {to}, {}   {}\n",
+                "       move  job/{} (queue {}): {} from {} {to}, {}   {}\n",
                 escape(&one.job_name),
                 escape(&one.queue),
                 thousandths(one.device_millis),
                 escape(&one.from_node),
                 if one.lost_ms == 0 {
-                    "loses nothing".to_owned()
+                    "loses no progress".to_owned()
                 } else {
                     format!("loses {}", span(one.lost_ms))
                 },
@@ -151,7 +154,7 @@ fn plan_text(pool: &str, plan: &v1::PlanDefragResponse) -> String {
         }
     }
     if plan.cut {
-        out.push_str("      there was no time to look for more\n");
+        out.push_str("      search time limit reached: more steps may exist\n");
     }
     out
 }

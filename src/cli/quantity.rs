@@ -1,11 +1,11 @@
-//! Quantities as users write them: `500m`, `1.5`, `2Gi`, `90s`.
+//! Parsers of the quantities that users write: `500m`, `1.5`, `2Gi`, `90s`, `A100-80G:2`.
 
 use crate::model::validate::quote;
 
-/// CPUs in millicores: `2`, `1.5`, `500m`.
+/// Parses CPUs into millicores: `2`, `1.5`, `500m`.
 ///
 /// # Errors
-/// In words, if the text is none.
+/// A message, if `text` is not such an amount, or not a whole number of millicores.
 pub fn cpus(text: &str) -> Result<u64, String> {
     let error = || format!("{} is not an amount of CPUs: write 2, 1.5 or 500m", quote(text));
     let (number, unit) = text.strip_suffix('m').map_or((text, 1_000), |millis| (millis, 1));
@@ -16,10 +16,10 @@ pub fn cpus(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Bytes: `512Mi`, `2Gi`, `1.5G`, or a plain number.
+/// Parses bytes: `512Mi`, `2Gi`, `1.5G`, or a plain number. Fractions of a unit are rounded down to bytes.
 ///
 /// # Errors
-/// In words, if the text is none.
+/// A message, if `text` is not such an amount.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let error =
         || format!("{} is not an amount of memory: write 512Mi, 2Gi or a number of bytes", quote(text));
@@ -37,30 +37,34 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         _ => return Err(error()),
     };
     match decimal(&text[..split], unit) {
-        // 1.3Gi is no whole number of bytes, and nobody minds; 1.3 bytes is a slip of the pen.
+        // 1.3Gi is not a whole number of bytes, and is rounded down; 1.3 bytes is a typing error.
         Some(Amount { value, exact }) if exact || unit > 1 => Ok(value),
         _ => Err(error()),
     }
 }
 
-/// A time in milliseconds: `90s`, `5m`, `1h30m`, `2d`.
+/// Parses a duration into milliseconds: `90s`, `5m`, `1h30m`, `2d`.
 ///
 /// # Errors
-/// In words, if the text is none.
+/// A message, if `text` is not a duration.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
     let parsed = humantime::parse_duration(text)
-        .map_err(|error| format!("{} is not a time: {error}; write 90s, 5m or 1h30m", quote(text)))?;
+        .map_err(|error| format!("{} is not a duration: {error}; write 90s, 5m or 1h30m", quote(text)))?;
     u64::try_from(parsed.as_millis()).map_err(|_| format!("{} is too long", quote(text)))
 }
 
-/// Devices: `A100-80G:2`, `A100-80G|A800-80G:1`, `any:1`, `T4:0.5`.
+/// Parses a device request: `A100-80G:2`, `A100-80G|A800-80G:1`, `any:1`, `T4:0.5`. The count is 1 if absent.
 ///
 /// # Errors
-/// In words, if the text is none.
+/// A message, if `text` is not such a request, or asks for a fraction above one device.
 pub fn devices(text: &str) -> Result<crate::api::proto::v1::DeviceRequest, String> {
     use crate::api::proto::v1;
-    let error =
-        || format!("{} names no devices: write MODEL:COUNT, A|B:COUNT, any:COUNT or MODEL:0.5", quote(text));
+    let error = || {
+        format!(
+            "{} is not a device request: write MODEL:COUNT, A|B:COUNT, any:COUNT or MODEL:0.5",
+            quote(text)
+        )
+    };
     let (models, amount) = text.rsplit_once(':').unwrap_or((text, "1"));
     if models.is_empty() {
         return Err(error());
@@ -75,18 +79,19 @@ pub fn devices(text: &str) -> Result<crate::api::proto::v1::DeviceRequest, Strin
     } else if millis < 1_000 {
         v1::device_request::Amount::Millis(millis as u32)
     } else {
-        return Err(format!("{}: more than one device comes whole", quote(text)));
+        return Err(format!("{}: amounts above one device must be whole numbers", quote(text)));
     };
     Ok(v1::DeviceRequest { models, amount: Some(amount) })
 }
 
-/// A decimal number in whole units, and whether nothing of it was cut off.
+/// A decimal number in whole units, and whether the conversion was exact.
 struct Amount {
     value: u64,
     exact: bool,
 }
 
-/// A decimal number times `unit`, rounded down; `None` if it isn't one, or is too large.
+/// Parses a decimal number and multiplies it by `unit`, rounded down. `None` if the text is not a decimal
+/// number or the result overflows.
 fn decimal(text: &str, unit: u64) -> Option<Amount> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if whole.is_empty() || fraction.len() > 9 || !text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
@@ -105,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_read_as_people_write_them() {
+    fn quantities_are_parsed_exactly_or_rejected() {
         assert_eq!(cpus("1.5"), Ok(1_500));
         assert_eq!(cpus("250m"), Ok(250));
         assert_eq!(bytes("2Gi"), Ok(2 << 30));

@@ -1,66 +1,70 @@
-//! `weir run`: a command somewhere, like a local one.
+//! `weir run`: runs a command in a pool, with the output and exit code of a local command.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use super::connect::{PATIENCE, is_transient, job_name, new_token, patiently};
+use super::connect::{RETRY_TIMEOUT, is_transient, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
-use super::output::{print, tell};
+use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
-/// Runs a command and streams its output.
+/// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 2 --pool local -- hostname\n\nWithout --pool, --region or --device the command runs in a pool that truly runs it, not in a simulated one.\nThe exit code is the command's own; 128+n for signal n; 125 if Weir itself failed."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 2 --pool local -- hostname\n\nWithout --pool, --region and --device, simulated pools are excluded.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed."
 )]
 pub struct Run {
-    /// Only in these regions.
-    #[arg(long, value_delimiter = ',')]
+    /// Allowed regions, comma-separated: CN-CQ,CN-GZ. Default: any.
+    #[arg(long, value_name = "REGION", value_delimiter = ',')]
     region: Vec<String>,
-    /// Only in these pools.
-    #[arg(long, value_delimiter = ',')]
+    /// Allowed pools, comma-separated. Default: any.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pool: Vec<String>,
-    /// Devices per task: MODEL:COUNT, A|B:COUNT, any:COUNT, MODEL:0.5.
-    #[arg(long, value_parser = quantity::devices)]
+    /// Devices per task: MODEL:COUNT, A|B:COUNT, any:COUNT, or MODEL:0.5 for half a device. COUNT is 1 to 64.
+    #[arg(long, value_name = "REQUEST", value_parser = quantity::devices)]
     device: Option<v1::DeviceRequest>,
-    /// CPUs per task.
-    #[arg(long, default_value = "1", value_parser = quantity::cpus)]
+    /// CPUs per task: 2, 1.5 or 500m (millicores); at most 1000.
+    #[arg(long, value_name = "CPUS", default_value = "1", value_parser = quantity::cpus)]
     cpus: u64,
-    /// Memory per task.
-    #[arg(long, default_value = "128Mi", value_parser = quantity::bytes)]
+    /// Memory per task: 512Mi, 2Gi or a number of bytes; at most 1024Ti.
+    #[arg(long, value_name = "BYTES", default_value = "128Mi", value_parser = quantity::bytes)]
     memory: u64,
-    /// So many tasks that start and end together.
+    /// Run N tasks as a gang: they start and end together. 1 to 4096.
     #[arg(long, value_name = "N")]
     gang: Option<u32>,
-    /// So many tasks, each on its own; if one fails for good, the others are cancelled.
+    /// Run N independent tasks. If one fails after its last attempt, the others are cancelled. 1 to 1000000
+    /// [default: 1].
     #[arg(long, value_name = "N", conflicts_with = "gang")]
     count: Option<u32>,
-    /// The job's name; else the command's, and a number.
+    /// Job name: lower-case letters, digits and hyphens. Default: the command's name and a number.
     #[arg(long)]
     name: Option<String>,
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    /// Priority, -1000000 to 1000000. Higher priorities are scheduled first.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
-    /// Environment of the command: NAME=VALUE.
+    /// Environment variable of the command. May be repeated.
     #[arg(long, short, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Absolute; else a fresh directory.
-    #[arg(long)]
+    /// Working directory, an absolute path. Default: a new directory.
+    #[arg(long, value_name = "PATH")]
     workdir: Option<String>,
-    /// Longest run: 90s, 5m, 1h30m; else the queue's, 24h by default.
-    #[arg(long, value_parser = quantity::duration_ms)]
+    /// Maximum run time of an attempt: 90s, 5m, 1h30m; at most 366d. Default: that of the queue, initially
+    /// 24h.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
     max_run: Option<u64>,
-    /// Tries in all.
-    #[arg(long, default_value_t = 1)]
+    /// Maximum number of attempts, 1 to 100.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     attempts: u32,
+    /// Label of the job. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
-    /// Print job/NAME and leave it running.
+    /// Print the job's name and exit without waiting for it.
     #[arg(long, short)]
     detach: bool,
-    /// The command and its arguments.
+    /// Command and arguments.
     #[arg(required = true, trailing_var_arg = true)]
     command: Vec<String>,
 }
@@ -75,13 +79,13 @@ fn pairs(field: &str, list: &[String]) -> Result<BTreeMap<String, String>, Failu
     list.iter().map(pair).collect()
 }
 
-/// A name made of a command's: lower-case letters, digits, hyphens.
+/// Makes a job name prefix from a command: lower-case letters, digits and hyphens, at most 40.
 fn prefix_of(command: &str) -> String {
     let base = command.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-    let kept: String =
+    let name: String =
         base.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
-    let kept = kept.trim_matches('-').to_owned();
-    if kept.is_empty() { "job".to_owned() } else { kept }
+    let name = name.trim_matches('-').to_owned();
+    if name.is_empty() { "job".to_owned() } else { name }
 }
 
 impl Run {
@@ -93,9 +97,8 @@ impl Run {
         let client = connect.client()?;
         let submission = self.submission(&connect.queue)?;
         let request = v1::SubmitRequest { token: new_token(), jobs: vec![submission] };
-        // Longer than a restart takes, shorter than a user's patience where nothing listens.
-        let patience = Duration::from_secs(15);
-        let response = patiently(patience, || async { client.jobs().submit(request.clone()).await }).await?;
+        let call = || async { client.jobs().submit(request.clone()).await };
+        let response = with_retries(SUBMIT_TIMEOUT, call).await?;
         let Some(job) = response.into_inner().jobs.pop() else {
             return Err(Failure::new(RUN_FAILED, "the broker accepted no job"));
         };
@@ -105,7 +108,7 @@ impl Run {
         }
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };
         let units = if self.gang.is_some() { 1 } else { self.count.unwrap_or(1) };
-        follow_to_end(&client, at, units, self.gang.unwrap_or(1)).await
+        stream_until_ended(&client, at, units, self.gang.unwrap_or(1)).await
     }
 
     fn submission(&self, queue: &str) -> Result<v1::Submission, Failure> {
@@ -160,14 +163,18 @@ impl Run {
     }
 }
 
-/// How long a job may wait before `run` says why.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long `run` repeats its submit while the broker is unavailable: longer than a restart takes, but short
+/// enough for a user at a terminal if no broker is running.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a job may wait before `run` prints why.
+const WAIT_REASON_DELAY: Duration = Duration::from_secs(2);
 
-/// Streams all output of a job until it has ended; Ctrl-C or SIGTERM cancels it, a second one leaves.
-async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
+/// Streams the output of a job until it has ended. Ctrl-C or SIGTERM cancels the job, a second one exits.
+async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
     let streams = async {
         let mut following = Vec::new();
-        // Many tasks at once would only be noise: the first few are shown.
+        // The mixed output of many tasks is unreadable, so only the first 16 units and 16 tasks of each are
+        // streamed.
         for unit in 0..units.min(16) {
             for task in 0..tasks.min(16) {
                 let (client, at) = (client.clone(), at.clone());
@@ -175,34 +182,38 @@ async fn follow_to_end(client: &Client, at: v1::JobRef, units: u32, tasks: u32) 
             }
         }
         for follow in following {
-            // Without its output the job still ends, and that is what counts; but say so.
+            // A failure to read output does not change how the job ends, so report it and continue.
             if let Ok(Err(failure)) = follow.await {
-                tell(&format!("weir: output is missing: {}", crate::model::text::escape(&failure.message)));
+                report(&format!(
+                    "weir: can't read the output: {}",
+                    crate::model::text::escape(&failure.message)
+                ));
             }
         }
         ended(client, &at).await
     };
     tokio::pin!(streams);
-    let nag = tokio::spawn(say_why_it_waits(client.clone(), at.clone()));
+    let wait_reason = tokio::spawn(print_wait_reason(client.clone(), at.clone()));
     tokio::select! {
         job = &mut streams => return exit_code(&job?),
         () = terminated() => {}
     }
-    nag.abort();
-    tell("cancelling the job; press Ctrl-C again to leave it");
+    wait_reason.abort();
+    report("cancelling the job; press Ctrl-C again to exit without waiting for it");
     let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
-    patiently(PATIENCE, || async { client.jobs().cancel(cancel.clone()).await }).await?;
+    with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
         job = &mut streams => exit_code(&job?),
         () = terminated() => Ok(130),
     }
 }
 
-/// Prints one task's output until it has ended, through breaks, from where it stopped.
+/// Prints the output of one task and of its later attempts until the unit has ended. After a broken
+/// connection it continues at the offset it had reached.
 pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<(), Failure> {
     let (mut offsets, mut attempt, mut number) = ([0u64; 2], String::new(), 0);
-    // Patience counts from when the broker was last heard.
-    let mut deadline = tokio::time::Instant::now() + PATIENCE;
+    // The timeout counts from the last message of the broker.
+    let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
     loop {
         let request = v1::LogsRequest {
             job: Some(at.clone()),
@@ -223,7 +234,7 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
                         Ok(None) => break None,
                         Err(status) => break Some(status),
                     }
-                    deadline = tokio::time::Instant::now() + PATIENCE;
+                    deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
                 }
             }
         };
@@ -232,7 +243,7 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
                 attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
             match next_attempt(client, &at, unit, shown).await? {
                 Some(next) => {
-                    tell(&format!("weir: attempt {shown} is over; this is attempt {next}"));
+                    report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
                     (offsets, number) = ([0; 2], next);
                     continue;
                 }
@@ -246,7 +257,7 @@ pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32
     }
 }
 
-/// The attempt of a unit that comes after `shown`, once there is one; `None` if there will be none.
+/// Waits for the attempt of a unit after attempt `shown`. `None` if the unit has ended.
 async fn next_attempt(
     client: &Client,
     at: &v1::JobRef,
@@ -255,8 +266,8 @@ async fn next_attempt(
 ) -> Result<Option<u32>, Failure> {
     loop {
         let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: true };
-        let reply = patiently(PATIENCE, || async { client.jobs().get_job(request.clone()).await }).await?;
-        let reply = reply.into_inner();
+        let call = || async { client.jobs().get_job(request.clone()).await };
+        let reply = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
         // JOURNAL-JOB-UNIT-NUMBER.
         let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
             let mut parts = attempt.id.rsplit('-');
@@ -276,9 +287,10 @@ async fn next_attempt(
     }
 }
 
-/// Says once why a job waits, if it waits for long: silence would look like a broken tool.
-async fn say_why_it_waits(client: Client, at: v1::JobRef) {
-    tokio::time::sleep(SILENCE).await;
+/// Prints once why a job is waiting, if it still is after `WAIT_REASON_DELAY`: a command without any output
+/// looks broken.
+async fn print_wait_reason(client: Client, at: v1::JobRef) {
+    tokio::time::sleep(WAIT_REASON_DELAY).await;
     let request = v1::WhyRequest { job: Some(at) };
     let Ok(why) = client.jobs().why(request).await else { return };
     let why = why.into_inner();
@@ -292,15 +304,16 @@ async fn say_why_it_waits(client: Client, at: v1::JobRef) {
         (None, Some((pool, reason))) => format!("{pool}: {}", reason.message),
         (None, None) => "there are no pools".to_owned(),
     };
-    let what = if never { "fits into no pool, and waits for one" } else { "waits" };
+    let what = if never { "is waiting, but fits no current pool" } else { "is waiting" };
     let reason = crate::model::text::escape(&reason);
-    tell(&format!(
-        "weir: job/{0} {what} ({reason}); `weir why job/{0}` tells more, Ctrl-C cancels it",
+    report(&format!(
+        "weir: job/{0} {what} ({reason}); details: `weir why job/{0}`; Ctrl-C cancels the job",
         job.name
     ));
 }
 
-/// Prints a piece of output, and on standard error what was not kept before it.
+/// Prints a part of the output. A gap before it, where the pool did not store the output, is reported on
+/// standard error.
 pub(super) fn print_part(
     part: &v1::LogsResponse,
     offsets: &mut [u64; 2],
@@ -311,10 +324,10 @@ pub(super) fn print_part(
     }
     let index = usize::from(part.stream() == v1::LogStream::Stderr);
     if part.offset > offsets[index] {
-        tell(&format!("… {} bytes not kept …", part.offset - offsets[index]));
+        report(&format!("… {} bytes were not stored …", part.offset - offsets[index]));
     }
     offsets[index] = part.offset + part.data.len() as u64;
-    // Output is the task's own: it goes through as it is, as of a local command.
+    // The output is not sanitised: a local command could print the same bytes.
     if index == 1 {
         std::io::stderr().write_all(&part.data)?;
         return Ok(());
@@ -326,13 +339,13 @@ pub(super) fn print_part(
     }
 }
 
-/// The job, once it has ended.
+/// Waits until a job has ended.
 pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, Failure> {
     let mut wait = Duration::from_millis(1);
     loop {
         let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: false };
-        let response = patiently(PATIENCE, || async { client.jobs().get_job(request.clone()).await }).await?;
-        let job = response.into_inner().job.unwrap_or_default();
+        let call = || async { client.jobs().get_job(request.clone()).await };
+        let job = with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default();
         if has_ended(&job) {
             return Ok(job);
         }
@@ -341,12 +354,12 @@ pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, F
     }
 }
 
-/// It won't change any more.
+/// True if the job is in a final phase.
 pub(super) fn has_ended(job: &v1::Job) -> bool {
     matches!(job.phase(), v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled)
 }
 
-/// The exit code that stands for how a job ended.
+/// The exit code of `run` for an ended job. Prints the failure, if there is one.
 fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
     if job.phase() == v1::JobPhase::Succeeded {
         return Ok(0);
@@ -359,16 +372,16 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
         }
         (Some(code), None) if failure.code == "Failed" => {
             if !failure.message.is_empty() {
-                tell(&format!("weir: {}", crate::model::text::escape(&failure.message)));
+                report(&format!("weir: {}", crate::model::text::escape(&failure.message)));
             }
-            // What failed did not succeed, whatever its code.
+            // A failed job must not exit with 0, regardless of the reported code.
             return Ok(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(RUN_FAILED));
         }
         _ if job.phase() == v1::JobPhase::Cancelled => 130,
         _ => RUN_FAILED,
     };
     if !failure.code.is_empty() {
-        tell(&format!(
+        report(&format!(
             "weir: {}{}{}",
             failure.code,
             if failure.message.is_empty() { "" } else { ": " },

@@ -1,4 +1,4 @@
-//! `weir server`: a broker.
+//! `weir server`: runs a broker.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -17,33 +17,38 @@ use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
 use crate::model::plan::Policy;
 use crate::runtime::broker::{self, Handle};
 
-/// Runs a broker.
+/// Run a broker.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy best-fit\n\nSIGTERM ends it; agents and their tasks live on."
+    after_help = "Examples:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy best-fit\n\nSIGTERM stops the broker. Agents and running tasks continue, and reconnect when it is started again."
 )]
 pub struct Server {
-    /// Where the journal lives.
-    #[arg(long)]
+    /// Data directory: journal and token. Created if absent.
+    /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// Loopback only; port 0 picks one.
-    #[arg(long, default_value = ADDRESS_DEFAULT)]
+    /// Address to listen on, HOST:PORT. Must be a loopback address; port 0 selects a free port.
+    #[arg(long, value_name = "ADDRESS", default_value = ADDRESS_DEFAULT)]
     listen: String,
-    /// Mutations (submits, cancels and the like) that one client may send in a second.
+    /// Maximum rate of mutations (submit, cancel, etc.) per client and second, 1 to 1000000.
     #[arg(long, value_name = "N", default_value_t = MUTATIONS_PER_S_DEFAULT,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     mutations_per_second: u32,
-    /// How places are chosen. `overflow` uses_profile what comes and strands least of it; the others are simpler,
-    /// allocate less and keep nothing for large jobs.
+    /// Placement policy. `overflow` adapts to the workload to limit fragmentation; `best-fit` and `fgd`
+    /// don't.
     #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
 }
 
-/// A policy's name.
+/// Names of the placement policies.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum PolicyName {
+    /// Node with the least free capacity left, devices first.
     BestFit,
+    /// Fragmentation gradient descent (USENIX ATC '23).
     Fgd,
+    /// Least stranded devices for the tasks that will not fit when the cluster is full. Also chooses the
+    /// order of waiting jobs and reserves nodes for large jobs.
     Overflow,
 }
 
@@ -57,7 +62,7 @@ impl From<PolicyName> for Policy {
     }
 }
 
-/// A broker that listens.
+/// A broker with an open port, whose API is not served yet.
 pub(super) struct Listening {
     pub(super) broker: Handle,
     pub(super) thread: std::thread::JoinHandle<()>,
@@ -66,7 +71,8 @@ pub(super) struct Listening {
     pub(super) token: String,
 }
 
-/// Opens the data directory and the port, and leaves a context for clients.
+/// Opens the port and the data directory, starts the broker, and registers its address in the config file of
+/// clients on this machine.
 pub(super) async fn listen(
     data: &Path,
     listen: &str,
@@ -74,13 +80,13 @@ pub(super) async fn listen(
     policy: Policy,
 ) -> Result<Listening, Failure> {
     let address = resolve(listen).await?;
-    // The port first: one that is taken must not touch the journal.
+    // Bind the port first: if it is in use, the journal must stay untouched.
     let listener = TcpListener::bind(address).await.map_err(|error| {
         Failure::new(1, format!("can't listen on {listen}: {error}"))
-            .hint("another weir may be running; --listen 127.0.0.1:0 picks a free port")
+            .hint("another broker may be running; --listen 127.0.0.1:0 selects a free port")
     })?;
     let address = listener.local_addr()?;
-    // The journal holds what jobs are told: nobody else's to read.
+    // The journal contains commands and environment variables of jobs, so only its owner may read it.
     if !data.exists() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
     }
@@ -91,7 +97,7 @@ pub(super) async fn listen(
     config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
     let absolute = std::fs::canonicalize(data)?;
     if let Err(error) = ClientFile::remember(&address.to_string(), &absolute) {
-        tracing::warn!(%error, "clients must be told the token: the context can't be written");
+        tracing::warn!(%error, "can't write the client config file: clients need WEIR_SERVER and WEIR_TOKEN");
     }
     Ok(Listening { broker, thread, listener, address, token })
 }
@@ -101,10 +107,10 @@ async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
         Failure::new(INVALID, format!("--listen {listen:?}: {error}; write ADDRESS:PORT"))
     })?;
     let address =
-        found.next().ok_or_else(|| Failure::new(INVALID, format!("--listen {listen:?} is no address")))?;
+        found.next().ok_or_else(|| Failure::new(INVALID, format!("--listen {listen:?} has no address")))?;
     if !address.ip().is_loopback() {
         let text = format!(
-            "--listen {listen}: not a loopback address; without TLS and authentication nothing else is served"
+            "--listen {listen}: not a loopback address; others are not supported without TLS and authentication"
         );
         return Err(Failure::new(DENIED, text));
     }
@@ -120,7 +126,7 @@ impl Server {
         let stop = terminated();
         let (broker, rate) = (listening.broker.clone(), self.mutations_per_second);
         let served = crate::api::serve(broker, listening.listener, &listening.token, rate, stop);
-        // Open watches and sessions would hold up a graceful end: they are cut after a moment.
+        // Open watches and sessions would delay the graceful end without limit: end after 1 s.
         tokio::select! {
             outcome = served => outcome.map_err(anyhow::Error::from)?,
             () = async { terminated().await; tokio::time::sleep(std::time::Duration::from_secs(1)).await } => {}

@@ -1,4 +1,4 @@
-//! Job files: YAML or JSON, one job or several, read strictly.
+//! Job files: YAML or JSON with one job or several, parsed strictly into API messages.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::input::{Text, read_documents, strict};
 use super::quantity;
 use crate::api::proto::v1;
 
-/// A job as its file describes it.
+/// A job in a job file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JobFile {
@@ -67,7 +67,7 @@ struct GroupFile {
     #[serde(default)]
     workdir: String,
     image: Option<String>,
-    /// Kubernetes' own description of a pod.
+    /// A Kubernetes `PodSpec`.
     pod: Option<serde_json::Map<String, serde_json::Value>>,
     simulate: Option<SimulateFile>,
 }
@@ -90,7 +90,7 @@ impl<'de> Visitor<'de> for EnvVisitor {
     type Value = EnvFile;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a text, in quotes if it looks like something else, or value_from")
+        f.write_str("a string, quoted if it looks like another type, or value_from")
     }
 
     fn visit_str<E>(self, value: &str) -> Result<EnvFile, E> {
@@ -192,10 +192,11 @@ enum ConditionFile {
     Failed,
 }
 
-/// Reads the jobs of a file: one, a list, or `jobs:` with a list; YAML documents follow each other.
+/// Parses the jobs of a file: one job, a list of jobs, or `jobs:` with a list, in one or several YAML
+/// documents.
 ///
 /// # Errors
-/// In words: where in the file, which field, what was meant.
+/// A message with the position or field, and a suggestion for an unknown field.
 pub fn read_jobs(text: &str) -> Result<Vec<v1::Submission>, String> {
     let documents: Vec<serde_json::Value> = read_documents(text)?;
     let mut files: Vec<serde_json::Value> = Vec::new();
@@ -213,7 +214,7 @@ pub fn read_jobs(text: &str) -> Result<Vec<v1::Submission>, String> {
         }
     }
     if files.is_empty() {
-        return Err("there is no job in the file".to_owned());
+        return Err("the file contains no job".to_owned());
     }
     let single = files.len() == 1;
     let read = |(index, value): (usize, serde_json::Value)| {
@@ -305,7 +306,7 @@ fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
     let run = match file.image {
         image if file.pod.is_some() && (image.is_some() || plain || !program.env.is_empty()) => {
             return Err(
-                "pod: says itself what runs: leave out image, command, args, env and workdir".to_owned()
+                "pod: defines its containers itself: remove image, command, args, env and workdir".to_owned()
             );
         }
         _ if file.pod.is_some() => {
@@ -352,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_strictly() {
+    fn job_files_are_parsed_strictly() {
         check("groups: [{cpus: 1, command: [\"true\"]}]", expect!["1 jobs"]);
         check("{\"groups\": [{\"cpus\": \"500m\", \"command\": [\"true\"]}]}", expect!["1 jobs"]);
         check("- {groups: []}\n- {groups: []}", expect!["2 jobs"]);
@@ -367,9 +368,9 @@ mod tests {
         );
         check(
             "max_run: soon",
-            expect![[r#"max_run: "soon" is not a time: expected number at 0; write 90s, 5m or 1h30m"#]],
+            expect![[r#"max_run: "soon" is not a duration: expected number at 0; write 90s, 5m or 1h30m"#]],
         );
-        check("", expect!["there is no job in the file"]);
+        check("", expect!["the file contains no job"]);
     }
 
     #[test]

@@ -1,29 +1,29 @@
-//! `weir submit`.
+//! `weir submit`: submits the jobs of a file.
 
 use prost::Message;
 
-use super::connect::{PATIENCE, job_name, new_token, patiently};
+use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::output::print;
 use super::{Connect, Failure, input, spec_file};
 use crate::api::proto::v1;
 use crate::model::limit::MESSAGE_BYTES_MAX;
 
-/// Submits jobs from a file.
+/// Submit jobs from a YAML or JSON file.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir submit train.yaml\n  weir submit -f train.yaml\n  generate | weir submit -\n\nA file holds one job, a list, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']"
+    after_help = "Examples:\n  weir submit train.yaml\n  weir submit -f train.yaml\n  ./make-jobs | weir submit -\n\nA file contains one job, a list of jobs, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']"
 )]
 pub struct Submit {
     #[command(flatten)]
     file: input::FileArgument,
 }
 
-/// Jobs in one request.
+/// Jobs in one request: half of what the broker accepts.
 const BATCH: usize = 500;
-/// Bytes of the jobs in one request, well below what the broker takes.
+/// Bytes of the jobs in one request: half of what the broker accepts.
 const BATCH_BYTES: usize = MESSAGE_BYTES_MAX / 2;
 
-/// How many of the jobs go into the next request: one at the least, which may prove too long.
+/// Number of jobs in the next request. At least one, even if it is larger than the broker accepts.
 fn batch_len(jobs: &[v1::Submission]) -> usize {
     let mut bytes = 0;
     let fitting = jobs.iter().take(BATCH).take_while(|job| {
@@ -49,9 +49,10 @@ impl Submit {
             let (batch, after) = rest.split_at(batch_len(rest));
             rest = after;
             let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec() };
-            let response = patiently(PATIENCE, || async { client.jobs().submit(request.clone()).await });
-            let response = response.await.map_err(|status| Failure::from(status).of_file(&file))?;
-            // One each, in the order of the request.
+            let response =
+                with_retries(RETRY_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
+            let response = response.await.map_err(|status| Failure::from(status).in_file(&file))?;
+            // The response lists one job per submission, in the same order.
             for (job, asked) in response.into_inner().jobs.iter().zip(batch) {
                 print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
             }

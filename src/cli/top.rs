@@ -1,4 +1,4 @@
-//! `weir top`.
+//! `weir top`: resource usage by pool.
 
 use std::time::Duration;
 
@@ -6,11 +6,13 @@ use super::output::{bytes, is_terminal, print, print_raw, table, thousandths};
 use super::{Connect, Failure, get};
 use crate::api::proto::v1;
 
-/// Shows what each pool holds.
+/// Show the resource usage of each pool, refreshed every 2 s.
+///
+/// CPU% and DEVICE% are the allocated shares of the pool; MEMORY is allocated/total.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weir top\n  weir top --once")]
+#[command(after_help = "Examples:\n  weir top\n  weir top --once     print once, for scripts")]
 pub struct Top {
-    /// Once, then leave.
+    /// Print once and exit; the default if standard output is not a terminal.
     #[arg(long)]
     once: bool,
 }

@@ -1,23 +1,23 @@
-//! `weir wait`.
+//! `weir wait`: waits for jobs to end.
 
 use std::time::Duration;
 
 use super::exit::{JOB_FAILED, TIMED_OUT};
-use super::output::tell;
+use super::output::report;
 use super::{Connect, Failure, quantity, run};
 use crate::api::proto::{name_of, v1};
 
-/// Waits until jobs have ended.
+/// Wait for jobs to end.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir wait job/a job/b\n  weir wait --timeout 10m $(weir submit jobs.yaml)\n\nExit code 12 if a job failed, 124 if the time was up."
+    after_help = "Examples:\n  weir wait job/a job/b\n  weir wait --timeout 10m $(weir submit jobs.yaml)\n\nExit codes: 0 if all jobs succeeded, 12 if one failed or was cancelled, 124 if the timeout expired."
 )]
 pub struct Wait {
-    /// job/NAME, any number.
+    /// Jobs to wait for: job/NAME, job/QUEUE/NAME or the id.
     #[arg(required = true)]
     jobs: Vec<String>,
-    /// Give up after this.
-    #[arg(long, value_parser = quantity::duration_ms)]
+    /// Maximum time to wait: 90s, 5m, 1h30m. Default: no limit.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
     timeout: Option<u64>,
 }
 
@@ -31,7 +31,11 @@ impl Wait {
                 let succeeded = job.phase() == v1::JobPhase::Succeeded;
                 failed |= !succeeded;
                 if !succeeded {
-                    tell(&format!("job/{} {}", job.name, name_of::<v1::JobPhase>(job.phase).to_lowercase()));
+                    report(&format!(
+                        "job/{} {}",
+                        job.name,
+                        name_of::<v1::JobPhase>(job.phase).to_lowercase()
+                    ));
                 }
             }
             Ok(if failed { JOB_FAILED } else { 0 })
@@ -40,7 +44,7 @@ impl Wait {
             None => all.await,
             Some(ms) => tokio::time::timeout(Duration::from_millis(ms), all)
                 .await
-                .unwrap_or_else(|_| Err(Failure::new(TIMED_OUT, "the jobs have not ended in time"))),
+                .unwrap_or_else(|_| Err(Failure::new(TIMED_OUT, "timeout: not all jobs have ended"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `weir why`.
+//! `weir why`: explains why a job is waiting.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,19 @@ use super::{Connect, Failure};
 use crate::api::proto::{name_of, v1};
 use crate::model::text::escape;
 
-/// Explains why a job waits.
+/// Explain why a job is waiting.
+///
+/// Prints the reason per pool, and which change would let the job start now.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  weir why job/train-7\n\nExit code 11: no pool could ever run it.")]
+#[command(
+    after_help = "Examples:\n  weir why job/train-7\n  weir why job/vision/train-7     a job of queue vision\n\nEach reason is one of: never (needs another job spec or another pool), closed (an admin or an agent must\nact), busy (running work must end first), fits (the pool has capacity; the job is queued behind others).\nExit code 11: no pool can ever run one of the task groups."
+)]
 pub struct Why {
-    /// job/NAME.
+    /// job/NAME, job/QUEUE/NAME or the id.
     job: String,
 }
 
-/// Pools named per reason.
+/// Pools listed per reason.
 const POOLS_SHOWN: usize = 4;
 
 impl Why {
@@ -40,7 +44,7 @@ fn why_text(why: &v1::WhyResponse) -> String {
     }
     out.push('\n');
     if why.groups.is_empty() && why.reasons.is_empty() {
-        out.push_str("nothing of it waits\n");
+        out.push_str("no unit of the job is waiting\n");
     }
     for reason in &why.reasons {
         out.push_str(&format!("{:<12}  {}\n", reason.code, escape(&reason.message)));

@@ -62,9 +62,9 @@ fn job_files_that_can_t_be_read_are_refused_with_the_place() {
     let deep = "[".repeat(100_000);
     let deep_yaml = format!("groups: {}", "[".repeat(5_000));
     let rows = [
-        row("", &["there is no job in the file"]),
-        row("# nothing\n---\n---\n", &["there is no job in the file"]),
-        row("[]", &["there is no job in the file"]),
+        row("", &["the file contains no job"]),
+        row("# nothing\n---\n---\n", &["the file contains no job"]),
+        row("[]", &["the file contains no job"]),
         row("just words", &["expected struct JobFile"]),
         row("7", &["expected struct JobFile"]),
         row("jobs: 7", &["jobs: is not a list"]),
@@ -77,7 +77,7 @@ fn job_files_that_can_t_be_read_are_refused_with_the_place() {
         row("{\"name\": \"a\", \"name\": \"b\"}", &["\"name\" is given twice at line 1 column"]),
         row("{\"groups\": [{\"cpus\": 1, \"cpus\": 2}]}", &["\"cpus\" is given twice"]),
         row(b"name: a\0b".as_slice(), &["line 1"]),
-        row(b"name: \xc3\x28".as_slice(), &["is not UTF-8 text: byte 6 is none of it"]),
+        row(b"name: \xc3\x28".as_slice(), &["is not UTF-8 text: byte 6 is invalid"]),
         row(b"\xff\xfen\0a\0m\0e\0".as_slice(), &["is not UTF-8 text: byte 0"]),
         row(alias_bomb(), &[]),
         row("a: &a [*a]", &[]),
@@ -95,13 +95,16 @@ fn fields_of_job_files_are_read_strictly() {
     let long_name = format!("{{\"{}\": 1}}", "n".repeat(1 << 20));
     let rows = [
         row("priorty: 3", &["priorty: unknown field \"priorty\", did you mean \"priority\"?"]),
-        row("frobnicate: 3", &["unknown field \"frobnicate\"; known are name, queue"]),
+        row("frobnicate: 3", &["unknown field \"frobnicate\"; expected one of name, queue"]),
         row(long_name, &["unknown field \"nnnn"]),
         row("na\u{202e}me: 3", &["unknown field \"na\\u{202e}me\""]),
         row("priority: high", &["priority: invalid type: string \"high\", expected i32"]),
         row("priority: 3000000000", &["priority: invalid value: integer `3000000000`, expected i32"]),
         row("labels: [a]", &["labels: invalid type: sequence, expected a map"]),
-        row("on_pool_lost: panic", &["on_pool_lost: unknown variant \"panic\"; known are wait, requeue"]),
+        row(
+            "on_pool_lost: panic",
+            &["on_pool_lost: unknown variant \"panic\"; expected one of wait, requeue"],
+        ),
         row("on_pool_lost: requeu", &["did you mean \"requeue\"?"]),
         row("retry: {max_attempts: -1}", &["retry.max_attempts: invalid value: integer `-1`, expected u32"]),
         row("retry: {max_attempts: 2, on: [failled]}", &["retry.on[0]: unknown variant", "\"failed\""]),
@@ -109,9 +112,9 @@ fn fields_of_job_files_are_read_strictly() {
             "depends_on: [{job: train}]",
             &["depends_on[0].job: invalid type: string \"train\", expected u64"],
         ),
-        row("max_run: soon", &["max_run: \"soon\" is not a time", "write 90s, 5m or 1h30m"]),
+        row("max_run: soon", &["max_run: \"soon\" is not a duration", "write 90s, 5m or 1h30m"]),
         row("max_run: 90", &["max_run: invalid type: integer `90`, expected a string"]),
-        row("grace: -5s", &["grace: \"-5s\" is not a time"]),
+        row("grace: -5s", &["grace: \"-5s\" is not a duration"]),
         row("start_limit: 99999999999999y", &["start_limit: \"99999999999999y\" is"]),
         row(group("count: -1"), &["groups[0].count: invalid value: integer `-1`, expected u32"]),
         row(group("count: 1.5"), &["groups[0].count: invalid type: floating point `1.5`, expected u32"]),
@@ -119,7 +122,7 @@ fn fields_of_job_files_are_read_strictly() {
         row(group("cpus: true"), &["groups[0].cpus: invalid type: boolean `true`, expected an amount"]),
         row(
             group("env: {PORT: 8080}"),
-            &["groups[0].env.PORT: invalid type: integer `8080`, expected a text, in quotes"],
+            &["groups[0].env.PORT: invalid type: integer `8080`, expected a string, quoted"],
         ),
         row(group("env: {A: {value_form: 1}}"), &["groups[0].env.A", "did you mean \"value_from\"?"]),
         row(group("args: [1]"), &["groups[0].args[0]: invalid type: integer `1`, expected a string"]),
@@ -157,13 +160,13 @@ fn quantities_in_job_files_are_whole_and_within_reason() {
 fn queue_files_are_read_whole_before_any_of_it_is_done() {
     let home = Home::new();
     let rows = [
-        row("", &["there is no queue in the file"]),
-        row("queues: []", &["there is no queue in the file"]),
+        row("", &["the file contains no queue"]),
+        row("queues: []", &["the file contains no queue"]),
         row("queus: []", &["unknown field \"queus\", did you mean \"queues\"?"]),
         row("queues: [{weight: 1}]", &["queues[0]: missing field `name`"]),
         row(
             "queues: [{name: a}, {name: b, limit: {cpu: 1}}]",
-            &["queues[1].limit: \"cpu\" is not a kind: use cpus"],
+            &["queues[1].limit: \"cpu\" is not a resource kind: use cpus"],
         ),
         row("queues: [{name: a, limit: {cpus: lots}}]", &["queues[0].limit.cpus: \"lots\" is not an amount"]),
         row(
@@ -175,7 +178,7 @@ fn queue_files_are_read_whole_before_any_of_it_is_done() {
             "queues: [{name: a, weight: -1}]",
             &["queues[0].weight: invalid value: integer `-1`, expected u32"],
         ),
-        row("queues: [{name: a, max_run: soon}]", &["queues[0].max_run: \"soon\" is not a time"]),
+        row("queues: [{name: a, max_run: soon}]", &["queues[0].max_run: \"soon\" is not a duration"]),
         row("queues: [{name: a}]\n---\nqueues: 7\n", &["queues: invalid type: integer `7`"]),
     ];
     check(&home, "apply", &rows);
@@ -215,8 +218,8 @@ fn wrong_arguments_are_usage_errors_and_those_of_run_are_its_own() {
         (&["get"], 2, "required arguments were not provided"),
         (&["get", "jobs", "-o", "xml"], 2, "possible values: table, wide, json, yaml, name"),
         (&["get", "jobs", "--limit=-1"], 2, "--limit"),
-        (&["wait", "--timeout", "soon", "x"], 2, "\"soon\" is not a time"),
-        (&["drain", "p", "--deadline=-1s"], 2, "\"-1s\" is not a time"),
+        (&["wait", "--timeout", "soon", "x"], 2, "\"soon\" is not a duration"),
+        (&["drain", "p", "--deadline=-1s"], 2, "\"-1s\" is not a duration"),
         (&["submit"], 2, "required arguments were not provided"),
         (&["submit", "a", "b"], 2, "unexpected argument 'b'"),
         (&["submit", "a", "--server"], 2, "a value is required for '--server <URL>'"),
@@ -224,7 +227,7 @@ fn wrong_arguments_are_usage_errors_and_those_of_run_are_its_own() {
         (&["run", "--cpus", "-1", "--", "true"], 125, "unexpected argument '-1'"),
         (&["run", "--cpus=-1", "--", "true"], 125, "\"-1\" is not an amount of CPUs"),
         (&["run", "--memory", "1e9", "--", "true"], 125, "\"1e9\" is not an amount of memory"),
-        (&["run", "--device", "T4:x", "--", "true"], 125, "\"T4:x\" names no devices"),
+        (&["run", "--device", "T4:x", "--", "true"], 125, "\"T4:x\" is not a device request"),
         (&["run", "--count", "1", "--gang", "1", "--", "true"], 125, "cannot be used with"),
         (&["run", "--bogus", "--", "true"], 125, "unexpected argument '--bogus'"),
         (&["--queue", "q", "run", "--bogus", "--", "true"], 125, "unexpected argument '--bogus'"),

@@ -1,4 +1,4 @@
-//! The check itself is checked: each thing that must not be is found, and what may be is not.
+//! Tests of the history check: it finds every kind of violation and accepts valid histories.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use weir::api::proto::v1;
 use weir::api::proto::v1::{AttemptPhase, JobPhase};
 
 use crate::clients::Acknowledged;
-use crate::history::{History, Told};
+use crate::history::{History, JobReport};
 use crate::schedule::{Profile, Seed};
-use crate::work::{self, Expected, Piece};
+use crate::work::{self, Expected, JobPlan};
 
-/// The attempts' times, by the broker's clock; the boot clock began at 0.
+/// End of the attempts on the clock of the broker. The boot clock started at 0.
 const ENDED_MS: u64 = 5_000;
 
-/// A job of one task that is to succeed.
-fn piece() -> Piece {
+/// A job of one task that is expected to succeed.
+fn plan() -> JobPlan {
     let seed = Seed { profile: Profile::Crash, number: 1, seconds: 100 };
-    let mut pieces = work::draw(seed, Path::new("/history")).into_iter();
-    let plain = |piece: &Piece| piece.expected == Expected::Succeeds && piece.spec.groups[0].count == Some(1);
-    let mut piece = pieces.find(plain).expect("a plain job");
-    piece.spec.may_overlap = false;
-    piece.code = 3;
-    piece
+    let mut plans = work::generate(seed, Path::new("/history")).into_iter();
+    let plain = |plan: &JobPlan| plan.expected == Expected::Succeeds && plan.spec.groups[0].count == Some(1);
+    let mut plan = plans.find(plain).expect("a plain job");
+    plan.spec.may_overlap = false;
+    plan.code = 3;
+    plan
 }
 
 fn attempt(number: u32, code: &str, message: &str) -> v1::Attempt {
@@ -40,86 +40,87 @@ fn attempt(number: u32, code: &str, message: &str) -> v1::Attempt {
     }
 }
 
-/// What is found in a history of lines `KIND NUMBER UP [CODE]`, of attempts of one unit.
-fn check(change: impl FnOnce(&mut Told), lines: &[&str]) -> Vec<String> {
+/// Checks a history of lines `KIND NUMBER UPTIME [CODE]` of the attempts of one unit.
+fn check(change: impl FnOnce(&mut JobReport), lines: &[&str]) -> Vec<String> {
     let units = v1::UnitCounts { total: 1, ..Default::default() };
     let job =
         v1::Job { id: 7, phase: i32::from(JobPhase::Succeeded), units: Some(units), ..Default::default() };
-    let acknowledged = Acknowledged { piece: piece(), after_cancel: None };
-    let mut told = Told { acknowledged, job, attempts: vec![attempt(1, "Succeeded", "")] };
-    change(&mut told);
+    let acknowledged = Acknowledged { plan: plan(), after_cancel: None };
+    let mut report = JobReport { acknowledged, job, attempts: vec![attempt(1, "Succeeded", "")] };
+    change(&mut report);
     let line = |line: &&str| {
         let words: Vec<&str> = line.split(' ').collect();
         let [kind, number, up] = [0, 1, 2].map(|index| words[index]);
         format!("{kind} aaaaaaaaab-7-0-{number} 0 {up} {}\n", words.get(3).unwrap_or(&""))
     };
     let text: String = lines.iter().map(line).collect();
-    History::read(&text, 0).check(&[told], false)
+    History::read(&text, 0).check(&[report], false)
 }
 
-fn finds(what: &str, change: impl FnOnce(&mut Told), lines: &[&str]) {
+fn finds(what: &str, change: impl FnOnce(&mut JobReport), lines: &[&str]) {
     let found = check(change, lines);
-    assert!(found.iter().any(|complaint| complaint.contains(what)), "{what:?} is not in {found:?}");
+    assert!(found.iter().any(|violation| violation.contains(what)), "{what:?} is not in {found:?}");
 }
 
 #[test]
-fn what_may_be_is_not_complained_of() {
+fn valid_histories_have_no_violations() {
     let nothing = Vec::<String>::new();
     assert_eq!(check(|_| {}, &["START 1 1.00", "ALIVE 1 1.25", "END 1 1.50 0"]), nothing);
-    let retried = |told: &mut Told| {
-        told.attempts =
+    let retried = |report: &mut JobReport| {
+        report.attempts =
             vec![attempt(1, "Failed", ""), attempt(2, "NotStarted", ""), attempt(3, "Succeeded", "")];
     };
     assert_eq!(check(retried, &["START 1 1.00", "END 1 1.50 3", "START 3 1.51", "END 3 1.60 0"]), nothing);
-    // One that lost its lease in its last moment may have written its end.
-    let lost = |told: &mut Told| {
-        told.acknowledged.piece.spec.on_pool_lost = i32::from(v1::OnPoolLost::Requeue);
-        told.attempts = vec![attempt(1, "LeaseEnded", "its pool fell silent"), attempt(2, "Succeeded", "")];
+    // An attempt whose lease ended at its last moment may have written its end.
+    let lost = |report: &mut JobReport| {
+        report.acknowledged.plan.spec.on_pool_lost = i32::from(v1::OnPoolLost::Requeue);
+        report.attempts = vec![attempt(1, "LeaseEnded", "its pool fell silent"), attempt(2, "Succeeded", "")];
     };
     assert_eq!(check(lost, &["START 1 1.00", "END 1 1.50 0", "START 2 6.00", "END 2 6.50 0"]), nothing);
 }
 
 #[test]
-fn what_must_not_be_is_found() {
+fn violations_are_found() {
     finds("not all of its tasks ended", |_| {}, &["START 1 1.00", "ALIVE 1 1.25"]);
     finds("not all of its tasks ended", |_| {}, &["START 1 1.00", "END 1 1.25 3"]);
     finds("runs twice", |_| {}, &["START 1 1.00", "START 1 1.10", "END 1 1.25 0"]);
     finds("runs twice", |_| {}, &["START 1 1.00", "END 1 1.25 0", "END 1 1.25 0"]);
     finds("runs twice", |_| {}, &["START 1 1.00", "END 1 1.25 0", "ALIVE 1 1.30"]);
-    finds("the broker knows none", |_| {}, &["START 1 1.00", "END 1 1.25 0", "START 2 2.00"]);
-    finds("0 successful attempts", |told| told.attempts[0] = attempt(1, "Failed", ""), &["START 1 1.00"]);
-    let two = |told: &mut Told| told.attempts.push(attempt(2, "Succeeded", ""));
+    finds("but the broker has no such attempt", |_| {}, &["START 1 1.00", "END 1 1.25 0", "START 2 2.00"]);
+    finds("0 successful attempts", |report| report.attempts[0] = attempt(1, "Failed", ""), &["START 1 1.00"]);
+    let two = |report: &mut JobReport| report.attempts.push(attempt(2, "Succeeded", ""));
     let both = ["START 1 1.00", "END 1 1.50 0", "START 2 2.00", "END 2 2.50 0"];
     finds("2 successful attempts", two, &both);
-    let unstarted = |told: &mut Told| told.attempts.push(attempt(2, "NotStarted", ""));
+    let unstarted = |report: &mut JobReport| report.attempts.push(attempt(2, "NotStarted", ""));
     finds("but it ran", unstarted, &both);
-    let retried = |told: &mut Told| told.attempts.insert(0, attempt(2, "Failed", ""));
+    let retried = |report: &mut JobReport| report.attempts.insert(0, attempt(2, "Failed", ""));
     finds("ran at once", retried, &["START 1 1.00", "START 2 1.10", "END 2 1.20 3", "END 1 1.30 0"]);
-    let lost = |told: &mut Told| {
-        told.acknowledged.piece.spec.on_pool_lost = i32::from(v1::OnPoolLost::Requeue);
-        told.attempts.push(attempt(2, "LeaseEnded", "its pool fell silent"));
+    let lost = |report: &mut JobReport| {
+        report.acknowledged.plan.spec.on_pool_lost = i32::from(v1::OnPoolLost::Requeue);
+        report.attempts.push(attempt(2, "LeaseEnded", "its pool fell silent"));
     };
     finds(
         "after the end of its lease",
         lost,
         &["START 2 1.00", "ALIVE 2 6.50", "START 1 7.00", "END 1 8.00 0"],
     );
-    let vanished = |told: &mut Told| told.attempts.push(attempt(2, "Vanished", ""));
+    let vanished = |report: &mut JobReport| report.attempts.push(attempt(2, "Vanished", ""));
     finds("Vanished", vanished, &both);
-    let living = |told: &mut Told| told.attempts[0].phase = i32::from(AttemptPhase::Running);
-    finds("although its job has ended", living, &["START 1 1.00"]);
-    let untried = |told: &mut Told| told.job.units = Some(v1::UnitCounts { total: 2, ..Default::default() });
+    let running = |report: &mut JobReport| report.attempts[0].phase = i32::from(AttemptPhase::Running);
+    finds("although its job has ended", running, &["START 1 1.00"]);
+    let untried =
+        |report: &mut JobReport| report.job.units = Some(v1::UnitCounts { total: 2, ..Default::default() });
     finds("1 of 2 units", untried, &["START 1 1.00", "END 1 1.50 0"]);
-    let failed = |told: &mut Told| told.job.phase = i32::from(JobPhase::Failed);
+    let failed = |report: &mut JobReport| report.job.phase = i32::from(JobPhase::Failed);
     finds("Failed, not [Succeeded]", failed, &["START 1 1.00", "END 1 1.50 0"]);
 }
 
 #[test]
-fn job_that_was_cancelled_in_time_does_not_succeed() {
+fn job_that_was_cancelled_before_its_end_must_not_succeed() {
     let cancelled = |after: JobPhase| {
-        move |told: &mut Told| {
-            told.acknowledged.piece.expected = Expected::IsCancelled;
-            told.acknowledged.after_cancel = Some(after);
+        move |report: &mut JobReport| {
+            report.acknowledged.plan.expected = Expected::IsCancelled;
+            report.acknowledged.after_cancel = Some(after);
         }
     };
     let lines = ["START 1 1.00", "END 1 1.50 0"];

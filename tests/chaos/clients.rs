@@ -1,5 +1,5 @@
-//! Clients: each submits with a token of its own until it is acknowledged; some cancel, some repeat
-//! themselves; others read all the while, and notice what must not change.
+//! Clients. Each submits a job with its own token until the submit is acknowledged; some cancel the job or
+//! repeat the request. Others read during the whole run and report changes that must not happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -11,16 +11,16 @@ use weir::api::client::Client;
 use weir::api::proto::v1;
 use weir::api::proto::v1::JobPhase;
 
-use crate::work::Piece;
+use crate::work::JobPlan;
 
-/// How long a client waits for an answer before it asks anew.
+/// Time limit of a call, after which it is repeated.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Complaints that are kept.
-const COMPLAINTS_MAX: usize = 20;
-/// Between two calls of one client.
-const AGAIN: Duration = Duration::from_millis(150);
+/// Maximum number of violations that are recorded.
+const VIOLATIONS_MAX: usize = 20;
+/// Delay between two calls of one client.
+const RETRY_DELAY: Duration = Duration::from_millis(150);
 
-/// How clients get to the broker.
+/// Address and token for clients.
 #[derive(Clone)]
 pub struct Access {
     pub address: String,
@@ -30,25 +30,25 @@ pub struct Access {
 /// A job that was acknowledged.
 #[derive(Clone, Debug)]
 pub struct Acknowledged {
-    pub piece: Piece,
-    /// What it was when its cancel had been acknowledged.
+    pub plan: JobPlan,
+    /// Its phase after its cancel was acknowledged.
     pub after_cancel: Option<JobPhase>,
 }
 
-/// What the clients of a world know.
+/// What the clients of a run observed.
 #[derive(Default)]
-pub struct Ledger {
+pub struct Observations {
     pub jobs: Mutex<BTreeMap<u64, Acknowledged>>,
-    /// What must not be.
-    pub complaints: Mutex<Vec<String>>,
+    /// Observations that violate a guarantee.
+    pub violations: Mutex<Vec<String>>,
 }
 
-impl Ledger {
-    /// Notes what must not be. One that is repeated for ever is heard often enough.
-    pub fn complain(&self, complaint: String) {
-        let mut complaints = self.complaints.lock().expect("no client panics");
-        if complaints.len() < COMPLAINTS_MAX && !complaints.contains(&complaint) {
-            complaints.push(complaint);
+impl Observations {
+    /// Records a violation, each text once.
+    pub fn report_violation(&self, violation: String) {
+        let mut violations = self.violations.lock().expect("no client panics");
+        if violations.len() < VIOLATIONS_MAX && !violations.contains(&violation) {
+            violations.push(violation);
         }
     }
 
@@ -58,25 +58,26 @@ impl Ledger {
     }
 }
 
-/// A phase from which no job comes back.
+/// True for final phases.
 pub fn is_end(phase: JobPhase) -> bool {
     matches!(phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled)
 }
 
-/// A client that opens a new connection when the old one is of no use.
+/// A client that reconnects after each failed call.
 pub struct Caller {
     access: Access,
-    ledger: Arc<Ledger>,
+    observations: Arc<Observations>,
     client: Client,
 }
 
 impl Caller {
-    /// Must be called within a runtime.
-    pub fn new(access: &Access, ledger: &Arc<Ledger>) -> Self {
-        Self { access: access.clone(), ledger: ledger.clone(), client: connect(access) }
+    /// Must be called in a Tokio runtime.
+    pub fn new(access: &Access, observations: &Arc<Observations>) -> Self {
+        Self { access: access.clone(), observations: observations.clone(), client: connect(access) }
     }
 
-    /// Calls once; `None` if there was no answer. One that may not be is complained of.
+    /// Calls once. `None` if the call failed or timed out. A status that the broker must not return is
+    /// recorded as a violation.
     pub async fn call<T, F>(&mut self, what: &str, call: impl FnOnce(Client) -> F) -> Option<T>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -84,10 +85,10 @@ impl Caller {
         match tokio::time::timeout(CALL_TIMEOUT, call(self.client.clone())).await {
             Ok(Ok(response)) => return Some(response.into_inner()),
             Ok(Err(status)) => {
-                // Whatever the broker or the link does: these say that the outcome is unknown.
+                // Faults of broker and link may cause these codes; they mean that the outcome is unknown.
                 let unknown = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::Internal];
                 if !unknown.contains(&status.code()) {
-                    self.ledger.complain(format!("{what}: {status}"));
+                    self.observations.report_violation(format!("{what}: {status}"));
                 }
             }
             Err(_) => {}
@@ -96,8 +97,8 @@ impl Caller {
         None
     }
 
-    /// Calls until there is an answer.
-    pub async fn insist<T, F>(&mut self, what: &str, call: impl Fn(Client) -> F) -> T
+    /// Repeats a call until it succeeds.
+    pub async fn call_until_answered<T, F>(&mut self, what: &str, call: impl Fn(Client) -> F) -> T
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -105,17 +106,17 @@ impl Caller {
             if let Some(answer) = self.call(what, &call).await {
                 return answer;
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    /// One job with its attempts.
+    /// Fetches a job with its attempts.
     pub async fn job(&mut self, id: u64) -> v1::GetJobResponse {
         let get = |client: Client| async move {
             let request = v1::GetJobRequest { job: job_ref(id), with_attempts: true };
             client.jobs().get_job(request).await
         };
-        self.insist(&format!("get job {id}"), get).await
+        self.call_until_answered(&format!("get job {id}"), get).await
     }
 }
 
@@ -127,51 +128,52 @@ fn job_ref(id: u64) -> Option<v1::JobRef> {
     Some(v1::JobRef { id, ..Default::default() })
 }
 
-/// Sees one job through: submits it, repeats the request, cancels it, as the piece says.
-pub async fn see_through(piece: Piece, access: Access, ledger: Arc<Ledger>) {
-    tokio::time::sleep(Duration::from_millis(piece.submit_at_ms)).await;
-    let mut caller = Caller::new(&access, &ledger);
-    let what = format!("submit {}", piece.token);
+/// Submits a job, then repeats the request and cancels the job if the plan has times for it.
+pub async fn drive_job(plan: JobPlan, access: Access, observations: Arc<Observations>) {
+    tokio::time::sleep(Duration::from_millis(plan.submit_at_ms)).await;
+    let mut caller = Caller::new(&access, &observations);
+    let what = format!("submit {}", plan.token);
     let submit = |client: Client| {
-        let request = piece.request();
+        let request = plan.request();
         async move { client.jobs().submit(request).await }
     };
-    let id = caller.insist(&what, submit).await.jobs.first().map_or(0, |job| job.id);
-    let acknowledged = Acknowledged { piece: piece.clone(), after_cancel: None };
-    ledger.jobs.lock().expect("no client panics").insert(id, acknowledged);
-    if let Some(after_ms) = piece.repeat_after_ms {
+    let id = caller.call_until_answered(&what, submit).await.jobs.first().map_or(0, |job| job.id);
+    let acknowledged = Acknowledged { plan: plan.clone(), after_cancel: None };
+    observations.jobs.lock().expect("no client panics").insert(id, acknowledged);
+    if let Some(after_ms) = plan.repeat_after_ms {
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
-        let again = caller.insist(&what, submit).await.jobs.first().map_or(0, |job| job.id);
+        let again = caller.call_until_answered(&what, submit).await.jobs.first().map_or(0, |job| job.id);
         if again != id {
-            ledger.complain(format!("{what}: job {id}, and job {again} when it was repeated"));
+            observations
+                .report_violation(format!("{what}: made job {id}, and job {again} when it was repeated"));
         }
     }
-    if let Some(after_ms) = piece.cancel_after_ms {
+    if let Some(after_ms) = plan.cancel_after_ms {
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
         let request = v1::CancelRequest {
-            token: format!("{}-cancel", piece.token),
+            token: format!("{}-cancel", plan.token),
             jobs: job_ref(id).into_iter().collect(),
         };
         let cancel = |client: Client| {
             let request = request.clone();
             async move { client.jobs().cancel(request).await }
         };
-        caller.insist(&format!("cancel job {id}"), cancel).await;
+        caller.call_until_answered(&format!("cancel job {id}"), cancel).await;
         let phase = caller.job(id).await.job.map(|job| job.phase());
-        if let Some(job) = ledger.jobs.lock().expect("no client panics").get_mut(&id) {
+        if let Some(job) = observations.jobs.lock().expect("no client panics").get_mut(&id) {
             job.after_cancel = phase;
         }
     }
 }
 
-/// Reads jobs and lists until told to stop: an acknowledged job is known, an end is final, and time
-/// does not go backwards.
-pub async fn read_on(access: Access, ledger: Arc<Ledger>, stop: watch::Receiver<bool>) {
-    let mut caller = Caller::new(&access, &ledger);
+/// Reads jobs and lists until `stop` is true. Checks that acknowledged jobs exist, that final phases don't
+/// change, and that revisions don't decrease.
+pub async fn read_continuously(access: Access, observations: Arc<Observations>, stop: watch::Receiver<bool>) {
+    let mut caller = Caller::new(&access, &observations);
     let (mut ends, mut revision) = (BTreeMap::<u64, JobPhase>::new(), 0);
     while !*stop.borrow() {
-        tokio::time::sleep(AGAIN).await;
-        let ids = ledger.ids();
+        tokio::time::sleep(RETRY_DELAY).await;
+        let ids = observations.ids();
         if ids.is_empty() {
             continue;
         }
@@ -181,7 +183,7 @@ pub async fn read_on(access: Access, ledger: Arc<Ledger>, stop: watch::Receiver<
         let answer =
             caller.call(&what, |client: Client| async move { client.jobs().get_job(request).await }).await;
         if let Some(job) = answer.and_then(|answer| answer.job) {
-            note_end(&ledger, &mut ends, "a reader", &job);
+            note_end(&observations, &mut ends, "a reader", &job);
         }
         let request = v1::ListJobsRequest { page_size: 1, with_ended: true, ..Default::default() };
         let answer = caller
@@ -189,19 +191,23 @@ pub async fn read_on(access: Access, ledger: Arc<Ledger>, stop: watch::Receiver<
             .await;
         if let Some(list) = answer {
             if list.revision < revision {
-                ledger.complain(format!("a list of revision {} after one of {revision}", list.revision));
+                observations.report_violation(format!(
+                    "a list has revision {}, after one of revision {revision}",
+                    list.revision
+                ));
             }
             revision = list.revision;
         }
     }
 }
 
-/// Notes an end; complains if the job had come to another, or comes back from one.
-fn note_end(ledger: &Ledger, ends: &mut BTreeMap<u64, JobPhase>, who: &str, job: &v1::Job) {
+/// Records a final phase. A violation if the job was in another final phase before.
+fn note_end(observations: &Observations, ends: &mut BTreeMap<u64, JobPhase>, who: &str, job: &v1::Job) {
     let phase = job.phase();
     match ends.get(&job.id) {
         Some(before) if *before != phase => {
-            ledger.complain(format!("{who} saw job {} {before:?}, then {phase:?}", job.id));
+            observations
+                .report_violation(format!("{who} observed job {} {before:?}, then {phase:?}", job.id));
         }
         Some(_) => {}
         None if is_end(phase) => drop(ends.insert(job.id, phase)),
@@ -209,8 +215,13 @@ fn note_end(ledger: &Ledger, ends: &mut BTreeMap<u64, JobPhase>, who: &str, job:
     }
 }
 
-/// Watches all jobs, over every break, until its runtime ends. `live` are those that it has not seen end.
-pub async fn watch_on(access: Access, ledger: Arc<Ledger>, live: Arc<Mutex<BTreeSet<u64>>>) {
+/// Watches all jobs until its runtime ends, and resumes after broken connections. `live` is the set of jobs
+/// for which no final phase was observed.
+pub async fn watch_continuously(
+    access: Access,
+    observations: Arc<Observations>,
+    live: Arc<Mutex<BTreeSet<u64>>>,
+) {
     let (mut ends, mut revision) = (BTreeMap::new(), 0);
     let mut listed = BTreeSet::new();
     loop {
@@ -220,7 +231,7 @@ pub async fn watch_on(access: Access, ledger: Arc<Ledger>, live: Arc<Mutex<BTree
         let mut stream = match opened.await {
             Ok(Ok(stream)) => stream.into_inner(),
             Ok(Err(_)) | Err(_) => {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
         };
@@ -228,7 +239,7 @@ pub async fn watch_on(access: Access, ledger: Arc<Ledger>, live: Arc<Mutex<BTree
         while let Ok(Some(changes)) = stream.message().await {
             let mut live = live.lock().expect("no watcher panics");
             for job in &changes.jobs {
-                note_end(&ledger, &mut ends, "a watcher", job);
+                note_end(&observations, &mut ends, "a watcher", job);
                 if is_end(job.phase()) {
                     live.remove(&job.id);
                 } else {
@@ -237,7 +248,7 @@ pub async fn watch_on(access: Access, ledger: Arc<Ledger>, live: Arc<Mutex<BTree
             }
             if changes.relisted {
                 listed.extend(changes.jobs.iter().map(|job| job.id));
-                // A whole list: whoever is not on it has ended unseen.
+                // The list is complete: jobs that are not in it ended while the watch was disconnected.
                 if changes.revision > 0 {
                     live.retain(|id| listed.contains(id));
                     listed.clear();

@@ -1,7 +1,8 @@
-//! What tasks wrote, held against what the broker says: Chronos style, after everything has healed.
+//! Compares what tasks wrote with what the broker reports after all faults have healed, like Jepsen's Chronos
+//! test.
 //!
-//! The file's order is that of the events: each line is one write to a file that is only appended
-//! to. So nothing here rests on clocks, but for one check that says so.
+//! The order of lines in the file is the order of events, since each line is one write to an append-only
+//! file. So the checks don't depend on clocks, except for one that is marked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,26 +13,26 @@ use weir::model::id::AttemptId;
 use crate::clients::Acknowledged;
 use crate::work::Expected;
 
-/// How far the boot clock and the broker's, which began as the wall clock, may be apart, in milliseconds: some
-/// steps of the wall clock. A lease ends nine seconds before its pool is lost.
+/// Maximum difference between the boot clock and the clock of the broker, which started as the wall clock, in
+/// milliseconds: small steps of the wall clock. A lease ends 9 s before its pool is lost.
 const CLOCKS_APART_MS: u64 = 1_000;
 
-/// What the broker says at last of an acknowledged job.
-pub struct Told {
+/// An acknowledged job as the broker reports it after its end.
+pub struct JobReport {
     pub acknowledged: Acknowledged,
     pub job: v1::Job,
     pub attempts: Vec<v1::Attempt>,
 }
 
-/// One task of an attempt, as it wrote of itself.
+/// The lines that one task of an attempt wrote.
 #[derive(Debug, Default)]
 struct Task {
     starts: usize,
-    /// Exit codes that it said it would end with.
+    /// Exit codes in its END lines.
     ends: Vec<i32>,
 }
 
-/// An attempt as its tasks wrote of it.
+/// The lines that the tasks of an attempt wrote.
 #[derive(Debug, Default)]
 struct Trace {
     tasks: BTreeMap<usize, Task>,
@@ -41,25 +42,25 @@ struct Trace {
     last_unix_ms: u64,
 }
 
-/// All attempts that wrote anything.
+/// The attempts that wrote lines, and the violations found in the lines.
 pub struct History {
     traces: BTreeMap<String, Trace>,
-    complaints: Vec<String>,
+    violations: Vec<String>,
 }
 
 impl History {
-    /// Reads the file. `boot_unix_ms` is when the boot clock began.
+    /// Parses the history file. `boot_unix_ms` is the wall-clock time at which the boot clock was 0.
     pub fn read(text: &str, boot_unix_ms: u64) -> Self {
-        let mut history = Self { traces: BTreeMap::new(), complaints: Vec::new() };
+        let mut history = Self { traces: BTreeMap::new(), violations: Vec::new() };
         for (number, line) in text.lines().enumerate() {
-            if history.take(number, line, boot_unix_ms).is_none() {
-                history.complaints.push(format!("line {number} of the history is none: {line:?}"));
+            if history.add_line(number, line, boot_unix_ms).is_none() {
+                history.violations.push(format!("line {number} of the history is invalid: {line:?}"));
             }
         }
         history
     }
 
-    fn take(&mut self, number: usize, line: &str, boot_unix_ms: u64) -> Option<()> {
+    fn add_line(&mut self, number: usize, line: &str, boot_unix_ms: u64) -> Option<()> {
         let mut words = line.split_whitespace();
         let (kind, attempt, rank) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
         let (seconds, hundredths) = words.next()?.split_once('.')?;
@@ -78,41 +79,42 @@ impl History {
             _ => return None,
         }
         if task.starts != 1 || task.ends.len() > 1 || (kind == "ALIVE" && !task.ends.is_empty()) {
-            let complaint = format!("attempt {attempt}, task {rank} runs twice: line {number}, {line:?}");
-            self.complaints.push(complaint);
+            let violation = format!("attempt {attempt}, task {rank} runs twice: line {number}, {line:?}");
+            self.violations.push(violation);
         }
         Some(())
     }
 
-    /// Everything that must not be. `supervisors_killed` allows outcomes to be unknown.
-    pub fn check(mut self, told: &[Told], supervisors_killed: bool) -> Vec<String> {
+    /// Returns all violations. `supervisors_killed` allows unknown outcomes.
+    pub fn check(mut self, reports: &[JobReport], supervisors_killed: bool) -> Vec<String> {
         let known: BTreeSet<&str> =
-            told.iter().flat_map(|told| &told.attempts).map(|attempt| attempt.id.as_str()).collect();
+            reports.iter().flat_map(|report| &report.attempts).map(|attempt| attempt.id.as_str()).collect();
         let unknown = self.traces.keys().filter(|attempt| !known.contains(attempt.as_str()));
-        let unknown: Vec<String> =
-            unknown.map(|attempt| format!("attempt {attempt} ran, and the broker knows none")).collect();
-        self.complaints.extend(unknown);
-        for told in told {
-            let mut found = check_phase(told);
-            let units = units_of(told, &mut found);
+        let unknown: Vec<String> = unknown
+            .map(|attempt| format!("attempt {attempt} ran, but the broker has no such attempt"))
+            .collect();
+        self.violations.extend(unknown);
+        for report in reports {
+            let mut found = check_phase(report);
+            let units = units_of(report, &mut found);
             for (unit, attempts) in &units {
-                self.check_unit(told, *unit, attempts, &mut found);
+                self.check_unit(report, *unit, attempts, &mut found);
             }
-            for attempt in &told.attempts {
-                self.check_attempt(told, attempt, supervisors_killed, &mut found);
+            for attempt in &report.attempts {
+                self.check_attempt(report, attempt, supervisors_killed, &mut found);
             }
-            let (id, token) = (told.job.id, &told.acknowledged.piece.token);
-            self.complaints.extend(found.into_iter().map(|what| format!("job {id} ({token}): {what}")));
+            let (id, token) = (report.job.id, &report.acknowledged.plan.token);
+            self.violations.extend(found.into_iter().map(|what| format!("job {id} ({token}): {what}")));
         }
-        self.complaints
+        self.violations
     }
 
-    fn check_unit(&self, told: &Told, unit: u32, attempts: &[&v1::Attempt], found: &mut Vec<String>) {
+    fn check_unit(&self, report: &JobReport, unit: u32, attempts: &[&v1::Attempt], found: &mut Vec<String>) {
         let good = attempts.iter().filter(|attempt| code(attempt) == "Succeeded").count();
-        if good > 1 || (told.job.phase() == JobPhase::Succeeded && good != 1) {
+        if good > 1 || (report.job.phase() == JobPhase::Succeeded && good != 1) {
             found.push(format!("unit {unit} has {good} successful attempts"));
         }
-        if told.acknowledged.piece.spec.may_overlap {
+        if report.acknowledged.plan.spec.may_overlap {
             return;
         }
         let mut traces: Vec<(&str, &Trace)> = attempts
@@ -124,7 +126,7 @@ impl History {
             let ((first, before), (second, after)) = (pair[0], pair[1]);
             if before.last_line > after.first_line {
                 found.push(format!(
-                    "{first} and {second} ran at once: the one until line {}, the other from line {}",
+                    "{first} and {second} ran at once: the first until line {}, the second from line {}",
                     before.last_line, after.first_line
                 ));
             }
@@ -133,7 +135,7 @@ impl History {
 
     fn check_attempt(
         &self,
-        told: &Told,
+        report: &JobReport,
         attempt: &v1::Attempt,
         supervisors_killed: bool,
         found: &mut Vec<String>,
@@ -142,8 +144,8 @@ impl History {
         if attempt.phase() != AttemptPhase::Ended {
             return found.push(format!("{id} is {:?} although its job has ended", attempt.phase()));
         }
-        let piece = &told.acknowledged.piece;
-        let tasks = if piece.spec.groups[0].gang { piece.spec.groups[0].count.unwrap_or(1) } else { 1 };
+        let plan = &report.acknowledged.plan;
+        let tasks = if plan.spec.groups[0].gang { plan.spec.groups[0].count.unwrap_or(1) } else { 1 };
         let ended_with = |code: i32| -> usize {
             trace.map_or(0, |trace| trace.tasks.values().filter(|task| task.ends == [code]).count())
         };
@@ -152,28 +154,29 @@ impl History {
             "Succeeded" if ended_with(0) != tasks as usize => {
                 found.push(format!("{id} succeeded, but not all of its tasks ended: {trace:?}"));
             }
-            "Failed" if outcome.exit_code != Some(piece.code) || ended_with(piece.code) == 0 => {
-                found.push(format!("{id} failed with {outcome:?}, but its tasks say {trace:?}"));
+            "Failed" if outcome.exit_code != Some(plan.code) || ended_with(plan.code) == 0 => {
+                found.push(format!("{id} failed with {outcome:?}, but its tasks wrote {trace:?}"));
             }
             "Succeeded" | "Failed" => {}
             "NotStarted" => {
                 if trace.is_some() {
-                    found.push(format!("{id} was not started, the broker says, but it ran: {trace:?}"));
+                    found.push(format!("{id} was reported as not started, but it ran: {trace:?}"));
                 }
             }
             "Cancelled" => {
-                if piece.cancel_after_ms.is_none() && told.job.phase() == JobPhase::Succeeded {
-                    found.push(format!("{id} was cancelled, and nobody had asked for it"));
+                if plan.cancel_after_ms.is_none() && report.job.phase() == JobPhase::Succeeded {
+                    found.push(format!("{id} was cancelled without a request"));
                 }
             }
-            "LeaseEnded" if piece.requeues() => {
-                // The one check by the clock: the broker declared it ended, and it may not go on.
-                let declared = outcome.message == "its pool fell silent" && !piece.spec.may_overlap;
+            "LeaseEnded" if plan.requeues() => {
+                // The only check that depends on clocks: after the broker declared the lease ended, the
+                // attempt must not run.
+                let declared = outcome.message == "its pool fell silent" && !plan.spec.may_overlap;
                 let ended_ms = attempt.ended_unix_ms.unwrap_or(0);
                 let ran_on = trace.filter(|trace| trace.last_unix_ms > ended_ms + CLOCKS_APART_MS);
                 if let Some(trace) = ran_on.filter(|_| declared) {
                     let by_ms = trace.last_unix_ms - ended_ms;
-                    found.push(format!("{id} ran on {by_ms} ms after the end of its lease"));
+                    found.push(format!("{id} ran {by_ms} ms after the end of its lease"));
                 }
             }
             "Vanished" if supervisors_killed => {}
@@ -182,33 +185,33 @@ impl History {
     }
 }
 
-/// How it ended.
+/// The outcome code of an attempt; empty if it has not ended.
 pub fn code(attempt: &v1::Attempt) -> &str {
     attempt.outcome.as_ref().map_or("", |outcome| outcome.code.as_str())
 }
 
-/// Attempts by unit. A job that succeeded has one of each unit, at least.
-fn units_of<'a>(told: &'a Told, found: &mut Vec<String>) -> BTreeMap<u32, Vec<&'a v1::Attempt>> {
+/// Groups attempts by unit. A job that succeeded must have at least one attempt of each unit.
+fn units_of<'a>(report: &'a JobReport, found: &mut Vec<String>) -> BTreeMap<u32, Vec<&'a v1::Attempt>> {
     let mut units = BTreeMap::<u32, Vec<&v1::Attempt>>::new();
-    for attempt in &told.attempts {
+    for attempt in &report.attempts {
         match attempt.id.parse::<AttemptId>() {
-            Ok(id) if id.job.0 == told.job.id => units.entry(id.unit).or_default().push(attempt),
-            _ => found.push(format!("{} is no attempt of it", attempt.id)),
+            Ok(id) if id.job.0 == report.job.id => units.entry(id.unit).or_default().push(attempt),
+            _ => found.push(format!("{} is not an attempt of this job", attempt.id)),
         }
     }
-    let total = told.job.units.map_or(0, |units| units.total) as usize;
-    if told.job.phase() == JobPhase::Succeeded && units.len() != total {
+    let total = report.job.units.map_or(0, |units| units.total) as usize;
+    if report.job.phase() == JobPhase::Succeeded && units.len() != total {
         found.push(format!("{} of {total} units were tried", units.len()));
     }
     units
 }
 
-fn check_phase(told: &Told) -> Vec<String> {
-    let (phase, acknowledged) = (told.job.phase(), &told.acknowledged);
-    let allowed: &[JobPhase] = match (acknowledged.piece.expected, acknowledged.after_cancel) {
+fn check_phase(report: &JobReport) -> Vec<String> {
+    let (phase, acknowledged) = (report.job.phase(), &report.acknowledged);
+    let allowed: &[JobPhase] = match (acknowledged.plan.expected, acknowledged.after_cancel) {
         (Expected::Succeeds, _) => &[JobPhase::Succeeded],
         (Expected::Fails, _) => &[JobPhase::Failed],
-        // It had ended before the cancel came.
+        // The job had ended before the cancel arrived.
         (Expected::IsCancelled, Some(JobPhase::Succeeded)) => &[JobPhase::Succeeded],
         (Expected::IsCancelled, Some(JobPhase::Cancelling | JobPhase::Cancelled)) => &[JobPhase::Cancelled],
         (Expected::IsCancelled, _) => &[],
@@ -217,6 +220,6 @@ fn check_phase(told: &Told) -> Vec<String> {
         return Vec::new();
     }
     let why =
-        acknowledged.after_cancel.map_or_else(String::new, |seen| format!(", after its cancel {seen:?}"));
-    vec![format!("{phase:?}, not {allowed:?}{why}: {:?} {:?}", told.job.failure, told.attempts)]
+        acknowledged.after_cancel.map_or_else(String::new, |phase| format!(", after its cancel {phase:?}"));
+    vec![format!("{phase:?}, not {allowed:?}{why}: {:?} {:?}", report.job.failure, report.attempts)]
 }

@@ -1,26 +1,26 @@
-//! Real processes among faults: what was acknowledged comes to its end, and nothing runs twice.
+//! Fault injection on real processes: acknowledged jobs must end, and nothing may run twice.
 //!
-//! Brokers, agents and supervisors are killed, paused and told to end; links are slow, cut, half-open
-//! or reset; the broker's disk is full, read-only, or doesn't sync. Meanwhile clients submit, cancel
-//! and read. Then all is well again, every job must end, and what the tasks wrote is checked.
+//! Brokers, agents and supervisors are killed, paused and terminated; links are slow, cut, half-open or
+//! reset; the broker's disk is full, read-only, or fails to sync. Meanwhile clients submit, cancel and read.
+//! Then all faults are healed, every job must end, and the lines that the tasks wrote are checked.
 //!
-//! `cargo test` runs three short worlds at once. Others:
+//! `cargo test` does three short runs at once. Other runs:
 //!
-//!     WEIR_CHAOS=600 cargo test --release --test chaos             for so many seconds, from a new seed
-//!     WEIR_CHAOS_SEED=17 …                                         the short or the long run from this seed
-//!     WEIR_CHAOS_SEED=disk-17-34 cargo test --test chaos           one world, as a failure names it
+//!     WEIR_CHAOS=600 cargo test --release --test chaos             for 600 seconds, from a new seed
+//!     WEIR_CHAOS_SEED=17 …                                         short or long runs from this seed
+//!     WEIR_CHAOS_SEED=disk-17-34 cargo test --test chaos           one run, as printed by a failure
 
 mod checker;
 mod clients;
 mod commands;
 mod history;
-mod keeper;
+mod managed;
 mod run;
 mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
+mod testbed;
 mod work;
-mod world;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -29,26 +29,26 @@ use std::time::{Duration, Instant};
 use schedule::{Profile, Seed};
 use work::Expected;
 
-/// How long faults go on in a short run: as long as it takes to lose a pool.
+/// Duration of the faults of a short run, in seconds: long enough to lose a pool.
 const SHORT_SECONDS: u64 = 35;
-/// The same in each world of a long run: two rounds of everything.
+/// Duration of the faults of a long run, in seconds: every kind of fault occurs about twice.
 const LONG_SECONDS: u64 = 100;
-/// Worlds at once in a long run.
+/// Long runs at the same time.
 const AT_ONCE: u64 = 3;
 
-/// What a run without a seed of its own begins with.
+/// Seed of the short runs if none is given.
 const SHORT_SEED: u64 = 2;
 
-/// The worlds of a short run.
+/// The seeds of the short runs.
 fn short(number: u64) -> [Seed; 3] {
-    [Profile::Silence, Profile::Disk, Profile::Crash].map(|profile| Seed {
+    [Profile::PoolsLost, Profile::Disk, Profile::Crash].map(|profile| Seed {
         profile,
         number,
         seconds: SHORT_SECONDS,
     })
 }
 
-/// Runs worlds beside each other; tells how those failed that did.
+/// Runs all seeds at the same time. Returns the commands that repeat the failed runs.
 fn run_all(seeds: &[Seed]) -> Vec<String> {
     let threads: Vec<_> = seeds
         .iter()
@@ -62,7 +62,7 @@ fn run_all(seeds: &[Seed]) -> Vec<String> {
     failed.map(|seed| format!("WEIR_CHAOS_SEED={seed} cargo test --test chaos")).collect()
 }
 
-/// Worlds for so many seconds.
+/// Starts long runs until `seconds` have passed.
 fn run_long(seconds: u64, first: u64) {
     let (begun, mut number) = (Instant::now(), first);
     while begun.elapsed() < Duration::from_secs(seconds) {
@@ -73,36 +73,35 @@ fn run_long(seconds: u64, first: u64) {
         let seeds: Vec<Seed> = (number..number + AT_ONCE).map(of).collect();
         number += AT_ONCE;
         let failed = run_all(&seeds);
-        assert!(failed.is_empty(), "again with:\n{}", failed.join("\n"));
+        assert!(failed.is_empty(), "repeat with:\n{}", failed.join("\n"));
     }
 }
 
 #[test]
-fn acknowledged_jobs_end_and_nothing_runs_twice_though_everything_fails() {
+fn acknowledged_jobs_end_and_nothing_runs_twice_during_faults() {
     let seed = std::env::var("WEIR_CHAOS_SEED").ok();
     let number = seed.as_ref().and_then(|seed| seed.parse().ok());
     let seconds = std::env::var("WEIR_CHAOS").ok().map(|text| text.parse().expect("a number of seconds"));
-    if let Some(world) = seed.as_ref().filter(|_| number.is_none()) {
-        let world: Seed = world.parse().expect("WEIR_CHAOS_SEED is a number, or as a failure names it");
-        assert_eq!(run_all(&[world]), Vec::<String>::new());
+    if let Some(testbed) = seed.as_ref().filter(|_| number.is_none()) {
+        let testbed: Seed =
+            testbed.parse().expect("WEIR_CHAOS_SEED is a number, or a seed as printed by a failure");
+        assert_eq!(run_all(&[testbed]), Vec::<String>::new());
     } else if let Some(seconds) = seconds {
         run_long(seconds, number.unwrap_or_else(|| rand::random::<u64>() % 1_000_000));
     } else {
         let failed = run_all(&short(number.unwrap_or(SHORT_SEED)));
-        assert!(failed.is_empty(), "again with:\n{}", failed.join("\n"));
+        assert!(failed.is_empty(), "repeat with:\n{}", failed.join("\n"));
     }
 }
 
 #[test]
 fn short_run_has_every_kind_of_fault_and_of_job() {
-    let drawn = short(SHORT_SEED).into_iter().flat_map(schedule::draw);
-    let kinds: BTreeSet<_> = drawn
-        .flat_map(|(_, writer_sessions)| writer_sessions)
-        .map(|writer_session| writer_session.fault.kind())
-        .collect();
+    let schedules = short(SHORT_SEED).into_iter().flat_map(schedule::generate);
+    let kinds: BTreeSet<_> =
+        schedules.flat_map(|(_, faults)| faults).map(|timed| timed.fault.kind()).collect();
     assert_eq!(kinds, BTreeSet::from(schedule::KINDS));
-    let pieces = short(SHORT_SEED).into_iter().flat_map(|seed| work::draw(seed, Path::new("/history")));
-    let what = pieces.map(|piece| (piece.expected, piece.requeues(), piece.spec.groups[0].gang)).collect();
+    let plans = short(SHORT_SEED).into_iter().flat_map(|seed| work::generate(seed, Path::new("/history")));
+    let what = plans.map(|plan| (plan.expected, plan.requeues(), plan.spec.groups[0].gang)).collect();
     for expected in [Expected::Succeeds, Expected::Fails, Expected::IsCancelled] {
         let wanted = [(expected, false, false), (expected, true, false)];
         assert!(BTreeSet::from(wanted).is_subset(&what), "{wanted:?} is not in {what:?}");
@@ -113,7 +112,7 @@ fn short_run_has_every_kind_of_fault_and_of_job() {
 }
 
 #[test]
-fn seed_is_read_as_it_is_written() {
+fn printed_seed_parses_back() {
     for seed in short(17) {
         assert_eq!(seed.to_string().parse(), Ok(seed));
     }

@@ -1,4 +1,4 @@
-//! One world from its seed to its end: faults and clients at once, then healing, then the check.
+//! One run from its seed: faults and clients at the same time, then healing, then the checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,78 +8,79 @@ use tokio::sync::watch;
 use weir::api::client::Client;
 use weir::api::proto::v1;
 
-use crate::clients::{self, Access, Caller, Ledger, is_end};
+use crate::clients::{self, Access, Caller, Observations, is_end};
 use crate::commands;
-use crate::history::{History, Told, code};
-use crate::schedule::{self, Lane, Schedule, Seed, Turn};
+use crate::history::{History, JobReport, code};
+use crate::schedule::{self, Lane, Schedule, Seed, TimedFault};
+use crate::testbed::Testbed;
 use crate::work::{self, LABEL};
-use crate::world::World;
 
-/// After everything has healed: until each request is acknowledged, and until each job has ended.
-const ACKNOWLEDGED_IN: Duration = Duration::from_secs(60);
-const ENDED_IN: Duration = Duration::from_secs(120);
-/// Until nothing of what ran is left, and until a watcher has heard of it.
-const GONE_IN: Duration = Duration::from_secs(20);
-const WATCHED_IN: Duration = Duration::from_secs(60);
+/// Time limit for acknowledging each request, after the last fault.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time limit for the end of each job, after the last fault.
+const END_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time limit for the end of all task processes, after the end of all jobs.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time limit until a watcher has received the end of all jobs.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-const TEST: &str = "acknowledged_jobs_end_and_nothing_runs_twice_though_everything_fails";
+const TEST: &str = "acknowledged_jobs_end_and_nothing_runs_twice_during_faults";
 
-/// Runs a world.
+/// Does one run.
 ///
 /// # Panics
-/// If anything was not as it must be; what is left of the world is named.
+/// If a guarantee was violated. The folder with the remains of the run is printed.
 pub fn run(seed: Seed) {
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let world = World::start(TEST, &runtime);
-    let (ledger, schedule) = (Arc::<Ledger>::default(), schedule::draw(seed));
-    let _witness = Witness { seed, world: &world, schedule: &schedule, ledger: &ledger };
-    let pieces = work::draw(seed, &world.history());
-    let submitted = pieces.len();
+    let testbed = Testbed::start(TEST, &runtime);
+    let (observations, schedule) = (Arc::<Observations>::default(), schedule::generate(seed));
+    let _failure_report =
+        FailureReport { seed, testbed: &testbed, schedule: &schedule, observations: &observations };
+    let plans = work::generate(seed, &testbed.history());
+    let submitted = plans.len();
     let (stop, stopped) = watch::channel(false);
     let live = Arc::new(Mutex::new(BTreeSet::new()));
-    let access = world.access();
-    runtime.spawn(clients::watch_on(access.clone(), ledger.clone(), live.clone()));
-    let reading = runtime.spawn(clients::read_on(access.clone(), ledger.clone(), stopped));
-    let seen_through: Vec<_> = pieces
+    let access = testbed.access();
+    runtime.spawn(clients::watch_continuously(access.clone(), observations.clone(), live.clone()));
+    let reading = runtime.spawn(clients::read_continuously(access.clone(), observations.clone(), stopped));
+    let driven: Vec<_> = plans
         .into_iter()
-        .map(|piece| runtime.spawn(clients::see_through(piece, access.clone(), ledger.clone())))
+        .map(|plan| runtime.spawn(clients::drive_job(plan, access.clone(), observations.clone())))
         .collect();
-    let mut commands = strike(&world, &schedule, commands::draw(seed));
+    let mut commands = run_schedule(&testbed, &schedule, commands::generate(seed));
     let healed = Instant::now();
-    for client in seen_through {
-        let left = ACKNOWLEDGED_IN.saturating_sub(healed.elapsed());
+    for client in driven {
+        let left = ACKNOWLEDGE_TIMEOUT.saturating_sub(healed.elapsed());
         let outcome = runtime.block_on(async { tokio::time::timeout(left, client).await });
-        assert!(outcome.is_ok_and(|client| client.is_ok()), "a request got no answer");
+        assert!(outcome.is_ok_and(|client| client.is_ok()), "a request was not acknowledged in time");
     }
-    let told = wait_for_ends(&runtime, &access, &ledger, healed);
+    let reports = wait_for_ends(&runtime, &access, &observations, healed);
     let ended_ms = healed.elapsed().as_millis();
     let wrong_commands = commands::check(&mut commands);
     let _ = stop.send(true);
     runtime.block_on(reading).expect("a reader");
-    let mut complaints = check(&world, &runtime, &schedule, &told, &live);
-    complaints.extend(wrong_commands);
-    complaints.extend(ledger.complaints.lock().expect("no client panics").clone());
+    let mut violations = check(&testbed, &runtime, &schedule, &reports, &live);
+    violations.extend(wrong_commands);
+    violations.extend(observations.violations.lock().expect("no client panics").clone());
     let summary = format!(
         "{seed}: {submitted} jobs, {} commands; faults {:?}; attempts {:?}; all ended {ended_ms} ms after the last fault; {} s in all",
         commands.len(),
-        count(
-            schedule
-                .iter()
-                .flat_map(|(_, writer_sessions)| writer_sessions)
-                .map(|writer_session| writer_session.fault.kind())
-        ),
-        count(told.iter().flat_map(|told| &told.attempts).map(code)),
+        count(schedule.iter().flat_map(|(_, faults)| faults).map(|timed| timed.fault.kind())),
+        count(reports.iter().flat_map(|report| &report.attempts).map(code)),
         begun.elapsed().as_secs()
     );
-    println!("{summary}; the last was {}", last_of(&told));
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    println!("{summary}; the last was {}", last_of(&reports));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
-/// The job that ended last, with its attempts' times in milliseconds before its end: what kept it?
-fn last_of(told: &[Told]) -> String {
-    let Some(last) = told.iter().max_by_key(|told| told.job.ended_unix_ms) else { return "none".to_owned() };
+/// Describes the job that ended last, with the times of its attempts in milliseconds before its end, to show
+/// why it was late.
+fn last_of(reports: &[JobReport]) -> String {
+    let Some(last) = reports.iter().max_by_key(|report| report.job.ended_unix_ms) else {
+        return "none".to_owned();
+    };
     let end_ms = last.job.ended_unix_ms.unwrap_or(0);
     let before = |at_ms: Option<u64>| at_ms.map_or(-1, |at_ms| end_ms.saturating_sub(at_ms).cast_signed());
     let attempt = |attempt: &v1::Attempt| {
@@ -89,30 +90,32 @@ fn last_of(told: &[Told]) -> String {
     };
     let attempts: Vec<String> = last.attempts.iter().map(attempt).collect();
     let submitted = before(Some(last.job.submitted_unix_ms));
-    format!("{}, submitted {submitted} ms before: {}", last.acknowledged.piece.token, attempts.join(", "))
+    format!("{}, submitted {submitted} ms before: {}", last.acknowledged.plan.token, attempts.join(", "))
 }
 
-/// How many there are of each.
+/// Counts each kind.
 fn count<'a>(kinds: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
     let mut counts = BTreeMap::new();
     kinds.for_each(|kind| *counts.entry(kind).or_default() += 1);
     counts
 }
 
-/// Carries out a schedule, all lanes at once, until the last fault is healed. Meanwhile starts commands.
-fn strike(world: &World, schedule: &Schedule, pieces: Vec<commands::Piece>) -> Vec<commands::Running> {
+/// Executes a schedule, all lanes at once, until the last fault is healed. Meanwhile starts the commands.
+fn run_schedule(
+    testbed: &Testbed,
+    schedule: &Schedule,
+    plans: Vec<commands::CommandPlan>,
+) -> Vec<commands::Running> {
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        for (lane, writer_sessions) in schedule {
+        for (lane, faults) in schedule {
             scope.spawn(move || {
-                writer_sessions
-                    .iter()
-                    .for_each(|writer_session| take_turn(world, *lane, *writer_session, begun))
+                faults.iter().for_each(|timed| inject_and_heal(testbed, *lane, *timed, begun))
             });
         }
-        let started = pieces.into_iter().map(|piece| {
-            wait_until(begun, piece.start_at);
-            commands::start(world, piece)
+        let started = plans.into_iter().map(|plan| {
+            wait_until(begun, plan.start_at);
+            commands::start(testbed, plan)
         });
         started.collect()
     })
@@ -124,46 +127,47 @@ fn wait_until(begun: Instant, at: Duration) {
     }
 }
 
-fn take_turn(world: &World, lane: Lane, writer_session: Turn, begun: Instant) {
-    wait_until(begun, writer_session.at);
-    world.strike(lane, writer_session.fault);
-    // Measured from when it struck: on a busy machine that may be late, and a lease waits for nobody.
-    wait_until(begun, begun.elapsed() + writer_session.lasts);
-    world.heal(lane, writer_session.fault);
+fn inject_and_heal(testbed: &Testbed, lane: Lane, timed: TimedFault, begun: Instant) {
+    wait_until(begun, timed.at);
+    testbed.inject(lane, timed.fault);
+    // The duration counts from the injection: on a busy machine it may be late, and leases expire by real
+    // time.
+    wait_until(begun, begun.elapsed() + timed.lasts);
+    testbed.heal(lane, timed.fault);
 }
 
-/// What the broker says of each acknowledged job once all have ended.
+/// Waits until all acknowledged jobs have ended. Returns what the broker reports about them.
 fn wait_for_ends(
     runtime: &tokio::runtime::Runtime,
     access: &Access,
-    ledger: &Arc<Ledger>,
+    observations: &Arc<Observations>,
     healed: Instant,
-) -> Vec<Told> {
+) -> Vec<JobReport> {
     runtime.block_on(async {
-        let mut caller = Caller::new(access, ledger);
-        let (mut told, jobs) = (Vec::new(), ledger.jobs.lock().expect("no client panics").clone());
+        let mut caller = Caller::new(access, observations);
+        let (mut reports, jobs) = (Vec::new(), observations.jobs.lock().expect("no client panics").clone());
         for (id, acknowledged) in jobs {
             loop {
                 let answer = caller.job(id).await;
                 let job = answer.job.expect("a job");
                 if is_end(job.phase()) {
-                    told.push(Told { acknowledged, job, attempts: answer.attempts });
+                    reports.push(JobReport { acknowledged, job, attempts: answer.attempts });
                     break;
                 }
-                let late = healed.elapsed() > ENDED_IN;
+                let late = healed.elapsed() > END_TIMEOUT;
                 assert!(!late, "job {id} has not ended: {job:?} {:?}", answer.attempts);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-        told
+        reports
     })
 }
 
-/// Polls whether a condition comes to hold.
-fn holds_in(patience: Duration, condition: impl Fn() -> bool) -> bool {
+/// Polls a condition. False if it does not hold within `timeout`.
+fn holds_within(timeout: Duration, condition: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
     while !condition() {
-        if begun.elapsed() > patience {
+        if begun.elapsed() > timeout {
             return false;
         }
         std::thread::park_timeout(Duration::from_millis(50));
@@ -171,110 +175,102 @@ fn holds_in(patience: Duration, condition: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Tells, if the world fails, all that is known of it.
-struct Witness<'a> {
+/// Prints the seed, the folder, the schedule and the violations when the run panics.
+struct FailureReport<'a> {
     seed: Seed,
-    world: &'a World,
+    testbed: &'a Testbed,
     schedule: &'a Schedule,
-    ledger: &'a Ledger,
+    observations: &'a Observations,
 }
 
-impl Drop for Witness<'_> {
+impl Drop for FailureReport<'_> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             return;
         }
-        eprintln!(
-            "world {} failed; what is left of it is in {}",
-            self.seed,
-            self.world.home.path().display()
-        );
-        for (lane, writer_sessions) in self.schedule {
-            let writer_session = |writer_session: &Turn| {
-                let (from, to) =
-                    (writer_session.at.as_millis(), (writer_session.at + writer_session.lasts).as_millis());
-                format!("  {from:>6} to {to:>6} ms: {:?}", writer_session.fault)
+        eprintln!("run {} failed; its files are in {}", self.seed, self.testbed.home.path().display());
+        for (lane, faults) in self.schedule {
+            let timed = |timed: &TimedFault| {
+                let (from, to) = (timed.at.as_millis(), (timed.at + timed.lasts).as_millis());
+                format!("  {from:>6} to {to:>6} ms: {:?}", timed.fault)
             };
-            eprintln!(
-                "{lane:?}\n{}",
-                writer_sessions.iter().map(writer_session).collect::<Vec<_>>().join("\n")
-            );
+            eprintln!("{lane:?}\n{}", faults.iter().map(timed).collect::<Vec<_>>().join("\n"));
         }
-        let complaints = self.ledger.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        eprintln!("clients complain of {complaints:#?}");
+        let violations = self.observations.violations.lock().unwrap_or_else(PoisonError::into_inner);
+        eprintln!("violations observed by clients: {violations:#?}");
     }
 }
 
-/// Everything that is not as it must be, now that all have ended.
+/// Returns all violations after the end of all jobs.
 fn check(
-    world: &World,
+    testbed: &Testbed,
     runtime: &tokio::runtime::Runtime,
     schedule: &Schedule,
-    told: &[Told],
+    reports: &[JobReport],
     live: &Mutex<BTreeSet<u64>>,
 ) -> Vec<String> {
-    let mut complaints = Vec::new();
-    if !holds_in(GONE_IN, || world.tasks().is_empty()) {
-        complaints.push(format!("processes of tasks that have ended: {:?}", world.tasks()));
+    let mut violations = Vec::new();
+    if !holds_within(CLEANUP_TIMEOUT, || testbed.tasks().is_empty()) {
+        violations.push(format!("processes of ended tasks are still running: {:?}", testbed.tasks()));
     }
     let live = || live.lock().expect("no watcher panics").clone();
-    if !holds_in(WATCHED_IN, || live().is_empty()) {
-        complaints.push(format!("jobs whose ends a watcher did not see: {:?}", live()));
+    if !holds_within(WATCH_TIMEOUT, || live().is_empty()) {
+        violations.push(format!("jobs whose end a watcher did not receive: {:?}", live()));
     }
     let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis() as u64;
-    let text = std::fs::read_to_string(world.history()).expect("the history");
-    let mut writer_sessions = schedule.iter().flat_map(|(_, writer_sessions)| writer_sessions);
-    let supervisors_killed = writer_sessions.any(|writer_session| writer_session.fault.kills_supervisor());
+    let text = std::fs::read_to_string(testbed.history()).expect("the history");
+    let mut faults = schedule.iter().flat_map(|(_, faults)| faults);
+    let supervisors_killed = faults.any(|timed| timed.fault.kills_supervisor());
     let history = History::read(&text, wall_ms - weir::clock::boot_ms());
-    complaints.extend(history.check(told, supervisors_killed));
-    // Once more after a power cut: what was told must have been durable.
-    let before = list(world, runtime, &mut complaints);
-    world.broker.kill();
-    world.broker.tend();
-    let after = list(world, runtime, &mut complaints);
+    violations.extend(history.check(reports, supervisors_killed));
+    // List the jobs again after a kill of the broker: what it reported before must have been durable.
+    let before = list(testbed, runtime, &mut violations);
+    testbed.broker.kill();
+    testbed.broker.start_if_ended();
+    let after = list(testbed, runtime, &mut violations);
     if before != after {
-        complaints.push(format!("before the last kill {before:?}, after it {after:?}"));
+        violations.push(format!("before the last kill {before:?}, after it {after:?}"));
     }
-    let expected: BTreeMap<String, (u64, i32)> = told
+    let expected: BTreeMap<String, (u64, i32)> = reports
         .iter()
-        .map(|told| (told.acknowledged.piece.token.clone(), (told.job.id, told.job.phase)))
+        .map(|report| (report.acknowledged.plan.token.clone(), (report.job.id, report.job.phase)))
         .collect();
     let mut jobs = before;
     jobs.retain(|token, _| !token.starts_with(commands::TOKEN_PREFIX));
     if jobs != expected {
-        complaints.push(format!("the list says {jobs:?}, the jobs say {expected:?}"));
+        violations.push(format!("the list has {jobs:?}, expected {expected:?}"));
     }
-    for keeper in world.agents.iter().chain([&world.broker]) {
-        let log = keeper.log();
+    for managed in testbed.agents.iter().chain([&testbed.broker]) {
+        let log = managed.log();
         let panics = log.lines().filter(|line| line.contains("panicked"));
-        complaints.extend(panics.map(|line| format!("{}: {line}", keeper.name)));
+        violations.extend(panics.map(|line| format!("{}: {line}", managed.name)));
     }
-    complaints
+    violations
 }
 
-/// All jobs of the broker by their token; complains of a second one.
+/// Lists all jobs of the broker by token. A second job of the same token is a violation.
 fn list(
-    world: &World,
+    testbed: &Testbed,
     runtime: &tokio::runtime::Runtime,
-    complaints: &mut Vec<String>,
+    violations: &mut Vec<String>,
 ) -> BTreeMap<String, (u64, i32)> {
-    let (ledger, mut jobs) = (Arc::<Ledger>::default(), BTreeMap::new());
+    let (observations, mut jobs) = (Arc::<Observations>::default(), BTreeMap::new());
     let request = v1::ListJobsRequest { page_size: 1_000, with_ended: true, ..Default::default() };
     let answer = runtime.block_on(async {
-        let mut caller = Caller::new(&world.access(), &ledger);
+        let mut caller = Caller::new(&testbed.access(), &observations);
         let list = |client: Client| {
             let request = request.clone();
             async move { client.jobs().list_jobs(request).await }
         };
-        caller.insist("list jobs", list).await
+        caller.call_until_answered("list jobs", list).await
     });
-    assert!(answer.next_page_token.is_empty(), "more jobs than on one page");
+    assert!(answer.next_page_token.is_empty(), "more jobs than fit on one page");
     for job in answer.jobs {
         let token = job.spec.as_ref().and_then(|spec| spec.labels.get(LABEL)).cloned().unwrap_or_default();
         if let Some((first, _)) = jobs.insert(token.clone(), (job.id, job.phase)) {
-            complaints.push(format!("token {token} made job {first} and job {}", job.id));
+            violations.push(format!("token {token} made job {first} and job {}", job.id));
         }
     }
-    complaints.append(&mut ledger.complaints.lock().expect("no client panics"));
+    violations.append(&mut observations.violations.lock().expect("no client panics"));
     jobs
 }

@@ -1,4 +1,4 @@
-//! What goes wrong when: drawn from a seed, before anything runs.
+//! The schedule of faults, generated from a seed before the run starts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,32 +10,35 @@ use rand::{RngExt, SeedableRng};
 use crate::commands::STEADY_POOL;
 use crate::support::proxy::Weather;
 
-/// Pools of a world; each has its agent and its link.
+/// Number of pools; each has its own agent and link.
 pub const POOLS: usize = 3;
-/// Longer than a pool may be silent before its leases are taken for ended, with room for a busy machine.
+/// Longer than the heartbeat timeout after which the leases of a pool are considered ended, with a margin for
+/// a busy machine.
 const PAST_LOST_MS: u64 = 33_000;
-/// Nothing goes wrong before the first jobs are under way.
-const CALM_MS: u64 = 1_500;
+/// No fault before this time, so that the first jobs are running.
+const FAULT_FREE_MS: u64 = 1_500;
 
-/// Which faults a world sees.
+/// Which faults a run has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// One agent paused and another cut off until their leases have ended; the broker stays up.
-    Silence,
+    PoolsLost,
     /// The broker's disk is full, read-only, or fails to sync.
     Disk,
-    /// Everything is killed, paused and cut, never for long.
+    /// Processes are killed and paused and links are cut, each for a short time.
     Crash,
-    /// All of it.
+    /// All of these.
     All,
 }
 
 impl Profile {
-    pub const EACH: [Self; 4] = [Self::Silence, Self::Disk, Self::Crash, Self::All];
+    pub const EACH: [Self; 4] = [Self::PoolsLost, Self::Disk, Self::Crash, Self::All];
 
+    /// Part of the seed's text, from which all random numbers are derived: a changed name changes every
+    /// schedule.
     fn name(self) -> &'static str {
         match self {
-            Self::Silence => "silence",
+            Self::PoolsLost => "silence",
             Self::Disk => "disk",
             Self::Crash => "crash",
             Self::All => "all",
@@ -43,20 +46,20 @@ impl Profile {
     }
 }
 
-/// All that a world is drawn from; its text runs it again.
+/// The seed of a run. Its text repeats the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed {
     pub profile: Profile,
     pub number: u64,
-    /// How long faults go on.
+    /// Duration of the faults.
     pub seconds: u64,
 }
 
 impl Seed {
-    /// A source of chance for one purpose; each profile has its own of the same number.
+    /// Makes the random number generator for one purpose. Generators of different profiles differ.
     pub fn rng(&self, purpose: &str) -> StdRng {
         let text = format!("{purpose} {self}");
-        // FNV-1a, so that no library's change of its hash gives old seeds a new meaning.
+        // FNV-1a, so that a changed hash function of a library does not change the runs of old seeds.
         let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -86,47 +89,47 @@ impl FromStr for Seed {
     }
 }
 
-/// What is hit. One fault at a time hits each.
+/// Target of faults. Each has at most one fault at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
     Broker,
     Agent(usize),
-    /// Between an agent and the broker.
+    /// The link between an agent and the broker.
     Link(usize),
-    /// Between the clients and the broker.
+    /// The link between the clients and the broker.
     Clients,
     Disk,
 }
 
-/// What happens to it.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Killed, and started again at once.
+    /// The process is killed, and restarted immediately.
     Kill,
-    /// Killed, and not started before the turn is over.
+    /// The process is killed, and restarted at the end of the fault.
     Down,
-    /// Told to end; started again once it has.
+    /// The process receives SIGTERM, and is restarted after it has ended.
     Terminate,
-    /// Stopped amid whatever it does.
+    /// The process is suspended.
     Pause,
-    /// The agent's supervisor is killed: the agent starts the next.
+    /// The supervisor of the agent's pool is killed; the agent starts a new one.
     KillSupervisor,
-    /// Agent, supervisor and tasks are killed at once, as with their machine.
+    /// Agent, supervisor and tasks are killed at once, as in a crash of their machine.
     KillMachine,
-    /// Bad weather; afterwards what was cut is reset or goes on.
+    /// Conditions of a link. At the end, its connections are reset (`torn_after`) or continue.
     Link {
         weather: Weather,
         torn_after: bool,
     },
     DiskFull,
-    /// The broker is killed, and its next lives find a read-only disk.
+    /// The broker is killed, and restarted on a read-only disk.
     DiskMountedReadOnly,
-    /// The disk turns read-only under open files.
+    /// The disk becomes read-only while files are open.
     JournalBecomesReadOnly,
     SyncsFail,
 }
 
-/// Names of all kinds.
+/// Names of all kinds of faults.
 pub const KINDS: [&str; 15] = [
     "Kill",
     "Down",
@@ -146,12 +149,12 @@ pub const KINDS: [&str; 15] = [
 ];
 
 impl Fault {
-    /// Exit codes may be lost.
+    /// True if exit codes may be lost.
     pub fn kills_supervisor(self) -> bool {
         matches!(self, Self::KillSupervisor | Self::KillMachine)
     }
 
-    /// The kind's name, for counting.
+    /// Name of the kind, for counting.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Kill => "Kill",
@@ -174,61 +177,61 @@ impl Fault {
     }
 }
 
-/// A fault with its time.
+/// A fault with its start and duration.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn {
-    /// From the start of the world.
+pub struct TimedFault {
+    /// Since the start of the run.
     pub at: Duration,
     pub fault: Fault,
     pub lasts: Duration,
 }
 
-/// What goes wrong in a world, lane by lane.
-pub type Schedule = Vec<(Lane, Vec<Turn>)>;
+/// The faults of a run, by lane.
+pub type Schedule = Vec<(Lane, Vec<TimedFault>)>;
 
-/// Draws a world's schedule.
-pub fn draw(seed: Seed) -> Schedule {
+/// Generates the schedule of a run.
+pub fn generate(seed: Seed) -> Schedule {
     let mut rng = seed.rng("schedule");
-    let mut drawing = Drawing { rng: &mut rng, end_ms: seed.seconds * 1_000 };
+    let mut generator = Generator { rng: &mut rng, end_ms: seed.seconds * 1_000 };
     let mut schedule = match seed.profile {
-        Profile::Silence => drawing.silence(),
-        Profile::Disk => drawing.disk(),
-        Profile::Crash => drawing.crash(),
-        Profile::All => drawing.all(),
+        Profile::PoolsLost => generator.pools_lost(),
+        Profile::Disk => generator.disk(),
+        Profile::Crash => generator.crash(),
+        Profile::All => generator.all(),
     };
-    for (lane, writer_sessions) in &mut schedule {
+    for (lane, faults) in &mut schedule {
         if *lane == Lane::Agent(STEADY_POOL) {
-            writer_sessions.retain(|writer_session| !writer_session.fault.kills_supervisor());
+            faults.retain(|timed| !timed.fault.kills_supervisor());
         }
     }
-    schedule.retain(|(_, writer_sessions)| !writer_sessions.is_empty());
+    schedule.retain(|(_, faults)| !faults.is_empty());
     schedule
 }
 
-struct Drawing<'a> {
+struct Generator<'a> {
     rng: &'a mut StdRng,
     end_ms: u64,
 }
 
-impl Drawing<'_> {
-    fn silence(&mut self) -> Schedule {
+impl Generator<'_> {
+    fn pools_lost(&mut self) -> Schedule {
         let cut = Weather::Cut { up: true, down: self.rng.random_bool(0.5) };
         let lost = Fault::Link { weather: cut, torn_after: self.rng.random_bool(0.5) };
-        // Which agents fall silent is drawn, too.
+        // Which pools lose their connection is random, too.
         let first = self.rng.random_range(0..POOLS);
-        let [paused, parted, lively] = [0, 1, 2].map(|step| (first + step) % POOLS);
-        let silence = if self.rng.random_bool(0.7) { Fault::Pause } else { Fault::Down };
+        let [paused, parted, connected] = [0, 1, 2].map(|step| (first + step) % POOLS);
+        let outage = if self.rng.random_bool(0.7) { Fault::Pause } else { Fault::Down };
         vec![
-            (Lane::Agent(paused), self.silences(CALM_MS..CALM_MS + 1_000, silence)),
-            (Lane::Link(parted), self.silences(CALM_MS..CALM_MS + 1_500, lost)),
-            (Lane::Agent(lively), self.lane(2_000..9_000, Self::agent_fault)),
-            (Lane::Link(lively), self.lane(4_000..9_000, Self::link_fault)),
+            (Lane::Agent(paused), self.outages(FAULT_FREE_MS..FAULT_FREE_MS + 1_000, outage)),
+            (Lane::Link(parted), self.outages(FAULT_FREE_MS..FAULT_FREE_MS + 1_500, lost)),
+            (Lane::Agent(connected), self.lane(2_000..9_000, Self::agent_fault)),
+            (Lane::Link(connected), self.lane(4_000..9_000, Self::link_fault)),
             (Lane::Clients, self.lane(3_000..8_000, Self::link_fault)),
         ]
     }
 
     fn disk(&mut self) -> Schedule {
-        // Every kind in turn, in an order that is drawn: even a short run has them all.
+        // All kinds in random order, repeated: so even a short run has each kind.
         let mut kinds = vec![
             Fault::DiskFull,
             Fault::DiskMountedReadOnly,
@@ -239,11 +242,11 @@ impl Drawing<'_> {
             kinds.swap(at, self.rng.random_range(0..=at));
         }
         let mut next = kinds.into_iter().cycle();
-        let disk = self.lane(1_000..4_000, move |drawing| {
-            (next.next().unwrap_or(Fault::DiskFull), drawing.rng.random_range(1_500..5_000))
+        let disk = self.lane(1_000..4_000, move |generator| {
+            (next.next().unwrap_or(Fault::DiskFull), generator.rng.random_range(1_500..5_000))
         });
-        let kills = |drawing: &mut Self| {
-            let fault = if drawing.rng.random_bool(0.7) { Fault::Kill } else { Fault::Terminate };
+        let kills = |generator: &mut Self| {
+            let fault = if generator.rng.random_bool(0.7) { Fault::Kill } else { Fault::Terminate };
             (fault, 100)
         };
         vec![
@@ -270,64 +273,62 @@ impl Drawing<'_> {
         let mut schedule = self.crash();
         schedule.push((
             Lane::Disk,
-            self.lane(5_000..20_000, |drawing| {
+            self.lane(5_000..20_000, |generator| {
                 let kinds = [
                     Fault::DiskFull,
                     Fault::DiskMountedReadOnly,
                     Fault::JournalBecomesReadOnly,
                     Fault::SyncsFail,
                 ];
-                let fault = kinds[drawing.rng.random_range(0..kinds.len())];
-                (fault, drawing.rng.random_range(1_500..15_000))
+                let fault = kinds[generator.rng.random_range(0..kinds.len())];
+                (fault, generator.rng.random_range(1_500..15_000))
             }),
         ));
-        // Now and then the broker is left alone for so long that a pool can be lost.
-        for (lane, writer_sessions) in &mut schedule {
+        // Faults of broker and disk pause every other 50 s, so that a pool can be lost.
+        for (lane, faults) in &mut schedule {
             if matches!(lane, Lane::Broker | Lane::Disk) {
-                writer_sessions.retain(|writer_session| writer_session.at.as_secs() / 50 % 2 == 0);
+                faults.retain(|timed| timed.at.as_secs() / 50 % 2 == 0);
             }
         }
-        for (lane, writer_sessions) in &mut schedule {
+        for (lane, faults) in &mut schedule {
             let Lane::Agent(pool) = *lane else { continue };
-            let quiet_ms = 50_000 + 1_000 * pool as u64;
-            if pool < 2 && quiet_ms + PAST_LOST_MS <= self.end_ms {
-                let (at, lasts) = (Duration::from_millis(quiet_ms), Duration::from_millis(PAST_LOST_MS));
-                writer_sessions.retain(|writer_session| {
-                    writer_session.at + writer_session.lasts < at || writer_session.at > at + lasts
-                });
+            let outage_ms = 50_000 + 1_000 * pool as u64;
+            if pool < 2 && outage_ms + PAST_LOST_MS <= self.end_ms {
+                let (at, lasts) = (Duration::from_millis(outage_ms), Duration::from_millis(PAST_LOST_MS));
+                faults.retain(|timed| timed.at + timed.lasts < at || timed.at > at + lasts);
                 let fault = if self.rng.random_bool(0.6) { Fault::Pause } else { Fault::Down };
-                writer_sessions.push(Turn { at, fault, lasts });
-                writer_sessions.sort_by_key(|writer_session| writer_session.at);
+                faults.push(TimedFault { at, fault, lasts });
+                faults.sort_by_key(|timed| timed.at);
             }
         }
         schedule
     }
 
-    /// The fault until the pool is lost, and again as long as there is time.
-    fn silences(&mut self, begin_ms: std::ops::Range<u64>, fault: Fault) -> Vec<Turn> {
-        let (mut writer_sessions, mut at) = (Vec::new(), self.rng.random_range(begin_ms));
+    /// Repeats a fault that lasts until the pool is lost, with pauses, until `end_ms`.
+    fn outages(&mut self, begin_ms: std::ops::Range<u64>, fault: Fault) -> Vec<TimedFault> {
+        let (mut faults, mut at) = (Vec::new(), self.rng.random_range(begin_ms));
         while at + PAST_LOST_MS <= self.end_ms {
             let (begins, lasts) = (Duration::from_millis(at), Duration::from_millis(PAST_LOST_MS));
-            writer_sessions.push(Turn { at: begins, fault, lasts });
+            faults.push(TimedFault { at: begins, fault, lasts });
             at += PAST_LOST_MS + self.rng.random_range(3_000..15_000);
         }
-        writer_sessions
+        faults
     }
 
-    /// Fault after fault with pauses between them, as long as there is time.
+    /// Generates faults with pauses between them, until `end_ms`.
     fn lane(
         &mut self,
         pause_ms: std::ops::Range<u64>,
         mut fault: impl FnMut(&mut Self) -> (Fault, u64),
-    ) -> Vec<Turn> {
-        let (mut writer_sessions, mut at) = (Vec::new(), CALM_MS);
+    ) -> Vec<TimedFault> {
+        let (mut faults, mut at) = (Vec::new(), FAULT_FREE_MS);
         loop {
             at += self.rng.random_range(pause_ms.clone());
             let (fault, lasts) = fault(self);
             if at + lasts > self.end_ms {
-                return writer_sessions;
+                return faults;
             }
-            writer_sessions.push(Turn {
+            faults.push(TimedFault {
                 at: Duration::from_millis(at),
                 fault,
                 lasts: Duration::from_millis(lasts),

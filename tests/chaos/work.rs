@@ -1,4 +1,4 @@
-//! What clients ask for: jobs of every kind, drawn from the seed, and what each must come to.
+//! The jobs that clients submit: of every kind, generated from the seed, with the expected result of each.
 
 use std::path::Path;
 
@@ -9,118 +9,120 @@ use weir::api::proto::v1;
 use crate::commands::STEADY_POOL;
 use crate::schedule::Seed;
 
-/// Names the file that tasks write their history to.
+/// Environment variable with the path of the history file.
 pub const HISTORY: &str = "CHAOS_HISTORY";
-/// The label that carries a job's token.
+/// Label with the job's token.
 pub const LABEL: &str = "chaos";
 
-/// No job is submitted so shortly before the last fault is over, and none that runs long so shortly
-/// before: whoever waits for the end of the world need not wait for them.
-const TAIL_MS: u64 = 5_000;
-const LONG_TAIL_MS: u64 = 18_000;
+/// No job is submitted in this time before the end of the last fault, so that the run ends soon after it.
+const END_MARGIN_MS: u64 = 5_000;
+/// The same for jobs that run long.
+const LONG_END_MARGIN_MS: u64 = 18_000;
 
-/// Until then jobs come in a rush, and most run long: the first faults hit pools that are full.
-const RUSH_MS: u64 = 1_500;
+/// Until this time jobs are submitted in a burst and most run long, so that the first faults hit fully
+/// allocated pools.
+const BURST_MS: u64 = 1_500;
 
-/// What a task does: it says that it starts, that it lives, four times a second, and that it ends. One line
-/// is one write to a file that is only appended to, so the file's order is that of the events.
+/// The script of a task. It writes a line at its start, four times a second, and at its end. Each line is one
+/// write to an append-only file, so the order of lines is the order of events.
 ///
-/// Arguments: quarters of a second, the exit code, how many attempts end with that code before one
-/// ends well, and whether it ignores the polite signal.
+/// Arguments: run time in quarters of a second; the exit code; how many attempts exit with that code before
+/// one exits with 0; `stubborn` to ignore SIGTERM.
 const SCRIPT: &str = r#"
-say() {
+record() {
     read -r up _ </proc/uptime
     echo "$1 $WEIR_ATTEMPT_ID ${WEIR_GANG_RANK:-0} $up $2" >>"$CHAOS_HISTORY"
 }
 [ "$4" = stubborn ] && trap '' TERM
-say START
+record START
 left=$1
 while [ "$left" -gt 0 ]; do
     sleep 0.25
-    say ALIVE
+    record ALIVE
     left=$((left - 1))
 done
 code=0
 [ "${WEIR_ATTEMPT_ID##*-}" -le "$3" ] && code=$2
-say END "$code"
+record END "$code"
 exit "$code"
 "#;
 
-/// What a job must come to.
+/// The expected result of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Expected {
     Succeeds,
     Fails,
-    /// Whatever the cancel finds: see `history`.
+    /// Depends on the phase in which the cancel found the job: see `history`.
     IsCancelled,
 }
 
-/// A job and what is done with it.
+/// A job and what its client does.
 #[derive(Clone, Debug)]
-pub struct Piece {
-    /// Its token, and its label.
+pub struct JobPlan {
+    /// Request token, and value of the label.
     pub token: String,
     pub spec: v1::JobSpec,
     pub expected: Expected,
-    /// From the start of the world.
+    /// Since the start of the run.
     pub submit_at_ms: u64,
-    /// After it was acknowledged.
+    /// When it is cancelled, after the acknowledgement.
     pub cancel_after_ms: Option<u64>,
-    /// The same request comes again so long after it was acknowledged.
+    /// When the same request is repeated, after the acknowledgement.
     pub repeat_after_ms: Option<u64>,
     /// Exit code of attempts that fail.
     pub code: i32,
 }
 
-impl Piece {
-    /// A lost attempt has a lease.
+impl JobPlan {
+    /// True if attempts have a lease, so that a lost one is requeued.
     pub fn requeues(&self) -> bool {
         self.spec.on_pool_lost() == v1::OnPoolLost::Requeue
     }
 
-    /// The request, the same each time.
+    /// The submit request, the same at each call.
     pub fn request(&self) -> v1::SubmitRequest {
-        // No name: a second job of the same token would not be noticed by its name alone.
+        // Without a name: a conflict of names would hide a second job of the same token.
         let spec = Some(self.spec.clone());
         let job = v1::Submission { name_prefix: "chaos".to_owned(), spec, ..Default::default() };
         v1::SubmitRequest { token: self.token.clone(), jobs: vec![job] }
     }
 }
 
-/// Draws a world's jobs, in the order in which they are submitted.
-pub fn draw(seed: Seed, history: &Path) -> Vec<Piece> {
+/// Generates the jobs of a run, in the order of their submission.
+pub fn generate(seed: Seed, history: &Path) -> Vec<JobPlan> {
     let mut rng = seed.rng("work");
-    let (mut pieces, mut at_ms) = (Vec::new(), 200);
+    let (mut plans, mut at_ms) = (Vec::new(), 200);
     let end_ms = seed.seconds * 1_000;
-    while at_ms + TAIL_MS < end_ms {
-        let token = format!("{seed}-{}", pieces.len());
-        let times = (at_ms, at_ms < RUSH_MS, at_ms + LONG_TAIL_MS < end_ms);
-        pieces.push(draw_one(&mut rng, token, times, history));
+    while at_ms + END_MARGIN_MS < end_ms {
+        let token = format!("{seed}-{}", plans.len());
+        let times = (at_ms, at_ms < BURST_MS, at_ms + LONG_END_MARGIN_MS < end_ms);
+        plans.push(generate_one(&mut rng, token, times, history));
         at_ms += match at_ms {
-            ..RUSH_MS => 80,
+            ..BURST_MS => 80,
             _ if rng.random_bool(0.3) => 50,
             _ => rng.random_range(200..1_500),
         };
     }
-    pieces
+    plans
 }
 
-/// Draws a job that is submitted at this time; in the rush it runs long, and it may if that ends in time.
-fn draw_one(
+/// Generates a job that is submitted at this time. In the burst most jobs run long; later a job may, if
+/// `long`.
+fn generate_one(
     rng: &mut StdRng,
     token: String,
-    (submit_at_ms, rush, long): (u64, bool, bool),
+    (submit_at_ms, burst, long): (u64, bool, bool),
     history: &Path,
-) -> Piece {
+) -> JobPlan {
     let (mut quarters, mut failures, mut stubborn) = (rng.random_range(0..10), 0, false);
     let (mut count, mut gang) = (1, false);
     let code = rng.random_range(1..100);
     let mut requeues = rng.random_bool(0.5);
     let (mut expected, mut cancel_after_ms) = (Expected::Succeeds, None);
-    let kind = if rush && rng.random_bool(0.7) { 3..5 } else { 0..11 };
+    let kind = if burst && rng.random_bool(0.7) { 3..5 } else { 0..11 };
     match rng.random_range(kind) {
         0..3 => {}
-        // Long enough to lose their pool.
+        // Long enough that their pool may be lost while they run.
         3 if long => (quarters, requeues) = (rng.random_range(20..40), true),
         4 if long => (quarters, requeues, stubborn) = (rng.random_range(20..40), true, true),
         3 | 4 => {}
@@ -150,11 +152,12 @@ fn draw_one(
         ..Default::default()
     };
     let on_pool_lost = if requeues { v1::OnPoolLost::Requeue } else { v1::OnPoolLost::Wait };
-    // What fails for good fails at the third attempt. Unknown outcomes come of killed supervisors.
+    // A job that must fail fails at its third attempt. Killed supervisors cause unknown outcomes.
     let max_attempts = Some(if expected == Expected::Fails { 3 } else { 50 });
     let on = [v1::RetryOn::Failed, v1::RetryOn::Unknown].map(i32::from).to_vec();
-    // Some may run in one pool or two only: they come back to a pool that was lost. It is not one whose
-    // machine is killed: such a node is held back, and a minute is too long to wait for it.
+    // Some may run in one or two pools only, so they return to a pool that was lost. One of these is the
+    // steady pool, whose machine is never killed: a node that failed is quarantined for a minute, which is
+    // too long to wait for.
     let pools = match rng.random_range(0..10) {
         0..2 => vec![STEADY_POOL],
         2..5 => vec![STEADY_POOL, rng.random_range(0..STEADY_POOL)],
@@ -172,5 +175,5 @@ fn draw_one(
         ..Default::default()
     };
     let repeat_after_ms = rng.random_bool(0.4).then(|| rng.random_range(0..8_000));
-    Piece { token, spec, expected, submit_at_ms, cancel_after_ms, repeat_after_ms, code }
+    JobPlan { token, spec, expected, submit_at_ms, cancel_after_ms, repeat_after_ms, code }
 }

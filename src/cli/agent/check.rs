@@ -1,4 +1,4 @@
-//! `weir agent check`: what a pool's agent needs, tried one by one.
+//! `weir agent check`: checks the requirements of a pool one by one.
 
 use std::path::PathBuf;
 
@@ -11,20 +11,20 @@ use crate::config::AgentFile;
 use crate::pools::check::{Finding, Verdict};
 use crate::pools::{host, kubernetes};
 
-/// Says for each thing that a pool's agent needs whether it works, or exactly why not.
+/// Check the requirements of pools and report which are not met, and why.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  weir agent check /etc/weir/pools/*.toml\n\nExits with 1 if anything fails. Nothing is changed but the folder that keeps the agent's identity."
+    after_help = "Example:\n  weir agent check /etc/weir/pools/*.toml\n\nExit code 1 if a requirement is not met. Creates the state folder if absent, and changes nothing else."
 )]
 pub(super) struct Check {
-    /// Each pool's TOML file.
-    #[arg(required = true)]
+    /// Pool files (TOML), one per pool.
+    #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 }
 
 impl Check {
     pub(super) async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let mut rows = vec![["POOL", "NEEDS", "RESULT", "DETAIL"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["POOL", "REQUIREMENT", "RESULT", "DETAIL"].map(str::to_owned).to_vec()];
         let mut worst = Verdict::Works;
         for path in &self.files {
             let (name, found) = match AgentFile::read(path) {
@@ -33,7 +33,7 @@ impl Check {
             };
             for finding in found {
                 worst = worst.max(finding.verdict);
-                // One line each, also where a parser's answer has several.
+                // One line per finding, although messages of parsers may have several.
                 let detail = finding.detail.split_whitespace().collect::<Vec<_>>().join(" ");
                 rows.push(vec![name.clone(), finding.what, finding.verdict.word().to_owned(), detail]);
             }
@@ -43,7 +43,7 @@ impl Check {
     }
 }
 
-/// The last column is a sentence and stays one; the others are cells as everywhere.
+/// Formats a table whose last column is a sentence with its spaces.
 fn aligned(rows: &[Vec<String>]) -> String {
     let cells: Vec<Vec<String>> = rows.iter().map(|row| row[..3].to_vec()).collect();
     let width = table(&cells).lines().map(|line| line.chars().count()).max().unwrap_or(0);
@@ -66,32 +66,33 @@ async fn of_file(connect: &Connect, file: &AgentFile) -> Vec<Finding> {
     found
 }
 
-/// The broker is there, and takes the token.
+/// Checks that the broker is reachable, accepts the token, and that no other agent has the pool's name.
 async fn broker(connect: &Connect, file: &AgentFile) -> Result<String, String> {
     let client = client(connect, file).map_err(|failure| failure.message)?;
     let request = v1::GetPoolRequest { name: file.name.clone() };
     match client.pools().get_pool(request).await {
-        // Made when an agent first starts in the folder.
+        // The key is created when an agent first starts in the folder: without it, the pool was registered by
+        // another agent.
         Ok(_) if !file.state.join("key").exists() => Err(format!(
-            "PoolClaimed: it knows pool {}, whose agent has another state folder than {}",
+            "PoolClaimed: pool {} is registered by an agent with another state folder than {}",
             file.name,
             file.state.display()
         )),
-        Ok(_) => Ok(format!("reached; it knows pool {}", file.name)),
+        Ok(_) => Ok(format!("reachable; pool {} is registered", file.name)),
         Err(status) if status.code() == tonic::Code::NotFound => {
-            Ok(format!("reached; pool {} is new to it", file.name))
+            Ok(format!("reachable; pool {} is not registered yet", file.name))
         }
         Err(status) => Err(status.message().to_owned()),
     }
 }
 
-/// The folder can be written, and whether an agent runs in it.
+/// Checks that the state folder is writable, and whether an agent is running in it.
 fn state(file: &AgentFile) -> Result<String, String> {
     let folder = file.state.display();
     match claim(&file.state) {
-        Ok(_lock) => Ok(format!("{folder} can be written; no agent runs in it")),
+        Ok(_lock) => Ok(format!("{folder} is writable; no agent is running in it")),
         Err(failure) if failure.code == crate::cli::exit::CONFLICT => {
-            Ok(format!("{folder}: an agent runs in it"))
+            Ok(format!("{folder}: an agent is running in it"))
         }
         Err(failure) => Err(failure.message),
     }

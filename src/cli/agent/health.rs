@@ -1,4 +1,4 @@
-//! The agent's own small web server: is it well, and how is it doing.
+//! HTTP server of the agent: health, readiness and metrics.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::cli::Failure;
 use crate::telemetry::{PoolHealth, metrics};
 
-/// How long an answer may take.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
+/// Time limit of a response.
+const RESPONSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 type Pools = Arc<Vec<Arc<PoolHealth>>>;
 
-/// Serves `/healthz`, `/readyz` and `/metrics` until the process ends. Returns where.
+/// Serves `/healthz`, `/readyz` and `/metrics` until the process ends. Returns the bound address.
 ///
 /// # Errors
-/// If the address can't be listened on.
+/// If the address can't be bound.
 pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolHealth>>) -> Result<SocketAddr, Failure> {
     let failed = |error: std::io::Error| Failure::new(1, format!("can't listen on {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -28,16 +28,18 @@ pub(super) async fn serve(address: &str, pools: Vec<Arc<PoolHealth>>) -> Result<
     let router = axum::Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .route("/metrics", get(numbers))
+        .route("/metrics", get(metrics_text))
         .with_state(Arc::new(pools));
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(async move {
-        // Tonic's server, for its timeouts: axum's own leaves slow clients open.
+        // Tonic's server has timeouts; axum's leaves connections of slow clients open.
         let routes = tonic::service::Routes::from(router);
-        let server =
-            tonic::transport::Server::builder().accept_http1(true).timeout(ANSWER).add_routes(routes);
+        let server = tonic::transport::Server::builder()
+            .accept_http1(true)
+            .timeout(RESPONSE_TIMEOUT)
+            .add_routes(routes);
         if let Err(error) = server.serve_with_incoming(incoming).await {
-            tracing::warn!(%error, "health and metrics are no longer served");
+            tracing::warn!(%error, "stopped serving health and metrics");
         }
     });
     Ok(bound)
@@ -56,7 +58,7 @@ async fn ready(State(pools): State<Pools>) -> (StatusCode, String) {
     }
 }
 
-async fn numbers(State(pools): State<Pools>) -> ([(&'static str, &'static str); 1], String) {
+async fn metrics_text(State(pools): State<Pools>) -> ([(&'static str, &'static str); 1], String) {
     let text = metrics(pools.iter().map(|pool_health| &**pool_health));
     ([("content-type", "text/plain; version=0.0.4")], text)
 }

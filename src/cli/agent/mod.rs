@@ -1,4 +1,4 @@
-//! `weir agent`: one pool, or many in one process.
+//! `weir agent`: runs the agents of one or more pools in one process.
 
 mod check;
 mod health;
@@ -29,18 +29,18 @@ use crate::pools::{Error, PoolBackend};
 use crate::telemetry::PoolHealth;
 use pool::Backend;
 
-/// Runs the agents of one pool or more.
+/// Run the agents of one or more pools.
 #[derive(clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  weir agent pool.toml\n  weir agent check pool.toml   what it needs, and whether it works\n\nwith\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM ends it; its tasks live on and are adopted when it is back.\nSeveral files are so many pools in one process: weir agent pools/*.toml"
+    after_help = "Examples:\n  weir agent pool.toml\n  weir agent pools/*.toml          several pools in one process\n  weir agent check pool.toml       check that the requirements of the pool are met\n\npool.toml:\n  name = \"local\"\n  region = \"CN-CQ\"\n  state = \"/var/lib/weir/local\"\n  [host]\n\nSIGTERM stops the agent. Its tasks continue to run, and the agent adopts them when it is started again."
 )]
 pub struct AgentCommand {
-    /// Each pool's TOML file.
-    #[arg(required = true)]
+    /// Pool files (TOML), one per pool.
+    #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Serve /healthz, /readyz and /metrics there, such as 127.0.0.1:9411.
+    /// Serve /healthz, /readyz and /metrics on this address, e.g. 127.0.0.1:9411. Default: not served.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     #[command(subcommand)]
@@ -49,17 +49,18 @@ pub struct AgentCommand {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Says for each thing that a pool's agent needs whether it works, or exactly why not.
+    /// Check the requirements of pools and report which are not met, and why.
     Check(check::Check),
 }
 
-/// Keeps a host pool's tasks.
+/// Supervise the tasks of a host pool. Started by the agent, not by users.
 #[derive(clap::Args)]
 pub struct Supervise {
-    #[arg(long)]
+    /// State folder of the supervisor.
+    #[arg(long, value_name = "PATH")]
     state: PathBuf,
-    /// The control group below which attempts get theirs.
-    #[arg(long)]
+    /// Control group (version 2) in which a group is created per attempt. Default: the agent's.
+    #[arg(long, value_name = "PATH")]
     cgroup_parent: Option<PathBuf>,
 }
 
@@ -77,13 +78,14 @@ impl AgentCommand {
         if let Some(Command::Check(check)) = self.command {
             return check.run(connect).await;
         }
-        // The client tells of each call that failed, without saying which pool's; we tell once.
+        // The Kubernetes client logs each failed call without its pool. The backend logs it once, with the
+        // pool.
         start_logging("info,kube_client=off");
-        // All of them are read before any of them runs.
+        // An invalid file must not leave a part of the pools running, so read all files first.
         let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
-            let message = format!("pool {:?} is described by two of the files", twice.name);
+            let message = format!("pool {:?} is defined in two of the files", twice.name);
             return Err(Failure::new(INVALID, message));
         }
         let (mut pools, mut all, clock) = (JoinSet::new(), Vec::new(), Clock::start());
@@ -95,10 +97,10 @@ impl AgentCommand {
         }
         if let Some(address) = &self.listen {
             let address = health::serve(address, all).await?;
-            tracing::info!(%address, "health and metrics are served");
+            tracing::info!(%address, "serving health and metrics");
         }
-        // One that can't go on ends the process: whoever started it starts it anew, and nothing
-        // that runs is lost.
+        // An agent that fails ends the process. The service manager restarts it, and running tasks are
+        // adopted.
         while let Some(ended) = pools.join_next().await {
             ended.map_err(anyhow::Error::from)??;
         }
@@ -116,7 +118,7 @@ fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
     Client::new(&server, Some(token.trim())).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
 }
 
-/// Runs one pool's agent until the process is to end.
+/// Runs the agent of one pool until SIGTERM.
 async fn run_pool(
     file: &AgentFile,
     client: Client,
@@ -132,7 +134,7 @@ async fn run_pool(
         }
         Backend::Kubernetes(settings) => {
             let open = || Kubernetes::new((*settings).clone(), clock);
-            serve_again(hello, &file.state, open, client, clock, pool_health, terminated()).await
+            serve_and_reopen(hello, &file.state, open, client, clock, pool_health, terminated()).await
         }
         Backend::Simulated(settings) => {
             serve(
@@ -149,7 +151,7 @@ async fn run_pool(
     }
 }
 
-/// What simulated pools pretend to do.
+/// Capabilities of simulated pools: everything but running real work.
 pub(super) const SIMULATED: Capabilities = Capabilities {
     real: false,
     processes: true,
@@ -160,10 +162,13 @@ pub(super) const SIMULATED: Capabilities = Capabilities {
     whole_devices_only: false,
 };
 
-/// Takes a pool's state folder for as long as the lock is held.
+/// Locks a pool's state folder until the lock is dropped. Creates the folder if absent.
 ///
-/// Two agents in one folder have one identity: the broker would take each for the other come back, and
-/// they would displace each other for ever.
+/// Two agents in one folder would have the same identity: the broker would take each connection for a
+/// reconnect of the same agent, and the two would replace each other's session for ever.
+///
+/// # Errors
+/// `CONFLICT` if another process holds the lock; otherwise if the folder can't be used.
 pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     let folder = state.display();
     let failed = |error| Failure::new(1, format!("state folder {folder} can't be used: {error}"));
@@ -177,17 +182,24 @@ pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     })
 }
 
-/// Who speaks for a pool: an identity that its state folder keeps.
+/// Makes the hello message of a pool's agent, with the identity stored in its state folder.
+///
+/// # Errors
+/// If the identity can't be read or written.
 pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
     Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, high_water: None })
 }
 
-/// The newest stamp that an earlier life of the agent was given, in its state folder.
-const STAMP: &str = "stamp";
+/// File in the state folder with the newest high-water mark that the broker sent to the agent. The name is
+/// part of the folder's format.
+const HIGH_WATER_FILE: &str = "stamp";
 
-/// Runs a pool's agent until `stop` ends.
+/// Runs a pool's agent until `stop` completes.
+///
+/// # Errors
+/// If the backend can't be opened, or fails.
 pub(super) async fn serve(
     hello: Hello,
     state: &Path,
@@ -197,7 +209,7 @@ pub(super) async fn serve(
     pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    run_agent(hello, state, backend, client, clock, pool_health, stop).await.map_err(down)
+    run_agent(hello, state, backend, client, clock, pool_health, stop).await.map_err(failure)
 }
 
 async fn run_agent(
@@ -210,19 +222,19 @@ async fn run_agent(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
-    let file = state.join(STAMP);
-    // Without it, or with one that can't be read, a broker on an older journal is told a little less.
-    let seen = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let file = state.join(HIGH_WATER_FILE);
+    // Optional: without it, one of the facts that show a broker that its journal is an older copy is missing.
+    let stored = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
     let mut failed = false;
     let remember = move |high_water: HighWaterMark| {
         if let Err(error) = config::write_private(&file, high_water.to_string().as_bytes())
             && !std::mem::replace(&mut failed, true)
         {
-            tracing::warn!(file = %file.display(), %error, "the broker's newest stamp can't be kept");
+            tracing::warn!(file = %file.display(), %error, "can't store the journal high-water mark of the broker");
         }
     };
     crate::runtime::agent::run(
-        Hello { high_water: seen, ..hello },
+        Hello { high_water: stored, ..hello },
         backend,
         dialer,
         clock,
@@ -233,12 +245,15 @@ async fn run_agent(
     .await
 }
 
-fn down(error: Error) -> Failure {
+fn failure(error: Error) -> Failure {
     Failure::new(1, crate::runtime::broker::causes(&error))
 }
 
-/// Runs a host pool's agent until `stop` ends, also when its supervisor is killed: the next one
-/// adopts what still runs.
+/// Runs a host pool's agent until `stop` completes. If its supervisor is killed, the next one adopts the
+/// tasks that are still running.
+///
+/// # Errors
+/// If the backend can't be opened.
 pub(super) async fn serve_host(
     hello: Hello,
     state: &Path,
@@ -248,11 +263,12 @@ pub(super) async fn serve_host(
     pool_health: &Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    serve_again(hello, state, || Host::new(settings.clone(), clock), client, clock, pool_health, stop).await
+    serve_and_reopen(hello, state, || Host::new(settings.clone(), clock), client, clock, pool_health, stop)
+        .await
 }
 
-/// Runs a pool's agent until `stop` ends, and opens its backend anew whenever that is gone.
-async fn serve_again<B: PoolBackend>(
+/// Runs a pool's agent until `stop` completes, and reopens its backend after [`Error::Gone`].
+async fn serve_and_reopen<B: PoolBackend>(
     hello: Hello,
     state: &Path,
     backend: impl Fn() -> B,
@@ -267,16 +283,13 @@ async fn serve_again<B: PoolBackend>(
         {
             Ok(()) => return Ok(()),
             Err(Error::Gone { pool }) => {
-                tracing::warn!(
-                    pool,
-                    "the pool's backend is gone: it is opened again, and takes over what runs"
-                );
+                tracing::warn!(pool, "the backend is gone: reopening it; it adopts running tasks");
             }
-            Err(error @ Error::Open { .. }) => return Err(down(error)),
+            Err(error @ Error::Open { .. }) => return Err(failure(error)),
         }
         tokio::time::sleep(REOPEN_WAIT).await;
     }
 }
 
-/// Before a backend is opened again: whatever ended it may still be at it.
+/// Delay before a backend is reopened: the cause of its end may still be present.
 const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_secs(1);

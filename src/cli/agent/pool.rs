@@ -1,4 +1,4 @@
-//! From a pool's file to its backend's settings.
+//! Converts a pool file into the settings of its backend.
 
 use crate::cli::Failure;
 use crate::cli::exit::INVALID;
@@ -21,10 +21,10 @@ fn region(file: &AgentFile) -> Result<RegionCode, Failure> {
     RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))
 }
 
-/// The backend that a file names.
+/// Makes the backend settings of a pool file.
 ///
 /// # Errors
-/// If it names none, or the agent's identity can't be kept.
+/// If the file has no backend section, or the agent's identity can't be read or written.
 pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
     let region = region(file)?;
     if let Some(section) = &file.host {
@@ -54,10 +54,10 @@ pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
     }))
 }
 
-/// What the pool declares of itself.
+/// Makes the pool specification that the agent declares to the broker.
 ///
 /// # Errors
-/// If its region is none.
+/// If the region is invalid.
 pub(super) fn spec(file: &AgentFile, backend: &Backend) -> Result<PoolSpec, Failure> {
     let (name, capabilities): (_, Capabilities) = match backend {
         Backend::Host(_) => ("host", host::CAPABILITIES),
@@ -103,7 +103,7 @@ fn cluster(
     })
 }
 
-/// The devices that one entry declares.
+/// The devices of one `devices` entry. Memory not given is that of the built-in model, or 0.
 fn devices(entry: &config::Devices) -> Vec<Device> {
     let known = device::built_in().find(|known| known.name == entry.model);
     let of_model = known.map_or(0, |known| known.memory_bytes);

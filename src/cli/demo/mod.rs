@@ -1,46 +1,48 @@
-//! The demo: jobs of a production trace over six pools, with more demand than fits for a while.
+//! The demo of `weir dev`: jobs of a production trace on six pools, which are overloaded for a while.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::connect::new_token;
 use super::output::{is_terminal, print, print_raw, sanitised, table};
-use super::{Failure, run, spec_file};
+use super::run::has_ended;
+use super::{Failure, spec_file};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
-/// The jobs, with their origin.
+/// The jobs. The file names their source.
 const JOBS: &str = include_str!("openb.yaml");
-/// How often the table is drawn on a terminal, and a line printed elsewhere.
-const DRAW: Duration = Duration::from_millis(500);
-const LINE: Duration = Duration::from_secs(2);
-/// The label that tells one demo's jobs from another's.
+/// Interval between two tables on a terminal.
+const TABLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval between two lines where standard output is not a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+/// Label with a random value per demo, which selects the jobs of this one.
 const LABEL: &str = "demo";
 
-/// Plays the demo until its last job has ended.
+/// Runs the demo until its last job has ended.
 ///
 /// # Errors
-/// What the broker says against it.
-pub(super) async fn play(client: &Client) -> Result<(), Failure> {
+/// If the broker rejects a request or is unavailable.
+pub(super) async fn run(client: &Client) -> Result<(), Failure> {
     let mut jobs =
         spec_file::read_jobs(JOBS).map_err(|error| Failure::new(1, format!("the demo's jobs: {error}")))?;
-    let run = format!("{:08x}", rand::random::<u32>());
+    let demo_id = format!("{:08x}", rand::random::<u32>());
     let mut arrivals = Vec::new();
     for job in &mut jobs {
         let spec = job.spec.get_or_insert_default();
         let arrival = spec.labels.remove("arrival-ms").and_then(|text| text.parse().ok()).unwrap_or(0);
-        spec.labels.insert(LABEL.to_owned(), run.clone());
+        spec.labels.insert(LABEL.to_owned(), demo_id.clone());
         arrivals.push(Duration::from_millis(arrival));
-        // Names are unique among live jobs, and a demo may be started twice.
-        job.name = format!("{}-{}", job.name, &run[..4]);
+        // Names are unique among active jobs, and the demo may be started twice.
+        job.name = format!("{}-{}", job.name, &demo_id[..4]);
     }
     wait_for_pools(client).await?;
     print(&format!(
-        "demo: {} tasks of a production GPU cluster (Alibaba openb), a month squeezed into seconds\n",
+        "demo: {} tasks of a production GPU cluster (Alibaba openb), a month compressed to seconds\n",
         jobs.len()
     ))?;
     let started = Instant::now();
-    let (mut next, mut drawn) = (0, Instant::now() - LINE);
+    let (mut next, mut printed) = (0, Instant::now() - LINE_INTERVAL);
     let mut lines = 0;
     loop {
         let due = arrivals[next..].iter().take_while(|at| **at <= started.elapsed()).count();
@@ -49,12 +51,12 @@ pub(super) async fn play(client: &Client) -> Result<(), Failure> {
             client.jobs().submit(request).await?;
             next += due;
         }
-        let interval = if is_terminal() { DRAW } else { LINE };
-        if drawn.elapsed() >= interval {
-            drawn = Instant::now();
-            let all = list(client, &run).await?;
-            lines = draw(client, &all, jobs.len(), started.elapsed(), lines).await?;
-            if next == jobs.len() && all.iter().all(run::has_ended) {
+        let interval = if is_terminal() { TABLE_INTERVAL } else { LINE_INTERVAL };
+        if printed.elapsed() >= interval {
+            printed = Instant::now();
+            let all = list(client, &demo_id).await?;
+            lines = print_status(client, &all, jobs.len(), started.elapsed(), lines).await?;
+            if next == jobs.len() && all.iter().all(has_ended) {
                 return summary(client, &all, started.elapsed()).await;
             }
         }
@@ -74,9 +76,9 @@ async fn wait_for_pools(client: &Client) -> Result<(), Failure> {
     }
 }
 
-async fn list(client: &Client, run: &str) -> Result<Vec<v1::Job>, Failure> {
+async fn list(client: &Client, demo_id: &str) -> Result<Vec<v1::Job>, Failure> {
     let mut request = v1::ListJobsRequest {
-        labels: [(LABEL.to_owned(), run.to_owned())].into(),
+        labels: [(LABEL.to_owned(), demo_id.to_owned())].into(),
         with_ended: true,
         page_size: 1_000,
         ..v1::ListJobsRequest::default()
@@ -92,8 +94,9 @@ async fn list(client: &Client, run: &str) -> Result<Vec<v1::Job>, Failure> {
     }
 }
 
-/// Draws the state of things; returns how many lines it took.
-async fn draw(
+/// Prints the state of jobs and pools, on a terminal over the previous `lines` lines. Returns the number of
+/// lines.
+async fn print_status(
     client: &Client,
     jobs: &[v1::Job],
     all: usize,
@@ -103,9 +106,9 @@ async fn draw(
     let mut pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
     pools.sort_by(|left, right| (&left.region, &left.name).cmp(&(&right.region, &right.name)));
     let waiting: Vec<&v1::Job> = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Pending).collect();
-    let ended = jobs.iter().filter(|job| run::has_ended(job)).count();
+    let ended = jobs.iter().filter(|job| has_ended(job)).count();
     let running = jobs.len() - ended - waiting.len();
-    let why = why_one(client, waiting.last().copied()).await;
+    let why = wait_reason(client, waiting.last().copied()).await;
     let head = format!(
         "{:>5.1}s  {all} jobs: {ended} ended, {running} running, {} waiting{why}",
         after.as_secs_f64(),
@@ -139,19 +142,20 @@ async fn draw(
     Ok(text.lines().count())
 }
 
-/// Why the longest-waiting job waits, in a few words.
-async fn why_one(client: &Client, job: Option<&v1::Job>) -> String {
+/// The most frequent reason why pools are too busy for a waiting job, with an example. Empty if there is
+/// none.
+async fn wait_reason(client: &Client, job: Option<&v1::Job>) -> String {
     let Some(job) = job else { return String::new() };
     let request = v1::WhyRequest { job: Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }) };
     let Ok(why) = client.jobs().why(request).await else { return String::new() };
     let why = why.into_inner();
-    let full = why
+    let busy = why
         .groups
         .iter()
         .flat_map(|group| &group.pools)
         .filter(|pool| pool.permanence() == v1::Permanence::Busy);
     let mut counts: BTreeMap<String, (usize, String)> = BTreeMap::new();
-    for pool in full {
+    for pool in busy {
         let reason = pool.reason.clone().unwrap_or_default();
         let entry = counts.entry(reason.code).or_default();
         entry.0 += 1;
@@ -179,14 +183,14 @@ async fn summary(client: &Client, jobs: &[v1::Job], after: Duration) -> Result<(
     };
     let succeeded = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Succeeded).count();
     let mut text = format!(
-        "\nall {} jobs have ended after {:.1} s: {succeeded} succeeded\nwaited for a place: half {} ms or less, 99 in 100 {} ms or less, longest {} ms\n",
+        "\nall {} jobs have ended after {:.1} s: {succeeded} succeeded\ntime to start: p50 {} ms, p99 {} ms, max {} ms\n",
         jobs.len(),
         after.as_secs_f64(),
         at(500),
         at(990),
         at(1_000),
     );
-    let mut rows = vec![["REGION", "POOL", "PLACED"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["REGION", "POOL", "STARTED"].map(str::to_owned).to_vec()];
     rows.extend(regions.into_iter().map(|((region, pool), count)| vec![region, pool, count.to_string()]));
     text.push_str(&table(&rows));
     print(&text)

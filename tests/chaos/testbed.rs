@@ -1,5 +1,5 @@
-//! One world: a broker on a small disk, agents of host pools in several regions, and links between
-//! all of them that can be cut. Faults are put on it, and taken from it.
+//! The system under test: a broker on a small disk, agents of host pools in several regions, and proxies as
+//! links between them. Injects and heals faults.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,45 +13,46 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clients::Access;
 use crate::commands::STEADY_POOL;
-use crate::keeper::Keeper;
+use crate::managed::ManagedProcess;
 use crate::schedule::{Fault, Lane, POOLS};
 use crate::support::disk::{FaultyDisk, Tmpfs};
 use crate::support::proxy::Proxy;
 use crate::support::{Home, processes_with, supervisor_of, until, weir_in};
 use crate::work::HISTORY;
 
-/// How long anything may take to start on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at whether what should run does.
-const TEND_EVERY: Duration = Duration::from_millis(100);
-/// Where the broker listens: below the ports that the system gives to whoever asks for any, one of
-/// whom could otherwise take it while the broker is down.
+/// Time limit for starting processes and remounting, on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval at which ended processes are restarted.
+const MONITOR_INTERVAL: Duration = Duration::from_millis(100);
+/// Ports for the broker: below the ephemeral ports, since another process could be given the broker's port
+/// while the broker is down.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 const REGIONS: [&str; POOLS] = ["CN-CQ", "CN-GZ", "CN-XJ"];
 
-/// A world. Dropped, nothing of it is left.
-pub struct World {
-    /// Before its folder: what is mounted there goes first.
+/// The system under test. Dropping it ends all processes and removes all files, unless the run failed.
+pub struct Testbed {
+    /// Declared before `home`, so that it is unmounted before the folder is removed.
     disk: Option<(Tmpfs, FaultyDisk)>,
     pub home: Home,
-    pub broker: Arc<Keeper>,
-    pub agents: Vec<Arc<Keeper>>,
+    pub broker: Arc<ManagedProcess>,
+    pub agents: Vec<Arc<ManagedProcess>>,
     links: Vec<Proxy>,
     clients: Proxy,
     token: String,
-    tended: Arc<AtomicBool>,
-    tender: Option<std::thread::JoinHandle<()>>,
+    monitoring: Arc<AtomicBool>,
+    monitor: Option<std::thread::JoinHandle<()>>,
 }
 
-/// A port that nobody listens on.
+/// Finds a port on which no process listens.
 fn free_port() -> u16 {
     let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let first = PORTS.start + (rand::random::<u16>() % (PORTS.end - PORTS.start));
     (first..PORTS.end).chain(PORTS).find(free).expect("a free port")
 }
 
-impl World {
-    /// Starts everything; `test` names what is skipped, loudly, where a disk can't be made to fail.
+impl Testbed {
+    /// Starts all processes. Where disk faults can't be injected, a message on standard error that names
+    /// `test` reports that they are skipped.
     pub fn start(test: &str, runtime: &tokio::runtime::Runtime) -> Self {
         let mut home = Home::new();
         std::fs::create_dir(home.data()).expect("a folder");
@@ -62,7 +63,7 @@ impl World {
         let log = |name: &str| home.path().join(format!("{name}.log"));
         let env: Vec<(&str, PathBuf)> = disk.iter().flat_map(|(_, faulty)| faulty.env()).collect();
         let (folder, data) = (home.path().to_owned(), home.data());
-        let broker = Keeper::new("broker", log("broker"), {
+        let broker = ManagedProcess::new("broker", log("broker"), {
             let (folder, address) = (folder.clone(), home.address.clone());
             move || {
                 let mut command = weir_in(&folder);
@@ -77,7 +78,7 @@ impl World {
             let name = format!("pool-{pool}");
             let file = agent_file(&home, pool, links[pool].address);
             let folder = folder.clone();
-            Arc::new(Keeper::new(&name, log(&name), move || {
+            Arc::new(ManagedProcess::new(&name, log(&name), move || {
                 let mut command = weir_in(&folder);
                 command.arg("agent").arg(&file);
                 command
@@ -85,53 +86,54 @@ impl World {
         });
         let agents: Vec<_> = agents.collect();
         let (broker, clients) = (Arc::new(broker), proxy());
-        let tended = Arc::new(AtomicBool::new(true));
-        let (token, tender) = (String::new(), None);
-        let mut world = Self { disk, home, broker, agents, links, clients, token, tended, tender };
-        world.begin();
-        world
+        let monitoring = Arc::new(AtomicBool::new(true));
+        let (token, monitor) = (String::new(), None);
+        let mut testbed = Self { disk, home, broker, agents, links, clients, token, monitoring, monitor };
+        testbed.start_processes();
+        testbed
     }
 
-    fn begin(&mut self) {
+    fn start_processes(&mut self) {
         let token = self.home.data().join("token");
-        // The agents read it when they start.
-        until("the broker has made its token", PATIENCE, || {
-            self.broker.tend();
+        // The agents read the token when they start.
+        until("the broker has written its token", START_TIMEOUT, || {
+            self.broker.start_if_ended();
             token.exists()
         });
         self.token = std::fs::read_to_string(token).expect("the token");
-        let (tended, agents, broker) = (self.tended.clone(), self.agents.clone(), self.broker.clone());
-        self.tender = Some(std::thread::spawn(move || {
-            while tended.load(Ordering::Relaxed) {
-                broker.tend();
-                agents.iter().for_each(|agent| agent.tend());
-                std::thread::park_timeout(TEND_EVERY);
+        let (monitoring, agents, broker) =
+            (self.monitoring.clone(), self.agents.clone(), self.broker.clone());
+        self.monitor = Some(std::thread::spawn(move || {
+            while monitoring.load(Ordering::Relaxed) {
+                broker.start_if_ended();
+                agents.iter().for_each(|agent| agent.start_if_ended());
+                std::thread::park_timeout(MONITOR_INTERVAL);
             }
         }));
     }
 
-    /// How clients get to the broker: by their own link.
+    /// Address and token for clients. They have a link of their own.
     pub fn access(&self) -> Access {
         Access { address: self.clients.address.to_string(), token: self.token.clone() }
     }
 
-    /// Where tasks write what they do: on a disk that is well.
+    /// The history file of the tasks, on a disk without faults.
     pub fn history(&self) -> PathBuf {
         self.home.path().join("history")
     }
 
-    /// Tasks, and what they started, that live.
+    /// Running processes of tasks.
     pub fn tasks(&self) -> Vec<Pid> {
         processes_with(&format!("{HISTORY}={}", self.history().display()))
     }
 
-    /// Puts a fault on a lane.
-    pub fn strike(&self, lane: Lane, fault: Fault) {
+    /// Injects a fault.
+    pub fn inject(&self, lane: Lane, fault: Fault) {
         match fault {
-            Fault::Kill => self.keeper(lane).kill(),
-            Fault::Down => self.keeper(lane).hold_down(true),
-            Fault::Terminate => self.keeper(lane).terminate(),
-            Fault::Pause => self.keeper(lane).pause(),
+            Fault::Kill => self.process(lane).kill(),
+            Fault::Down => self.process(lane).set_disabled(true),
+            Fault::Terminate => self.process(lane).terminate(),
+            Fault::Pause => self.process(lane).pause(),
             Fault::KillSupervisor => {
                 kill(supervisor_of(&self.state_folder(lane)));
             }
@@ -144,12 +146,12 @@ impl World {
         }
     }
 
-    /// Takes it away again.
+    /// Ends a fault.
     pub fn heal(&self, lane: Lane, fault: Fault) {
         match fault {
             Fault::Kill | Fault::Terminate | Fault::KillSupervisor | Fault::KillMachine => {}
-            Fault::Down => self.keeper(lane).hold_down(false),
-            Fault::Pause => self.keeper(lane).resume(),
+            Fault::Down => self.process(lane).set_disabled(false),
+            Fault::Pause => self.process(lane).resume(),
             Fault::Link { torn_after, .. } => self.link(lane).heal(torn_after),
             Fault::DiskFull => {
                 let _ = std::fs::remove_file(self.ballast());
@@ -160,11 +162,11 @@ impl World {
         }
     }
 
-    fn keeper(&self, lane: Lane) -> &Keeper {
+    fn process(&self, lane: Lane) -> &ManagedProcess {
         match lane {
             Lane::Broker => &self.broker,
             Lane::Agent(pool) => &self.agents[pool],
-            Lane::Link(_) | Lane::Clients | Lane::Disk => panic!("{lane:?} is no process"),
+            Lane::Link(_) | Lane::Clients | Lane::Disk => panic!("{lane:?} is not a process"),
         }
     }
 
@@ -172,12 +174,12 @@ impl World {
         match lane {
             Lane::Link(pool) => &self.links[pool],
             Lane::Clients => &self.clients,
-            Lane::Broker | Lane::Agent(_) | Lane::Disk => panic!("{lane:?} is no link"),
+            Lane::Broker | Lane::Agent(_) | Lane::Disk => panic!("{lane:?} is not a link"),
         }
     }
 
     fn faulty(&self, act: impl FnOnce(&Tmpfs, &FaultyDisk)) {
-        // Where disks can't be made to fail, that was said when the world began.
+        // Without disk faults, `start` has reported that they are skipped.
         if let Some((small, faulty)) = &self.disk {
             act(small, faulty);
         }
@@ -193,16 +195,16 @@ impl World {
     }
 
     fn kill_machine(&self, lane: Lane) {
-        let Lane::Agent(pool) = lane else { panic!("{lane:?} is no machine") };
-        self.agents[pool].hold_down(true);
-        // A supervisor that is there may start tasks: it goes first.
+        let Lane::Agent(pool) = lane else { panic!("{lane:?} is not a machine") };
+        self.agents[pool].set_disabled(true);
+        // Kill the supervisor first: it could start more tasks.
         kill(supervisor_of(&self.state_folder(lane)));
-        let here = processes_with(&format!("WEIR_POOL=pool-{pool}"));
-        kill(self.tasks().into_iter().filter(|pid| here.contains(pid)));
-        self.agents[pool].hold_down(false);
+        let of_pool = processes_with(&format!("WEIR_POOL=pool-{pool}"));
+        kill(self.tasks().into_iter().filter(|pid| of_pool.contains(pid)));
+        self.agents[pool].set_disabled(false);
     }
 
-    /// Writes until there is no room for a page.
+    /// Fills the disk up to the last page.
     fn fill_disk(&self) {
         if self.disk.is_none() {
             return;
@@ -214,10 +216,11 @@ impl World {
         }
     }
 
-    /// Kills the broker, so that no file is open for writing, before it is started again.
+    /// Remounts the disk read-only. Kills the broker each time before trying: the remount fails while a file
+    /// is open for writing.
     fn mount_read_only(&self) {
         self.faulty(|small, _| {
-            until("the disk is read-only", PATIENCE, || {
+            until("the disk is read-only", START_TIMEOUT, || {
                 self.broker.kill();
                 small.remount("ro").is_ok()
             });
@@ -225,18 +228,18 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for Testbed {
     fn drop(&mut self) {
-        self.tended.store(false, Ordering::Relaxed);
-        if let Some(tender) = self.tender.take() {
-            let _ = tender.join();
+        self.monitoring.store(false, Ordering::Relaxed);
+        if let Some(monitor) = self.monitor.take() {
+            let _ = monitor.join();
         }
-        self.agents.iter().for_each(|agent| agent.hold_down(true));
-        self.broker.hold_down(true);
+        self.agents.iter().for_each(|agent| agent.set_disabled(true));
+        self.broker.set_disabled(true);
         let supervisors = (0..POOLS).filter_map(|pool| supervisor_of(&state_folder(&self.home, pool)));
         kill(supervisors.chain(self.tasks()));
         if std::thread::panicking() {
-            // What is on the small disk goes with it.
+            // The small disk is unmounted: copy its files for the analysis.
             let _ = std::process::Command::new("cp")
                 .arg("-r")
                 .arg(self.home.data())
@@ -249,7 +252,7 @@ impl Drop for World {
 
 fn kill(pids: impl IntoIterator<Item = Pid>) {
     for pid in pids {
-        // One that has ended already needs no signal.
+        // Fails if the process has ended already.
         let _ = kill_process(pid, Signal::KILL);
     }
 }
@@ -261,7 +264,7 @@ fn state_folder(home: &Home, pool: usize) -> PathBuf {
 fn agent_file(home: &Home, pool: usize, broker: SocketAddr) -> PathBuf {
     let (token, state) = (home.data().join("token"), state_folder(home, pool));
     let region = REGIONS[pool];
-    // Small pools fill up, so that work is spread over all; the steady one must not be a bottleneck.
+    // Small pools are filled, so that all pools get work. The steady pool must not be a bottleneck.
     let cpus = if pool == STEADY_POOL { 12 } else { 4 };
     let text = format!(
         "name = \"pool-{pool}\"\nregion = \"{region}\"\nserver = \"http://{broker}\"\ntoken_file = {token:?}\n\
