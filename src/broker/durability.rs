@@ -94,7 +94,10 @@ impl Broker {
                 Change::Job(_) | Change::Pool(_) | Change::Queue(_) | Change::Node(_) => {
                     self.durability.pending_changes.push((revision, change));
                 }
-                Change::UsageFell(_) | Change::Class(_) | Change::ClaimReusable(_) | Change::WorkloadProfile => {}
+                Change::UsageFell(_)
+                | Change::Class(_)
+                | Change::ClaimReusable(_)
+                | Change::WorkloadProfile => {}
             }
         }
     }

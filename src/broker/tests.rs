@@ -32,7 +32,7 @@ fn replies(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Result<Repl
 /// The same; returns all that is to be done besides.
 fn effects(broker: &mut Broker, now: Timestamp, input: Input) -> Vec<Effect> {
     let mut all = Vec::new();
-    let mut inputs = VecDeque::from([input]);
+    let mut inputs = std::collections::VecDeque::from([input]);
     while let Some(input) = inputs.pop_front() {
         for effect in broker.step(now, input) {
             match effect {

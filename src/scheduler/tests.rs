@@ -10,7 +10,9 @@ use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::demand::{ProfileEntry, WorkloadProfile};
 use crate::model::device::DeviceAmount;
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
-use crate::model::limit::{OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, NODES_PER_RESERVED_NODE, RESERVATION_WAIT_MS_MIN};
+use crate::model::limit::{
+    NODES_PER_RESERVED_NODE, OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, RESERVATION_WAIT_MS_MIN,
+};
 use crate::model::plan::Plan;
 use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::queue::default_settings;

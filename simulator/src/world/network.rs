@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use weir::broker::{Input, SessionId};
-use weir::model::exchange::{FrameCheck, FromAgent, FrameCounter, ToAgent};
+use weir::model::exchange::{FrameCheck, FrameCounter, FromAgent, ToAgent};
 
 use super::agent::AgentEvent;
 use super::broker::BrokerEvent;
@@ -244,8 +244,8 @@ impl World {
         if direction.closed {
             return Ok(());
         }
-        match direction.inbox.arrive(number) {
-            FrameCheck::Take => {
+        match direction.inbox.check(number) {
+            FrameCheck::InOrder => {
                 let hello = matches!(message, FromAgent::Hello(_));
                 let stale = self.is_stale(host, agent, &message);
                 let broker =
@@ -291,8 +291,8 @@ impl World {
             return Ok(());
         }
         let Some(link) = self.network.links.get_mut(&session) else { return Ok(()) };
-        match link.directions[TO_AGENT].inbox.arrive(number) {
-            FrameCheck::Take => {
+        match link.directions[TO_AGENT].inbox.check(number) {
+            FrameCheck::InOrder => {
                 self.note_answer(agent, &message);
                 self.agent_step(agent, weir::agent::Input::FromBroker(message))
             }

@@ -138,7 +138,12 @@ impl Mix {
 
 /// Returns whether more than one in so many tasks would have to change for one distribution to become the
 /// other.
-fn differs(old: &WorkloadProfile, new: &WorkloadProfile, weight: fn(&ProfileEntry) -> u64, one_in: u128) -> bool {
+fn differs(
+    old: &WorkloadProfile,
+    new: &WorkloadProfile,
+    weight: fn(&ProfileEntry) -> u64,
+    one_in: u128,
+) -> bool {
     let sum =
         |profile: &WorkloadProfile| profile.entries.iter().map(|kind| u128::from(weight(kind))).sum::<u128>();
     let (old_sum, new_sum) = (sum(old), sum(new));

@@ -124,7 +124,8 @@ impl Overflow {
 
     /// Samples the streams from an overflow, in proportion to its weights.
     fn with_streams<'a>(overflow: impl IntoIterator<Item = (&'a Demand, u64)>, seed: u64) -> Self {
-        let mut entries: Vec<(&Demand, u64)> = overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
+        let mut entries: Vec<(&Demand, u64)> =
+            overflow.into_iter().filter(|(_, weight)| *weight > 0).collect();
         entries.sort_by_key(|(demand, weight)| {
             (std::cmp::Reverse(weight.saturating_mul(demand.device_millis() + 1)), *demand)
         });

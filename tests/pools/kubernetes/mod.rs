@@ -97,7 +97,7 @@ impl Bench for ClusterBench {
 #[test]
 fn a_cluster_conforms() {
     let Some(plane) = ControlPlane::shared("a_cluster_conforms") else { return };
-    conformance::whole(&ClusterBench::new(plane, "conforms"));
+    conformance::run_all(&ClusterBench::new(plane, "conforms"));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_cluster_conforms_where_its_scheduler_binds() {
     let Some(plane) = ControlPlane::shared("a_cluster_conforms_where_its_scheduler_binds") else { return };
     let mut bench = ClusterBench::new(plane, "scheduled");
     bench.binding = Binding::Scheduler("default-scheduler".to_owned());
-    conformance::whole(&bench);
+    conformance::run_all(&bench);
 }
 
 #[test]
