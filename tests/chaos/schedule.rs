@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::commands::STEADY_POOL;
-use crate::support::proxy::Weather;
+use crate::support::proxy::LinkCondition;
 
 /// Pools of a world; each has its agent and its link.
 pub const POOLS: usize = 3;
@@ -115,7 +115,7 @@ pub enum Fault {
     KillMachine,
     /// Bad weather; afterwards what was cut is reset or goes on.
     Link {
-        weather: Weather,
+        weather: LinkCondition,
         torn_after: bool,
     },
     DiskFull,
@@ -160,12 +160,12 @@ impl Fault {
             Self::Pause => "Pause",
             Self::KillSupervisor => "KillSupervisor",
             Self::KillMachine => "KillMachine",
-            Self::Link { weather: Weather::Fair, .. } => "LinkFair",
-            Self::Link { weather: Weather::Slow { .. }, .. } => "LinkSlow",
-            Self::Link { weather: Weather::Throttled { .. }, .. } => "LinkThrottled",
-            Self::Link { weather: Weather::Cut { up: true, down: true }, .. } => "LinkCut",
-            Self::Link { weather: Weather::Cut { .. }, .. } => "LinkHalfOpen",
-            Self::Link { weather: Weather::Torn, .. } => "LinkReset",
+            Self::Link { weather: LinkCondition::Normal, .. } => "LinkFair",
+            Self::Link { weather: LinkCondition::Slow { .. }, .. } => "LinkSlow",
+            Self::Link { weather: LinkCondition::Throttled { .. }, .. } => "LinkThrottled",
+            Self::Link { weather: LinkCondition::Cut { up: true, down: true }, .. } => "LinkCut",
+            Self::Link { weather: LinkCondition::Cut { .. }, .. } => "LinkHalfOpen",
+            Self::Link { weather: LinkCondition::Reset, .. } => "LinkReset",
             Self::DiskFull => "DiskFull",
             Self::DiskMountedReadOnly => "DiskMountedReadOnly",
             Self::JournalBecomesReadOnly => "JournalBecomesReadOnly",
@@ -212,7 +212,7 @@ struct Drawing<'a> {
 
 impl Drawing<'_> {
     fn silence(&mut self) -> Schedule {
-        let cut = Weather::Cut { up: true, down: self.rng.random_bool(0.5) };
+        let cut = LinkCondition::Cut { up: true, down: self.rng.random_bool(0.5) };
         let lost = Fault::Link { weather: cut, torn_after: self.rng.random_bool(0.5) };
         // Which agents fall silent is drawn, too.
         let first = self.rng.random_range(0..POOLS);
@@ -360,12 +360,12 @@ impl Drawing<'_> {
 
     fn link_fault(&mut self) -> (Fault, u64) {
         let weather = match self.rng.random_range(0..12) {
-            0..3 => Weather::Slow { delay_ms: self.rng.random_range(50..600) },
-            3..5 => Weather::Throttled { bytes_per_s: self.rng.random_range(200..4_000) },
-            5..8 => Weather::Cut { up: true, down: true },
-            8 => Weather::Cut { up: true, down: false },
-            9 => Weather::Cut { up: false, down: true },
-            _ => Weather::Torn,
+            0..3 => LinkCondition::Slow { delay_ms: self.rng.random_range(50..600) },
+            3..5 => LinkCondition::Throttled { bytes_per_s: self.rng.random_range(200..4_000) },
+            5..8 => LinkCondition::Cut { up: true, down: true },
+            8 => LinkCondition::Cut { up: true, down: false },
+            9 => LinkCondition::Cut { up: false, down: true },
+            _ => LinkCondition::Reset,
         };
         let lasts = if self.rng.random_bool(0.8) { 500..5_000 } else { 5_000..14_000 };
         (Fault::Link { weather, torn_after: self.rng.random_bool(0.5) }, self.rng.random_range(lasts))

@@ -16,7 +16,7 @@ use weir::pools::kubernetes::{Kubernetes, Settings};
 use super::super::conformance::Bench;
 use super::super::life::{Life, PATIENCE, assert_kind};
 use super::super::support::kubernetes::ControlPlane;
-use super::super::support::proxy::{Proxy, Weather};
+use super::super::support::proxy::{LinkCondition, Proxy};
 use super::super::support::{Process, until};
 use super::{ClusterBench, played};
 
@@ -124,7 +124,7 @@ fn what_passed_while_history_was_compacted_is_found_by_listing() {
     let list: Value =
         serde_json::from_str(&bench.kubectl(&["get", "--raw", "/api/v1/pods"])).expect("a list");
     let seen = list["metadata"]["resourceVersion"].as_str().expect("a version");
-    proxy.set(Weather::Cut { up: true, down: true });
+    proxy.set(LinkCondition::Cut { up: true, down: true });
     bench.kubectl(&[
         "delete",
         "pod",
