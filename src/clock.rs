@@ -1,4 +1,4 @@
-//! The clock: the wall clock at start plus the boot clock since. It is never stepped.
+//! The clock: the wall clock at start plus the boot clock's time since, so that it never steps.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,22 +6,22 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::model::time::Timestamp;
 
-/// Milliseconds of the boot clock, which goes on while the machine sleeps.
+/// The boot clock (`CLOCK_BOOTTIME`) in milliseconds. It also counts while the machine is suspended.
 pub fn boot_ms() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec.cast_unsigned() * 1_000 + time.tv_nsec.cast_unsigned() / 1_000_000
 }
 
-/// Processor time that the calling thread has had.
+/// Processor time used by the calling thread.
 pub fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec.cast_unsigned() as u32)
 }
 
-/// A clock that starts at the wall clock and then never steps.
+/// A clock that starts at the wall clock's time and never steps, whatever happens to the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// Wall clock less boot clock, at start.
+    /// Wall clock minus boot clock at start.
     offset_ms: u64,
 }
 
@@ -33,12 +33,12 @@ impl Clock {
         Self { offset_ms: wall_ms.saturating_sub(boot_ms()) }
     }
 
-    /// The time now.
+    /// The current time.
     pub fn now(&self) -> Timestamp {
         Timestamp(self.offset_ms + boot_ms())
     }
 
-    /// This clock's time on the boot clock, in milliseconds.
+    /// Converts a time of this clock to the boot clock, in milliseconds; 0 for a time before boot.
     pub fn to_boot_ms(&self, at: Timestamp) -> u64 {
         at.0.saturating_sub(self.offset_ms)
     }

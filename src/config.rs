@@ -1,4 +1,4 @@
-//! Files of settings: an agent's TOML, the client's contexts, the places where things live.
+//! Configuration files: an agent's TOML, the client's contexts, secrets, and the default paths.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,140 +11,144 @@ use crate::model::region::RegionCode;
 use crate::model::text;
 use crate::model::validate::quote;
 
-/// One pool, as its agent's file describes it.
+/// An agent's configuration file, which describes one pool.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentFile {
     /// The pool's name: a DNS label.
     pub name: String,
-    /// ISO 3166-2 or GB/T 2260.
+    /// The pool's region, in ISO 3166-2 or GB/T 2260.
     pub region: String,
-    /// Address of the broker; the client's rules apply where it is absent.
+    /// Address of the broker. Absent: as for the client, from environment or contexts.
     pub server: Option<String>,
-    /// File that holds the broker's token.
+    /// File with the broker's token. Absent: as for the client.
     pub token_file: Option<PathBuf>,
-    /// Folder that the agent keeps.
+    /// The agent's state folder.
     pub state: PathBuf,
+    /// The pool's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// This machine.
+    /// Backend: this machine. A file has exactly one backend.
     pub host: Option<HostSection>,
+    /// Backend: a Kubernetes cluster.
     pub kubernetes: Option<KubernetesSection>,
+    /// Backend: simulated nodes.
     pub simulated: Option<SimulatedSection>,
 }
 
-/// A pool that is a Kubernetes cluster.
+/// Settings of a Kubernetes pool.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KubernetesSection {
-    /// Absent means `$KUBECONFIG`, `~/.kube/config`, or what a pod of the cluster is given.
+    /// Absent: `$KUBECONFIG`, `~/.kube/config`, or the service account of the pod in which the agent runs.
     pub kubeconfig: Option<PathBuf>,
-    /// Absent means the file's current one.
+    /// Context of the kubeconfig. Absent: its current one.
     pub context: Option<String>,
-    /// Where the pods are, and the pool's lock.
+    /// Namespace of the pods and of the pool's lock.
     #[serde(default = "weir")]
     pub namespace: String,
-    /// Namespaces of their own, by queue; those below it are in it, too.
+    /// Other namespaces by queue, which also apply to the queues below it.
     #[serde(default)]
     pub queues: BTreeMap<String, String>,
-    /// A label selector; absent means all nodes.
+    /// A label selector for the nodes. Empty: all nodes.
     #[serde(default)]
     pub nodes: String,
-    /// How pods come to their nodes.
+    /// How pods are bound to nodes.
     #[serde(default)]
     pub binding: Binding,
-    /// Who binds them where a scheduler does.
+    /// Name of the scheduler, for [`Binding::Scheduler`].
     #[serde(default = "default_scheduler")]
     pub scheduler: String,
-    /// The image in which jobs run that are commands; absent refuses them.
+    /// Image for jobs that are plain commands. Absent: such jobs are refused.
     pub process_image: Option<String>,
-    /// The pods' service account; absent means the namespace's default one.
+    /// Service account of the pods. Absent: the namespace's default.
     pub service_account: Option<String>,
-    /// Secrets by which images are pulled.
+    /// Names of the image pull secrets.
     #[serde(default)]
     pub image_pull_secrets: Vec<String>,
-    /// How long a pod may fail to start, for want of its image or a place.
+    /// How long a pod may fail to start, for example without its image or a node, in seconds.
     #[serde(default = "two_minutes")]
     pub start_timeout_seconds: u64,
-    /// Device models by the cluster's resource: `"nvidia.com/gpu" = "A100-80G"`.
+    /// Device models by the cluster's resource name: `"nvidia.com/gpu" = "A100-80G"`.
     #[serde(default)]
     pub devices: BTreeMap<String, String>,
-    /// Output kept per task; absent means 64.
+    /// Output stored per task, in MiB. Absent: 64.
     pub log_max_mib: Option<u64>,
 }
 
-/// How pods come to their nodes.
+/// How pods are bound to nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Binding {
-    /// They are created with their node's name.
+    /// Pods are created with the name of their node.
     #[default]
     Direct,
-    /// The cluster's scheduler binds them, to the one node that they may run on.
+    /// The cluster's scheduler binds them to the only node that their affinity allows.
     Scheduler,
 }
 
-/// A pool that is the agent's own machine.
+/// Settings of a host pool: the agent's own machine.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostSection {
-    /// CPUs that Weir may use; absent means all.
+    /// CPUs that Weir may use. Absent: all.
     pub cpus: Option<u64>,
-    /// Memory that Weir may use; absent means all but an eighth.
+    /// Memory that Weir may use, in MiB. Absent: seven eighths.
     pub memory_mib: Option<u64>,
-    /// Accelerators, in the order in which their makers' tools list them.
+    /// Accelerators, in the order in which their vendors' tools list them.
     #[serde(default)]
     pub devices: Vec<Devices>,
-    /// A control group (version 2) that is this pool's to use, from the root of their hierarchy;
-    /// absent means the one that the agent runs in.
+    /// A control group (version 2) for this pool, as a path from the root of the hierarchy. Absent: the one
+    /// in which the agent runs.
     pub cgroup_parent: Option<PathBuf>,
-    /// Output kept per attempt; absent means 64.
+    /// Output stored per attempt, in MiB. Absent: 64.
     pub log_max_mib: Option<u64>,
 }
 
-/// Accelerators that are alike.
+/// Accelerators of one model.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Devices {
-    /// As jobs name it: `A100-80G`, `Ascend910B3`.
+    /// Model as jobs name it, such as `A100-80G` or `Ascend910B3`.
     pub model: String,
     pub count: u16,
-    /// Absent means what the table of models says.
+    /// Memory of each, in GiB. Absent: from the table of models.
     pub memory_gib: Option<u64>,
 }
 
-/// A simulated pool.
+/// Settings of a simulated pool.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SimulatedSection {
     pub nodes: Vec<NodeKind>,
-    /// How much faster than real time tasks run.
+    /// Factor by which tasks run faster than real time.
     #[serde(default = "one")]
     pub speedup: f64,
 }
 
-/// Simulated nodes that are alike.
+/// Simulated nodes of one kind.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeKind {
     pub count: u32,
-    /// What the nodes' names begin with.
+    /// Prefix of the nodes' names.
     pub prefix: String,
     pub cpus: u64,
     pub memory_gib: u64,
-    /// A device model; empty means none.
+    /// Device model. Empty: no devices.
     #[serde(default)]
     pub device: String,
+    /// Devices per node.
     #[serde(default)]
     pub devices: u16,
 }
 
-/// CPUs of one node.
+/// CPUs of one node at most.
 const CPUS_MAX: u64 = NODE_CPU_MILLIS_MAX / 1_000;
-/// Faster than this a day passes in less than a tenth of a second.
+/// At this factor a day takes less than a tenth of a second.
 const SPEEDUP_MAX: f64 = 1_000_000.0;
 
-/// A pod that has not started in a day never will.
+/// A day: a pod that has not started by then never will.
 const TIMEOUT_SECONDS_MAX: u64 = 86_400;
 
 fn one() -> f64 {
@@ -163,7 +167,7 @@ fn two_minutes() -> u64 {
     120
 }
 
-/// A file of settings that can't be used.
+/// A configuration file that can't be used, with the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {message}", path.display())]
 pub struct FileError {
@@ -172,10 +176,10 @@ pub struct FileError {
 }
 
 impl AgentFile {
-    /// Reads and checks an agent's file.
+    /// Reads and validates an agent's file.
     ///
     /// # Errors
-    /// If it can't be read, isn't TOML, or a field's value is not allowed.
+    /// If the file can't be read, is not TOML, has an unknown field, or a value that is not allowed.
     pub fn read(path: &Path) -> Result<Self, FileError> {
         let failed = |message: String| FileError { path: path.to_owned(), message };
         let written = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
@@ -189,12 +193,12 @@ impl AgentFile {
             (Some(host), None, None) => host.check().map(|()| file).map_err(failed),
             (None, Some(kubernetes), None) => kubernetes.check().map(|()| file).map_err(failed),
             (None, None, Some(simulated)) => simulated.check().map(|()| file).map_err(failed),
-            _ => Err(failed("name exactly one backend: [host], [kubernetes] or [simulated]".to_owned())),
+            _ => Err(failed("set exactly one backend: [host], [kubernetes] or [simulated]".to_owned())),
         }
     }
 }
 
-/// Says that `value` is not within 1 and `max`, if so.
+/// Checks that `value` is within 1 and `max`.
 fn within(field: &str, value: u64, max: u64) -> Result<(), String> {
     if (1..=max).contains(&value) {
         Ok(())
@@ -250,7 +254,9 @@ impl KubernetesSection {
         self.image_pull_secrets.iter().try_for_each(|name| named("image_pull_secrets", name))?;
         self.service_account.iter().try_for_each(|name| named("service_account", name))?;
         if self.process_image.as_ref().is_some_and(String::is_empty) {
-            return Err("kubernetes.process_image: is empty; leave it out to refuse commands".to_owned());
+            return Err(
+                "kubernetes.process_image: is empty; omit it to refuse jobs that are commands".to_owned()
+            );
         }
         for (resource, model) in &self.devices {
             if model.is_empty() || !text::is_label(model) {
@@ -276,7 +282,7 @@ impl SimulatedSection {
             count += u64::from(kind.count);
             within(&field("cpus"), kind.cpus, CPUS_MAX)?;
             within(&field("memory_gib"), kind.memory_gib, BYTES_MAX >> 30)?;
-            // A node's name is its kind's and a number.
+            // A node's name is the prefix and a number.
             if !text::is_name(&kind.prefix) || kind.prefix.len() > 50 {
                 let rule = "is not 1 to 50 lower-case letters, digits and inner hyphens";
                 return Err(format!("{}: {} {rule}", field("prefix"), quote(&kind.prefix)));
@@ -293,15 +299,15 @@ impl SimulatedSection {
     }
 }
 
-/// Where the client finds brokers.
+/// The client's configuration file: the brokers that it can use.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientFile {
-    /// The broker that is meant where none is named.
+    /// Default broker.
     pub server: Option<String>,
-    /// The broker that was started last on this machine: meant where `server` is absent.
+    /// The broker that was started last on this machine: the default if `server` is absent.
     pub current: Option<String>,
-    /// Data directories of brokers on this machine, by address.
+    /// Data directories of the brokers on this machine, by address.
     #[serde(default)]
     pub contexts: BTreeMap<String, PathBuf>,
 }
@@ -323,10 +329,10 @@ fn xdg(variable: &str, fallback: &str) -> PathBuf {
 }
 
 impl ClientFile {
-    /// Reads the client's file; an absent one is empty.
+    /// Reads the client's file. An absent file reads as an empty one.
     ///
     /// # Errors
-    /// If it is there but can't be read.
+    /// If the file exists but can't be read or parsed.
     pub fn read() -> Result<Self, FileError> {
         let path = client_file_path();
         let failed = |message: String| FileError { path: path.clone(), message };
@@ -337,14 +343,15 @@ impl ClientFile {
         }
     }
 
-    /// Notes the data directory of the broker at `address`, for clients on this machine.
+    /// Records the data directory of the broker at `address` for clients on this machine, and makes that
+    /// broker the current one.
     ///
     /// # Errors
-    /// If the file can't be written.
+    /// If the file can't be read or written.
     pub fn remember(address: &str, data: &Path) -> Result<(), FileError> {
-        // What can't be read is somebody's, and is left alone.
+        // A file that can't be parsed may be the user's own, so it is not overwritten.
         let mut file = Self::read()?;
-        // Folders that are gone name brokers that are gone; one broker has one address.
+        // A missing folder means a removed broker. A broker has one address, so its old one is dropped.
         file.contexts.retain(|_, other| other.is_dir() && other != data);
         file.current = Some(address.to_owned());
         file.contexts.insert(address.to_owned(), data.to_owned());
@@ -355,10 +362,10 @@ impl ClientFile {
     }
 }
 
-/// Writes a file that only its owner may read, whole or not at all.
+/// Writes a file atomically, readable by its owner only. Creates missing parent folders.
 ///
 /// # Errors
-/// What the file system reports.
+/// The error of the file system.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -372,22 +379,22 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
-/// Reads a secret of `N` random bytes in hexadecimal, making it at the first call.
+/// Reads a secret of `N` bytes in hexadecimal. If the file does not exist, creates it with random bytes.
 ///
 /// # Errors
-/// If the file can't be read or written, or holds something else.
+/// If the file can't be read or written, or does not contain such a secret.
 pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
     match std::fs::read_to_string(path) {
-        // Made, and not written before a crash: nobody has seen it.
+        // Created but not written before a crash: the secret was never used.
         Ok(text) if text.is_empty() => {}
         Ok(text) => {
             return from_hex(text.trim()).ok_or_else(|| {
-                let what = format!("{} does not hold {} hexadecimal digits", path.display(), 2 * N);
+                let what = format!("{} does not contain {} hexadecimal digits", path.display(), 2 * N);
                 io::Error::new(io::ErrorKind::InvalidData, what)
             });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // A new one in its place would be another identity: whoever knows the old one is locked out.
+        // A new secret in its place would lock out all holders of the old one.
         Err(error) => return Err(error),
     }
     let mut bytes = [0; N];
@@ -396,7 +403,7 @@ pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Bytes in hexadecimal.
+/// Formats bytes in lower-case hexadecimal.
 pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

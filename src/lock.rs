@@ -1,37 +1,39 @@
-//! One process at a time in a directory: a lock that ends with its process, and tells who holds it.
+//! A lock on a directory for one process at a time. It ends with the process and records its pid.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A child that its parent has forked and that isn't the other program yet holds what its parent
-/// held, even where that has ended: so long a lock is tried for.
+/// How long to try. Until a child process calls exec it still holds the locks of its parent, even after the
+/// parent has ended.
 const TRY_FOR: Duration = Duration::from_millis(500);
 
-/// A directory that no other process takes as long as this lives.
+/// A lock on a directory, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    /// The lock goes with the file, so even kill -9 leaves none behind.
+    /// The kernel releases the lock with the file, so even kill -9 leaves none behind.
     _file: File,
 }
 
-/// Why a directory's lock can't be taken.
+/// Why the lock on a directory was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another process holds it: its pid, unless it took the lock this very moment.
+    /// Another process holds it. `holder` is its pid, or "unknown" if it has just taken the lock and not
+    /// written its pid yet.
     #[error("process {holder} holds the lock")]
     InUse { holder: String },
-    #[error("the lock can't be written")]
+    /// The lock file can't be opened or written.
+    #[error("the lock file can't be written")]
     Io(#[from] io::Error),
 }
 
 impl Lock {
-    /// Takes the lock of a directory that exists, and leaves this process's pid in its file `lock`.
-    /// Blocks for up to half a second if another holds it.
+    /// Takes the lock of an existing directory and writes this process's pid to its file `lock`. Blocks for
+    /// up to half a second if the lock is held.
     ///
     /// # Errors
-    /// - [`Error::InUse`] if another process holds it, or another part of this one.
+    /// - [`Error::InUse`] if another process holds the lock, or another `Lock` of this one.
     /// - [`Error::Io`] if the file can't be written.
     pub fn take(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("lock");
@@ -42,8 +44,8 @@ impl Lock {
             Err(std::fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder)?;
-                let known = !holder.trim().is_empty();
-                let holder = if known { holder.trim().to_owned() } else { "unknown".to_owned() };
+                let is_written = !holder.trim().is_empty();
+                let holder = if is_written { holder.trim().to_owned() } else { "unknown".to_owned() };
                 return Err(Error::InUse { holder });
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
@@ -62,7 +64,7 @@ fn try_lock(file: &File) -> Result<(), std::fs::TryLockError> {
             Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            tried => return tried,
+            outcome => return outcome,
         }
     }
 }

@@ -1,40 +1,45 @@
-//! AgentService, and the agent's side of it.
+//! AgentService: sessions of agents and their logs. Also the agent's client of it.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::client::Client;
 use super::proto::v1;
-use super::{convert, error, intake};
+use super::response_stream::ResponseStream;
+use super::{body_limit, convert, error};
 use crate::broker::{Answer, Query};
 use crate::model::exchange::{FrameCheck, FrameCounter, FromAgent, Hello, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
 use crate::pools::{ReadLogs, Stream as PoolStream};
 use crate::runtime::agent::{Connection, Dial};
 use crate::runtime::broker::Handle;
-use crate::runtime::logs::{Asked, Part, Stream as LogStream};
+use crate::runtime::logs::{Chunk, PendingRead, Stream as LogStream};
 use crate::state::rejection::Rejection;
 
-/// The service.
+/// Implements AgentService.
 pub struct Agents {
     pub broker: Handle,
 }
 
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-/// Messages between a machine and its connection.
+/// Messages buffered between a state machine and its connection.
 const MESSAGES_MAX: usize = 4_096;
-/// Pieces of output that one agent is asked for at once.
-const ASKS_MAX: usize = 1_024;
+/// Bytes that one read returns at most, whatever the broker requests.
+const READ_BYTES_MAX: u32 = 1 << 20;
+/// Wait before an agent offers its logs again after the broker refused them, and how often it does.
+const HELLO_RETRY: Duration = Duration::from_millis(100);
+const HELLO_RETRIES_MAX: u32 = 20;
+/// Concurrent reads of output from one agent.
+const READS_MAX: usize = 1_024;
 
 #[tonic::async_trait]
 impl v1::agent_service_server::AgentService for Agents {
-    type SyncStream = Streamed<v1::SyncResponse>;
+    type SyncStream = ResponseStream<v1::SyncResponse>;
 
     async fn sync(
         &self,
@@ -51,9 +56,9 @@ impl v1::agent_service_server::AgentService for Agents {
                     frame = incoming.next() => {
                         let frame = match frame {
                             Some(Ok(frame)) => frame,
-                            // A message that is too long, or is none: say so, if anyone listens.
+                            // Too long, or undecodable: report it if the agent still reads.
                             Some(Err(status)) => {
-                                let status = intake::readable(&status).unwrap_or(status);
+                                let status = body_limit::decode_error(&status).unwrap_or(status);
                                 let _ = sender.send(Err(status)).await;
                                 break;
                             }
@@ -82,7 +87,7 @@ impl v1::agent_service_server::AgentService for Agents {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    type ServeLogsStream = Streamed<v1::ServeLogsResponse>;
+    type ServeLogsStream = ResponseStream<v1::ServeLogsResponse>;
 
     async fn serve_logs(
         &self,
@@ -90,7 +95,7 @@ impl v1::agent_service_server::AgentService for Agents {
     ) -> Result<Response<Self::ServeLogsStream>, Status> {
         let mut incoming = request.into_inner();
         let first = incoming.message().await;
-        let first = first.map_err(|status| intake::readable(&status).unwrap_or(status))?;
+        let first = first.map_err(|status| body_limit::decode_error(&status).unwrap_or(status))?;
         let first = first.and_then(|message| message.body);
         let Some(v1::serve_logs_request::Body::Hello(hello)) = first else {
             return Err(error::invalid(convert::invalid("hello", "the first message must be a hello")));
@@ -104,42 +109,43 @@ impl v1::agent_service_server::AgentService for Agents {
         if !pool.pool.is_bound_to(&hello) {
             return Err(error::status(&Rejection::PoolClaimed { pool: hello.pool.name }));
         }
-        let mut asks = self.broker.logs().serve(&hello.pool.name);
+        let mut reads = self.broker.logs().serve(&hello.pool.name);
         let (sender, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
-            let (mut waiting, mut next) = (HashMap::<u64, oneshot::Sender<Part>>::new(), 0);
+            let (mut waiting, mut next) = (HashMap::<u64, oneshot::Sender<Chunk>>::new(), 0);
             loop {
                 tokio::select! {
                     message = incoming.next() => {
                         let Some(Ok(message)) = message else { break };
                         let Some(v1::serve_logs_request::Body::Part(part)) = message.body else { break };
-                        if let Some(answer) = waiting.remove(&part.request) {
-                            let (offset, end) = (part.offset, part.end);
-                            let _ = answer.send(Part { offset, data: part.data, end, complete: part.complete, error: part.error });
+                        if let Some(response) = waiting.remove(&part.request) {
+                            let v1::LogPart { offset, data, end, complete, error, .. } = part;
+                            let chunk = Chunk { offset, data, end, complete, error };
+                            let _ = response.send(chunk);
                         }
                     }
-                    ask = asks.recv() => {
-                        let Some((ask, answer)): Option<Asked> = ask else { break };
-                        // Readers that have gone away left their asks; an agent that answers none
-                        // keeps only its own readers waiting.
-                        if waiting.len() >= ASKS_MAX {
-                            waiting.retain(|_, answer| !answer.is_closed());
+                    read = reads.recv() => {
+                        let Some((read, response)): Option<PendingRead> = read else { break };
+                        // Reads of clients that are gone are dropped. An agent that responds to none
+                        // delays only its own readers.
+                        if waiting.len() >= READS_MAX {
+                            waiting.retain(|_, response| !response.is_closed());
                         }
-                        if waiting.len() >= ASKS_MAX {
+                        if waiting.len() >= READS_MAX {
                             continue;
                         }
                         next += 1;
-                        waiting.insert(next, answer);
+                        waiting.insert(next, response);
                         let message = v1::ServeLogsResponse {
                             request: next,
-                            attempt: ask.attempt.to_string(),
-                            task: ask.task,
-                            stream: match ask.stream {
+                            attempt: read.attempt.to_string(),
+                            task: read.task,
+                            stream: match read.stream {
                                 LogStream::Stdout => v1::LogStream::Stdout as i32,
                                 LogStream::Stderr => v1::LogStream::Stderr as i32,
                             },
-                            offset: ask.offset,
-                            bytes_max: ask.bytes_max,
+                            offset: read.offset,
+                            bytes_max: read.bytes_max,
                         };
                         if sender.send(Ok(message)).await.is_err() {
                             break;
@@ -152,19 +158,24 @@ impl v1::agent_service_server::AgentService for Agents {
     }
 }
 
-/// A frame's message, unless it is a repetition; or why the session must end.
+/// The message of a frame; `None` if the frame is a duplicate.
+///
+/// # Errors
+/// The refusal that ends the session.
 fn read_frame(inbox: &mut FrameCounter, frame: v1::SyncRequest) -> Result<Option<FromAgent>, ToAgent> {
     let refused = |message: String| ToAgent::Refused { code: RefusedCode::ProtocolError, message };
     if frame.number == 0 {
-        return Err(refused("number: 0, but a session's frames count from 1".to_owned()));
+        return Err(refused("number: 0, the frames of a session count from 1".to_owned()));
     }
     match inbox.check(frame.number) {
         FrameCheck::Repeated => return Ok(None),
-        FrameCheck::Gap => return Err(refused(format!("number: {} skips a frame", frame.number))),
+        FrameCheck::Gap => {
+            return Err(refused(format!("number: {} leaves a gap after the last frame", frame.number)));
+        }
         FrameCheck::InOrder => {}
     }
     let Some(body) = frame.body else {
-        return Err(refused("body: name hello, inventory, observed or heartbeat".to_owned()));
+        return Err(refused("body: set hello, inventory, observed or heartbeat".to_owned()));
     };
     convert::from_agent(body).map(Some).map_err(|violations| {
         let text: Vec<String> = violations.iter().map(ToString::to_string).collect();
@@ -172,7 +183,7 @@ fn read_frame(inbox: &mut FrameCounter, frame: v1::SyncRequest) -> Result<Option
     })
 }
 
-/// Dials a broker for an agent.
+/// Opens an agent's sessions with a broker, and serves the agent's logs beside each.
 pub struct Dialer {
     pub client: Client,
     pub hello: Hello,
@@ -186,7 +197,7 @@ impl Dial for Dialer {
         let (frames, to_send) = mpsc::channel(64);
         let mut client = self.client.agents();
         let response = client.sync(ReceiverStream::new(to_send));
-        // The response comes with the first message, so sending must begin before it does.
+        // The broker responds to the first message, so sending must begin before the response arrives.
         tokio::spawn(async move {
             let mut number = 0;
             while let Some(message) = outgoing.recv().await {
@@ -213,7 +224,7 @@ impl Dial for Dialer {
         });
         let (client, hello, logs) = (self.client.clone(), self.hello.clone(), self.logs.clone());
         tokio::spawn(async move {
-            // Logs are a service beside the session: without them it goes on.
+            // The session does not depend on the logs.
             if let Err(status) = serve_logs(client, hello, logs).await {
                 tracing::debug!(error = status.message(), "logs are not served");
             }
@@ -222,33 +233,33 @@ impl Dial for Dialer {
     }
 }
 
-/// Answers the broker's asks for output until the connection ends.
+/// Serves the broker's reads of output until the connection ends.
 async fn serve_logs(client: Client, hello: Hello, logs: Arc<dyn ReadLogs>) -> Result<(), Status> {
-    // The pool must be known before its logs can be asked for: the hello may still be under way.
-    let mut tries = 0;
+    // The broker refuses logs of a pool before it has processed the session's hello.
+    let mut retries = 0;
     loop {
         let (sender, receiver) = mpsc::channel(64);
         let first = v1::serve_logs_request::Body::Hello(convert::hello_message(&hello));
         let _ = sender.send(v1::ServeLogsRequest { body: Some(first) }).await;
         match client.agents().serve_logs(ReceiverStream::new(receiver)).await {
-            Ok(asks) => return answer_asks(asks.into_inner(), sender, logs).await,
-            Err(status) if tries >= 20 => return Err(status),
-            Err(_) => tries += 1,
+            Ok(reads) => return serve_reads(reads.into_inner(), sender, logs).await,
+            Err(status) if retries >= HELLO_RETRIES_MAX => return Err(status),
+            Err(_) => retries += 1,
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(HELLO_RETRY).await;
     }
 }
 
-async fn answer_asks(
-    mut asks: Streaming<v1::ServeLogsResponse>,
+async fn serve_reads(
+    mut reads: Streaming<v1::ServeLogsResponse>,
     sender: mpsc::Sender<v1::ServeLogsRequest>,
     logs: Arc<dyn ReadLogs>,
 ) -> Result<(), Status> {
-    while let Some(ask) = asks.message().await? {
+    while let Some(read) = reads.message().await? {
         let (logs, sender) = (logs.clone(), sender.clone());
         tokio::task::spawn_blocking(move || {
-            let request = ask.request;
-            let part = match read_part(&*logs, ask) {
+            let request = read.request;
+            let part = match read_part(&*logs, read) {
                 Ok(part) => v1::LogPart {
                     request,
                     offset: part.offset,
@@ -266,13 +277,13 @@ async fn answer_asks(
     Ok(())
 }
 
-fn read_part(logs: &dyn ReadLogs, ask: v1::ServeLogsResponse) -> Result<crate::pools::LogPart, String> {
+fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<crate::pools::LogPart, String> {
     let attempt: AttemptId =
-        ask.attempt.parse().map_err(|error: crate::model::id::ParseIdError| error.to_string())?;
-    let stream = match ask.stream() {
+        read.attempt.parse().map_err(|error: crate::model::id::ParseIdError| error.to_string())?;
+    let stream = match read.stream() {
         v1::LogStream::Stderr => PoolStream::Stderr,
         v1::LogStream::Stdout | v1::LogStream::Unspecified => PoolStream::Stdout,
     };
-    let bytes_max = ask.bytes_max.min(1 << 20) as usize;
-    logs.read(attempt, ask.task, stream, ask.offset, bytes_max).map_err(|error| error.to_string())
+    let bytes_max = read.bytes_max.min(READ_BYTES_MAX) as usize;
+    logs.read(attempt, read.task, stream, read.offset, bytes_max).map_err(|error| error.to_string())
 }

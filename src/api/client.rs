@@ -1,4 +1,4 @@
-//! A client of the API: an address and its token.
+//! A client of the API.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
-use super::patience::Patient;
 use super::proto::v1;
+use super::retry::RetryChannel;
 use crate::model::limit::MESSAGE_BYTES_MAX;
 
-/// A connection to a broker, made when it is first used and again when it broke. Calls that the broker
-/// refuses for a while are repeated when it asks them to be.
+/// A client of one broker. It connects at the first call and reconnects when the connection breaks. Calls
+/// that the broker refuses with a retry delay are repeated for up to a minute. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Patient,
+    channel: RetryChannel,
     token: Token,
 }
 
-/// Puts the token on every request.
+/// Adds the token to every request.
 #[derive(Clone, Debug)]
 pub struct Token(Option<MetadataValue<Ascii>>);
 
@@ -33,22 +33,23 @@ impl Interceptor for Token {
     }
 }
 
-type Service = InterceptedService<Patient, Token>;
+type Service = InterceptedService<RetryChannel, Token>;
 
-/// Answers may be lists of full pages.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of one response, which may be a list of full pages.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl Client {
-    /// A client of the broker at `url`, such as `http://127.0.0.1:7411`.
+    /// A client of the broker at `url`, such as `http://127.0.0.1:7411` or `127.0.0.1:7411`. It does not
+    /// connect yet. Without `token` the broker answers only health checks.
     ///
     /// # Errors
-    /// If `url` is not one of HTTP, or the token can't be in a header.
+    /// If `url` is not a valid HTTP URL, or `token` can't be sent in a header.
     pub fn new(url: &str, token: Option<&str>) -> anyhow::Result<Self> {
         let (scheme, address) = url.split_once("://").unwrap_or(("http", url));
-        // Going on in plain text where TLS is asked for would give the token away.
+        // Plain text where TLS was asked for would disclose the token.
         anyhow::ensure!(
             scheme == "http",
-            "server {url:?}: {scheme:?} is not spoken yet, only http: write {address} or http://{address}"
+            "server {url:?}: scheme {scheme:?} is not supported, only http: use {address} or http://{address}"
         );
         let (address, url) = (address.trim_end_matches('/'), format!("http://{address}"));
         let endpoint =
@@ -59,31 +60,31 @@ impl Client {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10));
         let token = token.map(|token| format!("Bearer {}", token.trim()).parse()).transpose()?;
-        Ok(Self { channel: Patient::new(endpoint.connect_lazy(), address), token: Token(token) })
+        Ok(Self { channel: RetryChannel::new(endpoint.connect_lazy(), address), token: Token(token) })
     }
 
-    /// JobService.
+    /// A client of JobService.
     pub fn jobs(&self) -> v1::job_service_client::JobServiceClient<Service> {
         v1::job_service_client::JobServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
-            .max_decoding_message_size(ANSWER_BYTES_MAX)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// PoolService.
+    /// A client of PoolService.
     pub fn pools(&self) -> v1::pool_service_client::PoolServiceClient<Service> {
         v1::pool_service_client::PoolServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
-            .max_decoding_message_size(ANSWER_BYTES_MAX)
+            .max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// QueueService.
+    /// A client of QueueService.
     pub fn queues(&self) -> v1::queue_service_client::QueueServiceClient<Service> {
         v1::queue_service_client::QueueServiceClient::with_interceptor(
             self.channel.clone(),
             self.token.clone(),
         )
-        .max_decoding_message_size(ANSWER_BYTES_MAX)
+        .max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
-    /// AgentService.
+    /// A client of AgentService.
     pub fn agents(&self) -> v1::agent_service_client::AgentServiceClient<Service> {
         v1::agent_service_client::AgentServiceClient::with_interceptor(
             self.channel.clone(),

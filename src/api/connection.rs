@@ -1,7 +1,8 @@
-//! Connections: how many there may be, and how long one may stay without showing the token.
+//! Connections: how many may be open, and how long one may stay open without authentication.
 //!
-//! A port that every local user can reach must not run out of files because some of them open it
-//! and sit. HTTP/2's own keep-alive ends clients that are gone, not those that only wait.
+//! A port that every local user can reach must not run out of file descriptors because some of them
+//! open connections and send nothing. HTTP/2's own keep-alive ends the connections of clients that are
+//! gone, not of those that only wait.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,106 +19,107 @@ use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use super::rate::Identity;
+use super::admission::Identity;
 use crate::model::limit::CONNECTIONS_MAX;
 
-/// Wait after the system refused to accept: it is short of files or memory, not for long.
-const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+/// Wait after the system failed to accept: it is short of file descriptors or memory, usually briefly.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Bytes that are read of one connection before the others have their turn. Frames are small: what a
-/// flood of them fits into more would hold up everybody for longer than they should notice.
-const TURN_BYTES: usize = 32 * 1024;
+/// Bytes read from one connection before the other connections' tasks run. Frames are small: a larger
+/// budget would admit so many that processing them delays other clients noticeably.
+const READ_BUDGET_BYTES: usize = 32 * 1024;
 
-/// Files that stay free for the journal and what else is not a connection.
+/// File descriptors that stay free for the journal and everything else that is not a connection.
 const OTHER_FILES: usize = 128;
 
-/// How many connections there may be: as many as the limit allows and the system has files for.
-pub(super) fn most() -> usize {
-    // Not raised to the hard limit: what tasks inherit is not the broker's to change.
+/// How many connections may be open: [`CONNECTIONS_MAX`], or fewer where the system's limit on file
+/// descriptors is lower.
+pub(super) fn connections_max() -> usize {
+    // The soft limit is not raised to the hard one: tasks inherit it, so the broker must not change it.
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let files = usize::try_from(files).unwrap_or(usize::MAX);
     CONNECTIONS_MAX.min(files.saturating_sub(OTHER_FILES)).max(1)
 }
 
-/// Who is at a connection's other end, and whether the token has been shown there.
+/// The client of a connection and whether it is authenticated. Each request carries it as an extension.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Admission(Arc<Standing>);
+pub(super) struct ConnectionInfo(Arc<AuthState>);
 
 #[derive(Debug, Default)]
-struct Standing {
-    granted: AtomicBool,
+struct AuthState {
+    authenticated: AtomicBool,
     identity: Identity,
 }
 
-impl Admission {
-    /// The client knows the token: its connection may stay.
-    pub(super) fn grant(&self) {
-        self.0.granted.store(true, Ordering::Relaxed);
+impl ConnectionInfo {
+    /// Marks the connection as authenticated, which exempts it from deadline and eviction.
+    pub(super) fn set_authenticated(&self) {
+        self.0.authenticated.store(true, Ordering::Relaxed);
     }
 
-    /// Whose share the connection's requests take from.
+    /// The client that the connection's requests are charged to.
     pub(super) fn identity(&self) -> Identity {
         self.0.identity.clone()
     }
 
-    fn is_granted(&self) -> bool {
-        self.0.granted.load(Ordering::Relaxed)
+    fn is_authenticated(&self) -> bool {
+        self.0.authenticated.load(Ordering::Relaxed)
     }
 }
 
-/// A client's connection, which counts against the limit while it lives.
+/// A client's connection. It counts against the limit until it is dropped.
 pub(super) struct Connection {
     stream: TcpStream,
-    admission: Admission,
-    /// What ends it while the token has not been shown; `None` once it has been.
-    probation: Option<Probation>,
-    /// Bytes read since others had their turn.
-    turn_bytes: usize,
+    info: ConnectionInfo,
+    /// `None` once the connection is authenticated.
+    auth_deadline: Option<AuthDeadline>,
+    /// Bytes read since the connection last yielded.
+    read_bytes: usize,
     _counted: OwnedSemaphorePermit,
 }
 
-/// The time until which the token must have been shown, and whether the place is needed before.
-struct Probation {
+/// What ends an unauthenticated connection: the deadline, or eviction in favour of a new connection.
+struct AuthDeadline {
     deadline: Pin<Box<Sleep>>,
-    dismissed: Option<oneshot::Receiver<()>>,
+    evicted: Option<oneshot::Receiver<()>>,
 }
 
-/// Connections without the token, oldest first: those whose places others may have.
+/// Unauthenticated connections, oldest first. New connections may evict them.
 #[derive(Default)]
-struct Strangers(VecDeque<(Admission, oneshot::Sender<()>)>);
+struct Unauthenticated(VecDeque<(ConnectionInfo, oneshot::Sender<()>)>);
 
-impl Strangers {
-    fn add(&mut self, admission: Admission, dismiss: oneshot::Sender<()>, most: usize) {
-        if self.0.len() >= 2 * most {
-            self.0.retain(|(admission, dismiss)| !admission.is_granted() && !dismiss.is_closed());
+impl Unauthenticated {
+    fn add(&mut self, info: ConnectionInfo, evict: oneshot::Sender<()>, connections_max: usize) {
+        if self.0.len() >= 2 * connections_max {
+            self.0.retain(|(info, evict)| !info.is_authenticated() && !evict.is_closed());
         }
-        self.0.push_back((admission, dismiss));
+        self.0.push_back((info, evict));
     }
 
-    /// Ends the oldest, if there is one: whoever knows the token has shown it since.
-    fn dismiss_oldest(&mut self) {
-        while let Some((admission, dismiss)) = self.0.pop_front() {
-            if !admission.is_granted() && dismiss.send(()).is_ok() {
+    /// Evicts the oldest connection that is still unauthenticated, if there is one.
+    fn evict_oldest(&mut self) {
+        while let Some((info, evict)) = self.0.pop_front() {
+            if !info.is_authenticated() && evict.send(()).is_ok() {
                 return;
             }
         }
     }
 }
 
-/// Accepts connections, at most `most` at once; those without the token are closed after `patience`,
-/// or when their places are needed.
+/// Accepts connections, at most `connections_max` at once. Those without authentication are closed after
+/// `auth_timeout`, or earlier to make way for a new connection.
 ///
-/// Beyond that clients wait in the listener's backlog, which costs the broker nothing. Where the
-/// system has fewer files than that, those who are connected are served on.
+/// Further clients wait in the listener's backlog, which costs the broker nothing. If the system runs
+/// out of file descriptors below the limit, established connections are still served.
 pub(super) fn accept(
     listener: TcpListener,
-    most: usize,
-    patience: Duration,
+    connections_max: usize,
+    auth_timeout: Duration,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let free = Arc::new(Semaphore::new(most));
+    let free = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
-        let (mut strangers, mut refused) = (Strangers::default(), false);
+        let (mut unauthenticated, mut failing) = (Unauthenticated::default(), false);
         loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -125,38 +127,38 @@ pub(super) fn accept(
             };
             let stream = match stream {
                 Ok((stream, _)) => stream,
-                // The client's own doing.
+                // The client closed it before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
-                    // Once for each stretch: ten a second would bury what matters.
-                    if !std::mem::replace(&mut refused, true) {
-                        tracing::warn!(%error, "connections can't be accepted; trying on");
+                    // Once per outage: ten lines a second would bury others.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "connections can't be accepted; retrying");
                     }
-                    strangers.dismiss_oldest();
-                    tokio::time::sleep(ACCEPT_WAIT).await;
+                    unauthenticated.evict_oldest();
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             };
-            if std::mem::take(&mut refused) {
+            if std::mem::take(&mut failing) {
                 tracing::info!("connections are accepted again");
             }
             let counted = match free.clone().try_acquire_owned() {
                 Ok(counted) => counted,
                 Err(_) => {
-                    strangers.dismiss_oldest();
+                    unauthenticated.evict_oldest();
                     // The semaphore is never closed.
                     let Ok(counted) = free.clone().acquire_owned().await else { return };
                     counted
                 }
             };
-            // Answers are small: waiting to fill a packet would cost each of them 40 ms.
+            // Responses are small: waiting to fill a packet would delay each by 40 ms.
             let _ = stream.set_nodelay(true);
-            let (dismiss, dismissed) = oneshot::channel();
-            let deadline = Box::pin(tokio::time::sleep(patience));
-            let admission = Admission::default();
-            strangers.add(admission.clone(), dismiss, most);
-            let probation = Some(Probation { deadline, dismissed: Some(dismissed) });
-            let connection = Connection { stream, admission, probation, turn_bytes: 0, _counted: counted };
+            let (evict, evicted) = oneshot::channel();
+            let deadline = Box::pin(tokio::time::sleep(auth_timeout));
+            let info = ConnectionInfo::default();
+            unauthenticated.add(info.clone(), evict, connections_max);
+            let auth_deadline = Some(AuthDeadline { deadline, evicted: Some(evicted) });
+            let connection = Connection { stream, info, auth_deadline, read_bytes: 0, _counted: counted };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -166,10 +168,10 @@ pub(super) fn accept(
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Admission;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> Admission {
-        self.admission.clone()
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
     }
 }
 
@@ -179,32 +181,33 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.admission.is_granted() {
-            self.probation = None;
+        if self.info.is_authenticated() {
+            self.auth_deadline = None;
         }
-        if let Some(Probation { deadline, dismissed }) = &mut self.probation {
+        if let Some(AuthDeadline { deadline, evicted }) = &mut self.auth_deadline {
             if deadline.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the token was not shown")));
+                let message = "no request with the token before the authentication deadline";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
             }
-            match dismissed.as_mut().map(|it| Pin::new(it).poll(context)) {
+            match evicted.as_mut().map(|it| Pin::new(it).poll(context)) {
                 Some(Poll::Ready(Ok(()))) => {
-                    let why = "its place is needed, and the token was not shown";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
+                    let message = "unauthenticated connection evicted by a new connection";
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, message)));
                 }
-                // Nobody is accepted any more.
-                Some(Poll::Ready(Err(_))) => *dismissed = None,
+                // The accept loop has ended, so nothing evicts any more.
+                Some(Poll::Ready(Err(_))) => *evicted = None,
                 Some(Poll::Pending) | None => {}
             }
         }
-        if self.turn_bytes >= TURN_BYTES {
-            self.turn_bytes = 0;
+        if self.read_bytes >= READ_BUDGET_BYTES {
+            self.read_bytes = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.turn_bytes =
-            if outcome.is_ready() { self.turn_bytes + buffer.filled().len() - before } else { 0 };
+        self.read_bytes =
+            if outcome.is_ready() { self.read_bytes + buffer.filled().len() - before } else { 0 };
         outcome
     }
 }
@@ -253,41 +256,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connection_is_closed_unless_the_token_is_shown_in_time() {
+    async fn connection_is_closed_unless_it_authenticates_in_time() {
         let (listener, address) = listener().await;
         let mut incoming = Box::pin(accept(listener, 4, Duration::from_millis(1)));
-        let _silent = TcpStream::connect(address).await.expect("a connection");
+        let _idle = TcpStream::connect(address).await.expect("a connection");
         let mut connection = incoming.next().await.expect("one").expect("accepted");
-        let error = connection.read_u8().await.expect_err("the time is up");
+        let error = connection.read_u8().await.expect_err("past the deadline");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 
-        let mut known = TcpStream::connect(address).await.expect("a connection");
+        let mut client = TcpStream::connect(address).await.expect("a connection");
         let mut connection = incoming.next().await.expect("one").expect("accepted");
-        connection.connect_info().grant();
-        known.write_u8(7).await.expect("sent");
-        assert_eq!(connection.read_u8().await.expect("it stays"), 7);
+        connection.connect_info().set_authenticated();
+        client.write_u8(7).await.expect("sent");
+        assert_eq!(connection.read_u8().await.expect("still open"), 7);
     }
 
     #[tokio::test]
-    async fn request_with_the_token_admits_its_connection_and_one_without_does_not() {
-        use crate::api::guard::Guard;
+    async fn request_with_the_token_authenticates_its_connection_and_one_without_does_not() {
+        use crate::api::auth::AuthLayer;
         use crate::api::proto::v1;
         let (listener, address) = listener().await;
-        let (seen, mut admissions) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut infos) = tokio::sync::mpsc::unbounded_channel();
         let incoming = accept(listener, 4, Duration::from_secs(60))
-            .map(move |accepted| accepted.inspect(|connection| drop(seen.send(connection.connect_info()))));
+            .map(move |accepted| accepted.inspect(|connection| drop(sender.send(connection.connect_info()))));
         let (_, health) = tonic_health::server::health_reporter();
-        let server = tonic::transport::Server::builder().layer(Guard::new("right")).add_service(health);
+        let server = tonic::transport::Server::builder().layer(AuthLayer::new("right")).add_service(health);
         let server = tokio::spawn(server.serve_with_incoming(incoming));
-        for (token, granted) in [("Bearer right", true), ("Bearer wrong", false)] {
+        for (token, authenticated) in [("Bearer right", true), ("Bearer wrong", false)] {
             let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
             let channel = endpoint.expect("a url").connect().await.expect("a connection");
             let mut request = tonic::Request::new(v1::ListPoolsRequest {});
             request.metadata_mut().insert("authorization", token.parse().expect("a header"));
             let mut client = v1::pool_service_client::PoolServiceClient::new(channel);
-            // There is no such service here: what counts is how far the request comes.
-            client.list_pools(request).await.expect_err("refused, or not known");
-            assert_eq!(admissions.recv().await.map(|it| it.is_granted()), Some(granted), "{token}");
+            // The server has no such service: only the authentication of the request matters.
+            client.list_pools(request).await.expect_err("unauthenticated, or unimplemented");
+            assert_eq!(infos.recv().await.map(|it| it.is_authenticated()), Some(authenticated), "{token}");
         }
         server.abort();
     }
@@ -297,34 +300,34 @@ mod tests {
         let (listener, address) = listener().await;
         let mut incoming = Box::pin(accept(listener, 1, Duration::from_secs(60)));
         let _first = TcpStream::connect(address).await.expect("a connection");
-        let held = incoming.next().await.expect("one").expect("accepted");
-        held.connect_info().grant();
+        let open = incoming.next().await.expect("one").expect("accepted");
+        open.connect_info().set_authenticated();
         let _second = TcpStream::connect(address).await.expect("in the backlog");
         let mut next = Box::pin(incoming.next());
         tokio::task::yield_now().await;
         assert!(std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending())).await);
-        drop(held);
+        drop(open);
         assert!(next.await.is_some_and(|accepted| accepted.is_ok()));
     }
 
     #[tokio::test]
-    async fn connection_without_the_token_gives_its_place_to_the_next() {
+    async fn new_connection_evicts_the_oldest_unauthenticated_one() {
         let (listener, address) = listener().await;
         let mut incoming = Box::pin(accept(listener, 2, Duration::from_secs(60)));
         let mut clients = Vec::new();
-        let mut held = Vec::new();
+        let mut open = Vec::new();
         for _ in 0..2 {
             clients.push(TcpStream::connect(address).await.expect("a connection"));
-            held.push(incoming.next().await.expect("one").expect("accepted"));
+            open.push(incoming.next().await.expect("one").expect("accepted"));
         }
-        held[0].connect_info().grant();
+        open[0].connect_info().set_authenticated();
         clients.push(TcpStream::connect(address).await.expect("in the backlog"));
-        // The one that is known stays; of the strangers the oldest goes.
-        let error = held[1].read_u8().await.expect_err("it is dismissed");
+        // The authenticated one stays open.
+        let error = open[1].read_u8().await.expect_err("evicted");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-        drop(held.pop());
+        drop(open.pop());
         incoming.next().await.expect("one").expect("accepted");
         clients[0].write_u8(7).await.expect("sent");
-        assert_eq!(held[0].read_u8().await.expect("it stays"), 7);
+        assert_eq!(open[0].read_u8().await.expect("still open"), 7);
     }
 }

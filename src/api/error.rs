@@ -1,4 +1,4 @@
-//! The one map from what goes wrong to gRPC codes and `google.rpc` details.
+//! The only mapping of errors to gRPC codes and `google.rpc` details.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,81 +12,85 @@ use crate::model::validate::Violation;
 use crate::runtime::broker::CallError;
 use crate::state::rejection::Rejection;
 
-/// What the details' `domain` says.
+/// The `domain` of `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "weir";
-/// When a client may try again.
-const RETRY: Duration = Duration::from_millis(500);
+/// Retry delay while the broker is unavailable.
+const UNAVAILABLE_RETRY: Duration = Duration::from_millis(500);
 
-/// Bytes of an error's message. It and the details travel as headers, of which clients take 16 KiB
-/// in all: what is not ASCII grows threefold in the one, and everything by a third in the other.
+/// Bytes of an error's message. Message and details travel as headers, of which clients accept 16 KiB in
+/// all. Percent encoding triples non-ASCII text in the message; base64 adds a third to the details.
 const MESSAGE_BYTES_MAX: usize = 1_024;
-/// Bytes of the field violations that an error details.
+/// Bytes of the field violations in an error's details.
 const VIOLATIONS_BYTES_MAX: usize = 6 * 1_024;
 
-/// A message that can't be read.
+/// `INVALID_ARGUMENT` with the fields that are not valid.
 pub fn invalid(violations: Invalid) -> Status {
     status(&Rejection::Invalid(violations))
 }
 
-/// A call that did not get through.
+/// The status of a failed call to the broker. `UNAVAILABLE` carries a retry delay.
 pub fn call(error: CallError) -> Status {
     match error {
         CallError::Rejected(rejection) => status(&rejection),
         CallError::Unavailable => {
-            let details = ErrorDetails::with_retry_info(Some(RETRY));
+            let details = ErrorDetails::with_retry_info(Some(UNAVAILABLE_RETRY));
             Status::with_error_details(Code::Unavailable, CallError::Unavailable.to_string(), details)
         }
     }
 }
 
-/// Codes that only the API says, with what each means and what helps, for the manual.
+/// Codes that only the API reports, each with its meaning and remedy, for `docs/reasons.md`.
 pub const MANUAL: [(&str, &str, &str); 2] = [
-    ("Unreadable", "what was sent is no message of the method", "use the definitions in proto/weir/v1"),
+    (
+        "Unreadable",
+        "the request body could not be decoded",
+        "encode requests with the definitions in proto/weir/v1",
+    ),
     (
         "TooManyRequests",
-        "the client sends faster, or has more under way, than its share",
-        "wait as long as RetryInfo says, and some more by chance",
+        "the client exceeds its request rate or its share of concurrent requests",
+        "repeat after the delay in RetryInfo plus a random part of it",
     ),
 ];
 
-/// What was sent is no message.
+/// `INVALID_ARGUMENT` for a request body that can't be decoded.
 pub(super) fn unreadable(message: &str) -> Status {
     let details = ErrorDetails::with_error_info(MANUAL[0].0, DOMAIN, HashMap::new());
     Status::with_error_details(Code::InvalidArgument, header_text(message), details)
 }
 
-/// The client is above its share and may come again after `wait`.
+/// `RESOURCE_EXHAUSTED` for a client above its share, which may repeat the request after `wait`.
 pub(super) fn too_many(message: &str, wait: Duration) -> Status {
     let mut details = ErrorDetails::with_error_info(MANUAL[1].0, DOMAIN, HashMap::new());
     details.set_retry_info(Some(wait));
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// The message also goes out as a header: what a name smuggled in must not.
+/// Escapes and cuts a message for its header. It may quote names with control characters.
 fn header_text(message: &str) -> String {
     let mut message = text::escape(message);
     text::truncate(&mut message, MESSAGE_BYTES_MAX);
     message
 }
 
-/// Something that does not exist.
+/// `NOT_FOUND` for the object of this kind and name.
 pub fn not_found(kind: &'static str, name: &str) -> Status {
     status(&Rejection::NotFound { kind, name: name.to_owned() })
 }
 
-/// As many violations as clients can receive; the first always fits.
+/// The violations that fit into the headers that clients accept. The first always fits.
 fn within_header(violations: Vec<Violation>) -> Vec<FieldViolation> {
-    let mut room = VIOLATIONS_BYTES_MAX;
+    let mut free = VIOLATIONS_BYTES_MAX;
     let fitting = violations.into_iter().take_while(|violation| {
         let bytes = violation.field.len() + violation.description.len() + 16;
-        let fits = bytes <= room;
-        room = room.saturating_sub(bytes);
+        let fits = bytes <= free;
+        free = free.saturating_sub(bytes);
         fits
     });
     fitting.map(|violation| FieldViolation::new(violation.field, violation.description)).collect()
 }
 
-/// A rejection, with its stable code in `ErrorInfo` and fields in `BadRequest`.
+/// The status of a rejection, with its stable code in `ErrorInfo` and its fields in `BadRequest`.
 pub fn status(rejection: &Rejection) -> Status {
     let code = match rejection {
         Rejection::Invalid(_) | Rejection::BadDependency { .. } => Code::InvalidArgument,

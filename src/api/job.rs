@@ -1,15 +1,15 @@
-//! JobService.
+//! JobService: submits, cancels, lists and explains jobs. Watches and logs are in their own files.
 
 use std::collections::BTreeSet;
 
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::admission::{AdmissionQueue, Identity};
 use super::convert::{self, parse_phase};
-use super::outlet::{Streamed, outlet};
-use super::page::{count, one_message, page_size, page_token};
+use super::page::{check_count, fill_message, page_size, page_token};
 use super::proto::v1;
-use super::rate::{Gate, Identity};
+use super::response_stream::{ResponseStream, response_stream};
 use super::{Mutation, error, mutate};
 use crate::broker::{Answer, JobFilter, JobRef, Query};
 use crate::model::id::{JobId, Revision};
@@ -24,19 +24,19 @@ use crate::state::job::JobEnd;
 use crate::state::rejection::Rejection;
 use crate::state::view::{AttemptView, JobView};
 
-/// The service.
+/// Implements JobService.
 #[derive(Clone)]
 pub struct Jobs {
     pub broker: Handle,
-    pub(super) gate: Gate,
+    pub(super) admission: AdmissionQueue,
 }
 
-/// Wait for the broker to reopen its journal.
+/// Wait while the broker reopens its journal.
 pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Decisions on one submit whose dependencies end while it is under way.
-const SUBMIT_TRIES: u32 = 3;
-/// Phases in a filter: each of them once.
+/// How often one submit is decided if its dependencies end in the meantime.
+const SUBMIT_ATTEMPTS_MAX: u32 = 3;
+/// Phases in a filter: as many as there are.
 const PHASES_MAX: usize = 8;
 
 #[tonic::async_trait]
@@ -47,9 +47,9 @@ impl v1::job_service_server::JobService for Jobs {
     ) -> Result<Response<v1::SubmitResponse>, Status> {
         let identity = Identity::of(&request);
         let message = request.into_inner();
-        count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
+        check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let mut tries = 0;
+        let mut attempts = 0;
         let (reply, revision) = loop {
             let jobs = self.submissions(&message.jobs).await?;
             let mutation = Mutation {
@@ -60,15 +60,16 @@ impl v1::job_service_server::JobService for Jobs {
                 jobs: jobs.len(),
                 command: Command::Submit { jobs },
             };
-            tries += 1;
-            match mutate(&self.broker, &self.gate, mutation).await? {
-                // A job may end between the look at it and the decision: the archive has it now.
-                Err(CallError::Rejected(Rejection::BadDependency { .. })) if tries < SUBMIT_TRIES => {}
+            attempts += 1;
+            match mutate(&self.broker, &self.admission, mutation).await? {
+                // A dependency may end between its lookup and the decision. The archive has it then.
+                Err(CallError::Rejected(Rejection::BadDependency { .. }))
+                    if attempts < SUBMIT_ATTEMPTS_MAX => {}
                 outcome => break outcome.map_err(error::call)?,
             }
         };
         let Reply::Submitted { first, .. } = reply else {
-            return Err(Status::internal("submit gave no jobs"));
+            return Err(Status::internal("unexpected reply to a submit"));
         };
         let jobs =
             message.jobs.into_iter().enumerate().map(|(index, v1::Submission { name, name_prefix, .. })| {
@@ -99,9 +100,9 @@ impl v1::job_service_server::JobService for Jobs {
         let message = request.into_inner();
         let before = JobId(page_token(&message.page_token)?.unwrap_or(u64::MAX));
         let limit = page_size(message.page_size)?;
-        // A filter is held against every job that a page looks at.
-        count("phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
-        count("labels", "entries", message.labels.len(), 0, LABELS_MAX)?;
+        // The filter is evaluated for every job that a page reads.
+        check_count("phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
+        check_count("labels", "entries", message.labels.len(), 0, LABELS_MAX)?;
         self.check_queue(&message.queue).await?;
         let phases = message.phases.iter().map(|value| parse_phase("phases", *value));
         let filter = JobFilter {
@@ -111,13 +112,15 @@ impl v1::job_service_server::JobService for Jobs {
         };
         let query = Query::Jobs { filter: filter.clone(), before, limit };
         let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Jobs { mut jobs, mut next } = answer else { return Err(Status::internal("no list")) };
+        let Answer::Jobs { mut jobs, mut next } = answer else {
+            return Err(Status::internal("unexpected answer to a query of jobs"));
+        };
         if message.with_ended {
             (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
         }
         let all = jobs.len();
-        let jobs = one_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
-        // What did not fit comes on the next page.
+        let jobs = fill_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
+        // Jobs that did not fit are on the next page.
         let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
         Ok(Response::new(v1::ListJobsResponse {
             jobs,
@@ -126,7 +129,7 @@ impl v1::job_service_server::JobService for Jobs {
         }))
     }
 
-    type WatchJobsStream = Streamed<v1::WatchJobsResponse>;
+    type WatchJobsStream = ResponseStream<v1::WatchJobsResponse>;
 
     async fn watch_jobs(
         &self,
@@ -138,7 +141,7 @@ impl v1::job_service_server::JobService for Jobs {
             Some(_) => Some(self.find("job", message.job.as_ref()).await?.id),
             None => None,
         };
-        let (sender, stream) = outlet(&identity);
+        let (sender, stream) = response_stream(&identity);
         let jobs = self.clone();
         tokio::spawn(async move { jobs.watch(only, Revision(message.from_revision), sender).await });
         Ok(Response::new(stream))
@@ -150,7 +153,7 @@ impl v1::job_service_server::JobService for Jobs {
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let identity = Identity::of(&request);
         let message = request.into_inner();
-        count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
+        check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let mut jobs = Vec::new();
         for (index, at) in message.jobs.iter().enumerate() {
             jobs.push(self.find(&format!("jobs[{index}]"), Some(at)).await?.id);
@@ -164,7 +167,7 @@ impl v1::job_service_server::JobService for Jobs {
             jobs: jobs.len(),
             command: Command::Cancel { jobs },
         };
-        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let decided = mutate(&self.broker, &self.admission, mutation).await?;
         let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::CancelResponse { revision: revision.0 }))
     }
@@ -172,13 +175,15 @@ impl v1::job_service_server::JobService for Jobs {
     async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
         let job = self.find("job", request.into_inner().job.as_ref()).await?;
         let (_, answer) = self.broker.query(Query::Why(JobRef::Id(job.id))).await.map_err(error::call)?;
-        let Answer::Why(why) = answer else { return Err(Status::internal("no reasons")) };
+        let Answer::Why(why) = answer else {
+            return Err(Status::internal("unexpected answer to a query of reasons"));
+        };
         let ended =
             || v1::WhyResponse { job: Some(convert::job_message(&job)), ..v1::WhyResponse::default() };
         Ok(Response::new(why.map_or_else(ended, |why| convert::why_message(&why))))
     }
 
-    type LogsStream = Streamed<v1::LogsResponse>;
+    type LogsStream = ResponseStream<v1::LogsResponse>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let identity = Identity::of(&request);
@@ -194,7 +199,7 @@ impl v1::job_service_server::JobService for Jobs {
             let description = format!("{} is not within 0 and {}", message.task, tasks.saturating_sub(1));
             return Err(error::invalid(convert::invalid("task", description)));
         }
-        let (sender, stream) = outlet(&identity);
+        let (sender, stream) = response_stream(&identity);
         let jobs = self.clone();
         tokio::spawn(async move {
             if let Err(status) = jobs.stream_logs(&job, &message, &sender).await {
@@ -206,7 +211,7 @@ impl v1::job_service_server::JobService for Jobs {
 }
 
 impl Jobs {
-    /// A filter that names a queue which isn't there is a slip of the pen.
+    /// Refuses a filter on a queue that does not exist, which is probably a typing error.
     async fn check_queue(&self, name: &str) -> Result<(), Status> {
         if name.is_empty() {
             return Ok(());
@@ -221,7 +226,7 @@ impl Jobs {
         }
     }
 
-    /// Reads the jobs of a request.
+    /// Converts the jobs of a request and resolves their dependencies.
     async fn submissions(&self, messages: &[v1::Submission]) -> Result<Vec<Submission>, Status> {
         let mut jobs = Vec::with_capacity(messages.len());
         for (index, message) in messages.iter().enumerate() {
@@ -229,9 +234,9 @@ impl Jobs {
             let spec = message.spec.as_ref();
             let spec = spec.ok_or_else(|| error::invalid(convert::invalid(&path, "is missing")))?;
             let mut spec = convert::job_spec(&path, spec).map_err(error::invalid)?;
-            // Each edge is a look into the archive.
+            // Each dependency costs a lookup in the archive.
             let edges = spec.depends_on.len();
-            count(&format!("{path}.depends_on"), "entries", edges, 0, DEPENDENCIES_MAX)?;
+            check_count(&format!("{path}.depends_on"), "entries", edges, 0, DEPENDENCIES_MAX)?;
             self.resolve_dependencies(&mut spec).await?;
             jobs.push(Submission {
                 name: message.name.clone(),
@@ -243,8 +248,8 @@ impl Jobs {
         Ok(jobs)
     }
 
-    /// Takes out the edges to jobs that have ended as they ask. Those that never will be met stay:
-    /// the kernel refuses them, unless the request is the repetition of one that it took.
+    /// Removes dependencies on archived jobs whose condition is met. Those that can never be met remain:
+    /// the kernel refuses them, unless the request repeats one that it accepted.
     async fn resolve_dependencies(&self, spec: &mut JobSpec) -> Result<(), Status> {
         let mut pending = Vec::new();
         for edge in std::mem::take(&mut spec.depends_on) {
@@ -263,16 +268,22 @@ impl Jobs {
         Ok(())
     }
 
-    /// A job by its number.
+    /// The job with this id, live or ended.
     pub(super) async fn find_id(&self, id: JobId) -> Result<JobView, Status> {
         self.find("job", Some(&v1::JobRef { id: id.0, ..v1::JobRef::default() })).await
     }
 
-    /// A job, alive or ended.
+    /// The job that `field` refers to, live or ended.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the reference is not complete, `NOT_FOUND` if there is no such job.
     pub(super) async fn find(&self, field: &str, at: Option<&v1::JobRef>) -> Result<JobView, Status> {
         let at = at.ok_or_else(|| error::invalid(convert::invalid(field, "is missing")))?;
         if (at.id == 0) == at.name.is_empty() {
-            return Err(error::invalid(convert::invalid(field, "name it by id, or by queue and name")));
+            return Err(error::invalid(convert::invalid(
+                field,
+                "identify the job by id, or by queue and name",
+            )));
         }
         let queue = if at.queue.is_empty() { DEFAULT_QUEUE.to_owned() } else { at.queue.clone() };
         let reference = if at.id > 0 {
@@ -289,14 +300,16 @@ impl Jobs {
             if id > 0 { archive.job(JobId(id)) } else { archive.job_named(&queue, &name) }
         });
         let found = found.await.map_err(error::call)?;
-        let called = if at.id > 0 { at.id.to_string() } else { at.name.clone() };
-        found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &called))
+        let shown = if at.id > 0 { at.id.to_string() } else { at.name.clone() };
+        found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &shown))
     }
 
-    /// At most a page of jobs, live or ended, in the order of their numbers.
+    /// The jobs with these ids, live or ended, in the order of their ids. At most a page.
     pub(super) async fn find_all(&self, ids: &[JobId]) -> Result<Vec<JobView>, Status> {
         let (_, answer) = self.broker.query(Query::JobsById(ids.to_vec())).await.map_err(error::call)?;
-        let Answer::Jobs { jobs: mut found, .. } = answer else { return Err(Status::internal("no jobs")) };
+        let Answer::Jobs { jobs: mut found, .. } = answer else {
+            return Err(Status::internal("unexpected answer to a query of jobs"));
+        };
         let live: BTreeSet<JobId> = found.iter().map(|job| job.id).collect();
         let gone: Vec<JobId> = ids.iter().filter(|id| !live.contains(id)).copied().collect();
         if !gone.is_empty() {
@@ -311,15 +324,19 @@ impl Jobs {
         Ok(found)
     }
 
-    /// A job's attempts, ended ones first, at most a page.
+    /// A job's live and ended attempts, ordered by unit and number, at most a page.
     async fn attempts(&self, job: &JobView) -> Result<Vec<AttemptView>, Status> {
         let id = job.id;
         let query = Query::Attempts { job: id, after: None, limit: PAGE_MAX };
         let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
+        let Answer::Attempts(live) = answer else {
+            return Err(Status::internal("unexpected answer to a query of attempts"));
+        };
         let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else { return Err(Status::internal("no status")) };
-        // The archive begins after unit and number; (0, 0) is before the first attempt.
+        let Answer::Status { journal, .. } = status else {
+            return Err(Status::internal("unexpected answer to a status query"));
+        };
+        // The archive lists from after a unit and number; (0, 0) is before the first attempt.
         let ended = self.broker.archive(move |archive| archive.attempts(id, (0, 0), PAGE_MAX));
         let ended = ended.await.map_err(error::call)?;
         let mut all: Vec<AttemptView> = ended.iter().map(|attempt| attempt.view(journal)).collect();
@@ -345,7 +362,7 @@ impl Jobs {
         let ended = ended.await.map_err(error::call)?;
         let full = ended.len() == limit;
         let ended_to = ended.last().map(|job| job.job.id);
-        // Both lists are complete down to the larger of where each stops.
+        // Both lists are complete down to the larger of the ids at which they stop.
         let floor = next.max(if full { ended_to } else { None });
         let mut jobs: Vec<JobView> =
             ended.iter().map(|job| job.view()).filter(|job| filter.matches(job)).collect();

@@ -1,4 +1,4 @@
-//! Output of tasks, asked for piece by piece from the agent that has it.
+//! Output of tasks, read in chunks from the agent that stores it.
 
 use std::time::{Duration, Instant};
 
@@ -6,27 +6,32 @@ use tonic::Status;
 
 use super::error;
 use super::job::Jobs;
-use super::outlet::Outlet;
 use super::proto::v1;
+use super::response_stream::ResponseSender;
 use crate::broker::{Answer, Query};
 use crate::model::limit::{MESSAGE_LEN_MAX, PAGE_MAX};
 use crate::model::text;
-use crate::runtime::logs::{Ask, Part, Stream as LogStream};
+use crate::model::validate::quote;
+use crate::runtime::logs::{Chunk, ReadRequest, Stream as LogStream};
 use crate::state::view::{AttemptPhase, AttemptView, JobView};
 
 /// Bytes of output in one message.
 const LOG_BYTES: u32 = 64 * 1024;
-/// How often a followed log is looked at: at first soon, for what ends soon, then less and less.
-const FOLLOW_WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
-/// Wait for an agent that is there but doesn't answer.
-const ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// Wait for an agent that is away while its output is read.
-const AGENT_WAIT: Duration = Duration::from_millis(500);
-/// How long after an attempt's end a backend may still find more of its output.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// First and longest wait between two reads of a followed log. It starts short for tasks that end soon, and
+/// doubles while there is no new output.
+const FOLLOW_BACKOFF: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// How long a connected agent may take to respond.
+const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait before the next read while the agent is not connected.
+const AGENT_RETRY: Duration = Duration::from_millis(500);
+/// How long after an attempt's end its backend may still receive output of it.
+const LATE_OUTPUT: Duration = Duration::from_secs(10);
 
 impl Jobs {
-    /// The attempt whose output is asked for, once there is one.
+    /// The requested attempt; the unit's latest if the request names none. `None` before the first.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if the request names an attempt that the unit does not have.
     async fn attempt_of(
         &self,
         job: &JobView,
@@ -38,12 +43,16 @@ impl Jobs {
         let after = message.unit.checked_sub(1);
         let query = Query::Attempts { job: job.id, after, limit: 1 };
         let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
+        let Answer::Attempts(live) = answer else {
+            return Err(Status::internal("unexpected answer to a query of attempts"));
+        };
         if let Some(attempt) = live.into_iter().find(of_unit) {
             return Ok(Some(attempt));
         }
         let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else { return Err(Status::internal("no status")) };
+        let Answer::Status { journal, .. } = status else {
+            return Err(Status::internal("unexpected answer to a status query"));
+        };
         let (id, unit) = (job.id, message.unit);
         let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
         let ended = ended.await.map_err(error::call)?;
@@ -55,25 +64,41 @@ impl Jobs {
         Ok(found)
     }
 
+    /// Waits for the requested attempt if the log is followed. `None` if there is nothing to wait for.
+    async fn wait_for_attempt(
+        &self,
+        job: &JobView,
+        message: &v1::LogsRequest,
+        sender: &ResponseSender<v1::LogsResponse>,
+    ) -> Result<Option<AttemptView>, Status> {
+        let mut wait = FOLLOW_BACKOFF.0;
+        loop {
+            if let Some(attempt) = self.attempt_of(job, message).await? {
+                return Ok(Some(attempt));
+            }
+            let now = self.find_id(job.id).await?;
+            if !message.follow || now.phase.is_end() || sender.is_closed() {
+                return Ok(None);
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(FOLLOW_BACKOFF.1);
+        }
+    }
+
+    /// Sends a task's output: what exists now, or with `follow` until the attempt has ended and its output
+    /// is complete.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the agent is not connected and the log is not followed, `NOT_FOUND` if the output
+    /// of an ended attempt can't be read.
     pub(super) async fn stream_logs(
         &self,
         job: &JobView,
         message: &v1::LogsRequest,
-        sender: &Outlet<v1::LogsResponse>,
+        sender: &ResponseSender<v1::LogsResponse>,
     ) -> Result<(), Status> {
-        let mut wait = FOLLOW_WAIT.0;
-        let attempt = loop {
-            if let Some(attempt) = self.attempt_of(job, message).await? {
-                break attempt;
-            }
-            let now = self.find_id(job.id).await?;
-            if !message.follow || now.phase.is_end() || sender.is_closed() {
-                return Ok(());
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(FOLLOW_WAIT.1);
-        };
-        wait = FOLLOW_WAIT.0;
+        let Some(attempt) = self.wait_for_attempt(job, message, sender).await? else { return Ok(()) };
+        let mut wait = FOLLOW_BACKOFF.0;
         let mut ended_at = None;
         let mut streams = [
             (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, None, false),
@@ -82,73 +107,70 @@ impl Jobs {
         loop {
             let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
             let since_end = ended.then(|| ended_at.get_or_insert_with(Instant::now).elapsed());
-            let mut moved = false;
+            let mut has_new = false;
             for (stream, shown, offset, until, done) in &mut streams {
                 if *done {
                     continue;
                 }
-                let ask = Ask {
+                let request = ReadRequest {
                     attempt: attempt.id,
                     task: message.task,
                     stream: *stream,
                     offset: *offset,
                     bytes_max: LOG_BYTES,
                 };
-                let answer = tokio::select! {
-                    answer = self.broker.logs().ask(&attempt.pool, ask) => answer,
-                    () = tokio::time::sleep(ANSWER_WAIT) => None,
+                let response = tokio::select! {
+                    response = self.broker.logs().read(&attempt.pool, request) => response,
+                    () = tokio::time::sleep(AGENT_TIMEOUT) => None,
                     () = sender.closed() => return Ok(()),
                 };
-                // What no agent of ours says: it is as good as away.
-                let sound = |part: &Part| {
-                    let end = part.offset.checked_add(part.data.len() as u64);
-                    end.is_some() && part.data.len() <= LOG_BYTES as usize
-                };
-                let Some(mut part) = answer.filter(sound) else {
+                // An invalid chunk is treated like an agent that is not connected.
+                let Some(mut chunk) = response.filter(is_valid) else {
                     if !message.follow {
-                        let text = format!("the agent of pool {} is not connected", attempt.pool);
+                        let text = format!("the agent of pool {} is not connected", quote(&attempt.pool));
                         return Err(Status::unavailable(text));
                     }
-                    tokio::time::sleep(AGENT_WAIT).await;
+                    tokio::time::sleep(AGENT_RETRY).await;
                     continue;
                 };
-                if !part.error.is_empty() && ended {
-                    let mut said = text::escape(&part.error);
-                    text::truncate(&mut said, MESSAGE_LEN_MAX);
-                    return Err(Status::not_found(said));
+                if !chunk.error.is_empty() && ended {
+                    let mut error = text::escape(&chunk.error);
+                    text::truncate(&mut error, MESSAGE_LEN_MAX);
+                    return Err(Status::not_found(error));
                 }
-                // Asked beyond the end, there is nothing, whatever has been written since.
-                if part.offset < *offset {
-                    part.data.clear();
+                // A chunk before the requested offset answers a read beyond the end. Data written there since
+                // was not requested.
+                if chunk.offset < *offset {
+                    chunk.data.clear();
                 }
-                let read_to = part.offset + part.data.len() as u64;
-                // Without `follow` the output is what there was at first sight: a task that prints
-                // without end would never let its reader go.
-                let until = if message.follow { part.end } else { *until.get_or_insert(part.end) };
-                // A backend may learn of a task's last words after its end.
-                let whole = part.complete || since_end.is_some_and(|since| since > LAST_WORDS);
-                *done = (!message.follow || ended && whole) && part.error.is_empty() && read_to >= until;
-                if part.data.is_empty() {
+                let read_to = chunk.offset + chunk.data.len() as u64;
+                // Without `follow` the output ends where it ended at the first read: the output of a task
+                // that never stops printing would otherwise have no end.
+                let until = if message.follow { chunk.end } else { *until.get_or_insert(chunk.end) };
+                // A backend may receive a task's last output after the task's end.
+                let whole = chunk.complete || since_end.is_some_and(|since| since > LATE_OUTPUT);
+                *done = (!message.follow || ended && whole) && chunk.error.is_empty() && read_to >= until;
+                if chunk.data.is_empty() {
                     continue;
                 }
-                (moved, wait) = (true, FOLLOW_WAIT.0);
+                (has_new, wait) = (true, FOLLOW_BACKOFF.0);
                 *offset = read_to;
                 let message = v1::LogsResponse {
                     stream: *shown as i32,
-                    offset: part.offset,
-                    data: part.data,
+                    offset: chunk.offset,
+                    data: chunk.data,
                     attempt: attempt.id.to_string(),
                 };
-                // Only now: an agent may take its time, which is no matter of this client's other streams.
-                sender.send(sender.room().await?, message).await?;
+                // Reserved only now: a slow agent must not take permits from the client's other streams.
+                sender.send(sender.reserve().await?, message).await?;
             }
             let all_done = streams.iter().all(|(.., done)| *done);
-            if all_done || sender.is_closed() || (!moved && !message.follow) {
+            if all_done || sender.is_closed() || (!has_new && !message.follow) {
                 return Ok(());
             }
-            if !moved {
+            if !has_new {
                 tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(FOLLOW_WAIT.1);
+                wait = (wait * 2).min(FOLLOW_BACKOFF.1);
             }
         }
     }
@@ -156,7 +178,15 @@ impl Jobs {
     async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {
         let query = Query::Attempts { job: job.id, after: attempt.id.unit.checked_sub(1), limit: 1 };
         let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else { return Err(Status::internal("no attempts")) };
+        let Answer::Attempts(live) = answer else {
+            return Err(Status::internal("unexpected answer to a query of attempts"));
+        };
         Ok(!live.iter().any(|live| live.id == attempt.id))
     }
+}
+
+/// True for a chunk that an agent may send: at most as long as requested, with offsets in range.
+fn is_valid(chunk: &Chunk) -> bool {
+    let end = chunk.offset.checked_add(chunk.data.len() as u64);
+    end.is_some() && chunk.data.len() <= LOG_BYTES as usize
 }

@@ -1,23 +1,23 @@
-//! The gRPC API: services over a running broker, one translator, one error map, one guard.
+//! The gRPC API: services over a running broker, conversion of messages, error mapping, authentication.
 
+mod admission;
 pub mod agent;
+mod auth;
+mod body_limit;
 pub mod client;
 mod connection;
 pub mod convert;
-pub mod described;
+pub mod descriptor;
 pub mod error;
-mod guard;
-mod intake;
 mod job;
 mod logs;
-mod outlet;
+mod message_counter;
 mod page;
-pub mod patience;
 mod pool;
 pub mod proto;
 mod queue;
-mod rate;
-mod walk;
+mod response_stream;
+pub mod retry;
 mod watch;
 
 use std::sync::Arc;
@@ -35,30 +35,32 @@ use crate::state::decide::Reply;
 use crate::state::token::RequestToken;
 use proto::v1;
 
-/// Answers may be lists of full pages.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Streams at once on one connection.
+/// Bytes of one response, which may be a list of full pages.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Concurrent streams on one connection.
 const STREAMS_MAX: u32 = 1_024;
-/// Bytes of a request's headers: a token and an address; continuations beyond it end the connection.
+/// Bytes of a request's headers, which carry a token and an address. Continuation frames beyond it end
+/// the connection.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// Bytes of one frame, the least that HTTP/2 allows: a longer one would only hold up the others.
+/// Bytes of one frame, the minimum that HTTP/2 allows: a longer frame would only delay the others.
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
-/// Streams that were opened and reset before they were looked at, beyond which the connection ends: a
-/// client that floods so gets work begun for nothing (CVE-2023-44487).
+/// Streams that the client opened and reset before they were accepted, beyond which the connection ends:
+/// a flood of them makes the server start work in vain (CVE-2023-44487, rapid reset).
 const RESETS_PENDING_MAX: usize = 20;
-/// Streams that this side reset for the client's errors, beyond which the connection ends: as many as
-/// one that miscounts its streams may lose in one go.
+/// Streams that this side reset for the client's errors, beyond which the connection ends: as many as a
+/// client that miscounts its streams may lose at once.
 const RESETS_MAX: usize = STREAMS_MAX as usize;
-/// How long a request may take to come in and be answered. Streams begin with their answer: they
-/// live on.
-const REQUEST_WAIT: Duration = Duration::from_secs(60);
-/// How long a connection may last before a request with the token has come in on it.
-const TOKEN_WAIT: Duration = Duration::from_secs(30);
+/// How long a request may take until its response begins. A stream may last longer: its response begins
+/// at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may stay open before a request with the token arrives on it.
+const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves the API on `listener` until `stop` ends; each client may send so many mutations a second.
+/// Serves the API on `listener` until `stop` ends. Each client may send `mutations_per_s` mutations a
+/// second.
 ///
 /// # Errors
-/// What the transport reports.
+/// The transport's error if it can't serve.
 pub async fn serve(
     broker: Handle,
     listener: TcpListener,
@@ -66,23 +68,23 @@ pub async fn serve(
     mutations_per_s: u32,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let gate = rate::Gate::new(mutations_per_s);
-    let jobs = job::Jobs { broker: broker.clone(), gate: gate.clone() };
+    let admission = admission::AdmissionQueue::new(mutations_per_s);
+    let jobs = job::Jobs { broker: broker.clone(), admission: admission.clone() };
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(ANSWER_BYTES_MAX);
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let pools = pool::Pools {
         broker: broker.clone(),
-        gate: gate.clone(),
+        admission: admission.clone(),
         planning: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let pools = v1::pool_service_server::PoolServiceServer::new(pools)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(ANSWER_BYTES_MAX);
-    let queues = queue::Queues { broker: broker.clone(), gate };
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
+    let queues = queue::Queues { broker: broker.clone(), admission };
     let queues = v1::queue_service_server::QueueServiceServer::new(queues)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(ANSWER_BYTES_MAX);
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let agents = v1::agent_service_server::AgentServiceServer::new(agent::Agents { broker })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -96,13 +98,13 @@ pub async fn serve(
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .max_concurrent_streams(STREAMS_MAX)
-        .timeout(REQUEST_WAIT)
+        .timeout(REQUEST_TIMEOUT)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .layer(guard::Guard::new(token))
-        .layer(intake::Intake::default());
+        .layer(auth::AuthLayer::new(token))
+        .layer(body_limit::BodyLimitLayer::default());
     let router = server
         .add_service(health)
         .add_service(jobs)
@@ -112,33 +114,35 @@ pub async fn serve(
     let router = match reflection {
         Ok(reflection) => router.add_service(reflection),
         Err(error) => {
-            tracing::error!(%error, "reflection is off: the compiled definitions can't be read");
+            tracing::error!(%error, "reflection is off: the compiled definitions can't be decoded");
             router
         }
     };
-    let incoming = connection::accept(listener, connection::most(), TOKEN_WAIT);
+    let incoming = connection::accept(listener, connection::connections_max(), AUTH_TIMEOUT);
     router.serve_with_incoming_shutdown(incoming, stop).await
 }
 
-/// A mutation: whose it is, how many jobs it is about, and what is to be done.
+/// A mutation to admit and decide.
 struct Mutation<'a> {
-    identity: &'a rate::Identity,
+    identity: &'a admission::Identity,
     method: &'static str,
-    /// An empty one is allowed: such a request is not repeatable.
+    /// Makes the request repeatable; empty if the client sent none.
     token: &'a str,
-    /// What tells it from another request with the same token.
+    /// Distinguishes the request from others with the same token.
     fingerprint: &'a [u8],
+    /// Number of jobs it is about, from which its weight follows.
     jobs: usize,
     command: Command,
 }
 
-/// Has a mutation decided when it is its client's turn.
+/// Waits for admission, then has the broker decide the mutation.
 ///
 /// # Errors
-/// What keeps it from being asked for; within, what is decided against it.
+/// The outer error if it did not reach the broker: an invalid token, or the client's limits. The inner
+/// one is the broker's.
 async fn mutate(
     broker: &Handle,
-    gate: &rate::Gate,
+    admission: &admission::AdmissionQueue,
     mutation: Mutation<'_>,
 ) -> Result<Result<(Reply, Revision), CallError>, Status> {
     let Mutation { identity, method, token, fingerprint, jobs, command } = mutation;
@@ -148,6 +152,6 @@ async fn mutate(
     }
     let principal = identity.principal().clone();
     let token = (!token.is_empty()).then(|| RequestToken::new(&principal, method, token, fingerprint));
-    let _pass = gate.enter(identity, jobs).await?;
+    let _permit = admission.acquire(identity, jobs).await?;
     Ok(broker.request(Request { principal, token, command }).await)
 }

@@ -1,4 +1,4 @@
-//! Pages of lists: how long one may be, and where the next begins.
+//! Pages of lists: their size, and where the next one begins.
 
 use prost::Message;
 use tonic::Status;
@@ -8,9 +8,9 @@ use super::{convert, error};
 use crate::model::limit::{PAGE_DEFAULT, PAGE_MAX};
 use crate::model::validate::quote;
 
-/// The size of a page that is asked for.
-pub(super) fn page_size(asked: u32) -> Result<usize, Status> {
-    match asked as usize {
+/// The page size for a request's `page_size`, where 0 means the default.
+pub(super) fn page_size(requested: u32) -> Result<usize, Status> {
+    match requested as usize {
         0 => Ok(PAGE_DEFAULT),
         size if size <= PAGE_MAX => Ok(size),
         size => Err(error::invalid(convert::invalid(
@@ -20,20 +20,20 @@ pub(super) fn page_size(asked: u32) -> Result<usize, Status> {
     }
 }
 
-/// Where the page before ended.
+/// Reads a page token; `None` for the first page.
 pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    let unknown = || {
-        let description = format!("{} is not from a page before", quote(text));
+    let invalid = || {
+        let description = format!("{} is not the next_page_token of an earlier page", quote(text));
         error::invalid(convert::invalid("page_token", description))
     };
-    text.parse().map(Some).map_err(|_| unknown())
+    text.parse().map(Some).map_err(|_| invalid())
 }
 
-/// Checks how many entries a list has.
-pub(super) fn count(field: &str, what: &str, len: usize, min: usize, max: usize) -> Result<(), Status> {
+/// Checks that a list of `what` has `min` to `max` entries.
+pub(super) fn check_count(field: &str, what: &str, len: usize, min: usize, max: usize) -> Result<(), Status> {
     if (min..=max).contains(&len) {
         return Ok(());
     }
@@ -41,8 +41,8 @@ pub(super) fn count(field: &str, what: &str, len: usize, min: usize, max: usize)
     Err(error::invalid(convert::invalid(field, description)))
 }
 
-/// As many of the jobs, at least one, as a message should carry.
-pub(super) fn one_message(jobs: impl Iterator<Item = v1::Job>, bytes_max: usize) -> Vec<v1::Job> {
+/// As many of the first jobs as fit into a message of `bytes_max`, but at least one.
+pub(super) fn fill_message(jobs: impl Iterator<Item = v1::Job>, bytes_max: usize) -> Vec<v1::Job> {
     let mut bytes = 0;
     let mut fitting = Vec::new();
     for job in jobs {

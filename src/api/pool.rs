@@ -1,4 +1,4 @@
-//! PoolService.
+//! PoolService: lists, watches, cordons and drains pools, and plans their defragmentation.
 
 use std::sync::Arc;
 
@@ -6,31 +6,33 @@ use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::outlet::{Outlet, Streamed, outlet};
+use super::admission::{AdmissionQueue, Identity};
+use super::job::REOPEN_WAIT;
 use super::page::{page_size, page_token};
 use super::proto::v1;
-use super::rate::{Gate, Identity};
-use super::watch::first_seen;
+use super::response_stream::{ResponseSender, ResponseStream, response_stream};
+use super::watch::resume_revision;
 use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, NodeView, PoolView, Query, defrag};
 use crate::model::change::Change;
 use crate::model::id::{AttemptId, NodeId, Revision};
 use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
 use crate::model::pool::DrainMode;
+use crate::model::validate::quote;
 use crate::runtime::broker::Handle;
 use crate::runtime::watch::Missed;
 use crate::state::command::Command;
 
-/// The service.
+/// Implements PoolService.
 #[derive(Clone)]
 pub struct Pools {
     pub broker: Handle,
-    pub(super) gate: Gate,
-    /// One plan at a time: each keeps a core busy.
+    pub(super) admission: AdmissionQueue,
+    /// Admits one plan at a time: each uses a whole core.
     pub(super) planning: Arc<Semaphore>,
 }
 
-/// Sets of tasks compared for one plan: about a second.
+/// Sets of tasks compared for one plan, which takes about a second.
 const PLAN_LOOKS_MAX: u64 = 30_000_000;
 
 #[tonic::async_trait]
@@ -58,13 +60,13 @@ impl v1::pool_service_server::PoolService for Pools {
         }))
     }
 
-    type WatchPoolsStream = Streamed<v1::WatchPoolsResponse>;
+    type WatchPoolsStream = ResponseStream<v1::WatchPoolsResponse>;
 
     async fn watch_pools(
         &self,
         request: Request<v1::WatchPoolsRequest>,
     ) -> Result<Response<Self::WatchPoolsStream>, Status> {
-        let (sender, stream) = outlet(&Identity::of(&request));
+        let (sender, stream) = response_stream(&Identity::of(&request));
         let from = Revision(request.into_inner().from_revision);
         let pools = self.clone();
         tokio::spawn(async move { pools.watch(from, sender).await });
@@ -81,7 +83,9 @@ impl v1::pool_service_server::PoolService for Pools {
         let limit = page_size(message.page_size)?;
         let query = Query::Nodes { pool: pool.clone(), after, limit };
         let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Nodes { nodes, next } = answer else { return Err(Status::internal("no nodes")) };
+        let Answer::Nodes { nodes, next } = answer else {
+            return Err(Status::internal("unexpected answer to a query of nodes"));
+        };
         Ok(Response::new(v1::ListNodesResponse {
             nodes: nodes.iter().map(|node| convert::node_message(&pool, node)).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -119,7 +123,7 @@ impl v1::pool_service_server::PoolService for Pools {
             v1::DrainMode::Wait => DrainMode::Wait,
             v1::DrainMode::Evict => DrainMode::Evict,
             v1::DrainMode::Unspecified => {
-                let description = format!("{} is not a mode: name WAIT or EVICT", message.mode);
+                let description = format!("{} is not a drain mode: use WAIT or EVICT", message.mode);
                 return Err(error::invalid(convert::invalid("mode", description)));
             }
         };
@@ -136,7 +140,7 @@ impl v1::pool_service_server::PoolService for Pools {
         let message = request.into_inner();
         let (pool, moves, movable) = self.defrag_request(message).await?;
         let permit = Arc::clone(&self.planning).acquire_owned().await;
-        let permit = permit.map_err(|_| Status::unavailable("the broker is about to end"))?;
+        let permit = permit.map_err(|_| Status::unavailable("the broker is shutting down"))?;
         let (revision, found) = self.clutter(pool, movable).await?;
         let limits = defrag::Limits { moves, free_millis: 0, comparisons: PLAN_LOOKS_MAX };
         let planned = tokio::task::spawn_blocking(move || {
@@ -144,7 +148,7 @@ impl v1::pool_service_server::PoolService for Pools {
             drop(permit);
             convert::defrag_message(&found, &plan, revision)
         });
-        Ok(Response::new(planned.await.map_err(|_| Status::internal("the plan failed"))?))
+        Ok(Response::new(planned.await.map_err(|_| Status::internal("the planning task panicked"))?))
     }
 
     async fn abandon(
@@ -164,7 +168,9 @@ impl v1::pool_service_server::PoolService for Pools {
 impl Pools {
     async fn all(&self) -> Result<(Revision, Vec<PoolView>), Status> {
         let (revision, answer) = self.broker.query(Query::Pools).await.map_err(error::call)?;
-        let Answer::Pools(pools) = answer else { return Err(Status::internal("no pools")) };
+        let Answer::Pools(pools) = answer else {
+            return Err(Status::internal("unexpected answer to a query of pools"));
+        };
         Ok((revision, pools))
     }
 
@@ -176,7 +182,7 @@ impl Pools {
         }
     }
 
-    /// What a plan is to be made for.
+    /// Validates a request: the pool's name, the largest number of moves, and the tasks that may move.
     async fn defrag_request(
         &self,
         message: v1::PlanDefragRequest,
@@ -193,15 +199,16 @@ impl Pools {
             [("preemptible", &message.preemptible), ("checkpointed", &message.checkpointed)]
         {
             if labels.len() > LABELS_MAX {
-                let description = format!("{} labels, at most {LABELS_MAX}", labels.len());
+                let description = format!("{} labels, at most {LABELS_MAX} are allowed", labels.len());
                 return Err(error::invalid(convert::invalid(field, description)));
             }
         }
         let found = self.find(&message.pool).await?;
         if found.nodes > DEFRAG_NODES_MAX {
             let description = format!(
-                "{} has {} nodes; plans are made for at most {DEFRAG_NODES_MAX}",
-                message.pool, found.nodes
+                "pool {} has {} nodes, plans are limited to pools of {DEFRAG_NODES_MAX}",
+                quote(&message.pool),
+                found.nodes
             );
             return Err(Status::failed_precondition(description));
         }
@@ -210,7 +217,7 @@ impl Pools {
         Ok((found.pool.spec.name, moves as usize, movable))
     }
 
-    /// What a plan for a pool is made from, with the revision at which its nodes were found.
+    /// The input of a plan for a pool, with the revision at which its nodes were read.
     async fn clutter(
         &self,
         pool: String,
@@ -237,7 +244,9 @@ impl Pools {
         loop {
             let query = Query::Nodes { pool: pool.to_owned(), after, limit: PAGE_MAX };
             let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-            let Answer::Nodes { nodes, next } = answer else { return Err(Status::internal("no nodes")) };
+            let Answer::Nodes { nodes, next } = answer else {
+                return Err(Status::internal("unexpected answer to a query of nodes"));
+            };
             let found = nodes.iter().find(|node: &&NodeView| node.node.spec.name == name);
             match (found, next) {
                 (Some(node), _) => return Ok(node.id),
@@ -256,7 +265,7 @@ impl Pools {
         command: Command,
     ) -> Result<Revision, Status> {
         let mutation = Mutation { identity, method, token, fingerprint, jobs: 0, command };
-        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let decided = mutate(&self.broker, &self.admission, mutation).await?;
         Ok(decided.map_err(error::call)?.1)
     }
 
@@ -278,45 +287,48 @@ impl Pools {
         self.change(identity, method, token, format!("{pool}/{node}").as_bytes(), command).await
     }
 
-    async fn watch(&self, from: Revision, sender: Outlet<v1::WatchPoolsResponse>) {
-        let mut seen = match first_seen(&self.broker, from).await {
-            Ok(seen) => seen,
+    /// Sends the pools that changed since `from`, then further changes until the client closes the stream.
+    /// Starts with a list of all pools if `from` is 0 or too old.
+    async fn watch(&self, from: Revision, sender: ResponseSender<v1::WatchPoolsResponse>) {
+        let mut reached = match resume_revision(&self.broker, from).await {
+            Ok(reached) => reached,
             Err(status) => return sender.fail(status).await,
         };
         loop {
             let watchers = self.broker.watchers();
-            let mut news = watchers.subscribe();
-            let through = *news.borrow_and_update();
-            let missed = if seen == Revision(0) { Missed::Unknown } else { watchers.since(seen) };
-            let wanted = match &missed {
+            let mut updates = watchers.subscribe();
+            let through = *updates.borrow_and_update();
+            let missed = if reached == Revision(0) { Missed::Unknown } else { watchers.since(reached) };
+            let changes = match &missed {
                 Missed::Unknown => None,
                 Missed::Changes(changes) => Some(changes),
             };
-            let Ok(room) = sender.room().await else { return };
+            let Ok(permit) = sender.reserve().await else { return };
             let (revision, pools) = match self.all().await {
                 Ok(all) => all,
                 Err(status) => return sender.fail(status).await,
             };
             let changed = |pool: &&PoolView| {
-                wanted.is_none_or(|changes| {
+                changes.is_none_or(|changes| {
                     changes.contains(&Change::Pool(pool.pool.id))
                         || changes.iter().any(|c| matches!(c, Change::Node(at) if at.pool == pool.pool.id))
                 })
             };
             let pools: Vec<v1::Pool> = pools.iter().filter(changed).map(convert::pool_message).collect();
-            let relisted = wanted.is_none();
+            let relisted = changes.is_none();
             if (relisted || !pools.is_empty())
                 && sender
-                    .send(room, v1::WatchPoolsResponse { pools, revision: revision.0, relisted })
+                    .send(permit, v1::WatchPoolsResponse { pools, revision: revision.0, relisted })
                     .await
                     .is_err()
             {
                 return;
             }
-            seen = if relisted { revision } else { through.max(seen) };
+            reached = if relisted { revision } else { through.max(reached) };
             tokio::select! {
-                changed = news.changed() => if changed.is_err() {
-                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                changed = updates.changed() => if changed.is_err() {
+                    // The broker is reopening its journal, after which it has new watchers.
+                    tokio::time::sleep(REOPEN_WAIT).await;
                 },
                 () = sender.closed() => return,
             }

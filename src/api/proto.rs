@@ -8,14 +8,14 @@ pub mod v1 {
     tonic::include_proto!("weir.v1");
 }
 
-/// The compiled definitions, for reflection.
+/// The compiled definitions: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 
-/// An enum of the protocol whose values have names.
+/// An enum of the protocol whose values are printed by name.
 pub(crate) trait Named: TryFrom<i32> {
-    /// The value's name with the enum's own in front: `JOB_PHASE_PENDING`.
+    /// The value's full name, such as `JOB_PHASE_PENDING`.
     fn full_name(&self) -> &'static str;
-    /// What all names of the enum begin with: `JOB_PHASE_`.
+    /// The prefix of all names of the enum, such as `JOB_PHASE_`.
     const PREFIX: &'static str;
 }
 
@@ -35,7 +35,7 @@ named!(
     Permanence "PERMANENCE_", OnPoolLost "ON_POOL_LOST_", DependencyCondition "DEPENDENCY_CONDITION_", RetryOn "RETRY_ON_",
 );
 
-/// The short name of an enum's value: `PENDING`.
+/// The short name of an enum's value, such as `PENDING`; `UNKNOWN` for a number without a name.
 pub(crate) fn name_of<E: Named>(value: i32) -> &'static str {
     E::try_from(value).map_or("UNKNOWN", |value| value.full_name().trim_start_matches(E::PREFIX))
 }

@@ -1,20 +1,20 @@
-//! QueueService.
+//! QueueService: creates, updates and lists queues.
 
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::admission::{AdmissionQueue, Identity};
 use super::proto::v1;
-use super::rate::{Gate, Identity};
 use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, Query};
 use crate::model::id::Revision;
 use crate::runtime::broker::Handle;
 use crate::state::command::Command;
 
-/// The service.
+/// Implements QueueService.
 pub struct Queues {
     pub broker: Handle,
-    pub(super) gate: Gate,
+    pub(super) admission: AdmissionQueue,
 }
 
 #[tonic::async_trait]
@@ -35,7 +35,7 @@ impl v1::queue_service_server::QueueService for Queues {
             jobs: 0,
             command: Command::CreateQueue { spec },
         };
-        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let decided = mutate(&self.broker, &self.admission, mutation).await?;
         let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::CreateQueueResponse { revision: revision.0 }))
     }
@@ -57,7 +57,7 @@ impl v1::queue_service_server::QueueService for Queues {
             jobs: 0,
             command: Command::UpdateQueue { spec, based_on },
         };
-        let decided = mutate(&self.broker, &self.gate, mutation).await?;
+        let decided = mutate(&self.broker, &self.admission, mutation).await?;
         let (_, revision) = decided.map_err(error::call)?;
         Ok(Response::new(v1::UpdateQueueResponse { revision: revision.0 }))
     }
@@ -67,7 +67,9 @@ impl v1::queue_service_server::QueueService for Queues {
         _: Request<v1::ListQueuesRequest>,
     ) -> Result<Response<v1::ListQueuesResponse>, Status> {
         let (revision, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
-        let Answer::Queues(queues) = answer else { return Err(Status::internal("no queues")) };
+        let Answer::Queues(queues) = answer else {
+            return Err(Status::internal("unexpected answer to a query of queues"));
+        };
         let queues = queues.iter().map(convert::queue_message).collect();
         Ok(Response::new(v1::ListQueuesResponse { queues, revision: revision.0 }))
     }

@@ -7,8 +7,8 @@ use tonic::{Code, Status};
 use super::Failure;
 use super::exit::INVALID;
 use crate::api::client::Client;
-use crate::api::patience::spread;
 use crate::api::proto::v1;
+use crate::api::retry::spread;
 use crate::config::ClientFile;
 use crate::model::queue::DEFAULT_QUEUE;
 

@@ -1,4 +1,4 @@
-//! The agent's loop: its machine between a backend and a connection to the broker.
+//! The agent's event loop: its state machine between a backend and a connection to the broker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
 use crate::telemetry::PoolHealth;
 
-/// Both ends of a connection to the broker. When either channel ends, the connection is gone.
+/// Both directions of a connection to the broker. When either channel ends, the connection is lost.
 pub struct Connection {
     pub to_broker: mpsc::Sender<FromAgent>,
     pub from_broker: mpsc::Receiver<ToAgent>,
@@ -22,20 +22,26 @@ pub struct Connection {
 
 /// Opens connections to the broker.
 pub trait Dial: Send {
-    /// Opens one, or tells why not.
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// The reason as text, for the log.
     fn dial(&self) -> impl Future<Output = Result<Connection, String>> + Send;
 }
 
-/// How long one try to connect may take.
+/// How long one attempt to connect may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two warnings that the broker can't be reached.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
+/// Interval between two warnings that the broker can't be reached.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs an agent until `stop` ends. What its backend runs lives on; `remember` keeps the newest stamp
-/// for the hello of the next life, and `vitals` show how it is doing.
+/// Runs an agent until `stop` ends. The attempts of its backend continue to run after that.
+///
+/// `remember` is called with each newer high-water mark, which the hello of the agent's next process must
+/// carry. `pool_health` is updated as the agent runs.
 ///
 /// # Errors
-/// What kept the backend from being opened.
+/// - [`Error::Open`](crate::pools::Error::Open) if the backend can't be opened.
+/// - [`Error::Gone`](crate::pools::Error::Gone) if it ends later.
 pub async fn run<B: PoolBackend, D: Dial>(
     hello: Hello,
     mut backend: B,
@@ -45,16 +51,16 @@ pub async fn run<B: PoolBackend, D: Dial>(
     pool_health: Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), crate::pools::Error> {
-    let (events, mut moved) = mpsc::unbounded_channel();
-    pool_health.set_opened(false);
+    let (events, mut backend_events) = mpsc::unbounded_channel();
+    pool_health.set_synced(false);
     pool_health.set_connected(false);
     tokio::pin!(stop);
-    // A backend may be long in coming: who wants to end the agent need not wait for it.
+    // A backend may take long to open. Stopping the agent does not wait for it.
     let opened = tokio::select! {
         opened = backend.open(events) => opened?,
         () = &mut stop => return Ok(()),
     };
-    pool_health.set_opened(true);
+    pool_health.set_synced(true);
     pool_health.set_answering(true);
     let mut hello = hello;
     hello.pool.notes = opened.notes;
@@ -63,7 +69,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     let mut shell = Shell {
         connection: None,
         wake_at: clock.now(),
-        dial_wanted: false,
+        dial_due: false,
         clock,
         remember,
         pool_health: pool_health.clone(),
@@ -74,19 +80,16 @@ pub async fn run<B: PoolBackend, D: Dial>(
     loop {
         pool_health.set_connected(machine.is_up());
         pool_health.set_nodes(machine.node_count());
-        if std::mem::take(&mut shell.dial_wanted) {
+        if std::mem::take(&mut shell.dial_due) {
             let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
-            let input = match dialled {
-                Ok(Ok(connection)) => {
+            let no_response = |_| Err(format!("no response within {} s", DIAL_TIMEOUT.as_secs()));
+            let input = match dialled.unwrap_or_else(no_response) {
+                Ok(connection) => {
                     shell.connection = Some(connection);
                     Input::Connected
                 }
-                Ok(Err(error)) => {
-                    warn_at_times(&mut warned_at, &pool, &error);
-                    Input::Disconnected
-                }
-                Err(_) => {
-                    warn_at_times(&mut warned_at, &pool, "it does not answer");
+                Err(error) => {
+                    warn_at_intervals(&mut warned_at, &pool, &error);
                     Input::Disconnected
                 }
             };
@@ -95,7 +98,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
         let wait = Duration::from_millis(shell.wake_at.ms_since(clock.now()));
         let input = tokio::select! {
             () = &mut stop => return Ok(()),
-            event = moved.recv() => match event {
+            event = backend_events.recv() => match event {
                 Some(Event::StatusChanged { attempt, status }) => {
                     if let AttemptStatus::Ended { outcome, .. } = &status {
                         pool_health.count_end(outcome.kind);
@@ -106,8 +109,8 @@ pub async fn run<B: PoolBackend, D: Dial>(
                 Some(Event::Answers(answers)) => {
                     pool_health.set_answering(answers);
                     match answers {
-                        true => tracing::info!(pool, "what the pool's tasks run on answers again"),
-                        false => tracing::warn!(pool, "what the pool's tasks run on does not answer: orders wait"),
+                        true => tracing::info!(pool, "the pool's backend responds again"),
+                        false => tracing::warn!(pool, "the pool's backend does not respond: start orders wait"),
                     }
                     continue;
                 }
@@ -136,18 +139,18 @@ pub async fn run<B: PoolBackend, D: Dial>(
     }
 }
 
-/// Says that the broker can't be reached: at once, then now and again.
-fn warn_at_times(warned_at: &mut Option<std::time::Instant>, pool: &str, error: &str) {
-    if warned_at.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+/// Warns that the broker can't be reached: at the first failure, then once per [`WARN_INTERVAL`].
+fn warn_at_intervals(warned_at: &mut Option<std::time::Instant>, pool: &str, error: &str) {
+    if warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
         *warned_at = Some(std::time::Instant::now());
-        tracing::warn!(pool, error, "the broker can't be reached; trying on");
+        tracing::warn!(pool, error, "the broker can't be reached; retrying");
     }
 }
 
 fn log_message(pool: &str, message: &ToAgent) {
     match message {
         ToAgent::Accepted(accepted) => {
-            tracing::info!(pool, epoch = accepted.epoch.0, "the broker let the pool in")
+            tracing::info!(pool, epoch = accepted.epoch.0, "the broker accepted the pool")
         }
         ToAgent::Refused { code, message } => {
             tracing::warn!(pool, code = code.code(), message, "the broker refused the pool")
@@ -159,17 +162,19 @@ fn log_message(pool: &str, message: &ToAgent) {
     }
 }
 
+/// What the state machine's effects act on, besides the backend.
 struct Shell<R> {
     connection: Option<Connection>,
     wake_at: Timestamp,
-    dial_wanted: bool,
+    /// The state machine has requested a connection.
+    dial_due: bool,
     clock: Clock,
     remember: R,
     pool_health: Arc<PoolHealth>,
 }
 
 impl<R: FnMut(HighWaterMark)> Shell<R> {
-    /// The broker's next message; never, while there is no connection.
+    /// The broker's next message; `None` if the connection is lost. Pending while there is none.
     async fn receive(&mut self) -> Option<ToAgent> {
         match &mut self.connection {
             Some(connection) => connection.from_broker.recv().await,
@@ -177,20 +182,20 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
         }
     }
 
-    /// Carries out effects. Returns what must go back into the machine.
+    /// Executes effects. Returns the input that results from them, if any.
     fn execute(&mut self, effects: Vec<Effect>, backend: &mut impl PoolBackend) -> Option<Input> {
-        let mut back = None;
+        let mut input = None;
         for effect in effects {
             match effect {
-                Effect::Connect => self.dial_wanted = true,
+                Effect::Connect => self.dial_due = true,
                 Effect::Disconnect => self.connection = None,
                 Effect::Send(message) => {
-                    let full =
+                    let failed =
                         self.connection.as_ref().is_some_and(|c| c.to_broker.try_send(message).is_err());
-                    if full {
-                        // A broker that doesn't read: start over when it does.
+                    if failed {
+                        // The broker doesn't read: reconnect, which starts with a full report.
                         self.connection = None;
-                        back = Some(Input::Disconnected);
+                        input = Some(Input::Disconnected);
                     }
                 }
                 Effect::Start(start) => {
@@ -207,6 +212,6 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
                 Effect::WakeAt(at) => self.wake_at = at,
             }
         }
-        back
+        input
     }
 }

@@ -1,5 +1,5 @@
-//! The broker's loop: inputs into the machine, effects out of it, on a thread of its own; the
-//! journal on another, so that one batch syncs while the next is decided.
+//! The broker's event loop: feeds inputs to the state machine and executes its effects, on its own thread.
+//! The journal has another thread, so that one batch is synced while the next is decided.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,38 +23,41 @@ use crate::state::decide::Reply;
 use crate::state::record;
 use crate::state::rejection::Rejection;
 
-/// Inputs that wait for the machine; callers wait beyond that.
+/// Inputs queued for the state machine. Beyond that callers wait.
 const INPUTS_MAX: usize = 8_192;
-/// Messages that wait for one agent's connection; a slower one is cut off and syncs anew.
+/// Messages queued for one agent's connection. A slower agent is disconnected and synchronises again.
 const TO_AGENT_MAX: usize = 4_096;
 /// Wait before the journal is opened again after it failed.
 const REOPEN_WAIT: Duration = Duration::from_millis(500);
 
-/// A step beyond this is told of in the log, where that is asked for.
+/// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
 
-/// Why a call has no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
+    /// The command was decided and changes nothing.
     #[error(transparent)]
     Rejected(#[from] Rejection),
+    /// The journal can't be read or written now, or the broker has stopped. The outcome of a request is
+    /// unknown: it may have been written.
     #[error("the broker can't write now; repeating with the same token is safe")]
     Unavailable,
 }
 
-/// A caller that waits for its answer.
-type Waiting<T> = oneshot::Sender<Result<T, CallError>>;
+/// The channel to a caller that waits for its reply.
+type ReplySender<T> = oneshot::Sender<Result<T, CallError>>;
 
 enum Message {
-    Request(Request, Waiting<(Reply, Revision)>),
-    Query(Query, Waiting<(Revision, Answer)>),
+    Request(Request, ReplySender<(Reply, Revision)>),
+    Query(Query, ReplySender<(Revision, Answer)>),
     Open(SessionId, mpsc::Sender<ToAgent>),
     FromAgent(SessionId, FromAgent),
     Gone(SessionId),
     Stop,
 }
 
-/// A way to the running broker, for the API's handlers.
+/// Access to the running broker, for the API's handlers. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     inputs: mpsc::Sender<Message>,
@@ -69,7 +72,7 @@ struct Shared {
 }
 
 impl Handle {
-    /// Has a request decided; returns once its events are durable.
+    /// Decides a request. Returns its reply when its events are durable, with a revision that includes them.
     ///
     /// # Errors
     /// The rejection, or [`CallError::Unavailable`] if the outcome is unknown.
@@ -79,7 +82,7 @@ impl Handle {
         receiver.await.map_err(|_| CallError::Unavailable)?
     }
 
-    /// Asks; the answer rests on durable events.
+    /// Answers a query from durable events, with the revision that the answer is of.
     ///
     /// # Errors
     /// [`CallError::Unavailable`].
@@ -89,10 +92,10 @@ impl Handle {
         receiver.await.map_err(|_| CallError::Unavailable)?
     }
 
-    /// Reads the archive on a thread that may block.
+    /// Reads the archive on a thread for blocking calls.
     ///
     /// # Errors
-    /// [`CallError::Unavailable`] if the archive can't be read; why is in the log.
+    /// [`CallError::Unavailable`] if the archive can't be read. The log has the cause.
     pub async fn archive<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
@@ -109,48 +112,50 @@ impl Handle {
         }
     }
 
-    /// Opens a session for an agent's connection; its messages come out of the receiver.
+    /// Opens a session for an agent's connection. The receiver yields the messages for the agent, and ends
+    /// with the session.
     pub async fn open_session(&self) -> (SessionId, mpsc::Receiver<ToAgent>) {
         let number = self.shared.next_session.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (sender, receiver) = mpsc::channel(TO_AGENT_MAX);
-        // If the broker is gone, the receiver ends at once: that says it.
+        // If the broker has stopped, the receiver ends at once.
         let _ = self.inputs.send(Message::Open(SessionId(number), sender)).await;
         (SessionId(number), receiver)
     }
 
-    /// Hands in an agent's message.
+    /// Passes a message from the agent to the broker.
     pub async fn from_agent(&self, session: SessionId, message: FromAgent) {
         let _ = self.inputs.send(Message::FromAgent(session, message)).await;
     }
 
-    /// The agent's connection is gone.
+    /// Ends the session after the agent's connection is lost.
     pub async fn agent_gone(&self, session: SessionId) {
         let _ = self.inputs.send(Message::Gone(session)).await;
     }
 
-    /// What has changed lately.
+    /// The recent changes, for watches.
     pub fn watchers(&self) -> Arc<Watchers> {
         self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The agents that serve logs.
+    /// The router of log reads.
     pub fn logs(&self) -> &LogRouter {
         &self.shared.logs
     }
 
-    /// Ends the broker's loop after what it has begun is durable.
+    /// Stops the broker after all decided events are durable.
     pub async fn stop(&self) {
         let _ = self.inputs.send(Message::Stop).await;
     }
 }
 
-/// Opens a journal: at start, and again after it failed.
+/// Opens the journal, at start and again after it failed.
 pub type Open = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
 
-/// Recovers from the journal and runs the broker on threads of its own.
+/// Recovers the state from the journal and runs the broker on its own threads. The thread ends after
+/// [`Handle::stop`].
 ///
 /// # Errors
-/// What kept the journal from being opened or read.
+/// The journal's error if it can't be opened or read.
 pub fn start(
     open: Open,
     clock: Clock,
@@ -180,7 +185,7 @@ pub fn start(
             if ended == Ended::Stopped {
                 return;
             }
-            // A failed append: what became of it is unknown, so the state goes with it.
+            // It is unknown whether the failed append is on disk, so the state is discarded too.
             while next.is_none() {
                 if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming)) == Ended::Stopped {
                     return;
@@ -200,7 +205,7 @@ pub fn start(
     Ok((handle, thread))
 }
 
-/// An error with its causes on one line.
+/// An error and its sources on one line, separated by colons.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -223,9 +228,9 @@ fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
             Loaded::Events(bytes) => record::decode_events(&bytes).map(|events| {
                 let state = state.get_or_insert_with(|| State::from_objects(std::mem::take(&mut objects)));
                 let mut applied = Applied::default();
-                // A snapshot may show a revision in the middle of a batch.
-                let shown = state.revision();
-                for event in events.iter().filter(|event| event.revision > shown) {
+                // A snapshot's revision may be in the middle of a batch.
+                let loaded = state.revision();
+                for event in events.iter().filter(|event| event.revision > loaded) {
                     state.apply(event, &mut applied);
                     applied.changes.clear();
                     applied.archive.clear();
@@ -247,13 +252,13 @@ enum Ended {
     Failed,
 }
 
-/// What the journal's thread is asked to do.
+/// A request to the journal's thread.
 enum Write {
     Append(Batch),
     Chunk(Term, Chunk),
 }
 
-/// What it says when it is done.
+/// The result of a [`Write`].
 enum Written {
     Append(Revision),
     Chunk,
@@ -267,7 +272,7 @@ fn write_all(
 ) {
     let mut prune = false;
     loop {
-        // Old batches are removed when there is nothing else to do.
+        // Old batches are removed while no write is pending.
         let write = if prune {
             match writes.recv_timeout(Duration::from_millis(20)) {
                 Ok(write) => Some(write),
@@ -307,7 +312,7 @@ fn write_all(
     }
 }
 
-/// Answers that nothing can be done, until the time is over or the broker is to stop.
+/// Refuses all calls as unavailable for `wait`, or until the broker is stopped.
 async fn refuse_for(wait: Duration, incoming: &mut mpsc::Receiver<Message>) -> Ended {
     let refuse = async {
         while let Some(message) = incoming.recv().await {
@@ -354,23 +359,23 @@ async fn serve(
     };
     let ended = shell.run(incoming, &mut written).await;
     drop(shell);
-    // The journal's thread ends with the channel; its lock must be gone before it is reopened.
+    // The journal's thread ends with the channel. It must release its lock before the journal is reopened.
     let _ = writer.join();
     ended
 }
 
-/// The machine with what its effects need.
+/// The state machine with what its effects need.
 struct Shell {
     broker: Broker,
     clock: Clock,
     writes: std::sync::mpsc::Sender<Write>,
     watchers: Arc<Watchers>,
-    requests: HashMap<CallId, Waiting<(Reply, Revision)>>,
-    queries: HashMap<CallId, Waiting<(Revision, Answer)>>,
+    requests: HashMap<CallId, ReplySender<(Reply, Revision)>>,
+    queries: HashMap<CallId, ReplySender<(Revision, Answer)>>,
     sessions: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     next_call: u64,
     wake_at: Timestamp,
-    /// Sessions that were cut off by this side, to be told to the machine.
+    /// Sessions that this side ended, which the state machine must still process.
     ended: Vec<SessionId>,
 }
 
@@ -388,7 +393,7 @@ impl Shell {
                     Some(Written::Append(through)) => Input::Appended { through },
                     Some(Written::Chunk) => Input::ChunkWritten,
                     Some(Written::Failed(error)) => {
-                        tracing::error!(error = %causes(&error), "the journal failed: state is dropped and read again");
+                        tracing::error!(error = %causes(&error), "the journal failed: the state is recovered from it");
                         return Ended::Failed;
                     }
                     None => return Ended::Failed,
@@ -412,7 +417,7 @@ impl Shell {
         }
     }
 
-    /// Lets what has been decided become durable.
+    /// Waits until all decided events are durable.
     async fn finish(&mut self, written: &mut mpsc::UnboundedReceiver<Written>) -> Ended {
         while self.broker.durable() < self.broker.state().revision() {
             match written.recv().await {
@@ -441,7 +446,7 @@ impl Shell {
                 return None;
             }
             Message::FromAgent(session, message) => {
-                // One that was cut off may still have messages under way.
+                // A disconnected session may still have messages in the queue.
                 self.sessions.contains_key(&session).then_some(Input::FromAgent { session, message })?
             }
             Message::Gone(session) => {
@@ -463,10 +468,10 @@ impl Shell {
         }
         let took = began.elapsed();
         if took > LONG_STEP {
-            // Less than the step took if the machine had other work.
+            // Less than the elapsed time if the processor had other work.
             let cpu_ms = thread_cpu().saturating_sub(cpu).as_millis() as u64;
             let took_ms = took.as_millis() as u64;
-            tracing::debug!(took_ms, cpu_ms, input = input_kind, "all else waited for a long step");
+            tracing::debug!(took_ms, cpu_ms, input = input_kind, "a long step delayed all other inputs");
         }
     }
 
@@ -474,7 +479,7 @@ impl Shell {
         match effect {
             Effect::Append { after, events, archive } => {
                 let batch = Batch { term: self.broker.term(), after, events, archive };
-                // If the thread is gone, its last word says why.
+                // If the thread has ended, its last result has the reason.
                 let _ = self.writes.send(Write::Append(batch));
             }
             Effect::WriteChunk { revision, index, last, objects } => {
@@ -512,7 +517,7 @@ impl Shell {
     }
 }
 
-/// An input's kind, for the log.
+/// The kind of an input, for the log.
 fn kind_of(input: &Input) -> &'static str {
     match input {
         Input::Request { .. } => "request",
@@ -525,5 +530,5 @@ fn kind_of(input: &Input) -> &'static str {
     }
 }
 
-/// The call that ends the loop.
+/// The id of the internal request that stops the loop.
 const STOP: CallId = CallId(u64::MAX);

@@ -1,4 +1,4 @@
-//! Questions for pieces of output, on their way to agents and back.
+//! Routes reads of task output to the agents that store it, and their responses back.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,62 +7,66 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::model::id::AttemptId;
 
-/// One of a task's two streams.
+/// One of a task's two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
     Stderr,
 }
 
-/// A piece of output that is asked for.
+/// A read of one chunk of output.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct ReadRequest {
     pub attempt: AttemptId,
-    /// The task by its place in the unit.
+    /// Index of the task in its unit.
     pub task: u32,
     pub stream: Stream,
+    /// Byte offset in the stream.
     pub offset: u64,
     pub bytes_max: u32,
 }
 
-/// A piece of output.
+/// A chunk of output, as the agent returned it.
 #[derive(Clone, Debug, Default)]
-pub struct Part {
-    /// Where the data really starts.
+pub struct Chunk {
+    /// Offset of the data: after the requested one if that part of the stream was not stored, before it if
+    /// it is beyond the end.
     pub offset: u64,
     pub data: Vec<u8>,
-    /// Length of the stream so far.
+    /// Length of the stream so far, in bytes.
     pub end: u64,
-    /// Nothing will be added.
+    /// True if the stream will not grow.
     pub complete: bool,
+    /// Why there is no data; empty if the read succeeded.
     pub error: String,
 }
 
-/// An ask with where its answer goes.
-pub type Asked = (Ask, oneshot::Sender<Part>);
+/// A read with the channel for its response.
+pub type PendingRead = (ReadRequest, oneshot::Sender<Chunk>);
 
-/// Asks that wait for one agent: a slow agent holds up its own readers, not memory.
-const ASKS_MAX: usize = 256;
+/// Reads queued for one agent. A slow agent delays its own readers instead of filling memory.
+const READS_MAX: usize = 256;
 
 /// The agents that serve logs, by pool.
 #[derive(Debug, Default)]
 pub struct LogRouter {
-    pools: Mutex<BTreeMap<String, mpsc::Sender<Asked>>>,
+    pools: Mutex<BTreeMap<String, mpsc::Sender<PendingRead>>>,
 }
 
 impl LogRouter {
-    /// An agent is ready to serve its pool's logs; the last one to say so does.
-    pub fn serve(&self, pool: &str) -> mpsc::Receiver<Asked> {
-        let (sender, receiver) = mpsc::channel(ASKS_MAX);
+    /// Registers an agent for the logs of its pool, in place of an earlier one, and returns the reads that
+    /// it must serve.
+    pub fn serve(&self, pool: &str) -> mpsc::Receiver<PendingRead> {
+        let (sender, receiver) = mpsc::channel(READS_MAX);
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).insert(pool.to_owned(), sender);
         receiver
     }
 
-    /// Asks a pool's agent. `None` if there is none, or it went away.
-    pub async fn ask(&self, pool: &str, ask: Ask) -> Option<Part> {
+    /// Reads a chunk from the pool's agent. `None` if no agent is registered, or it disconnects.
+    pub async fn read(&self, pool: &str, request: ReadRequest) -> Option<Chunk> {
         let sender = self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(pool).cloned()?;
-        let (answer, answered) = oneshot::channel();
-        sender.send((ask, answer)).await.ok()?;
-        answered.await.ok()
+        let (respond, response) = oneshot::channel();
+        sender.send((request, respond)).await.ok()?;
+        response.await.ok()
     }
 }

@@ -1,5 +1,5 @@
-//! The thin shells around the machines: loops that execute effects, hubs for watchers
-//! and logs, and orderly shutdown.
+//! The event loops around the pure state machines of broker and agent: they execute effects, route logs,
+//! notify watchers, and shut down in order.
 
 pub mod agent;
 pub mod broker;

@@ -1,4 +1,4 @@
-//! What has changed lately, for watchers that come and go.
+//! Recent durable changes, for watches that start or resume at any revision.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use crate::model::change::Change;
 use crate::model::id::Revision;
 use crate::model::limit::WATCH_BACKLOG_MAX;
 
-/// Durable changes, newest last; old ones are dropped.
+/// The recent durable changes, and a notification of new ones. Shared by all watches.
 #[derive(Debug)]
 pub struct Watchers {
     backlog: Mutex<Backlog>,
@@ -18,28 +18,30 @@ pub struct Watchers {
 
 #[derive(Debug, Default)]
 struct Backlog {
+    /// Newest last, at most [`WATCH_BACKLOG_MAX`].
     changes: VecDeque<(Revision, Change)>,
-    /// Everything after this is in `changes`.
+    /// `changes` has everything after this revision.
     floor: Revision,
 }
 
-/// What a watcher missed.
+/// The changes since a revision.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Missed {
-    /// These things changed, each named once.
+    /// These objects changed, each listed once.
     Changes(BTreeSet<Change>),
-    /// Too long ago to tell.
+    /// The revision is older than the backlog: the watch must start with a list.
     Unknown,
 }
 
 impl Watchers {
-    /// Knows of nothing before `floor`.
+    /// An empty backlog that begins after `floor`.
     pub fn new(floor: Revision) -> Self {
         let backlog = Backlog { changes: VecDeque::new(), floor };
         Self { backlog: Mutex::new(backlog), latest: watch::Sender::new(floor) }
     }
 
-    /// Takes in changes that have become durable, up to `through`.
+    /// Adds changes that have become durable, up to `through`, and notifies subscribers. The oldest changes
+    /// beyond [`WATCH_BACKLOG_MAX`] are dropped.
     pub fn push(&self, changes: Vec<(Revision, Change)>, through: Revision) {
         let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
         backlog.changes.extend(changes);
@@ -52,12 +54,12 @@ impl Watchers {
         self.latest.send_replace(through);
     }
 
-    /// Tells when there is something new.
+    /// A receiver of the latest durable revision. It ends when the broker reopens its journal.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
         self.latest.subscribe()
     }
 
-    /// What changed after `from`.
+    /// The changes after `from`.
     pub fn since(&self, from: Revision) -> Missed {
         let backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
         if from < backlog.floor {
@@ -74,7 +76,7 @@ mod tests {
     use crate::model::id::JobId;
 
     #[test]
-    fn watcher_gets_what_it_missed_or_is_told_that_it_is_unknown() {
+    fn changes_since_a_revision_are_unknown_before_the_backlog() {
         let watchers = Watchers::new(Revision(10));
         watchers.push(
             vec![(Revision(11), Change::Job(JobId(1))), (Revision(12), Change::Job(JobId(2)))],

@@ -1,4 +1,5 @@
-//! Agents that lie, shout, or speak for others; the honest pool beside them notices nothing.
+//! Agents that violate the protocol, flood the broker, or claim another pool. The normal pool beside them
+//! is not affected.
 
 use tonic::{Code, Status};
 use weir::api::client::Client;
@@ -11,12 +12,12 @@ use crate::fake::{Agent, Broker, hello, node};
 use crate::job;
 use crate::table::{Call, Case, invalid, refused};
 
-/// What a session says to `frame`: nothing, or why it refuses. A frame that is no hello comes after
-/// a good one; its number and epoch are filled in where they are 0.
+/// Sends `frame` in a session and returns the refusal, if any. A frame other than a hello follows a valid
+/// hello. Its number and epoch are filled in where they are 0.
 pub async fn refusal(client: &Client, mut frame: v1::SyncRequest) -> Result<(), Status> {
     let mut agent = match &frame.body {
         Some(Body::Hello(_)) => Agent::open(client).await,
-        _ => Agent::greet(client, hello("rogue", 9)).await,
+        _ => Agent::connect(client, hello("rogue", 9)).await,
     };
     let now = agent.epoch;
     match &mut frame.body {
@@ -29,11 +30,11 @@ pub async fn refusal(client: &Client, mut frame: v1::SyncRequest) -> Result<(), 
         frame.number = agent.number;
     }
     let number = frame.number;
-    agent.send(frame).await;
+    agent.send_frame(frame).await;
     let heartbeat = Body::Heartbeat(v1::Heartbeat { epoch: now.max(1), sequence: 77 });
-    agent.send(v1::SyncRequest { number: number + 1, body: Some(heartbeat) }).await;
+    agent.send_frame(v1::SyncRequest { number: number + 1, body: Some(heartbeat) }).await;
     loop {
-        match agent.hear().await {
+        match agent.receive().await {
             Ok(Answer::Refused(refused)) => {
                 let code = match refused.code.as_str() {
                     "PoolClaimed" => Code::AlreadyExists,
@@ -46,7 +47,7 @@ pub async fn refusal(client: &Client, mut frame: v1::SyncRequest) -> Result<(), 
             Ok(Answer::HeartbeatAnswer(_)) => return Ok(()),
             Ok(_) => {}
             Err(Some(status)) => return Err(status),
-            Err(None) => return Err(Status::unknown("the session ended without a word")),
+            Err(None) => return Err(Status::unknown("the session ended without a status")),
         }
     }
 }
@@ -55,14 +56,14 @@ fn frame(body: Body) -> Call {
     Call::Sync(v1::SyncRequest { number: 0, body: Some(body) })
 }
 
-fn greeting(change: impl FnOnce(&mut v1::Hello)) -> Call {
+fn changed_hello(change: impl FnOnce(&mut v1::Hello)) -> Call {
     let mut message = hello("rogue", 9);
     change(&mut message);
     frame(Body::Hello(message))
 }
 
 fn declaration(change: impl FnOnce(&mut v1::PoolDeclaration)) -> Call {
-    greeting(|hello| change(hello.pool.as_mut().expect("a pool")))
+    changed_hello(|hello| change(hello.pool.as_mut().expect("a pool")))
 }
 
 fn inventory(nodes: Vec<v1::Node>) -> Call {
@@ -99,7 +100,7 @@ fn succeeded() -> Option<Reported> {
     Some(Reported::Ended(v1::Ended { outcome, ..Default::default() }))
 }
 
-/// Bad values of everything that agents say.
+/// Bad values of every field that agents send.
 pub fn cases() -> Vec<Case> {
     let mut all = hello_cases();
     all.extend(node_cases());
@@ -107,10 +108,10 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// A journal's id, as it is written.
+/// A valid journal id.
 const JOURNAL: &str = "aaaaaaaaaa";
 
-/// A stamp with a proof of so many bytes.
+/// A high-water mark with a proof of this many bytes.
 fn high_water(journal: &str, proof: usize) -> Option<v1::HighWaterMark> {
     Some(v1::HighWaterMark {
         journal: journal.to_owned(),
@@ -144,32 +145,32 @@ fn hello_cases() -> Vec<Case> {
     }
     let note = |text: String| declaration(|p| p.notes = vec![text]);
     let missing = hello("missing", 8);
-    let mut stolen = hello("honest", 1);
+    let mut stolen = hello("normal", 1);
     stolen.key = vec![2; 16];
     let with = |change: fn(&mut v1::Hello)| {
-        let mut message = hello("honest", 1);
+        let mut message = hello("normal", 1);
         change(&mut message);
         message
     };
     all.extend([
-        invalid(Call::Sync(v1::SyncRequest { number: 0, body: None }), "body", "name hello, inventory"),
+        invalid(Call::Sync(v1::SyncRequest { number: 0, body: None }), "body", "set hello, inventory"),
         invalid(
             Call::Sync(v1::SyncRequest { number: 5, body: Some(Body::Heartbeat(v1::Heartbeat::default())) }),
             "number",
-            "5 skips a frame",
+            "5 leaves a gap after the last frame",
         ),
-        invalid(greeting(|h| h.pool = None), "hello.pool", "is missing"),
-        invalid(greeting(|h| h.instance.clear()), "hello.instance", "0 bytes, 16 are needed"),
-        invalid(greeting(|h| h.key = vec![0; 1 << 20]), "hello.key", "1048576 bytes, 16 are needed"),
+        invalid(changed_hello(|h| h.pool = None), "hello.pool", "is missing"),
+        invalid(changed_hello(|h| h.instance.clear()), "hello.instance", "0 bytes, 16 are required"),
+        invalid(changed_hello(|h| h.key = vec![0; 1 << 20]), "hello.key", "1048576 bytes, 16 are required"),
         invalid(
-            greeting(|h| h.high_water = high_water("x", 16)),
+            changed_hello(|h| h.high_water = high_water("x", 16)),
             "hello.high_water.journal",
             "\"x\" is not a journal id",
         ),
         invalid(
-            greeting(|h| h.high_water = high_water(JOURNAL, 3)),
+            changed_hello(|h| h.high_water = high_water(JOURNAL, 3)),
             "hello.high_water.proof",
-            "3 bytes, 16 are needed",
+            "3 bytes, 16 are required",
         ),
         invalid(
             serve(with(|h| h.high_water = high_water("x", 16))),
@@ -179,30 +180,30 @@ fn hello_cases() -> Vec<Case> {
         invalid(
             serve(with(|h| h.high_water = high_water(JOURNAL, 0))),
             "hello.high_water.proof",
-            "0 bytes, 16 are needed",
+            "0 bytes, 16 are required",
         ),
         invalid(declaration(|p| p.region = "CN-CX".to_owned()), "hello.pool.region", "CN-CX does not exist"),
         invalid(note("x".repeat(3 << 20)), "hello.pool.notes", "3145728 bytes, at most 1024"),
         invalid(note("a\u{202e}b".to_owned()), "hello.pool.notes", "contains control or invisible"),
         invalid(declaration(|p| p.notes = vec![String::new(); 65]), "hello.pool.notes", "65 entries"),
         refused(
-            greeting(|h| *h = hello("honest", 3)),
+            changed_hello(|h| *h = hello("normal", 3)),
             "hello.instance",
             Code::AlreadyExists,
-            "pool \"honest\" belongs to another agent",
+            "pool \"normal\" belongs to another agent",
         ),
         refused(
             frame(Body::Hello(stolen.clone())),
             "hello.key",
             Code::AlreadyExists,
-            "pool \"honest\" belongs to another agent",
+            "pool \"normal\" belongs to another agent",
         ),
-        // The stream of logs is as much the pool's own as its session.
-        refused(serve(stolen), "hello.key", Code::AlreadyExists, "\"honest\" belongs to another agent"),
-        refused(serve(hello("honest", 3)), "hello.instance", Code::AlreadyExists, "belongs to another"),
+        // The stream of logs is bound to the pool's agent like its session.
+        refused(serve(stolen), "hello.key", Code::AlreadyExists, "\"normal\" belongs to another agent"),
+        refused(serve(hello("normal", 3)), "hello.instance", Code::AlreadyExists, "belongs to another"),
         refused(serve(missing), "hello.pool.name", Code::NotFound, "pool \"missing\" does not exist"),
-        invalid(serve(with(|h| h.key.clear())), "hello.key", "0 bytes, 16 are needed"),
-        invalid(serve(with(|h| h.instance.clear())), "hello.instance", "0 bytes, 16 are needed"),
+        invalid(serve(with(|h| h.key.clear())), "hello.key", "0 bytes, 16 are required"),
+        invalid(serve(with(|h| h.instance.clear())), "hello.instance", "0 bytes, 16 are required"),
         invalid(
             serve(with(|h| h.pool.as_mut().expect("a pool").region = "x".to_owned())),
             "hello.pool.region",
@@ -229,7 +230,7 @@ fn node_cases() -> Vec<Case> {
     let removed = vec![String::new(); 16_385];
     all.extend([
         refused(frame(Body::Inventory(old)), "inventory.epoch", Code::FailedPrecondition, "not 999999"),
-        invalid(wrong_part(0), "inventory.part", "0 is not a part: name DELTA, FULL_MORE or FULL_END"),
+        invalid(wrong_part(0), "inventory.part", "0 is not a part: use DELTA, FULL_MORE or FULL_END"),
         invalid(wrong_part(9), "inventory.part", "9 is not a part"),
         invalid(
             inventory(vec![v1::Node::default(); 16_385]),
@@ -287,7 +288,7 @@ fn node_cases() -> Vec<Case> {
     all
 }
 
-/// Nodes that are each within the limits, but not all together.
+/// Nodes that are each within the limits, but whose sum overflows.
 fn overflowing() -> Call {
     let large = |number: usize| {
         let mut large = node(&format!("n{number}"));
@@ -312,7 +313,7 @@ fn report_cases() -> Vec<Case> {
         invalid(
             observed(vec![report(foreign, None)]),
             "observed.reports[0]",
-            "name starting, running or ended",
+            "set starting, running or ended",
         ),
         invalid(observed(vec![report(foreign, ended(None))]), &at("ended.outcome"), "is missing"),
         invalid(
@@ -327,10 +328,10 @@ fn report_cases() -> Vec<Case> {
     all
 }
 
-/// Submits a job and gives the order that the agent gets for it.
+/// Submits a job and returns its id and the start order that the agent receives for it.
 async fn ordered(client: &Client, agent: &mut Agent) -> (u64, v1::StartOrder) {
     let response = client.jobs().submit(job::valid()).await.expect("accepted").into_inner();
-    let order = agent.hear_until(|answer| match answer {
+    let order = agent.receive_until(|answer| match answer {
         Answer::Orders(orders) => orders.orders.into_iter().next(),
         _ => None,
     });
@@ -344,19 +345,19 @@ async fn phase(client: &Client, id: u64) -> v1::JobPhase {
 }
 
 #[tokio::test]
-async fn attempt_is_ended_only_by_the_pool_that_has_it() {
+async fn only_the_pool_of_an_attempt_can_end_it() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut sanitised = Agent::ready(&client, "honest", 1).await;
-    let (id, order) = ordered(&client, &mut sanitised).await;
-    let mut rogue = Agent::greet(&client, hello("rogue", 9)).await;
-    // The honest pool's attempt, ended and running; one that the unit never had.
+    let mut bystander = Agent::ready(&client, "normal", 1).await;
+    let (id, order) = ordered(&client, &mut bystander).await;
+    let mut rogue = Agent::connect(&client, hello("rogue", 9)).await;
+    // The normal pool's attempt, as ended and as running, and an attempt that never existed.
     let running = Some(Reported::Running(v1::Running::default()));
     let later = order.attempt.replace("-0-1", "-0-7");
-    rogue.tell_attempts(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
+    rogue.send_reports(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
     let reports = vec![report(&order.attempt, running.clone()), report(&later, running)];
-    rogue.tell_attempts(reports, v1::Part::FullEnd).await;
-    let orphans = rogue.hear_until(|answer| match answer {
+    rogue.send_reports(reports, v1::Part::FullEnd).await;
+    let orphans = rogue.receive_until(|answer| match answer {
         Answer::Stops(stops) => Some(stops.stops),
         _ => None,
     });
@@ -364,151 +365,152 @@ async fn attempt_is_ended_only_by_the_pool_that_has_it() {
         orphans.await.into_iter().map(|stop| (stop.attempt, stop.reason)).collect();
     assert_eq!(orphans, [(order.attempt.clone(), "Orphaned".to_owned()), (later, "Orphaned".to_owned())]);
     assert_eq!(phase(&client, id).await, v1::JobPhase::Running);
-    // An attempt of another journal is no attempt of ours at all.
-    rogue.tell_attempts(vec![report("aaaaaaaaaa-1-0-1", succeeded())], v1::Part::Delta).await;
-    let (code, message) = rogue.hear_refusal().await;
+    // An attempt of another journal does not exist in this one.
+    rogue.send_reports(vec![report("aaaaaaaaaa-1-0-1", succeeded())], v1::Part::Delta).await;
+    let (code, message) = rogue.receive_refusal().await;
     assert_eq!(code, "ProtocolError");
     assert!(message.contains("aaaaaaaaaa-1-0-1 is not live in this pool"), "{message}");
-    // The pool that has it may end it.
-    sanitised.tell_attempts(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
-    sanitised.hear_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
+    // The attempt's own pool may end it.
+    bystander.send_reports(vec![report(&order.attempt, succeeded())], v1::Part::Delta).await;
+    bystander.receive_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
     assert_eq!(phase(&client, id).await, v1::JobPhase::Succeeded);
-    sanitised.check_heard(&client).await;
-    broker.is_well(&client).await;
+    bystander.check_session(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
 async fn older_epoch_is_refused_before_its_reports_are_read() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut old = Agent::ready(&client, "honest", 1).await;
-    let mut new = Agent::greet(&client, hello("honest", 1)).await;
+    let mut old = Agent::ready(&client, "normal", 1).await;
+    let mut new = Agent::connect(&client, hello("normal", 1)).await;
     assert!(new.epoch > old.epoch);
-    let (code, message) = old.hear_refusal().await;
+    let (code, message) = old.receive_refusal().await;
     assert_eq!((code.as_str(), message.as_str()), ("Superseded", "a newer session speaks for the pool"));
-    // A report that would mean that the broker's journal is an old one, if anybody were to be
-    // believed who says so.
+    // A report that would make the broker read-only, as if its journal were an old copy. It is ignored
+    // because of its epoch.
     let attempt = format!("{}-1-0-1", new.journal);
     let future = v1::AttemptReport { ordered_revision: u64::MAX, ..report(&attempt, succeeded()) };
     new.epoch = old.epoch;
-    new.tell_attempts(vec![future], v1::Part::Delta).await;
-    let (code, message) = new.hear_refusal().await;
+    new.send_reports(vec![future], v1::Part::Delta).await;
+    let (code, message) = new.receive_refusal().await;
     assert_eq!((code.as_str(), message.as_str()), ("Superseded", "an older epoch"));
     client.jobs().submit(job::valid()).await.expect("the broker still writes");
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn agent_that_claims_a_journal_that_never_was_is_alone_in_its_harm() {
+async fn agent_that_claims_unknown_work_is_refused_and_the_broker_still_writes() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut sanitised = Agent::ready(&client, "honest", 1).await;
-    let journal = sanitised.journal.clone();
-    // A stamp that this journal did not give proves nothing: its bearer is let in as if without.
-    let forged = v1::Hello { high_water: high_water(&journal, 16), ..hello("liar", 2) };
-    let mut liar = Agent::greet(&client, forged).await;
+    let mut bystander = Agent::ready(&client, "normal", 1).await;
+    let journal = bystander.journal.clone();
+    // A high-water mark that this journal did not issue proves nothing: the agent is accepted as if it had
+    // sent none.
+    let forged = v1::Hello { high_water: high_water(&journal, 16), ..hello("faulty", 2) };
+    let mut faulty = Agent::connect(&client, forged).await;
     let attempt = format!("{journal}-7-0-1");
     let running = Some(Reported::Running(v1::Running::default()));
     let future = v1::AttemptReport { ordered_revision: u64::MAX, ..report(&attempt, running) };
-    liar.tell_attempts(vec![future], v1::Part::FullEnd).await;
-    let (code, message) = liar.hear_refusal().await;
+    faulty.send_reports(vec![future], v1::Part::FullEnd).await;
+    let (code, message) = faulty.receive_refusal().await;
     assert_eq!(code, "UnknownWork");
     assert_eq!(message, format!("attempt {attempt} was never ordered by this journal"));
     client.jobs().submit(job::valid()).await.expect("the broker still writes");
-    sanitised.beat(1).await;
-    broker.is_well(&client).await;
+    bystander.heartbeat(1).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn session_begins_with_one_hello() {
+async fn session_has_one_hello_as_its_first_message() {
     let broker = Broker::start();
     let client = broker.client();
-    let sanitised = Agent::ready(&client, "honest", 1).await;
+    let bystander = Agent::ready(&client, "normal", 1).await;
     let mut early = Agent::open(&client).await;
-    early.say(Body::Heartbeat(v1::Heartbeat::default())).await;
-    let (code, message) = early.hear_refusal().await;
+    early.send(Body::Heartbeat(v1::Heartbeat::default())).await;
+    let (code, message) = early.receive_refusal().await;
     assert_eq!((code.as_str(), message.as_str()), ("ProtocolError", "the first message must be a hello"));
-    let mut twice = Agent::greet(&client, hello("twice", 2)).await;
-    twice.say(Body::Hello(hello("twice", 2))).await;
-    let (code, message) = twice.hear_refusal().await;
+    let mut twice = Agent::connect(&client, hello("twice", 2)).await;
+    twice.send(Body::Hello(hello("twice", 2))).await;
+    let (code, message) = twice.receive_refusal().await;
     assert_eq!((code.as_str(), message.as_str()), ("ProtocolError", "a second hello"));
     let mut unnumbered = Agent::open(&client).await;
-    unnumbered.send(v1::SyncRequest { number: 0, body: Some(Body::Hello(hello("zero", 3))) }).await;
-    let (code, message) = unnumbered.hear_refusal().await;
+    unnumbered.send_frame(v1::SyncRequest { number: 0, body: Some(Body::Hello(hello("zero", 3))) }).await;
+    let (code, message) = unnumbered.receive_refusal().await;
     assert_eq!(code, "ProtocolError");
-    assert_eq!(message, "number: 0, but a session's frames count from 1");
-    let mut long = Agent::greet(&client, hello("long", 4)).await;
+    assert_eq!(message, "number: 0, the frames of a session count from 1");
+    let mut long = Agent::connect(&client, hello("long", 4)).await;
     let removed = vec!["x".repeat(5 << 20)];
-    long.say(Body::Inventory(v1::Inventory { removed, ..Default::default() })).await;
-    let (code, message) = long.hear_refusal().await;
+    long.send(Body::Inventory(v1::Inventory { removed, ..Default::default() })).await;
+    let (code, message) = long.receive_refusal().await;
     assert!(code == "OutOfRange" && message.contains("the limit is: 4194304"), "{code}: {message}");
-    sanitised.check_heard(&client).await;
-    broker.is_well(&client).await;
+    bystander.check_session(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn pool_takes_no_more_nodes_than_a_pool_may_have() {
+async fn pool_with_too_many_nodes_is_refused() {
     let broker = Broker::start();
     let client = broker.client();
-    let sanitised = Agent::ready(&client, "honest", 1).await;
+    let bystander = Agent::ready(&client, "normal", 1).await;
     let before = broker.resident_bytes();
-    let mut vast = Agent::greet(&client, hello("vast", 2)).await;
+    let mut large = Agent::connect(&client, hello("large", 2)).await;
     let names: Vec<v1::Node> =
         (0..100_001).map(|n| v1::Node { name: format!("n{n}"), ..Default::default() }).collect();
     for nodes in names.chunks(16_384) {
-        vast.tell_nodes(nodes.to_vec(), v1::Part::FullMore).await;
+        large.send_nodes(nodes.to_vec(), v1::Part::FullMore).await;
     }
-    let (code, message) = vast.hear_refusal().await;
+    let (code, message) = large.receive_refusal().await;
     assert_eq!(
         (code.as_str(), message.as_str()),
         ("InvalidPool", "at most 100000 nodes in one pool are allowed")
     );
-    sanitised.check_heard(&client).await;
-    broker.is_well(&client).await;
+    bystander.check_session(&client).await;
+    broker.check_health(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 512 << 20, "the broker holds {grown} bytes more than before");
+    assert!(grown < 512 << 20, "the broker uses {grown} bytes more than before");
 }
 
 #[tokio::test]
-async fn flood_of_one_agent_leaves_the_others_heard() {
+async fn flood_of_one_agent_does_not_affect_others() {
     let broker = Broker::start();
     let client = broker.client();
-    let sanitised = Agent::ready(&client, "honest", 1).await;
+    let bystander = Agent::ready(&client, "normal", 1).await;
     let before = broker.resident_bytes();
     let flood = tokio::spawn({
         let client = broker.client();
         async move {
-            let mut rogue = Agent::greet(&client, hello("rogue", 9)).await;
+            let mut rogue = Agent::connect(&client, hello("rogue", 9)).await;
             for round in 0..200u64 {
-                // It never reads what it is answered.
+                // It never reads the responses.
                 for sequence in 0..50 {
                     let epoch = rogue.epoch;
-                    rogue.say(Body::Heartbeat(v1::Heartbeat { epoch, sequence })).await;
+                    rogue.send(Body::Heartbeat(v1::Heartbeat { epoch, sequence })).await;
                 }
                 let nodes = (0..50).map(|n| {
                     let mut changed = node(&format!("n{n}"));
                     changed.labels = [("round".to_owned(), round.to_string())].into();
                     changed
                 });
-                rogue.tell_nodes(nodes.collect(), v1::Part::FullMore).await;
+                rogue.send_nodes(nodes.collect(), v1::Part::FullMore).await;
             }
         }
     });
     for _ in 0..10 {
-        client.jobs().submit(job::valid()).await.expect("the broker is there for others");
+        client.jobs().submit(job::valid()).await.expect("accepted beside the flood");
     }
     flood.await.expect("the flood is over");
-    sanitised.check_heard(&client).await;
-    broker.is_well(&client).await;
+    bystander.check_session(&client).await;
+    broker.check_health(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 256 << 20, "the broker holds {grown} bytes more than before");
+    assert!(grown < 256 << 20, "the broker uses {grown} bytes more than before");
 }
 
 #[tokio::test]
-async fn orders_with_large_environments_come_in_messages_that_agents_can_take() {
+async fn orders_with_large_environments_are_sent_in_bounded_messages() {
     let broker = Broker::start();
     let client = broker.client();
-    let mut first = Agent::ready(&client, "honest", 1).await;
+    let mut first = Agent::ready(&client, "normal", 1).await;
     for number in 0..40 {
         let mut request = job::valid();
         let spec = request.jobs[0].spec.as_mut().expect("a spec");
@@ -523,20 +525,20 @@ async fn orders_with_large_environments_come_in_messages_that_agents_can_take() 
             .collect();
         client.jobs().submit(request).await.expect("accepted");
     }
-    let mut heard = 0;
+    let mut received = 0;
     first
-        .hear_until(|answer| match answer {
+        .receive_until(|answer| match answer {
             Answer::Orders(orders) => {
-                heard += orders.orders.len();
-                (heard == 40).then_some(())
+                received += orders.orders.len();
+                (received == 40).then_some(())
             }
             _ => None,
         })
         .await;
-    let mut again = Agent::greet(&client, hello("honest", 1)).await;
+    let mut again = Agent::connect(&client, hello("normal", 1)).await;
     let (mut orders, mut largest) = (0, 0);
     again
-        .hear_until(|answer| match answer {
+        .receive_until(|answer| match answer {
             Answer::Orders(message) => {
                 largest = largest.max(prost::Message::encoded_len(&message));
                 orders += message.orders.len();

@@ -1,4 +1,4 @@
-//! The command line: files that are broken or hostile, quantities, flags, and exit codes.
+//! The command line: broken and hostile files, quantities, flags, and exit codes.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -6,18 +6,18 @@ use std::process::Stdio;
 use crate::fake::{Broker, waiting_job};
 use crate::support::Home;
 
-/// A file's content, and what the error says.
+/// A file's content, and parts of the error.
 struct Row {
     content: Vec<u8>,
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 }
 
-fn row(content: impl Into<Vec<u8>>, says: &'static [&'static str]) -> Row {
-    Row { content: content.into(), says }
+fn row(content: impl Into<Vec<u8>>, expected: &'static [&'static str]) -> Row {
+    Row { content: content.into(), expected }
 }
 
-/// Runs `weir COMMAND FILE` with each row's file and checks exit code and error. No broker is there:
-/// none is asked.
+/// Runs `weir COMMAND FILE` with each row's file and checks exit code and error. There is no broker, because
+/// the files are refused before one is called.
 fn check(home: &Home, command: &str, rows: &[Row]) {
     let wrong: Vec<String> = rows.iter().filter_map(|row| check_one(home, command, row).err()).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -26,24 +26,24 @@ fn check(home: &Home, command: &str, rows: &[Row]) {
 fn check_one(home: &Home, command: &str, row: &Row) -> Result<(), String> {
     let file = home.path().join("given.yaml");
     std::fs::write(&file, &row.content).expect("a file");
-    let (code, printed, said) = home.run(&[command, file.to_str().expect("a plain path")]);
+    let (code, stdout, stderr) = home.run(&[command, file.to_str().expect("a plain path")]);
     let shown = String::from_utf8_lossy(&row.content[..row.content.len().min(80)]).into_owned();
     let sanitised = |c: char| c == '\n' || !weir::model::text::is_control_or_bidi(c);
     let facts = [
         ("exit code 8", code == 8),
-        ("nothing printed", printed.is_empty()),
-        ("the file's name", said.starts_with("error: ") && said.contains("given.yaml: ")),
-        ("at most 4 KiB", said.len() < 4_096),
-        ("no deceptive character", said.chars().all(sanitised)),
+        ("an empty stdout", stdout.is_empty()),
+        ("the file's name", stderr.starts_with("error: ") && stderr.contains("given.yaml: ")),
+        ("at most 4 KiB", stderr.len() < 4_096),
+        ("no control or bidi character", stderr.chars().all(sanitised)),
     ];
-    let parts = row.says.iter().map(|part| (*part, said.contains(part)));
+    let parts = row.expected.iter().map(|part| (*part, stderr.contains(part)));
     match facts.into_iter().chain(parts).find(|(_, holds)| !holds) {
-        Some((what, _)) => Err(format!("{shown:?} lacks {what:?}: {code}: {said:?}")),
+        Some((what, _)) => Err(format!("{shown:?} lacks {what:?}: {code}: {stderr:?}")),
         None => Ok(()),
     }
 }
 
-/// Lists of lists of lists, each of which names the one before nine times.
+/// Nested lists, each of which repeats an alias of the previous one nine times.
 fn alias_bomb() -> String {
     let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for (previous, name) in "abcdefgh".chars().zip("bcdefghi".chars()) {
@@ -56,7 +56,7 @@ fn alias_bomb() -> String {
 const GROUP: &str = "groups:\n- command: [\"true\"]\n  ";
 
 #[test]
-fn job_files_that_can_t_be_read_are_refused_with_the_place() {
+fn unreadable_job_files_are_refused_with_the_position() {
     let home = Home::new();
     let long = format!("name: {}", "n".repeat(17 << 20));
     let deep = "[".repeat(100_000);
@@ -135,7 +135,7 @@ fn fields_of_job_files_are_read_strictly() {
 }
 
 #[test]
-fn quantities_in_job_files_are_whole_and_within_reason() {
+fn quantities_in_job_files_are_exact_and_in_range() {
     let home = Home::new();
     let group = |line: &str| format!("{GROUP}{line}\n");
     const CPUS: &[&str] = &["groups[0].cpus: ", "is not an amount of CPUs: write 2, 1.5 or 500m"];
@@ -157,7 +157,7 @@ fn quantities_in_job_files_are_whole_and_within_reason() {
 }
 
 #[test]
-fn queue_files_are_read_whole_before_any_of_it_is_done() {
+fn queue_files_are_validated_before_anything_is_applied() {
     let home = Home::new();
     let rows = [
         row("", &["the file contains no queue"]),
@@ -185,33 +185,33 @@ fn queue_files_are_read_whole_before_any_of_it_is_done() {
 }
 
 #[test]
-fn files_that_aren_t_there_and_input_without_end_are_refused() {
+fn missing_files_and_endless_input_are_refused() {
     let home = Home::new();
     let folder = home.path().to_str().expect("a plain path").to_owned();
     for command in ["submit", "apply"] {
-        let (code, _, said) = home.run(&[command, "/nowhere/job.yaml"]);
-        assert_eq!(code, 8, "{said}");
-        assert!(said.contains("/nowhere/job.yaml: No such file or directory"), "{said}");
-        let (code, _, said) = home.run(&[command, &folder]);
-        assert_eq!(code, 8, "{said}");
-        assert!(said.contains(&format!("{folder}: Is a directory")), "{said}");
-        let (code, _, said) = home.run(&[command, "/dev/zero"]);
-        assert_eq!(code, 8, "{said}");
-        assert!(said.contains("/dev/zero: is longer than 16777216 bytes"), "{said}");
-        let mut reads = home.weir(&[command, "-"]);
-        let mut reads = reads.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("weir");
-        let mut input = reads.stdin.take().expect("its input");
-        // It stops reading where the limit is, and so ends this.
+        let (code, _, stderr) = home.run(&[command, "/nowhere/job.yaml"]);
+        assert_eq!(code, 8, "{stderr}");
+        assert!(stderr.contains("/nowhere/job.yaml: No such file or directory"), "{stderr}");
+        let (code, _, stderr) = home.run(&[command, &folder]);
+        assert_eq!(code, 8, "{stderr}");
+        assert!(stderr.contains(&format!("{folder}: Is a directory")), "{stderr}");
+        let (code, _, stderr) = home.run(&[command, "/dev/zero"]);
+        assert_eq!(code, 8, "{stderr}");
+        assert!(stderr.contains("/dev/zero: is longer than 16777216 bytes"), "{stderr}");
+        let mut command = home.weir(&[command, "-"]);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("weir");
+        let mut input = child.stdin.take().expect("its input");
+        // The command stops reading at the limit, which ends this loop.
         while input.write_all(&[b'y'; 65_536]).is_ok() {}
-        let output = reads.wait_with_output().expect("weir ends");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(8), "{said}");
-        assert!(said.contains("standard input: is longer than 16777216 bytes"), "{said}");
+        let output = child.wait_with_output().expect("weir ends");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(8), "{stderr}");
+        assert!(stderr.contains("standard input: is longer than 16777216 bytes"), "{stderr}");
     }
 }
 
 #[test]
-fn wrong_arguments_are_usage_errors_and_those_of_run_are_its_own() {
+fn wrong_arguments_exit_with_2_and_those_of_run_with_125() {
     let home = Home::new();
     let rows: &[(&[&str], i32, &str)] = &[
         (&["frobnicate"], 2, "unrecognized subcommand 'frobnicate'"),
@@ -244,10 +244,10 @@ fn wrong_arguments_are_usage_errors_and_those_of_run_are_its_own() {
         (&["--server", "127.0.0.1:9", "get", "jobs"], 7, "error: the broker can't be reached: "),
     ];
     let mut wrong = Vec::new();
-    for (arguments, code, says) in rows {
-        let (found, printed, said) = home.run(arguments);
-        if (found, printed.as_str()) != (*code, "") || !said.contains(says) {
-            wrong.push(format!("{arguments:?} lacks {code} or {says:?}: {found} {said}"));
+    for (arguments, code, expected) in rows {
+        let (found, stdout, stderr) = home.run(arguments);
+        if (found, stdout.as_str()) != (*code, "") || !stderr.contains(expected) {
+            wrong.push(format!("{arguments:?} lacks {code} or {expected:?}: {found} {stderr}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -269,8 +269,8 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
     let rows: Vec<(String, &str)> = vec![
         ("name = ".to_owned(), "line 1, column"),
         ("name = \"p\"\nnam = 1\n".to_owned(), "unknown field `nam`"),
-        (head.to_owned(), "name exactly one backend: [host], [kubernetes] or [simulated]"),
-        (format!("{head}[host]\n[simulated]\nnodes = []\n"), "name exactly one backend"),
+        (head.to_owned(), "set exactly one backend: [host], [kubernetes] or [simulated]"),
+        (format!("{head}[host]\n[simulated]\nnodes = []\n"), "set exactly one backend"),
         (head.replace("\"p\"", "\"P\\u202e\"") + "[host]\n", "name: \"P\\u{202e}\" is not 1 to 63"),
         (head.replace("CN-CQ", "Mars") + "[host]\n", "region: \"Mars\" is not a region"),
         (format!("{head}[host]\ncpus = 0\n"), "host.cpus: 0 is not within 1 and 10000"),
@@ -288,7 +288,7 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
             "kubernetes.devices.x/y: \"\" is not",
         ),
         (
-            format!("{head}[kubernetes]\nstart_patience_seconds = 0\n"),
+            format!("{head}[kubernetes]\nstart_timeout_seconds = 0\n"),
             "kubernetes.start_timeout_seconds: 0 is not within 1 and 86400",
         ),
         (format!("{head}[kubernetes]\nkubconfig = \"k\"\n"), "unknown field `kubconfig`"),
@@ -315,16 +315,19 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
         ),
     ];
     let file = home.path().join("agent.toml");
-    for (text, says) in rows {
+    for (text, expected) in rows {
         std::fs::write(&file, &text).expect("a file");
-        let (code, _, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
-        assert_eq!(code, 8, "{text}: {said}");
-        assert!(said.contains("agent.toml: ") && said.contains(says), "{text} should say {says:?}: {said}");
+        let (code, _, stderr) = home.run(&["agent", file.to_str().expect("a plain path")]);
+        assert_eq!(code, 8, "{text}: {stderr}");
+        assert!(
+            stderr.contains("agent.toml: ") && stderr.contains(expected),
+            "{text} lacks {expected:?}: {stderr}"
+        );
     }
 }
 
 #[test]
-fn what_the_broker_refuses_has_the_exit_code_of_its_kind() {
+fn each_kind_of_refusal_has_its_exit_code() {
     let broker = Broker::start();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async { waiting_job(&broker.client(), "waits").await });
@@ -356,41 +359,41 @@ fn what_the_broker_refuses_has_the_exit_code_of_its_kind() {
         (broker.home.run(&["run", "--name", "waits", "--", "true"]), 125, "job \"waits\" exists already"),
         (broker.home.run(&["run", "--count", "0", "--", "true"]), 125, "count: 0 is not within"),
     ];
-    for ((code, printed, said), expected, says) in rows {
-        assert_eq!((code, printed.as_str()), (expected, ""), "should say {says:?}: {said}");
-        assert!(said.contains(says), "should say {says:?}: {said}");
+    for ((code, stdout, stderr), expected_code, expected) in rows {
+        assert_eq!((code, stdout.as_str()), (expected_code, ""), "lacks {expected:?}: {stderr}");
+        assert!(stderr.contains(expected), "lacks {expected:?}: {stderr}");
     }
     let unknown = broker.home.weir(&["get", "jobs"]).env("WEIR_TOKEN", "wrong").output().expect("weir");
-    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
-    assert_eq!(unknown.status.code(), Some(6), "{said}");
-    assert!(said.contains("the token is not this broker's") && said.contains("hint: "), "{said}");
+    let stderr = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_eq!(unknown.status.code(), Some(6), "{stderr}");
+    assert!(stderr.contains("invalid token") && stderr.contains("hint: "), "{stderr}");
     let garbled = broker.home.weir(&["get", "jobs"]).env("WEIR_TOKEN", "a\nb").output().expect("weir");
     assert_eq!(garbled.status.code(), Some(8));
-    // More than fits into one request goes in several.
+    // A file that exceeds one request is sent in several.
     let large: Vec<String> = (0..100)
         .map(|n| format!("- groups: [{{cpus: 1, command: [\"true\", \"{n}{}\"]}}]\n", "x".repeat(80_000)))
         .collect();
-    let (code, printed, said) = submit(&large.concat());
-    assert_eq!((code, printed.lines().count()), (0, 100), "{said}");
+    let (code, stdout, stderr) = submit(&large.concat());
+    assert_eq!((code, stdout.lines().count()), (0, 100), "{stderr}");
 }
 
 #[test]
-fn addresses_that_can_t_be_spoken_to_are_named() {
+fn errors_name_addresses_that_can_t_be_used() {
     let mut home = Home::new();
     let rows: [(&str, i32, &str); 6] = [
-        ("https://127.0.0.1:7411", 8, "\"https\" is not spoken yet, only http: write 127.0.0.1:7411"),
-        ("https://weir.example", 8, "\"https\" is not spoken yet"),
-        ("unix:///run/weir.sock", 8, "\"unix\" is not spoken yet"),
+        ("https://127.0.0.1:7411", 8, "scheme \"https\" is not supported, only http: use 127.0.0.1:7411"),
+        ("https://weir.example", 8, "scheme \"https\" is not supported"),
+        ("unix:///run/weir.sock", 8, "scheme \"unix\" is not supported"),
         ("127.0.0.1:9", 7, "the broker can't be reached: 127.0.0.1:9: "),
         ("http://127.0.0.1:9/", 7, "the broker can't be reached: 127.0.0.1:9: "),
         ("http://nowhere.invalid:7411", 7, "the broker can't be reached: nowhere.invalid:7411: "),
     ];
-    for (address, code, says) in rows {
-        let (found, printed, said) = home.run(&["--server", address, "get", "pools"]);
-        assert_eq!((found, printed.as_str()), (code, ""), "{address}: {said}");
-        assert!(said.contains(says), "{address} lacks {says:?}: {said}");
+    for (address, code, expected) in rows {
+        let (found, stdout, stderr) = home.run(&["--server", address, "get", "pools"]);
+        assert_eq!((found, stdout.as_str()), (code, ""), "{address}: {stderr}");
+        assert!(stderr.contains(expected), "{address} lacks {expected:?}: {stderr}");
     }
-    // An agent is told so, too.
+    // An agent reports the same error.
     home.address = "https://127.0.0.1:7411".to_owned();
     let file = home.path().join("agent.toml");
     let token = home.path().join("token");
@@ -399,7 +402,7 @@ fn addresses_that_can_t_be_spoken_to_are_named() {
         "name = \"p\"\nregion = \"CN-CQ\"\nserver = \"https://127.0.0.1:7411\"\ntoken_file = {token:?}\nstate = \"/nowhere\"\n[simulated]\nnodes = [{{count = 1, prefix = \"n\", cpus = 1, memory_gib = 1}}]\n"
     );
     std::fs::write(&file, text).expect("a file");
-    let (code, _, said) = home.run(&["agent", file.to_str().expect("a plain path")]);
-    assert_eq!(code, 8, "{said}");
-    assert!(said.contains("\"https\" is not spoken yet"), "{said}");
+    let (code, _, stderr) = home.run(&["agent", file.to_str().expect("a plain path")]);
+    assert_eq!(code, 8, "{stderr}");
+    assert!(stderr.contains("scheme \"https\" is not supported"), "{stderr}");
 }

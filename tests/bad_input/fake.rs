@@ -1,4 +1,4 @@
-//! A real broker process, and agents that are made by hand, so that they may misbehave.
+//! A real broker process, and hand-made agents that can violate the protocol.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use weir::api::proto::v1::sync_response::Body as Answer;
 
 use crate::support::{Home, Process};
 
-/// Longer than any answer takes on a busy machine; what takes longer hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any response takes on a busy machine: past it, the broker hangs.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A broker process with its data in a folder of its own.
+/// A broker process with its own data folder.
 pub struct Broker {
     pub home: Home,
     pub process: Process,
@@ -23,25 +23,25 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker alone.
+    /// Starts a broker without pools.
     pub fn start() -> Self {
-        Self::of("server")
+        Self::with_command("server")
     }
 
-    /// A broker of this command: `server` or `dev`.
-    pub fn of(command: &str) -> Self {
-        Self::within(command, "")
+    /// Starts a broker with this command: `server` or `dev`.
+    pub fn with_command(command: &str) -> Self {
+        Self::with_limits(command, "")
     }
 
-    /// The same, held to these limits, as the shell's `ulimit` takes them.
-    pub fn within(command: &str, limits: &'static str) -> Self {
+    /// Starts a broker under resource limits, in the syntax of the shell's `ulimit`.
+    pub fn with_limits(command: &str, limits: &'static str) -> Self {
         let mut home = Home::new();
         home.limits = limits;
-        Self::at(home, command, &[])
+        Self::in_home(home, command, &[])
     }
 
-    /// The same, in a home that was prepared for it and with further arguments.
-    pub fn at(mut home: Home, command: &str, arguments: &[&str]) -> Self {
+    /// Starts a broker in a prepared home and with further arguments.
+    pub fn in_home(mut home: Home, command: &str, arguments: &[&str]) -> Self {
         let process = home.start_broker_with(command, arguments);
         let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
         Self { home, process, token }
@@ -52,12 +52,12 @@ impl Broker {
         Client::new(&self.home.address, Some(&self.token)).expect("a client")
     }
 
-    /// What the process holds in memory.
+    /// Resident memory of the process.
     pub fn resident_bytes(&self) -> u64 {
         self.status_bytes("VmRSS:")
     }
 
-    /// The most that it ever held.
+    /// Largest resident memory of the process so far.
     pub fn peak_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
     }
@@ -69,18 +69,17 @@ impl Broker {
         line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("kibibytes") << 10
     }
 
-    /// Checks that an ordinary request is answered, that nothing panicked and nothing was reported
-    /// as broken.
-    pub async fn is_well(&self, client: &Client) {
-        let asked = async { client.queues().list_queues(v1::ListQueuesRequest {}).await };
-        let answer = tokio::time::timeout(PATIENCE, asked).await.expect("an answer in time");
+    /// Checks that the broker answers a simple request and has logged neither a panic nor an ERROR.
+    pub async fn check_health(&self, client: &Client) {
+        let request = async { client.queues().list_queues(v1::ListQueuesRequest {}).await };
+        let answer = tokio::time::timeout(TIMEOUT, request).await.expect("an answer in time");
         answer.expect("an answer");
         let log = self.home.log();
         assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
     }
 }
 
-/// A job that asks for a pool that nobody has, and so waits.
+/// Submits a job that waits: the pool that it requires does not exist. Returns its id.
 pub async fn waiting_job(client: &Client, name: &str) -> u64 {
     let mut request = crate::job::valid();
     request.jobs[0].name = name.to_owned();
@@ -90,7 +89,7 @@ pub async fn waiting_job(client: &Client, name: &str) -> u64 {
     response.jobs[0].id
 }
 
-/// A hello of the pool of this name. Each number is another installation.
+/// A hello of the pool with this name. Each number is another installation of the agent.
 pub fn hello(pool: &str, installation: u8) -> v1::Hello {
     v1::Hello {
         pool: Some(v1::PoolDeclaration {
@@ -123,7 +122,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Opens a session without a word.
+    /// Opens a session without sending anything.
     pub async fn open(client: &Client) -> Self {
         let (to_broker, frames) = mpsc::channel(64);
         let mut agents = client.agents();
@@ -132,67 +131,72 @@ impl Agent {
         Self { to_broker, from_broker, number: 0, pool: String::new(), epoch: 0, journal: String::new() }
     }
 
-    /// Opens a session as the pool's agent and is let in.
-    pub async fn greet(client: &Client, hello: v1::Hello) -> Self {
+    /// Opens a session as the pool's agent, which the broker accepts.
+    pub async fn connect(client: &Client, hello: v1::Hello) -> Self {
         let mut agent = Self::open(client).await;
         agent.pool = hello.pool.as_ref().map_or_else(String::new, |pool| pool.name.clone());
-        agent.say(Body::Hello(hello)).await;
-        match agent.hear().await.expect("an answer") {
+        agent.send(Body::Hello(hello)).await;
+        match agent.receive().await.expect("an answer") {
             Answer::Accepted(accepted) => {
                 (agent.epoch, agent.journal) = (accepted.epoch, accepted.journal);
                 agent
             }
-            other => panic!("instead of a accepted: {other:?}"),
+            other => panic!("not accepted: {other:?}"),
         }
     }
 
-    /// The agent of a pool with one node, ready to take work.
+    /// The agent of a pool with one node, which is READY.
     pub async fn ready(client: &Client, pool: &str, installation: u8) -> Self {
-        let mut agent = Self::greet(client, hello(pool, installation)).await;
-        agent.tell_nodes(vec![node("n1")], v1::Part::FullEnd).await;
-        agent.tell_attempts(Vec::new(), v1::Part::FullEnd).await;
+        let mut agent = Self::connect(client, hello(pool, installation)).await;
+        agent.send_nodes(vec![node("n1")], v1::Part::FullEnd).await;
+        agent.send_reports(Vec::new(), v1::Part::FullEnd).await;
         agent.until_ready(client).await;
         agent
     }
 
-    /// Sends a message in a frame of its own.
-    pub async fn say(&mut self, body: Body) {
+    /// Sends a message in the next frame.
+    pub async fn send(&mut self, body: Body) {
         self.number += 1;
-        self.send(v1::SyncRequest { number: self.number, body: Some(body) }).await;
+        self.send_frame(v1::SyncRequest { number: self.number, body: Some(body) }).await;
     }
 
-    /// Sends a frame as it is. One that the broker has ended can't be sent on; what it said can
-    /// still be heard.
-    pub async fn send(&mut self, frame: v1::SyncRequest) {
+    /// Sends a frame unchanged. Does nothing if the broker has ended the session, whose last messages can
+    /// still be received.
+    pub async fn send_frame(&mut self, frame: v1::SyncRequest) {
         let _ = self.to_broker.send(frame).await;
     }
 
-    pub async fn tell_nodes(&mut self, nodes: Vec<v1::Node>, part: v1::Part) {
+    /// Sends an inventory.
+    pub async fn send_nodes(&mut self, nodes: Vec<v1::Node>, part: v1::Part) {
         let (epoch, part) = (self.epoch, part as i32);
-        self.say(Body::Inventory(v1::Inventory { epoch, part, nodes, removed: Vec::new() })).await;
+        self.send(Body::Inventory(v1::Inventory { epoch, part, nodes, removed: Vec::new() })).await;
     }
 
-    pub async fn tell_attempts(&mut self, reports: Vec<v1::AttemptReport>, part: v1::Part) {
+    /// Sends reports of attempts.
+    pub async fn send_reports(&mut self, reports: Vec<v1::AttemptReport>, part: v1::Part) {
         let (epoch, part) = (self.epoch, part as i32);
-        self.say(Body::Observed(v1::Observed { epoch, part, reports })).await;
+        self.send(Body::Observed(v1::Observed { epoch, part, reports })).await;
     }
 
-    /// The broker's next message; `None` once it has ended the session.
-    pub async fn hear(&mut self) -> Result<Answer, Option<Status>> {
-        let heard = tokio::time::timeout(PATIENCE, self.from_broker.message()).await;
-        match heard.expect("a message in time") {
+    /// The broker's next message.
+    ///
+    /// # Errors
+    /// `None` if the broker has ended the session, or the status with which it did.
+    pub async fn receive(&mut self) -> Result<Answer, Option<Status>> {
+        let message = tokio::time::timeout(TIMEOUT, self.from_broker.message()).await;
+        match message.expect("a message in time") {
             Ok(Some(response)) => response.body.ok_or(None),
             Ok(None) => Err(None),
             Err(status) => Err(Some(status)),
         }
     }
 
-    /// The broker's next message that `wanted` takes.
-    pub async fn hear_until<T>(&mut self, mut wanted: impl FnMut(Answer) -> Option<T>) -> T {
+    /// Receives messages until `select` returns a value.
+    pub async fn receive_until<T>(&mut self, mut select: impl FnMut(Answer) -> Option<T>) -> T {
         loop {
-            match self.hear().await {
+            match self.receive().await {
                 Ok(answer) => {
-                    if let Some(found) = wanted(answer) {
+                    if let Some(found) = select(answer) {
                         return found;
                     }
                 }
@@ -201,10 +205,10 @@ impl Agent {
         }
     }
 
-    /// How the broker refuses the session: code and message.
-    pub async fn hear_refusal(&mut self) -> (String, String) {
+    /// Receives messages until the broker refuses the session: code and message.
+    pub async fn receive_refusal(&mut self) -> (String, String) {
         loop {
-            match self.hear().await {
+            match self.receive().await {
                 Ok(Answer::Refused(refused)) => return (refused.code, refused.message),
                 Ok(_) => {}
                 Err(Some(status)) => return (format!("{:?}", status.code()), status.message().to_owned()),
@@ -214,32 +218,32 @@ impl Agent {
     }
 
     async fn until_ready(&mut self, client: &Client) {
-        // A heartbeat's answer comes after what the messages before it led to.
-        self.beat(1).await;
-        let pool = self.seen(client).await;
+        // The broker answers a heartbeat after it has processed the messages before it.
+        self.heartbeat(1).await;
+        let pool = self.pool_view(client).await;
         assert_eq!(pool.connectivity(), v1::Connectivity::Ready, "{pool:?}");
     }
 
     /// Sends a heartbeat and waits for its answer.
-    pub async fn beat(&mut self, sequence: u64) {
-        self.say(Body::Heartbeat(v1::Heartbeat { epoch: self.epoch, sequence })).await;
-        self.hear_until(|answer| match answer {
+    pub async fn heartbeat(&mut self, sequence: u64) {
+        self.send(Body::Heartbeat(v1::Heartbeat { epoch: self.epoch, sequence })).await;
+        self.receive_until(|answer| match answer {
             Answer::HeartbeatAnswer(answer) => (answer.sequence == sequence).then_some(()),
             _ => None,
         })
         .await;
     }
 
-    /// The pool as readers see it.
-    pub async fn seen(&self, client: &Client) -> v1::Pool {
+    /// The pool as the API shows it.
+    pub async fn pool_view(&self, client: &Client) -> v1::Pool {
         let request = v1::GetPoolRequest { name: self.pool.clone() };
         client.pools().get_pool(request).await.expect("the pool").into_inner().pool.expect("a pool")
     }
 
-    /// Checks that the broker still listens to this agent and knows its pool as it is.
-    pub async fn check_heard(mut self, client: &Client) {
-        self.beat(1_000_000).await;
-        let pool = self.seen(client).await;
+    /// Checks that the session is still up and the pool READY with its node.
+    pub async fn check_session(mut self, client: &Client) {
+        self.heartbeat(1_000_000).await;
+        let pool = self.pool_view(client).await;
         assert!(
             pool.connected && pool.nodes == 1 && pool.connectivity() == v1::Connectivity::Ready,
             "{pool:?}"

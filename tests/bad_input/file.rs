@@ -1,14 +1,14 @@
-//! Files that are bombs: refused soon, within a quarter of a gigabyte, with a clear word.
+//! Files that expand when parsed: refused in time, within 256 MiB of memory, with a clear error.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::support::Home;
 
-/// In which a file is refused, on a busy machine.
+/// Time in which a file is refused, on a busy machine.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Lists of lists, each of which names the one before so many times.
+/// `levels` lists, each of which repeats an alias of the previous one `width` times.
 fn alias_bomb(levels: usize, width: usize) -> String {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..levels {
@@ -18,40 +18,46 @@ fn alias_bomb(levels: usize, width: usize) -> String {
     text
 }
 
-fn written(home: &Home, content: &str) -> PathBuf {
+fn write_file(home: &Home, content: &str) -> PathBuf {
     let path = home.path().join("given.yaml");
     std::fs::write(&path, content).expect("a file");
     path
 }
 
-/// Has both commands that read files refuse this one.
-fn refused(home: &Home, what: &str, path: &Path, says: &str) {
+/// Checks that both commands that read files refuse this one.
+fn check_refused(home: &Home, what: &str, path: &Path, expected: &str) {
     for command in ["submit", "apply"] {
-        let asked = Instant::now();
-        let (code, printed, said) = home.run(&[command, "-f", path.to_str().expect("a plain path")]);
-        let took = asked.elapsed();
-        assert_eq!((code, printed.as_str()), (8, ""), "{command}, {what}: {said}");
-        assert!(said.starts_with("error: ") && said.contains("given.yaml: "), "{command}, {what}: {said}");
-        assert!(said.contains(says) && said.len() < 4_096, "{command}, {what} lacks {says:?}: {said}");
+        let sent_at = Instant::now();
+        let (code, stdout, stderr) = home.run(&[command, "-f", path.to_str().expect("a plain path")]);
+        let took = sent_at.elapsed();
+        assert_eq!((code, stdout.as_str()), (8, ""), "{command}, {what}: {stderr}");
+        assert!(
+            stderr.starts_with("error: ") && stderr.contains("given.yaml: "),
+            "{command}, {what}: {stderr}"
+        );
+        assert!(
+            stderr.contains(expected) && stderr.len() < 4_096,
+            "{command}, {what} lacks {expected:?}: {stderr}"
+        );
         assert!(took < REFUSED_WITHIN, "{command}, {what}: {took:?}");
     }
 }
 
 #[test]
-fn bombs_are_refused_soon_and_within_little_memory() {
+fn expanding_files_are_refused_in_time_and_in_bounded_memory() {
     let mut home = Home::new();
-    // Kibibytes of memory of its own that the command may take.
+    // The command's limit on private memory, in KiB.
     home.limits = "-d 262144";
     let vast = home.path().join("given.yaml");
     let file = std::fs::File::create(&vast).expect("a file");
     file.set_len(100 << 20).expect("a hundred mebibytes of nothing");
-    refused(&home, "100 MiB", &vast, "is longer than 16777216 bytes");
+    check_refused(&home, "100 MiB", &vast, "is longer than 16777216 bytes");
     let rows: Vec<(&str, String, &str)> = vec![
         ("a billion laughs", alias_bomb(9, 9), ""),
         ("wide laughs", alias_bomb(3, 4_000), ""),
         ("deep laughs", alias_bomb(60, 2), ""),
         (
-            "a long text, named often",
+            "a long text with many aliases",
             format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), "*a, ".repeat(1_000)),
             "",
         ),
@@ -73,11 +79,11 @@ fn bombs_are_refused_soon_and_within_little_memory() {
         ("a key of 8 MiB", format!("{}: 1\n", "k".repeat(8 << 20)), ""),
         ("a JSON key of 8 MiB", format!("{{\"{}\": 1}}", "k".repeat(8 << 20)), "unknown field"),
     ];
-    for (what, content, says) in rows {
-        let path = written(&home, &content);
-        refused(&home, what, &path, says);
+    for (what, content, expected) in rows {
+        let path = write_file(&home, &content);
+        check_refused(&home, what, &path, expected);
     }
-    // Up to the limits it is the fields that are wrong, not the depth.
-    let path = written(&home, &format!("{{\"a\": {}0{}}}", "[".repeat(60), "]".repeat(60)));
-    refused(&home, "60 levels", &path, "unknown field \"a\"");
+    // Within the limits the error is about the fields, not the depth.
+    let path = write_file(&home, &format!("{{\"a\": {}0{}}}", "[".repeat(60), "]".repeat(60)));
+    check_refused(&home, "60 levels", &path, "unknown field \"a\"");
 }

@@ -1,4 +1,4 @@
-//! Requests of every method of every service, found through the protocol's own description.
+//! Random requests of every method of every service, generated from the protocol's compiled definitions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,22 +8,22 @@ use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
-use weir::api::described::{BOOL, BYTES, Field, MESSAGE, REPEATED, STRING, definitions};
+use weir::api::descriptor::{BOOL, BYTES, Field, MESSAGE, REPEATED, STRING, definitions};
 
 use crate::fake::{Agent, Broker, waiting_job};
 use crate::random::{chance, mutate, number, repeat, seeds, varint};
 use crate::raw;
 
-/// Requests of one seed.
+/// Requests per seed.
 const REQUESTS: usize = 60;
-/// Texts that name something, or nearly.
+/// Strings that are valid, or nearly, in some field.
 const WORDS: [&str; 28] = [
     "",
     "a",
     "default",
     "default/x",
     "waits",
-    "honest",
+    "normal",
     "fuzz",
     "n1",
     "CN-CQ",
@@ -63,7 +63,7 @@ fn text(rng: &mut StdRng, journal: &str) -> Vec<u8> {
     }
 }
 
-/// A field as bytes, with a value by chance.
+/// An encoded field with a random value.
 fn field(rng: &mut StdRng, field: &Field, journal: &str, depth: usize) -> Vec<u8> {
     let number_of = u64::from(field.number.unsigned_abs());
     let tagged = |wire: u64, content: Vec<u8>| [varint(number_of << 3 | wire), content].concat();
@@ -75,17 +75,17 @@ fn field(rng: &mut StdRng, field: &Field, journal: &str, depth: usize) -> Vec<u8
             with_length(vec![rng.random(); if rng.random_ratio(2, 3) { 16 } else { rng.random_range(0..40) }])
         }
         BOOL => tagged(0, vec![rng.random_range(0..2)]),
-        // Doubles and what has a fixed width.
+        // Doubles and fixed-width numbers.
         1 | 6 | 16 => tagged(1, number(rng).to_le_bytes().to_vec()),
         2 | 7 | 15 => tagged(5, (number(rng) as u32).to_le_bytes().to_vec()),
         _ => tagged(0, varint(number(rng))),
     }
 }
 
-/// A message of this type, with some of its fields.
+/// An encoded message of this type with some of its fields.
 fn message(rng: &mut StdRng, type_name: &str, journal: &str, depth: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Without its own fields a request is refused at once: nearly all of them are there.
+    // A request that lacks fields is refused early: nearly all of its own fields are set.
     let (some, of) = if depth == 0 { (9, 10) } else { (2, 3) };
     for described in &definitions().types[type_name].field {
         if rng.random_ratio(some, of) {
@@ -102,8 +102,8 @@ async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> R
     let mut rng = chance(seed);
     let mut methods: Vec<(&String, &String)> = definitions().inputs.iter().collect();
     methods.sort();
-    for writer_session in 0..REQUESTS {
-        let (method, input) = methods[(writer_session + seed as usize) % methods.len()];
+    for index in 0..REQUESTS {
+        let (method, input) = methods[(index + seed as usize) % methods.len()];
         let messages = (0..rng.random_range(1..4)).map(|_| {
             let bytes = message(&mut rng, input, journal, 0);
             if rng.random_ratio(1, 3) { mutate(&mut rng, &bytes) } else { bytes }
@@ -118,11 +118,11 @@ async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> R
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_by_chance_are_answered_with_proper_codes() {
+async fn random_requests_get_no_internal_or_unknown_status() {
     assert!(definitions().inputs.len() >= 20, "{:?}", definitions().inputs);
     let broker = Broker::start();
     let client = broker.client();
-    let sanitised = Agent::ready(&client, "honest", 1).await;
+    let bystander = Agent::ready(&client, "normal", 1).await;
     waiting_job(&client, "waits").await;
     let before = broker.resident_bytes();
     let tried = Arc::new(AtomicU64::new(0));
@@ -132,7 +132,7 @@ async fn requests_by_chance_are_answered_with_proper_codes() {
         while running.len() < 8 {
             let Some(seed) = seeds.next() else { break };
             let (channel, token, journal) =
-                (raw::channel(&broker).await, broker.token.clone(), sanitised.journal.clone());
+                (raw::channel(&broker).await, broker.token.clone(), bystander.journal.clone());
             let tried = tried.clone();
             running.spawn(async move {
                 let outcome = one_seed(seed, &channel, &token, &journal).await;
@@ -145,9 +145,9 @@ async fn requests_by_chance_are_answered_with_proper_codes() {
             None => break,
         }
     }
-    broker.is_well(&client).await;
-    // It has read nothing for as long as that took, and was cut off if that was too much.
-    Agent::ready(&client, "honest", 1).await.check_heard(&client).await;
+    broker.check_health(&client).await;
+    // The first session has read nothing meanwhile. The broker may have closed it, so open a new one.
+    Agent::ready(&client, "normal", 1).await.check_session(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
     println!("{} requests, memory +{} MiB", tried.load(Ordering::Relaxed), grown >> 20);
 }

@@ -1,4 +1,4 @@
-//! Jobs: bad values of every field, and texts that deceive or are too long.
+//! Jobs: bad values of every field, and text that is hostile or too long.
 
 use tonic::Code;
 use weir::api::proto::v1;
@@ -9,7 +9,7 @@ use weir::api::proto::v1::task_group::Run;
 use crate::fake::{Broker, waiting_job};
 use crate::table::{Call, Case, invalid, refused};
 
-/// A request that would be accepted.
+/// A valid request.
 pub fn valid() -> v1::SubmitRequest {
     let command = vec!["true".to_owned()];
     let group = v1::TaskGroup {
@@ -201,9 +201,9 @@ fn group_cases() -> Vec<Case> {
         invalid(gang, &at("count"), "4097 is not within 1 and 4096"),
         invalid(overflow, "jobs[0].spec.groups", "add up to more than 2^64-1"),
         invalid(nothing, &at("resources"), "nothing is requested"),
-        invalid(group(|g| g.run = None), GROUP, "name what to run: process, container or pod"),
+        invalid(group(|g| g.run = None), GROUP, "set what to run: process, container or pod"),
         invalid(cpu(1_000_001), &at("resources.cpu_millis"), "1000001 is not within 0 and 1000000"),
-        // What a negative number becomes on the wire.
+        // A negative number as it is encoded on the wire.
         invalid(cpu(u64::MAX), &at("resources.cpu_millis"), "18446744073709551615 is not within"),
         invalid(resources(|r| r.memory_bytes = u64::MAX), &at("resources.memory_bytes"), "is not within"),
         invalid(resources(|r| r.storage_bytes = u64::MAX), &at("resources.storage_bytes"), "is not within"),
@@ -218,7 +218,7 @@ fn group_cases() -> Vec<Case> {
         invalid(devices(&[], Some(Amount::Count(65))), &at("resources.devices.count"), "65 is not within"),
         invalid(devices(&[], Some(Amount::Millis(0))), &at("resources.devices.millis"), "within 1 and 999"),
         invalid(devices(&[], Some(Amount::Millis(1_000))), &at("resources.devices.millis"), "1000 is not"),
-        invalid(devices(&[], None), &at("resources.devices"), "name count or millis"),
+        invalid(devices(&[], None), &at("resources.devices"), "set count or millis"),
         invalid(
             devices(&["A100-80"], Some(Amount::Count(1))),
             &at("resources.devices.models"),
@@ -240,8 +240,8 @@ fn group_cases() -> Vec<Case> {
 type Change = Box<dyn FnOnce(&mut v1::Program)>;
 
 fn program_cases(kind: &str, call: fn(Change) -> Call) -> Vec<Case> {
-    let case = |field: &str, says: &str, change: Change| {
-        invalid(call(change), &format!("{GROUP}.{kind}.{field}"), says)
+    let case = |field: &str, expected: &str, change: Change| {
+        invalid(call(change), &format!("{GROUP}.{kind}.{field}"), expected)
     };
     let with_env = |var: v1::EnvVar| -> Change { Box::new(move |p| p.env = vec![var]) };
     let mut all = vec![
@@ -254,7 +254,7 @@ fn program_cases(kind: &str, call: fn(Change) -> Call) -> Vec<Case> {
         case("env[0].name", "\"WEIR_JOB\" is reserved", with_env(env("WEIR_JOB", plain("")))),
         case("env[0].value", "contains NUL", with_env(env("A", plain("a\0b")))),
         case("env[0].value", "131072 bytes", with_env(env("A", plain(&"x".repeat(131_072))))),
-        case("env[0]", "name value or value_from", with_env(env("A", None))),
+        case("env[0]", "set value or value_from", with_env(env("A", None))),
         case(
             "env[0].value_from.name",
             "\"\" is not the name or key of a secret",
@@ -361,8 +361,8 @@ fn reader_cases() -> Vec<Case> {
     for (field, call) in calls {
         let missing = |part: &str| format!("{field}.{part}");
         all.extend([
-            invalid(call(job_ref(0, "", "")), field, "name it by id, or by queue and name"),
-            invalid(call(job_ref(1, "", "waits")), field, "name it by id, or by queue and name"),
+            invalid(call(job_ref(0, "", "")), field, "identify the job by id, or by queue and name"),
+            invalid(call(job_ref(1, "", "waits")), field, "identify the job by id, or by queue and name"),
             refused(call(job_ref(99, "", "")), &missing("id"), Code::NotFound, "job \"99\" does not exist"),
             refused(call(job_ref(0, "", "nope")), &missing("name"), Code::NotFound, "job \"nope\" does not"),
             refused(call(job_ref(0, "no", "waits")), &missing("queue"), Code::NotFound, "\"waits\" does not"),
@@ -373,7 +373,7 @@ fn reader_cases() -> Vec<Case> {
                 "does not exist",
             ),
         ]);
-        // A watch without a job is one of all jobs.
+        // A watch without a job watches all jobs.
         if field == "job" && call(None).method() != "WatchJobs" {
             all.push(invalid(call(None), field, "is missing"));
         }
@@ -398,8 +398,16 @@ fn reader_cases() -> Vec<Case> {
         invalid(list(|l| l.phases = vec![1; 100_000]), "phases", "100000 entries, 0 to 8"),
         invalid(list(|l| l.labels = labels(65)), "labels", "65 entries, 0 to 64"),
         invalid(list(|l| l.page_size = 1_001), "page_size", "1001 is not within 0 and 1000"),
-        invalid(list(|l| l.page_token = "next\u{7}".to_owned()), "page_token", "\"next\\u{7}\" is not from"),
-        invalid(list(|l| l.page_token = "-1".to_owned()), "page_token", "\"-1\" is not from a page before"),
+        invalid(
+            list(|l| l.page_token = "next\u{7}".to_owned()),
+            "page_token",
+            "\"next\\u{7}\" is not the next_page_token",
+        ),
+        invalid(
+            list(|l| l.page_token = "-1".to_owned()),
+            "page_token",
+            "\"-1\" is not the next_page_token of an earlier page",
+        ),
         invalid(cancel(&"t".repeat(129), 1), "token", "129 bytes"),
         invalid(cancel("", 0), "jobs", "0 jobs, 1 to 1000 are allowed"),
         invalid(cancel("", 1_001), "jobs", "1001 jobs, 1 to 1000 are allowed"),
@@ -413,7 +421,7 @@ fn reader_cases() -> Vec<Case> {
 
 type SetText = fn(&str) -> Call;
 
-/// Every name and label with texts that deceive, that end early, and that are a mebibyte long.
+/// Every name and label with hostile text, with NUL, and with a mebibyte of text.
 pub fn text_cases() -> Vec<Case> {
     let fields: &[(&str, SetText)] = &[
         ("jobs[0].name", |t| submit(|r| r.jobs[0].name = t.to_owned())),
@@ -460,8 +468,8 @@ pub fn text_cases() -> Vec<Case> {
 async fn error_of_many_fields_reaches_the_client_in_any_script() {
     let broker = Broker::start();
     let client = broker.client();
-    // Three bytes a character, escaped threefold on the way: twenty of these are more than the
-    // headers that a client takes.
+    // Three bytes per character, tripled by percent encoding: twenty of these exceed the headers that a
+    // client accepts.
     let vars = (0..30).map(|_| env(&"重庆".repeat(40), plain("")));
     let Call::Submit(request) = process(|p| p.env = vars.collect()) else { panic!("a submit") };
     let status = client.jobs().submit(request).await.expect_err("no environment names");
@@ -470,11 +478,11 @@ async fn error_of_many_fields_reaches_the_client_in_any_script() {
         tonic_types::StatusExt::get_details_bad_request(&status).expect("fields").field_violations;
     assert_eq!(violations[0].field, "jobs[0].spec.groups[0].process.env[0].name");
     assert!(violations.len() > 5, "{violations:?}");
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn token_of_another_request_is_refused_and_of_the_same_gives_the_same_jobs() {
+async fn token_of_the_same_request_returns_the_same_jobs_and_of_another_is_refused() {
     let broker = Broker::start();
     let client = broker.client();
     let first = waiting_job(&client, "first").await;
@@ -483,7 +491,7 @@ async fn token_of_another_request_is_refused_and_of_the_same_gives_the_same_jobs
     let spec = request.jobs[0].spec.as_mut().expect("a spec");
     spec.depends_on = vec![v1::Dependency { job_id: first, condition: 0 }];
     let given = client.jobs().submit(request.clone()).await.expect("accepted").into_inner();
-    // Its dependency ends as it must not; the request is repeated all the same.
+    // Its dependency now ends with the wrong outcome. The repeated request still returns the jobs.
     let job = v1::JobRef { id: first, ..Default::default() };
     let cancel = v1::CancelRequest { token: String::new(), jobs: vec![job] };
     client.jobs().cancel(cancel).await.expect("cancelled");

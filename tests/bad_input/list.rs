@@ -1,4 +1,4 @@
-//! Lists and watches: revisions that are not there, and objects that are too large for one message.
+//! Lists and watches: revisions in the future, and lists that are too large for one message.
 
 use weir::api::proto::v1;
 use weir::api::proto::v1::task_group::Run;
@@ -7,7 +7,7 @@ use crate::fake::{Agent, Broker, waiting_job};
 use crate::job::valid;
 
 #[tokio::test]
-async fn watch_from_a_revision_that_is_still_to_come_begins_with_a_list() {
+async fn watch_from_a_future_revision_starts_with_a_list() {
     let broker = Broker::start();
     let client = broker.client();
     let id = waiting_job(&client, "waits").await;
@@ -17,16 +17,16 @@ async fn watch_from_a_revision_that_is_still_to_come_begins_with_a_list() {
     assert!(first.relisted && first.jobs.len() == 1 && first.jobs[0].id == id, "{first:?}");
     assert!(first.revision > 0 && first.revision < 1_000, "{first:?}");
 
-    let agent = Agent::ready(&client, "honest", 1).await;
+    let agent = Agent::ready(&client, "normal", 1).await;
     let request = v1::WatchPoolsRequest { from_revision: u64::MAX };
     let mut watch = client.pools().watch_pools(request).await.expect("a watch").into_inner();
     let first = watch.message().await.expect("a message").expect("a list");
     assert!(first.relisted && first.pools.len() == 1, "{first:?}");
-    agent.check_heard(&client).await;
+    agent.check_session(&client).await;
 }
 
 #[tokio::test]
-async fn list_of_large_jobs_comes_in_pages_that_clients_can_take() {
+async fn list_of_large_jobs_comes_in_pages_of_bounded_size() {
     let broker = Broker::start();
     let client = broker.client();
     let large = (0..20).map(|n| {
@@ -46,24 +46,24 @@ async fn list_of_large_jobs_comes_in_pages_that_clients_can_take() {
         client.jobs().submit(request).await.expect("accepted");
     }
     let mut request = v1::ListJobsRequest { page_size: 1_000, ..Default::default() };
-    let mut seen = Vec::new();
+    let mut found = Vec::new();
     loop {
         let page = client.jobs().list_jobs(request.clone()).await.expect("a page").into_inner();
         assert!(page.jobs.len() < 50, "{} jobs in one page", page.jobs.len());
-        seen.extend(page.jobs.iter().map(|job| job.id));
+        found.extend(page.jobs.iter().map(|job| job.id));
         if page.next_page_token.is_empty() {
             break;
         }
         request.page_token = page.next_page_token;
     }
-    assert_eq!(seen, (1..=80).rev().collect::<Vec<u64>>());
+    assert_eq!(found, (1..=80).rev().collect::<Vec<u64>>());
     let mut watch =
         client.jobs().watch_jobs(v1::WatchJobsRequest::default()).await.expect("a watch").into_inner();
-    let (mut seen, mut revision) = (0, 0);
+    let (mut found, mut revision) = (0, 0);
     while revision == 0 {
         let message = watch.message().await.expect("a message").expect("a list");
         assert!(message.relisted && message.jobs.len() < 10, "{} jobs in one message", message.jobs.len());
-        (seen, revision) = (seen + message.jobs.len(), message.revision);
+        (found, revision) = (found + message.jobs.len(), message.revision);
     }
-    assert_eq!(seen, 80);
+    assert_eq!(found, 80);
 }

@@ -1,5 +1,5 @@
-//! Bad input against a real broker: each gets a clear error that names the field, nothing panics,
-//! and whoever is honest notices nothing of it.
+//! Bad input against a real broker: each is refused with an error that names the field, nothing panics,
+//! and other clients and agents are not affected.
 
 mod agent;
 mod attack;
@@ -10,6 +10,7 @@ mod fuzz;
 mod job;
 mod list;
 mod output;
+mod oversized;
 mod pool;
 mod queue;
 #[path = "../support/fuzz.rs"]
@@ -23,5 +24,4 @@ mod support;
 mod table;
 mod text;
 mod transport;
-mod vast;
 mod wire;

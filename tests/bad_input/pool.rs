@@ -1,4 +1,4 @@
-//! Pools and nodes: what is unknown, modes and deadlines that don't exist, attempts that are over.
+//! Pools and nodes: unknown names, invalid modes and deadlines, attempts that have ended.
 
 use tonic::Code;
 use weir::api::proto::v1;
@@ -34,25 +34,33 @@ pub fn cases() -> Vec<Case> {
             Call::PlanDefrag(v1::PlanDefragRequest { checkpointed: labels(), ..request }),
         ]
     };
-    let [preemptible, checkpointed] = defrag("honest", 65, 0);
-    let [moves, _] = defrag("honest", 0, 10_001);
+    let [preemptible, checkpointed] = defrag("normal", 65, 0);
+    let [moves, _] = defrag("normal", 0, 10_001);
     let long = "t".repeat(129);
     let mut all = vec![
-        invalid(nodes("honest", 1_001, ""), "page_size", "1001 is not within 0 and 1000"),
-        invalid(nodes("honest", 0, "\u{202e}1"), "page_token", "\"\\u{202e}1\" is not from a page before"),
-        invalid(nodes("honest", 0, "4294967296"), "page_token", "is not from a page before"),
+        invalid(nodes("normal", 1_001, ""), "page_size", "1001 is not within 0 and 1000"),
+        invalid(
+            nodes("normal", 0, "\u{202e}1"),
+            "page_token",
+            "\"\\u{202e}1\" is not the next_page_token of an earlier page",
+        ),
+        invalid(
+            nodes("normal", 0, "4294967296"),
+            "page_token",
+            "is not the next_page_token of an earlier page",
+        ),
         refused(nodes("nope", 0, ""), "pool", Code::NotFound, "pool \"nope\" does not exist"),
-        invalid(preemptible, "preemptible", "65 labels, at most 64"),
-        invalid(checkpointed, "checkpointed", "65 labels, at most 64"),
+        invalid(preemptible, "preemptible", "65 labels, at most 64 are allowed"),
+        invalid(checkpointed, "checkpointed", "65 labels, at most 64 are allowed"),
         invalid(moves, "moves_max", "10001 is not within 0 and 10000"),
-        invalid(cordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
-        invalid(uncordon(&long, "honest", ""), "token", "129 bytes, at most 128"),
-        refused(cordon("", "honest", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
-        refused(uncordon("", "honest", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
-        invalid(drain(&long, "honest", 1, 0), "token", "129 bytes, at most 128"),
-        invalid(drain("", "honest", 0, 0), "mode", "0 is not a mode: name WAIT or EVICT"),
-        invalid(drain("", "honest", 7, 0), "mode", "7 is not a mode: name WAIT or EVICT"),
-        invalid(drain("", "honest", 1, u64::MAX), "deadline_ms", "is not within 0 and 31622400000"),
+        invalid(cordon(&long, "normal", ""), "token", "129 bytes, at most 128"),
+        invalid(uncordon(&long, "normal", ""), "token", "129 bytes, at most 128"),
+        refused(cordon("", "normal", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
+        refused(uncordon("", "normal", "nope"), "node", Code::NotFound, "node \"nope\" does not exist"),
+        invalid(drain(&long, "normal", 1, 0), "token", "129 bytes, at most 128"),
+        invalid(drain("", "normal", 0, 0), "mode", "0 is not a drain mode: use WAIT or EVICT"),
+        invalid(drain("", "normal", 7, 0), "mode", "7 is not a drain mode: use WAIT or EVICT"),
+        invalid(drain("", "normal", 1, u64::MAX), "deadline_ms", "is not within 0 and 31622400000"),
         invalid(abandon(&long, "aaaaaaaaaa-1-0-1"), "token", "129 bytes, at most 128"),
         refused(
             abandon("", "aaaaaaaaaa-1-0-1"),

@@ -1,4 +1,4 @@
-//! Queues: bad values of every field, parents that are missing, updates of what has changed.
+//! Queues: bad values of every field, missing parents, updates based on an old revision.
 
 use tonic::Code;
 use weir::api::proto::v1;
@@ -88,25 +88,26 @@ pub fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn update_of_a_queue_that_has_changed_is_refused_and_changes_nothing() {
+async fn update_based_on_an_old_revision_is_refused_and_changes_nothing() {
     let broker = Broker::start();
     let client = broker.client();
     let list = || async {
         client.queues().list_queues(v1::ListQueuesRequest {}).await.expect("queues").into_inner().queues
     };
-    let seen = list().await[0].clone();
+    let read = list().await[0].clone();
     let heavier = |weight| v1::UpdateQueueRequest {
         token: String::new(),
-        queue: Some(v1::Queue { weight, ..seen.clone() }),
+        queue: Some(v1::Queue { weight, ..read.clone() }),
     };
     client.queues().update_queue(heavier(2)).await.expect("the first");
-    let status = client.queues().update_queue(heavier(3)).await.expect_err("the second saw an old one");
+    let status =
+        client.queues().update_queue(heavier(3)).await.expect_err("the second is based on an old revision");
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
     assert_eq!(list().await[0].weight, 2);
 }
 
 #[tokio::test]
-async fn limits_of_any_size_neither_overflow_nor_let_more_run() {
+async fn largest_limits_do_not_overflow_and_a_zero_limit_holds() {
     let broker = Broker::start();
     let client = broker.client();
     let most = v1::Limits {
@@ -119,7 +120,7 @@ async fn limits_of_any_size_neither_overflow_nor_let_more_run() {
     let wide = v1::Queue { limit: Some(most), guarantee: Some(most_of_all), ..queue("wide") };
     let create = v1::CreateQueueRequest { token: String::new(), queue: Some(wide) };
     client.queues().create_queue(create).await.expect("a queue");
-    let agent = crate::fake::Agent::ready(&client, "honest", 1).await;
+    let agent = crate::fake::Agent::ready(&client, "normal", 1).await;
     let mut request = crate::job::valid();
     request.jobs[0].queue = "wide".to_owned();
     client.jobs().submit(request.clone()).await.expect("within the limits");
@@ -128,9 +129,9 @@ async fn limits_of_any_size_neither_overflow_nor_let_more_run() {
         .as_mut()
         .expect("some")
         .storage_bytes = 1;
-    let held = client.jobs().submit(request).await.expect("it waits").into_inner().jobs[0].id;
-    let why = v1::WhyRequest { job: Some(v1::JobRef { id: held, ..Default::default() }) };
+    let blocked = client.jobs().submit(request).await.expect("it waits").into_inner().jobs[0].id;
+    let why = v1::WhyRequest { job: Some(v1::JobRef { id: blocked, ..Default::default() }) };
     let why = client.jobs().why(why).await.expect("a reason").into_inner();
     assert!(why.reasons.iter().any(|reason| reason.code == "QueueLimit"), "{why:?}");
-    agent.check_heard(&client).await;
+    agent.check_session(&client).await;
 }

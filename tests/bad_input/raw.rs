@@ -1,4 +1,4 @@
-//! Requests as bytes: what the generated types can't say.
+//! Requests as bytes: encodings that the generated types can't produce.
 
 use prost::bytes::{Buf, BufMut};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -7,7 +7,7 @@ use tonic::{Code, Request, Status};
 
 use crate::fake::Broker;
 
-/// Sends and receives messages as they are.
+/// A codec that passes messages through.
 #[derive(Default)]
 struct Bytes;
 
@@ -52,7 +52,7 @@ pub async fn call(broker: &Broker, method: &str, message: Vec<u8>) -> Result<Vec
     call_at(&broker.home.address, &broker.token, method, message).await
 }
 
-/// The same of the broker at an address.
+/// Calls a method of the broker at an address.
 pub async fn call_at(address: &str, token: &str, method: &str, message: Vec<u8>) -> Result<Vec<u8>, Status> {
     let mut client = tonic::client::Grpc::new(channel_at(address).await);
     client.ready().await.expect("a connection");
@@ -63,8 +63,8 @@ pub async fn call_at(address: &str, token: &str, method: &str, message: Vec<u8>)
     client.unary(request, path, Bytes).await.map(tonic::Response::into_inner)
 }
 
-/// Calls a method, of whatever kind, with these messages; reads the first of its answers, if they come
-/// soon.
+/// Calls a method of any kind with these messages. Reads up to three responses, as long as each arrives
+/// within 20 ms: a stream need not respond at all.
 pub async fn stream(
     channel: &Channel,
     token: &str,
@@ -99,7 +99,7 @@ async fn channel_at(address: &str) -> Channel {
     tonic::transport::Endpoint::from_shared(url).expect("a url").connect().await.expect("a connection")
 }
 
-/// A field with a length before it.
+/// A length-delimited field.
 fn field(number: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![number << 3 | 2];
     prost::encoding::encode_varint(content.len() as u64, &mut bytes);
@@ -107,7 +107,7 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A field that is a number.
+/// A varint field.
 fn varint(number: u8, value: u64) -> Vec<u8> {
     let mut bytes = vec![number << 3];
     prost::encoding::encode_varint(value, &mut bytes);
@@ -117,7 +117,7 @@ fn varint(number: u8, value: u64) -> Vec<u8> {
 const SUBMIT: &str = "/weir.v1.JobService/Submit";
 
 #[tokio::test]
-async fn bytes_that_are_no_message_are_refused() {
+async fn undecodable_bodies_are_refused() {
     let broker = Broker::start();
     let nested = |levels: usize| (0..levels).fold(Vec::new(), |inner, _| field(2, &inner));
     let rows: Vec<(&str, &str, Vec<u8>)> = vec![
@@ -131,24 +131,24 @@ async fn bytes_that_are_no_message_are_refused() {
         ("groups without an end", SUBMIT, vec![0x7b; 100_000]),
         ("groups within groups", SUBMIT, [vec![0x7b; 1_000], vec![0x7c; 1_000]].concat()),
         ("a message cut short", "/weir.v1.PoolService/GetPool", vec![0x0a, 0x05, b'a']),
-        ("an empty field number", "/weir.v1.PoolService/GetPool", vec![0x00, 0x00]),
+        ("a field number of zero", "/weir.v1.PoolService/GetPool", vec![0x00, 0x00]),
     ];
     for (what, method, bytes) in rows {
         let status = call(&broker, method, bytes).await.expect_err(what);
         assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
         assert!(!status.message().is_empty(), "{what}: {status:?}");
     }
-    // What is unknown is passed over, however deep: a newer client may well say it.
+    // Unknown fields are skipped at any depth: a newer client may send them.
     let unknown = [field(15, &nested(10_000)), field(1, b"nope")].concat();
     let status = call(&broker, "/weir.v1.PoolService/GetPool", unknown).await.expect_err("no such pool");
     assert_eq!((status.code(), status.message()), (Code::NotFound, "pool \"nope\" does not exist"));
-    broker.is_well(&broker.client()).await;
+    broker.check_health(&broker.client()).await;
 }
 
 #[tokio::test]
-async fn numbers_that_don_t_fit_are_named_with_their_field() {
+async fn numbers_out_of_range_are_refused_with_their_field() {
     let broker = Broker::start();
-    // A count of -1, as a careless encoder writes it: ten bytes of varint in a field of 32 bits.
+    // A count of -1 as a negative varint: ten bytes in a field of 32 bits.
     let group = [varint(2, u64::MAX), field(4, &varint(1, u64::MAX)), field(5, &field(1, b"true"))].concat();
     let spec = [varint(2, 1 << 31), field(3, &group), varint(7, 1_000)].concat();
     let status = call(&broker, SUBMIT, field(2, &field(4, &spec))).await.expect_err("out of range");
@@ -163,15 +163,15 @@ async fn numbers_that_don_t_fit_are_named_with_their_field() {
     ] {
         assert!(status.message().contains(part), "{status:?}");
     }
-    broker.is_well(&broker.client()).await;
+    broker.check_health(&broker.client()).await;
 }
 
 #[tokio::test]
-async fn unknown_methods_are_said_to_be_unknown() {
+async fn unknown_methods_are_unimplemented() {
     let broker = Broker::start();
     for method in ["/weir.v1.JobService/Nope", "/weir.v2.JobService/Submit", "/x", "/"] {
         let status = call(&broker, method, Vec::new()).await.expect_err(method);
         assert_eq!(status.code(), Code::Unimplemented, "{method}: {status:?}");
     }
-    broker.is_well(&broker.client()).await;
+    broker.check_health(&broker.client()).await;
 }

@@ -1,4 +1,4 @@
-//! Clients that send more than their share, and others beside them.
+//! Clients that exceed their share of the broker, and other clients beside them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,24 +6,24 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tonic::{Code, Request};
-use weir::api::patience::retry_delay;
 use weir::api::proto::v1;
 use weir::api::proto::v1::job_service_client::JobServiceClient;
+use weir::api::retry::retry_delay;
 
 use crate::fake::{Broker, waiting_job};
 use crate::support::Home;
 use crate::support::disk::FaultyDisk;
 use crate::{job, raw};
 
-/// Requests that the flooding client has under way at once.
+/// Concurrent requests of the flooding client.
 const IN_FLIGHT: usize = 900;
 /// Jobs in each of them.
 const BATCH: usize = 50;
-/// In which 99 of 100 submits of others are done meanwhile, on cores that others build on. Without their own
-/// share they would stand behind all that the flood has under way.
-const SUBMITTED_WITHIN: Duration = Duration::from_secs(4);
+/// Time of 99 of 100 submits of another client meanwhile, on cores that also run builds. Without a share of
+/// its own that client would wait behind all requests of the flood.
+const SUBMIT_MAX: Duration = Duration::from_secs(4);
 
-/// Jobs that fit nowhere.
+/// A submit of jobs that no pool can run.
 fn batch(jobs: usize) -> v1::SubmitRequest {
     let mut request = job::valid();
     let spec = request.jobs[0].spec.as_mut().expect("a spec");
@@ -32,19 +32,19 @@ fn batch(jobs: usize) -> v1::SubmitRequest {
     request
 }
 
-/// What a flood came to, and what it was to another client beside it.
+/// Measurements of a flood and of another client beside it.
 struct Flooded {
-    /// How long the flood's own submits took, those that were taken.
+    /// Times of the flood's accepted submits.
     own: Vec<Duration>,
     refused: u64,
-    /// How long another client's took.
+    /// Times of the other client's submits.
     others: Vec<Duration>,
 }
 
 impl Flooded {
-    fn say(&self) {
+    fn print(&self) {
         println!(
-            "beside {} submits of {BATCH} jobs taken (p50 {:?}) and {} refused: {} submits, p50 {:?}, p99 {:?}",
+            "beside {} submits of {BATCH} jobs accepted (p50 {:?}) and {} refused: {} submits, p50 {:?}, p99 {:?}",
             self.own.len(),
             percentile(&self.own, 50),
             self.refused,
@@ -59,7 +59,7 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent).div_ceil(100) - 1]
 }
 
-/// One client sends more than it waits for, another one job after the other, for so long.
+/// For the duration `lasts`, one client floods the broker and another submits one job after the other.
 async fn flood(broker: &Broker, lasts: Duration) -> Flooded {
     let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let channel = raw::channel(broker).await;
@@ -73,14 +73,15 @@ async fn flood(broker: &Broker, lasts: Duration) -> Flooded {
             while !stop.load(Ordering::Relaxed) {
                 let mut request = Request::new(batch(BATCH));
                 request.metadata_mut().insert("authorization", token.parse().expect("a header"));
-                let asked = Instant::now();
+                let sent_at = Instant::now();
                 match jobs.submit(request).await {
-                    Ok(_) => took.push(asked.elapsed()),
+                    Ok(_) => took.push(sent_at.elapsed()),
                     Err(status) => {
                         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                        let wait = retry_delay(&status).expect("when to come again");
+                        let wait = retry_delay(&status).expect("a retry delay");
                         refused.fetch_add(1, Ordering::Relaxed);
-                        // It could come again at once; the test's own processors are not to be what gives in.
+                        // Less than the delay, so that it still floods, but enough to leave the test's own
+                        // processors free.
                         tokio::time::sleep(wait / 4).await;
                     }
                 }
@@ -91,48 +92,48 @@ async fn flood(broker: &Broker, lasts: Duration) -> Flooded {
     let client = broker.client();
     let (started, mut others) = (Instant::now(), Vec::new());
     while started.elapsed() < lasts {
-        let asked = Instant::now();
-        client.jobs().submit(batch(1)).await.expect("another client's job is taken");
-        others.push(asked.elapsed());
+        let sent_at = Instant::now();
+        client.jobs().submit(batch(1)).await.expect("the other client's job is accepted");
+        others.push(sent_at.elapsed());
     }
     stop.store(true, Ordering::Relaxed);
     let mut own: Vec<Duration> = flood.join_all().await.into_iter().flatten().collect();
     own.sort_unstable();
     others.sort_unstable();
     let flooded = Flooded { own, refused: refused.load(Ordering::Relaxed), others };
-    flooded.say();
+    flooded.print();
     flooded
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn flood_of_submits_holds_up_nobody() {
+async fn flood_of_submits_delays_no_other_client() {
     let broker = Broker::start();
     let flooded = flood(&broker, Duration::from_millis(1_500)).await;
-    assert!(!flooded.own.is_empty(), "the flood has its share too");
+    assert!(!flooded.own.is_empty(), "the flood gets its share");
     let p99 = percentile(&flooded.others, 99);
-    assert!(p99 < SUBMITTED_WITHIN, "another client's submits took up to {p99:?}");
-    broker.is_well(&broker.client()).await;
+    assert!(p99 < SUBMIT_MAX, "another client's submits took up to {p99:?}");
+    broker.check_health(&broker.client()).await;
 }
 
-/// The disk is what gives in, so that the flood fills the broker however fast its client is.
+/// A slow disk is the bottleneck, so that the flood exceeds its share even from a slow client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flood_that_fills_its_share_is_refused_and_waits_longer_than_others() {
     let mut home = Home::new();
     let test = "flood_that_fills_its_share_is_refused_and_waits_longer_than_others";
     let Some(disk) = FaultyDisk::prepare(test, home.path()) else { return };
     home.env = disk.env().to_vec();
-    let broker = Broker::at(home, "server", &[]);
+    let broker = Broker::in_home(home, "server", &[]);
     disk.slow_syncs(true);
     let flooded = flood(&broker, Duration::from_secs(4)).await;
     disk.slow_syncs(false);
-    assert!(flooded.refused > 0, "{IN_FLIGHT} requests at once are above any share");
+    assert!(flooded.refused > 0, "{IN_FLIGHT} concurrent requests exceed any share");
     let (own, others) = (percentile(&flooded.own, 50), percentile(&flooded.others, 50));
     assert!(others < own, "others wait {others:?}, the flood itself {own:?}");
-    broker.is_well(&broker.client()).await;
+    broker.check_health(&broker.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_clients_that_wait_for_their_answers_are_never_refused() {
+async fn many_clients_with_one_request_at_a_time_are_never_refused() {
     let broker = Broker::start();
     let mut clients = JoinSet::new();
     for number in 0..64 {
@@ -141,7 +142,7 @@ async fn many_clients_that_wait_for_their_answers_are_never_refused() {
         clients.spawn(async move {
             let mut jobs = JobServiceClient::new(channel);
             for _ in 0..if number < 4 { 20 } else { 40 } {
-                // A few send in bulk.
+                // A few send large batches.
                 let mut request = Request::new(batch(if number < 4 { 100 } else { 1 }));
                 request.metadata_mut().insert("authorization", token.parse().expect("a header"));
                 jobs.submit(request).await.expect("within its share");
@@ -149,24 +150,24 @@ async fn many_clients_that_wait_for_their_answers_are_never_refused() {
         });
     }
     clients.join_all().await;
-    broker.is_well(&broker.client()).await;
+    broker.check_health(&broker.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn client_above_its_rate_is_told_so_and_ours_wait_as_they_are_told() {
-    let broker = Broker::at(Home::new(), "server", &["--mutations-per-second", "20"]);
+async fn client_above_its_rate_is_refused_and_weir_clients_retry_after_the_delay() {
+    let broker = Broker::in_home(Home::new(), "server", &["--mutations-per-second", "20"]);
     let mut jobs = JobServiceClient::new(raw::channel(&broker).await);
-    let (mut taken, mut refused) = (0, 0);
+    let (mut accepted, mut refused) = (0, 0);
     for _ in 0..60 {
         let mut request = Request::new(batch(1));
         request
             .metadata_mut()
             .insert("authorization", format!("Bearer {}", broker.token).parse().expect("a header"));
         match jobs.submit(request).await {
-            Ok(_) => taken += 1,
+            Ok(_) => accepted += 1,
             Err(status) => {
                 assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                assert!(status.message().contains("more than 20 mutations a second"), "{status:?}");
+                assert!(status.message().contains("exceeds 20 mutations per second"), "{status:?}");
                 assert!(
                     retry_delay(&status).is_some_and(|wait| wait <= Duration::from_secs(1)),
                     "{status:?}"
@@ -175,18 +176,18 @@ async fn client_above_its_rate_is_told_so_and_ours_wait_as_they_are_told() {
             }
         }
     }
-    assert!((20..60).contains(&taken) && refused > 0, "{taken} taken, {refused} refused");
-    // The Rust client and the command line come again when they are told to, and get it all done.
+    assert!((20..60).contains(&accepted) && refused > 0, "{accepted} accepted, {refused} refused");
+    // The Rust client and the command line retry after the delay, and all their requests succeed.
     let client = broker.client();
     let started = Instant::now();
     for number in 0..30 {
-        waiting_job(&client, &format!("patient-{number}")).await;
+        waiting_job(&client, &format!("retried-{number}")).await;
     }
     assert!(started.elapsed() >= Duration::from_millis(400), "{:?} for 30 at 20 a second", started.elapsed());
     let queues: Vec<String> = (0..25).map(|n| format!("- name: q{n}\n")).collect();
     let file = broker.home.path().join("queues.yaml");
     std::fs::write(&file, format!("queues:\n{}", queues.concat())).expect("a file");
-    let (code, printed, said) = broker.home.run(&["apply", file.to_str().expect("a plain path")]);
-    assert_eq!((code, printed.lines().count()), (0, 25), "{said}");
-    broker.is_well(&client).await;
+    let (code, stdout, stderr) = broker.home.run(&["apply", file.to_str().expect("a plain path")]);
+    assert_eq!((code, stdout.lines().count()), (0, 25), "{stderr}");
+    broker.check_health(&client).await;
 }

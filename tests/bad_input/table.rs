@@ -1,12 +1,12 @@
-//! The table of bad values: what is sent, which field the error names, what it says. A walk over
-//! the protocol's own description keeps it complete.
+//! The table of bad values: a request, the field that its error names, and part of the error. A test over the
+//! protocol's compiled definitions checks that the table is complete.
 
 use std::collections::BTreeSet;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use weir::api::client::Client;
-use weir::api::described::{BOOL, definitions};
+use weir::api::descriptor::{BOOL, definitions};
 use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
@@ -32,28 +32,28 @@ pub enum Call {
     PlanDefrag(v1::PlanDefragRequest),
     Abandon(v1::AbandonRequest),
     ServeLogs(v1::ServeLogsRequest),
-    /// A frame of a session; the first, unless it is no hello.
+    /// A frame of a session: a hello, or a frame after a valid hello.
     Sync(v1::SyncRequest),
 }
 
-/// One row.
+/// One row of the table.
 pub struct Case {
     call: Call,
-    /// The field that the error names; of other codes than InvalidArgument, the field at fault.
+    /// The field that the error names. For other codes than InvalidArgument, the field that causes it.
     field: String,
-    /// A part of what is said of it.
-    says: String,
+    /// A part of the error.
+    expected: String,
     code: Code,
 }
 
-/// A field whose value is not allowed.
-pub fn invalid(call: Call, field: &str, says: &str) -> Case {
-    Case { call, field: field.to_owned(), says: says.to_owned(), code: Code::InvalidArgument }
+/// A row whose field has a value that is not allowed.
+pub fn invalid(call: Call, field: &str, expected: &str) -> Case {
+    Case { call, field: field.to_owned(), expected: expected.to_owned(), code: Code::InvalidArgument }
 }
 
-/// A field whose value names something that is not there, or stands against what is.
-pub fn refused(call: Call, field: &str, code: Code, says: &str) -> Case {
-    Case { call, field: field.to_owned(), says: says.to_owned(), code }
+/// A row whose field refers to a missing object, or conflicts with the state.
+pub fn refused(call: Call, field: &str, code: Code, expected: &str) -> Case {
+    Case { call, field: field.to_owned(), expected: expected.to_owned(), code }
 }
 
 impl Call {
@@ -80,7 +80,7 @@ impl Call {
         }
     }
 
-    /// Sends it; a session's refusal is given as the status that says the same.
+    /// Sends the request. A session's refusal is returned as the equivalent status.
     async fn send(self, client: &Client) -> Result<(), Status> {
         let (mut jobs, mut pools, mut queues) = (client.jobs(), client.pools(), client.queues());
         match self {
@@ -91,7 +91,7 @@ impl Call {
             Self::Cancel(request) => jobs.cancel(request).await.map(drop),
             Self::Why(request) => jobs.why(request).await.map(drop),
             Self::Logs(request) => match jobs.logs(request).await {
-                // What is only found out later comes at the stream's end.
+                // Errors found later end the stream.
                 Ok(parts) => parts.into_inner().message().await.map(drop),
                 Err(status) => Err(status),
             },
@@ -119,12 +119,12 @@ async fn check(client: &Client, case: Case) -> Result<(), String> {
     if status.code() != case.code {
         return Err(format!("{what}: {:?} instead of {:?}: {}", status.code(), case.code, status.message()));
     }
-    let said = if case.code == Code::InvalidArgument && method == "Sync" {
+    let description = if case.code == Code::InvalidArgument && method == "Sync" {
         // A refused session has no details: the message names the field.
-        let Some((_, said)) = status.message().split_once(&format!("{}: ", case.field)) else {
+        let Some((_, description)) = status.message().split_once(&format!("{}: ", case.field)) else {
             return Err(format!("{what}: not named by {:?}", status.message()));
         };
-        said.to_owned()
+        description.to_owned()
     } else if case.code == Code::InvalidArgument {
         let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
         let found = violations.iter().find(|violation| violation.field == case.field);
@@ -136,10 +136,14 @@ async fn check(client: &Client, case: Case) -> Result<(), String> {
         status.message().to_owned()
     };
     let sanitised = |text: &str| !text.chars().any(weir::model::text::is_control_or_bidi);
-    if !sanitised(&said) || !sanitised(status.message()) || said.len() > 2_048 {
-        return Err(format!("{what}: repeats what deceives, or too much: {said:?}"));
+    if !sanitised(&description) || !sanitised(status.message()) || description.len() > 2_048 {
+        return Err(format!("{what}: contains control or bidi characters, or is too long: {description:?}"));
     }
-    if said.contains(&case.says) { Ok(()) } else { Err(format!("{what}: {said:?} lacks {:?}", case.says)) }
+    if description.contains(&case.expected) {
+        Ok(())
+    } else {
+        Err(format!("{what}: {description:?} lacks {:?}", case.expected))
+    }
 }
 
 fn cases() -> Vec<Case> {
@@ -152,10 +156,10 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_bad_value_is_refused_with_the_name_of_its_field() {
+async fn every_bad_value_is_refused_with_its_field() {
     let broker = Broker::start();
     let client = broker.client();
-    let sanitised = Agent::ready(&client, "honest", 1).await;
+    let bystander = Agent::ready(&client, "normal", 1).await;
     waiting_job(&client, "waits").await;
     let before = broker.resident_bytes();
     let mut wrong = Vec::new();
@@ -163,53 +167,53 @@ async fn every_bad_value_is_refused_with_the_name_of_its_field() {
         wrong.extend(check(&client, case).await.err());
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    broker.is_well(&client).await;
-    sanitised.check_heard(&client).await;
+    broker.check_health(&client).await;
+    bystander.check_session(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
+    assert!(grown < 128 << 20, "the broker uses {grown} bytes more than before");
 }
 
-/// Fields of which any value is allowed, with the reason. A star stands for all below.
+/// Fields that allow any value, with the reason. A star stands for all nested fields.
 const ANY_VALUE: &[(&str, &str)] = &[
-    ("Submit jobs.spec.on_unit_failure.max_failed", "more than there are units means all"),
-    ("WatchJobs from_revision", "one that is still to come begins with a list: see the job tests"),
-    ("WatchPools from_revision", "the same: see the pool tests"),
-    ("Logs stdout_offset", "beyond the end there is nothing: see the output tests"),
+    ("Submit jobs.spec.on_unit_failure.max_failed", "more than the number of units means all"),
+    ("WatchJobs from_revision", "a future revision starts with a list: see the list tests"),
+    ("WatchPools from_revision", "the same"),
+    ("Logs stdout_offset", "no output beyond the end: see the output tests"),
     ("Logs stderr_offset", "the same"),
-    ("CreateQueue queue.limit.*", "a limit of zero lets nothing run, which may be meant"),
+    ("CreateQueue queue.limit.*", "a limit of zero blocks all jobs, which may be intended"),
     ("UpdateQueue queue.limit.*", "the same"),
     ("CreateQueue queue.usage.*", "output only: not read"),
     ("UpdateQueue queue.usage.*", "output only: not read"),
     ("CreateQueue queue.jobs", "output only: not read"),
     ("UpdateQueue queue.jobs", "output only: not read"),
-    ("CreateQueue queue.revision", "a new queue is based on none: not read"),
-    ("Sync inventory.nodes.pool", "the session says the pool: not read"),
-    ("Sync inventory.nodes.committed.*", "the broker counts itself: not read"),
-    ("Sync inventory.nodes.total.device_millis", "the devices say it: not read"),
-    ("Sync inventory.nodes.quarantined_until_unix_ms", "the broker decides it itself: not read"),
-    ("Sync inventory.nodes.stranded_millis", "the broker finds it itself: not read"),
-    ("Sync inventory.nodes.devices.committed_millis", "the broker counts itself: not read"),
-    ("Sync inventory.nodes.tasks", "the broker counts itself: not read"),
-    ("Sync inventory.nodes.revision", "the broker counts itself: not read"),
-    ("Sync hello.high_water.writer_session", "a stamp that this journal did not give proves nothing"),
-    ("Sync hello.high_water.revision", "a stamp that this journal did not give proves nothing"),
-    ("ServeLogs hello.high_water.writer_session", "the session tells it: not read"),
-    ("ServeLogs hello.high_water.revision", "the session tells it: not read"),
-    ("Sync observed.reports.ordered_revision", "one above the journal's end: the pool is refused"),
-    ("Sync observed.reports.running.started_unix_ms", "clocks differ: cut to the order and now"),
+    ("CreateQueue queue.revision", "a new queue is not based on a revision: not read"),
+    ("Sync inventory.nodes.pool", "the pool is that of the session: not read"),
+    ("Sync inventory.nodes.committed.*", "output only: not read"),
+    ("Sync inventory.nodes.total.device_millis", "computed from the devices: not read"),
+    ("Sync inventory.nodes.quarantined_until_unix_ms", "output only: not read"),
+    ("Sync inventory.nodes.stranded_millis", "output only: not read"),
+    ("Sync inventory.nodes.devices.committed_millis", "output only: not read"),
+    ("Sync inventory.nodes.tasks", "output only: not read"),
+    ("Sync inventory.nodes.revision", "output only: not read"),
+    ("Sync hello.high_water.writer_session", "a mark that this journal did not issue is ignored"),
+    ("Sync hello.high_water.revision", "a mark that this journal did not issue is ignored"),
+    ("ServeLogs hello.high_water.writer_session", "that of the session counts: not read"),
+    ("ServeLogs hello.high_water.revision", "that of the session counts: not read"),
+    ("Sync observed.reports.ordered_revision", "above the journal's end: the pool is refused"),
+    ("Sync observed.reports.running.started_unix_ms", "clocks differ: clamped between the order and now"),
     ("Sync observed.reports.ended.started_unix_ms", "the same"),
     ("Sync observed.reports.ended.ended_unix_ms", "the same"),
     ("Sync observed.reports.ended.outcome.exit_code", "the task's own"),
     ("Sync observed.reports.ended.outcome.signal", "the task's own"),
-    ("Sync observed.reports.ended.outcome.message", "cut to what is kept, and escaped when shown"),
-    ("Sync heartbeat.sequence", "it comes back as it was"),
-    ("ServeLogs hello.pool.backend", "the session tells it: not read"),
-    ("ServeLogs hello.pool.labels", "the session tells it: not read"),
-    ("ServeLogs hello.pool.notes", "the session tells it: not read"),
-    ("ServeLogs part.*", "only the reader of the task's output sees it: see the output tests"),
+    ("Sync observed.reports.ended.outcome.message", "truncated for storage, and escaped when printed"),
+    ("Sync heartbeat.sequence", "returned unchanged"),
+    ("ServeLogs hello.pool.backend", "that of the session counts: not read"),
+    ("ServeLogs hello.pool.labels", "that of the session counts: not read"),
+    ("ServeLogs hello.pool.notes", "that of the session counts: not read"),
+    ("ServeLogs part.*", "only readers of the task's output receive it: see the output tests"),
 ];
 
-/// Fields of all requests as `METHOD path`, without those of two values only.
+/// Fields of all requests as `METHOD path`, without booleans.
 fn request_fields() -> BTreeSet<String> {
     let read = definitions();
     let mut found = BTreeSet::new();
@@ -219,12 +223,12 @@ fn request_fields() -> BTreeSet<String> {
         while let Some((name, path)) = open.pop() {
             for field in &read.types[&name].field {
                 let at = format!("{path}{}", field.name);
-                // A map's entries are no fields of ours.
+                // A map's entry type is generated.
                 let inner = read.types.get(&field.type_name);
                 match inner.filter(|_| !field.type_name.ends_with("Entry")) {
                     Some(_) => open.push((field.type_name.clone(), format!("{at}."))),
                     None if field.kind == BOOL => {}
-                    // Maps are nested types, which are not in the table: one field, key and value.
+                    // A map counts as one field, without its key and value.
                     None => drop(found.insert(at)),
                 }
             }
@@ -234,7 +238,7 @@ fn request_fields() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_field_of_every_request_has_a_bad_value_or_a_reason_to_have_none() {
+fn every_field_of_every_request_has_a_bad_value_or_a_reason_for_none() {
     let plain = |field: &str| {
         let mut text = String::new();
         let mut depth = 0;
@@ -253,11 +257,11 @@ fn every_field_of_every_request_has_a_bad_value_or_a_reason_to_have_none() {
     let fields = request_fields();
     assert!(fields.len() > 150, "only {} fields were found", fields.len());
     let excused = |field: &str| {
-        ANY_VALUE.iter().any(|(known, _)| {
-            known.strip_suffix('*').map_or(*known == field, |prefix| field.starts_with(prefix))
+        ANY_VALUE.iter().any(|(listed, _)| {
+            listed.strip_suffix('*').map_or(*listed == field, |prefix| field.starts_with(prefix))
         })
     };
-    // An error may name the whole of what its parts are wrong in: no further up than that.
+    // Errors about these fields may name the enclosing message.
     let parents = ["CreateQueue queue.guarantee", "UpdateQueue queue.guarantee"];
     let covered = |field: &str| {
         tried.contains(field)
@@ -265,8 +269,8 @@ fn every_field_of_every_request_has_a_bad_value_or_a_reason_to_have_none() {
     };
     let missing: Vec<&String> = fields.iter().filter(|field| !covered(field) && !excused(field)).collect();
     assert!(missing.is_empty(), "no bad value is tried of {missing:#?}");
-    let stale = ANY_VALUE.iter().filter(|(known, _)| {
-        let prefix = known.trim_end_matches('*');
+    let stale = ANY_VALUE.iter().filter(|(listed, _)| {
+        let prefix = listed.trim_end_matches('*');
         !fields.iter().any(|field| field.starts_with(prefix))
     });
     assert_eq!(stale.collect::<Vec<_>>(), Vec::<&(&str, &str)>::new(), "these fields don't exist");

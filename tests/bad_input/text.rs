@@ -1,5 +1,4 @@
-//! Texts that deceive: bidirectional overrides, invisible characters, controls, wherever they are
-//! printed.
+//! Hostile text: bidirectional overrides, invisible and control characters, wherever it is printed.
 
 use std::io::Write;
 
@@ -11,7 +10,7 @@ use weir::model::text::is_control_or_bidi;
 use crate::fake::{Agent, Broker};
 use crate::job;
 
-/// A colour, a title, an override, a zero width, a soft hyphen, a C1 control, a tag, a bell.
+/// A colour, a title, an override, a zero-width space, a soft hyphen, a C1 control, a tag, a bell.
 const HOSTILE: &str =
     "a\u{1b}[31mb\u{1b}]0;t\u{7}c\u{202e}d\u{200b}e\u{ad}f\u{9b}2Jg\u{e0041}h\u{2066}i\u{feff}j\rk\tl";
 
@@ -19,10 +18,10 @@ fn sanitised(text: &str) -> bool {
     text.chars().all(|c| c == '\n' || !is_control_or_bidi(c))
 }
 
-/// A job with such texts wherever they may stand, ended by an agent with such a message.
+/// Runs a job with such text in every field that allows it, and ends it with such a message.
 async fn hostile_job(broker: &Broker) -> Agent {
     let client = broker.client();
-    let mut agent = Agent::ready(&client, "honest", 1).await;
+    let mut agent = Agent::ready(&client, "normal", 1).await;
     let mut request = job::valid();
     request.jobs[0].name = "odd".to_owned();
     let spec = request.jobs[0].spec.as_mut().expect("a spec");
@@ -35,8 +34,8 @@ async fn hostile_job(broker: &Broker) -> Agent {
         name: "ODD".to_owned(),
         source: Some(v1::env_var::Source::Value(HOSTILE.to_owned())),
     }];
-    client.jobs().submit(request).await.expect("a command may hold any byte but NUL");
-    let order = agent.hear_until(|answer| match answer {
+    client.jobs().submit(request).await.expect("a command may contain any byte but NUL");
+    let order = agent.receive_until(|answer| match answer {
         Answer::Orders(orders) => orders.orders.into_iter().next(),
         _ => None,
     });
@@ -49,14 +48,14 @@ async fn hostile_job(broker: &Broker) -> Agent {
     });
     let status = Some(Reported::Ended(v1::Ended { outcome, ..Default::default() }));
     agent
-        .tell_attempts(vec![v1::AttemptReport { attempt, ordered_revision: 0, status }], v1::Part::Delta)
+        .send_reports(vec![v1::AttemptReport { attempt, ordered_revision: 0, status }], v1::Part::Delta)
         .await;
-    agent.hear_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
+    agent.receive_until(|answer| matches!(answer, Answer::Acknowledged(_)).then_some(())).await;
     agent
 }
 
 #[tokio::test]
-async fn nothing_that_deceives_is_printed_by_any_command() {
+async fn no_command_prints_control_or_bidi_characters() {
     let broker = Broker::start();
     let _agent = hostile_job(&broker).await;
     let odd_file = broker.home.path().join(format!("{HOSTILE}.yaml").replace('/', ""));
@@ -65,7 +64,7 @@ async fn nothing_that_deceives_is_printed_by_any_command() {
     let odd_job = format!("job/{HOSTILE}");
     let mut rows: Vec<Vec<&str>> = vec![
         vec!["describe", "job/odd"],
-        vec!["describe", "pool/honest"],
+        vec!["describe", "pool/normal"],
         vec!["describe", &odd_job],
         vec!["describe", HOSTILE],
         vec!["why", "job/odd"],
@@ -79,7 +78,7 @@ async fn nothing_that_deceives_is_printed_by_any_command() {
         vec!["cordon", HOSTILE],
         vec!["uncordon", HOSTILE],
         vec!["drain", HOSTILE],
-        vec!["drain", "honest", "--deadline", HOSTILE],
+        vec!["drain", "normal", "--deadline", HOSTILE],
         vec!["admin", "abandon", HOSTILE],
         vec!["submit", &odd_file],
         vec!["submit", HOSTILE],
@@ -102,42 +101,42 @@ async fn nothing_that_deceives_is_printed_by_any_command() {
         vec!["agent", &odd_file],
     ];
     for format in ["table", "wide", "json", "yaml", "name"] {
-        for what in ["jobs", "job/odd", "pools", "pool/honest", "nodes", "queues"] {
+        for what in ["jobs", "job/odd", "pools", "pool/normal", "nodes", "queues"] {
             rows.push(vec!["get", what, "--all", "-o", format]);
         }
     }
     let wrong: Vec<String> = rows
         .iter()
         .filter_map(|arguments| {
-            let (code, printed, said) = broker.home.run(arguments);
-            let spoke = !(printed.is_empty() && said.is_empty());
-            (!sanitised(&printed) || !sanitised(&said) || !spoke || code == 101)
-                .then(|| format!("{arguments:?}: {code} {printed:?} {said:?}"))
+            let (code, stdout, stderr) = broker.home.run(arguments);
+            let is_empty = stdout.is_empty() && stderr.is_empty();
+            (!sanitised(&stdout) || !sanitised(&stderr) || is_empty || code == 101)
+                .then(|| format!("{arguments:?}: {code} {stdout:?} {stderr:?}"))
         })
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // Escaped, but nothing is lost: what reads JSON or YAML has the text as it was.
-    let (_, printed, _) = broker.home.run(&["get", "job/odd", "-o", "json"]);
-    let job: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
-    let (_, printed, _) = broker.home.run(&["get", "job/odd", "-o", "yaml"]);
-    assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&printed).expect("YAML"), job);
+    // Escaping loses nothing: JSON and YAML parse to the original text.
+    let (_, stdout, _) = broker.home.run(&["get", "job/odd", "-o", "json"]);
+    let job: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let (_, stdout, _) = broker.home.run(&["get", "job/odd", "-o", "yaml"]);
+    assert_eq!(serde_saphyr::from_str::<serde_json::Value>(&stdout).expect("YAML"), job);
     assert!(job.to_string().contains(&serde_json::to_string(HOSTILE).expect("a text")), "{job}");
-    // What was ended is said with its message on one line.
-    let (_, printed, _) = broker.home.run(&["describe", "job/odd"]);
-    assert!(!printed.lines().any(|line| line.starts_with("forged line")), "{printed}");
+    // The message of an ended attempt is printed on one line.
+    let (_, stdout, _) = broker.home.run(&["describe", "job/odd"]);
+    assert!(!stdout.lines().any(|line| line.starts_with("forged line")), "{stdout}");
     assert!(sanitised(&broker.home.log()), "{}", broker.home.log());
 }
 
 #[test]
-fn nothing_that_deceives_gets_into_a_log() {
+fn no_log_contains_control_or_bidi_characters() {
     let mut home = crate::support::Home::new();
     let odd = home.path().join("d\u{202e}ata\u{1b}[31m");
     let arguments = ["--data", odd.to_str().expect("UTF-8")];
     let listen = ["server", "--listen", "127.0.0.1:0", arguments[0], arguments[1]];
     let _broker = home.start(&listen);
-    crate::support::until("the broker listens", crate::fake::PATIENCE, || odd.join("endpoint").exists());
-    crate::support::until("it says so", crate::fake::PATIENCE, || home.log().contains("the broker listens"));
-    // An agent whose broker is away says where it looked for it.
+    crate::support::until("the broker listens", crate::fake::TIMEOUT, || odd.join("endpoint").exists());
+    crate::support::until("it logs that", crate::fake::TIMEOUT, || home.log().contains("the broker listens"));
+    // An agent that can't reach its broker logs the address.
     home.address = "127.0.0.1:9".to_owned();
     let file = home.path().join("agent.toml");
     let mut text = std::fs::File::create(&file).expect("a file");
@@ -150,17 +149,11 @@ fn nothing_that_deceives_gets_into_a_log() {
     )
     .expect("written");
     let _agent = home.start(&["agent", file.to_str().expect("a plain path")]);
-    let started = std::time::Instant::now();
-    while !home.log().contains("the broker can't be reached") {
-        assert!(
-            started.elapsed() < std::time::Duration::from_secs(15),
-            "the agent does not warn: {}",
-            home.log()
-        );
-        std::thread::park_timeout(std::time::Duration::from_millis(20));
-    }
+    crate::support::until("the agent warns", crate::fake::TIMEOUT, || {
+        home.log().contains("the broker can't be reached")
+    });
     let log = home.log();
     assert!(sanitised(&log), "{log:?}");
     assert!(log.contains("d\\u{202e}ata"), "{log}");
-    assert!(log.contains("127.0.0.1:9"), "it names the address: {log}");
+    assert!(log.contains("127.0.0.1:9"), "the address is missing: {log}");
 }

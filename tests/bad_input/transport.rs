@@ -1,4 +1,4 @@
-//! The port itself: who may come in, what is too much, and readers and writers that stop halfway.
+//! The port: authentication, size limits, and clients that stop reading or writing halfway.
 
 use std::time::Duration;
 
@@ -9,11 +9,15 @@ use tonic::{Code, Request, Status};
 use weir::api::client::Client;
 use weir::api::proto::v1;
 
-use crate::fake::{Agent, Broker, PATIENCE};
+use crate::fake::{Agent, Broker, TIMEOUT};
 use crate::{job, raw};
 
-/// Asks for the pools with these headers.
-async fn ask(broker: &Broker, origin: Option<&str>, headers: &[(&'static str, &str)]) -> Result<(), Status> {
+/// Lists the pools with these headers.
+async fn list_pools(
+    broker: &Broker,
+    origin: Option<&str>,
+    headers: &[(&'static str, &str)],
+) -> Result<(), Status> {
     let url = format!("http://{}", broker.home.address);
     let mut endpoint = tonic::transport::Endpoint::from_shared(url).expect("a url");
     if let Some(origin) = origin {
@@ -28,48 +32,48 @@ async fn ask(broker: &Broker, origin: Option<&str>, headers: &[(&'static str, &s
 }
 
 #[tokio::test]
-async fn only_who_knows_the_token_comes_in() {
+async fn only_requests_with_the_token_are_served() {
     let broker = Broker::start();
     let right = format!("Bearer {}", broker.token);
     let (lower, longer) = (broker.token.to_uppercase(), format!("{right}0"));
     let wrong: [(&str, &str); 7] = [
-        ("", "a token is needed"),
-        ("Bearer", "a token is needed"),
-        ("Basic dXNlcjpwYXNz", "a token is needed"),
-        ("Bearer ", "the token is not this broker's"),
-        ("Bearer 0123", "the token is not this broker's"),
-        (&longer, "the token is not this broker's"),
-        (&format!("Bearer {lower} "), "the token is not this broker's"),
+        ("", "missing token"),
+        ("Bearer", "missing token"),
+        ("Basic dXNlcjpwYXNz", "missing token"),
+        ("Bearer ", "invalid token"),
+        ("Bearer 0123", "invalid token"),
+        (&longer, "invalid token"),
+        (&format!("Bearer {lower} "), "invalid token"),
     ];
-    for (header, says) in wrong {
-        let status = ask(&broker, None, &[("authorization", header)]).await.expect_err(header);
+    for (header, expected) in wrong {
+        let status = list_pools(&broker, None, &[("authorization", header)]).await.expect_err(header);
         assert_eq!(status.code(), Code::Unauthenticated, "{header:?}: {status:?}");
-        assert!(status.message().contains(says), "{header:?}: {status:?}");
+        assert!(status.message().contains(expected), "{header:?}: {status:?}");
     }
-    let status = ask(&broker, None, &[]).await.expect_err("no token");
+    let status = list_pools(&broker, None, &[]).await.expect_err("no token");
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
-    ask(&broker, None, &[("authorization", &right)]).await.expect("the right one");
+    list_pools(&broker, None, &[("authorization", &right)]).await.expect("the right one");
 }
 
 #[tokio::test]
-async fn foreign_hosts_and_web_pages_are_refused_though_they_know_the_token() {
+async fn foreign_hosts_and_web_pages_are_refused_even_with_the_token() {
     let broker = Broker::start();
     let right = format!("Bearer {}", broker.token);
     for host in ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "user@127.0.0.1"] {
         let origin = format!("http://{host}:7411");
-        let status = ask(&broker, Some(&origin), &[("authorization", &right)]).await.expect_err(host);
+        let status = list_pools(&broker, Some(&origin), &[("authorization", &right)]).await.expect_err(host);
         assert_eq!(status.code(), Code::PermissionDenied, "{host}: {status:?}");
-        assert!(status.message().contains("is not this broker's: use 127.0.0.1"), "{host}: {status:?}");
+        assert!(status.message().contains("is not a loopback address: use 127.0.0.1"), "{host}: {status:?}");
     }
     for page in ["http://evil.example", "null", "https://localhost.evil.example:7411"] {
         let headers = [("authorization", right.as_str()), ("origin", page)];
-        let status = ask(&broker, None, &headers).await.expect_err(page);
+        let status = list_pools(&broker, None, &headers).await.expect_err(page);
         assert_eq!(status.code(), Code::PermissionDenied, "{page}: {status:?}");
         assert!(status.message().contains("foreign web pages"), "{page}: {status:?}");
     }
     for page in ["http://localhost:3000", "http://127.0.0.1:7411"] {
         let headers = [("authorization", right.as_str()), ("origin", page)];
-        ask(&broker, Some("http://localhost:9"), &headers).await.expect(page);
+        list_pools(&broker, Some("http://localhost:9"), &headers).await.expect(page);
     }
 }
 
@@ -123,41 +127,41 @@ async fn message_of_five_megabytes_is_refused_with_the_limit() {
         assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
         assert!(status.message().contains("the limit is: 4194304"), "{status:?}");
     }
-    // What is packed could unfold to anything.
-    let mut packed = v1::pool_service_client::PoolServiceClient::new(raw::channel(&broker).await);
+    // A compressed message could expand to any size.
+    let mut compressed = v1::pool_service_client::PoolServiceClient::new(raw::channel(&broker).await);
     let mut request = Request::new(v1::ListPoolsRequest {});
     let token = format!("Bearer {}", broker.token).parse().expect("a header");
     request.metadata_mut().insert("authorization", token);
     request.metadata_mut().insert("grpc-encoding", "gzip".parse().expect("a header"));
-    let status = packed.list_pools(request).await.expect_err("no compression is taken");
+    let status = compressed.list_pools(request).await.expect_err("compression is not supported");
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
+    assert!(grown < 128 << 20, "the broker uses {grown} bytes more than before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_requests_in_flight_are_all_answered() {
+async fn ten_thousand_concurrent_requests_all_get_a_response() {
     let broker = Broker::start();
     let clients: Vec<Client> = (0..8).map(|_| broker.client()).collect();
     let before = broker.resident_bytes();
-    let mut flying = JoinSet::new();
+    let mut requests = JoinSet::new();
     for number in 0..10_000 {
         let client = clients[number % clients.len()].clone();
-        flying.spawn(async move {
+        requests.spawn(async move {
             let request = v1::GetPoolRequest { name: format!("nope-{number}") };
             client.pools().get_pool(request).await.expect_err("no such pool").code()
         });
     }
-    let codes = tokio::time::timeout(PATIENCE, flying.join_all()).await.expect("answers in time");
+    let codes = tokio::time::timeout(TIMEOUT, requests.join_all()).await.expect("answers in time");
     assert!(codes.iter().all(|code| *code == Code::NotFound));
-    broker.is_well(&clients[0]).await;
+    broker.check_health(&clients[0]).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 256 << 20, "the broker holds {grown} bytes more than before");
+    assert!(grown < 256 << 20, "the broker uses {grown} bytes more than before");
 }
 
 #[tokio::test]
-async fn watchers_that_never_read_cost_little_and_hold_up_nobody() {
+async fn unread_watches_take_bounded_memory_and_delay_no_other_client() {
     let broker = Broker::start();
     let client = broker.client();
     let before = broker.resident_bytes();
@@ -168,7 +172,7 @@ async fn watchers_that_never_read_cost_little_and_hold_up_nobody() {
         let watch = jobs.watch_jobs(v1::WatchJobsRequest::default()).await;
         watches.push(watch.expect("a watch").into_inner());
     }
-    // 16 MB of changes, which would be 800 MB if they were kept for each of the watchers.
+    // 16 MB of changes, which would be 800 MB if they were buffered for each watch.
     for number in 0..160 {
         let mut request = job::valid();
         request.jobs[0].name = format!("large-{number}");
@@ -179,16 +183,16 @@ async fn watchers_that_never_read_cost_little_and_hold_up_nobody() {
         program.args = vec![format!("{number}{}", "x".repeat(100_000))];
         client.jobs().submit(request).await.expect("accepted");
     }
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 256 << 20, "the broker holds {grown} bytes more than before");
-    // One that begins to read gets it all, once the others no longer fill their common connection.
+    assert!(grown < 256 << 20, "the broker uses {grown} bytes more than before");
+    // A watch that starts to read gets all changes, once the others no longer fill their shared connection.
     let mut watch = watches.pop().expect("a watch");
     watches.clear();
-    let mut seen = std::collections::BTreeSet::new();
-    while seen.len() < 160 {
+    let mut found = std::collections::BTreeSet::new();
+    while found.len() < 160 {
         let message = watch.message().await.expect("a message").expect("changes");
-        seen.extend(message.jobs.into_iter().map(|job| job.id));
+        found.extend(message.jobs.into_iter().map(|job| job.id));
     }
 }
 
@@ -196,41 +200,41 @@ async fn watchers_that_never_read_cost_little_and_hold_up_nobody() {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 #[tokio::test]
-async fn connections_that_open_and_sit_hold_up_nobody() {
+async fn idle_connections_delay_no_other_client() {
     let broker = Broker::start();
     let client = broker.client();
-    let agent = Agent::ready(&client, "honest", 1).await;
+    let agent = Agent::ready(&client, "normal", 1).await;
     let before = broker.resident_bytes();
     let beginnings: [&[u8]; 6] = [
         b"",
         b"P",
         &PREFACE[..20],
         PREFACE,
-        // Headers of 16 MB that never come.
+        // A HEADERS frame of 16 KiB whose content never arrives.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x3f\xff\x01\x00\x00\x00\x00\x01",
         b"GET / HTTP/1.1\r\nHost: x\r\n",
     ];
-    let mut sitting = Vec::new();
+    let mut idle = Vec::new();
     for number in 0..300 {
         let mut stream = TcpStream::connect(&broker.home.address).await.expect("a connection");
-        // Those that the broker has closed already are as good.
+        // The broker may have closed it already.
         let _ = stream.write_all(beginnings[number % beginnings.len()]).await;
-        sitting.push(stream);
+        idle.push(stream);
     }
-    broker.is_well(&client).await;
-    // A new client comes in beside them, too.
-    broker.is_well(&broker.client()).await;
-    agent.check_heard(&client).await;
+    broker.check_health(&client).await;
+    // A new client is served beside them.
+    broker.check_health(&broker.client()).await;
+    agent.check_session(&client).await;
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
-    drop(sitting);
+    assert!(grown < 128 << 20, "the broker uses {grown} bytes more than before");
+    drop(idle);
 }
 
 #[tokio::test]
-async fn garbage_on_the_socket_ends_that_connection_only() {
+async fn invalid_bytes_end_their_connection_only() {
     let broker = Broker::start();
     let client = broker.client();
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
     let frame = |kind: u8, flags: u8, stream: u32, content: &[u8]| {
         let mut bytes = (content.len() as u32).to_be_bytes()[1..].to_vec();
         bytes.extend([kind, flags]);
@@ -242,7 +246,7 @@ async fn garbage_on_the_socket_ends_that_connection_only() {
     let rows: Vec<(&str, Vec<u8>)> = vec![
         ("no HTTP/2 at all", vec![0x16; 4_096]),
         ("another protocol", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".to_vec()),
-        ("a frame above the size that was agreed", after(vec![frame(0, 0, 1, &[0; 100_000])])),
+        ("a frame above the negotiated size", after(vec![frame(0, 0, 1, &[0; 100_000])])),
         ("data for a stream that is not open", after(vec![frame(0, 0, 1, b"x")])),
         ("headers that don't decode", after(vec![frame(1, 5, 1, &[0xff; 64])])),
         ("settings of a wrong length", after(vec![frame(4, 0, 0, &[0; 5])])),
@@ -252,48 +256,48 @@ async fn garbage_on_the_socket_ends_that_connection_only() {
     ];
     for (what, bytes) in rows {
         let mut stream = TcpStream::connect(&broker.home.address).await.expect("a connection");
-        // The broker may well close it before all of it is written.
+        // The broker may close the connection before all is written.
         let _ = stream.write_all(&bytes).await;
-        let mut said = Vec::new();
-        let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await;
+        let mut received = Vec::new();
+        let closed = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut received)).await;
         assert!(closed.is_ok(), "{what}: the connection stays open");
     }
-    // Streams that are opened and reset at once, in one breath.
+    // Streams that are opened and reset at once, in one write.
     let resets = (0..20_000u32).map(|n| {
         let (id, reason) = (2 * n + 1, 8u32.to_be_bytes());
         [frame(1, 4, id, &[0x82, 0x86, 0x84]), frame(3, 0, id, &reason)].concat()
     });
     let mut stream = TcpStream::connect(&broker.home.address).await.expect("a connection");
     let _ = stream.write_all(&after(resets.collect())).await;
-    let mut said = Vec::new();
-    let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await;
+    let mut received = Vec::new();
+    let closed = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut received)).await;
     assert!(closed.is_ok(), "a flood of resets: the connection stays open");
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn request_that_is_half_sent_holds_up_nobody() {
+async fn half_sent_requests_delay_no_other_client() {
     let broker = Broker::start();
     let client = broker.client();
     let before = broker.resident_bytes();
-    let agent = Agent::ready(&client, "honest", 1).await;
-    // Sessions that say nothing, and log streams that never say whose they are.
-    let mut silent = Vec::new();
+    let agent = Agent::ready(&client, "normal", 1).await;
+    // Sessions and log streams that never send their hello.
+    let mut idle = Vec::new();
     let mut waiting = JoinSet::new();
     for _ in 0..200 {
-        silent.push(Agent::open(&client).await);
+        idle.push(Agent::open(&client).await);
         let mut agents = client.agents();
         waiting.spawn(async move {
             let never = tokio_stream::pending::<v1::ServeLogsRequest>();
             agents.serve_logs(never).await.map(drop)
         });
     }
-    broker.is_well(&client).await;
-    agent.check_heard(&client).await;
-    assert!(waiting.try_join_next().is_none(), "a stream that says nothing is waited for");
+    broker.check_health(&client).await;
+    agent.check_session(&client).await;
+    assert!(waiting.try_join_next().is_none(), "a stream without a hello stays open");
     waiting.abort_all();
     let grown = broker.resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "the broker holds {grown} bytes more than before");
-    drop(silent);
-    tokio::time::timeout(Duration::from_secs(60), broker.is_well(&client)).await.expect("in time");
+    assert!(grown < 128 << 20, "the broker uses {grown} bytes more than before");
+    drop(idle);
+    tokio::time::timeout(Duration::from_secs(60), broker.check_health(&client)).await.expect("in time");
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand: frames that no library would send.
+//! Raw HTTP/2: frames that no library would send.
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -28,7 +28,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A header as a literal that enters no table.
+/// A header as a literal without indexing (RFC 7541).
 pub fn literal(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
@@ -58,19 +58,19 @@ pub fn call_headers(broker: &Broker, method: &str, more: &[(&str, &str)]) -> Vec
     bytes
 }
 
-/// A connection that has said this; `None` if the broker didn't take it.
-pub async fn saying(broker: &Broker, beginning: &[u8]) -> Option<TcpStream> {
+/// Opens a connection and sends these bytes. `None` if the broker refuses or closes it.
+pub async fn open_with(broker: &Broker, beginning: &[u8]) -> Option<TcpStream> {
     let mut stream = TcpStream::connect(&broker.home.address).await.ok()?;
     stream.write_all(beginning).await.ok()?;
     Some(stream)
 }
 
-/// Sends `round` after `round` until the broker ends the connection, then on a new one, for ever.
-/// What it answers is read, or the broker would only wait.
+/// Sends `round` after `round` until the broker closes the connection, then continues on a new one, without
+/// end. Responses are read, since the broker would otherwise only wait.
 pub async fn flood(broker: &Broker, mut round: impl FnMut(u32) -> Vec<u8>) {
-    let mut waste = vec![0; 65_536];
+    let mut ignored = vec![0; 65_536];
     loop {
-        let Some(mut stream) = saying(broker, PREFACE).await else {
+        let Some(mut stream) = open_with(broker, PREFACE).await else {
             tokio::task::yield_now().await;
             continue;
         };
@@ -84,7 +84,7 @@ pub async fn flood(broker: &Broker, mut round: impl FnMut(u32) -> Vec<u8>) {
         };
         let reading = async {
             use tokio::io::AsyncReadExt;
-            while reads.read(&mut waste).await.is_ok_and(|read| read > 0) {}
+            while reads.read(&mut ignored).await.is_ok_and(|read| read > 0) {}
         };
         tokio::select! {
             () = sending => {}

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::commands::STEADY_POOL;
-use crate::support::proxy::Weather;
+use crate::support::proxy::LinkCondition;
 
 /// Number of pools; each has its own agent and link.
 pub const POOLS: usize = 3;
@@ -118,7 +118,7 @@ pub enum Fault {
     KillMachine,
     /// Conditions of a link. At the end, its connections are reset (`torn_after`) or continue.
     Link {
-        weather: Weather,
+        condition: LinkCondition,
         torn_after: bool,
     },
     DiskFull,
@@ -163,12 +163,12 @@ impl Fault {
             Self::Pause => "Pause",
             Self::KillSupervisor => "KillSupervisor",
             Self::KillMachine => "KillMachine",
-            Self::Link { weather: Weather::Fair, .. } => "LinkFair",
-            Self::Link { weather: Weather::Slow { .. }, .. } => "LinkSlow",
-            Self::Link { weather: Weather::Throttled { .. }, .. } => "LinkThrottled",
-            Self::Link { weather: Weather::Cut { up: true, down: true }, .. } => "LinkCut",
-            Self::Link { weather: Weather::Cut { .. }, .. } => "LinkHalfOpen",
-            Self::Link { weather: Weather::Torn, .. } => "LinkReset",
+            Self::Link { condition: LinkCondition::Normal, .. } => "LinkFair",
+            Self::Link { condition: LinkCondition::Slow { .. }, .. } => "LinkSlow",
+            Self::Link { condition: LinkCondition::Throttled { .. }, .. } => "LinkThrottled",
+            Self::Link { condition: LinkCondition::Cut { up: true, down: true }, .. } => "LinkCut",
+            Self::Link { condition: LinkCondition::Cut { .. }, .. } => "LinkHalfOpen",
+            Self::Link { condition: LinkCondition::Reset, .. } => "LinkReset",
             Self::DiskFull => "DiskFull",
             Self::DiskMountedReadOnly => "DiskMountedReadOnly",
             Self::JournalBecomesReadOnly => "JournalBecomesReadOnly",
@@ -215,8 +215,8 @@ struct Generator<'a> {
 
 impl Generator<'_> {
     fn pools_lost(&mut self) -> Schedule {
-        let cut = Weather::Cut { up: true, down: self.rng.random_bool(0.5) };
-        let lost = Fault::Link { weather: cut, torn_after: self.rng.random_bool(0.5) };
+        let cut = LinkCondition::Cut { up: true, down: self.rng.random_bool(0.5) };
+        let lost = Fault::Link { condition: cut, torn_after: self.rng.random_bool(0.5) };
         // Which pools lose their connection is random, too.
         let first = self.rng.random_range(0..POOLS);
         let [paused, parted, connected] = [0, 1, 2].map(|step| (first + step) % POOLS);
@@ -360,15 +360,15 @@ impl Generator<'_> {
     }
 
     fn link_fault(&mut self) -> (Fault, u64) {
-        let weather = match self.rng.random_range(0..12) {
-            0..3 => Weather::Slow { delay_ms: self.rng.random_range(50..600) },
-            3..5 => Weather::Throttled { bytes_per_s: self.rng.random_range(200..4_000) },
-            5..8 => Weather::Cut { up: true, down: true },
-            8 => Weather::Cut { up: true, down: false },
-            9 => Weather::Cut { up: false, down: true },
-            _ => Weather::Torn,
+        let condition = match self.rng.random_range(0..12) {
+            0..3 => LinkCondition::Slow { delay_ms: self.rng.random_range(50..600) },
+            3..5 => LinkCondition::Throttled { bytes_per_s: self.rng.random_range(200..4_000) },
+            5..8 => LinkCondition::Cut { up: true, down: true },
+            8 => LinkCondition::Cut { up: true, down: false },
+            9 => LinkCondition::Cut { up: false, down: true },
+            _ => LinkCondition::Reset,
         };
         let lasts = if self.rng.random_bool(0.8) { 500..5_000 } else { 5_000..14_000 };
-        (Fault::Link { weather, torn_after: self.rng.random_bool(0.5) }, self.rng.random_range(lasts))
+        (Fault::Link { condition, torn_after: self.rng.random_bool(0.5) }, self.rng.random_range(lasts))
     }
 }

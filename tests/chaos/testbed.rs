@@ -138,7 +138,7 @@ impl Testbed {
                 kill(supervisor_of(&self.state_folder(lane)));
             }
             Fault::KillMachine => self.kill_machine(lane),
-            Fault::Link { weather, .. } => self.link(lane).set(weather),
+            Fault::Link { condition, .. } => self.link(lane).set(condition),
             Fault::DiskFull => self.fill_disk(),
             Fault::DiskMountedReadOnly => self.mount_read_only(),
             Fault::JournalBecomesReadOnly => self.faulty(|_, faulty| faulty.make_read_only(true)),

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use prost::Message;
 use rand::RngExt;
 use rand::rngs::StdRng;
-use weir::api::described::{BOOL, BYTES, Field, FileSet, MESSAGE, REPEATED, STRING, Type};
+use weir::api::descriptor::{BOOL, BYTES, Field, FileSet, MESSAGE, REPEATED, STRING, Type};
 
 use crate::seeds::varint;
 

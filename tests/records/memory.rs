@@ -1,11 +1,11 @@
-//! Counts what a thread allocates, so that a test can hold it against what it was given.
+//! Counts what a thread allocates, so that a test can compare it with the size of the input.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    /// Bytes that the thread holds, and the most that it held, since it was asked.
-    static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
+    /// Bytes that the thread has allocated since [`peak`] was called, now and at most.
+    static ALLOCATED: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 
 /// The system's allocator, counted.
@@ -15,14 +15,15 @@ struct Counting;
 static ALLOCATOR: Counting = Counting;
 
 fn count(bytes: isize) {
-    // A thread that ends has nobody left who would ask.
-    let _ = HELD.try_with(|held| {
-        let (now, most) = held.get();
-        held.set((now + bytes, most.max(now + bytes)));
+    // Fails while the thread ends, when no test measures it any more.
+    let _ = ALLOCATED.try_with(|allocated| {
+        let (now, most) = allocated.get();
+        allocated.set((now + bytes, most.max(now + bytes)));
     });
 }
 
-// Safety: everything is the system allocator's; what is counted is in a cell that allocates nothing.
+// Safety: all calls are forwarded to the system allocator. The counters are in a cell, which allocates
+// nothing.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -36,9 +37,10 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most that the thread held during `work`, in bytes beyond what it held before.
+/// Runs `work`. Returns the largest amount that the thread had allocated meanwhile, in bytes beyond those
+/// allocated before, and the result.
 pub fn peak<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    HELD.set((0, 0));
+    ALLOCATED.set((0, 0));
     let done = work();
-    (HELD.get().1.max(0).unsigned_abs(), done)
+    (ALLOCATED.get().1.max(0).unsigned_abs(), done)
 }

@@ -1,14 +1,14 @@
-//! Random input, from seeds: requests of every method, and records of the journal.
+//! Random input from seeds: requests of every method, and records of the journal.
 //!
-//! `WEIR_FUZZ=600` lets each of them go on for so many seconds; `WEIR_FUZZ_SEED=7` begins with that
-//! seed and tries no other.
+//! `WEIR_FUZZ=600` runs each test for this many seconds, from a random seed on. `WEIR_FUZZ_SEED=7` runs that
+//! seed only.
 
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Seeds for as long as is asked; without being asked, for a moment, and the same ones each time.
+/// The seeds of one run: for the time of `WEIR_FUZZ`; by default for two seconds, from seed 0 on.
 pub fn seeds() -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (seconds, only) = (number("WEIR_FUZZ"), number("WEIR_FUZZ_SEED"));
@@ -22,12 +22,12 @@ pub fn repeat(binary: &str, seed: u64, test: &str) -> String {
     format!("repeat it with: WEIR_FUZZ_SEED={seed} cargo test --test {binary} {test}")
 }
 
-/// The source of chance that a seed stands for.
+/// The random numbers of a seed.
 pub fn chance(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Numbers at which something changes.
+/// A random number, often near a limit of the model.
 pub fn number(rng: &mut StdRng) -> u64 {
     const EDGES: [u64; 14] = [
         0,
@@ -52,7 +52,7 @@ pub fn number(rng: &mut StdRng) -> u64 {
     }
 }
 
-/// A number as both codecs write it.
+/// A number as a varint, the encoding of protobuf and of the journal.
 pub fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while value >= 0x80 {
@@ -63,8 +63,7 @@ pub fn varint(mut value: u64) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that are almost these: bits that flip, pieces that go, come twice or change places, lengths
-/// that lie.
+/// A mutation of `bytes`: flipped bits, removed, repeated or moved pieces, wrong lengths.
 pub fn mutate(rng: &mut StdRng, bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..rng.random_range(1..4) {

@@ -1,4 +1,4 @@
-//! Real processes for end-to-end tests: started on free ports and temp folders, ended by pid.
+//! Real processes for end-to-end tests, on free ports and in temporary folders, ended by pid.
 
 #![allow(dead_code)]
 
@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 /// The binary under test.
 pub const WEIR: &str = env!("CARGO_BIN_EXE_weir");
 
-/// A process that is killed when the test is done with it.
+/// A process that is killed when it is dropped.
 pub struct Process(pub Child);
 
 impl Process {
-    /// Ends it as a power cut would.
+    /// Kills the process with SIGKILL, as a power failure would.
     pub fn kill(&mut self) {
-        // One that has ended already needs no signal.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -35,14 +35,14 @@ impl Drop for Process {
     }
 }
 
-/// A folder with everything that one test's Weir keeps.
+/// A folder with all files of one test's Weir.
 pub struct Home {
     pub folder: tempfile::TempDir,
-    /// The broker's address, once known; restarts listen there again.
+    /// The broker's address, after its first start. Restarts listen on it again.
     pub address: String,
-    /// What its commands have in their environment besides.
+    /// Further environment variables of its commands.
     pub env: Vec<(&'static str, PathBuf)>,
-    /// What they are held to, as the shell's `ulimit` takes it; nothing, if empty.
+    /// Resource limits of its commands, in the syntax of the shell's `ulimit`; empty for none.
     pub limits: &'static str,
 }
 
@@ -53,9 +53,9 @@ impl Default for Home {
 }
 
 impl Home {
-    /// An empty folder.
+    /// Creates an empty folder.
     pub fn new() -> Self {
-        // Short, because a socket's path is: 108 bytes at the most.
+        // A short path, because a socket's path has at most 108 bytes.
         let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
         Self { folder, address: "127.0.0.1:0".to_owned(), env: Vec::new(), limits: "" }
     }
@@ -70,19 +70,19 @@ impl Home {
         self.path().join("data")
     }
 
-    /// A `weir` command that touches nothing outside the folder.
+    /// A `weir` command that uses no files outside the folder.
     pub fn weir(&self, arguments: &[&str]) -> Command {
         let mut command = weir_in(self.path());
         if !self.limits.is_empty() {
             command = Command::new("sh");
             command.args(["-c", &format!("ulimit {} && exec \"$0\" \"$@\"", self.limits), WEIR]);
-            surround(&mut command, self.path());
+            isolate(&mut command, self.path());
         }
         command.args(arguments).env("WEIR_SERVER", &self.address).envs(self.env.iter().cloned());
         command
     }
 
-    /// Starts a long-running command with its log in the folder.
+    /// Starts a long-running command. Its output is appended to the log in the folder.
     pub fn start(&self, arguments: &[&str]) -> Process {
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -98,7 +98,7 @@ impl Home {
         self.start_broker_with(command, &[])
     }
 
-    /// The same with more arguments.
+    /// Starts a broker with more arguments and waits until it listens.
     pub fn start_broker_with(&mut self, command: &str, more: &[&str]) -> Process {
         let endpoint = self.data().join("endpoint");
         let _ = std::fs::remove_file(&endpoint);
@@ -110,12 +110,12 @@ impl Home {
         process
     }
 
-    /// Starts the agent of a host pool with so many CPUs.
+    /// Starts the agent of a host pool with this many CPUs.
     pub fn start_agent(&self, cpus: u32) -> Process {
         self.start_agent_with(cpus, "")
     }
 
-    /// The same with more lines in the `[host]` part of its file.
+    /// Starts the agent of a host pool with more lines in the `[host]` section of its file.
     pub fn start_agent_with(&self, cpus: u32, more: &str) -> Process {
         let file = self.path().join("local.toml");
         let state = self.path().join("local");
@@ -128,14 +128,14 @@ impl Home {
         self.start(&["agent", file.to_str().expect("a plain path")])
     }
 
-    /// Runs a command to its end: exit code, standard output, standard error.
+    /// Runs a command until it exits. Returns exit code, standard output, standard error.
     pub fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         let output = self.weir(arguments).output().expect("weir runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }
 
-    /// The log of what was started.
+    /// The log of all started commands.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("log")).unwrap_or_default()
     }
@@ -143,15 +143,15 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Supervisors outlive their agents by design; a test's must not outlive the test.
-        let Ok(pools) = glob_supervisors(self.path()) else { return };
-        for folder in pools {
+        // Supervisors outlive their agents by design, but must not outlive the test.
+        let Ok(folders) = find_supervisors(self.path()) else { return };
+        for folder in folders {
             stop_supervisor(&folder);
         }
     }
 }
 
-fn glob_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn find_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in [path.join("local"), path.join("data/pools/local")] {
         let supervisor = folder.join("supervisor");
@@ -162,7 +162,7 @@ fn glob_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Ends a supervisor that runs nothing, by its own protocol.
+/// Shuts down a supervisor through its protocol. It refuses while it runs attempts.
 fn stop_supervisor(folder: &Path) {
     use std::io::Write;
     if let Ok(mut stream) = std::os::unix::net::UnixStream::connect(folder.join("supervisor.sock")) {
@@ -170,7 +170,7 @@ fn stop_supervisor(folder: &Path) {
     }
 }
 
-/// The supervisor that keeps the tasks of the host pool with this state folder.
+/// The supervisor of the host pool with this state folder.
 pub fn supervisor_of(state: &Path) -> Option<rustix::process::Pid> {
     let state = state.display().to_string();
     processes().find(|pid| {
@@ -180,7 +180,7 @@ pub fn supervisor_of(state: &Path) -> Option<rustix::process::Pid> {
     })
 }
 
-/// Living processes that have `NAME=value` in their environment.
+/// Running processes that have `NAME=value` in their environment.
 pub fn processes_with(variable: &str) -> Vec<rustix::process::Pid> {
     let carries = |pid: &rustix::process::Pid| {
         let text = std::fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap_or_default();
@@ -195,15 +195,15 @@ fn processes() -> impl Iterator<Item = rustix::process::Pid> {
     pids.filter_map(rustix::process::Pid::from_raw)
 }
 
-/// A `weir` command that keeps what it keeps in `folder`, and knows of no broker.
+/// A `weir` command with all its files in `folder` and no broker configured.
 pub fn weir_in(folder: &Path) -> Command {
     let mut command = Command::new(WEIR);
-    surround(&mut command, folder);
+    isolate(&mut command, folder);
     command
 }
 
-/// Keeps a command from what is outside the folder.
-fn surround(command: &mut Command, folder: &Path) {
+/// Removes from a command's environment all paths and settings outside the folder.
+fn isolate(command: &mut Command, folder: &Path) {
     command
         .env("XDG_CONFIG_HOME", folder.join("config"))
         .env("XDG_STATE_HOME", folder.join("state"))
@@ -212,9 +212,12 @@ fn surround(command: &mut Command, folder: &Path) {
         .stdin(Stdio::null());
 }
 
-/// Polls until a condition holds.
-pub fn until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
+/// Polls every 20 ms until a condition holds.
+///
+/// # Panics
+/// If it does not hold within `timeout`.
+pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + timeout;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::park_timeout(Duration::from_millis(20));

@@ -1,4 +1,4 @@
-//! A link that can be cut: a TCP proxy on a port of its own, with weather.
+//! A TCP proxy that simulates link faults: delay, low bandwidth, cuts and resets.
 
 #![allow(dead_code)]
 
@@ -10,127 +10,129 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Bytes that are carried at once: small, so that a change of weather comes amid messages.
+/// Bytes forwarded at once: few, so that a change of the link can split a message.
 const PIECE_BYTES: usize = 1_024;
-/// The same where the link is throttled.
-const TRICKLE_BYTES: usize = 64;
+/// Bytes forwarded at once on a throttled link.
+const THROTTLED_BYTES: usize = 64;
 
-/// What becomes of the bytes on a link.
+/// The condition of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weather {
-    Fair,
-    /// Each piece arrives so much later.
-    Slow {
-        delay_ms: u64,
-    },
-    /// So many bytes a second come through, either way.
-    Throttled {
-        bytes_per_s: u64,
-    },
-    /// Nothing arrives, or nothing in one direction; nobody is told. What was under way waits, as
-    /// what is sent again and again does.
-    Cut {
-        up: bool,
-        down: bool,
-    },
-    /// Every connection is reset, new ones as well.
-    Torn,
+pub enum LinkCondition {
+    /// No fault.
+    Normal,
+    /// Each piece arrives later by this delay.
+    Slow { delay_ms: u64 },
+    /// Bandwidth of each direction.
+    Throttled { bytes_per_s: u64 },
+    /// Nothing arrives in these directions, without an error at either end. Bytes in transit wait, as they
+    /// would under TCP retransmission.
+    Cut { up: bool, down: bool },
+    /// Every connection is reset, including new ones.
+    Reset,
 }
 
-/// What the proxy is told.
+/// The state that connections follow.
 #[derive(Clone, Copy, Debug)]
-struct Told {
-    weather: Weather,
-    /// Grows when all connections of now are to be reset.
-    torn: u64,
+struct State {
+    condition: LinkCondition,
+    /// Counts resets: each ends all connections that were open.
+    resets: u64,
 }
 
-/// A proxy; it ends with its runtime.
+/// A proxy. It ends with its runtime.
 pub struct Proxy {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    told: watch::Sender<Told>,
+    state: watch::Sender<State>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Up,
     Down,
 }
 
 impl Proxy {
-    /// Listens for what is meant for `target`.
+    /// Starts a proxy for `target` on a free port.
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let (told, telling) = watch::channel(Told { weather: Weather::Fair, torn: 0 });
+        let (state, states) = watch::channel(State { condition: LinkCondition::Normal, resets: 0 });
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(carry(stream, target, telling.clone()));
+                tokio::spawn(forward(stream, target, states.clone()));
             }
         });
-        Self { address, told }
+        Self { address, state }
     }
 
-    /// Changes the weather.
-    pub fn set(&self, weather: Weather) {
-        self.told.send_modify(|told| {
-            told.weather = weather;
-            told.torn += u64::from(weather == Weather::Torn);
+    /// Changes the condition of the link.
+    pub fn set(&self, condition: LinkCondition) {
+        self.state.send_modify(|state| {
+            state.condition = condition;
+            state.resets += u64::from(condition == LinkCondition::Reset);
         });
     }
 
-    /// Fair weather from now on. What was cut goes on where it was, or is reset: some other router
-    /// on the way has forgotten it.
-    pub fn heal(&self, torn: bool) {
-        self.told.send_modify(|told| {
-            told.weather = Weather::Fair;
-            told.torn += u64::from(torn);
+    /// Ends all faults. Connections that were cut continue, or are reset if `reset`, as by a router that
+    /// has lost their state.
+    pub fn heal(&self, reset: bool) {
+        self.state.send_modify(|state| {
+            state.condition = LinkCondition::Normal;
+            state.resets += u64::from(reset);
         });
     }
 }
 
-/// Carries one connection.
-async fn carry(mut client: TcpStream, target: SocketAddr, telling: watch::Receiver<Told>) {
-    let begun = *telling.borrow();
+/// Forwards one connection.
+async fn forward(mut client: TcpStream, target: SocketAddr, states: watch::Receiver<State>) {
+    let begun = *states.borrow();
     let server = TcpStream::connect(target).await;
-    let (Ok(mut server), true) = (server, begun.weather != Weather::Torn) else {
-        // Closed with zero linger, a connection ends with a reset.
+    let (Ok(mut server), true) = (server, begun.condition != LinkCondition::Reset) else {
+        // A connection that is closed with zero linger ends with a reset.
         let _ = client.set_zero_linger();
         return;
     };
-    let (mut torn, up, down) = (telling.clone(), telling.clone(), telling);
-    let is_torn = {
+    let (mut resets, up, down) = (states.clone(), states.clone(), states);
+    let is_reset = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::select! {
             biased;
-            _ = torn.wait_for(|told| told.torn != begun.torn) => true,
+            _ = resets.wait_for(|state| state.resets != begun.resets) => true,
             () = async {
                 tokio::join!(
-                    pump(from_client, to_server, Way::Up, up),
-                    pump(from_server, to_client, Way::Down, down)
+                    pump(from_client, to_server, Direction::Up, up),
+                    pump(from_server, to_client, Direction::Down, down)
                 );
             } => false,
         }
     };
-    if is_torn {
+    if is_reset {
         let _ = client.set_zero_linger();
         let _ = server.set_zero_linger();
     }
 }
 
-/// Carries one direction to its end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, way: Way, mut telling: watch::Receiver<Told>) {
+/// Forwards one direction until it ends.
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    direction: Direction,
+    mut states: watch::Receiver<State>,
+) {
     let mut piece = [0; PIECE_BYTES];
     loop {
-        let most = match telling.borrow().weather {
-            Weather::Throttled { .. } => TRICKLE_BYTES,
-            Weather::Fair | Weather::Slow { .. } | Weather::Cut { .. } | Weather::Torn => PIECE_BYTES,
+        let len_max = match states.borrow().condition {
+            LinkCondition::Throttled { .. } => THROTTLED_BYTES,
+            LinkCondition::Normal
+            | LinkCondition::Slow { .. }
+            | LinkCondition::Cut { .. }
+            | LinkCondition::Reset => PIECE_BYTES,
         };
-        let count = from.read(&mut piece[..most]).await.unwrap_or(0);
-        wait_for_passage(way, count, &mut telling).await;
-        // An end travels as slowly as what came before it.
+        let count = from.read(&mut piece[..len_max]).await.unwrap_or(0);
+        wait_to_forward(direction, count, &mut states).await;
+        // The end of a stream is delayed like its bytes.
         if count == 0 || to.write_all(&piece[..count]).await.is_err() {
             let _ = to.shutdown().await;
             return;
@@ -138,23 +140,23 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, way: Way, mut telli
     }
 }
 
-/// Waits until the weather lets so many bytes pass.
-async fn wait_for_passage(way: Way, count: usize, telling: &mut watch::Receiver<Told>) {
-    let blocked = |told: &Told| match told.weather {
-        Weather::Cut { up, down } => {
-            if way == Way::Up {
-                up
-            } else {
-                down
-            }
-        }
-        Weather::Fair | Weather::Slow { .. } | Weather::Throttled { .. } | Weather::Torn => false,
+/// Waits until the link lets this many bytes pass.
+async fn wait_to_forward(direction: Direction, count: usize, states: &mut watch::Receiver<State>) {
+    let is_cut = |state: &State| match state.condition {
+        LinkCondition::Cut { up, down } => match direction {
+            Direction::Up => up,
+            Direction::Down => down,
+        },
+        LinkCondition::Normal
+        | LinkCondition::Slow { .. }
+        | LinkCondition::Throttled { .. }
+        | LinkCondition::Reset => false,
     };
-    let delay_ms = match telling.borrow().weather {
-        Weather::Slow { delay_ms } => delay_ms,
-        Weather::Throttled { bytes_per_s } => 1_000 * count as u64 / bytes_per_s.max(1),
-        Weather::Fair | Weather::Cut { .. } | Weather::Torn => 0,
+    let delay_ms = match states.borrow().condition {
+        LinkCondition::Slow { delay_ms } => delay_ms,
+        LinkCondition::Throttled { bytes_per_s } => 1_000 * count as u64 / bytes_per_s.max(1),
+        LinkCondition::Normal | LinkCondition::Cut { .. } | LinkCondition::Reset => 0,
     };
     tokio::time::sleep(Duration::from_millis(delay_ms)).await;
-    let _ = telling.wait_for(|told| !blocked(told)).await;
+    let _ = states.wait_for(|state| !is_cut(state)).await;
 }

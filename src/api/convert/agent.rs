@@ -1,4 +1,4 @@
-//! Sessions between agents and the broker.
+//! Messages of the sessions between agents and the broker.
 
 use std::sync::Arc;
 
@@ -20,21 +20,21 @@ use crate::model::validate::quote;
 
 use super::view::{outcome_message, shares_message};
 
-/// Reads an identity; one that can't be read is not repeated at full length.
+/// Parses an id. The error quotes an invalid one in shortened form.
 pub(crate) fn parse<T: std::str::FromStr<Err = ParseIdError>>(field: &str, text: &str) -> Result<T, Invalid> {
     text.parse().map_err(|error: ParseIdError| {
         invalid(field, format!("{} is not {}", quote(&error.text), error.expected))
     })
 }
 
-fn sixteen(field: &str, bytes: &[u8]) -> Result<[u8; 16], Invalid> {
-    bytes.try_into().map_err(|_| invalid(field, format!("{} bytes, 16 are needed", bytes.len())))
+fn bytes_16(field: &str, bytes: &[u8]) -> Result<[u8; 16], Invalid> {
+    bytes.try_into().map_err(|_| invalid(field, format!("{} bytes, 16 are required", bytes.len())))
 }
 
-/// Reads an agent's message.
+/// Converts a message from an agent.
 ///
 /// # Errors
-/// The fields that have no meaning.
+/// The invalid fields.
 pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
     Ok(match body {
         v1::sync_request::Body::Hello(message) => FromAgent::Hello(hello(&message)?),
@@ -66,7 +66,7 @@ pub fn from_agent(body: v1::sync_request::Body) -> Result<FromAgent, Invalid> {
     })
 }
 
-/// A message must be a short step for the broker.
+/// Checks the length of a list: each message must be a short step for the broker.
 fn entries(field: &str, len: usize) -> Result<(), Invalid> {
     if len > ENTRIES_PER_MESSAGE_MAX {
         let description = format!("{len} entries, at most {ENTRIES_PER_MESSAGE_MAX} are allowed");
@@ -75,10 +75,10 @@ fn entries(field: &str, len: usize) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Reads who speaks.
+/// Converts a hello, the first message of a session.
 ///
 /// # Errors
-/// The fields that have no meaning.
+/// The invalid fields.
 pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
     let pool = message.pool.as_ref().ok_or_else(|| invalid("hello.pool", "is missing"))?;
     let region = super::region("hello.pool.region", &pool.region)?;
@@ -99,12 +99,12 @@ pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
             },
             notes: pool.notes.clone(),
         },
-        instance: InstanceId(u128::from_be_bytes(sixteen("hello.instance", &message.instance)?)),
-        key: sixteen("hello.key", &message.key)?,
+        instance: InstanceId(u128::from_be_bytes(bytes_16("hello.instance", &message.instance)?)),
+        key: bytes_16("hello.key", &message.key)?,
         high_water: message
             .high_water
             .as_ref()
-            .map(|seen| high_water("hello.high_water", seen))
+            .map(|given| high_water("hello.high_water", given))
             .transpose()?,
     })
 }
@@ -114,7 +114,7 @@ fn high_water(path: &str, message: &v1::HighWaterMark) -> Result<HighWaterMark, 
         revision: Revision(message.revision),
         journal: parse(&format!("{path}.journal"), &message.journal)?,
         writer_session: message.writer_session,
-        proof: sixteen(&format!("{path}.proof"), &message.proof)?,
+        proof: bytes_16(&format!("{path}.proof"), &message.proof)?,
     })
 }
 
@@ -131,7 +131,7 @@ fn high_water_message(high_water: &HighWaterMark) -> v1::HighWaterMark {
 fn part(field: &str, value: i32) -> Result<Part, Invalid> {
     match v1::Part::try_from(value).unwrap_or_default() {
         v1::Part::Unspecified => {
-            Err(invalid(field, format!("{value} is not a part: name DELTA, FULL_MORE or FULL_END")))
+            Err(invalid(field, format!("{value} is not a part: use DELTA, FULL_MORE or FULL_END")))
         }
         v1::Part::Delta => Ok(Part::Delta),
         v1::Part::FullMore => Ok(Part::FullMore),
@@ -191,7 +191,7 @@ fn report(path: &str, message: v1::AttemptReport) -> Result<AttemptReport, Inval
                 outcome: read_outcome(&outcome, ended_as)?,
             }
         }
-        None => return Err(invalid(path, "name starting, running or ended")),
+        None => return Err(invalid(path, "set starting, running or ended")),
     };
     Ok(AttemptReport {
         attempt: parse::<AttemptId>(&format!("{path}.attempt"), &message.attempt)?,
@@ -208,7 +208,7 @@ fn read_outcome(path: &str, message: v1::Outcome) -> Result<Outcome, Invalid> {
     Ok(Outcome { kind, exit_code: message.exit_code, signal: message.signal, message: message.message })
 }
 
-/// Writes an agent's message.
+/// Converts a message from an agent to its frame.
 pub fn sync_request(number: u64, message: &FromAgent) -> v1::SyncRequest {
     let body = match message {
         FromAgent::Hello(hello) => v1::sync_request::Body::Hello(hello_message(hello)),
@@ -230,7 +230,7 @@ pub fn sync_request(number: u64, message: &FromAgent) -> v1::SyncRequest {
     v1::SyncRequest { number, body: Some(body) }
 }
 
-/// Writes who speaks.
+/// Converts a hello to its message.
 pub(crate) fn hello_message(hello: &Hello) -> v1::Hello {
     let (pool, capabilities) = (&hello.pool, hello.pool.capabilities);
     v1::Hello {
@@ -300,7 +300,7 @@ fn report_message(report: &AttemptReport) -> v1::AttemptReport {
     }
 }
 
-/// Writes a broker's message.
+/// Converts a message to an agent to its frame.
 pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
     let body = match message {
         ToAgent::Accepted(accepted) => v1::sync_response::Body::Accepted(v1::Accepted {
@@ -372,7 +372,7 @@ fn order_message(order: &StartOrder) -> v1::StartOrder {
     }
 }
 
-const STOPS: [(StopReason, &str); 7] = [
+const STOP_REASONS: [(StopReason, &str); 7] = [
     (StopReason::Cancelled, "Cancelled"),
     (StopReason::TimedOut, "TimedOut"),
     (StopReason::Drained, "Drained"),
@@ -382,7 +382,7 @@ const STOPS: [(StopReason, &str); 7] = [
     (StopReason::Orphaned, "Orphaned"),
 ];
 
-const REFUSALS: [RefusedCode; 6] = [
+const REFUSAL_CODES: [RefusedCode; 6] = [
     RefusedCode::PoolClaimed,
     RefusedCode::InvalidPool,
     RefusedCode::Superseded,
@@ -392,13 +392,13 @@ const REFUSALS: [RefusedCode; 6] = [
 ];
 
 fn stop_code(reason: StopReason) -> &'static str {
-    STOPS.iter().find(|(known, _)| *known == reason).map_or("Orphaned", |(_, code)| code)
+    STOP_REASONS.iter().find(|(listed, _)| *listed == reason).map_or("Orphaned", |(_, code)| code)
 }
 
-/// Reads a broker's message.
+/// Converts a message from the broker.
 ///
 /// # Errors
-/// The fields that have no meaning.
+/// The invalid fields.
 pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
     Ok(match body {
         v1::sync_response::Body::Accepted(accepted) => ToAgent::Accepted(Accepted {
@@ -411,18 +411,18 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             high_water: accepted
                 .high_water
                 .as_ref()
-                .map(|given| high_water("accepted.stamp", given))
+                .map(|given| high_water("accepted.high_water", given))
                 .transpose()?,
         }),
         v1::sync_response::Body::Refused(refused) => {
-            let code = REFUSALS.into_iter().find(|code| code.code() == refused.code);
-            // A newer broker may know further reasons; what it means for us is the same.
+            let code = REFUSAL_CODES.into_iter().find(|code| code.code() == refused.code);
+            // A newer broker may have further codes. They are treated as `Unavailable`.
             ToAgent::Refused { code: code.unwrap_or(RefusedCode::Unavailable), message: refused.message }
         }
         v1::sync_response::Body::Orders(orders) => {
             let mut specs = Vec::new();
             for body in orders.specs {
-                let id = SpecId(sixteen("specs.id", &body.id)?);
+                let id = SpecId(bytes_16("specs.id", &body.id)?);
                 let spec = body.spec.ok_or_else(|| invalid("specs.spec", "is missing"))?;
                 specs.push((id, Arc::new(job_spec("specs.spec", &spec)?)));
             }
@@ -433,7 +433,7 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
         v1::sync_response::Body::Stops(stops) => {
             let mut list = Vec::new();
             for stop in stops.stops {
-                let reason = STOPS
+                let reason = STOP_REASONS
                     .iter()
                     .find(|(_, code)| *code == stop.reason)
                     .map_or(StopReason::Orphaned, |(r, _)| *r);
@@ -450,7 +450,8 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             ToAgent::Acknowledged { attempts: attempts.collect::<Result<_, _>>()? }
         }
         v1::sync_response::Body::HeartbeatAnswer(answer) => {
-            let given = answer.high_water.as_ref().map(|given| high_water("heartbeat_answer.stamp", given));
+            let given =
+                answer.high_water.as_ref().map(|given| high_water("heartbeat_answer.high_water", given));
             let (term, high_water) = (Term(answer.term), given.transpose()?);
             let now = Timestamp(answer.now_unix_ms);
             ToAgent::HeartbeatAnswer { term, sequence: answer.sequence, now, high_water }
@@ -473,8 +474,12 @@ fn order(message: v1::StartOrder) -> Result<StartOrder, Invalid> {
     Ok(StartOrder {
         attempt: parse("orders.attempt", &message.attempt)?,
         revision: Revision(message.revision),
-        high_water: message.high_water.as_ref().map(|given| high_water("orders.stamp", given)).transpose()?,
-        spec: SpecId(sixteen("orders.spec_id", &message.spec_id)?),
+        high_water: message
+            .high_water
+            .as_ref()
+            .map(|given| high_water("orders.high_water", given))
+            .transpose()?,
+        spec: SpecId(bytes_16("orders.spec_id", &message.spec_id)?),
         job_name: message.job_name,
         queue: message.queue,
         start_by: Timestamp(message.start_by_unix_ms),

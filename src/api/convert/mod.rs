@@ -1,4 +1,4 @@
-//! The one translator between the protocol's types and the model's.
+//! The only conversion between the protocol's types and the model's.
 
 mod agent;
 mod spec;
@@ -18,17 +18,17 @@ use crate::model::validate::{Violation, Violations, quote};
 
 use super::proto::v1;
 
-/// A message that can't be read: which fields, and why.
+/// A message that can't be converted: its invalid fields, each with the reason.
 pub type Invalid = Vec<Violation>;
 
-/// One violation as a whole error.
+/// An error with one violation.
 pub(crate) fn invalid(field: &str, description: impl Into<String>) -> Invalid {
     let mut out = Violations::default();
     out.push(field, description);
     out.finish().err().unwrap_or_default()
 }
 
-/// Reads a region.
+/// Converts a region code.
 pub(crate) fn region(field: &str, text: &str) -> Result<RegionCode, Invalid> {
     RegionCode::parse(text).map_err(|_| {
         let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
@@ -36,7 +36,7 @@ pub(crate) fn region(field: &str, text: &str) -> Result<RegionCode, Invalid> {
     })
 }
 
-/// Amounts as the model keeps them; zero entries are dropped.
+/// Converts amounts. Entries of zero are dropped.
 pub(crate) fn resources(message: &v1::Resources) -> Resources {
     Resources {
         cpu_millis: message.cpu_millis,
@@ -47,14 +47,14 @@ pub(crate) fn resources(message: &v1::Resources) -> Resources {
     }
 }
 
-#[allow(clippy::box_collection)] // What the model keeps: almost always `None`, and then one word.
+#[allow(clippy::box_collection)] // The model's type: almost always `None`, which takes one word.
 pub(crate) fn other(
     map: &std::collections::BTreeMap<String, u64>,
 ) -> Option<Box<std::collections::BTreeMap<Box<str>, u64>>> {
-    let kept: std::collections::BTreeMap<Box<str>, u64> = map
+    let nonzero: std::collections::BTreeMap<Box<str>, u64> = map
         .iter()
         .filter(|(_, amount)| **amount > 0)
         .map(|(name, amount)| (name.as_str().into(), *amount))
         .collect();
-    (!kept.is_empty()).then(|| Box::new(kept))
+    (!nonzero.is_empty()).then(|| Box::new(nonzero))
 }

@@ -12,13 +12,13 @@ use crate::model::spec::{
     OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest, Toleration,
 };
 
-/// From the polite signal to the hard one where the spec doesn't say.
+/// Time between SIGTERM and SIGKILL if the spec sets none.
 const GRACE_MS_DEFAULT: u64 = 10_000;
 
-/// Reads a spec; `path` names it in violations. Values are checked later, by the kernel.
+/// Converts a spec. Violations name its fields under `path`. The kernel checks the values later.
 ///
 /// # Errors
-/// Fields whose form has no meaning in the model: unknown enum values, missing alternatives.
+/// The fields that the model can't represent: unknown enum values, missing alternatives.
 pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
     let groups = message.groups.iter().enumerate();
     let groups = groups.map(|(index, group)| task_group(&format!("{path}.groups[{index}]"), group));
@@ -28,7 +28,7 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
         v1::OnPoolLost::Unspecified | v1::OnPoolLost::Wait => OnPoolLost::Wait,
         v1::OnPoolLost::Requeue => OnPoolLost::Requeue,
     };
-    known::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost)?;
+    check_enum::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost)?;
     let max_failed = message.on_unit_failure.as_ref().map_or(0, |policy| policy.max_failed);
     Ok(JobSpec {
         labels: message.labels.clone(),
@@ -57,12 +57,12 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
     })
 }
 
-fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Invalid> {
+fn check_enum<E: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Invalid> {
     E::try_from(value).map(|_| ()).map_err(|_| invalid(field, format!("{value} is not a value of this enum")))
 }
 
 fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> {
-    known::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition)?;
+    check_enum::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition)?;
     let condition = match edge.condition() {
         v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => {
             DependencyCondition::Succeeded
@@ -75,19 +75,19 @@ fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> 
 
 fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
     let none = v1::TaskResources::default();
-    let asked = group.resources.as_ref().unwrap_or(&none);
+    let requested = group.resources.as_ref().unwrap_or(&none);
     let resources = Resources {
-        cpu_millis: asked.cpu_millis,
-        memory_bytes: asked.memory_bytes,
-        storage_bytes: asked.storage_bytes,
+        cpu_millis: requested.cpu_millis,
+        memory_bytes: requested.memory_bytes,
+        storage_bytes: requested.storage_bytes,
         device_millis: 0,
-        other: other(&asked.other),
+        other: other(&requested.other),
     };
-    let devices = asked.devices.as_ref().map(|devices| {
+    let devices = requested.devices.as_ref().map(|devices| {
         let amount = match devices.amount {
             Some(v1::device_request::Amount::Count(count)) => DeviceAmount::Whole(count),
             Some(v1::device_request::Amount::Millis(millis)) => DeviceAmount::Fraction(millis),
-            None => return Err(invalid(&format!("{path}.resources.devices"), "name count or millis")),
+            None => return Err(invalid(&format!("{path}.resources.devices"), "set count or millis")),
         };
         let mut models = devices.models.clone();
         models.sort_unstable();
@@ -107,14 +107,14 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
         Some(v1::task_group::Run::Pod(pod)) => {
             let field = format!("{path}.pod.spec_json");
             match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&pod.spec_json) {
-                // Nothing, or too much of it, is said by the model's own check.
+                // The model's own check reports an empty or too long text.
                 _ if pod.spec_json.is_empty() || pod.spec_json.len() > POD_SPEC_LEN_MAX => {}
                 Ok(_) => {}
                 Err(error) => return Err(invalid(&field, format!("not a JSON object: {error}"))),
             }
             Run::Pod { spec: pod.spec_json.clone() }
         }
-        None => return Err(invalid(path, "name what to run: process, container or pod")),
+        None => return Err(invalid(path, "set what to run: process, container or pod")),
     };
     let simulate = group.simulate.as_ref().map(|simulate| {
         let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
@@ -142,7 +142,7 @@ fn read_program(path: &str, program: &v1::Program) -> Result<Program, Invalid> {
             Some(v1::env_var::Source::ValueFrom(secret)) => {
                 EnvValue::Secret { name: secret.name.clone(), key: secret.key.clone() }
             }
-            None => return Err(invalid(&format!("{path}.env[{index}]"), "name value or value_from")),
+            None => return Err(invalid(&format!("{path}.env[{index}]"), "set value or value_from")),
         };
         Ok(EnvVar { name: var.name.clone(), value })
     };
@@ -208,7 +208,7 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
     })
 }
 
-/// Writes a spec.
+/// Converts a spec to its message.
 pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
     let regions = |codes: &[RegionCode]| codes.iter().map(ToString::to_string).collect();
     let constraints = &spec.constraints;

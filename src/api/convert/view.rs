@@ -1,4 +1,4 @@
-//! What readers see: jobs, attempts, pools, nodes, queues, reasons.
+//! Messages of the read methods: jobs, attempts, pools, nodes, queues, reasons.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::model::resource::Resources;
 use crate::state::job::Principal;
 use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView};
 
-/// Writes amounts.
+/// Converts amounts to their message.
 pub fn resources_message(resources: &Resources) -> v1::Resources {
     v1::Resources {
         cpu_millis: resources.cpu_millis,
@@ -40,7 +40,7 @@ pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
     }
 }
 
-/// Writes a plan for a pool whose clutter was found at a revision.
+/// Converts a defragmentation plan, made from the pool's state at `revision`, to its message.
 pub fn defrag_message(
     found: &defrag::Inventory,
     plan: &defrag::Plan,
@@ -82,7 +82,7 @@ pub fn defrag_message(
     }
 }
 
-/// Who did it, as readers see it.
+/// A principal as text.
 fn principal_text(principal: &Principal) -> String {
     match principal {
         Principal::System => "system".to_owned(),
@@ -104,10 +104,10 @@ fn phase_message(phase: JobPhase) -> v1::JobPhase {
     }
 }
 
-/// Reads a phase.
+/// Converts a job phase of a request.
 ///
 /// # Errors
-/// If the number is none of the enum's.
+/// If `value` is unspecified or not of the enum.
 pub fn parse_phase(field: &str, value: i32) -> Result<JobPhase, Invalid> {
     let unknown = || invalid(field, format!("{value} is not a job phase"));
     Ok(match v1::JobPhase::try_from(value).map_err(|_| unknown())? {
@@ -122,7 +122,7 @@ pub fn parse_phase(field: &str, value: i32) -> Result<JobPhase, Invalid> {
     })
 }
 
-/// Writes a job.
+/// Converts a job to its message.
 pub fn job_message(job: &JobView) -> v1::Job {
     let counts = job.counts;
     v1::Job {
@@ -150,7 +150,7 @@ pub fn job_message(job: &JobView) -> v1::Job {
     }
 }
 
-/// Writes an attempt.
+/// Converts an attempt to its message.
 pub fn attempt_message(attempt: &AttemptView) -> v1::Attempt {
     let phase = match attempt.phase {
         AttemptPhase::Live(Phase::Ordered) => v1::AttemptPhase::Ordered,
@@ -187,7 +187,7 @@ pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
         .collect()
 }
 
-/// Writes a pool.
+/// Converts a pool to its message.
 pub fn pool_message(view: &PoolView) -> v1::Pool {
     let pool = &view.pool;
     let connectivity = match pool.connectivity {
@@ -223,12 +223,12 @@ pub fn pool_message(view: &PoolView) -> v1::Pool {
     }
 }
 
-/// Writes a block of free devices.
+/// Converts a block of free devices to its message.
 pub fn free_block_message(block: FreeBlock) -> v1::FreeBlock {
     v1::FreeBlock { model: block.model, devices: block.devices, nodes: block.nodes }
 }
 
-/// Writes a node of a pool.
+/// Converts a node of `pool` to its message.
 pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
     let node = &view.node;
     let device = |(index, device): (usize, &Device)| v1::Device {
@@ -258,7 +258,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
     }
 }
 
-/// Reads limits.
+/// Converts the limits of a queue.
 pub fn limits(message: &v1::Limits) -> Limits {
     Limits {
         cpu_millis: message.cpu_millis,
@@ -268,10 +268,10 @@ pub fn limits(message: &v1::Limits) -> Limits {
     }
 }
 
-/// Reads a queue's settings, filling in the defaults.
+/// Converts a queue's settings. Defaults replace a weight or run time of 0.
 ///
 /// # Errors
-/// If there is no queue in the request.
+/// If the request has no queue.
 pub fn queue_spec(message: Option<&v1::Queue>) -> Result<QueueSpec, Invalid> {
     let message = message.ok_or_else(|| invalid("queue", "is missing"))?;
     let default = default_settings(&message.name);
@@ -285,7 +285,7 @@ pub fn queue_spec(message: Option<&v1::Queue>) -> Result<QueueSpec, Invalid> {
     })
 }
 
-/// Writes a queue.
+/// Converts a queue to its message.
 pub fn queue_message(view: &QueueView) -> v1::Queue {
     let (queue, spec) = (&view.queue, &view.queue.spec);
     v1::Queue {
@@ -305,7 +305,7 @@ pub fn queue_message(view: &QueueView) -> v1::Queue {
     }
 }
 
-/// Writes why a job waits.
+/// Converts the reasons why a job waits to their message.
 pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
     let reason = |code: &str, message: String| v1::Reason { code: code.to_owned(), message };
     let group = |group: &crate::broker::GroupWhy| {

@@ -16,7 +16,7 @@ use weir::pools::kubernetes::{Kubernetes, Settings};
 use super::super::conformance::Bench;
 use super::super::life::{Life, TIMEOUT, assert_kind};
 use super::super::support::kubernetes::ControlPlane;
-use super::super::support::proxy::{Proxy, Weather};
+use super::super::support::proxy::{LinkCondition, Proxy};
 use super::super::support::{Process, until};
 use super::{ClusterBench, simulated};
 
@@ -130,7 +130,7 @@ fn changes_in_a_compacted_history_are_found_by_listing() {
     let list: Value =
         serde_json::from_str(&bench.kubectl(&["get", "--raw", "/api/v1/pods"])).expect("a list");
     let listed_version = list["metadata"]["resourceVersion"].as_str().expect("a version");
-    proxy.set(Weather::Cut { up: true, down: true });
+    proxy.set(LinkCondition::Cut { up: true, down: true });
     bench.kubectl(&[
         "delete",
         "pod",

@@ -1,5 +1,5 @@
-//! The client's side of a channel: errors name the broker's address, and a broker that asks to be
-//! left alone for a while is.
+//! The client's channel: its errors name the broker's address, and calls that the broker refuses with
+//! a retry delay are repeated after it.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,92 +15,95 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::Service;
 
-/// Requests of this service are streams, which go out while they are answered: what has gone can't
-/// be sent again. Nor is it ever asked to be.
+/// Requests of this service are streams, which are sent while the response arrives and so can't be
+/// repeated. The broker never refuses them with a retry delay.
 const STREAMED: &str = "/weir.v1.AgentService/";
-/// How long a call is repeated at the most: whoever waits for longer should be told.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The longest wait between two tries: the first is what the broker asks for, each next is twice the
-/// one before.
+/// How long a call is repeated at most. After that the caller gets the broker's error.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait between two attempts. The first wait is the broker's retry delay, each next one twice
+/// the previous.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A channel that waits as it is asked to.
+/// A channel that repeats calls as the broker's retry delay asks.
 #[derive(Clone, Debug)]
-pub struct Patient {
+pub struct RetryChannel {
     channel: Channel,
     address: Arc<str>,
 }
 
-impl Patient {
-    /// Speaks through `channel` to the broker at `address`.
+impl RetryChannel {
+    /// Wraps a `channel` to the broker at `address`.
     pub(super) fn new(channel: Channel, address: &str) -> Self {
         Self { channel, address: address.into() }
     }
 }
 
-impl Service<Request<Body>> for Patient {
+impl Service<Request<Body>> for RetryChannel {
     type Response = Response<Body>;
     type Error = Status;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        self.channel.poll_ready(context).map_err(|error| broken(&self.address, error))
+        self.channel.poll_ready(context).map_err(|error| transport_error(&self.address, error))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The one that is ready is taken; its clone has yet to become so.
+        // This call takes the channel that was polled ready; the clone must be polled before the next.
         let clone = self.channel.clone();
         let (mut channel, address) = (std::mem::replace(&mut self.channel, clone), self.address.clone());
         if request.uri().path().starts_with(STREAMED) {
-            let answer = channel.call(request);
-            return Box::pin(async move { answer.await.map_err(|error| broken(&address, error)) });
+            let response = channel.call(request);
+            return Box::pin(async move { response.await.map_err(|error| transport_error(&address, error)) });
         }
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let message = body.collect().await?.to_bytes();
-            let (deadline, mut tries) = (Instant::now() + PATIENCE, 0);
+            let (deadline, mut retries) = (Instant::now() + RETRY_TIMEOUT, 0);
             loop {
                 let request = Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
-                let answer = channel.call(request).await.map_err(|error| broken(&address, error))?;
-                let Some(asked) = asked_to_wait(answer.headers()) else { return Ok(answer) };
-                let until = Instant::now() + spread((asked * (1 << tries.min(8))).min(WAIT_MAX));
+                let response =
+                    channel.call(request).await.map_err(|error| transport_error(&address, error))?;
+                let Some(delay) = delay_of(response.headers()) else { return Ok(response) };
+                let until = Instant::now() + spread((delay * (1 << retries.min(8))).min(WAIT_MAX));
                 if until > deadline {
-                    return Ok(answer);
+                    return Ok(response);
                 }
-                tries += 1;
+                retries += 1;
                 tokio::time::sleep_until(until).await;
                 let ready = std::future::poll_fn(|context| channel.poll_ready(context)).await;
-                ready.map_err(|error| broken(&address, error))?;
+                ready.map_err(|error| transport_error(&address, error))?;
             }
         })
     }
 }
 
-/// The connection's own error, with whose connection it is. Its source tells it from what a broker
-/// says.
-fn broken(address: &str, error: tonic::transport::Error) -> Status {
+/// An error of the connection to `address`. Its source distinguishes it from a status that the
+/// broker sent.
+fn transport_error(address: &str, error: tonic::transport::Error) -> Status {
     let cause = Status::from_error(Box::new(error));
     let mut status = Status::new(cause.code(), format!("{address}: {}", cause.message()));
     status.set_source(Arc::new(cause));
     status
 }
 
-/// How long a refusal asks to wait, if it is one that passes with time.
-fn asked_to_wait(headers: &HeaderMap) -> Option<Duration> {
-    // Most answers are none: don't take them apart.
+/// The retry delay of a response; `None` if it carries none.
+fn delay_of(headers: &HeaderMap) -> Option<Duration> {
+    // Most responses are not RESOURCE_EXHAUSTED (8): avoid decoding their details.
     if headers.get("grpc-status")?.as_bytes() != b"8" {
         return None;
     }
     Status::from_header_map(headers).and_then(|status| retry_delay(&status))
 }
 
-/// What a `RESOURCE_EXHAUSTED` says of when to try again; nothing, if waiting won't help.
+/// The delay after which a `RESOURCE_EXHAUSTED` call may be repeated; `None` for other codes and if
+/// waiting would not help.
 pub fn retry_delay(status: &Status) -> Option<Duration> {
     let retry = (status.code() == Code::ResourceExhausted).then(|| status.get_details_retry_info())?;
     retry?.retry_delay
 }
 
-/// The wait and up to half of it again: those that were refused together must not come back so.
+/// Lengthens `wait` by a random part of up to half of it, so that clients refused at the same time
+/// don't repeat at the same time.
 pub fn spread(wait: Duration) -> Duration {
     let half = u64::try_from(wait.as_micros() / 2).unwrap_or(u64::MAX);
     wait + Duration::from_micros(rand::random_range(0..=half))
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_are_spread_over_half_of_themselves() {
+    fn waits_are_spread_over_half_of_their_length() {
         let wait = Duration::from_millis(100);
         let waits: Vec<Duration> = (0..200).map(|_| spread(wait)).collect();
         assert!(waits.iter().all(|it| (wait..=wait * 3 / 2).contains(it)), "{waits:?}");

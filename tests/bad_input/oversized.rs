@@ -1,4 +1,4 @@
-//! Too much of something: entries by the million, messages that unfold, gangs that fit nowhere.
+//! Oversized requests: millions of entries, messages that expand in memory, gangs that fit no pool.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use weir::api::proto::v1;
 use crate::fake::{Agent, Broker};
 use crate::{job, raw};
 
-/// A field with a length before it.
+/// A length-delimited field.
 fn field(number: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![number << 3 | 2];
     prost::encoding::encode_varint(content.len() as u64, &mut bytes);
@@ -23,21 +23,21 @@ fn submit(spec: &[u8]) -> Vec<u8> {
 }
 
 const SUBMIT: &str = "/weir.v1.JobService/Submit";
-/// What is said of more entries than may be.
-const ENTRIES: &str = "a request holds at most 100000 messages and entries of lists";
-/// In which a refusal comes, on a busy machine.
+/// The error for too many entries.
+const ENTRIES: &str = "the request has more than 100000 messages and list entries";
+/// Time in which a request is refused, on a busy machine.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn million_of_anything_is_refused_soon_and_with_the_limit() {
+async fn millions_of_entries_are_refused_in_time_with_the_limit() {
     let broker = Broker::start();
     let labels = |count: usize| {
         let label = |n: usize| field(1, &[field(1, format!("{n:x}").as_bytes()), field(2, b"")].concat());
         submit(&(0..count).flat_map(label).collect::<Vec<u8>>())
     };
-    // As many as fit: two bytes each, and each becomes some hundred.
-    let room = (4 << 20) - 32;
-    let empty = |number: u8| [number << 3 | 2, 0].repeat(room / 2);
+    // As many as fit: two bytes each, which become some hundred in memory.
+    let bytes_max = (4 << 20) - 32;
+    let empty = |number: u8| [number << 3 | 2, 0].repeat(bytes_max / 2);
     let group = |inner: Vec<u8>| submit(&field(3, &inner));
     let rows: Vec<(&str, &str, Vec<u8>, Code, &str)> = vec![
         ("labels", SUBMIT, labels(1_000_000), Code::OutOfRange, "the limit is: 4194304"),
@@ -51,7 +51,7 @@ async fn million_of_anything_is_refused_soon_and_with_the_limit() {
         ("jobs to cancel", "/weir.v1.JobService/Cancel", empty(2), Code::InvalidArgument, ENTRIES),
         ("nodes", "/weir.v1.AgentService/Sync", field(3, &empty(3)), Code::InvalidArgument, ENTRIES),
         (
-            "as many groups as may be",
+            "as many groups as allowed",
             SUBMIT,
             submit(&[3 << 3 | 2, 0].repeat(99_998)),
             Code::InvalidArgument,
@@ -59,9 +59,9 @@ async fn million_of_anything_is_refused_soon_and_with_the_limit() {
         ),
     ];
     let client = broker.client();
-    for (what, method, bytes, code, says) in rows {
+    for (what, method, bytes, code, expected) in rows {
         let before = broker.resident_bytes();
-        let asked = Instant::now();
+        let sent_at = Instant::now();
         let mut calls = JoinSet::new();
         let status = {
             for _ in 0..3 {
@@ -73,42 +73,42 @@ async fn million_of_anything_is_refused_soon_and_with_the_limit() {
             calls.join_all().await;
             status
         };
-        let took = asked.elapsed();
+        let took = sent_at.elapsed();
         let peak = broker.peak_bytes().saturating_sub(before);
         println!("{what}: refused in {took:?}, memory at most +{} MiB", peak >> 20);
         assert_eq!(status.code(), code, "{what}: {status:?}");
-        assert!(status.message().contains(says), "{what}: {status:?}");
+        assert!(status.message().contains(expected), "{what}: {status:?}");
         assert!(took < REFUSED_WITHIN, "{what}: {took:?}");
-        assert!(peak < 256 << 20, "{what}: the broker held {peak} bytes more than before");
-        broker.is_well(&client).await;
+        assert!(peak < 256 << 20, "{what}: the broker used {peak} bytes more than before");
+        broker.check_health(&client).await;
     }
 }
 
 #[tokio::test]
-async fn messages_within_messages_are_read_to_a_bounded_depth() {
+async fn nested_messages_are_decoded_to_a_bounded_depth() {
     let broker = Broker::start();
     let client = broker.client();
     let nested = |levels: usize| (0..levels).fold(b"\x08\x01".to_vec(), |inner, _| field(1, &inner));
-    // No message of ours stands within itself: what is deeper than the definitions is a text, or unknown.
+    // No message type of weir.v1 contains itself: deeper bytes are a string, or unknown fields.
     for levels in [64, 65, 1_000] {
         let status = raw::call(&broker, SUBMIT, submit(&field(3, &nested(levels)))).await;
         let status = status.expect_err("nothing that can run");
         assert_eq!(status.code(), Code::InvalidArgument, "{levels} levels: {status:?}");
     }
-    // Groups, which protobuf nests by tags alone.
+    // Groups, which protobuf nests by tags only.
     for levels in [64, 200, 100_000] {
         let groups = [vec![0x7b; levels], vec![0x7c; levels]].concat();
         let status = raw::call(&broker, SUBMIT, groups).await.expect_err("no jobs");
         assert_eq!(status.code(), Code::InvalidArgument, "{levels} groups: {status:?}");
     }
-    broker.is_well(&client).await;
+    broker.check_health(&client).await;
 }
 
 #[tokio::test]
-async fn gang_that_fits_nowhere_waits_and_says_truly_why() {
+async fn gang_that_fits_no_pool_waits_with_the_right_reason() {
     let broker = Broker::start();
     let client = broker.client();
-    let agent = Agent::ready(&client, "honest", 1).await;
+    let agent = Agent::ready(&client, "normal", 1).await;
     // The pool's one node has 64 CPUs and 64 GiB.
     let group = |tasks: u32, cpu_millis: u64, memory_bytes: u64| {
         let mut request = job::valid();
@@ -133,11 +133,11 @@ async fn gang_that_fits_nowhere_waits_and_says_truly_why() {
         let pool = &why.groups[0].pools[0];
         let found = pool.reason.as_ref().map(|reason| reason.code.as_str());
         assert_eq!((found, pool.permanence()), (Some(code), v1::Permanence::Never), "{shown}: {why:?}");
-        let (exit, printed, said) = broker.home.run(&["why", &job.name]);
-        assert_eq!(exit, 11, "{printed}{said}");
-        assert!(printed.contains("never") && printed.contains(code), "{printed}");
+        let (exit, stdout, stderr) = broker.home.run(&["why", &job.name]);
+        assert_eq!(exit, 11, "{stdout}{stderr}");
+        assert!(stdout.contains("never") && stdout.contains(code), "{stdout}");
     }
-    // Sums that no pool could hold are refused: they could not even be counted.
+    // Sums above 2^64 are refused: they can't be counted.
     let status = client.jobs().submit(group(4_096, 1, 1 << 50)).await;
     status.expect("2^62 bytes can be counted");
     let mut twice = group(4_096, 1, 1 << 50);
@@ -146,6 +146,6 @@ async fn gang_that_fits_nowhere_waits_and_says_truly_why() {
     let status = client.jobs().submit(twice).await.expect_err("2^65 bytes can't");
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(status.message().contains("add up to more than 2^64-1"), "{status:?}");
-    agent.check_heard(&client).await;
-    broker.is_well(&client).await;
+    agent.check_session(&client).await;
+    broker.check_health(&client).await;
 }

@@ -1,4 +1,4 @@
-//! The protocol's own description: what stands in which message, and which message a method takes.
+//! The protocol's compiled definitions: the fields of each message, and the input of each method.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -7,14 +7,14 @@ use prost::Message;
 
 use super::proto::DESCRIPTOR;
 
-/// All definitions, as the compiler wrote them; of each only what is needed here.
+/// A `google.protobuf.FileDescriptorSet`, reduced to what is needed here.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FileSet {
     #[prost(message, repeated, tag = "1")]
     pub file: Vec<File>,
 }
 
-/// A file of definitions.
+/// A `FileDescriptorProto`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct File {
     #[prost(string, tag = "2")]
@@ -25,7 +25,7 @@ pub struct File {
     pub service: Vec<Service>,
 }
 
-/// A message's type; maps are lists of nested types.
+/// A `DescriptorProto`: a message type. A map field is a list of a nested type.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Type {
     #[prost(string, tag = "1")]
@@ -36,24 +36,25 @@ pub struct Type {
     pub nested_type: Vec<Type>,
 }
 
-/// A field of a message.
+/// A `FieldDescriptorProto`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Field {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(int32, tag = "3")]
     pub number: i32,
-    /// [`REPEATED`], or one of those that are not.
+    /// [`REPEATED`], or another label.
     #[prost(int32, tag = "4")]
     pub label: i32,
-    /// [`BOOL`], [`STRING`], [`MESSAGE`], [`BYTES`], or a number of some kind.
+    /// [`BOOL`], [`STRING`], [`MESSAGE`], [`BYTES`], or a type of numbers.
     #[prost(int32, tag = "5")]
     pub kind: i32,
     #[prost(string, tag = "6")]
+    /// Full name of a message's or enum's type, else empty.
     pub type_name: String,
 }
 
-/// A service.
+/// A `ServiceDescriptorProto`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Service {
     #[prost(string, tag = "1")]
@@ -62,7 +63,7 @@ pub struct Service {
     pub method: Vec<Method>,
 }
 
-/// A method of a service.
+/// A `MethodDescriptorProto`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Method {
     #[prost(string, tag = "1")]
@@ -71,26 +72,31 @@ pub struct Method {
     pub input_type: String,
 }
 
+/// `FieldDescriptorProto.Label.LABEL_REPEATED`.
 pub const REPEATED: i32 = 3;
+/// `FieldDescriptorProto.Type.TYPE_BOOL`.
 pub const BOOL: i32 = 8;
+/// `FieldDescriptorProto.Type.TYPE_STRING`.
 pub const STRING: i32 = 9;
+/// `FieldDescriptorProto.Type.TYPE_MESSAGE`.
 pub const MESSAGE: i32 = 11;
+/// `FieldDescriptorProto.Type.TYPE_BYTES`.
 pub const BYTES: i32 = 12;
 
-/// The definitions of `weir.v1`, looked up by name.
+/// The definitions of `weir.v1` by name.
 #[derive(Debug, Default)]
 pub struct Definitions {
-    /// By full name, such as `.weir.v1.JobSpec`.
+    /// Message types by full name, such as `.weir.v1.JobSpec`.
     pub types: HashMap<String, Type>,
-    /// The type of what a method takes, by path, such as `/weir.v1.JobService/Submit`.
+    /// Input types of methods by path, such as `/weir.v1.JobService/Submit`.
     pub inputs: HashMap<String, String>,
 }
 
-/// The definitions, read once.
+/// The definitions of `weir.v1`, decoded at the first call.
 pub fn definitions() -> &'static Definitions {
     static READ: LazyLock<Definitions> = LazyLock::new(|| {
         let mut read = Definitions::default();
-        // They were compiled with this program; were they not, reflection would say so.
+        // They were compiled with this program. If they can't be decoded, reflection logs it at start.
         let set = FileSet::decode(DESCRIPTOR).unwrap_or_default();
         for file in set.file.iter().filter(|file| file.package == "weir.v1") {
             for message in &file.message_type {

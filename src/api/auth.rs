@@ -1,4 +1,4 @@
-//! Who may call: holders of the local token, at an address that is the broker's own.
+//! Authentication middleware: admits holders of the token, and only under the broker's own host name.
 
 use std::task::{Context, Poll};
 
@@ -7,31 +7,35 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::connection::Admission;
+use super::connection::ConnectionInfo;
 
-/// Refuses requests without the token or for a foreign host.
+/// Refuses requests without the token, for a foreign host, or from a foreign web page.
 ///
-/// A port that runs commands must serve neither every local user nor every web page that a
-/// browser on the machine has open: the token keeps out the first, the Host check the second,
-/// which could otherwise reach a loopback port under a name of its own (DNS rebinding).
+/// A port that runs commands must serve neither every local user nor every web page that a browser on
+/// the machine has open. The token keeps out the former. The Host check keeps out the latter, which
+/// could otherwise reach a loopback port under a domain name of their own (DNS rebinding).
 #[derive(Clone, Debug)]
-pub struct Guard {
+pub(super) struct AuthLayer {
     token: std::sync::Arc<str>,
 }
 
-impl Guard {
-    /// Lets in who knows `token`.
-    pub fn new(token: &str) -> Self {
+impl AuthLayer {
+    /// Admits requests that carry `token`.
+    pub(super) fn new(token: &str) -> Self {
         Self { token: token.into() }
     }
 
-    fn check<B>(&self, request: &Request<B>) -> Result<(), Status> {
+    /// Checks host, origin and token, in this order.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for a foreign host or origin, `UNAUTHENTICATED` without the right token.
+    fn authorize<B>(&self, request: &Request<B>) -> Result<(), Status> {
         let host = request.uri().authority().map(http::uri::Authority::as_str);
         let header = request.headers().get(http::header::HOST).and_then(|value| value.to_str().ok());
         let host = host.or(header).unwrap_or_default();
         if !is_loopback(host) {
             let message = format!(
-                "host {:?} is not this broker's: use 127.0.0.1 or localhost",
+                "host {:?} is not a loopback address: use 127.0.0.1 or localhost",
                 crate::model::text::escape(host)
             );
             return Err(Status::permission_denied(message));
@@ -39,36 +43,36 @@ impl Guard {
         if let Some(origin) = request.headers().get(http::header::ORIGIN)
             && !origin.to_str().is_ok_and(is_own_origin)
         {
-            return Err(Status::permission_denied("requests of foreign web pages are not served"));
+            return Err(Status::permission_denied("requests from foreign web pages are refused"));
         }
         let path = request.uri().path();
-        // Whether the broker is up is no secret, and what probes it should hold none.
+        // The health status is no secret, and a health probe should need no token.
         if path.starts_with("/grpc.health.v1.Health/") {
             return Ok(());
         }
         let given = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|text| text.strip_prefix("Bearer "));
         match given {
-            Some(token) if same(token, &self.token) => {
-                if let Some(admission) = request.extensions().get::<Admission>() {
-                    admission.grant();
+            Some(token) if is_equal(token, &self.token) => {
+                if let Some(connection) = request.extensions().get::<ConnectionInfo>() {
+                    connection.set_authenticated();
                 }
                 Ok(())
             }
-            Some(_) => Err(Status::unauthenticated("the token is not this broker's: see DATA/token")),
+            Some(_) => Err(Status::unauthenticated("invalid token: use the one in the file DATA/token")),
             None => Err(Status::unauthenticated(
-                "a token is needed: send `authorization: Bearer TOKEN` with what DATA/token holds",
+                "missing token: send `authorization: Bearer TOKEN` with the token in the file DATA/token",
             )),
         }
     }
 }
 
-/// Compares without telling by its time how much is right.
-fn same(left: &str, right: &str) -> bool {
+/// Compares in a time that depends on the lengths only, so that timing reveals no prefix.
+fn is_equal(left: &str, right: &str) -> bool {
     left.len() == right.len() && left.bytes().zip(right.bytes()).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
 }
 
-/// A web page that the broker's own machine serves.
+/// True for a web page that is served from a loopback address.
 fn is_own_origin(origin: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
 }
@@ -83,22 +87,22 @@ fn is_loopback(host: &str) -> bool {
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-impl<S> Layer<S> for Guard {
-    type Service = Guarded<S>;
+impl<S> Layer<S> for AuthLayer {
+    type Service = AuthService<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, guard: self.clone() }
+    fn layer(&self, inner: S) -> AuthService<S> {
+        AuthService { inner, auth: self.clone() }
     }
 }
 
-/// A service behind the guard.
+/// A service that only authorized requests reach.
 #[derive(Clone, Debug)]
-pub struct Guarded<S> {
+pub(super) struct AuthService<S> {
     inner: S,
-    guard: Guard,
+    auth: AuthLayer,
 }
 
-impl<S, B> Service<Request<B>> for Guarded<S>
+impl<S, B> Service<Request<B>> for AuthService<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
     S::Future: Send + 'static,
@@ -113,7 +117,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.guard.check(&request) {
+        match self.auth.authorize(&request) {
             Ok(()) => Box::pin(self.inner.call(request)),
             Err(status) => Box::pin(async move { Ok(status.into_http()) }),
         }
@@ -125,7 +129,7 @@ mod tests {
     use super::{is_loopback, is_own_origin};
 
     #[test]
-    fn only_pages_of_this_machine_are_of_the_brokers_origin() {
+    fn only_pages_of_this_machine_have_the_brokers_origin() {
         assert!(is_own_origin("http://localhost:7411") && is_own_origin("https://127.0.0.1"));
         for origin in ["", "null", "http://evil.example", "http://localhost.evil.example", "localhost"] {
             assert!(!is_own_origin(origin), "{origin}");
