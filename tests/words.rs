@@ -29,7 +29,7 @@ const BANNED: &[(&str, &str)] = &[
     ("complain complains complaint complaints", "error"),
     ("calm", "fault-free"),
     ("liar liars", "Byzantine agent"),
-    ("condition", "link conditions"),
+    ("weather", "link conditions"),
     ("mistakes", "invalid requests"),
     ("doomed", "dependency failed"),
     ("chore chores", "due action"),
