@@ -93,3 +93,20 @@ fn printed_name_of_a_job_in_another_queue_is_accepted_as_reference() {
     assert_eq!(code, 0, "{errors}");
     assert_eq!(home.run(&["describe", printed.trim()]).0, 0);
 }
+
+#[test]
+fn every_example_is_accepted() {
+    let (home, _dev) = dev();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let names =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut files: Vec<String> = names.filter(|name| name.ends_with(".yaml")).collect();
+    // The example of a dependency names job 1.
+    files.sort_by_key(|name| (name != "array.yaml", name.clone()));
+    assert!(files.len() >= 10, "{files:?}");
+    for file in files {
+        let path = folder.join(&file);
+        let (code, _, errors) = home.run(&["submit", path.to_str().unwrap()]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{file}");
+    }
+}

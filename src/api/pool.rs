@@ -141,7 +141,7 @@ impl v1::pool_service_server::PoolService for Pools {
         let (pool, moves, movable) = self.defrag_request(message).await?;
         let permit = Arc::clone(&self.planning).acquire_owned().await;
         let permit = permit.map_err(|_| Status::unavailable("the broker is shutting down"))?;
-        let (revision, found) = self.clutter(pool, movable).await?;
+        let (revision, found) = self.fragmented_pool(pool, movable).await?;
         let limits = defrag::Limits { moves, free_millis: 0, comparisons: PLAN_LOOKS_MAX };
         let planned = tokio::task::spawn_blocking(move || {
             let plan = found.pool.plan(limits);
@@ -218,14 +218,16 @@ impl Pools {
     }
 
     /// The input of a plan for a pool, with the revision at which its nodes were read.
-    async fn clutter(
+    async fn fragmented_pool(
         &self,
         pool: String,
         movable: defrag::Movable,
     ) -> Result<(Revision, defrag::Inventory), Status> {
         let (revision, answer) =
-            self.broker.query(Query::Clutter(pool.clone())).await.map_err(error::call)?;
-        let Answer::Clutter(Some(mut found)) = answer else { return Err(error::not_found("pool", &pool)) };
+            self.broker.query(Query::FragmentedPool(pool.clone())).await.map_err(error::call)?;
+        let Answer::FragmentedPool(Some(mut found)) = answer else {
+            return Err(error::not_found("pool", &pool));
+        };
         let mut page = defrag::Page { after: None, until: revision };
         loop {
             let query = Query::Movable { pool: pool.clone(), movable: movable.clone(), page };

@@ -22,7 +22,7 @@ pub(super) struct Liveness {
     last_heartbeat: BTreeMap<PoolId, Timestamp>,
     /// When a pool's missing heartbeats next change its connectivity.
     deadlines: BTreeSet<(Timestamp, PoolId)>,
-    /// No lease has surely ended before, whatever the state says of its pool.
+    /// No lease has surely ended before, whatever connectivity the state has for its pool.
     lease_expiry_floor: Timestamp,
 }
 

@@ -34,7 +34,7 @@ pub struct JobFilter {
 }
 
 impl JobFilter {
-    /// Tells whether a job is to be shown.
+    /// Returns whether the filter selects the job.
     pub fn matches(&self, job: &JobView) -> bool {
         self.queue.as_ref().is_none_or(|queue| *queue == job.queue)
             && (self.phases.is_empty() || self.phases.contains(&job.phase))
@@ -68,7 +68,7 @@ pub enum Query {
     PoolInFull(String),
     /// What a plan to defragment the pool is made from, but for what runs there: the plan itself would
     /// take too long for a step.
-    Clutter(String),
+    FragmentedPool(String),
     /// What runs there and may be moved, in pages.
     Movable {
         pool: String,
@@ -104,7 +104,7 @@ pub enum Answer {
     Why(Option<Box<JobWhy>>),
     Pool(Option<Box<PoolView>>),
     PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
-    Clutter(Option<Box<Inventory>>),
+    FragmentedPool(Option<Box<Inventory>>),
     Movable(Option<Tasks>),
     Pools(Vec<PoolView>),
     Nodes {
@@ -154,7 +154,7 @@ pub struct PoolView {
 pub struct NodeView {
     pub id: NodeId,
     pub node: Node,
-    /// Thousandths of its free devices that nobody who waits can use; `None` if nobody waits for such.
+    /// Thousandths of its free devices that no waiting task can use; `None` if none waits for such devices.
     pub stranded_millis: Option<u64>,
 }
 
@@ -199,9 +199,9 @@ impl Broker {
                 let in_full = |pool: &Pool| Box::new((self.pool_view(pool), capacity::free_blocks(pool)));
                 Answer::PoolInFull(self.state.pool_named(&name).map(in_full))
             }
-            Query::Clutter(name) => {
+            Query::FragmentedPool(name) => {
                 let found = |pool: &Pool| Box::new(self.scheduler.inventory(&self.state, pool));
-                Answer::Clutter(self.state.pool_named(&name).map(found))
+                Answer::FragmentedPool(self.state.pool_named(&name).map(found))
             }
             Query::Movable { pool, movable, page } => {
                 let tasks = |pool: &Pool| defrag::movable_tasks(&self.state, pool, &movable, page, self.now);

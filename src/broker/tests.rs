@@ -1,4 +1,4 @@
-//! What a broker does in a turn that has just begun.
+//! What a broker does in a writer session that has just begun.
 
 use super::*;
 use crate::model::attempt::AttemptStatus;
@@ -83,7 +83,7 @@ fn pass(broker: &mut Broker, now: &mut Timestamp, until: Timestamp) {
 }
 
 #[test]
-fn new_turn_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
+fn new_writer_session_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
     let mut world = Fixture::new();
     let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
     let job = world.submit_spec(JobSpec { on_pool_lost: OnPoolLost::Requeue, ..minimal() });
@@ -101,7 +101,7 @@ fn new_turn_ends_no_lease_before_it_has_listened_for_as_long_as_one_lasts() {
 }
 
 #[test]
-fn new_turn_orders_nothing_again_before_the_other_pools_are_heard() {
+fn new_writer_session_orders_nothing_again_before_the_other_pools_report() {
     let mut world = Fixture::new();
     let (pool, _) = (
         world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]),
@@ -129,7 +129,7 @@ fn new_turn_orders_nothing_again_before_the_other_pools_are_heard() {
     let inventory = Inventory { epoch, part: Part::FullEnd, nodes, removed: Vec::new() };
     assert_eq!(ordered(now, FromAgent::Inventory(inventory)), 0);
     assert_eq!(ordered(now, FromAgent::Observed { epoch, part: Part::FullEnd, reports: Vec::new() }), 0);
-    // The other pool is never heard.
+    // The other pool never reports.
     let mut sent_after_ms = 0;
     for sequence in 0..60 {
         now = now.plus_ms(1_000);
@@ -141,8 +141,8 @@ fn new_turn_orders_nothing_again_before_the_other_pools_are_heard() {
     assert_eq!(sent_after_ms, unreachable_ms);
 }
 
-/// Kinds of tasks in the lesson that the journal has a minute into a turn of this policy, with one before.
-fn kinds_kept(policy: Policy) -> usize {
+/// Entries of the workload profile a minute into a writer session of this policy, with one entry before.
+fn profile_entries(policy: Policy) -> usize {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
     let demand = Arc::new(Demand {
@@ -153,7 +153,7 @@ fn kinds_kept(policy: Policy) -> usize {
     });
     let entries = vec![ProfileEntry { demand, weight: 1, overflow: 1 }];
     world.must(Command::UpdateWorkloadProfile {
-        profile: Arc::new(WorkloadProfile { arrivals: 16, entries: entries }),
+        profile: Arc::new(WorkloadProfile { arrivals: 16, entries }),
     });
     let mut now = world.now;
     let mut broker = restart(world.state, now);
@@ -164,7 +164,7 @@ fn kinds_kept(policy: Policy) -> usize {
 }
 
 #[test]
-fn lesson_is_kept_by_the_policy_that_learns_and_forgotten_by_the_other() {
-    let kept = [Policy::Overflow, Policy::Fgd, Policy::BestFit].map(kinds_kept);
-    assert_eq!(kept, [1, 1, 0]);
+fn profile_stays_with_a_policy_that_uses_it_and_is_removed_by_another() {
+    let entries = [Policy::Overflow, Policy::Fgd, Policy::BestFit].map(profile_entries);
+    assert_eq!(entries, [1, 1, 0]);
 }

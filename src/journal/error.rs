@@ -31,6 +31,9 @@ pub enum Error {
     #[error("the journal was written by a newer weir (layout {found}, this one supports up to {supported})")]
     Newer { found: u32, supported: u32 },
     /// A record could not be decoded.
+    /// A build before the first released format wrote it.
+    #[error("the journal was written by a weir from before format 1, which this version can't read")]
+    Foreign,
     #[error(transparent)]
     Record(#[from] record::Error),
 }

@@ -14,6 +14,8 @@ use crate::state::view::JobPhase;
 
 /// Version of the tables, raised with every change of them.
 const LAYOUT: u32 = 1;
+/// SQLite's number for the program that a file belongs to: `WEIR`. Files of builds before format 1 have none.
+const APPLICATION_ID: u32 = 0x5745_4952;
 /// Batches that one call of `prune` removes: it takes a few milliseconds.
 const PRUNE_BATCHES: u32 = 256;
 /// Pages of write-ahead log before SQLite moves them into the database file: 16 MiB, so that checkpoints are
@@ -53,6 +55,7 @@ impl SqliteJournal {
     /// # Errors
     /// - [`Error::Directory`] if the directory can't be created or written.
     /// - [`Error::InUse`] if another process has it open.
+    /// - [`Error::Foreign`] if a build before format 1 wrote it.
     /// - [`Error::Newer`] if a newer Weir wrote the journal.
     /// - [`Error::Io`] if SQLite fails.
     pub fn open(directory: &Path) -> Result<Self, Error> {
@@ -67,10 +70,15 @@ impl SqliteJournal {
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.set_prepared_statement_cache_capacity(32);
         let found: u32 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let application: u32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        if found > 0 && application != APPLICATION_ID {
+            return Err(Error::Foreign);
+        }
         if found > LAYOUT {
             return Err(Error::Newer { found, supported: LAYOUT });
         }
         db.execute_batch(TABLES)?;
+        db.pragma_update(None, "application_id", APPLICATION_ID)?;
         db.pragma_update(None, "user_version", LAYOUT)?;
         let revision = Revision(last_revision(&db)?);
         Ok(Self { db, path, revision, _lock: lock })

@@ -70,7 +70,7 @@ pub enum Command {
         node: NodeId,
         cordoned: bool,
     },
-    /// Gives up a live attempt that nobody can be asked about.
+    /// Gives up a live attempt of a pool that can't be reached.
     Abandon {
         attempt: AttemptId,
     },
@@ -158,7 +158,7 @@ pub enum DueAction {
     StopDraining(UnitId),
     /// A leased attempt in a lost pool.
     EndLease(UnitId),
-    /// A node has been held back long enough.
+    /// A node's quarantine is over.
     ReleaseNode(NodeRef),
     /// A reservation's interval is over.
     EndReservation(ReservationId),

@@ -199,10 +199,10 @@ pub enum NextTry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub heartbeat_ms: u64,
-    /// Silence after which a pool gets no new orders.
+    /// Without heartbeats for so long a pool gets no new start orders.
     pub suspect_ms: u64,
     pub unreachable_ms: u64,
-    /// Silence after which leases have surely ended.
+    /// Without heartbeats for so long a pool's leases have surely ended.
     pub lost_ms: u64,
     /// How long a leased attempt may go on after the last answered heartbeat was sent.
     pub lease_ms: u64,

@@ -1,5 +1,5 @@
 //! A small world for tests: a state, its clock, and short ways to give it commands. It takes no
-//! decision of its own: where a unit goes, the test says.
+//! decision of its own: the test chooses where a unit goes.
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt};
@@ -153,7 +153,7 @@ impl Fixture {
         let status = AttemptStatus::Ended {
             started_at: Some(self.now),
             ended_at: self.now,
-            outcome: Outcome::plain(kind, "as the test says"),
+            outcome: Outcome::plain(kind, "as the test chose"),
         };
         self.report(unit, status);
     }
@@ -167,7 +167,7 @@ impl Fixture {
                 return;
             }
             for due_action in due_actions {
-                // One due_action may make the next one needless.
+                // One action may make the next one needless.
                 let _outdated = self.command(Command::DueAction(due_action));
             }
         }

@@ -18,7 +18,7 @@ impl State {
         self.check_indexes()
     }
 
-    /// Each unit is in exactly one place, and live attempts are where their jobs say.
+    /// Each unit is in exactly one place, and live attempts are counted by their jobs.
     fn check_units(&self) -> Result<(), String> {
         for job in self.jobs.values() {
             let entry = self.specs.get(&job.spec).ok_or(format!("job {} has no spec", job.id))?;
@@ -86,7 +86,7 @@ impl State {
                 let (held, devices) = nodes.remove(&at).unwrap_or_default();
                 if held != node.committed {
                     return Err(format!(
-                        "node {} says {:?}, attempts hold {held:?}",
+                        "node {} counts {:?}, attempts hold {held:?}",
                         node.spec.name, node.committed
                     ));
                 }
@@ -94,7 +94,7 @@ impl State {
                     let held = devices.get(&(index as u16)).copied().unwrap_or_default();
                     if held != *millis {
                         return Err(format!(
-                            "device {index} of {} says {millis}, attempts hold {held}",
+                            "device {index} of {} counts {millis}, attempts hold {held}",
                             node.spec.name
                         ));
                     }
@@ -111,7 +111,7 @@ impl State {
             let held = queues.remove(&queue.id).unwrap_or_default();
             if held != queue.usage {
                 return Err(format!(
-                    "queue {} says {:?}, attempts hold {held:?}",
+                    "queue {} counts {:?}, attempts hold {held:?}",
                     queue.spec.name, queue.usage
                 ));
             }

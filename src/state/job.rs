@@ -49,7 +49,7 @@ pub enum Principal {
     /// The broker itself.
     #[default]
     System,
-    /// Whoever holds the local token, while there is no authentication.
+    /// Any client with the local token, while there is no authentication.
     Anonymous,
     /// The agent of the pool of this name.
     Agent(Arc<str>),

@@ -1,4 +1,4 @@
-//! Live attempts: at most one per unit, by the key they are kept under.
+//! Live attempts: at most one per unit.
 
 use crate::model::attempt::{OutcomeKind, Phase, Placement, StopReason};
 use crate::model::id::{AttemptId, JournalId, NodeRef, PoolId, Revision, UnitId};

@@ -131,19 +131,19 @@ impl State {
         self.identity.journal
     }
 
-    /// What the journal's stamps are made with. Every writer draws one for a journal without.
+    /// The key of the journal's high-water marks. A writer draws one for a journal that has none.
     pub fn key(&self) -> Option<&JournalKey> {
         self.identity.key.as_ref()
     }
 
-    /// How far the turn of this number came in this journal, if it is one of the latest: to `None`
-    /// while it lasts.
+    /// Where this writer session ended in this journal: `None` if the journal does not contain it (any more),
+    /// `Some(None)` while it lasts.
     pub fn writer_session_end(&self, writer_session: u64) -> Option<Option<Revision>> {
         let at = self.identity.writer_sessions.iter().position(|(other, _)| *other == writer_session)?;
         Some(self.identity.writer_sessions.get(at + 1).map(|(_, begun)| *begun))
     }
 
-    /// The current writer's turn.
+    /// The current writer's term.
     pub fn term(&self) -> Term {
         self.identity.term
     }

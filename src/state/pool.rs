@@ -25,7 +25,7 @@ pub struct Pool {
     pub instance: InstanceId,
     /// SHA-256 of the agent's key, cut to 128 bits.
     pub key_digest: [u8; 16],
-    /// The current speaker; reports of an older one are refused.
+    /// The current session's epoch; reports of an older one are refused.
     pub epoch: Epoch,
     pub connectivity: Connectivity,
     pub cordoned: bool,
@@ -45,7 +45,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A copy that leaves the nodes, and what is kept per attempt, out.
+    /// A copy without the nodes and the indexes of attempts.
     pub fn without_nodes(&self) -> Self {
         Self {
             id: self.id,
@@ -67,7 +67,7 @@ impl Pool {
         }
     }
 
-    /// The agent that speaks is the one that the name is bound to, and proves it.
+    /// The hello comes from the agent that the pool's name is bound to, and proves it by its key.
     pub fn is_bound_to(&self, hello: &Hello) -> bool {
         self.instance == hello.instance && self.key_digest == digest_of(&hello.key)
     }
@@ -78,7 +78,7 @@ impl Pool {
     }
 }
 
-/// What is kept of an agent's key.
+/// The digest of an agent's key: the key itself is not stored.
 pub fn digest_of(key: &[u8; 16]) -> [u8; 16] {
     first_bytes(&Sha256::digest(key))
 }
@@ -104,7 +104,7 @@ pub struct Node {
     pub tasks: u32,
 }
 
-/// A node's faults since it last did its part: a broken one must not swallow a whole queue.
+/// A node's failures since it last ran an attempt: a broken node must not fail a whole queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FailureTracker {
     /// Attempts in a row that the node could not run.
@@ -112,16 +112,16 @@ pub struct FailureTracker {
     /// Changes of job among them, from 1: one bad job must not close every node.
     pub jobs: u32,
     pub last_job: JobId,
-    /// How often it was held back: each time is twice as long.
+    /// How often it was quarantined: each time is twice as long.
     pub quarantines: u32,
     /// It takes no new work until then.
     pub quarantined_until: Option<Timestamp>,
 }
 
-/// Faults in a row before a node is held back, and of how many jobs at least.
+/// Failures in a row after which a node is quarantined, and of how many jobs at least.
 const FAULTS_MAX: u32 = 5;
 const FAULT_JOBS_MIN: u32 = 2;
-/// How long a node is held back at first, and at the longest.
+/// How long the first quarantine lasts, and the longest.
 const HOLD_MS: u64 = 60_000;
 const HOLD_MS_MAX: u64 = 3_600_000;
 
@@ -132,14 +132,14 @@ impl FailureTracker {
         Self { faults: self.faults + 1, jobs, last_job: job, ..self }
     }
 
-    /// How long the node is to be held back now, if it is.
+    /// How long the node must be quarantined now; `None` if it must not.
     pub fn quarantine_ms(self) -> Option<u64> {
         let due =
             self.faults >= FAULTS_MAX && self.jobs >= FAULT_JOBS_MIN && self.quarantined_until.is_none();
         due.then(|| HOLD_MS.checked_shl(self.quarantines.min(16)).unwrap_or(HOLD_MS_MAX).min(HOLD_MS_MAX))
     }
 
-    /// The same, held back, with its faults counted anew.
+    /// The same, quarantined, with its failures counted from zero.
     pub fn quarantined(self, until: Timestamp) -> Self {
         Self { faults: 0, jobs: 0, quarantines: self.quarantines + 1, quarantined_until: Some(until), ..self }
     }
@@ -176,7 +176,7 @@ impl Node {
     pub fn is_overcommitted(&self) -> bool {
         let devices = self.committed_devices.iter().enumerate();
         !Resources { device_millis: 0, ..self.committed.clone() }.fits(&self.spec.allocatable)
-            || devices.into_iter().any(|(index, quarantined)| *quarantined > self.device_capacity(index))
+            || devices.into_iter().any(|(index, held)| *held > self.device_capacity(index))
     }
 
     /// What the node has, devices included.
@@ -244,17 +244,16 @@ impl Node {
         self.committed = rest.unwrap_or_else(|| panic!("node {name} releases what it never held"));
         self.tasks -= 1;
         for share in &placement.devices {
-            let quarantined = &mut self.committed_devices[usize::from(share.index)];
-            assert!(*quarantined >= share.millis, "device {} releases what it never held", share.index);
-            *quarantined -= share.millis;
+            let held = &mut self.committed_devices[usize::from(share.index)];
+            assert!(*held >= share.millis, "device {} releases what it never held", share.index);
+            *held -= share.millis;
         }
         self.fit_devices();
     }
 
     /// Counts as many devices as there are, and those beyond that are still held.
     pub fn fit_devices(&mut self) {
-        let quarantined =
-            self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
-        self.committed_devices.resize(quarantined.max(self.spec.devices.len()), 0);
+        let held = self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
+        self.committed_devices.resize(held.max(self.spec.devices.len()), 0);
     }
 }

@@ -73,11 +73,11 @@ impl Rejection {
             "the pool's name is bound to another agent",
             "use that agent's state folder, or another name",
         ),
-        ("StaleEpoch", "a newer agent speaks for the pool", "nothing: the newer one goes on"),
+        ("StaleEpoch", "a newer session of the pool is active", "nothing: the newer session continues"),
         ("StaleTerm", "a newer broker writes the journal", "nothing: the newer one goes on"),
         ("LimitReached", "the broker holds as many of these as it may", "remove some"),
         ("UnknownAttempt", "the attempt is not live in the reporting pool", "nothing"),
-        ("Outdated", "the state has moved on since the command was made", "nothing: it is made anew"),
+        ("Outdated", "the state changed after the command was computed", "nothing: it is computed again"),
         ("ReadOnly", "the journal is older than what agents run", "restore the newer journal"),
         (
             "TokenExpired",

@@ -1,6 +1,6 @@
 //! Snapshots in chunks, between steps, without stalling them.
 //!
-//! A snapshot shows the state at the revision at which it began. Whoever alters an object that
+//! A snapshot shows the state at the revision at which it began. An event that changes an object that
 //! the snapshot has not reached yet first puts the object as it was into the next chunk (copy on
 //! update); the cursor later skips it. So recovery loads plain objects and replays what follows,
 //! and memory grows only by what one chunk holds.
@@ -261,7 +261,7 @@ impl State {
         state
     }
 
-    /// Adds what is kept under a key, if anything is.
+    /// Adds the object of a key, if there is one.
     fn put_object(&self, key: Key, out: &mut Vec<Object>) {
         out.extend(match key {
             Key::Spec(id) => self.specs.get(&id).map(|entry| Object::Spec(id, entry.spec.clone())),

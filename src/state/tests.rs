@@ -82,7 +82,7 @@ fn token_is_forgotten_after_a_quarter_of_an_hour_and_not_before() {
 }
 
 #[test]
-fn token_that_tells_its_age_is_refused_once_it_may_be_forgotten() {
+fn token_with_a_time_is_refused_once_it_may_have_expired() {
     let mut world = Fixture::new();
     let token = format!("{:08x}-{:04x}-7000-8000-000000000001", world.now.0 >> 16, world.now.0 & 0xffff);
     let request = with_token(&token, b"one", submit_named("one"));
@@ -254,7 +254,7 @@ fn job_goes_on_while_no_more_units_fail_than_it_allows() {
 }
 
 #[test]
-fn dependency_opens_or_dooms_a_job_as_its_condition_says() {
+fn dependency_releases_or_fails_a_job_by_its_condition() {
     for (outcome, condition, opens) in [
         (OutcomeKind::Succeeded, DependencyCondition::Succeeded, true),
         (OutcomeKind::Succeeded, DependencyCondition::Failed, false),
@@ -294,7 +294,7 @@ fn cancelled_job_without_attempts_ends_at_once() {
 }
 
 #[test]
-fn drained_attempt_is_tried_again_and_does_not_count() {
+fn drained_attempt_is_retried_and_does_not_count() {
     let (mut world, pool) = one_node();
     let other = world.pool("q", "CN-XJ", vec![node_spec("n1", 8, 0)]);
     let job = world.submit_spec(minimal());
@@ -354,7 +354,7 @@ fn decode_all(bytes: &[u8]) {
 fn decoder_survives_every_truncation_and_single_byte_mutation() {
     let mut rng = StdRng::seed_from_u64(1);
     for valid in samples() {
-        assert!(valid.len() > 100, "{} bytes are too few to tell", valid.len());
+        assert!(valid.len() > 100, "{} bytes are too few", valid.len());
         for len in 0..valid.len() {
             decode_all(&valid[..len]);
             let mut mutated = valid.clone();
@@ -432,7 +432,7 @@ fn random_commands_break_no_invariant() {
 }
 
 #[test]
-fn node_that_fails_what_several_jobs_give_it_rests_and_comes_back() {
+fn node_that_fails_attempts_of_several_jobs_is_quarantined_and_released() {
     let mut world = Fixture::new();
     let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
     let at = NodeRef { pool, node: NodeId(1) };
@@ -443,7 +443,7 @@ fn node_that_fails_what_several_jobs_give_it_rests_and_comes_back() {
         world.end(unit(job, 0), OutcomeKind::StartFailed);
     };
     (0..4).for_each(|_| fault(&mut world));
-    // One attempt that really ran proves the node: the count begins anew.
+    // One attempt that ran proves that the node works: the count restarts.
     let job = world.submit_spec(tasks(1, 1));
     world.must_start(unit(job, 0), pool);
     world.end(unit(job, 0), OutcomeKind::Failed);

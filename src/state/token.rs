@@ -33,14 +33,14 @@ pub enum TokenReply {
 pub struct RequestToken {
     pub key: TokenKey,
     pub fingerprint: u64,
-    /// When the client made it, if its text tells.
+    /// When the client made it, if its text contains a time.
     pub made_at: Option<Timestamp>,
 }
 
 impl RequestToken {
     /// Hashes a client's token with its principal and its method, and the request it came with.
     ///
-    /// A token that is a UUID of version 7 (RFC 9562) tells when it was made: it is refused once it
+    /// A token that is a UUID of version 7 (RFC 9562) contains the time when it was made: it is refused once it
     /// may have been forgotten, so that a late repetition never does a thing twice.
     pub fn new(principal: &Principal, method: &str, token: &str, request: &[u8]) -> Self {
         let who = match principal {
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn token_tells_its_time_only_as_a_uuid_of_version_7() {
+    fn token_has_a_time_only_as_a_uuid_of_version_7() {
         // The example of RFC 9562, appendix A.6: 2022-02-22 19:22:22 UTC.
         let example = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
         assert_eq!(made_at(example), Some(Timestamp(1_645_557_742_000)));

@@ -52,19 +52,18 @@ pub(super) fn plan(cluster: &Cluster, arrivals: &[usize], outcome: &Outcome, per
     }
     let entries = cluster.demands.iter().zip(counts).filter(|(_, count)| *count > 0);
     let waiting = entries.map(|(demand, count)| Waiting { demand: demand.clone(), count, priority: 0 });
-    let clutter = FragmentedPool { name: String::new(), nodes, running, waiting: waiting.collect() };
+    let pool = FragmentedPool { name: String::new(), nodes, running, waiting: waiting.collect() };
     let free_millis = (cluster.capacity_millis as f64 * (1.0 - percent / 100.0)) as u64;
     let limits = Limits { moves: usize::MAX, free_millis, comparisons: u64::MAX };
     let started = std::time::Instant::now();
-    let plan = clutter.plan(limits);
+    let plan = pool.plan(limits);
     let seconds = started.elapsed().as_secs_f64();
-    let gained = plan.steps.iter().map(|step| clutter.waiting[step.waiting].demand.device_millis());
+    let gained = plan.steps.iter().map(|step| pool.waiting[step.waiting].demand.device_millis());
     let gained: u64 = gained.sum();
     let stopped = plan.steps.iter().flat_map(|step| &step.moves).filter(|moved| moved.to.is_none());
-    let stopped: Vec<u64> =
-        stopped.map(|moved| clutter.running[moved.running].demand.device_millis()).collect();
+    let stopped: Vec<u64> = stopped.map(|moved| pool.running[moved.running].demand.device_millis()).collect();
     let free: u64 =
-        clutter.nodes.iter().flat_map(|(_, node)| &node.device_free).map(|free| u64::from(*free)).sum();
+        pool.nodes.iter().flat_map(|(_, node)| &node.device_free).map(|free| u64::from(*free)).sum();
     let used = cluster.capacity_millis - free + gained - stopped.iter().sum::<u64>();
     Defragmented {
         moves: plan.moves(),

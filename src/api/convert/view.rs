@@ -60,10 +60,10 @@ pub fn defrag_message(
             lost_ms: moving.lost_ms,
         }
     };
-    let mut let_in = vec![0; found.waiting.len()];
+    let mut to_start = vec![0; found.waiting.len()];
     let mut step = |step: &defrag::Step| {
-        let job = found.job_to_place(step.waiting, let_in[step.waiting]);
-        let_in[step.waiting] += 1;
+        let job = found.job_to_place(step.waiting, to_start[step.waiting]);
+        to_start[step.waiting] += 1;
         v1::DefragStep {
             job_name: job.map(|job| job.name.clone()).unwrap_or_default(),
             job_id: job.map_or(0, |job| job.id.0),

@@ -194,7 +194,7 @@ pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
 
 /// File in the state folder with the newest high-water mark that the broker sent to the agent. The name is
 /// part of the folder's format.
-const HIGH_WATER_FILE: &str = "stamp";
+const HIGH_WATER_FILE: &str = "high-water";
 
 /// Runs a pool's agent until `stop` completes.
 ///

@@ -265,3 +265,14 @@ fn write_until_killed(directory: &Path) -> ! {
         writeln!(stdout, "durable {durable}.").unwrap();
     }
 }
+
+#[test]
+fn sqlite_of_a_build_before_format_1_is_refused_as_such() {
+    let directory = TempDir::new().unwrap();
+    drop(SqliteJournal::open(directory.path()).unwrap());
+    let db = rusqlite::Connection::open(directory.path().join("journal.sqlite")).unwrap();
+    db.pragma_update(None, "application_id", 0).unwrap();
+    drop(db);
+    let Err(error) = SqliteJournal::open(directory.path()) else { panic!("an older format is read") };
+    assert!(matches!(error, Error::Foreign), "{error}");
+}

@@ -235,7 +235,7 @@ impl State {
         if attempt.phase == Phase::Running {
             progress.running -= 1;
         }
-        // What was taken away, or never begun, says nothing about the node.
+        // An attempt that was stopped, or never started, proves nothing about its node.
         let blamed = ended.outcome.kind.retry_avoids_node();
         let avoid = attempt.placements.first().map(|p| NodeRef { pool: attempt.pool, node: p.node });
         let avoid = avoid.filter(|_| blamed);
@@ -270,8 +270,8 @@ impl State {
         out.archive.push(ArchiveRow::Attempt(self.finished(attempt, ended)));
     }
 
-    /// Gives the place of an ended attempt to the one that follows it, or that one's place in the
-    /// line to its own successor.
+    /// Hands the placement of an ended attempt to its successor; if the attempt was itself queued, its successor
+    /// is queued in its stead.
     fn hand_over(&mut self, ended: &Attempt, out: &mut Applied) {
         let Some(next) = self.index.claims.successors.remove(&ended.unit) else { return };
         if let Some(successor) = self.attempt_mut(next) {

@@ -107,7 +107,7 @@ impl State {
         }
     }
 
-    /// Tells that the classes of a job's groups may have gained or lost units.
+    /// Reports that the classes of a job's groups may have gained or lost units.
     pub(super) fn note_classes(&self, id: JobId, out: &mut Applied) {
         let Some(job) = self.jobs.get(&id) else { return };
         let classes = (0..job.groups.len()).filter_map(|group| self.class_of(job, group));

@@ -278,7 +278,7 @@ const HINTED_LEN_MAX: usize = 64;
 /// `, did you mean "…"?` for the candidate that is nearest to `text`, if any is near.
 fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     // Comparing takes time and memory by the product of both lengths: only what can be near is
-    // compared, and nobody misspells a name of this length.
+    // compared, and no user misspells a name of this length.
     let within = |candidate: &str| 1 + candidate.len() / 4;
     let near = candidates
         .filter(|candidate| {

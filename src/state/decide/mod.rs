@@ -27,7 +27,7 @@ pub struct Decision {
     pub reply: Reply,
 }
 
-/// What the caller is told once the events are durable.
+/// The reply to the caller once the events are durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Done,
@@ -95,7 +95,10 @@ impl State {
                 self.decide_term(*journal, *key, *writer_session, *term)
             }
             Command::UpdateWorkloadProfile { profile } if profile.entries.len() > PROFILE_ENTRIES_MAX => {
-                Err(Rejection::LimitReached { what: "kinds of tasks in a lesson", max: PROFILE_ENTRIES_MAX })
+                Err(Rejection::LimitReached {
+                    what: "entries of a workload profile",
+                    max: PROFILE_ENTRIES_MAX,
+                })
             }
             Command::UpdateWorkloadProfile { profile } => {
                 Ok(Decision::done(vec![Event::WorkloadProfileUpdated { profile: profile.clone() }]))
@@ -146,7 +149,7 @@ struct Ending {
     ended: super::event::EndedAttempt,
 }
 
-/// Checks that `based_on` is what the caller says it saw; 0 stands for anything.
+/// Checks that `based_on` is what the caller saw; 0 stands for anything.
 fn check_revision(
     kind: &'static str,
     name: &str,

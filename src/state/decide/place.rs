@@ -43,7 +43,7 @@ impl State {
                 self.settings.start_by_ms
             }
             Some(before) => {
-                self.check_line(job, group, start, before)?;
+                self.check_claim(job, group, start, before)?;
                 WAIT_MS
             }
         };
@@ -65,16 +65,16 @@ impl State {
     ///
     /// Of one class, both ask for the same and count for the same queues: nothing more is held
     /// when one follows the other.
-    fn check_line(&self, job: &Job, group: usize, start: &Start, before: UnitId) -> Result<(), Rejection> {
+    fn check_claim(&self, job: &Job, group: usize, start: &Start, before: UnitId) -> Result<(), Rejection> {
         let class = self.class_of(job, group).ok_or(OUTDATED("the class"))?;
-        let tail = self.claim_end(before).filter(|(other, _)| *other == class).ok_or(OUTDATED("the line"))?;
+        let end = self.claim_end(before).filter(|(other, _)| *other == class).ok_or(OUTDATED("the claim"))?;
         let ahead = self.attempt(before).filter(|ahead| ahead.pool == start.pool);
         let same_place = ahead.is_some_and(|ahead| {
             let places = ahead.placements.iter().zip(&start.placements);
             places.into_iter().all(|(a, b)| (a.node, &a.devices) == (b.node, &b.devices))
         });
-        if tail.1 >= self.successors_max(class.shape) || !same_place {
-            return Err(OUTDATED("the line"));
+        if end.1 >= self.successors_max(class.shape) || !same_place {
+            return Err(OUTDATED("the claim"));
         }
         Ok(())
     }

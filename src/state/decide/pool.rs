@@ -93,7 +93,7 @@ impl State {
                 NodeId(next - 1)
             });
             ids.push(node);
-            let same = pool.nodes.get(&node).is_some_and(|kept| kept.spec == *spec && !kept.gone);
+            let same = pool.nodes.get(&node).is_some_and(|node| node.spec == *spec && !node.gone);
             if !same {
                 events.push(Event::NodeReported { pool: id, node, spec: spec.clone() });
             }
@@ -102,7 +102,7 @@ impl State {
             return Err(Rejection::LimitReached { what: "nodes in one pool", max: NODES_PER_POOL_MAX });
         }
         let gone = inventory.removed.iter().filter_map(|name| pool.node_names.get(name));
-        let gone = gone.filter(|node| pool.nodes.get(node).is_some_and(|kept| !kept.gone));
+        let gone = gone.filter(|node| pool.nodes.get(node).is_some_and(|node| !node.gone));
         events.extend(gone.map(|node| Event::NodeRemoved { pool: id, node: *node }));
         Ok(Decision { events, reply: Reply::Nodes(ids) })
     }
@@ -124,7 +124,7 @@ impl State {
 
     pub(super) fn decide_remove_nodes(&self, id: PoolId, nodes: &[NodeId]) -> Decision {
         let there = |node: &&NodeId| {
-            self.pool(id).and_then(|pool| pool.nodes.get(node)).is_some_and(|kept| !kept.gone)
+            self.pool(id).and_then(|pool| pool.nodes.get(node)).is_some_and(|node| !node.gone)
         };
         let events = nodes.iter().filter(there).map(|node| Event::NodeRemoved { pool: id, node: *node });
         Decision::done(events.collect())
@@ -184,15 +184,15 @@ impl State {
         cordoned: bool,
     ) -> Result<Decision, Rejection> {
         let pool = self.pool_or_reject(id)?;
-        let Some(kept) = pool.nodes.get(&node) else {
+        let Some(known) = pool.nodes.get(&node) else {
             return Err(Rejection::NotFound { kind: "node", name: node.to_string() });
         };
         let mut events = Vec::new();
-        if kept.cordoned != cordoned {
+        if known.cordoned != cordoned {
             events.push(Event::NodeCordoned { pool: id, node, cordoned });
         }
         // There is one way back into service.
-        if !cordoned && kept.failure_tracker.quarantined_until.is_some() {
+        if !cordoned && known.failure_tracker.quarantined_until.is_some() {
             events.push(Event::NodeReleased { pool: id, node });
         }
         Ok(Decision::done(events))

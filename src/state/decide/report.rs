@@ -37,9 +37,9 @@ impl State {
             return Ok(Decision { events: Vec::new(), reply: Reply::Orphaned });
         };
         // While an older copy of the journal was in use, it gave this name to something else. An agent
-        // that adopted what it found says no revision.
-        let namesake = report.ordered_revision != attempt.ordered_revision;
-        if namesake && report.ordered_revision != Revision::default() && !Mutant::ObeyStaleIds.is_on() {
+        // that adopted what it found reports no revision.
+        let other = report.ordered_revision != attempt.ordered_revision;
+        if other && report.ordered_revision != Revision::default() && !Mutant::ObeyStaleIds.is_on() {
             return Ok(Decision { events: Vec::new(), reply: Reply::StaleId });
         }
         Ok(Decision::done(self.report_events(now, attempt, &report.status)))

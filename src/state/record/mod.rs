@@ -96,6 +96,9 @@ pub fn encode_events(events: &[EventRecord]) -> Vec<u8> {
 pub fn decode_events(bytes: &[u8]) -> Result<Vec<EventRecord>, Error> {
     let bytes = if Mutant::SwallowTornBatch.is_on() { whole_fields(bytes) } else { bytes };
     let batch: proto::EventBatch = decode(bytes)?;
+    if batch.first_revision == 0 && !batch.events.is_empty() {
+        return Err(Error::Missing { field: "first_revision" });
+    }
     let mut at = 0;
     let events = (batch.first_revision..).zip(batch.events).map(|(revision, mut event)| {
         if event.at_unix_ms == 0 {
