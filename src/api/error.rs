@@ -39,7 +39,7 @@ pub fn call(error: CallError) -> Status {
     }
 }
 
-/// Codes that only the API reports, each with its meaning and remedy, for `docs/reasons.md`.
+/// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
 pub const MANUAL: [(&str, &str, &str); 2] = [
     (
         "Unreadable",

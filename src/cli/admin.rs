@@ -26,7 +26,7 @@ enum Command {
         attempt: String,
     },
     /// Print the reference of reason and error codes as Markdown.
-    #[command(after_help = "Example:\n  weir admin reasons > docs/reasons.md")]
+    #[command(after_help = "Example:\n  weir admin reasons > docs/reference/reasons.md")]
     Reasons,
 }
 

@@ -151,7 +151,7 @@ impl OutcomeKind {
         matches!(self, Self::Succeeded | Self::Failed | Self::OutOfMemory | Self::TimedOut)
     }
 
-    /// Returns the meaning, one clause for `docs/reasons.md`.
+    /// Returns the meaning, one clause for `docs/reference/reasons.md`.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Succeeded => "every task exited with code 0",

@@ -68,7 +68,7 @@ pub const NODE_CPU_MILLIS_MAX: u64 = 10 * CPU_MILLIS_MAX;
 pub const NODE_STORAGE_BYTES_MAX: u64 = 16 * BYTES_MAX;
 /// Devices on one node: four times the largest task.
 pub const DEVICES_PER_NODE_MAX: usize = 256;
-/// Nodes in one pool: as many as the largest measured cluster has in all (`docs/performance.md`).
+/// Nodes in one pool: as many as the largest measured cluster has in all (`docs/internals/performance.md`).
 pub const NODES_PER_POOL_MAX: usize = 100_000;
 /// Pools of one broker: each has a session, and `why` lists every one of them.
 pub const POOLS_MAX: usize = 10_000;

@@ -135,7 +135,7 @@ impl PoolReason {
         }
     }
 
-    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reasons.md`.
+    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reference/reasons.md`.
     pub fn manual() -> &'static [(&'static str, &'static str, &'static str)] {
         &[
             ("RegionNotAllowed", "the job's constraints exclude this pool's region", "allow the region"),
@@ -345,7 +345,7 @@ impl JobReason {
         }
     }
 
-    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reasons.md`.
+    /// Returns a row (code, meaning, what helps) for every reason, for `docs/reference/reasons.md`.
     pub fn manual() -> &'static [(&'static str, &'static str, &'static str)] {
         &[
             (
