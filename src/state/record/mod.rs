@@ -99,8 +99,12 @@ pub fn decode_events(bytes: &[u8]) -> Result<Vec<EventRecord>, Error> {
     if batch.first_revision == 0 && !batch.events.is_empty() {
         return Err(Error::Missing { field: "first_revision" });
     }
+    let last = batch.first_revision.checked_add(batch.events.len() as u64);
+    if last.is_none() {
+        return Err(Error::damaged("first_revision", batch.first_revision));
+    }
     let mut at = 0;
-    let events = (batch.first_revision..).zip(batch.events).map(|(revision, mut event)| {
+    let events = (batch.first_revision..u64::MAX).zip(batch.events).map(|(revision, mut event)| {
         if event.at_unix_ms == 0 {
             event.at_unix_ms = at;
         }
