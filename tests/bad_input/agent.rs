@@ -386,7 +386,7 @@ async fn older_epoch_is_refused_before_its_reports_are_read() {
     let mut new = Agent::connect(&client, hello("normal", 1)).await;
     assert!(new.epoch > old.epoch);
     let (code, message) = old.receive_refusal().await;
-    assert_eq!((code.as_str(), message.as_str()), ("Superseded", "a newer session speaks for the pool"));
+    assert_eq!((code.as_str(), message.as_str()), ("Superseded", "a newer session of the pool is active"));
     // A report that would make the broker read-only, as if its journal were an old copy. It is ignored
     // because of its epoch.
     let attempt = format!("{}-1-0-1", new.journal);

@@ -260,7 +260,11 @@ fn program_cases(kind: &str, call: fn(Change) -> Call) -> Vec<Case> {
             "\"\" is not the name or key of a secret",
             with_env(env("A", secret("", "k"))),
         ),
-        case("env[0].value_from.key", "\"a b\" does not name", with_env(env("A", secret("s", "a b")))),
+        case(
+            "env[0].value_from.key",
+            "\"a b\" is not the name or key of a secret",
+            with_env(env("A", secret("s", "a b"))),
+        ),
         case("workdir", "\"tmp\" is not an absolute path", Box::new(|p| p.workdir = "tmp".to_owned())),
         case("workdir", "contains NUL", Box::new(|p| p.workdir = "/\0".to_owned())),
         case(

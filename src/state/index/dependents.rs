@@ -32,3 +32,12 @@ pub fn rebuild(state: &State) -> Dependents {
     }
     dependents
 }
+
+/// The index equals a rebuilt one, but for dependents that have ended: they stay until their dependency ends,
+/// since removing one from a long list would cost as much as the list is long.
+pub fn is_current(state: &State) -> bool {
+    let mut index = state.index.dependents.clone();
+    index.of.values_mut().for_each(|list| list.retain(|job| state.jobs.contains_key(job)));
+    index.of.retain(|_, list| !list.is_empty());
+    index == rebuild(state)
+}
