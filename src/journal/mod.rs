@@ -108,7 +108,7 @@ pub trait Archive: Send {
     /// # Errors
     /// As for every method of this trait:
     /// - [`Error::Io`] if the archive can't be read.
-    /// - [`Error::Corrupt`] if a row can't be decoded.
+    /// - [`Error::Record`] if a row can't be decoded.
     fn job(&mut self, id: JobId) -> Result<Option<FinishedJob>, Error>;
 
     /// Returns the finished job of this name in this queue that was submitted last; `None` if there is none.

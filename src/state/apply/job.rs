@@ -74,7 +74,7 @@ impl State {
         {
             for dependency in &entry.spec.depends_on {
                 if self.jobs.contains_key(&dependency.job) {
-                    self.index.dependents.of.entry(dependency.job).or_default().push(id);
+                    self.index.dependents.of.entry(dependency.job).or_default().insert(id);
                 }
             }
         }
@@ -147,7 +147,9 @@ impl State {
         );
         self.index.names.jobs.remove(&(job_name_hash(job.queue, &job.name), id));
         self.index.stops.closing.remove(&id);
-        self.index.dependents.failed.remove(&id);
+        if let Some(entry) = self.specs.get(&job.spec) {
+            self.index.dependents.remove(id, &entry.spec);
+        }
         let queue = self.queues.get_mut(&job.queue);
         let queue_name = queue.map_or_else(String::new, |queue| {
             queue.jobs -= 1;
@@ -202,7 +204,8 @@ impl State {
                 };
             }
             let Some(job) = self.job_mut(id) else { continue };
-            job.pending_dependencies = job.pending_dependencies.saturating_sub(count);
+            assert!(job.pending_dependencies >= count, "job {id} waits for fewer jobs than have ended");
+            job.pending_dependencies -= count;
             job.dependency_failed |= !met;
             job.revision = revision;
             if !met && job.closing.is_none() {

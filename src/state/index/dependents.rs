@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::id::JobId;
+use crate::model::spec::JobSpec;
 use crate::state::State;
 
 /// Who depends on whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dependents {
-    /// Live jobs by a live job that they depend on, in submission order; twice if they name it twice.
-    pub of: BTreeMap<JobId, Vec<JobId>>,
+    /// Live jobs by a live job that they depend on. A set, not a list: a job that ends early is taken out of
+    /// what may be hundreds of thousands.
+    pub of: BTreeMap<JobId, BTreeSet<JobId>>,
     /// Jobs that a dependency's end excludes, until they are closed.
     pub failed: BTreeSet<JobId>,
 }
@@ -27,17 +29,23 @@ pub fn rebuild(state: &State) -> Dependents {
         let Some(entry) = state.specs.get(&job.spec) else { continue };
         let live = entry.spec.depends_on.iter().filter(|dependency| state.jobs.contains_key(&dependency.job));
         for dependency in live {
-            dependents.of.entry(dependency.job).or_default().push(job.id);
+            dependents.of.entry(dependency.job).or_default().insert(job.id);
         }
     }
     dependents
 }
 
-/// The index equals a rebuilt one, but for dependents that have ended: they stay until their dependency ends,
-/// since removing one from a long list would cost as much as the list is long.
-pub fn is_current(state: &State) -> bool {
-    let mut index = state.index.dependents.clone();
-    index.of.values_mut().for_each(|list| list.retain(|job| state.jobs.contains_key(job)));
-    index.of.retain(|_, list| !list.is_empty());
-    index == rebuild(state)
+impl Dependents {
+    /// Takes out a job that ends before some of the jobs in its `depends_on`.
+    pub fn remove(&mut self, job: JobId, spec: &JobSpec) {
+        self.failed.remove(&job);
+        for dependency in &spec.depends_on {
+            if let Some(jobs) = self.of.get_mut(&dependency.job) {
+                jobs.remove(&job);
+                if jobs.is_empty() {
+                    self.of.remove(&dependency.job);
+                }
+            }
+        }
+    }
 }

@@ -81,7 +81,7 @@ impl State {
             ("names", self.index.names == names::rebuild(self)),
             ("timers", self.index.timers == timers::rebuild(self)),
             ("stops", self.index.stops == stops::rebuild(self)),
-            ("dependents", dependents::is_current(self)),
+            ("dependents", self.index.dependents == dependents::rebuild(self)),
             ("claims", claims::same(self, &rebuilt)),
             ("classes", classes_by_shape(self) == classes_by_shape(&rebuilt)),
             ("devices in use", self.index.devices_in_use == rebuilt.index.devices_in_use),
