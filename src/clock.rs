@@ -43,3 +43,24 @@ impl Clock {
         at.0.saturating_sub(self.offset_ms)
     }
 }
+
+/// Lengthens `wait` by a random part of up to half of it, so that clients refused at the same time
+/// don't repeat at the same time.
+pub fn spread(wait: Duration) -> Duration {
+    let half = u64::try_from(wait.as_micros() / 2).unwrap_or(u64::MAX);
+    wait + Duration::from_micros(rand::random_range(0..=half))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_spread_over_half_of_their_length() {
+        let wait = Duration::from_millis(100);
+        let waits: Vec<Duration> = (0..200).map(|_| spread(wait)).collect();
+        assert!(waits.iter().all(|it| (wait..=wait * 3 / 2).contains(it)), "{waits:?}");
+        let early = waits.iter().filter(|it| **it < wait * 5 / 4).count();
+        assert!((50..150).contains(&early), "{early} of 200 in the first half");
+    }
+}

@@ -17,6 +17,8 @@ pub mod clock;
 #[cfg(feature = "io")]
 pub mod config;
 #[cfg(feature = "io")]
+pub mod files;
+#[cfg(feature = "io")]
 pub mod journal;
 #[cfg(feature = "io")]
 pub mod lock;

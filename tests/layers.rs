@@ -14,11 +14,12 @@ const TABLE: &[(&str, u32, &[&str])] = &[
     ("agent", 3, &["model", "state", "scheduler"]),
     ("clock", 4, &["model"]),
     ("lock", 4, &[]),
-    ("config", 4, &["model", "state"]),
+    ("files", 4, &[]),
+    ("config", 4, &["model", "state", "files"]),
     ("telemetry", 4, &["model", "state"]),
     ("journal", 5, &["model", "state", "lock"]),
     // A pool's backend executes the agent's effects, so it speaks of them, in real time.
-    ("pools", 5, &["model", "state", "agent", "clock"]),
+    ("pools", 5, &["model", "state", "agent", "clock", "files"]),
     (
         "runtime",
         6,
@@ -37,7 +38,7 @@ const TABLE: &[(&str, u32, &[&str])] = &[
     ),
     // The API carries what state and broker take and answer; it drives neither. Its agent side
     // reads the pools' logs.
-    ("api", 7, &["model", "state", "broker", "pools", "runtime"]),
+    ("api", 7, &["model", "state", "broker", "clock", "pools", "runtime"]),
     ("dashboard", 7, &["model", "runtime"]),
     (
         "cli",

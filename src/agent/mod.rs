@@ -10,8 +10,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::attempt::{AttemptReport, AttemptStatus};
+use crate::model::backoff::Backoff;
 use crate::model::exchange::{
     Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, SpecWindow, StartOrder, Stop, ToAgent,
 };
@@ -91,7 +93,7 @@ pub struct StartRequest {
 
 /// First and longest window, in milliseconds, in which the next connection attempt falls at a random time. A
 /// broker that has restarted must have its pools back soon, but not a thousand agents at once.
-const BACKOFF_MS: (u64, u64) = (1_000, 5_000);
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
 /// Reports in one message: far below what a broker accepts, so that each is a short step for it.
 const REPORTS_MAX: usize = 256;
 /// Nodes in one message: a node with its labels and devices takes a kilobyte or two.
@@ -125,7 +127,7 @@ pub struct Agent {
     term: Term,
     lease_until: Timestamp,
     /// Connections lost or refused since the last session was established.
-    retries: u32,
+    backoff: Backoff,
     /// State of the generator that spreads reconnects, seeded with the instance.
     jitter: u64,
     /// Attempts whose status must be reported.
@@ -213,7 +215,7 @@ impl Agent {
             journal: JournalId::default(),
             term: Term(0),
             lease_until: Timestamp(0),
-            retries: 0,
+            backoff: BACKOFF,
             jitter,
             unreported: BTreeSet::new(),
             effects: Vec::new(),
@@ -309,9 +311,7 @@ impl Agent {
         if matches!(self.connection, Connection::Down { .. }) {
             return;
         }
-        self.retries = self.retries.saturating_add(1);
-        let (first, most) = BACKOFF_MS;
-        let window_ms = first.checked_shl(self.retries.saturating_sub(1).min(16)).unwrap_or(most).min(most);
+        let window_ms = self.backoff.next_wait().as_millis() as u64;
         // As in SplitMix64 (Steele, Lea and Flood 2014): agents that lost one broker must not reconnect at
         // the same time.
         self.jitter = self.jitter.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -350,13 +350,13 @@ impl Agent {
             ToAgent::Refused { code, .. } => {
                 // With the longest back-off: an immediate reconnect would displace the accepted session,
                 // which would then do the same.
-                self.retries = match code {
+                match code {
                     RefusedCode::PoolClaimed
                     | RefusedCode::Superseded
                     | RefusedCode::InvalidPool
-                    | RefusedCode::UnknownWork => 6,
-                    RefusedCode::ProtocolError | RefusedCode::Unavailable => self.retries,
-                };
+                    | RefusedCode::UnknownWork => self.backoff.skip_to_longest(),
+                    RefusedCode::ProtocolError | RefusedCode::Unavailable => {}
+                }
                 self.disconnect();
             }
             ToAgent::Orders { part, specs, orders, .. } => self.handle_orders(part, specs, orders),
@@ -386,7 +386,7 @@ impl Agent {
         self.journal = accepted.journal;
         self.term = accepted.term;
         self.store_high_water(accepted.high_water);
-        self.retries = 0;
+        self.backoff.reset();
         // The hello was received, so it counts as the first heartbeat.
         self.extend_lease(sent_at.plus_ms(accepted.lease_ms));
         let skew_ms = skew_ms(sent_at, accepted.now);

@@ -9,6 +9,7 @@ use super::job::Jobs;
 use super::proto::v1;
 use super::response_stream::ResponseSender;
 use crate::broker::{Answer, Query};
+use crate::model::backoff::Backoff;
 use crate::model::limit::{MESSAGE_LEN_MAX, PAGE_MAX};
 use crate::model::text;
 use crate::model::validate::quote;
@@ -19,7 +20,7 @@ use crate::state::view::{AttemptPhase, AttemptView, JobView};
 const LOG_BYTES: u32 = 64 * 1024;
 /// First and longest wait between two reads of a followed log. It starts short for tasks that end soon, and
 /// doubles while there is no new output.
-const FOLLOW_BACKOFF: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+const FOLLOW_BACKOFF: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
 /// How long a connected agent may take to respond.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Wait before the next read while the agent is not connected.
@@ -71,7 +72,7 @@ impl Jobs {
         message: &v1::LogsRequest,
         sender: &ResponseSender<v1::LogsResponse>,
     ) -> Result<Option<AttemptView>, Status> {
-        let mut wait = FOLLOW_BACKOFF.0;
+        let mut backoff = FOLLOW_BACKOFF;
         loop {
             if let Some(attempt) = self.attempt_of(job, message).await? {
                 return Ok(Some(attempt));
@@ -80,8 +81,7 @@ impl Jobs {
             if !message.follow || now.phase.is_end() || sender.is_closed() {
                 return Ok(None);
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(FOLLOW_BACKOFF.1);
+            tokio::time::sleep(backoff.next_wait()).await;
         }
     }
 
@@ -98,7 +98,7 @@ impl Jobs {
         sender: &ResponseSender<v1::LogsResponse>,
     ) -> Result<(), Status> {
         let Some(attempt) = self.wait_for_attempt(job, message, sender).await? else { return Ok(()) };
-        let mut wait = FOLLOW_BACKOFF.0;
+        let mut backoff = FOLLOW_BACKOFF;
         let mut ended_at = None;
         let mut streams = [
             (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, None, false),
@@ -153,7 +153,8 @@ impl Jobs {
                 if chunk.data.is_empty() {
                     continue;
                 }
-                (has_new, wait) = (true, FOLLOW_BACKOFF.0);
+                has_new = true;
+                backoff.reset();
                 *offset = read_to;
                 let message = v1::LogsResponse {
                     stream: *shown as i32,
@@ -169,8 +170,7 @@ impl Jobs {
                 return Ok(());
             }
             if !has_new {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(FOLLOW_BACKOFF.1);
+                tokio::time::sleep(backoff.next_wait()).await;
             }
         }
     }

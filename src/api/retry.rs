@@ -15,6 +15,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::Service;
 
+use crate::clock::spread;
+use crate::model::backoff::doubled;
+
 /// Requests of this service are streams, which are sent while the response arrives and so can't be
 /// repeated. The broker never refuses them with a retry delay.
 const STREAMED: &str = "/weir.v1.AgentService/";
@@ -64,7 +67,7 @@ impl Service<Request<Body>> for RetryChannel {
                 let response =
                     channel.call(request).await.map_err(|error| transport_error(&address, error))?;
                 let Some(delay) = delay_of(response.headers()) else { return Ok(response) };
-                let until = Instant::now() + spread((delay * (1 << retries.min(8))).min(WAIT_MAX));
+                let until = Instant::now() + spread(doubled(delay.min(WAIT_MAX), retries, WAIT_MAX));
                 if until > deadline {
                     return Ok(response);
                 }
@@ -100,25 +103,4 @@ fn delay_of(headers: &HeaderMap) -> Option<Duration> {
 pub fn retry_delay(status: &Status) -> Option<Duration> {
     let retry = (status.code() == Code::ResourceExhausted).then(|| status.get_details_retry_info())?;
     retry?.retry_delay
-}
-
-/// Lengthens `wait` by a random part of up to half of it, so that clients refused at the same time
-/// don't repeat at the same time.
-pub fn spread(wait: Duration) -> Duration {
-    let half = u64::try_from(wait.as_micros() / 2).unwrap_or(u64::MAX);
-    wait + Duration::from_micros(rand::random_range(0..=half))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_are_spread_over_half_of_their_length() {
-        let wait = Duration::from_millis(100);
-        let waits: Vec<Duration> = (0..200).map(|_| spread(wait)).collect();
-        assert!(waits.iter().all(|it| (wait..=wait * 3 / 2).contains(it)), "{waits:?}");
-        let early = waits.iter().filter(|it| **it < wait * 5 / 4).count();
-        assert!((50..150).contains(&early), "{early} of 200 in the first half");
-    }
 }

@@ -8,8 +8,9 @@ use super::Failure;
 use super::exit::INVALID;
 use crate::api::client::Client;
 use crate::api::proto::v1;
-use crate::api::retry::spread;
+use crate::clock::spread;
 use crate::config::ClientFile;
+use crate::model::backoff::Backoff;
 use crate::model::queue::DEFAULT_QUEUE;
 
 /// Default address of a broker.
@@ -119,13 +120,13 @@ where
     F: Future<Output = Result<T, Status>>,
 {
     let deadline = tokio::time::Instant::now() + timeout;
-    let mut wait = Duration::from_millis(20);
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
     loop {
+        let wait = backoff.next_wait();
         match call().await {
             Err(status) if is_transient(&status) && tokio::time::Instant::now() + wait < deadline => {
                 // Random delays, so that a restarted broker does not receive all repeated calls at once.
                 tokio::time::sleep(spread(wait)).await;
-                wait = (wait * 2).min(Duration::from_secs(1));
             }
             outcome => return outcome,
         }

@@ -10,6 +10,7 @@ use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
+use crate::model::backoff::Backoff;
 
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
@@ -341,7 +342,7 @@ pub(super) fn print_part(
 
 /// Waits until a job has ended.
 pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, Failure> {
-    let mut wait = Duration::from_millis(1);
+    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(250));
     loop {
         let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: false };
         let call = || async { client.jobs().get_job(request.clone()).await };
@@ -349,8 +350,7 @@ pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, F
         if has_ended(&job) {
             return Ok(job);
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_millis(250));
+        tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 

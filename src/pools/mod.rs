@@ -8,7 +8,6 @@ pub mod check;
 pub mod host;
 pub mod kubernetes;
 mod retention;
-mod saved;
 pub mod simulated;
 
 use std::future::Future;

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
-use crate::pools::{Stream, saved};
+use crate::files;
+use crate::pools::Stream;
 
 /// The file mode of complete output: no write bits.
 const SEALED: u32 = 0o400;
@@ -71,7 +72,7 @@ pub(super) fn is_sealed(found: &Metadata) -> bool {
 
 /// Returns the range that was dropped of the stream in this file, if any.
 pub(super) fn dropped(file: &Path) -> Option<Dropped> {
-    saved::read(&record_of(file)).ok().flatten()
+    files::read_json(&record_of(file)).ok().flatten()
 }
 
 /// Bounds each stream of the task with this rank to `stream_max_bytes`.
@@ -98,7 +99,7 @@ pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, sizes:
 fn drop_middle(file: &Path, size: u64, stream_max_bytes: u64) -> io::Result<()> {
     let from = stream_max_bytes / 2;
     let to = size - stream_max_bytes / 2;
-    saved::write(&record_of(file), &Dropped { from, to })?;
+    files::replace_json_unsynced(&record_of(file), &Dropped { from, to })?;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let file = OpenOptions::new().write(true).open(file)?;
     Ok(fallocate(&file, punch, from, to - from)?)

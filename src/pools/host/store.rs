@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Attempt, StartAttempt};
+use crate::files;
 
 /// The longest name of an attempt. Longer names would bring the paths of its files and control groups near
 /// their limits.
@@ -115,16 +116,11 @@ impl Journal {
     /// has grown further.
     pub(super) fn compact(&mut self, entries: impl Iterator<Item = Entry>) -> io::Result<()> {
         self.compact_at = self.len + COMPACT_MIN_BYTES;
-        let fresh = self.path.with_extension("new");
         let mut bytes = Vec::new();
         for entry in entries {
             bytes.extend(line_of(&entry)?);
         }
-        let _absent = fs::remove_file(&fresh);
-        let mut file = private().create(true).append(true).open(&fresh)?;
-        file.write_all(&bytes)?;
-        fs::rename(&fresh, &self.path)?;
-        (self.file, self.len) = (file, bytes.len() as u64);
+        (self.file, self.len) = (files::replace(&self.path, &bytes)?, bytes.len() as u64);
         self.compact_at = 2 * self.len + COMPACT_MIN_BYTES;
         Ok(())
     }

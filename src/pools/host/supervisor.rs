@@ -24,7 +24,8 @@ use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, To
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::Exit;
-use crate::pools::{retention::collect, saved};
+use crate::files;
+use crate::pools::retention::collect;
 
 /// Interval of polls of memory, and of output that grows slowly.
 const POLL: Duration = Duration::from_millis(200);
@@ -157,7 +158,7 @@ impl Supervisor {
     /// Adopts the attempts of an earlier supervisor.
     fn adopt(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         // A lease survives the supervisor, but is void after a reboot: its clock starts at the boot.
-        let lease = saved::read::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
+        let lease = files::read_json::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
         if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
             self.lease_until_boot_ms = lease.until_boot_ms;
         }
@@ -271,7 +272,7 @@ impl Supervisor {
                     let lease =
                         LeaseRecord { boot_id: self.boot_id.clone(), until_boot_ms: lease_until_boot_ms };
                     // If this fails, a later supervisor uses an earlier end: leased tasks end early.
-                    let _ = saved::write(&self.state.join("lease"), &lease);
+                    let _ = files::replace_json_unsynced(&self.state.join("lease"), &lease);
                 }
             }
             ToSupervisor::List => {

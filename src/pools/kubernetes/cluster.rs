@@ -17,7 +17,8 @@ use tokio::sync::Semaphore;
 use super::Settings;
 use super::names;
 use super::status::StopCause;
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, spread};
+use crate::model::backoff::Backoff;
 use crate::model::time::Timestamp;
 
 /// The longest time of one call.
@@ -32,7 +33,7 @@ pub(super) const WATCH_S: u32 = 50;
 /// The shortest wait after 429 Too Many Requests: the value that API servers send in `Retry-After`.
 const THROTTLED_WAIT_MIN: Duration = Duration::from_secs(1);
 /// The wait before the first repetition, and the longest to which it grows.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
 /// Calls under way at once. API Priority and Fairness counts them against the client's share of an API server.
 const CALLS_MAX: usize = 64;
 /// How long a call that timed out may still take effect.
@@ -135,25 +136,12 @@ pub(super) fn is_refusal(error: &kube::Error) -> bool {
     matches!(status_code(error), 400 | 403 | 404 | 405 | 406 | 413 | 415 | 422)
 }
 
-/// Exponential backoff with jitter: waits between half of the current delay and all of it, then doubles the
-/// delay.
-struct Backoff(Duration);
-
-impl Backoff {
-    fn new() -> Self {
-        Self(BACKOFF.0)
-    }
-
-    /// Waits. `error` is the failed call's, if there was one: after a 429 the wait is at least
-    /// `THROTTLED_WAIT_MIN`.
-    async fn wait_after(&mut self, error: Option<&kube::Error>) {
-        if error.is_some_and(|error| status_code(error) == 429) {
-            self.0 = self.0.max(THROTTLED_WAIT_MIN * 2);
-        }
-        let part = f64::from(rand::random::<u16>()) / f64::from(u16::MAX);
-        tokio::time::sleep(self.0.mul_f64(0.5 + part / 2.0)).await;
-        self.0 = (self.0 * 2).min(BACKOFF.1);
-    }
+/// Waits before a call is repeated. `error` is the failed call's, if there was one: after a 429 the wait is at
+/// least `THROTTLED_WAIT_MIN`.
+async fn wait_after(backoff: &mut Backoff, error: Option<&kube::Error>) {
+    let throttled = error.is_some_and(|error| status_code(error) == 429);
+    let wait_min = if throttled { THROTTLED_WAIT_MIN } else { Duration::ZERO };
+    tokio::time::sleep(spread(backoff.next_wait()).max(wait_min)).await;
 }
 
 impl Cluster {
@@ -203,7 +191,7 @@ impl Cluster {
     pub(super) async fn create(&self, pod: Pod, start_by: Timestamp, stopped: &AtomicBool) -> CreateResult {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let name = pod.metadata.name.clone().unwrap_or_default();
-        let (pods, mut backoff) = (self.pods(&namespace), Backoff::new());
+        let (pods, mut backoff) = (self.pods(&namespace), BACKOFF);
         let (mut attempted, mut last) = (false, "the agent does not hold the pool's lock".to_owned());
         loop {
             // Before the checks: the wait for a permit may be long.
@@ -213,7 +201,7 @@ impl Cluster {
             }
             if !self.is_held() {
                 drop(permit);
-                backoff.wait_after(None).await;
+                wait_after(&mut backoff, None).await;
                 continue;
             }
             attempted = true;
@@ -235,7 +223,7 @@ impl Cluster {
                 Err(error) => {
                     last = failure_text(error.as_ref());
                     tracing::debug!(pod = name, error = last, "a pod is not created yet");
-                    backoff.wait_after(error.as_ref()).await;
+                    wait_after(&mut backoff, error.as_ref()).await;
                 }
             }
         }
@@ -251,14 +239,14 @@ impl Cluster {
 
     /// Returns the pod of this name, if it exists. Repeats the call until there is an answer.
     async fn get(&self, pods: &Api<Pod>, name: &str) -> Option<Pod> {
-        let mut backoff = Backoff::new();
+        let mut backoff = BACKOFF;
         loop {
             match self.call(pods.get_opt(name)).await {
                 Ok(found) => return found,
                 Err(error) => {
                     let why = failure_text(error.as_ref());
                     tracing::debug!(pod = name, error = why, "a pod can't be read");
-                    backoff.wait_after(error.as_ref()).await;
+                    wait_after(&mut backoff, error.as_ref()).await;
                 }
             }
         }
@@ -276,7 +264,7 @@ impl Cluster {
     ) -> Result<(), String> {
         let namespace = service.metadata.namespace.clone().unwrap_or_default();
         let services: Api<Service> = Api::namespaced(self.client.clone(), &namespace);
-        let mut backoff = Backoff::new();
+        let mut backoff = BACKOFF;
         loop {
             match self.call(services.create(&PostParams::default(), &service)).await {
                 Ok(_) => return Ok(()),
@@ -286,7 +274,7 @@ impl Cluster {
                 Err(error) if self.clock.now() > start_by => {
                     return Err(failure_text(error.as_ref()));
                 }
-                Err(error) => backoff.wait_after(error.as_ref()).await,
+                Err(error) => wait_after(&mut backoff, error.as_ref()).await,
             }
         }
     }
@@ -300,7 +288,7 @@ impl Cluster {
             "metadata": { "uid": uid, "annotations": { names::STOP: cause.to_annotation() } },
             "spec": { "activeDeadlineSeconds": 1 },
         });
-        let (pods, mut backoff) = (self.pods(namespace), Backoff::new());
+        let (pods, mut backoff) = (self.pods(namespace), BACKOFF);
         let parameters =
             PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         loop {
@@ -324,7 +312,7 @@ impl Cluster {
                     );
                     break;
                 }
-                Err(error) => backoff.wait_after(error.as_ref()).await,
+                Err(error) => wait_after(&mut backoff, error.as_ref()).await,
             }
         }
         self.delete(namespace, name, uid, None).await;
@@ -342,7 +330,7 @@ impl Cluster {
         let uid = Some(uid.to_owned()).filter(|uid| !uid.is_empty());
         let preconditions = Some(Preconditions { uid, resource_version });
         let parameters = DeleteParams { preconditions, ..DeleteParams::default() };
-        let (pods, mut backoff) = (self.pods(namespace), Backoff::new());
+        let (pods, mut backoff) = (self.pods(namespace), BACKOFF);
         loop {
             match self.call(pods.delete(name, &parameters)).await {
                 Ok(_) => return true,
@@ -351,7 +339,7 @@ impl Cluster {
                 Err(error) => {
                     let why = failure_text(error.as_ref());
                     tracing::debug!(pod = name, error = why, "a pod can't be deleted");
-                    backoff.wait_after(error.as_ref()).await;
+                    wait_after(&mut backoff, error.as_ref()).await;
                 }
             }
         }

@@ -22,8 +22,10 @@ use tokio::sync::{Notify, Semaphore};
 use super::cluster::{Cluster, error_text, is_refusal, status_code};
 use super::names;
 use super::timestamped::{Position, TimestampedLog};
+use crate::files;
+use crate::model::backoff::Backoff;
 use crate::model::id::AttemptId;
-use crate::pools::{LogPart, ReadLogs, Stream, retention, saved};
+use crate::pools::{LogPart, ReadLogs, Stream, retention};
 
 /// The longest time without data before a fetch of an ended task's output fails.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -33,9 +35,9 @@ const STREAM_END_WAIT: Duration = Duration::from_millis(300);
 const FIRST_READ_WAIT: Duration = Duration::from_millis(1_500);
 /// The wait before a broken stream is requested again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The longest wait between two tries to fetch an ended task's output. The waits, 1 s to 32 s, add up to about
-/// a minute.
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(32);
+/// The wait between two tries to fetch an ended task's output at which they end. The waits before, 1 s to 32 s,
+/// add up to about a minute.
+const RETRY_DELAY_END: Duration = Duration::from_secs(64);
 /// Outputs of ended tasks that are fetched at once.
 const FETCHES_MAX: usize = 16;
 /// Outputs of running tasks that are streamed at once. Other readers get no new output until a stream ends.
@@ -259,18 +261,18 @@ impl Shared {
 
     /// Fetches an ended task's output, and retries after transient errors.
     async fn fetch_all(&self, key: Key) -> Result<(), String> {
-        let mut wait = RETRY_DELAY;
+        let mut backoff = Backoff::new(RETRY_DELAY, RETRY_DELAY_END);
         loop {
+            let wait = backoff.next_wait();
             let permit = self.fetches.acquire().await;
             let fetched = self.fetch(key, None).await;
             drop(permit);
             match fetched {
                 Ok(()) => return Ok(()),
-                Err(FetchError { transient: true, .. }) if wait <= RETRY_DELAY_MAX => {}
+                Err(FetchError { transient: true, .. }) if wait < RETRY_DELAY_END => {}
                 Err(FetchError { message, .. }) => return Err(message),
             }
             tokio::time::sleep(wait).await;
-            wait *= 2;
         }
     }
 
@@ -282,7 +284,7 @@ impl Shared {
         };
         let container = location.containers.get(&key.1).map_or(names::CONTAINER, String::as_str);
         // Without a position the pod's whole output is read again, and what the file has is skipped.
-        let position: Option<Position> = saved::read(&self.position_file(key)).ok().flatten();
+        let position: Option<Position> = files::read_json(&self.position_file(key)).ok().flatten();
         let parameters = LogParams {
             container: Some(container.to_owned()),
             follow: follow.is_some(),
@@ -348,7 +350,7 @@ impl Shared {
             len += new.len() as u64;
             if let Some(position) = log.position(len) {
                 let path = self.position_file(key);
-                tokio::task::spawn_blocking(move || saved::write(&path, &position)).await??;
+                tokio::task::spawn_blocking(move || files::replace_json_unsynced(&path, &position)).await??;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Task;
+use crate::files;
 use crate::model::attempt::OutcomeKind;
 use crate::model::id::{AttemptId, Revision};
 use crate::model::time::Timestamp;
@@ -20,6 +21,8 @@ const STALE_MAX: usize = 4_096;
 pub(super) struct Journal {
     file: Option<(PathBuf, File)>,
     stale: usize,
+    /// The last line is incomplete: its write failed.
+    torn: bool,
 }
 
 /// One line of the journal: an attempt as it was at that time.
@@ -94,7 +97,7 @@ impl Journal {
     /// Any I/O error.
     pub(super) fn open(state: Option<&Path>) -> std::io::Result<(Self, BTreeMap<AttemptId, Task>)> {
         let mut tasks = BTreeMap::new();
-        let Some(state) = state else { return Ok((Self { file: None, stale: 0 }, tasks)) };
+        let Some(state) = state else { return Ok((Self { file: None, stale: 0, torn: false }, tasks)) };
         std::fs::create_dir_all(state)?;
         let path = state.join("attempts.jsonl");
         let file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
@@ -107,7 +110,8 @@ impl Journal {
                 None => drop(tasks.remove(&attempt)),
             }
         }
-        let mut journal = Self { file: Some((path, file)), stale: STALE_MAX };
+        // The rewriting also removes a last line that a crash has left incomplete.
+        let mut journal = Self { file: Some((path, file)), stale: usize::MAX, torn: false };
         journal.rewrite_if_stale(&tasks);
         Ok((journal, tasks))
     }
@@ -116,7 +120,12 @@ impl Journal {
         let Some((path, file)) = &mut self.file else { return };
         let Ok(mut text) = serde_json::to_string(line) else { return };
         text.push('\n');
-        if let Err(error) = file.write_all(text.as_bytes()) {
+        if self.torn {
+            text.insert(0, '\n');
+        }
+        let written = file.write_all(text.as_bytes());
+        self.torn = written.is_err();
+        if let Err(error) = written {
             tracing::error!(path = %path.display(), %error, "a simulated pool can't write its journal");
         }
     }
@@ -153,10 +162,51 @@ impl Journal {
                 text.push('\n');
             }
         }
-        // In place: a crash between the two steps loses only simulated attempts.
-        let rewritten = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
-        if let Err(error) = rewritten {
-            tracing::error!(path = %path.display(), %error, "a simulated pool can't write its journal");
+        match files::replace(path, text.as_bytes()) {
+            Ok(fresh) => (*file, self.torn) = (fresh, false),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "a simulated pool can't write its journal");
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::{JobId, JournalId};
+
+    #[test]
+    fn an_incomplete_last_line_does_not_spoil_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let task = Task {
+            revision: Revision(1),
+            high_water: None,
+            start_by: Timestamp(1),
+            leased: false,
+            started_at: Timestamp(1),
+            duration_ms: 1,
+            timed_out: false,
+            exit_code: 0,
+            ended: None,
+        };
+        let attempt = |job: usize| AttemptId {
+            journal: JournalId::default(),
+            job: JobId(job as u64),
+            unit: 0,
+            number: 1,
+        };
+        let count = STALE_MAX + 10;
+        {
+            let (mut journal, _) = Journal::open(Some(folder.path())).unwrap();
+            (0..count).for_each(|job| journal.write(&Line::started(attempt(job + 1), &task)));
+            let (_, file) = journal.file.as_mut().unwrap();
+            file.write_all(b"{\"attempt\":\"").unwrap();
+        }
+        let (mut journal, tasks) = Journal::open(Some(folder.path())).unwrap();
+        assert_eq!(tasks.len(), count);
+        journal.write(&Line::started(attempt(count + 1), &task));
+        let (_, tasks) = Journal::open(Some(folder.path())).unwrap();
+        assert_eq!(tasks.len(), count + 1);
     }
 }

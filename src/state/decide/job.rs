@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::{Decision, Ending, Reply};
 use crate::model::attempt::{OutcomeKind, StopReason};
+use crate::model::backoff::doubled;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::mutant::Mutant;
@@ -241,13 +243,9 @@ impl State {
         if !again {
             return NextTry::Never;
         }
-        let doubled = 1u64.checked_shl(attempt.failures).unwrap_or(u64::MAX);
-        let backoff_ms = spec
-            .retry
-            .backoff_ms
-            .saturating_mul(doubled)
-            .min(spec.retry.backoff_max_ms.max(spec.retry.backoff_ms));
-        NextTry::At(now.plus_ms(backoff_ms))
+        let (first, longest) = (spec.retry.backoff_ms, spec.retry.backoff_max_ms);
+        let wait = doubled(Duration::from_millis(first), attempt.failures, Duration::from_millis(longest));
+        NextTry::At(now.plus_ms(wait.as_millis() as u64))
     }
 
     pub(super) fn spec_of_job(&self, job: JobId) -> Option<&Arc<JobSpec>> {
