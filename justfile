@@ -19,6 +19,10 @@ seed number:
 sweep seeds="1000":
     cargo run --profile sim -p simulator -- sweep --seeds {{seeds}}
 
+# Deliberate faults in the kernel, each of which a sweep must find.
+mutants *args:
+    cargo run --profile sim -p simulator --no-default-features --features mutants -- mutants {{args}}
+
 # Format, lints, docs, licences: what CI checks before the tests.
 lint:
     cargo fmt --all --check

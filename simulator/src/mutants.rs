@@ -29,6 +29,10 @@ impl Mutants {
     pub fn run(&self) -> anyhow::Result<()> {
         // A panic counts as a detection here: suppress the message of each.
         std::panic::set_hook(Box::new(|_| {}));
+        if let Some(only) = &self.only {
+            let known = Mutant::ALL.map(|(mutant, _)| format!("{mutant:?}"));
+            ensure!(known.contains(only), "--only {only:?}: the mutants are {}", known.join(", "));
+        }
         let mut undetected = Vec::new();
         print_line!("| mutant | seeds | violation |\n|---|---|---|");
         for (mutant, meaning) in Mutant::ALL {
