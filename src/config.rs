@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -383,7 +384,8 @@ pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
         // Created but not written before a crash: the secret was never used.
         Ok(text) if text.is_empty() => {}
         Ok(text) => {
-            return from_hex(text.trim()).ok_or_else(|| {
+            let bytes = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok();
+            return bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
                 let what = format!("{} does not contain {} hexadecimal digits", path.display(), 2 * N);
                 io::Error::new(io::ErrorKind::InvalidData, what)
             });
@@ -400,16 +402,5 @@ pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
 
 /// Formats bytes in lower-case hexadecimal.
 pub fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return None;
-    }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
+    HEXLOWER.encode(bytes)
 }

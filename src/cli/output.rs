@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use super::Failure;
 use crate::model::text;
@@ -124,6 +125,11 @@ pub fn report(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
+/// The text with spaces up to `width` columns. Many characters, such as Chinese ones, are two columns wide.
+pub fn padded(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
+}
+
 /// Formats an aligned table. The first row is the heading. Spaces in cells become `_` and empty cells `-`,
 /// so that `awk` can split the columns.
 pub fn table(rows: &[Vec<String>]) -> String {
@@ -134,14 +140,14 @@ pub fn table(rows: &[Vec<String>]) -> String {
     };
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
         let mut line = String::new();
         for (column, text) in row.iter().enumerate() {
-            line.push_str(&format!("{text:<width$}   ", width = widths[column]));
+            line.push_str(&padded(text, widths[column] + 3));
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -211,6 +217,13 @@ pub fn is_terminal() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_aligned_where_characters_are_two_columns_wide() {
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        let text = table(&[row(["QUEUE", "JOBS"]), row(["气象", "12"]), row(["climate", "3"])]);
+        assert_eq!(text, "QUEUE     JOBS\n气象      12\nclimate   3\n");
+    }
 
     #[test]
     fn printed_values_parse_back_unchanged_and_contain_no_control_or_bidi_characters() {

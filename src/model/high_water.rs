@@ -7,7 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use sha2::{Digest, Sha256};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
 
 use super::id::{JournalId, ParseIdError, Revision};
 
@@ -52,22 +53,23 @@ impl JournalKey {
 
     /// True if the mark was made with this key. The comparison takes constant time.
     pub fn verifies(&self, high_water: &HighWaterMark) -> bool {
-        let proof = self.proof(high_water.journal, high_water.writer_session, high_water.revision);
-        proof.iter().zip(high_water.proof).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+        let mac = self.mac(high_water.journal, high_water.writer_session, high_water.revision);
+        mac.verify_truncated_left(&high_water.proof).is_ok()
     }
 
-    /// SHA-256 over the key and the proved fields, truncated to 128 bits. All parts have fixed lengths and
-    /// half of the digest is withheld, so a length-extension attack is not possible.
+    /// HMAC-SHA-256 of the proved fields, all of fixed lengths.
+    fn mac(&self, journal: JournalId, writer_session: u64, revision: Revision) -> Hmac<Sha256> {
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        mac.chain_update(journal.get().to_be_bytes())
+            .chain_update(writer_session.to_be_bytes())
+            .chain_update(revision.0.to_be_bytes())
+    }
+
+    /// The first 128 bits of the authentication code.
     fn proof(&self, journal: JournalId, writer_session: u64, revision: Revision) -> [u8; 16] {
-        let hash = Sha256::new().chain_update(self.0).chain_update(journal.get().to_be_bytes());
-        first_128_bits(hash.chain_update(writer_session.to_be_bytes()).chain_update(revision.0.to_be_bytes()))
+        let code = self.mac(journal, writer_session, revision).finalize().into_bytes();
+        std::array::from_fn(|at| code[at])
     }
-}
-
-fn first_128_bits(hash: Sha256) -> [u8; 16] {
-    let mut first = [0; 16];
-    first.copy_from_slice(&hash.finalize()[..16]);
-    first
 }
 
 /// `REVISION.JOURNAL.SESSION.PROOF`, the last two as 16 and 32 hexadecimal digits.

@@ -69,7 +69,7 @@ fn text(path: &Path) -> anyhow::Result<String> {
     String::from_utf8(bytes).with_context(|| format!("can't read {}", path.display()))
 }
 
-/// Reads a CSV file without quotes and passes the cells of `columns` to `read`, row by row.
+/// Reads a CSV file and passes the cells of `columns` to `read`, row by row.
 ///
 /// A column whose name ends in `?` is optional: its cells are empty if the file lacks it.
 fn rows<T>(
@@ -78,22 +78,23 @@ fn rows<T>(
     read: impl Fn(&[&str]) -> anyhow::Result<T>,
 ) -> anyhow::Result<Vec<T>> {
     let text = text(path)?;
-    let mut lines = text.lines();
-    let heading: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let heading = reader.headers().with_context(|| format!("can't read {}", path.display()))?.clone();
     let position = |name: &&str| {
         let (name, optional) = name.strip_suffix('?').map_or((*name, false), |name| (name, true));
-        match heading.iter().position(|column| *column == name) {
+        match heading.iter().position(|column| column == name) {
             None if !optional => bail!("{} has no column {name}", path.display()),
-            position => Ok(position.unwrap_or(usize::MAX)),
+            position => Ok(position),
         }
     };
     let positions = columns.iter().map(position).collect::<anyhow::Result<Vec<_>>>()?;
     let mut all = Vec::new();
-    for (number, line) in lines.enumerate().filter(|(_, line)| !line.is_empty()) {
-        let cells: Vec<&str> = line.split(',').collect();
+    for row in reader.records() {
+        let row = row.with_context(|| format!("can't read {}", path.display()))?;
         let cells: Vec<&str> =
-            positions.iter().map(|position| cells.get(*position).copied().unwrap_or_default()).collect();
-        all.push(read(&cells).with_context(|| format!("{}, line {}", path.display(), number + 2))?);
+            positions.iter().map(|position| position.map_or("", |position| &row[position])).collect();
+        let line = row.position().map_or(0, csv::Position::line);
+        all.push(read(&cells).with_context(|| format!("{}, line {line}", path.display()))?);
     }
     Ok(all)
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use unicode_width::UnicodeWidthStr;
+
 use super::pool::{self, Backend};
 use super::{claim, client};
 use crate::api::proto::v1;
-use crate::cli::output::{print, table};
+use crate::cli::output::{padded, print, table};
 use crate::cli::{Connect, Failure};
 use crate::config::AgentFile;
 use crate::pools::check::{Finding, Verdict};
@@ -46,9 +48,9 @@ impl Check {
 /// Formats a table whose last column is a sentence with its spaces.
 fn aligned(rows: &[Vec<String>]) -> String {
     let cells: Vec<Vec<String>> = rows.iter().map(|row| row[..3].to_vec()).collect();
-    let width = table(&cells).lines().map(|line| line.chars().count()).max().unwrap_or(0);
     let lines = table(&cells);
-    let joined = lines.lines().zip(rows).map(|(line, row)| format!("{line:<width$}   {}\n", row[3]));
+    let width = lines.lines().map(UnicodeWidthStr::width).max().unwrap_or(0) + 3;
+    let joined = lines.lines().zip(rows).map(|(line, row)| format!("{}{}\n", padded(line, width), row[3]));
     joined.collect()
 }
 
