@@ -21,10 +21,11 @@ use weir::model::resource::Resources;
 use weir::model::shape::Needs;
 use weir::model::spec::Constraints;
 use weir::scheduler::packing::bucket::ClassRef;
-use weir::scheduler::packing::mix::Mix;
 use weir::scheduler::packing::policy::Scorer;
+use weir::scheduler::packing::profile::updated_profile;
 use weir::scheduler::packing::random::Random;
 use weir::scheduler::packing::{Device, Node, Packer, Undo};
+use weir::state::workload;
 
 const GIB: u64 = 1 << 30;
 const RUNS: usize = 5;
@@ -76,7 +77,7 @@ fn run(workload: &Workload) -> Duration {
 /// Time of one update of the workload profile.
 fn update_profile() -> Duration {
     let mut random = Random::new(1);
-    let mut mix = Mix::default();
+    let mut arrived = workload::Workload::default();
     for kind in 0..256 {
         let amount = match kind % 4 {
             0 => DeviceAmount::Whole(1 << (kind / 4 % 4)),
@@ -88,7 +89,7 @@ fn update_profile() -> Duration {
             constraints: Constraints::default(),
             needs: Needs::default(),
         };
-        mix.arrive(&Arc::new(demand), 1 + random.below(64));
+        arrived.arrive(&Arc::new(demand), 1 + random.below(64));
     }
     let class = ClassRef::new(NodeClass::default());
     let device = |_| Device { model: DeviceModelId(0), topology_group: 0 };
@@ -100,8 +101,8 @@ fn update_profile() -> Duration {
     };
     let nodes = vec![node; 192];
     let started = Instant::now();
-    let profile =
-        mix.update(nodes.iter(), 0, &WorkloadProfile::default()).expect("the first update yields a profile");
+    let profile = updated_profile(&arrived, nodes.iter(), 0, &WorkloadProfile::default())
+        .expect("the first update yields a profile");
     let took = started.elapsed();
     assert_eq!(profile.entries.len(), 256);
     took

@@ -14,7 +14,7 @@ const TABLE: &[(&str, u32, &[&str])] = &[
     ("agent", 3, &["model", "state", "scheduler"]),
     ("clock", 4, &["model"]),
     ("lock", 4, &[]),
-    ("files", 4, &[]),
+    ("files", 3, &[]),
     ("config", 4, &["model", "state", "files"]),
     ("telemetry", 4, &["model", "state"]),
     ("journal", 5, &["model", "state", "lock"]),

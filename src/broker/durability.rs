@@ -63,18 +63,8 @@ impl Broker {
             let revision = self.state.revision().next();
             let record = EventRecord { revision, at: self.now, principal: principal.clone(), event };
             let mut applied = Applied::default();
-            if self.policy.uses_profile()
-                && let Event::AttemptEnded { unit, .. } = &record.event
-            {
-                self.scheduler.depart(self.state.attempt(*unit).map_or(0, |at| at.placements.len() as u64));
-            }
             self.state.apply(&record, &mut applied);
             self.scheduler.fold(&self.state, &applied.changes);
-            if self.policy.uses_profile()
-                && let Event::JobSubmitted { job, .. } = &record.event
-            {
-                self.scheduler.arrive(&self.state, *job);
-            }
             self.route(&record);
             self.note(revision, applied);
             self.durability.pending.push(record);

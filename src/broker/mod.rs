@@ -199,6 +199,11 @@ impl Broker {
         &self.state
     }
 
+    /// Ends the broker and returns what it held: its state, and the scheduler with its indexes.
+    pub fn into_parts(self) -> (State, Scheduler) {
+        (self.state, self.scheduler)
+    }
+
     /// The term in which this broker writes.
     pub fn term(&self) -> Term {
         self.term
@@ -316,9 +321,7 @@ impl Broker {
         if !self.scheduler.has_work() || self.in_recovery_grace() {
             return false;
         }
-        if let Some(profile) = self.next_profile() {
-            let _ = self
-                .command(Principal::System, Command::UpdateWorkloadProfile { profile: Arc::new(profile) });
+        if self.update_profile() {
             return true;
         }
         let mut plan = self.scheduler.plan(&self.state, self.budget);
@@ -344,13 +347,20 @@ impl Broker {
         self.scheduler.has_work()
     }
 
-    /// The next workload profile, if it changes; an empty one for a policy that uses none. Plans use the profile in
-    /// the state, not a newer one in memory.
-    fn next_profile(&mut self) -> Option<WorkloadProfile> {
-        match self.policy {
-            Policy::Fgd | Policy::Overflow => self.scheduler.profile(&self.state),
-            Policy::BestFit => (!self.state.profile().entries.is_empty()).then(WorkloadProfile::default),
-        }
+    /// Updates the workload profile if that is due, or clears it under a policy that uses none; returns whether
+    /// it changed.
+    fn update_profile(&mut self) -> bool {
+        let profile = match self.policy {
+            Policy::Fgd | Policy::Overflow if self.state.workload().is_check_due() => {
+                Scheduler::updated_profile(&self.state)
+            }
+            Policy::BestFit if !self.state.profile().entries.is_empty() => Some(WorkloadProfile::default()),
+            Policy::Fgd | Policy::Overflow | Policy::BestFit => return false,
+        };
+        let changed = profile.is_some();
+        let profile = profile.map(Arc::new);
+        let _ = self.command(Principal::System, Command::UpdateWorkloadProfile { profile });
+        changed
     }
 
     /// When the next timer or request token falls due.

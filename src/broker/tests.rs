@@ -153,7 +153,7 @@ fn profile_entries(policy: Policy) -> usize {
     });
     let entries = vec![ProfileEntry { demand, weight: 1, overflow: 1 }];
     world.must(Command::UpdateWorkloadProfile {
-        profile: Arc::new(WorkloadProfile { arrivals: 16, entries }),
+        profile: Some(Arc::new(WorkloadProfile { arrivals: 16, turnover_percent: 100, entries })),
     });
     let mut now = world.now;
     let mut broker = restart(world.state, now);

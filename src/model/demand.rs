@@ -120,6 +120,8 @@ pub struct NodeClass {
 pub struct WorkloadProfile {
     /// Tasks that had arrived when the profile was made.
     pub arrivals: u64,
+    /// Tasks that ended while a hundred arrived; at most 100.
+    pub turnover_percent: u32,
     /// At most [`PROFILE_ENTRIES_MAX`](super::limit::PROFILE_ENTRIES_MAX), one per demand.
     pub entries: Vec<ProfileEntry>,
 }

@@ -48,11 +48,6 @@ impl Policy {
     /// Raised with every change that could alter a plan.
     pub const VERSION: u32 = 4;
 
-    /// True if the policy depends on the [`WorkloadProfile`](super::demand::WorkloadProfile).
-    pub fn uses_profile(self) -> bool {
-        matches!(self, Self::Fgd | Self::Overflow)
-    }
-
     /// The stable name, as recorded in the journal and accepted by `--policy`.
     pub fn name(self) -> &'static str {
         match self {

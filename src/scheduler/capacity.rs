@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::nodes::{class_of, demand_of};
+use super::nodes::class_of;
 use super::packing::bucket::{Bucket, ClassRef, DeviceChoice, DeviceFree};
 use crate::model::demand::{Demand, exclusion};
 use crate::model::device::DeviceModelId;
@@ -62,7 +62,7 @@ impl Waiting {
             if exclusion(&shape.constraints, shape.needs, name, spec.region, spec.capabilities).is_some() {
                 continue;
             }
-            let asked = shape.tasks.iter().map(|(request, _)| demand_of(state, request, shape));
+            let asked = shape.tasks.iter().map(|(request, _)| state.demand_of(request, shape));
             demands.extend(asked.filter(|demand| demand.devices.is_some()));
             if demands.len() >= KINDS_MAX {
                 break;

@@ -26,18 +26,18 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use crate::model::demand::{Demand, WorkloadProfile};
 use blocked::{BlockedClasses, FreedCapacity};
 use packing::bucket::{Bucket, ClassRef};
 use packing::fgd::Fgd;
-use packing::mix::Mix;
 use packing::overflow::Overflow;
 use packing::policy::Scorer;
+use packing::profile::updated_profile;
 use packing::{DemandId, Packer, Place, Undo};
 use reserved::ReservedNodes;
 
 use crate::model::attempt::Placement;
 use crate::model::change::Change;
+use crate::model::demand::{Demand, WorkloadProfile};
 use crate::model::id::{JobId, NodeRef, PoolId, QueueId, UnitId};
 use crate::model::mutant::Mutant;
 use crate::model::plan::{Plan, Policy, Start};
@@ -45,6 +45,7 @@ use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
 use crate::state::State;
+use crate::state::class::Demands;
 
 /// Bounds of one round, after which the broker handles its other inputs.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +74,6 @@ pub struct Scheduler {
     reserved: ReservedNodes,
     pools: nodes::Pools,
     node_classes: FxHashSet<ClassRef>,
-    mix: Mix,
     shapes: BTreeMap<ShapeId, ShapeIndex>,
     /// Classes to try, in this order.
     runnable: BTreeSet<RunKey>,
@@ -99,7 +99,7 @@ enum ClassState {
 struct ShapeIndex {
     shape: Arc<Shape>,
     /// The demand and the number of tasks of each entry of `shape.tasks`.
-    demands: Vec<(Arc<Demand>, u32)>,
+    demands: Demands,
     /// The packer's ids of the demands; `None` until the packer is first asked.
     ids: Vec<Option<DemandId>>,
 }
@@ -111,27 +111,24 @@ const IDLE_SHAPES_MAX: usize = 4_096;
 /// state must make the same plan.
 const SEED: u64 = 0;
 
-fn scorer(policy: Policy, profile: &WorkloadProfile, mix: &Mix) -> Scorer {
+fn scorer(policy: Policy, profile: &WorkloadProfile) -> Scorer {
     match policy {
         // No tasks have been counted yet.
         _ if profile.entries.is_empty() => Scorer::BestFit,
         Policy::Fgd => Scorer::Fgd(Fgd::new(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)))),
         // Under `BestFit` a profile is left over from an earlier policy, until the broker clears it.
-        Policy::Overflow | Policy::BestFit => {
-            Scorer::Overflow(Overflow::of(profile, mix.turnover_percent(), SEED))
-        }
+        Policy::Overflow | Policy::BestFit => Scorer::Overflow(Overflow::of(profile, SEED)),
     }
 }
 
 impl Scheduler {
     /// Builds the indexes from a state. The policy is best fit until [`Self::set_policy`] changes it.
     pub fn rebuild(state: &State) -> Self {
-        let (policy, mix) = (Policy::BestFit, Mix::resume(state.profile()));
+        let policy = Policy::BestFit;
         let mut scheduler = Self {
             policy,
-            packer: Packer::new(scorer(policy, state.profile(), &mix)),
+            packer: Packer::new(scorer(policy, state.profile())),
             reserved: ReservedNodes::default(),
-            mix,
             pools: nodes::Pools::new(),
             node_classes: FxHashSet::default(),
             shapes: BTreeMap::new(),
@@ -172,9 +169,7 @@ impl Scheduler {
                         self.fold_class(state, *class);
                     }
                 }
-                Change::WorkloadProfile => {
-                    self.packer.set_scorer(scorer(self.policy, state.profile(), &self.mix))
-                }
+                Change::WorkloadProfile => self.packer.set_scorer(scorer(self.policy, state.profile())),
                 Change::Job(_) => {}
             }
         }
@@ -186,10 +181,23 @@ impl Scheduler {
         self.pools == other.pools && nodes(self) == nodes(other)
     }
 
+    /// Builds the indexes from the state alone, for the same policies.
+    pub fn rebuilt(&self, state: &State) -> Self {
+        let mut scheduler = Self::rebuild(state);
+        scheduler.set_policy(state, self.policy);
+        scheduler.set_reservation_policy(self.reserved.policy());
+        scheduler
+    }
+
+    /// Returns whether nodes are reserved. Which ones is not part of the state.
+    pub fn has_reserved_nodes(&self) -> bool {
+        !self.reserved.is_empty()
+    }
+
     /// Plans by another policy from the next round on.
     pub fn set_policy(&mut self, state: &State, policy: Policy) {
         self.policy = policy;
-        self.packer.set_scorer(scorer(policy, state.profile(), &self.mix));
+        self.packer.set_scorer(scorer(policy, state.profile()));
     }
 
     /// Returns the nodes that take work, reserved ones included, each with its bucket, in no order.
@@ -197,33 +205,10 @@ impl Scheduler {
         self.packer.buckets_of_nodes().chain(self.reserved.packer.buckets_of_nodes())
     }
 
-    /// Counts the waiting tasks of a job that was just submitted towards the workload mix.
-    pub fn arrive(&mut self, state: &State, id: JobId) {
-        let Some(job) = state.job(id) else { return };
-        let Some(entry) = state.spec(job.spec) else { return };
-        for (shape, progress) in entry.shapes.iter().zip(&job.groups) {
-            let Some(index) = self.shape_index(state, *shape) else { continue };
-            let demands = index.demands.clone();
-            let units = u64::from(progress.waiting.len());
-            for (demand, count) in demands {
-                self.mix.arrive(&demand, u64::from(count).saturating_mul(units));
-            }
-        }
-    }
-
-    /// Counts tasks that have just ended towards the turnover of the workload mix.
-    pub fn depart(&mut self, tasks: u64) {
-        self.mix.depart(tasks);
-    }
-
-    /// Returns the updated workload profile, or `None` if too few tasks have arrived since the last update or
-    /// the mix has not drifted.
-    pub fn profile(&mut self, state: &State) -> Option<WorkloadProfile> {
-        if !self.mix.is_update_due() {
-            return None;
-        }
+    /// Returns the updated workload profile, or `None` if the present one is still good.
+    pub fn updated_profile(state: &State) -> Option<WorkloadProfile> {
         let empty = nodes::sample(state);
-        self.mix.update(empty.iter(), SEED, state.profile())
+        updated_profile(state.workload(), empty.iter(), SEED, state.profile())
     }
 
     /// Returns whether there are classes to try or to notify of freed capacity.
@@ -282,11 +267,7 @@ impl Scheduler {
         match self.shapes.entry(id) {
             Entry::Occupied(entry) => Some(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let shape = state.shape(id)?.clone();
-                let demand = |(request, count): &(_, u32)| {
-                    (Arc::new(nodes::demand_of(state, request, &shape)), *count)
-                };
-                let demands: Vec<_> = shape.tasks.iter().map(demand).collect();
+                let (shape, demands) = (state.shape(id)?.clone(), state.demands(id)?.clone());
                 let ids = vec![None; demands.len()];
                 Some(entry.insert(ShapeIndex { shape, demands, ids }))
             }

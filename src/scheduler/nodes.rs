@@ -8,12 +8,10 @@ use super::blocked::FreedCapacity;
 use super::packing::bucket::ClassRef;
 use super::packing::overflow::SAMPLE_NODES_MAX;
 use super::packing::{Device, Node, Packer};
-use crate::model::demand::{Demand, DeviceDemand, NodeClass};
+use crate::model::demand::NodeClass;
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::pool::{Capabilities, Device as SpecDevice};
 use crate::model::region::RegionCode;
-use crate::model::shape::Shape;
-use crate::model::spec::TaskRequest;
 use crate::state::State;
 use crate::state::pool::{Node as StateNode, Pool};
 
@@ -92,19 +90,6 @@ impl Scheduler {
         self.node_classes.insert(class.clone());
         class
     }
-}
-
-/// The demand of a shape's task, with device models as catalogue ids. Models that the catalogue lacks are
-/// left out.
-pub(super) fn demand_of(state: &State, request: &TaskRequest, shape: &Shape) -> Demand {
-    let devices = request.devices.as_ref().map(|asked| {
-        let mut models: Vec<_> = asked.models.iter().filter_map(|name| state.model_named(name)).collect();
-        models.sort_unstable();
-        let models = (!asked.models.is_empty()).then_some(models);
-        DeviceDemand { models, amount: asked.amount }
-    });
-    let (constraints, needs) = (shape.constraints.clone(), shape.needs);
-    Demand { resources: request.resources.clone(), devices, constraints, needs }
 }
 
 /// Distinct node classes that are shared between equal nodes: more than any cluster has.

@@ -75,6 +75,14 @@ impl Default for ReservedNodes {
 }
 
 impl ReservedNodes {
+    pub(super) fn policy(&self) -> ReservationPolicy {
+        self.reservation_policy
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
     pub(super) fn contains(&self, at: NodeRef) -> bool {
         self.owners.contains_key(&at)
     }

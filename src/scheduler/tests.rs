@@ -376,11 +376,13 @@ fn whole_devices_overflow() -> Command {
     let demand = |amount| {
         let shape = shape(&with_devices(amount));
         let world = Fixture::new();
-        Arc::new(super::nodes::demand_of(&world.state, &shape.tasks[0].0, &shape))
+        Arc::new(world.state.demand_of(&shape.tasks[0].0, &shape))
     };
     let expected = |amount, overflow| ProfileEntry { demand: demand(amount), weight: 1, overflow };
     let entries = vec![expected(DeviceAmount::Whole(1), 9), expected(DeviceAmount::Fraction(500), 1)];
-    Command::UpdateWorkloadProfile { profile: Arc::new(WorkloadProfile { arrivals: 100, entries }) }
+    Command::UpdateWorkloadProfile {
+        profile: Some(Arc::new(WorkloadProfile { arrivals: 100, turnover_percent: 100, entries })),
+    }
 }
 
 /// The job that starts first: one that asks for a share, or, submitted after `later`, one that asks for a
@@ -419,17 +421,16 @@ fn job_is_not_passed_over_by_a_much_later_one() {
 fn profile_is_due_after_some_tasks_and_has_the_overflow() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 2), node_spec("n2", 8, 2)]);
-    let mut scheduler = Scheduler::rebuild(&world.state);
     for _ in 0..16 {
-        assert_eq!(scheduler.profile(&world.state), None);
-        let job = world.submit_spec(with_devices(DeviceAmount::Whole(1)));
-        scheduler.arrive(&world.state, job);
+        assert!(!world.state.workload().is_check_due());
+        world.submit_spec(with_devices(DeviceAmount::Whole(1)));
     }
-    let profile = scheduler.profile(&world.state).unwrap();
+    assert!(world.state.workload().is_check_due());
+    let profile = Scheduler::updated_profile(&world.state).unwrap();
     assert_eq!((profile.arrivals, profile.entries.len()), (16, 1));
     assert!(profile.entries[0].overflow > 0);
-    world.must(Command::UpdateWorkloadProfile { profile: Arc::new(profile) });
-    assert_eq!(Scheduler::rebuild(&world.state).profile(&world.state), None);
+    world.must(Command::UpdateWorkloadProfile { profile: Some(Arc::new(profile)) });
+    assert!(!world.state.workload().is_check_due());
 }
 
 /// The smallest cluster in which a node is reserved.
@@ -542,6 +543,6 @@ fn no_node_is_reserved_by_best_fit_or_in_small_clusters() {
     let small = JobId(cluster.wide.0 + 1);
     assert_eq!(cluster.end_on(NodeId(2)), [small], "one node too few for a reservation");
     cluster.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
-    cluster.world.must(Command::UpdateWorkloadProfile { profile: Arc::default() });
+    cluster.world.must(Command::UpdateWorkloadProfile { profile: Some(Arc::default()) });
     assert_eq!(cluster.end_on(NodeId(3)), [small]);
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, demand_of, is_class, what_if_copy};
+use super::nodes::{class_of, is_class, what_if_copy};
 use super::packing::Packer;
 use super::packing::bucket::Bucket;
 use crate::model::demand::{self, Demand, NodeClass};
@@ -73,7 +73,7 @@ impl<'a> Asked<'a> {
     fn of(state: &State, shape: &'a Shape) -> Self {
         let task = |(request, count): &'a (TaskRequest, u32)| {
             let models = request.devices.as_ref().map_or(&[][..], |devices| &devices.models);
-            (demand_of(state, request, shape), models, *count)
+            (state.demand_of(request, shape), models, *count)
         };
         Self { shape, tasks: shape.tasks.iter().map(task).collect() }
     }
@@ -131,7 +131,7 @@ fn shortage_of_unit(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> O
     let mut packer = what_if_copy(pool, empty);
     let mut found = Resources::default();
     for (request, count) in &shape.tasks {
-        let demand = Arc::new(demand_of(state, request, shape));
+        let demand = Arc::new(state.demand_of(request, shape));
         for _ in 0..*count {
             if packer.place(&demand).is_none() {
                 let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
@@ -312,7 +312,7 @@ fn open_by_node(packers: Packers<'_>, pool: &Pool, demand: &Demand, suitable: &[
 #[cfg(test)]
 pub(super) fn same_by_node(state: &State, packers: Packers<'_>, pool: &Pool, shape: &Shape) -> bool {
     let (request, count) = &shape.tasks[0];
-    let demand = demand_of(state, request, shape);
+    let demand = state.demand_of(request, shape);
     let Some(open) = open_by_bucket(packers, pool, &demand) else { return false };
     let mut admits = Admission::new(pool, &demand);
     let suits = |node: &&Node| admits.of(node) && has_device(node, &demand);

@@ -7,8 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::record;
 use super::token::first_bytes;
+use crate::model::demand::{Demand, DeviceDemand};
+use crate::model::device::DeviceModelId;
 use crate::model::id::JobId;
 use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::spec::TaskRequest;
 
 /// What a shape is called where numbers don't last: the first 128 bits of its record's SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,9 +23,35 @@ impl ShapeDigest {
     }
 }
 
+/// The demands of a shape's tasks, each with the number of tasks per unit.
+pub type Demands = Arc<[(Arc<Demand>, u32)]>;
+
+/// The numbers of device models, by their names.
+pub type ModelIds = BTreeMap<String, DeviceModelId>;
+
+/// The demand of a shape's task, with device models as catalogue ids. A job that names a model that the catalogue
+/// lacks is refused, so a shape in use has none.
+pub fn demand_of(models: &ModelIds, request: &TaskRequest, shape: &Shape) -> Demand {
+    let devices = request.devices.as_ref().map(|asked| {
+        let mut known: Vec<_> = asked.models.iter().filter_map(|name| models.get(name).copied()).collect();
+        known.sort_unstable();
+        let models = (!asked.models.is_empty()).then_some(known);
+        DeviceDemand { models, amount: asked.amount }
+    });
+    let (constraints, needs) = (shape.constraints.clone(), shape.needs);
+    Demand { resources: request.resources.clone(), devices, constraints, needs }
+}
+
+fn demands_of(models: &ModelIds, shape: &Shape) -> Demands {
+    let demand =
+        |(request, count): &(TaskRequest, u32)| (Arc::new(demand_of(models, request, shape)), *count);
+    shape.tasks.iter().map(demand).collect()
+}
+
 #[derive(Clone, Debug)]
 struct InUse {
     shape: Arc<Shape>,
+    demands: Demands,
     digest: ShapeDigest,
     users: u32,
 }
@@ -37,7 +66,7 @@ pub struct Shapes {
 
 impl Shapes {
     /// Numbers a shape, counting one more user of it.
-    pub fn acquire(&mut self, shape: Shape) -> ShapeId {
+    pub fn acquire(&mut self, shape: Shape, models: &ModelIds) -> ShapeId {
         if let Some(id) = self.by_shape.get(&shape).copied() {
             if let Some(entry) = self.by_id.get_mut(&id) {
                 entry.users += 1;
@@ -46,7 +75,8 @@ impl Shapes {
         }
         let (id, digest, shape) = (ShapeId(self.next), ShapeDigest::of(&shape), Arc::new(shape));
         self.next += 1;
-        self.by_id.insert(id, InUse { shape: shape.clone(), digest, users: 1 });
+        let demands = demands_of(models, &shape);
+        self.by_id.insert(id, InUse { shape: shape.clone(), demands, digest, users: 1 });
         self.by_shape.insert(shape, id);
         id
     }
@@ -66,6 +96,11 @@ impl Shapes {
     /// The shape of a number in use.
     pub fn get(&self, id: ShapeId) -> Option<&Arc<Shape>> {
         self.by_id.get(&id).map(|entry| &entry.shape)
+    }
+
+    /// The demands of the tasks of a shape in use.
+    pub fn demands(&self, id: ShapeId) -> Option<&Demands> {
+        self.by_id.get(&id).map(|entry| &entry.demands)
     }
 
     /// The lasting name of a number in use.

@@ -121,7 +121,8 @@ pub enum Command {
     },
     /// Takes in what the scheduler has learned.
     UpdateWorkloadProfile {
-        profile: Arc<WorkloadProfile>,
+        /// `None` if it stays as it is.
+        profile: Option<Arc<WorkloadProfile>>,
     },
     DueAction(DueAction),
 }

@@ -31,135 +31,157 @@ pub struct EventRecord {
     pub event: Event,
 }
 
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
+/// What happened. `VARIANTS` has the names of every kind.
+#[derive(Clone, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Event {
-    JournalCreated { journal: JournalId },
-    TermStarted { term: Term },
-    SettingsChanged { settings: Settings },
-    RegionsAdded { regions: Vec<Region> },
-    DeviceModelsAdded { models: Vec<DeviceModel> },
-    QueueCreated { queue: QueueId, spec: QueueSpec },
-    QueueUpdated { queue: QueueId, spec: QueueSpec },
-    SpecAdded { spec: SpecId, body: Arc<JobSpec> },
-    JobSubmitted { job: JobId, name: Box<str>, queue: QueueId, spec: SpecId },
-    TokenUsed { key: TokenKey, entry: TokenEntry },
-    TokensExpired { count: u32 },
-    JobClosing { job: JobId, why: Closing },
-    JobEnded { job: JobId, end: JobEnd },
-    RoundPlanned { policy: Box<str>, version: u32, based_on: Revision, budget: u32, cursor: u32 },
-    AttemptOrdered { order: OrderedAttempt },
-    AttemptStarting { unit: UnitId },
-    AttemptRunning { unit: UnitId, started_at: Timestamp },
-    AttemptStopping { unit: UnitId, reason: StopReason },
-    AttemptEnded { unit: UnitId, ended: EndedAttempt },
-    UnitReleased { unit: UnitId },
-    PoolRegistered { pool: PoolId, spec: PoolSpec, instance: InstanceId, key_digest: [u8; 16] },
-    PoolUpdated { pool: PoolId, spec: PoolSpec },
-    SessionOpened { pool: PoolId, epoch: Epoch },
-    PoolConnectivityChanged { pool: PoolId, connectivity: Connectivity },
-    PoolCordoned { pool: PoolId, cordoned: bool },
-    PoolDrainChanged { pool: PoolId, drain: Option<Drain> },
-    NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
-    NodeRemoved { pool: PoolId, node: NodeId },
-    NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
-    NodeQuarantined { pool: PoolId, node: NodeId, until: Timestamp },
-    NodeReleased { pool: PoolId, node: NodeId },
-    PricesSet { price: Price },
-    LinkSet { link: Link },
-    ReservationMade { reservation: Reservation },
-    ReservationEnded { reservation: ReservationId },
-    KeyDrawn { key: JournalKey },
-    WriterSessionStarted { writer_session: u64 },
-    WorkloadProfileUpdated { profile: Arc<WorkloadProfile> },
-}
-
-impl Event {
-    /// Names of every kind, in the order of [`Event::kind`].
-    pub const KINDS: [&'static str; 38] = [
-        "JournalCreated",
-        "TermStarted",
-        "SettingsChanged",
-        "RegionsAdded",
-        "DeviceModelsAdded",
-        "QueueCreated",
-        "QueueUpdated",
-        "SpecAdded",
-        "JobSubmitted",
-        "TokenUsed",
-        "TokensExpired",
-        "JobClosing",
-        "JobEnded",
-        "RoundPlanned",
-        "AttemptOrdered",
-        "AttemptStarting",
-        "AttemptRunning",
-        "AttemptStopping",
-        "AttemptEnded",
-        "UnitReleased",
-        "PoolRegistered",
-        "PoolUpdated",
-        "SessionOpened",
-        "PoolConnectivityChanged",
-        "PoolCordoned",
-        "PoolDrainChanged",
-        "NodeReported",
-        "NodeRemoved",
-        "NodeCordoned",
-        "NodeQuarantined",
-        "NodeReleased",
-        "PricesSet",
-        "LinkSet",
-        "ReservationMade",
-        "ReservationEnded",
-        "KeyDrawn",
-        "WriterSessionStarted",
-        "WorkloadProfileUpdated",
-    ];
-
-    /// The kind's place in [`Event::KINDS`].
-    pub fn kind(&self) -> usize {
-        match self {
-            Self::JournalCreated { .. } => 0,
-            Self::TermStarted { .. } => 1,
-            Self::SettingsChanged { .. } => 2,
-            Self::RegionsAdded { .. } => 3,
-            Self::DeviceModelsAdded { .. } => 4,
-            Self::QueueCreated { .. } => 5,
-            Self::QueueUpdated { .. } => 6,
-            Self::SpecAdded { .. } => 7,
-            Self::JobSubmitted { .. } => 8,
-            Self::TokenUsed { .. } => 9,
-            Self::TokensExpired { .. } => 10,
-            Self::JobClosing { .. } => 11,
-            Self::JobEnded { .. } => 12,
-            Self::RoundPlanned { .. } => 13,
-            Self::AttemptOrdered { .. } => 14,
-            Self::AttemptStarting { .. } => 15,
-            Self::AttemptRunning { .. } => 16,
-            Self::AttemptStopping { .. } => 17,
-            Self::AttemptEnded { .. } => 18,
-            Self::UnitReleased { .. } => 19,
-            Self::PoolRegistered { .. } => 20,
-            Self::PoolUpdated { .. } => 21,
-            Self::SessionOpened { .. } => 22,
-            Self::PoolConnectivityChanged { .. } => 23,
-            Self::PoolCordoned { .. } => 24,
-            Self::PoolDrainChanged { .. } => 25,
-            Self::NodeReported { .. } => 26,
-            Self::NodeRemoved { .. } => 27,
-            Self::NodeCordoned { .. } => 28,
-            Self::NodeQuarantined { .. } => 29,
-            Self::NodeReleased { .. } => 30,
-            Self::PricesSet { .. } => 31,
-            Self::LinkSet { .. } => 32,
-            Self::ReservationMade { .. } => 33,
-            Self::ReservationEnded { .. } => 34,
-            Self::KeyDrawn { .. } => 35,
-            Self::WriterSessionStarted { .. } => 36,
-            Self::WorkloadProfileUpdated { .. } => 37,
-        }
-    }
+    JournalCreated {
+        journal: JournalId,
+    },
+    TermStarted {
+        term: Term,
+    },
+    SettingsChanged {
+        settings: Settings,
+    },
+    RegionsAdded {
+        regions: Vec<Region>,
+    },
+    DeviceModelsAdded {
+        models: Vec<DeviceModel>,
+    },
+    QueueCreated {
+        queue: QueueId,
+        spec: QueueSpec,
+    },
+    QueueUpdated {
+        queue: QueueId,
+        spec: QueueSpec,
+    },
+    SpecAdded {
+        spec: SpecId,
+        body: Arc<JobSpec>,
+    },
+    JobSubmitted {
+        job: JobId,
+        name: Box<str>,
+        queue: QueueId,
+        spec: SpecId,
+    },
+    TokenUsed {
+        key: TokenKey,
+        entry: TokenEntry,
+    },
+    TokensExpired {
+        count: u32,
+    },
+    JobClosing {
+        job: JobId,
+        why: Closing,
+    },
+    JobEnded {
+        job: JobId,
+        end: JobEnd,
+    },
+    RoundPlanned {
+        policy: Box<str>,
+        version: u32,
+        based_on: Revision,
+        budget: u32,
+        cursor: u32,
+    },
+    AttemptOrdered {
+        order: OrderedAttempt,
+    },
+    AttemptStarting {
+        unit: UnitId,
+    },
+    AttemptRunning {
+        unit: UnitId,
+        started_at: Timestamp,
+    },
+    AttemptStopping {
+        unit: UnitId,
+        reason: StopReason,
+    },
+    AttemptEnded {
+        unit: UnitId,
+        ended: EndedAttempt,
+    },
+    UnitReleased {
+        unit: UnitId,
+    },
+    PoolRegistered {
+        pool: PoolId,
+        spec: PoolSpec,
+        instance: InstanceId,
+        key_digest: [u8; 16],
+    },
+    PoolUpdated {
+        pool: PoolId,
+        spec: PoolSpec,
+    },
+    SessionOpened {
+        pool: PoolId,
+        epoch: Epoch,
+    },
+    PoolConnectivityChanged {
+        pool: PoolId,
+        connectivity: Connectivity,
+    },
+    PoolCordoned {
+        pool: PoolId,
+        cordoned: bool,
+    },
+    PoolDrainChanged {
+        pool: PoolId,
+        drain: Option<Drain>,
+    },
+    NodeReported {
+        pool: PoolId,
+        node: NodeId,
+        spec: NodeSpec,
+    },
+    NodeRemoved {
+        pool: PoolId,
+        node: NodeId,
+    },
+    NodeCordoned {
+        pool: PoolId,
+        node: NodeId,
+        cordoned: bool,
+    },
+    NodeQuarantined {
+        pool: PoolId,
+        node: NodeId,
+        until: Timestamp,
+    },
+    NodeReleased {
+        pool: PoolId,
+        node: NodeId,
+    },
+    PricesSet {
+        price: Price,
+    },
+    LinkSet {
+        link: Link,
+    },
+    ReservationMade {
+        reservation: Reservation,
+    },
+    ReservationEnded {
+        reservation: ReservationId,
+    },
+    KeyDrawn {
+        key: JournalKey,
+    },
+    WriterSessionStarted {
+        writer_session: u64,
+    },
+    WorkloadProfileUpdated {
+        profile: Arc<WorkloadProfile>,
+    },
+    /// The profile was checked: what arrives has not changed enough.
+    WorkloadProfileConfirmed,
 }
 
 /// A new attempt.

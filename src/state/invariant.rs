@@ -139,6 +139,7 @@ impl State {
             settings: self.settings,
             catalogue: self.catalogue.clone(),
             profile: self.profile.clone(),
+            workload: self.workload.clone(),
             queues: self.queues.clone(),
             specs: self.specs.clone(),
             jobs: self.jobs.clone(),

@@ -18,6 +18,7 @@ pub mod rejection;
 pub mod snapshot;
 pub mod token;
 pub mod view;
+pub mod workload;
 
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -27,7 +28,7 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use class::{Classes, ShapeDigest};
+use class::{Classes, Demands, ShapeDigest};
 use event::Settings;
 use index::Indexes;
 use index::names::job_name_hash;
@@ -36,8 +37,9 @@ use live::Attempt;
 use pool::{Node, Pool};
 use snapshot::{Key, Snapshotter};
 use token::Tokens;
+use workload::Workload;
 
-use crate::model::demand::WorkloadProfile;
+use crate::model::demand::{Demand, WorkloadProfile};
 use crate::model::device::{DeviceModel, DeviceModelId};
 use crate::model::high_water::JournalKey;
 use crate::model::id::{
@@ -51,6 +53,7 @@ use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::resource::{Resources, TASK_SIZES};
 use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
 
 /// All that the broker knows and that is alive.
@@ -63,6 +66,7 @@ pub struct State {
     catalogue: Catalogue,
     /// What tasks are expected to arrive; empty at first.
     profile: Arc<WorkloadProfile>,
+    workload: Workload,
     queues: BTreeMap<QueueId, Queue>,
     specs: BTreeMap<SpecId, SpecEntry>,
     jobs: BTreeMap<JobId, Job>,
@@ -269,6 +273,16 @@ impl State {
         std::iter::successors(self.queues.get(&id), |queue| self.queues.get(&queue.parent?))
     }
 
+    /// The demands of the tasks of a shape in use.
+    pub fn demands(&self, shape: ShapeId) -> Option<&Demands> {
+        self.index.shapes.demands(shape)
+    }
+
+    /// The demand of a task of any shape.
+    pub fn demand_of(&self, request: &TaskRequest, shape: &Shape) -> Demand {
+        class::demand_of(&self.index.names.models, request, shape)
+    }
+
     /// The number of a device model.
     pub fn model_named(&self, name: &str) -> Option<DeviceModelId> {
         self.index.names.models.get(name).copied()
@@ -354,9 +368,14 @@ impl State {
         self.unit_group(unit)
     }
 
-    /// What has been learned of the tasks that come.
+    /// What tasks are expected to arrive; empty until enough have.
     pub fn profile(&self) -> &WorkloadProfile {
         &self.profile
+    }
+
+    /// The tasks that have arrived and ended.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
     }
 
     /// When the oldest request token may be forgotten.

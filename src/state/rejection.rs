@@ -8,7 +8,7 @@ use crate::model::time::Timestamp;
 use crate::model::validate::{Violation, quote};
 
 /// Why a command was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
 pub enum Rejection {
     #[error("{}", Violations(.0))]
     Invalid(Vec<Violation>),
@@ -88,27 +88,7 @@ impl Rejection {
 
     /// The stable code.
     pub fn code(&self) -> &'static str {
-        Self::MANUAL[self.kind()].0
-    }
-
-    /// The code's place in [`Rejection::MANUAL`].
-    pub fn kind(&self) -> usize {
-        match self {
-            Self::Invalid(_) => 0,
-            Self::NotFound { .. } => 1,
-            Self::AlreadyExists { .. } => 2,
-            Self::Conflict { .. } => 3,
-            Self::TokenReused => 4,
-            Self::BadDependency { .. } => 5,
-            Self::PoolClaimed { .. } => 6,
-            Self::StaleEpoch { .. } => 7,
-            Self::StaleTerm(_) => 8,
-            Self::LimitReached { .. } => 9,
-            Self::UnknownAttempt { .. } => 10,
-            Self::Outdated { .. } => 11,
-            Self::ReadOnly { .. } => 12,
-            Self::TokenExpired { .. } => 13,
-        }
+        self.into()
     }
 
     /// The fields that are to be corrected, if it is about fields.

@@ -14,6 +14,7 @@ use super::job::Job;
 use super::live::Attempt;
 use super::pool::{Node, Pool};
 use super::token::{TokenEntry, TokenKey};
+use super::workload::Workload;
 use super::{Queue, State};
 use crate::model::demand::WorkloadProfile;
 use crate::model::device::DeviceModel;
@@ -118,6 +119,7 @@ pub struct Head {
     /// The latest writer sessions, oldest first, with the revisions that began them.
     pub writer_sessions: Vec<(u64, Revision)>,
     pub profile: Arc<WorkloadProfile>,
+    pub workload: Workload,
 }
 
 /// A snapshot being written.
@@ -163,6 +165,7 @@ impl State {
             key: self.identity.key,
             writer_sessions: self.identity.writer_sessions.iter().copied().collect(),
             profile: self.profile.clone(),
+            workload: self.workload.clone(),
         };
         let mut pending = vec![Object::Head(Box::new(head))];
         pending.extend(self.queues.values().cloned().map(Object::Queue));
@@ -218,7 +221,7 @@ impl State {
                     state.next.reservation = head.next_reservation;
                     state.identity.key = head.key;
                     state.identity.writer_sessions = head.writer_sessions.into();
-                    state.profile = head.profile;
+                    (state.profile, state.workload) = (head.profile, head.workload);
                 }
                 Object::Queue(queue) => {
                     state.queues.insert(queue.id, queue);

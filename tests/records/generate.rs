@@ -259,11 +259,13 @@ pub fn record(rng: &mut StdRng, container: &str, body: i32) -> Vec<u8> {
         "EventBatch" => {
             let event = message(rng, ".weir.journal.v1.Event", Some(body));
             let first = [varint(1 << 3), varint(rng.random_range(1..1_000_000))].concat();
-            [first, varint(2 << 3 | 2), varint(event.len() as u64), event].concat()
+            let count = [varint(3 << 3), varint(1)].concat();
+            [count, first, varint(2 << 3 | 2), varint(event.len() as u64), event].concat()
         }
         "SnapshotChunk" => {
             let object = message(rng, ".weir.journal.v1.Object", Some(body));
-            [varint(1 << 3 | 2), varint(object.len() as u64), object].concat()
+            let count = [varint(2 << 3), varint(1)].concat();
+            [count, varint(1 << 3 | 2), varint(object.len() as u64), object].concat()
         }
         "ArchiveRow" => message(rng, ".weir.journal.v1.ArchiveRow", Some(body)),
         other => panic!("no record is a {other}"),

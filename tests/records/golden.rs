@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use weir::journal::sqlite::SqliteJournal;
 use weir::journal::{Journal, Loaded};
+use weir::model::id::Revision;
 use weir::state::record;
 
 use crate::generate::{kinds, record};
@@ -94,6 +95,35 @@ fn what_a_newer_weir_wrote_is_refused_as_such() {
     ] {
         let error = read(container, &bytes).unwrap_err();
         assert!(error.to_string().contains("newer weir"), "{container}: {error}");
+    }
+}
+
+/// Protobuf alone reads a batch that was cut off between two events as a shorter one.
+#[test]
+fn a_container_that_is_cut_off_anywhere_is_refused() {
+    let (mut events, mut objects) = (Vec::new(), Vec::new());
+    for (number, _) in kinds_of("EventBatch") {
+        let bytes = record(&mut StdRng::seed_from_u64(1), "EventBatch", number);
+        events.extend(record::decode_events(&bytes).unwrap());
+    }
+    for (event, revision) in events.iter_mut().zip(1..) {
+        event.revision = Revision(revision);
+    }
+    for (number, _) in kinds_of("SnapshotChunk") {
+        let bytes = record(&mut StdRng::seed_from_u64(1), "SnapshotChunk", number);
+        objects.extend(record::decode_objects(&bytes).unwrap());
+    }
+    for (container, bytes) in
+        [("EventBatch", record::encode_events(&events)), ("SnapshotChunk", record::encode_objects(&objects))]
+    {
+        read(container, &bytes).unwrap();
+        for end in 1..bytes.len() {
+            assert!(
+                read(container, &bytes[..end]).is_err(),
+                "{container} of {} bytes, cut at {end}",
+                bytes.len()
+            );
+        }
     }
 }
 

@@ -15,11 +15,12 @@ use weir::model::shape::Needs;
 use weir::model::spec::Constraints;
 use weir::scheduler::packing::bucket::ClassRef;
 use weir::scheduler::packing::fgd::Fgd;
-use weir::scheduler::packing::mix::Mix;
 use weir::scheduler::packing::overflow::Overflow;
 use weir::scheduler::packing::policy::Scorer;
+use weir::scheduler::packing::profile::updated_profile;
 use weir::scheduler::packing::random::Random;
 use weir::scheduler::packing::{DemandId, Device, Node, Packer, Place, Undo};
+use weir::state::workload::Workload;
 
 use super::PolicyName;
 use super::window;
@@ -193,7 +194,7 @@ pub(crate) struct Player<'a> {
     pub(crate) packer: Packer,
     ids: Vec<DemandId>,
     /// Arrivals that the profile is computed from; `None` if the policy has no profile.
-    mix: Option<Mix>,
+    workload: Option<Workload>,
     /// The latest profile.
     profile: WorkloadProfile,
     policy_seed: u64,
@@ -228,7 +229,7 @@ impl<'a> Player<'a> {
             cluster,
             packer,
             ids,
-            mix: uses_profile.then(Mix::default),
+            workload: uses_profile.then(Workload::default),
             profile: WorkloadProfile::default(),
             policy_seed,
         }
@@ -253,18 +254,20 @@ impl<'a> Player<'a> {
         for (at, node) in self.cluster.nodes.iter().enumerate() {
             self.packer.set(node_ref(at), node.clone());
         }
-        self.mix = None;
+        self.workload = None;
     }
 
     /// Records an arrival, and updates the profile if that is due.
     pub(crate) fn arrive(&mut self, demand: usize) {
-        let Some(mix) = &mut self.mix else { return };
-        mix.arrive(&self.cluster.demands[demand], 1);
-        if mix.is_update_due()
-            && let Some(profile) = mix.update(self.cluster.nodes.iter(), self.policy_seed, &self.profile)
-        {
-            let overflow = Overflow::of(&profile, mix.turnover_percent(), self.policy_seed);
-            self.packer.set_scorer(Scorer::Overflow(overflow));
+        let Some(workload) = &mut self.workload else { return };
+        workload.arrive(&self.cluster.demands[demand], 1);
+        if !workload.is_check_due() {
+            return;
+        }
+        let updated = updated_profile(workload, self.cluster.nodes.iter(), self.policy_seed, &self.profile);
+        workload.note_check();
+        if let Some(profile) = updated {
+            self.packer.set_scorer(Scorer::Overflow(Overflow::of(&profile, self.policy_seed)));
             self.profile = profile;
         }
     }

@@ -177,7 +177,7 @@ impl World {
         self.counts = counts;
         lost?;
         self.drop_links_of_broker(host);
-        Ok(())
+        self.check_plan(machine)
     }
 
     /// Crashes a broker, and starts one on a random host after `down_ms`.

@@ -23,7 +23,7 @@ use weir::state::token::{RequestToken, TokenKey};
 
 use super::broker::BrokerEvent;
 use super::network::LinkConditions;
-use super::specs::{burst_spec, random_spec};
+use super::specs::{burst_spec, make_alike, random_spec};
 use super::{Event, Purpose, World, split};
 
 /// State of the client.
@@ -45,6 +45,8 @@ pub(crate) struct Client {
     /// Remaining actions.
     acts: u32,
     prices_filled: bool,
+    /// All its tasks ask for the same: what arrives does not change.
+    tasks_alike: bool,
     /// Number of pools when a query arrived at the broker.
     pub(crate) pools_at_query: BTreeMap<CallId, usize>,
 }
@@ -54,8 +56,10 @@ const REPLY_TIMEOUT_MS: u64 = 3_000;
 
 impl Client {
     pub(crate) fn new(seed: u64, acts: u32) -> Self {
+        let mut rng = split(seed, Purpose::Client);
+        let tasks_alike = rng.random_bool(0.1);
         Self {
-            rng: split(seed, Purpose::Client),
+            rng,
             conditions: LinkConditions::default(),
             next_call: 0,
             next_token: 0,
@@ -66,6 +70,7 @@ impl Client {
             abandoned: BTreeSet::new(),
             acts,
             prices_filled: false,
+            tasks_alike,
             pools_at_query: BTreeMap::new(),
         }
     }
@@ -241,7 +246,10 @@ impl World {
         };
         let mut jobs = Vec::new();
         for _ in 0..rng.random_range(1..5) {
-            let spec = random_spec(rng, &live);
+            let mut spec = random_spec(rng, &live);
+            if self.client.tasks_alike {
+                make_alike(&mut spec);
+            }
             jobs.push(submission(rng, "", spec));
         }
         if rng.random_bool(0.1) {

@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use strum::VariantNames;
 use weir::model::attempt::OutcomeKind;
 use weir::model::reason::{JobReason, PoolReason};
 use weir::state::event::Event;
 use weir::state::rejection::Rejection;
 
 /// Coverage counters of one seed or a sweep.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// Durable events, in the order of `Event::KINDS`.
-    pub events: [u64; Event::KINDS.len()],
-    /// Rejections sent, in the order of `Rejection::MANUAL`.
-    pub rejections: [u64; Rejection::MANUAL.len()],
+    /// Durable events, by kind.
+    pub events: BTreeMap<&'static str, u64>,
+    /// Rejections sent, by code.
+    pub rejections: BTreeMap<&'static str, u64>,
     /// Outcomes of attempts, by code.
     pub outcomes: BTreeMap<&'static str, u64>,
     /// Reasons in answers to `why`, by code.
@@ -27,26 +28,15 @@ pub struct Counts {
     pub stale_copies: u64,
     /// Hellos after which a broker on a stale copy had detected it.
     pub stale_copies_detected: u64,
-}
-
-impl Default for Counts {
-    fn default() -> Self {
-        Self {
-            events: [0; Event::KINDS.len()],
-            rejections: [0; Rejection::MANUAL.len()],
-            outcomes: BTreeMap::new(),
-            reasons: BTreeMap::new(),
-            queued_behind_claim: 0,
-            deposed: 0,
-            stale_copies: 0,
-            stale_copies_detected: 0,
-        }
-    }
+    /// Brokers whose plan at their end was compared with that of a rebuilt one.
+    pub plans_compared: u64,
+    /// Starts in those plans.
+    pub planned_starts_compared: u64,
 }
 
 impl Counts {
     pub(crate) fn event(&mut self, event: &Event) {
-        self.events[event.kind()] += 1;
+        *self.events.entry(event.into()).or_default() += 1;
         if let Event::AttemptOrdered { order } = event {
             self.queued_behind_claim += u64::from(order.after.is_some());
         }
@@ -56,7 +46,7 @@ impl Counts {
     }
 
     pub(crate) fn rejection(&mut self, rejection: &Rejection) {
-        self.rejections[rejection.kind()] += 1;
+        *self.rejections.entry(rejection.code()).or_default() += 1;
     }
 
     pub(crate) fn reason(&mut self, code: &'static str) {
@@ -65,17 +55,22 @@ impl Counts {
 
     /// Adds another seed's counts.
     pub fn add(&mut self, other: &Self) {
-        self.events.iter_mut().zip(other.events).for_each(|(sum, more)| *sum += more);
-        self.rejections.iter_mut().zip(other.rejections).for_each(|(sum, more)| *sum += more);
         for (sum, more) in [
             (&mut self.queued_behind_claim, other.queued_behind_claim),
             (&mut self.deposed, other.deposed),
             (&mut self.stale_copies, other.stale_copies),
             (&mut self.stale_copies_detected, other.stale_copies_detected),
+            (&mut self.plans_compared, other.plans_compared),
+            (&mut self.planned_starts_compared, other.planned_starts_compared),
         ] {
             *sum += more;
         }
-        for (sums, more) in [(&mut self.outcomes, &other.outcomes), (&mut self.reasons, &other.reasons)] {
+        for (sums, more) in [
+            (&mut self.events, &other.events),
+            (&mut self.rejections, &other.rejections),
+            (&mut self.outcomes, &other.outcomes),
+            (&mut self.reasons, &other.reasons),
+        ] {
             more.iter().for_each(|(kind, count)| *sums.entry(kind).or_default() += count);
         }
     }
@@ -88,8 +83,8 @@ impl Counts {
         let manual = |entry: &(&'static str, &'static str, &'static str)| of(&self.reasons, entry.0);
         let reasons = PoolReason::manual().iter().chain(JobReason::manual());
         [
-            ("events", Event::KINDS.into_iter().zip(self.events).collect()),
-            ("rejections", Rejection::MANUAL.iter().map(|entry| entry.0).zip(self.rejections).collect()),
+            ("events", Event::VARIANTS.iter().map(|kind| of(&self.events, kind)).collect()),
+            ("rejections", Rejection::MANUAL.iter().map(|entry| of(&self.rejections, entry.0)).collect()),
             ("outcomes", OutcomeKind::ALL.iter().map(|kind| of(&self.outcomes, kind.code())).collect()),
             ("reasons", reasons.map(manual).collect()),
             (
@@ -99,6 +94,8 @@ impl Counts {
                     ("deposed writers", self.deposed),
                     ("stale copies", self.stale_copies),
                     ("stale copies detected", self.stale_copies_detected),
+                    ("plans compared", self.plans_compared),
+                    ("planned starts compared", self.planned_starts_compared),
                 ],
             ),
         ]

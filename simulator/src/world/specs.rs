@@ -69,6 +69,15 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     spec
 }
 
+/// Gives the tasks of a job the demand that all such jobs' tasks have.
+pub(crate) fn make_alike(spec: &mut JobSpec) {
+    let alike = minimal();
+    for group in &mut spec.groups {
+        group.request = alike.groups[0].request.clone();
+    }
+    (spec.constraints, spec.on_pool_lost) = (alike.constraints, alike.on_pool_lost);
+}
+
 /// Adds a random constraint, which no pool may satisfy.
 fn constrain(rng: &mut StdRng, spec: &mut JobSpec) {
     let (group, constraints) = (&mut spec.groups[0], &mut spec.constraints);

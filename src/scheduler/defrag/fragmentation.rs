@@ -13,7 +13,6 @@ use crate::model::shape::ShapeId;
 use crate::model::spec::Labels;
 use crate::model::time::Timestamp;
 use crate::scheduler::Scheduler;
-use crate::scheduler::nodes::demand_of;
 use crate::state::State;
 use crate::state::job::Job;
 use crate::state::live::Attempt;
@@ -157,7 +156,7 @@ impl Scheduler {
             };
             let jobs: Vec<(&Job, u32)> = members.iter().take(JOBS_MAX).filter_map(tasks).collect();
             inventory.pool.waiting.push(Waiting {
-                demand: Arc::new(demand_of(state, request, shape)),
+                demand: Arc::new(state.demand_of(request, shape)),
                 count: jobs.iter().map(|(_, tasks)| *tasks).fold(0, u32::saturating_add),
                 priority: class.priority,
             });
@@ -204,7 +203,7 @@ fn movable_task(
         None => {
             let shape_of = state.shape(shape)?;
             let (request, _) = shape_of.tasks.first()?;
-            let demand = Arc::new(demand_of(state, request, shape_of));
+            let demand = Arc::new(state.demand_of(request, shape_of));
             demands.insert(shape, Arc::clone(&demand));
             demand
         }

@@ -112,11 +112,11 @@ struct Stream {
 const BLOCK_LEN: usize = 8;
 
 impl Overflow {
-    /// Builds the policy from a workload profile. `turnover_percent` is how many tasks end while a hundred
-    /// arrive, `seed` that of the streams.
-    pub fn of(profile: &WorkloadProfile, turnover_percent: u64, seed: u64) -> Self {
+    /// Builds the policy from a workload profile. `seed` is that of the streams.
+    pub fn of(profile: &WorkloadProfile, seed: u64) -> Self {
         let same_node_micros =
-            1_000 * SAME_NODE_MILLIS * turnover_percent.min(TURNOVER_PERCENT) / TURNOVER_PERCENT;
+            1_000 * SAME_NODE_MILLIS * u64::from(profile.turnover_percent).min(TURNOVER_PERCENT)
+                / TURNOVER_PERCENT;
         let wide = wide_of(profile.entries.iter().map(|kind| (&*kind.demand, kind.weight)));
         let overflow = profile.entries.iter().map(|kind| (&*kind.demand, kind.overflow));
         Self { wide, same_node_micros, ..Self::with_streams(overflow, seed) }

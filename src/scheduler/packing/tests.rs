@@ -48,7 +48,7 @@ fn node(random: &mut Random) -> Node {
 /// A profile in which all demands are equally frequent, also in the overflow.
 fn profile(demands: &[Arc<Demand>]) -> WorkloadProfile {
     let kind = |demand: &Arc<Demand>| ProfileEntry { demand: demand.clone(), weight: 3, overflow: 3 };
-    WorkloadProfile { arrivals: 0, entries: demands.iter().map(kind).collect() }
+    WorkloadProfile { arrivals: 0, turnover_percent: 100, entries: demands.iter().map(kind).collect() }
 }
 
 type Make = fn(&[Arc<Demand>]) -> Scorer;
@@ -65,7 +65,7 @@ fn scorers() -> [Make; 4] {
             },
         },
         |demands| Scorer::Fgd(Fgd::new(demands.iter().map(|demand| (&**demand, 3)))),
-        |demands| Scorer::Overflow(Overflow::of(&profile(demands), 100, 7)),
+        |demands| Scorer::Overflow(Overflow::of(&profile(demands), 7)),
     ]
 }
 
@@ -246,7 +246,7 @@ fn placement_takes_the_demand_and_undo_restores_it() {
 #[test]
 fn evicted_buckets_change_no_choice() {
     let demands = demands(&mut Random::new(5));
-    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&profile(demands), 100, 7));
+    let make = |demands: &[Arc<Demand>]| Scorer::Overflow(Overflow::of(&profile(demands), 7));
     let (mut retaining, mut random) = random_packer(5, make(&demands));
     let (mut evicting, _) = random_packer(5, make(&demands));
     evicting.buckets.set_empty_max(4);
@@ -326,7 +326,7 @@ fn overflow_consists_of_the_tasks_that_do_not_fit() {
 }
 
 /// Nodes of eight devices, some of them partly in use, and a profile of tasks of one and of eight devices.
-fn nodes_of_eight(turnover_percent: u64) -> (Packer, Arc<Demand>) {
+fn nodes_of_eight(turnover_percent: u32) -> (Packer, Arc<Demand>) {
     let demand = |count: u32| {
         Arc::new(Demand {
             resources: Resources { cpu_millis: 1_000 * u64::from(count), ..Resources::default() },
@@ -336,7 +336,8 @@ fn nodes_of_eight(turnover_percent: u64) -> (Packer, Arc<Demand>) {
         })
     };
     let one = demand(1);
-    let overflow = Overflow::of(&profile(&[one.clone(), demand(8)]), turnover_percent, 7);
+    let overflow =
+        Overflow::of(&WorkloadProfile { turnover_percent, ..profile(&[one.clone(), demand(8)]) }, 7);
     let mut packer = Packer::new(Scorer::Overflow(overflow));
     for (at, free) in [8, 5, 8, 3].into_iter().enumerate() {
         let node = Node {
@@ -359,7 +360,7 @@ fn small_tasks_go_to_the_fullest_nodes_that_strand_nothing() {
 
 #[test]
 fn contiguity_decides_between_nodes_but_not_between_tasks() {
-    let costs = |turnover_percent: u64| {
+    let costs = |turnover_percent: u32| {
         let (mut packer, one) = nodes_of_eight(turnover_percent);
         let id = packer.demand(&one, None);
         let (best, node) = packer.best_of(id, None).unwrap();

@@ -49,11 +49,25 @@ impl State {
             groups: groups.collect(),
         };
         self.touch(Key::Job(id));
+        self.count_arrivals(&job);
         self.jobs.insert(id, job);
         self.next.job = id.0 + 1;
         self.index_job(id);
         out.changes.push(Change::Job(id));
         self.note_classes(id, out);
+    }
+
+    /// Counts the tasks of a new job towards the workload.
+    fn count_arrivals(&mut self, job: &Job) {
+        let Some(entry) = self.specs.get(&job.spec) else { return };
+        for (shape, progress) in entry.shapes.iter().zip(&job.groups) {
+            let units = u64::from(progress.waiting.len());
+            for (demand, count) in
+                self.index.shapes.demands(*shape).into_iter().flat_map(|demands| &**demands)
+            {
+                self.workload.arrive(demand, u64::from(*count).saturating_mul(units));
+            }
+        }
     }
 
     /// Enters a job into every index.

@@ -104,8 +104,10 @@ impl State {
             }
             Event::WorkloadProfileUpdated { profile } => {
                 self.profile = profile.clone();
+                self.workload.note_check();
                 out.changes.push(Change::WorkloadProfile);
             }
+            Event::WorkloadProfileConfirmed => self.workload.note_check(),
             Event::SettingsChanged { settings } => self.settings = *settings,
             Event::RegionsAdded { regions } => {
                 self.catalogue.regions.extend(regions.iter().map(|region| (region.code, region.clone())));
@@ -206,7 +208,9 @@ impl State {
     fn add_spec(&mut self, id: SpecId, body: &Arc<JobSpec>) {
         self.touch(Key::Spec(id));
         let groups = 0..body.unit_group_count();
-        let shapes = groups.map(|group| self.index.shapes.acquire(Shape::of(body, group))).collect();
+        let shapes = groups
+            .map(|group| self.index.shapes.acquire(Shape::of(body, group), &self.index.names.models))
+            .collect();
         let before = self.specs.insert(id, SpecEntry { spec: body.clone(), shapes, jobs: 0 });
         assert!(before.is_none(), "spec {id} is added twice");
     }

@@ -94,13 +94,18 @@ impl State {
             Command::StartTerm { journal, key, writer_session, term } => {
                 self.decide_term(*journal, *key, *writer_session, *term)
             }
-            Command::UpdateWorkloadProfile { profile } if profile.entries.len() > PROFILE_ENTRIES_MAX => {
+            Command::UpdateWorkloadProfile { profile: None } => {
+                Ok(Decision::done(vec![Event::WorkloadProfileConfirmed]))
+            }
+            Command::UpdateWorkloadProfile { profile: Some(profile) }
+                if profile.entries.len() > PROFILE_ENTRIES_MAX =>
+            {
                 Err(Rejection::LimitReached {
                     what: "entries of a workload profile",
                     max: PROFILE_ENTRIES_MAX,
                 })
             }
-            Command::UpdateWorkloadProfile { profile } => {
+            Command::UpdateWorkloadProfile { profile: Some(profile) } => {
                 Ok(Decision::done(vec![Event::WorkloadProfileUpdated { profile: profile.clone() }]))
             }
             Command::Submit { jobs } => self.decide_submit(jobs),

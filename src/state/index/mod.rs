@@ -41,11 +41,10 @@ pub(super) struct Indexes {
 impl State {
     /// Rebuilds every index, and what pools, queues and specs count of their attempts and jobs.
     pub(super) fn rebuild(&mut self) {
-        self.index = Indexes::default();
+        self.index = Indexes { names: names::rebuild(self), ..Indexes::default() };
         self.tokens.rebuild();
         self.rebuild_shapes();
         self.rebuild_commitments();
-        self.index.names = names::rebuild(self);
         self.index.timers = timers::rebuild(self);
         self.index.stops = stops::rebuild(self);
         self.index.claims = claims::rebuild(self);
@@ -60,7 +59,8 @@ impl State {
     fn rebuild_shapes(&mut self) {
         for entry in self.specs.values_mut() {
             let groups = 0..entry.spec.unit_group_count();
-            let shape = |group| self.index.shapes.acquire(Shape::of(&entry.spec, group));
+            let shape =
+                |group| self.index.shapes.acquire(Shape::of(&entry.spec, group), &self.index.names.models);
             entry.shapes = groups.map(shape).collect();
             entry.jobs = 0;
         }
@@ -85,6 +85,7 @@ impl State {
             ("claims", claims::same(self, &rebuilt)),
             ("classes", classes_by_shape(self) == classes_by_shape(&rebuilt)),
             ("devices in use", self.index.devices_in_use == rebuilt.index.devices_in_use),
+            ("workload", self.workload == rebuilt.workload),
             ("market", self.market == rebuilt.market),
             ("pools", self.pools == rebuilt.pools),
             ("queues", self.queues == rebuilt.queues),

@@ -85,6 +85,7 @@ events! {
         Event::UnitReleased { unit: UnitId { job, unit } } => {
             Body::UnitReleased(proto::UnitReleased { job: job.0, unit: *unit })
         },
+        Event::WorkloadProfileConfirmed => Body::WorkloadProfileConfirmed(proto::WorkloadProfileConfirmed {}),
     }
     from {
         Body::AttemptOrdered(order) => Event::AttemptOrdered { order: Translate::from_message(order)? },
@@ -102,6 +103,7 @@ events! {
             Event::AttemptEnded { unit: unit_id(job, unit), ended: get!(end, "end", required) }
         },
         Body::UnitReleased(proto::UnitReleased { job, unit }) => Event::UnitReleased { unit: unit_id(job, unit) },
+        Body::WorkloadProfileConfirmed(proto::WorkloadProfileConfirmed {}) => Event::WorkloadProfileConfirmed,
     }
 }
 

@@ -67,10 +67,16 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Error> {
     }
 }
 
+/// A container that was cut off between two records has fewer than its count.
+fn check_count(count: u32, found: usize) -> Result<(), Error> {
+    if count as usize == found { Ok(()) } else { Err(Error::damaged("number of records", found)) }
+}
+
 /// Writes events of consecutive revisions.
 pub fn encode_events(events: &[EventRecord]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64 * events.len() + 16);
     let Some(first) = events.first() else { return out };
+    prost::encoding::uint32::encode(3, &(events.len() as u32), &mut out);
     prost::encoding::uint64::encode(1, &first.revision.0, &mut out);
     let mut before = None;
     for (place, record) in (0u64..).zip(events) {
@@ -96,6 +102,9 @@ pub fn encode_events(events: &[EventRecord]) -> Vec<u8> {
 pub fn decode_events(bytes: &[u8]) -> Result<Vec<EventRecord>, Error> {
     let bytes = if Mutant::SwallowTornBatch.is_on() { whole_fields(bytes) } else { bytes };
     let batch: proto::EventBatch = decode(bytes)?;
+    if !Mutant::SwallowTornBatch.is_on() {
+        check_count(batch.count, batch.events.len())?;
+    }
     if batch.first_revision == 0 && !batch.events.is_empty() {
         return Err(Error::Missing { field: "first_revision" });
     }
@@ -127,7 +136,10 @@ fn whole_fields(bytes: &[u8]) -> &[u8] {
 
 /// Writes a chunk of a snapshot.
 pub fn encode_objects(objects: &[Object]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 * objects.len());
+    let mut out = Vec::with_capacity(64 * objects.len() + 16);
+    if !objects.is_empty() {
+        prost::encoding::uint32::encode(2, &(objects.len() as u32), &mut out);
+    }
     for object in objects {
         message_field::encode(1, &object.to_message(), &mut out);
     }
@@ -140,6 +152,7 @@ pub fn encode_objects(objects: &[Object]) -> Vec<u8> {
 /// [`Error`] if it wrote no such bytes.
 pub fn decode_objects(bytes: &[u8]) -> Result<Vec<Object>, Error> {
     let chunk: proto::SnapshotChunk = decode(bytes)?;
+    check_count(chunk.count, chunk.objects.len())?;
     Translate::from_message(chunk.objects)
 }
 

@@ -29,6 +29,7 @@ message!(Head as Head {
     key: key,
     writer_sessions: writer_sessions,
     workload_profile: profile [default],
+    workload: workload [default],
 });
 
 impl Translate<proto::WriterSession> for (u64, Revision) {

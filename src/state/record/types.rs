@@ -1,5 +1,8 @@
 //! Translation of the types that records share: specs, pools, nodes, prices, outcomes, placements.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::translate::{Translate, get, message, message_enum, put};
 use super::{Error, proto};
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
@@ -21,6 +24,7 @@ use crate::model::spec::{
 use crate::state::event::{EndedAttempt, NextTry, Settings};
 use crate::state::job::{Closing, JobEnd, Principal};
 use crate::state::token::{TokenEntry, TokenReply};
+use crate::state::workload::Workload;
 
 message_enum!(RetryOn { Failed, TimedOut, StartFailed, Unknown });
 message_enum!(OnPoolLost { Wait, Requeue });
@@ -156,7 +160,35 @@ message!(Reservation as Reservation {
 message!(Outcome as Outcome { kind: kind, exit_code: exit_code, signal: signal, message: message });
 message!(TokenEntry as TokenEntry { at_unix_ms: at, fingerprint: fingerprint, reply: reply [required] });
 
-message!(WorkloadProfile as WorkloadProfile { arrivals: arrivals, entries: entries });
+message!(Workload as Workload {
+    demands: weights,
+    arrivals: arrivals,
+    recent_arrivals: recent_arrivals,
+    recent_ends: recent_ends,
+    next_check_at: next_check_at,
+});
+
+impl Translate<Vec<proto::WeightedDemand>> for BTreeMap<Arc<Demand>, u64> {
+    fn to_message(&self) -> Vec<proto::WeightedDemand> {
+        let weighted = |(demand, weight): (&Arc<Demand>, &u64)| proto::WeightedDemand {
+            demand: put!(demand, required),
+            weight: *weight,
+        };
+        self.iter().map(weighted).collect()
+    }
+
+    fn from_message(message: Vec<proto::WeightedDemand>) -> Result<Self, Error> {
+        let weighted =
+            |proto::WeightedDemand { demand, weight }| Ok((get!(demand, "demand", required), weight));
+        message.into_iter().map(weighted).collect()
+    }
+}
+
+message!(WorkloadProfile as WorkloadProfile {
+    arrivals: arrivals,
+    turnover_percent: turnover_percent,
+    entries: entries,
+});
 message!(ProfileEntry as ProfileEntry { demand: demand [required], weight: weight, overflow: overflow });
 message!(Demand as Demand {
     resources: resources [default],
