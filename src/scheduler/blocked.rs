@@ -1,8 +1,8 @@
 //! Classes that wait for capacity, and which of them freed capacity makes runnable again.
 //!
-//! The classes are sorted by the need of their smallest task. Capacity freed on a node is notified only to
-//! those whose smallest task asks for no more devices than the node has free: a queue of large jobs costs
-//! nothing while small ones come and go.
+//! The classes are sorted by what each of their tasks needs at least. Capacity freed on a node is notified only
+//! to those whose tasks ask for no more devices than the node has free: a queue of large jobs costs nothing while
+//! small ones come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -10,12 +10,13 @@ use std::ops::Bound;
 use super::{RunKey, Scheduler, why};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::shape::{ClassKey, Shape};
+use crate::model::spec::TaskRequest;
 use crate::state::State;
 
 /// Blocked classes that one round compares with freed capacity: some milliseconds at most.
 const NOTIFICATIONS_MAX: usize = 16_384;
 
-/// What the smallest task of a class needs: device thousandths, then millicores.
+/// What every task of a class needs at least: device thousandths, then millicores.
 type Need = (u64, u64);
 
 /// Where capacity has become free.
@@ -41,11 +42,14 @@ pub(super) struct BlockedClasses {
 
 impl BlockedClasses {
     pub(super) fn insert(&mut self, class: ClassKey, shape: &Shape, key: RunKey) {
-        let needs = shape.tasks.iter().map(|(request, _)| {
-            let devices = request.devices.as_ref().map_or(0, |devices| devices.amount.millis());
-            (devices, request.resources.cpu_millis)
-        });
-        let need = needs.min().unwrap_or_default();
+        // The least of each: one task of a gang may ask for few devices, another for few cores.
+        let devices =
+            |request: &TaskRequest| request.devices.as_ref().map_or(0, |asked| asked.amount.millis());
+        let requests = || shape.tasks.iter().map(|(request, _)| request);
+        let need = (
+            requests().map(devices).min().unwrap_or(0),
+            requests().map(|request| request.resources.cpu_millis).min().unwrap_or(0),
+        );
         self.classes.insert(class, (need, key));
         self.by_need.insert((need, class));
         self.order.insert(key);

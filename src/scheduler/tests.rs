@@ -351,6 +351,26 @@ fn claim_that_is_passed_on_stays_committed_though_its_node_is_gone() {
     assert!(node.gone && node.tasks == 1);
 }
 
+/// A gang may wait for the capacity of any of its tasks, also of the one that asks for most devices.
+#[test]
+fn gang_starts_when_the_capacity_of_its_larger_task_is_freed() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("cores", 8, 0), node_spec("device", 4, 1)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let first = world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
+    let mut gang = with_devices(DeviceAmount::Whole(1));
+    gang.gang_job = true;
+    let mut cores = gang.groups[0].clone();
+    cores.name = "cores".to_owned();
+    (cores.request.devices, cores.request.resources.cpu_millis) = (None, 8_000);
+    gang.groups.push(cores);
+    world.submit_spec(gang);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 0);
+    end_after_long(&mut world, unit(first, 0));
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
+}
+
 /// Ends a unit after so long a run that claims of its class are not reused.
 fn end_after_long(world: &mut Fixture, unit: UnitId) {
     world.report(unit, AttemptStatus::Running { started_at: world.now });

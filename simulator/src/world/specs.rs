@@ -33,6 +33,10 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     if rng.random_bool(0.1) {
         let mut second = group.clone();
         second.name = "second".to_owned();
+        if rng.random_bool(0.5) {
+            second.request.devices = None;
+            second.request.resources.cpu_millis = 4_000;
+        }
         (second.count, second.gang) = (rng.random_range(1..4), false);
         spec.groups.push(second);
         spec.gang_job = rng.random_bool(0.5);
