@@ -189,7 +189,7 @@ impl Broker {
         self.scheduler.set_policy(&self.state, policy);
     }
 
-    /// Keeps nodes sooner or later, more or fewer, from now on.
+    /// Reserves nodes by this policy from now on.
     pub fn set_reservation_policy(&mut self, reservation_policy: ReservationPolicy) {
         self.scheduler.set_reservation_policy(reservation_policy);
     }

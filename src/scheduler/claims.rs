@@ -1,4 +1,4 @@
-//! Queues units of short tasks behind running attempts of their class (claim reuse). `state::claim` has the
+//! Queues units of short tasks behind running attempts of their class (claim reuse). `state::index::claims` has the
 //! reasons and the bounds.
 
 use super::{Round, RunKey, Scheduler, why};
