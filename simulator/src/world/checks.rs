@@ -48,7 +48,9 @@ impl World {
 
     /// Checks that a broker that ends would have planned what one plans that knows its state alone.
     ///
-    /// Reserved nodes are not part of the state yet: where there are any, before or after, plans may differ.
+    /// Two things are left out. Reserved nodes are not part of the state yet: where there are any, before or after,
+    /// plans may differ. A unit may be queued behind a running one, which costs nothing, when its class is tried;
+    /// a class that waits is not tried again for that alone, but every class of a rebuilt broker is.
     pub(crate) fn check_plan(&mut self, broker: Broker) -> Result<(), String> {
         let (state, mut live) = broker.into_parts();
         let mut rebuilt = live.rebuilt(&state);
@@ -56,7 +58,10 @@ impl World {
             return Ok(());
         }
         let budget = Budget { starts: u32::MAX, work: u32::MAX };
-        let (planned, expected) = (live.plan(&state, budget), rebuilt.plan(&state, budget));
+        let (mut planned, mut expected) = (live.plan(&state, budget), rebuilt.plan(&state, budget));
+        for plan in [&mut planned, &mut expected] {
+            plan.starts.retain(|start| start.after.is_none());
+        }
         if live.has_reserved_nodes() || rebuilt.has_reserved_nodes() {
             return Ok(());
         }
