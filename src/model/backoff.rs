@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Waits that double, from a first up to a longest one. Its owner sleeps, and adds what chance it wants.
+/// Waits that double, from a first up to a longest one. The caller sleeps, and adds jitter where many may wait.
 ///
 /// ```
 /// use std::time::Duration;

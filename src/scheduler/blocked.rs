@@ -1,7 +1,7 @@
 //! Classes that wait for capacity, and which of them freed capacity makes runnable again.
 //!
-//! The classes are sorted by what each of their tasks needs at least. Capacity freed on a node is notified only
-//! to those whose tasks ask for no more devices than the node has free: a queue of large jobs costs nothing while
+//! The classes are sorted by the fewest devices that one of their tasks asks for. Capacity freed on a node is
+//! notified only to those where that is no more than the node has free: a queue of large jobs costs nothing while
 //! small ones come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ use crate::state::State;
 /// Blocked classes that one round compares with freed capacity: some milliseconds at most.
 const NOTIFICATIONS_MAX: usize = 16_384;
 
-/// What every task of a class needs at least: device thousandths, then millicores.
+/// The least that a task of a class asks for, of each by itself: device thousandths, then millicores.
 type Need = (u64, u64);
 
 /// Where capacity has become free.

@@ -31,156 +31,48 @@ pub struct EventRecord {
     pub event: Event,
 }
 
-/// What happened. `VARIANTS` has the names of every kind.
+/// What happened. `VARIANTS` has the names of every kind. `WorkloadProfileConfirmed`: the profile was checked, and
+/// what arrives has not changed enough.
 #[derive(Clone, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Event {
-    JournalCreated {
-        journal: JournalId,
-    },
-    TermStarted {
-        term: Term,
-    },
-    SettingsChanged {
-        settings: Settings,
-    },
-    RegionsAdded {
-        regions: Vec<Region>,
-    },
-    DeviceModelsAdded {
-        models: Vec<DeviceModel>,
-    },
-    QueueCreated {
-        queue: QueueId,
-        spec: QueueSpec,
-    },
-    QueueUpdated {
-        queue: QueueId,
-        spec: QueueSpec,
-    },
-    SpecAdded {
-        spec: SpecId,
-        body: Arc<JobSpec>,
-    },
-    JobSubmitted {
-        job: JobId,
-        name: Box<str>,
-        queue: QueueId,
-        spec: SpecId,
-    },
-    TokenUsed {
-        key: TokenKey,
-        entry: TokenEntry,
-    },
-    TokensExpired {
-        count: u32,
-    },
-    JobClosing {
-        job: JobId,
-        why: Closing,
-    },
-    JobEnded {
-        job: JobId,
-        end: JobEnd,
-    },
-    RoundPlanned {
-        policy: Box<str>,
-        version: u32,
-        based_on: Revision,
-        budget: u32,
-        cursor: u32,
-    },
-    AttemptOrdered {
-        order: OrderedAttempt,
-    },
-    AttemptStarting {
-        unit: UnitId,
-    },
-    AttemptRunning {
-        unit: UnitId,
-        started_at: Timestamp,
-    },
-    AttemptStopping {
-        unit: UnitId,
-        reason: StopReason,
-    },
-    AttemptEnded {
-        unit: UnitId,
-        ended: EndedAttempt,
-    },
-    UnitReleased {
-        unit: UnitId,
-    },
-    PoolRegistered {
-        pool: PoolId,
-        spec: PoolSpec,
-        instance: InstanceId,
-        key_digest: [u8; 16],
-    },
-    PoolUpdated {
-        pool: PoolId,
-        spec: PoolSpec,
-    },
-    SessionOpened {
-        pool: PoolId,
-        epoch: Epoch,
-    },
-    PoolConnectivityChanged {
-        pool: PoolId,
-        connectivity: Connectivity,
-    },
-    PoolCordoned {
-        pool: PoolId,
-        cordoned: bool,
-    },
-    PoolDrainChanged {
-        pool: PoolId,
-        drain: Option<Drain>,
-    },
-    NodeReported {
-        pool: PoolId,
-        node: NodeId,
-        spec: NodeSpec,
-    },
-    NodeRemoved {
-        pool: PoolId,
-        node: NodeId,
-    },
-    NodeCordoned {
-        pool: PoolId,
-        node: NodeId,
-        cordoned: bool,
-    },
-    NodeQuarantined {
-        pool: PoolId,
-        node: NodeId,
-        until: Timestamp,
-    },
-    NodeReleased {
-        pool: PoolId,
-        node: NodeId,
-    },
-    PricesSet {
-        price: Price,
-    },
-    LinkSet {
-        link: Link,
-    },
-    ReservationMade {
-        reservation: Reservation,
-    },
-    ReservationEnded {
-        reservation: ReservationId,
-    },
-    KeyDrawn {
-        key: JournalKey,
-    },
-    WriterSessionStarted {
-        writer_session: u64,
-    },
-    WorkloadProfileUpdated {
-        profile: Arc<WorkloadProfile>,
-    },
-    /// The profile was checked: what arrives has not changed enough.
+    JournalCreated { journal: JournalId },
+    TermStarted { term: Term },
+    SettingsChanged { settings: Settings },
+    RegionsAdded { regions: Vec<Region> },
+    DeviceModelsAdded { models: Vec<DeviceModel> },
+    QueueCreated { queue: QueueId, spec: QueueSpec },
+    QueueUpdated { queue: QueueId, spec: QueueSpec },
+    SpecAdded { spec: SpecId, body: Arc<JobSpec> },
+    JobSubmitted { job: JobId, name: Box<str>, queue: QueueId, spec: SpecId },
+    TokenUsed { key: TokenKey, entry: TokenEntry },
+    TokensExpired { count: u32 },
+    JobClosing { job: JobId, why: Closing },
+    JobEnded { job: JobId, end: JobEnd },
+    RoundPlanned { policy: Box<str>, version: u32, based_on: Revision, budget: u32, cursor: u32 },
+    AttemptOrdered { order: OrderedAttempt },
+    AttemptStarting { unit: UnitId },
+    AttemptRunning { unit: UnitId, started_at: Timestamp },
+    AttemptStopping { unit: UnitId, reason: StopReason },
+    AttemptEnded { unit: UnitId, ended: EndedAttempt },
+    UnitReleased { unit: UnitId },
+    PoolRegistered { pool: PoolId, spec: PoolSpec, instance: InstanceId, key_digest: [u8; 16] },
+    PoolUpdated { pool: PoolId, spec: PoolSpec },
+    SessionOpened { pool: PoolId, epoch: Epoch },
+    PoolConnectivityChanged { pool: PoolId, connectivity: Connectivity },
+    PoolCordoned { pool: PoolId, cordoned: bool },
+    PoolDrainChanged { pool: PoolId, drain: Option<Drain> },
+    NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
+    NodeRemoved { pool: PoolId, node: NodeId },
+    NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
+    NodeQuarantined { pool: PoolId, node: NodeId, until: Timestamp },
+    NodeReleased { pool: PoolId, node: NodeId },
+    PricesSet { price: Price },
+    LinkSet { link: Link },
+    ReservationMade { reservation: Reservation },
+    ReservationEnded { reservation: ReservationId },
+    KeyDrawn { key: JournalKey },
+    WriterSessionStarted { writer_session: u64 },
+    WorkloadProfileUpdated { profile: Arc<WorkloadProfile> },
     WorkloadProfileConfirmed,
 }
 

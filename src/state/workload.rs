@@ -1,6 +1,6 @@
 //! The workload: how often tasks of each demand arrive, and how many end meanwhile. Older ones weigh less.
 //!
-//! It is part of the state, not of the scheduler, so that a broker that was restarted plans as if it had not been.
+//! It is part of the state, not of the scheduler, so that it survives a restart.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

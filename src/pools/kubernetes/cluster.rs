@@ -141,7 +141,7 @@ pub(super) fn is_refusal(error: &kube::Error) -> bool {
 async fn wait_after(backoff: &mut Backoff, error: Option<&kube::Error>) {
     let throttled = error.is_some_and(|error| status_code(error) == 429);
     let wait_min = if throttled { THROTTLED_WAIT_MIN } else { Duration::ZERO };
-    tokio::time::sleep(spread(backoff.next_wait()).max(wait_min)).await;
+    tokio::time::sleep(spread(backoff.next_wait().max(wait_min))).await;
 }
 
 impl Cluster {
