@@ -50,7 +50,7 @@ impl World {
     ///
     /// Two things are left out. Reserved nodes are not part of the state yet: where there are any, before or after,
     /// plans may differ. A unit may be queued behind a running one, which costs nothing, when its class is tried;
-    /// a class that waits is not tried again for that alone, but every class of a rebuilt broker is.
+    /// that alone makes no waiting class runnable, but a rebuilt broker tries every class.
     pub(crate) fn check_plan(&mut self, broker: Broker) -> Result<(), String> {
         let (state, mut live) = broker.into_parts();
         let mut rebuilt = live.rebuilt(&state);
