@@ -122,9 +122,13 @@ fn jobs_in_three_pools_run_once_when_processes_are_killed() {
     host.kill();
     cluster = start(&home, &agent);
     host = home.start_agent(16);
-    until(&format!("all jobs have succeeded; log: {}", home.path().display()), TIMEOUT, || {
-        succeeded(&home) == 3 * JOBS
+    until(&format!("all jobs have ended; log: {}", home.path().display()), TIMEOUT, || {
+        let (code, active, _) = home.run(&["get", "jobs"]);
+        code == 0 && active.is_empty()
     });
+    let (_, ended, _) = home.run(&["get", "jobs", "-a", "--limit", "1000"]);
+    let failed: Vec<&str> = ended.lines().skip(1).filter(|line| !line.contains(" SUCCEEDED ")).collect();
+    assert!(failed.is_empty() && succeeded(&home) == 3 * JOBS, "{failed:#?}");
     let ran = std::fs::read_to_string(ran).expect("the file of the host's jobs");
     for index in 0..JOBS {
         let name = format!("here-{index}");

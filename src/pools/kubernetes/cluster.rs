@@ -131,9 +131,20 @@ fn already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 
-/// The call would be refused again: neither a server error, nor a credential that will be renewed (401).
+/// Parts of the messages of a 403 Forbidden that may end without a change of the object: an API server that has just
+/// started answers so until it has read its roles and service accounts, and a missing permission may be granted.
+/// No field of a status distinguishes them from a refusal by quota, policy or webhook.
+const TEMPORARY_FORBIDDEN: [&str; 3] =
+    ["is forbidden: User \"", "not yet ready to handle request", "error looking up service account"];
+
+/// The call would be refused again: neither a server error, nor a credential that will be renewed (401), nor a
+/// temporary 403.
 pub(super) fn is_refusal(error: &kube::Error) -> bool {
-    matches!(status_code(error), 400 | 403 | 404 | 405 | 406 | 413 | 415 | 422)
+    let kube::Error::Api(status) = error else { return false };
+    match status.code {
+        403 => !TEMPORARY_FORBIDDEN.iter().any(|part| status.message.contains(part)),
+        code => matches!(code, 400 | 404 | 405 | 406 | 413 | 415 | 422),
+    }
 }
 
 /// Waits before a call is repeated. `error` is the failed call's, if there was one: after a 429 the wait is at

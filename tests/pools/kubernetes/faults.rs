@@ -240,6 +240,40 @@ fn a_token_that_has_expired_is_read_again() {
     bench.assert_ran_once(life, &[&runs, &start]);
 }
 
+/// An API server that has just started also refuses this way, until it has read its roles.
+#[test]
+fn a_missing_permission_is_waited_for() {
+    let parts = ["audit", "kube-controller-manager", "kube-scheduler", "kwok"];
+    let plane = ControlPlane::start_with("a_missing_permission_is_waited_for", &parts);
+    let Some(plane) = plane.map(Arc::new) else { return };
+    let bench = ClusterBench::new(plane.clone(), "granted");
+    let kubeconfig = plane.account("granted", "late");
+    let mut life = bench.life_with(kubeconfig.clone());
+    let stopped = order(&life, 1, &["hang"]);
+    life.start(&stopped);
+    life.until_running(stopped.order.attempt);
+    plane.kubectl(&["delete", "clusterrolebinding", "late"]);
+    until("the account has no permissions", TIMEOUT, || {
+        let answer = plane.kubectl_as(&kubeconfig, &["get", "nodes"], "");
+        answer.is_err_and(|error| error.contains("cannot list resource"))
+    });
+    let denials = || {
+        let log = std::fs::read_to_string(plane.path("audit.log")).expect("an audit log");
+        log.lines()
+            .filter(|line| line.contains(r#""responseStatus":{"#) && line.contains(r#""code":403"#))
+            .count()
+    };
+    let before = denials();
+    let started = order(&life, 2, &["play", "100ms", "0"]);
+    life.start(&started);
+    life.stop(stopped.order.attempt);
+    until("the creation is denied twice", TIMEOUT, || denials() >= before + 2);
+    plane.account("granted", "late");
+    assert_kind(&life.until_ended(started.order.attempt), OutcomeKind::Succeeded);
+    assert_kind(&life.until_ended(stopped.order.attempt), OutcomeKind::Cancelled);
+    bench.assert_ran_once(life, &[&stopped, &started]);
+}
+
 #[test]
 fn an_unreachable_webhook_is_retried_and_a_refusal_is_final() {
     let test = "an_unreachable_webhook_is_retried_and_a_refusal_is_final";
