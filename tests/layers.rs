@@ -108,9 +108,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All sources, without files that are compiled for tests only.
+/// All sources of the library, without files that are compiled for tests only.
 fn sources() -> Vec<Source> {
-    let src = root().join("src");
+    sources_of("src")
+}
+
+fn sources_of(folder: &str) -> Vec<Source> {
+    let src = root().join(folder);
     let (mut sources, mut tests_only, mut folders) = (Vec::new(), BTreeSet::new(), vec![src.clone()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -189,6 +193,106 @@ fn supers(code: &str) -> usize {
         std::iter::from_fn(|| rest.strip_prefix("super::").map(|shorter| rest = shorter)).count()
     };
     code.match_indices("super::").map(|(at, _)| steps(at)).max().unwrap_or(0)
+}
+
+/// The paths that a `use` tree names: `a::{b::C, d}` is `a::b::C` and `a::d`. `tree` begins with the path.
+fn paths(tree: &str) -> Vec<Vec<String>> {
+    let mut head = Vec::new();
+    let mut rest = tree;
+    loop {
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let end = group.find(|c| {
+                depth += match c {
+                    '{' => 1,
+                    '}' => -1,
+                    _ => 0,
+                };
+                depth < 0
+            });
+            let group = &group[..end.unwrap_or(group.len())];
+            let mut depth = 0;
+            let parts = group.split(|c| {
+                depth += match c {
+                    '{' => 1,
+                    '}' => -1,
+                    _ => 0,
+                };
+                c == ',' && depth == 0
+            });
+            let with_head = |tail: Vec<String>| head.iter().cloned().chain(tail).collect();
+            return parts.flat_map(|part| paths(part.trim())).map(with_head).collect();
+        }
+        let name: String = rest.chars().take_while(|c| is_word(*c)).collect();
+        if name.is_empty() {
+            return vec![head];
+        }
+        rest = &rest[name.len()..];
+        head.push(name);
+        match rest.strip_prefix("::") {
+            Some(after) => rest = after,
+            None => return vec![head],
+        }
+    }
+}
+
+/// The file that defines the first file module on a path from a folder, if one does.
+fn file_at(files: &BTreeSet<PathBuf>, folder: &Path, path: &[String]) -> Option<PathBuf> {
+    let mut folder = folder.to_owned();
+    for name in path {
+        let file = folder.join(format!("{name}.rs"));
+        if files.contains(&file) {
+            return Some(file);
+        }
+        folder.push(name);
+    }
+    None
+}
+
+/// The files that a file imports from, but for the `mod.rs` of folders: a folder and its files know each other.
+fn imported_files(files: &BTreeSet<PathBuf>, source: &Source) -> BTreeSet<PathBuf> {
+    let code = source.code();
+    let mut imported = BTreeSet::new();
+    for (at, prefix) in code.match_indices("crate::") {
+        let found = paths(&code[at + prefix.len()..]);
+        imported.extend(found.iter().filter_map(|path| file_at(files, Path::new(""), path)));
+    }
+    for (at, prefix) in code.match_indices("super::") {
+        if code[..at].ends_with("super::") {
+            continue;
+        }
+        let (mut rest, mut folder) = (&code[at + prefix.len()..], source.path.parent());
+        while let Some(more) = rest.strip_prefix("super::") {
+            (rest, folder) = (more, folder.and_then(Path::parent));
+        }
+        let Some(folder) = folder else { continue };
+        imported.extend(paths(rest).iter().filter_map(|path| file_at(files, folder, path)));
+    }
+    imported.remove(&source.path);
+    imported
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for folder in ["src", "simulator/src"] {
+        let sources = sources_of(folder);
+        let leaves = || sources.iter().filter(|source| !source.path.ends_with("mod.rs"));
+        let files: BTreeSet<PathBuf> = leaves().map(|source| source.path.clone()).collect();
+        let mut imports: BTreeMap<PathBuf, BTreeSet<PathBuf>> =
+            leaves().map(|source| (source.path.clone(), imported_files(&files, source))).collect();
+        assert!(imports.values().map(BTreeSet::len).sum::<usize>() > files.len(), "imports are not found");
+        // Files whose imports are all removed are in no circle.
+        loop {
+            let free: BTreeSet<PathBuf> =
+                imports.iter().filter(|(_, of)| of.is_empty()).map(|(path, _)| path.clone()).collect();
+            if free.is_empty() {
+                break;
+            }
+            imports.retain(|path, _| !free.contains(path));
+            imports.values_mut().for_each(|of| of.retain(|path| !free.contains(path)));
+        }
+        assert!(imports.is_empty(), "{folder}: circles among {imports:#?}");
+    }
 }
 
 #[test]
@@ -277,6 +381,13 @@ fn readers_of_the_sources_see_what_they_look_for() {
     assert_eq!(code, "use crate::a::B;\n\nlet y = my_f64;\n");
     assert_eq!(imports(&code), BTreeSet::from(["a".to_owned()]));
     assert!(has_word("x: f64;", "f64") && !has_word(&code, "f64") && has_word("use rand::Rng", "rand::"));
+    let path = |text: &str| text.split("::").map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(paths("a::{b::{C, D}, e};"), [path("a::b::C"), path("a::b::D"), path("a::e")]);
+    let files = BTreeSet::from([PathBuf::from("p/r.rs"), PathBuf::from("a/b.rs")]);
+    let other = "use super::r::X;\nuse crate::a::{self, b::Y};\nuse super::q::Z;\n";
+    let lines = other.lines().map(str::to_owned).collect();
+    let source = Source { path: PathBuf::from("p/q.rs"), text: String::new(), product: lines };
+    assert_eq!(imported_files(&files, &source), files);
     assert_eq!((source.depth(), supers("use super::super::x; super::y")), (2, 2));
     assert_eq!(source.module().as_deref(), Some("p"));
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
-use tonic::{Request, Status};
+use tonic::Status;
 
-use super::connection::ConnectionInfo;
 use super::error;
 use crate::model::limit::{
     MUTATION_WEIGHT, MUTATIONS_WAITING_MAX, MUTATIONS_WEIGHT_MAX, STREAM_MESSAGES_MAX,
@@ -54,11 +53,6 @@ impl Default for Account {
 }
 
 impl Identity {
-    /// The sender of this request.
-    pub(super) fn of<T>(request: &Request<T>) -> Self {
-        request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity).unwrap_or_default()
-    }
-
     /// The principal that the client's commands are recorded under.
     pub(super) fn principal(&self) -> &Principal {
         &self.0.principal

@@ -67,6 +67,11 @@ impl ConnectionInfo {
     }
 }
 
+/// The sender of a request.
+pub(super) fn identity_of<T>(request: &tonic::Request<T>) -> Identity {
+    request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity).unwrap_or_default()
+}
+
 /// A client's connection. It counts against the limit until it is dropped.
 pub(super) struct Connection {
     stream: TcpStream,

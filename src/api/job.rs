@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::admission::{AdmissionQueue, Identity};
+use super::admission::AdmissionQueue;
+use super::connection::identity_of;
 use super::convert::{self, parse_phase};
 use super::page::{check_count, fill_message, page_size, page_token};
 use super::proto::v1;
@@ -45,7 +46,7 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
@@ -135,7 +136,7 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::WatchJobsRequest>,
     ) -> Result<Response<Self::WatchJobsStream>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let only = match &message.job {
             Some(_) => Some(self.find("job", message.job.as_ref()).await?.id),
@@ -151,7 +152,7 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
         let mut jobs = Vec::new();
@@ -186,7 +187,7 @@ impl v1::job_service_server::JobService for Jobs {
     type LogsStream = ResponseStream<v1::LogsResponse>;
 
     async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let job = self.find("job", message.job.as_ref()).await?;
         if message.unit >= job.counts.total {

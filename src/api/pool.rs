@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::admission::{AdmissionQueue, Identity};
+use super::connection::identity_of;
 use super::job::REOPEN_WAIT;
 use super::page::{page_size, page_token};
 use super::proto::v1;
@@ -66,7 +67,7 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::WatchPoolsRequest>,
     ) -> Result<Response<Self::WatchPoolsStream>, Status> {
-        let (sender, stream) = response_stream(&Identity::of(&request));
+        let (sender, stream) = response_stream(&identity_of(&request));
         let from = Revision(request.into_inner().from_revision);
         let pools = self.clone();
         tokio::spawn(async move { pools.watch(from, sender).await });
@@ -97,7 +98,7 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::CordonRequest>,
     ) -> Result<Response<v1::CordonResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let (pool, node) = (&message.pool, &message.node);
         let revision = self.set_cordoned(&identity, "Cordon", &message.token, pool, node, true).await?;
@@ -108,7 +109,7 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::UncordonRequest>,
     ) -> Result<Response<v1::UncordonResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let (pool, node) = (&message.pool, &message.node);
         let revision = self.set_cordoned(&identity, "Uncordon", &message.token, pool, node, false).await?;
@@ -116,7 +117,7 @@ impl v1::pool_service_server::PoolService for Pools {
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let pool = self.find(&message.pool).await?.pool.id;
         let mode = match message.mode() {
@@ -155,7 +156,7 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::AbandonRequest>,
     ) -> Result<Response<v1::AbandonResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let attempt: AttemptId = convert::parse("attempt", &message.attempt).map_err(error::invalid)?;
         let command = Command::Abandon { attempt };

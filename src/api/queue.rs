@@ -3,7 +3,8 @@
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::admission::{AdmissionQueue, Identity};
+use super::admission::AdmissionQueue;
+use super::connection::identity_of;
 use super::proto::v1;
 use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, Query};
@@ -23,7 +24,7 @@ impl v1::queue_service_server::QueueService for Queues {
         &self,
         request: Request<v1::CreateQueueRequest>,
     ) -> Result<Response<v1::CreateQueueResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
         let fingerprint = v1::CreateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
@@ -44,7 +45,7 @@ impl v1::queue_service_server::QueueService for Queues {
         &self,
         request: Request<v1::UpdateQueueRequest>,
     ) -> Result<Response<v1::UpdateQueueResponse>, Status> {
-        let identity = Identity::of(&request);
+        let identity = identity_of(&request);
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
         let based_on = Revision(message.queue.as_ref().map_or(0, |queue| queue.revision));

@@ -10,6 +10,10 @@ use super::spec::{Constraints, EnvValue, JobSpec, OnPoolLost, Run, TaskRequest};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShapeId(pub u32);
 
+/// What a shape is called where numbers don't last: the first 128 bits of its record's SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShapeDigest(pub [u8; 16]);
+
 /// A class of waiting units that differ only in their position in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClassKey {

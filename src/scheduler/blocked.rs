@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::{RunKey, Scheduler, why};
+use super::{RunKey, Scheduler};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::shape::{ClassKey, Shape};
 use crate::model::spec::TaskRequest;
@@ -126,7 +126,7 @@ impl Scheduler {
     fn may_serve(&mut self, state: &State, freed: FreedCapacity, class: ClassKey) -> bool {
         let Some(index) = self.shape_index(state, class.shape) else { return false };
         let (FreedCapacity::Node(NodeRef { pool, .. }) | FreedCapacity::Pool(pool)) = freed;
-        if why::exclusion(state, pool, &index.shape).is_some() {
+        if state.exclusion(pool, &index.shape).is_some() {
             return false;
         }
         let demands = index.demands.clone();

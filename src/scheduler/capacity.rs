@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::nodes::class_of;
 use super::packing::bucket::{Bucket, ClassRef, DeviceChoice, DeviceFree};
-use crate::model::demand::{Demand, exclusion};
+use crate::model::demand::Demand;
 use crate::model::device::DeviceModelId;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::state::State;
@@ -55,11 +55,10 @@ pub struct Waiting {
 impl Waiting {
     /// Collects the kinds from the first `CLASSES_MAX` waiting classes, until there are `KINDS_MAX`.
     pub fn for_pool(state: &State, pool: &Pool) -> Self {
-        let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
         let (mut demands, mut seen) = (Vec::new(), BTreeSet::new());
         for class in state.classes().keys().take(CLASSES_MAX) {
             let Some(shape) = state.shape(class.shape).filter(|_| seen.insert(class.shape)) else { continue };
-            if exclusion(&shape.constraints, shape.needs, name, spec.region, spec.capabilities).is_some() {
+            if pool.exclusion(shape).is_some() {
                 continue;
             }
             let asked = shape.tasks.iter().map(|(request, _)| state.demand_of(request, shape));

@@ -1,7 +1,7 @@
 //! Queues units of short tasks behind running attempts of their class (claim reuse). `state::index::claims` has the
 //! reasons and the bounds.
 
-use super::{Round, RunKey, Scheduler, why};
+use super::{Round, RunKey, Scheduler};
 use crate::model::attempt::Placement;
 use crate::model::id::{NodeRef, UnitId};
 use crate::model::plan::Start;
@@ -65,7 +65,7 @@ impl Scheduler {
 /// not compared: a wrong `true` only costs a claim.
 fn could_use(state: &State, class: ClassKey, at: NodeRef) -> bool {
     let (Some(shape), Some(node)) = (state.shape(class.shape), state.node(at)) else { return false };
-    why::exclusion(state, at.pool, shape).is_none()
+    state.exclusion(at.pool, shape).is_none()
         && shape.tasks.iter().any(|(request, _)| {
             request.resources.fits(&node.spec.allocatable)
                 && (request.devices.is_none() || !node.spec.devices.is_empty())

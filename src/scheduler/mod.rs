@@ -429,7 +429,7 @@ impl Scheduler {
         let open: Vec<PoolId> = self.pools.iter().filter(|(_, pool)| pool.open).map(|(id, _)| *id).collect();
         let mut ranked = Vec::new();
         for id in open {
-            if why::exclusion(state, id, &shape).is_none() && self.packer.may_hold(id, &total) {
+            if state.exclusion(id, &shape).is_none() && self.packer.may_hold(id, &total) {
                 let best = self.packer.best_in(id, first, avoid);
                 ranked.extend(best.map(|(score, node)| (score, node, id)));
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::blocked::FreedCapacity;
 use super::packing::bucket::ClassRef;
-use super::packing::overflow::SAMPLE_NODES_MAX;
+use super::packing::profile::SAMPLE_NODES_MAX;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::NodeClass;
 use crate::model::id::{NodeRef, PoolId};

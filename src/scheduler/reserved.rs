@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::blocked::FreedCapacity;
 use super::packing::policy::Scorer;
 use super::packing::{Node, Packer, Undo};
-use super::{ClassState, Round, RunKey, Scheduler, nodes, why};
+use super::{ClassState, Round, RunKey, Scheduler, nodes};
 use crate::model::attempt::Placement;
 use crate::model::demand::Demand;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
@@ -181,7 +181,7 @@ impl Scheduler {
             let Some(index) = self.shape_index(state, class.shape) else { continue };
             let ([(demand, 1)], shape) = (&index.demands[..], index.shape.clone()) else { continue };
             let demand = demand.clone();
-            let allowed = || why::exclusion(state, at.pool, &shape).is_none();
+            let allowed = || state.exclusion(at.pool, &shape).is_none();
             if !empty.fits(&demand) || !allowed() {
                 continue;
             }
@@ -206,7 +206,7 @@ impl Scheduler {
             let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
             index.demands.iter().all(|(demand, _)| {
                 empty.fits(demand) && shortage(demand, node, &whole.spec.allocatable) != Shortage::Other
-            }) && why::exclusion(state, at.pool, &index.shape).is_none()
+            }) && state.exclusion(at.pool, &index.shape).is_none()
         });
         if !useful {
             self.release(at);
@@ -262,7 +262,7 @@ impl Scheduler {
         let allowed = |(at, owner): &(&NodeRef, &RunKey)| {
             (owner.2 == key.2 || key < **owner)
                 && self.reserved.packer.fits(&demand, **at)
-                && why::exclusion(state, at.pool, &shape).is_none()
+                && state.exclusion(at.pool, &shape).is_none()
         };
         let own_first = |(at, owner): (&NodeRef, &RunKey)| (Some(*at) == avoid, owner.2 != key.2, *at);
         let (_, of_others, at) = self.reserved.owners.iter().filter(allowed).map(own_first).min()?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::nodes::{class_of, is_class, what_if_copy};
 use super::packing::Packer;
 use super::packing::bucket::Bucket;
-use crate::model::demand::{self, Demand, NodeClass};
+use crate::model::demand::{Demand, NodeClass};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
@@ -36,13 +36,6 @@ pub struct Why {
 pub struct PoolWhy {
     pub pool: PoolId,
     pub reason: PoolReason,
-}
-
-/// Why a pool as such can't take a shape, whatever its nodes have free: cheap, as it is called often.
-pub(super) fn exclusion(state: &State, id: PoolId, shape: &Shape) -> Option<PoolReason> {
-    let pool = state.pool(id)?;
-    let spec = &pool.spec;
-    demand::exclusion(&shape.constraints, shape.needs, Some(&spec.name), spec.region, spec.capabilities)
 }
 
 /// The main packer, and the packer of the reserved nodes.
@@ -82,7 +75,7 @@ impl<'a> Asked<'a> {
 /// The reason of one pool: the first that holds.
 fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
     let shape = asked.shape;
-    if let Some(reason) = exclusion(state, pool.id, shape) {
+    if let Some(reason) = pool.exclusion(shape) {
         return reason;
     }
     for (demand, models, count) in &asked.tasks {

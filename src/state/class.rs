@@ -3,25 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::record;
-use super::token::first_bytes;
 use crate::model::demand::{Demand, DeviceDemand};
 use crate::model::device::DeviceModelId;
 use crate::model::id::JobId;
-use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::shape::{ClassKey, Shape, ShapeDigest, ShapeId};
 use crate::model::spec::TaskRequest;
-
-/// What a shape is called where numbers don't last: the first 128 bits of its record's SHA-256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ShapeDigest(pub [u8; 16]);
-
-impl ShapeDigest {
-    fn of(shape: &Shape) -> Self {
-        Self(first_bytes(&Sha256::digest(record::encode_shape(shape))))
-    }
-}
 
 /// The demands of a shape's tasks, each with the number of tasks per unit.
 pub type Demands = Arc<[(Arc<Demand>, u32)]>;
@@ -73,7 +60,7 @@ impl Shapes {
             }
             return id;
         }
-        let (id, digest, shape) = (ShapeId(self.next), ShapeDigest::of(&shape), Arc::new(shape));
+        let (id, digest, shape) = (ShapeId(self.next), record::shape_digest(&shape), Arc::new(shape));
         self.next += 1;
         let demands = demands_of(models, &shape);
         self.by_id.insert(id, InUse { shape: shape.clone(), demands, digest, users: 1 });

@@ -28,7 +28,7 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use class::{Classes, Demands, ShapeDigest};
+use class::{Classes, Demands};
 use event::Settings;
 use index::Indexes;
 use index::names::job_name_hash;
@@ -49,10 +49,11 @@ use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::link::Link;
 use crate::model::price::Price;
 use crate::model::queue::QueueSpec;
+use crate::model::reason::PoolReason;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
 use crate::model::resource::{Resources, TASK_SIZES};
-use crate::model::shape::{ClassKey, Shape, ShapeId};
+use crate::model::shape::{ClassKey, Shape, ShapeDigest, ShapeId};
 use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
 
@@ -236,6 +237,11 @@ impl State {
     /// A pool by number.
     pub fn pool(&self, id: PoolId) -> Option<&Pool> {
         self.pools.get(&id)
+    }
+
+    /// [`Pool::exclusion`] of a pool by number; `None` also if there is no such pool.
+    pub fn exclusion(&self, id: PoolId, shape: &Shape) -> Option<PoolReason> {
+        self.pool(id)?.exclusion(shape)
     }
 
     /// A pool by name.

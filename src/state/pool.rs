@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use sha2::{Digest, Sha256};
 
 use crate::model::attempt::Placement;
+use crate::model::demand;
 use crate::model::device::DeviceModelId;
 use crate::model::exchange::Hello;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, PoolId, Revision, UnitId};
 use crate::model::mutant::Mutant;
 use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
+use crate::model::reason::PoolReason;
 use crate::model::resource::Resources;
+use crate::model::shape::Shape;
 use crate::model::spec::TaskRequest;
 use crate::model::time::Timestamp;
-use crate::state::index::commitments::sum_of;
 use crate::state::token::first_bytes;
 
 /// A registered pool.
@@ -70,6 +72,21 @@ impl Pool {
     /// The hello comes from the agent that the pool's name is bound to, and proves it by its key.
     pub fn is_bound_to(&self, hello: &Hello) -> bool {
         self.instance == hello.instance && self.key_digest == digest_of(&hello.key)
+    }
+
+    /// Why the pool can't run a shape, whatever its nodes have free; `None` if it can.
+    pub fn exclusion(&self, shape: &Shape) -> Option<PoolReason> {
+        let spec = &self.spec;
+        demand::exclusion(&shape.constraints, shape.needs, Some(&spec.name), spec.region, spec.capabilities)
+    }
+
+    /// Sums up what the nodes have.
+    ///
+    /// # Panics
+    /// If the sum exceeds 64 bits: `decide` refuses such inventories.
+    pub(super) fn refresh_total(&mut self) {
+        let nodes = self.nodes.values().filter(|node| !node.gone);
+        self.total = nodes.fold(Resources::default(), |sum, node| sum_of(&sum, &node.total()));
     }
 
     /// New work may be ordered here.
@@ -255,5 +272,18 @@ impl Node {
     pub fn fit_devices(&mut self) {
         let held = self.committed_devices.iter().rposition(|millis| *millis > 0).map_or(0, |last| last + 1);
         self.committed_devices.resize(held.max(self.spec.devices.len()), 0);
+    }
+}
+
+/// The sum of what tasks hold.
+///
+/// # Panics
+/// If it overflows. A task holds at most 2^50 of a kind and there are fewer than 2^14 times as many live
+/// tasks of that size, so only a broken invariant gets here; a total that wraps or restarts at zero would
+/// let a node be given out twice.
+pub(super) fn sum_of(left: &Resources, right: &Resources) -> Resources {
+    match left.checked_add(right) {
+        Some(sum) => sum,
+        None => panic!("what attempts hold exceeds 64 bits: {left:?} and {right:?}"),
     }
 }

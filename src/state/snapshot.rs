@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::class::ShapeDigest;
 use super::job::Job;
 use super::live::Attempt;
 use super::pool::{Node, Pool};
@@ -27,6 +26,7 @@ use crate::model::mutant::Mutant;
 use crate::model::price::Price;
 use crate::model::region::{Region, RegionCode};
 use crate::model::reservation::Reservation;
+use crate::model::shape::ShapeDigest;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 use crate::state::event::Settings;

@@ -26,7 +26,7 @@ use weir::model::demand::Demand;
 use weir::model::device::{DeviceAmount, DeviceModelId};
 use weir::model::limit::DEVICE_MILLIS;
 
-use super::procedure::Cluster;
+use super::cluster::Cluster;
 
 /// The search ends when further patterns would gain less than this, in devices of one kind.
 const GAIN_MIN: f64 = 1e-6;

@@ -10,7 +10,8 @@ use weir::scheduler::packing::Packer;
 use weir::scheduler::packing::fgd::Fgd;
 
 use super::bound::{self, Bounds};
-use super::procedure::{self, Cluster, Rules};
+use super::cluster::Cluster;
+use super::procedure::{self, Rules};
 use super::{Files, PolicyName, check_inflate};
 use crate::replay::{self, Figures, OPENB_CUT_S, OPENB_PASSES, Workload};
 use crate::report::{Chart, Report, Series, Table};

@@ -6,7 +6,8 @@ use weir::model::resource::Resources;
 use weir::scheduler::defrag::{FragmentedPool, Limits, Running, Waiting};
 use weir::scheduler::packing::Node;
 
-use super::procedure::{Cluster, Outcome};
+use super::cluster::Cluster;
+use super::procedure::Outcome;
 
 /// Result of a plan.
 #[derive(Clone, Copy, Debug, serde::Serialize)]

@@ -5,13 +5,16 @@
 //! tasks arrive in random order on the empty cluster. A task that fits is placed and never moved; no task
 //! ends. The result is the share of all GPU thousandths that is allocated at the end.
 //!
-//! `procedure` runs a trial with the broker's packing engine, `window` lets it choose among waiting tasks,
+//! `cluster` has the nodes and tasks, `player` the broker's packing engine with a policy, `procedure` runs a
+//! trial, `window` lets it choose among waiting tasks,
 //! `resample` changes the mix of the task list, `defrag` plans moves on the filled cluster, `bound` computes
 //! upper bounds for any scheduler, and `compare` compares policies.
 
 mod bound;
+mod cluster;
 mod compare;
 mod defrag;
+mod player;
 mod procedure;
 mod resample;
 mod window;
@@ -26,9 +29,10 @@ use weir::model::plan::Policy;
 
 use crate::traces::openb::{self, Task};
 use bound::Bounds;
+use cluster::Cluster;
 pub use compare::Compare;
 use defrag::Defragmented;
-use procedure::{Cluster, Outcome, Rules};
+use procedure::{Outcome, Rules};
 use resample::Weights;
 
 /// Fills a cluster with a trace's tasks and prints the share of GPUs that was allocated.

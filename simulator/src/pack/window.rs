@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::procedure::{Cluster, Observe, Placed, Player};
+use super::cluster::Cluster;
+use super::player::{Observe, Placed, Player};
 
 /// Bound on passing over: at most this many times the window of later arrivals are placed before a task. With
 /// an eighth of it most of the gain of choosing is lost.

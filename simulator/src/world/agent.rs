@@ -13,34 +13,10 @@ use weir::model::region::RegionCode;
 use weir::model::time::Timestamp;
 use weir::state::event::Settings;
 
-use super::backend::{Backend, Step};
+use super::World;
+use super::backend::Backend;
 use super::clock::Clock;
-use super::{Event, World};
-
-/// Input of an agent process.
-#[derive(Debug)]
-pub(crate) enum AgentEvent {
-    /// A wake-up at this virtual time; only the latest requested one is valid.
-    Wake {
-        at: u64,
-    },
-    Connected {
-        session: SessionId,
-    },
-    /// The connection attempt failed.
-    Unreachable,
-    Frame {
-        session: SessionId,
-        number: u64,
-        message: Box<ToAgent>,
-    },
-    Disconnected {
-        session: SessionId,
-    },
-    Input(Box<Input>),
-    /// The agent's request reaches its backend, after a short delay.
-    BackendRequest(weir::model::id::AttemptId, Box<Step>),
-}
+use super::event::{AgentEvent, Event, Step};
 
 /// A host for an agent process, with the agent's state machine if a process runs, and the state that survives
 /// crashes.

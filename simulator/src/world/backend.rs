@@ -12,23 +12,13 @@ use weir::model::pool::{Device, NodeSpec};
 use weir::model::resource::Resources;
 use weir::model::spec::Taint;
 
-use super::{Event, World};
+use super::World;
+use super::event::{Event, Step};
 
 /// CPU of each node, unless a fault has shrunk it.
 pub(crate) const NODE_CPU_MILLIS: u64 = 8_000;
 /// Capacity of each device.
 pub(crate) const DEVICE_MILLIS: u32 = 1_000;
-
-/// Step of an attempt at a backend.
-#[derive(Debug)]
-pub(crate) enum Step {
-    Create(Box<StartRequest>),
-    Run,
-    Finish,
-    Stop,
-    /// The attempt is lost: its node is lost, it vanishes, or it is preempted.
-    Vanish,
-}
 
 /// Nodes and attempts of one pool.
 pub(crate) struct Backend {

@@ -2,49 +2,20 @@
 //! effects.
 
 use rand::RngExt;
-use weir::broker::{Broker, CallId, Effect, Input, Query, Random, SessionId};
-use weir::model::exchange::{FromAgent, RefusedCode, ToAgent};
+use weir::broker::{Broker, Effect, Input, Random};
+use weir::model::exchange::{RefusedCode, ToAgent};
 use weir::model::id::{Revision, Term};
 use weir::model::plan::Policy;
 use weir::model::pool::Connectivity;
 use weir::model::time::Timestamp;
 use weir::scheduler::ReservationPolicy;
-use weir::state::command::Request;
 use weir::state::rejection::Rejection;
 
+use super::World;
 use super::clock::Clock;
+use super::event::{BrokerEvent, Event};
 use super::journal::{SimJournal, Writing, Written};
 use super::schedule::PendingAppend;
-use super::{Event, World};
-
-/// Input of a broker process.
-#[derive(Debug)]
-pub(crate) enum BrokerEvent {
-    /// A wake-up at this virtual time; only the latest requested one is valid.
-    Wake {
-        at: u64,
-    },
-    Appended {
-        through: Revision,
-    },
-    ChunkWritten,
-    Request {
-        call: CallId,
-        request: Request,
-    },
-    Query {
-        call: CallId,
-        query: Query,
-    },
-    Frame {
-        session: SessionId,
-        number: u64,
-        message: Box<FromAgent>,
-    },
-    Disconnected {
-        session: SessionId,
-    },
-}
 
 /// A host for a broker process, with the broker's state machine if a process runs.
 #[derive(Default)]

@@ -21,10 +21,10 @@ use weir::state::job::Principal;
 use weir::state::rejection::Rejection;
 use weir::state::token::{RequestToken, TokenKey};
 
-use super::broker::BrokerEvent;
+use super::event::{BrokerEvent, Event};
 use super::network::LinkConditions;
 use super::specs::{burst_spec, make_alike, random_spec};
-use super::{Event, Purpose, World, split};
+use super::{Purpose, World, split};
 
 /// State of the client.
 pub(crate) struct Client {

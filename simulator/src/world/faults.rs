@@ -4,9 +4,10 @@ use weir::agent::Input;
 use weir::model::attempt::OutcomeKind;
 use weir::model::id::AttemptId;
 
+use super::World;
+use super::event::Event;
 use super::network::LinkConditions;
 use super::schedule::{Fault, NodeChange};
-use super::{Event, World};
 
 /// Delay until the crash of a process that is down is retried.
 const RETRY_MS: u64 = 700;

@@ -14,8 +14,8 @@ use weir::state::command::{Command, Request, Submission};
 use weir::state::job::Principal;
 use weir::state::token::RequestToken;
 
-use super::broker::BrokerEvent;
-use super::{Event, World};
+use super::World;
+use super::event::{BrokerEvent, Event};
 
 /// One in this many seeds fills the price list of a pool to its limit.
 const PRICES_FILLED_EVERY: u64 = 128;

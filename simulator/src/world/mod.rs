@@ -15,6 +15,7 @@ mod client;
 mod clock;
 mod counts;
 mod end;
+mod event;
 mod faults;
 mod history;
 mod invalid_requests;
@@ -29,15 +30,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use weir::broker::CallId;
 use weir::model::id::{AttemptId, Revision, UnitId};
-use weir::state::decide::Reply;
-use weir::state::rejection::Rejection;
 
-use agent::{AgentEvent, AgentHost};
-use broker::{BrokerEvent, BrokerHost};
+use agent::AgentHost;
+use broker::BrokerHost;
 use client::Client;
 use clock::DRIFT_PPM_MAX;
+use event::Event;
 use journal::SimJournal;
 use network::Network;
 use watch::Watch;
@@ -92,68 +91,6 @@ pub(crate) enum Purpose {
 /// The random generator of a seed for one purpose.
 pub(crate) fn split(seed: u64, purpose: Purpose) -> StdRng {
     StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(purpose as u64))
-}
-
-/// An event of the simulation.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A fault, by its number in the schedule.
-    Fault(usize),
-    /// An input of a broker process. A later incarnation of the process does not receive it.
-    Broker {
-        host: usize,
-        incarnation: u32,
-        what: BrokerEvent,
-    },
-    /// An input of an agent process.
-    Agent {
-        agent: usize,
-        incarnation: u32,
-        what: AgentEvent,
-    },
-    /// The disk has completed an append. A broker that has crashed since then is not notified.
-    DiskDone {
-        host: usize,
-        incarnation: u32,
-    },
-    /// The next step of an attempt at a backend.
-    Backend {
-        agent: usize,
-        attempt: AttemptId,
-        step: backend::Step,
-    },
-    /// A pool's lease may have expired.
-    LeaseCheck {
-        agent: usize,
-    },
-    /// An agent tries to connect.
-    Dial {
-        agent: usize,
-        incarnation: u32,
-    },
-    StartBroker {
-        host: usize,
-    },
-    StartAgent {
-        agent: usize,
-    },
-    ResumeBroker {
-        host: usize,
-    },
-    ResumeAgent {
-        agent: usize,
-    },
-    /// The admin replaces the stale copy by the newest journal.
-    RestoreJournal,
-    /// The fault phase ends.
-    Heal,
-    /// The client's next action.
-    Act,
-    /// A broker's reply reaches the client.
-    Reply {
-        call: CallId,
-        result: Box<Result<Reply, Rejection>>,
-    },
 }
 
 /// The simulated environment of one seed.

@@ -10,10 +10,9 @@ use rand::rngs::StdRng;
 use weir::broker::{Input, SessionId};
 use weir::model::exchange::{FrameCheck, FrameCounter, FromAgent, ToAgent};
 
-use super::agent::AgentEvent;
-use super::broker::BrokerEvent;
+use super::event::{AgentEvent, BrokerEvent, Event};
 use super::schedule::Cut;
-use super::{Event, Purpose, World, split};
+use super::{Purpose, World, split};
 
 /// Connections that are open or closing, and the conditions of the links.
 pub(crate) struct Network {

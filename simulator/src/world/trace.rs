@@ -3,9 +3,8 @@
 use weir::agent;
 use weir::broker;
 
-use super::agent::AgentEvent;
-use super::broker::BrokerEvent;
-use super::{Event, World};
+use super::World;
+use super::event::{AgentEvent, BrokerEvent, Event};
 
 /// Longest line, in characters; the rest is cut.
 const LINE_MAX: usize = 1_200;

@@ -8,12 +8,11 @@ use std::path::PathBuf;
 use rustix::process::{Signal, WaitStatus};
 
 use super::cgroup::{Group, Groups};
-use super::memory::Excess;
 use super::output;
 use super::process;
 use super::protocol::{Attempt, EndKind, StartAttempt, Status};
 use super::store::{Entry, Journal, ProcessRecord};
-use super::task::{Exit, Task};
+use super::task::{Exit, Now, Task};
 
 /// Time from the exit of the last main process until leftovers are killed.
 const LEFTOVERS_GRACE_MS: u64 = 2_000;
@@ -22,13 +21,6 @@ const KILL_INTERVAL_MS: u64 = 100;
 
 /// Time after its start during which the growth of an attempt's output is unknown.
 const GROWTH_UNKNOWN_MS: u64 = 500;
-
-/// The time on both clocks, read once per iteration of the supervisor's loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Now {
-    pub(super) unix_ms: u64,
-    pub(super) boot_ms: u64,
-}
 
 /// An attempt that may still have processes.
 pub(super) struct TrackedAttempt {
@@ -373,10 +365,10 @@ impl TrackedAttempt {
         self.output_grows_fast || boot_ms < self.started.boot_ms.saturating_add(GROWTH_UNKNOWN_MS)
     }
 
-    /// Kills the attempt because one of its tasks uses too much memory.
-    pub(super) fn stop_for_memory(&mut self, over: &Excess, boot_ms: u64) {
-        let message = format!("used {} bytes of memory, {} requested", over.used_bytes, over.limit_bytes);
-        let exit = self.exit_of_task(over.rank, &Exit::plain(EndKind::OutOfMemory, &message));
+    /// Kills the attempt because one of its tasks uses more memory than it requested.
+    pub(super) fn stop_for_memory(&mut self, rank: usize, used_bytes: u64, limit_bytes: u64, boot_ms: u64) {
+        let message = format!("used {used_bytes} bytes of memory, {limit_bytes} requested");
+        let exit = self.exit_of_task(rank, &Exit::plain(EndKind::OutOfMemory, &message));
         self.stop(EndKind::OutOfMemory, 0, exit.message, boot_ms);
     }
 

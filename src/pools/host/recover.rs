@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use super::attempt::{Now, TrackedAttempt};
+use super::attempt::TrackedAttempt;
 use super::cgroup::Groups;
 use super::process::{self, Stat};
 use super::protocol::{Attempt, StartAttempt};
 use super::store::{self, Entry, ProcessRecord};
+use super::task::Now;
 
 /// The attempts found in a supervisor's folder, by name.
 #[derive(Default)]

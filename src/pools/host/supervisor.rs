@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-use super::attempt::{Now, TrackedAttempt, attempt};
+use super::attempt::{TrackedAttempt, attempt};
 use super::cgroup::Groups;
 use super::connection::Connection;
 use super::memory;
@@ -23,7 +23,7 @@ use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
-use super::task::Exit;
+use super::task::{Exit, Now};
 use crate::files;
 use crate::pools::retention::collect;
 
@@ -432,7 +432,7 @@ impl Supervisor {
         let excesses = if enforced { Vec::new() } else { memory::excesses(&self.attempts) };
         for over in excesses {
             if let Some(attempt) = self.attempts.get_mut(&over.attempt) {
-                attempt.stop_for_memory(&over, boot_ms);
+                attempt.stop_for_memory(over.rank, over.used_bytes, over.limit_bytes, boot_ms);
             }
         }
         self.unremoved.retain(|attempt| !attempt.remove_group());

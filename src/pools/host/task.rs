@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill_process_group};
 
-use super::attempt::Now;
 use super::cgroup::Group;
 use super::cgroup_exec;
 use super::output::{self, Growth};
@@ -20,6 +19,13 @@ use crate::pools::Stream;
 
 /// Where programs are searched if neither the request nor the supervisor's environment sets `PATH`.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The time on both clocks, read once per iteration of the supervisor's loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Now {
+    pub(super) unix_ms: u64,
+    pub(super) boot_ms: u64,
+}
 
 /// The exit code for a program that may not be executed: the same as a shell's.
 const NOT_EXECUTABLE: i32 = 126;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 
-use super::nodes::{self, Facts, PODS};
+use super::nodes::{self, Facts};
+use super::requests::PODS;
 use super::requests::{Amounts, of_pod};
 use crate::model::pool::NodeSpec;
 use crate::model::time::Timestamp;

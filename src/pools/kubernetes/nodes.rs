@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::requests::Amounts;
+use super::requests::{Amounts, PODS};
 use crate::model::device;
 use crate::model::limit::{BYTES_MAX, DEVICE_MILLIS, DEVICES_PER_NODE_MAX, LABELS_MAX, NODE_CPU_MILLIS_MAX};
 use crate::model::pool::{Device, NodeSpec};
@@ -19,8 +19,6 @@ const MODEL_TABLE: &str = include_str!("devices.csv");
 
 /// Prefix of the taints that the cluster itself sets.
 const CLUSTER_TAINT_PREFIX: &str = "node.kubernetes.io/";
-/// The resource that limits the number of pods on a node.
-pub(super) const PODS: &str = "pods";
 
 /// Prefix of Node Feature Discovery's labels. They are many and of little use for choosing a node, so they are
 /// dropped first where a node has more than `LABELS_MAX`.

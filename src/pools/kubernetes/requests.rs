@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::nodes::PODS;
 use super::quantity;
+
+/// The resource that limits the number of pods on a node.
+pub(super) const PODS: &str = "pods";
 
 /// Amounts of a node's resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

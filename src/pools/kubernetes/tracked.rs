@@ -11,8 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::cluster::CreateResult;
 use super::names;
-use super::nodes::PODS;
-use super::requests::{Amounts, of_pod};
+use super::requests::{Amounts, PODS, of_pod};
 use super::status::{self, PodView, StopCause};
 use crate::agent::StartRequest;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{FragmentedPool, Running, Waiting};
 use crate::model::attempt::Phase;
-use crate::model::demand::{Demand, exclusion};
+use crate::model::demand::Demand;
 use crate::model::id::{AttemptId, JobId, NodeId, NodeRef, QueueId, Revision, UnitId};
 use crate::model::shape::ShapeId;
 use crate::model::spec::Labels;
@@ -137,7 +137,6 @@ impl Scheduler {
     }
 
     fn add_waiting(&self, state: &State, pool: &Pool, inventory: &mut Inventory) {
-        let (name, spec) = (Some(pool.spec.name.as_str()), &pool.spec);
         for (_, _, class) in &self.blocked.order {
             if inventory.waiting.len() >= KINDS_MAX {
                 return;
@@ -146,8 +145,7 @@ impl Scheduler {
                 continue;
             };
             let [(request, 1)] = &shape.tasks[..] else { continue };
-            let excluded = exclusion(&shape.constraints, shape.needs, name, spec.region, spec.capabilities);
-            if request.devices.is_none() || excluded.is_some() {
+            if request.devices.is_none() || pool.exclusion(shape).is_some() {
                 continue;
             }
             let tasks = |(job, group): &(JobId, u16)| {

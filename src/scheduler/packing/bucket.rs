@@ -12,6 +12,10 @@ use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::resource::Resources;
 
+/// The id of a bucket, reused after the bucket is evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct BucketId(pub(super) u32);
+
 /// A shared node class with its hash, which makes comparing and hashing cheap.
 #[derive(Clone, Debug)]
 pub struct ClassRef {

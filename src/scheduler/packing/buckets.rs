@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::bucket::{Bounds, Bucket};
+use super::bucket::{Bounds, Bucket, BucketId};
 use super::log::{LiveBucket, Log, LogEntry, LogPosition};
 use crate::model::id::{NodeId, NodeRef, PoolId};
 
@@ -27,10 +27,6 @@ struct EmptyMax {
 /// through in a busy hour. With all that is cached about it, a bucket takes a few hundred bytes where most
 /// fit few demands.
 const EMPTY_MAX: EmptyMax = EmptyMax { least: 1 << 17, per_node: 12, at_a_time: 1_024 };
-
-/// The id of a bucket, reused after the bucket is evicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct BucketId(pub(super) u32);
 
 /// A bucket id with its generation: detects that the id was reused for another bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,9 @@
 //! Ids given at about the same time are read together, so the entries of 64 neighbouring ids are stored side
 //! by side.
 
+use super::bucket::BucketId;
 use super::bucket::DeviceChoice;
-use super::buckets::{BucketId, BucketRef};
+use super::buckets::BucketRef;
 use super::policy::Score;
 use crate::model::id::NodeRef;
 

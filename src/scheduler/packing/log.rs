@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 
 use super::bucket::Bounds;
-use super::buckets::BucketId;
+use super::bucket::BucketId;
 use crate::model::id::NodeRef;
 
 /// Entries in the log: so many for each bucket with nodes, and at least [`LEN_MIN`]. A ranking that has

@@ -33,8 +33,8 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use bucket::{Bucket, ClassRef, DeviceChoice, DeviceFree};
-use buckets::{BucketId, Buckets};
+use bucket::{Bucket, BucketId, ClassRef, DeviceChoice, DeviceFree};
+use buckets::Buckets;
 use policy::{Score, Scorer};
 use random::Random;
 use ranking::{NamedPools, Ranking, ScoringContext};

@@ -16,18 +16,16 @@
 //! devices on one node are worth more than the same number on several (`same_node_value`): the fullest nodes
 //! are used first, and the others become free as a whole as their tasks end.
 //!
-//! [`overflow_of`] computes the overflow: it places the expected mix by best fit on a sample of empty nodes.
+//! [`overflow_of`](super::profile::overflow_of) computes the overflow: it places the expected mix by best fit on a
+//! sample of empty nodes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::bucket::{Bucket, DeviceFree};
 use super::random::Random;
 use super::stratified::StratifiedSampler;
-use super::{Node, Packer, policy::Scorer};
 use crate::model::demand::{Demand, DeviceDemand, WorkloadProfile};
 use crate::model::device::DeviceAmount;
-use crate::model::id::{NodeId, NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 
 /// Pairs of streams that a node is filled with. With fewer, chance sometimes made the policy break up empty
@@ -60,17 +58,6 @@ const WIDE_MAX: usize = 32;
 
 /// A set of kinds, one bit each.
 type KindSet = u128;
-
-/// Nodes in the sample on which the overflow is simulated: it may miss rare kinds of nodes, but none that has
-/// much of the capacity.
-pub const SAMPLE_NODES_MAX: usize = 192;
-/// Device thousandths that the simulated tasks ask for, in percent of those of the sample: enough to find
-/// which tasks no longer fit.
-const DEMANDED_PERCENT: u64 = 130;
-/// Simulated tasks, at most: a mix may ask for hardly any devices.
-const SIMULATED_TASKS_MAX: usize = 65_536;
-/// Simulated tasks that are sampled together.
-const SAMPLED_TOGETHER: usize = 64;
 
 /// The policy's data: the streams of overflow, and the values of contiguous free capacity.
 #[derive(Debug)]
@@ -455,46 +442,6 @@ impl FreeCapacity {
             }
         }
     }
-}
-
-/// Places tasks of a mix by best fit on a sample of empty nodes until they have asked for 130 % of its
-/// capacity. Returns how many tasks of each demand did not fit; demands that always fit are missing.
-pub fn overflow_of<'a>(
-    nodes: impl ExactSizeIterator<Item = &'a Node>,
-    mix: &[(Arc<Demand>, u64)],
-    seed: u64,
-) -> BTreeMap<Arc<Demand>, u64> {
-    let step = nodes.len().div_ceil(SAMPLE_NODES_MAX).max(1);
-    let mut packer = Packer::new(Scorer::BestFit);
-    for (index, node) in nodes.step_by(step).enumerate() {
-        packer.set(NodeRef { pool: PoolId(0), node: NodeId(index as u32) }, node.clone());
-    }
-    // Where there are no devices, the overflow is measured in CPU.
-    let capacity = packer.device_free();
-    let of_cpu = capacity == 0;
-    let cpu = || packer.nodes().map(|(_, node)| node.free.cpu_millis).sum();
-    let demanded_max = if of_cpu { cpu() } else { capacity } / 100 * DEMANDED_PERCENT;
-    let mut mix: Vec<&(Arc<Demand>, u64)> = mix.iter().collect();
-    mix.sort_by_key(|(demand, _)| (demand.device_millis(), demand));
-    let sampler = StratifiedSampler::new(mix.iter().map(|(_, weight)| *weight));
-    let mut overflow = BTreeMap::new();
-    if sampler.is_empty() {
-        return overflow;
-    }
-    let mut random = Random::new(seed);
-    let (mut demanded, mut tasks) = (0, 0);
-    while demanded < demanded_max && tasks < SIMULATED_TASKS_MAX {
-        tasks += SAMPLED_TOGETHER;
-        for index in sampler.sample(SAMPLED_TOGETHER, &mut random) {
-            let demand = &mix[index].0;
-            demanded += if of_cpu { demand.resources.cpu_millis } else { demand.device_millis() };
-            // No task ends here: a demand that did not fit once never fits again.
-            if overflow.contains_key(demand) || packer.place(demand).is_none() {
-                *overflow.entry(demand.clone()).or_default() += 1;
-            }
-        }
-    }
-    overflow
 }
 
 #[cfg(test)]

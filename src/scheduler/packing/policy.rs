@@ -1,7 +1,6 @@
 //! The placement policies: how well a task fits a node.
 
-use super::bucket::{Bucket, DeviceChoice};
-use super::buckets::BucketId;
+use super::bucket::{Bucket, BucketId, DeviceChoice};
 use super::fgd::Fgd;
 use super::overflow::Overflow;
 use super::values::Values;

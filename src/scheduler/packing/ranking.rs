@@ -5,8 +5,8 @@ use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use super::bucket::Bounds;
-use super::buckets::{BucketId, Buckets, Slot};
+use super::bucket::{Bounds, BucketId};
+use super::buckets::{Buckets, Slot};
 use super::fits::{Fit, Fits};
 use super::log::{LiveBucket, LogEntry};
 use super::policy::{Score, Scorer};

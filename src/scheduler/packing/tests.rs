@@ -1,7 +1,8 @@
 //! The rules of the index, compared with a search of all nodes and with a rebuilt index.
 
 use super::fgd::Fgd;
-use super::overflow::{Overflow, overflow_of};
+use super::overflow::Overflow;
+use super::profile::overflow_of;
 use super::*;
 use crate::model::demand::{DeviceDemand, ProfileEntry, WorkloadProfile};
 use crate::model::id::NodeId;

@@ -6,7 +6,7 @@
 use rustc_hash::FxHashMap;
 
 use super::bucket::Bucket;
-use super::buckets::BucketId;
+use super::bucket::BucketId;
 
 /// Values in one generation; there are two. A value takes some 40 bytes.
 const GENERATION_MAX: usize = 1 << 19;

@@ -11,10 +11,10 @@ use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::event::{EndedAttempt, NextTry, OrderedAttempt};
-use crate::state::index::commitments::sum_of;
 use crate::state::index::timers::Timer;
 use crate::state::job::Tried;
 use crate::state::live::Attempt;
+use crate::state::pool::sum_of;
 use crate::state::snapshot::Key;
 
 impl State {

@@ -7,15 +7,14 @@ mod job;
 mod pool;
 
 pub(super) use attempt::RUN_SLACK_MS;
-pub(super) use pool::refresh_pool_total;
 
 use std::sync::Arc;
 
 use super::event::EndedAttempt;
 use super::event::{Event, EventRecord};
-use super::index::commitments::sum_of;
 use super::job::{Job, JobEnd, SpecEntry};
 use super::live::Attempt;
+use super::pool::sum_of;
 use super::snapshot::Key;
 use super::{Queue, State};
 use crate::model::change::Change;

@@ -9,8 +9,8 @@ use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
 use crate::state::State;
-use crate::state::index::commitments::sum_of;
 use crate::state::index::timers::Timer;
+use crate::state::pool::sum_of;
 use crate::state::pool::{FailureTracker, Node, Pool};
 use crate::state::snapshot::Key;
 
@@ -193,13 +193,4 @@ fn recount(pool: &mut Pool, id: NodeId, before: &Resources) {
     let name = &pool.spec.name;
     let others = others.unwrap_or_else(|| panic!("the total of pool {name} lacks one of its nodes"));
     pool.total = sum_of(&others, &counted(pool, id));
-}
-
-/// Sums up what a pool's nodes have.
-///
-/// # Panics
-/// As [`recount`].
-pub(in crate::state) fn refresh_pool_total(pool: &mut Pool) {
-    let nodes = pool.nodes.values().filter(|node| !node.gone);
-    pool.total = nodes.fold(Resources::default(), |sum, node| sum_of(&sum, &node.total()));
 }

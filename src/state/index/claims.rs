@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::attempt::Phase;
 use crate::model::change::Change;
 use crate::model::id::UnitId;
+use crate::model::shape::ShapeDigest;
 use crate::model::shape::{ClassKey, ShapeId};
 use crate::state::State;
-use crate::state::class::ShapeDigest;
 use crate::state::snapshot::Key;
 
 /// Successors queued behind the attempt that holds a claim.

@@ -3,7 +3,7 @@
 use crate::model::id::UnitId;
 use crate::model::resource::{Resources, task_size};
 use crate::state::State;
-use crate::state::apply::refresh_pool_total;
+use crate::state::pool::sum_of;
 
 impl State {
     /// Computes what pools, nodes and queues count, from their records and from the live attempts.
@@ -28,7 +28,7 @@ impl State {
                 node.committed_devices = vec![0; node.spec.devices.len()];
                 node.tasks = 0;
             }
-            refresh_pool_total(pool);
+            pool.refresh_total();
         }
         let units: Vec<(UnitId, bool)> =
             self.attempts.values().map(|attempt| (attempt.unit, attempt.after.is_none())).collect();
@@ -61,18 +61,5 @@ impl State {
             pool.committed = sum_of(&pool.committed, &total);
         }
         self.add_usage(queue, &total);
-    }
-}
-
-/// The sum of what tasks hold.
-///
-/// # Panics
-/// If it overflows. A task holds at most 2^50 of a kind and there are fewer than 2^14 times as many live
-/// tasks of that size, so only a broken invariant gets here; a total that wraps or restarts at zero would
-/// let a node be given out twice.
-pub(in crate::state) fn sum_of(left: &Resources, right: &Resources) -> Resources {
-    match left.checked_add(right) {
-        Some(sum) => sum,
-        None => panic!("what attempts hold exceeds 64 bits: {left:?} and {right:?}"),
     }
 }

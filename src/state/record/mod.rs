@@ -10,12 +10,14 @@ mod types;
 
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, message as message_field, skip_field};
+use sha2::{Digest, Sha256};
 
 use super::apply::ArchiveRow;
 use super::event::EventRecord;
 use super::snapshot::Object;
+use super::token::first_bytes;
 use crate::model::mutant::Mutant;
-use crate::model::shape::Shape;
+use crate::model::shape::{Shape, ShapeDigest};
 use crate::model::spec::JobSpec;
 use translate::Translate;
 
@@ -174,7 +176,7 @@ pub fn encode_spec(spec: &JobSpec) -> Vec<u8> {
     spec.to_message().encode_to_vec()
 }
 
-/// The bytes that a shape's digest is taken of.
-pub fn encode_shape(shape: &Shape) -> Vec<u8> {
-    shape.to_message().encode_to_vec()
+/// The digest of a shape's record.
+pub fn shape_digest(shape: &Shape) -> ShapeDigest {
+    ShapeDigest(first_bytes(&Sha256::digest(shape.to_message().encode_to_vec())))
 }

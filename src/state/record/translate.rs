@@ -10,8 +10,8 @@ use crate::model::id::{
 };
 use crate::model::interval::IntervalSet;
 use crate::model::region::RegionCode;
+use crate::model::shape::ShapeDigest;
 use crate::model::time::Timestamp;
-use crate::state::class::ShapeDigest;
 use crate::state::token::TokenKey;
 
 /// A model value that is stored as `M`: a message, or the value of a message's field.
