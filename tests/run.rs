@@ -94,6 +94,30 @@ fn printed_name_of_a_job_in_another_queue_is_accepted_as_reference() {
     assert_eq!(home.run(&["describe", printed.trim()]).0, 0);
 }
 
+/// What did not run must not seem to have succeeded.
+#[test]
+fn simulated_pools_take_only_jobs_that_ask_for_them() {
+    let (home, _dev) = dev();
+    // The region has a real pool and a simulated one, the other only a simulated one.
+    assert_eq!(home.run(&["run", "--region", "CN-CQ", "--", "sh", "-c", "exit 3"]).0, 3);
+    let (code, job, errors) =
+        home.run(&["run", "--detach", "--region", "CN-XJ", "--name", "real", "--", "true"]);
+    assert_eq!((code, job.as_str()), (0, "job/real\n"), "{errors}");
+    let (_, why, _) = home.run(&["why", "job/real"]);
+    assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
+    assert_eq!(home.run(&["run", "--pool", "xj-ascend", "--", "sh", "-c", "exit 3"]).0, 0);
+    let spec = home.path().join("partly.yaml");
+    let group = "{cpus: 1, memory: 64Mi, command: [sh, -c, 'exit 3']";
+    let text = format!(
+        "name: partly\nconstraints: {{regions: [CN-XJ]}}\ngang_job: true\ngroups:\n\
+         - {group}, name: a, simulate: {{duration: 1s}}}}\n- {group}, name: b}}\n"
+    );
+    std::fs::write(&spec, text).unwrap();
+    assert_eq!(home.run(&["submit", spec.to_str().unwrap()]).0, 0);
+    let (_, why, _) = home.run(&["why", "job/partly"]);
+    assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
+}
+
 #[test]
 fn every_example_is_accepted() {
     let (home, _dev) = dev();

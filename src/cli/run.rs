@@ -15,7 +15,7 @@ use crate::model::backoff::Backoff;
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- train.sh\n  weir run --gang 2 --pool local -- hostname\n\nWithout --pool, --region and --device, simulated pools are excluded.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed."
 )]
 pub struct Run {
     /// Allowed regions, comma-separated: CN-CQ,CN-GZ. Default: any.
@@ -138,7 +138,6 @@ impl Run {
         let constraints = v1::Constraints {
             regions_allowed: self.region.clone(),
             pools: self.pool.clone(),
-            real_only: self.pool.is_empty() && self.device.is_none() && self.region.is_empty(),
             ..v1::Constraints::default()
         };
         let spec = v1::JobSpec {

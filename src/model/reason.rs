@@ -146,8 +146,8 @@ impl PoolReason {
             ),
             (
                 "PoolSimulated",
-                "the job requires that its tasks run (`real_only`), and this pool only simulates them",
-                "allow simulated pools",
+                "the pool only simulates tasks. The job neither names it nor has `simulate` in all its groups, or sets `real_only`",
+                "name the pool, or add `simulate` to all groups",
             ),
             (
                 "RunUnsupported",

@@ -72,9 +72,13 @@ impl Shape {
         let count = |group: &super::spec::TaskGroup| {
             if spec.gang_job || group.gang { group.count } else { 1 }
         };
+        let mut constraints = spec.constraints.clone();
+        // Otherwise work that was meant to run would seem to have succeeded.
+        constraints.real_only |=
+            constraints.pools.is_empty() && groups.iter().any(|group| group.simulate.is_none());
         Self {
             tasks: groups.iter().map(|group| (group.request.clone(), count(group))).collect(),
-            constraints: spec.constraints.clone(),
+            constraints,
             needs,
         }
     }

@@ -55,7 +55,7 @@ pub struct TaskGroup {
     pub gang: bool,
     pub request: TaskRequest,
     pub run: Run,
-    /// Behaviour in pools that simulate tasks; `None` leaves it to the pool.
+    /// Behaviour in pools that simulate tasks. `None` excludes these pools, unless the job names them.
     pub simulate: Option<Simulate>,
 }
 
@@ -159,7 +159,7 @@ pub struct Constraints {
     /// Labels that a node must have.
     pub node_labels: Labels,
     pub tolerations: Vec<Toleration>,
-    /// Excludes pools that simulate tasks.
+    /// Excludes pools that simulate tasks, also those in `pools`.
     pub real_only: bool,
 }
 

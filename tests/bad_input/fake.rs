@@ -96,6 +96,7 @@ pub fn hello(pool: &str, installation: u8) -> v1::Hello {
             name: pool.to_owned(),
             region: "CN-CQ".to_owned(),
             backend: "fake".to_owned(),
+            real: true,
             processes: true,
             ..Default::default()
         }),

@@ -307,7 +307,7 @@ fn hello(at: usize) -> Hello {
         region: RegionCode::parse("CN-CQ").unwrap_or_default(),
         backend: "simulated".to_owned(),
         labels: Default::default(),
-        capabilities: Capabilities { processes: true, ..Capabilities::default() },
+        capabilities: Capabilities { real: true, processes: true, ..Capabilities::default() },
         notes: Vec::new(),
     };
     Hello { pool, instance: InstanceId(at as u128 + 1), key: [at as u8; 16], high_water: None }
