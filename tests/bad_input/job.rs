@@ -124,6 +124,8 @@ fn submission_cases() -> Vec<Case> {
         invalid(submit(|r| r.jobs = vec![r.jobs[0].clone(); 1_001]), "jobs", "1001 jobs, 1 to 1000"),
         invalid(submit(|r| r.jobs[0].name = "Train".to_owned()), "jobs[0].name", "\"Train\" is not 1 to 63"),
         invalid(submit(|r| r.jobs[0].name = "n".repeat(64)), "jobs[0].name", "is not 1 to 63"),
+        // Otherwise `job/359` would name the job 359 or the job with the number 359.
+        invalid(submit(|r| r.jobs[0].name = "359".to_owned()), "jobs[0].name", "\"359\" has only digits"),
         invalid(submit(|r| r.jobs[0].name_prefix = "-x".to_owned()), "jobs[0].name_prefix", "is not 1 to 63"),
         invalid(submit(|r| r.jobs[0].name_prefix = "n".repeat(63)), "jobs[0].name_prefix", "too long to put"),
         invalid(
