@@ -94,6 +94,25 @@ fn printed_name_of_a_job_in_another_queue_is_accepted_as_reference() {
     assert_eq!(home.run(&["describe", printed.trim()]).0, 0);
 }
 
+#[test]
+fn apply_prints_what_it_changes() {
+    let (home, _dev) = dev();
+    let apply = |text: &str| {
+        let file = home.path().join("queues.yaml");
+        std::fs::write(&file, format!("queues:\n- {text}\n")).expect("a file");
+        let (code, printed, notes) = home.run(&["apply", file.to_str().expect("a plain path")]);
+        assert_eq!(code, 0, "{notes}");
+        (printed, notes)
+    };
+    let limited = "{name: a, limit: {cpus: 8, memory: 2Gi}, max_run: 1h}";
+    assert_eq!(apply(limited), ("queue/a created\n".to_owned(), String::new()));
+    assert_eq!(apply(limited), ("queue/a unchanged\n".to_owned(), String::new()));
+    let (printed, notes) = apply("{name: a, weight: 3, limit: {memory: 2049Mi}}");
+    let changes = "limit.cpus 8 → none, limit.memory 2Gi → 2148532224, max_run 1h → 1day, weight 1 → 3";
+    assert_eq!(printed, format!("queue/a updated: {changes}\n"));
+    assert_eq!(notes, "queue/a: weight and guarantee are stored, but have no effect yet\n");
+}
+
 /// What did not run must not seem to have succeeded.
 #[test]
 fn simulated_pools_take_only_jobs_that_ask_for_them() {
@@ -116,6 +135,53 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
     assert_eq!(home.run(&["submit", spec.to_str().unwrap()]).0, 0);
     let (_, why, _) = home.run(&["why", "job/partly"]);
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
+}
+
+#[test]
+fn lists_and_filters_leave_nothing_out_in_silence() {
+    let (home, _dev) = dev();
+    let spec = home.path().join("many.yaml");
+    let job = |name: &str, labels: &str| {
+        let group = "{cpus: 1000, memory: 1Gi, command: ['true']}";
+        format!("- {{name: {name}, labels: {{{labels}}}, groups: [{group}]}}\n")
+    };
+    let many: String = (0..1_203).map(|number| job(&format!("many-{number}"), "team: other")).collect();
+    let last = job("both", "team: vision, stage: test") + &job("one", "team: vision");
+    let all = format!("jobs:\n{many}{last}");
+    std::fs::write(&spec, all).unwrap();
+    let (code, _, errors) = home.run(&["submit", spec.to_str().unwrap()]);
+    assert_eq!(code, 0, "{errors}");
+    let names = |arguments: &[&str]| {
+        let (code, text, notes) = home.run(&[&["get", "jobs", "-o", "name"], arguments].concat());
+        assert_eq!(code, 0, "{notes}");
+        (text.lines().map(str::to_owned).collect::<Vec<_>>(), notes)
+    };
+    let (listed, notes) = names(&[]);
+    assert_eq!((listed.len(), notes.as_str()), (1_205, ""));
+    let (listed, notes) = names(&["--limit", "3"]);
+    assert_eq!(listed, ["job/one", "job/both", "job/many-1202"]);
+    assert!(notes.contains("only the first 3 are listed"), "{notes}");
+    assert_eq!(names(&["--limit", "1205"]).1, "");
+    assert_eq!(names(&["-l", "team=vision,stage=test"]).0, ["job/both"]);
+    assert_eq!(names(&["-l", "team=vision", "-l", "stage=test"]).0, ["job/both"]);
+    let (nodes, notes) =
+        (home.run(&["get", "nodes", "-o", "name"]).1, home.run(&["get", "nodes", "--limit", "1"]).2);
+    let last = nodes.lines().last().expect("a node");
+    assert!(notes.contains("only the first 1 are listed"), "{notes}");
+    assert_eq!(home.run(&["get", last, "--limit", "1", "-o", "name"]).0, 2, "it is no list");
+    assert_eq!(home.run(&["get", last, "-o", "name"]).1.trim(), last);
+    // A watch begins with the list.
+    let mut watch = home.weir(&["get", "jobs", "-w", "-l", "team=vision", "-o", "name"]);
+    let mut watch = support::Process(watch.stdout(Stdio::piped()).spawn().expect("weir"));
+    let mut watched = std::io::BufReader::new(watch.0.stdout.take().expect("its output"));
+    let mut next = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut watched, &mut line).expect("a line");
+        line
+    };
+    let mut found = [next(), next()];
+    found.sort();
+    assert_eq!(found, ["job/both\n", "job/one\n"]);
 }
 
 #[test]

@@ -1,20 +1,22 @@
 //! `weir apply`: creates or updates the queues of a file.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::connect::new_token;
 use super::input::Text;
-use super::output::print;
+use super::output::{bytes, print, report, thousandths};
 use super::{Connect, Failure, input, quantity};
 use crate::api::proto::v1;
+use crate::model::queue::default_settings;
 use crate::model::validate::quote;
 
 /// Create or update queues from a file.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir apply queues.yaml\n  weir apply -f - < queues.yaml\n\nqueues.yaml:\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}\n\nFields: name, weight, guarantee, limit, max_run (default run time limit of its jobs). Amounts: cpus,\nmemory, storage, devices. An existing queue is updated to\nexactly these values; absent fields return to their defaults."
+    after_help = "Examples:\n  weir apply queues.yaml\n  weir apply -f - < queues.yaml\n\nqueues.yaml:\n  queues:\n  - name: chongqing\n    limit: {devices: '64'}\n  - name: chongqing/yubei\n    weight: 3\n    limit: {cpus: '500', memory: 2Ti}\n\nFields: name, weight, guarantee, limit, max_run (default run time limit of its jobs). Amounts: cpus,\nmemory, storage, devices. An existing queue is updated to\nexactly these values; absent fields return to their defaults, and each change is printed.\nweight and guarantee are stored, but have no effect yet."
 )]
 pub struct Apply {
     #[command(flatten)]
@@ -100,6 +102,58 @@ fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
     })
 }
 
+/// The fields of a queue as they are printed, by the names in the file. Absent fields have their defaults.
+fn fields(queue: &v1::Queue) -> BTreeMap<String, String> {
+    let default = default_settings(&queue.name);
+    let weight = Some(queue.weight).filter(|weight| *weight > 0).unwrap_or(default.weight);
+    let max_run_ms = Some(queue.max_run_ms_default).filter(|ms| *ms > 0);
+    let max_run = Duration::from_millis(max_run_ms.unwrap_or(default.max_run_ms_default));
+    let mut fields = BTreeMap::from([
+        ("weight".to_owned(), weight.to_string()),
+        ("max_run".to_owned(), humantime::format_duration(max_run).to_string()),
+    ]);
+    let (guarantee, limit) = (queue.guarantee.clone().unwrap_or_default(), queue.limit.unwrap_or_default());
+    let set = |amount: u64| Some(amount).filter(|amount| *amount > 0);
+    let guarantee = v1::Limits {
+        cpu_millis: set(guarantee.cpu_millis),
+        memory_bytes: set(guarantee.memory_bytes),
+        storage_bytes: set(guarantee.storage_bytes),
+        device_millis: set(guarantee.device_millis),
+    };
+    // Bytes are exact here: two amounts that differ must not look alike.
+    let exact = |amount: u64| {
+        let short = bytes(amount);
+        if quantity::bytes(&short) == Ok(amount) { short } else { amount.to_string() }
+    };
+    for (field, amounts) in [("guarantee", guarantee), ("limit", limit)] {
+        let amounts = [
+            ("cpus", amounts.cpu_millis.map(thousandths)),
+            ("memory", amounts.memory_bytes.map(exact)),
+            ("storage", amounts.storage_bytes.map(exact)),
+            ("devices", amounts.device_millis.map(thousandths)),
+        ];
+        let shown = amounts
+            .into_iter()
+            .map(|(kind, amount)| (format!("{field}.{kind}"), amount.unwrap_or_else(|| "none".to_owned())));
+        fields.extend(shown);
+    }
+    fields
+}
+
+/// What an update changes, such as `limit.cpus 8 → none`.
+fn changes(current: &v1::Queue, wanted: &v1::Queue) -> Vec<String> {
+    let (current, wanted) = (fields(current), fields(wanted));
+    let differing = current.iter().zip(wanted.values()).filter(|((_, before), after)| before != after);
+    differing.map(|((field, before), after)| format!("{field} {before} → {after}")).collect()
+}
+
+/// The queue asks for a share of the capacity.
+fn has_share(queue: &v1::Queue) -> bool {
+    let shown = fields(queue);
+    shown["weight"] != "1"
+        || shown.iter().any(|(field, amount)| field.starts_with("guarantee") && amount != "none")
+}
+
 impl Apply {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let file = self.file.name();
@@ -110,19 +164,28 @@ impl Apply {
         let existing = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
         for mut queue in queues {
             let (name, token) = (queue.name.clone(), new_token());
-            let applied = match existing.iter().find(|current| current.name == name) {
+            if has_share(&queue) {
+                report(&format!("queue/{name}: weight and guarantee are stored, but have no effect yet"));
+            }
+            let result = match existing.iter().find(|current| current.name == name) {
                 Some(current) => {
+                    let changes = changes(current, &queue);
+                    if changes.is_empty() {
+                        print(&format!("queue/{name} unchanged\n"))?;
+                        continue;
+                    }
                     queue.revision = current.revision;
                     let request = v1::UpdateQueueRequest { token, queue: Some(queue) };
-                    client.queues().update_queue(request).await.map(drop)
+                    let updated = client.queues().update_queue(request).await;
+                    updated.map(|_| format!("updated: {}", changes.join(", ")))
                 }
                 None => {
                     let request = v1::CreateQueueRequest { token, queue: Some(queue) };
-                    client.queues().create_queue(request).await.map(drop)
+                    client.queues().create_queue(request).await.map(|_| "created".to_owned())
                 }
             };
-            applied.map_err(|status| Failure::from(status).in_file(&file))?;
-            print(&format!("queue/{name} applied\n"))?;
+            let done = result.map_err(|status| Failure::from(status).in_file(&file))?;
+            print(&format!("queue/{name} {done}\n"))?;
         }
         Ok(0)
     }

@@ -8,6 +8,7 @@ use super::output::{Format, age, bytes, print, print_value, report, table, thous
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
+use crate::model::text;
 use crate::model::validate::quote;
 
 /// List jobs, pools, nodes or queues.
@@ -32,15 +33,49 @@ pub struct Get {
     /// List jobs of all queues.
     #[arg(long, short = 'A')]
     all_queues: bool,
-    /// Only jobs with this label. May be repeated: jobs must have all labels.
+    /// Only jobs with these labels, separated by commas. May be repeated: jobs must have all labels.
     #[arg(long, short, value_name = "KEY=VALUE")]
     label: Vec<String>,
     /// Only nodes of this pool.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Maximum number of jobs or nodes listed.
-    #[arg(long, value_name = "N", default_value_t = 500)]
-    limit: usize,
+    /// Maximum number of jobs or nodes listed, the newest jobs first. Default: all.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+/// Which jobs are listed or watched.
+struct JobFilter {
+    /// Empty selects all queues.
+    queue: String,
+    labels: BTreeMap<String, String>,
+}
+
+impl JobFilter {
+    fn matches(&self, job: &v1::Job) -> bool {
+        let labels = job.spec.as_ref().map(|spec| &spec.labels);
+        let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
+        (self.queue.is_empty() || self.queue == job.queue) && self.labels.iter().all(has)
+    }
+}
+
+/// Parses label selectors: `KEY=VALUE`, several separated by commas.
+fn selected_labels(selectors: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut labels = BTreeMap::new();
+    for part in selectors.iter().flat_map(|selector| selector.split(',')) {
+        let pair = part
+            .split_once('=')
+            .filter(|(key, value)| !key.is_empty() && text::is_label(key) && text::is_label(value));
+        let Some((key, value)) = pair else {
+            let allowed = "write KEY=VALUE, or several separated by commas; jobs must have all of them";
+            return Err(Failure::new(INVALID, format!("--label {}: {allowed}", quote(part))));
+        };
+        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|before| before != value) {
+            let both = format!("--label: {} is selected with two values, which no job has", quote(key));
+            return Err(Failure::new(INVALID, both));
+        }
+    }
+    Ok(labels)
 }
 
 impl Get {
@@ -49,20 +84,23 @@ impl Get {
             Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
             None => (self.what.clone(), self.name.clone()),
         };
+        self.check_flags(&kind, name.is_some())?;
         let client = connect.client()?;
         match (kind.as_str(), name) {
             ("job" | "jobs" | "j", Some(name)) => {
                 let job = find_job(&client, connect.job_ref(&format!("job/{name}"))?).await?;
                 if self.watch {
-                    return self
-                        .watch_jobs(&client, Some(v1::JobRef { id: job.id, ..v1::JobRef::default() }))
-                        .await;
+                    let only = v1::JobRef { id: job.id, ..v1::JobRef::default() };
+                    return self.watch_jobs(&client, Some(only), None).await;
                 }
                 self.show_jobs(&[job], true)
             }
-            ("job" | "jobs" | "j", None) if self.watch => self.watch_jobs(&client, None).await,
             ("job" | "jobs" | "j", None) => {
-                let jobs = self.list_jobs(&client, &connect.queue).await?;
+                let filter = self.job_filter(&connect.queue)?;
+                if self.watch {
+                    return self.watch_jobs(&client, None, Some(filter)).await;
+                }
+                let jobs = self.list_jobs(&client, filter).await?;
                 self.show_jobs(&jobs, false)
             }
             (other, _) if self.watch => Err(Failure::new(
@@ -79,18 +117,40 @@ impl Get {
         }
     }
 
-    async fn list_jobs(&self, client: &Client, queue: &str) -> Result<Vec<v1::Job>, Failure> {
-        let mut labels = BTreeMap::new();
-        for label in &self.label {
-            let (key, value) = label
-                .split_once('=')
-                .ok_or_else(|| Failure::new(INVALID, format!("--label {}: write KEY=VALUE", quote(label))))?;
-            labels.insert(key.to_owned(), value.to_owned());
+    /// Refuses a flag that this list would ignore.
+    fn check_flags(&self, kind: &str, named: bool) -> Result<(), Failure> {
+        let jobs = ["jobs", "job", "j"].contains(&kind) && !named;
+        let nodes = ["nodes", "node", "no"].contains(&kind);
+        let flags = [
+            ("--label", !self.label.is_empty(), jobs, "a list of jobs"),
+            ("--all", self.all, jobs, "a list of jobs"),
+            ("--all-queues", self.all_queues, jobs, "a list of jobs"),
+            (
+                "--limit",
+                self.limit.is_some(),
+                jobs && !self.watch || nodes && !named,
+                "a list of jobs or nodes",
+            ),
+            ("--pool", self.pool.is_some(), nodes, "nodes"),
+        ];
+        match flags.into_iter().find(|(_, is_set, applies, _)| *is_set && !applies) {
+            Some((flag, _, _, what)) => Err(Failure::new(USAGE, format!("{flag} applies only to {what}"))),
+            None => Ok(()),
         }
-        let mut request = v1::ListJobsRequest {
+    }
+
+    fn job_filter(&self, queue: &str) -> Result<JobFilter, Failure> {
+        Ok(JobFilter {
             // Users who don't use queues expect all jobs, so the default queue selects all.
             queue: if self.all_queues || queue == "default" { String::new() } else { queue.to_owned() },
-            labels,
+            labels: selected_labels(&self.label)?,
+        })
+    }
+
+    async fn list_jobs(&self, client: &Client, filter: JobFilter) -> Result<Vec<v1::Job>, Failure> {
+        let mut request = v1::ListJobsRequest {
+            queue: filter.queue,
+            labels: filter.labels,
             with_ended: self.all,
             page_size: 500,
             ..v1::ListJobsRequest::default()
@@ -99,12 +159,22 @@ impl Get {
         loop {
             let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
             jobs.extend(page.jobs);
-            if page.next_page_token.is_empty() || jobs.len() >= self.limit {
-                jobs.truncate(self.limit);
+            let is_last = page.next_page_token.is_empty();
+            if is_last || self.limit.is_some_and(|limit| jobs.len() >= limit) {
+                self.cut(&mut jobs, !is_last);
                 return Ok(jobs);
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    /// Cuts a list to `--limit`, and reports on standard error if anything is missing then.
+    fn cut<T>(&self, list: &mut Vec<T>, more: bool) {
+        let Some(limit) = self.limit else { return };
+        if more || list.len() > limit {
+            report(&format!("only the first {limit} are listed, because of --limit; there are more"));
+        }
+        list.truncate(limit);
     }
 
     fn show_jobs(&self, jobs: &[v1::Job], single: bool) -> Result<u8, Failure> {
@@ -133,9 +203,17 @@ impl Get {
         Ok(0)
     }
 
-    async fn watch_jobs(&self, client: &Client, only: Option<v1::JobRef>) -> Result<u8, Failure> {
+    async fn watch_jobs(
+        &self,
+        client: &Client,
+        only: Option<v1::JobRef>,
+        filter: Option<JobFilter>,
+    ) -> Result<u8, Failure> {
+        let selected = |job: &&v1::Job| filter.as_ref().is_none_or(|filter| filter.matches(job));
         let wide = self.output == Format::Wide;
-        print(&table(&[job_heading(wide)]))?;
+        if matches!(self.output, Format::Table | Format::Wide) {
+            print(&table(&[job_heading(wide)]))?;
+        }
         let mut from_revision = 0;
         loop {
             let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
@@ -145,7 +223,7 @@ impl Get {
                 match changes.message().await {
                     Ok(Some(change)) => {
                         from_revision = change.revision;
-                        for job in &change.jobs {
+                        for job in change.jobs.iter().filter(selected) {
                             match self.output {
                                 Format::Table | Format::Wide => print(&table(&[job_row(job, wide)]))?,
                                 Format::Name => print(&format!("{}\n", job_name(&job.queue, &job.name)))?,
@@ -200,23 +278,24 @@ impl Get {
                 .map(|p| p.name)
                 .collect(),
         };
-        let mut nodes = Vec::new();
+        let (mut nodes, mut more) = (Vec::new(), false);
         for pool in pools {
             let mut request = v1::ListNodesRequest { pool, page_size: 500, page_token: String::new() };
-            loop {
+            while !more {
                 let page = client.pools().list_nodes(request.clone()).await?.into_inner();
-                nodes.extend(page.nodes);
-                if page.next_page_token.is_empty() || nodes.len() >= self.limit {
+                let named = |node: &v1::Node| name.as_ref().is_none_or(|name| node.name == *name);
+                nodes.extend(page.nodes.into_iter().filter(named));
+                if page.next_page_token.is_empty() {
                     break;
                 }
                 request.page_token = page.next_page_token;
+                more = self.limit.is_some_and(|limit| nodes.len() > limit);
             }
         }
-        nodes.retain(|node| name.as_ref().is_none_or(|name| node.name == *name));
         if let Some(name) = name.filter(|_| nodes.is_empty()) {
             return Err(Failure::new(NOT_FOUND, format!("node {} does not exist", quote(&name))));
         }
-        nodes.truncate(self.limit);
+        self.cut(&mut nodes, more);
         match self.output {
             Format::Table | Format::Wide => {
                 let heading =

@@ -101,9 +101,10 @@ async fn no_command_prints_control_or_bidi_characters() {
         vec!["agent", &odd_file],
     ];
     for format in ["table", "wide", "json", "yaml", "name"] {
-        for what in ["jobs", "job/odd", "pools", "pool/normal", "nodes", "queues"] {
-            rows.push(vec!["get", what, "--all", "-o", format]);
+        for what in ["job/odd", "pools", "pool/normal", "nodes", "queues"] {
+            rows.push(vec!["get", what, "-o", format]);
         }
+        rows.push(vec!["get", "jobs", "--all", "-o", format]);
     }
     let wrong: Vec<String> = rows
         .iter()
