@@ -371,6 +371,28 @@ fn gang_starts_when_the_capacity_of_its_larger_task_is_freed() {
     assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
 }
 
+/// Small tasks of a gang must not take the capacity that its large tasks need, whatever the order of its groups.
+#[test]
+fn gang_places_its_large_tasks_first() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", vec![node_spec("a", 4, 0), node_spec("b", 9, 0)]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let mut gang = minimal();
+    gang.gang_job = true;
+    gang.groups[0].request.resources.cpu_millis = 1_000;
+    let mut large = gang.groups[0].clone();
+    (large.name, large.count) = ("large".to_owned(), 3);
+    large.request.resources.cpu_millis = 4_000;
+    gang.groups.push(large);
+    let job = world.submit_spec(gang);
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 1);
+    let attempt = world.state.attempt(unit(job, 0)).expect("an attempt");
+    // The places are by rank, so the small task's is the first. By best fit alone it would take the node with 4 CPUs.
+    let nodes: Vec<u32> = attempt.placements.iter().map(|placement| placement.node.0).collect();
+    let small_nodes = nodes.iter().filter(|node| **node == nodes[0]).count();
+    assert_eq!((nodes.len(), small_nodes), (4, 3), "{nodes:?}");
+}
+
 /// Ends a unit after so long a run that claims of its class are not reused.
 fn end_after_long(world: &mut Fixture, unit: UnitId) {
     world.report(unit, AttemptStatus::Running { started_at: world.now });

@@ -123,7 +123,13 @@ fn shortage_of_unit(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> O
     }
     let mut packer = what_if_copy(pool, empty);
     let mut found = Resources::default();
-    for (request, count) in &shape.tasks {
+    // In the order of `Packer::place_in`.
+    let mut tasks: Vec<_> = shape.tasks.iter().collect();
+    tasks.sort_by_key(|(request, _)| {
+        let total = request.total();
+        std::cmp::Reverse((total.device_millis, total.cpu_millis, total.memory_bytes))
+    });
+    for (request, count) in tasks {
         let demand = Arc::new(state.demand_of(request, shape));
         for _ in 0..*count {
             if packer.place(&demand).is_none() {

@@ -405,20 +405,31 @@ impl Packer {
             .map(|(score, node, _)| (score, node))
     }
 
-    /// Places the tasks of a gang in one pool, all or none: the given number of each demand, in this order.
+    /// Places the tasks of a gang in one pool, all or none: the given number of each demand. The places are in the order
+    /// of `tasks`.
     pub fn place_in(
         &mut self,
         pool: PoolId,
         tasks: &[(DemandId, u32)],
         avoid: Option<NodeRef>,
     ) -> Option<Vec<Place>> {
-        let (mut places, mut undo) = (Vec::new(), Undo::default());
-        for (id, count) in tasks {
-            if self.place_equal_tasks(pool, *id, *count, avoid, &mut places, &mut undo).is_none() {
+        let mut undo = Undo::default();
+        // The largest first: small tasks fit into what large tasks leave, and the reverse is not so.
+        let mut order: Vec<usize> = (0..tasks.len()).collect();
+        order.sort_by_key(|at| {
+            let demand = &self.rankings[tasks[*at].0.at as usize].ranking.demand;
+            let asked = &demand.resources;
+            Reverse((demand.device_millis(), asked.cpu_millis, asked.memory_bytes))
+        });
+        let mut placed = vec![Vec::new(); tasks.len()];
+        for at in order {
+            let (id, count) = tasks[at];
+            if self.place_equal_tasks(pool, id, count, avoid, &mut placed[at], &mut undo).is_none() {
                 self.undo(undo);
                 return None;
             }
         }
+        let places = placed.into_iter().flatten().collect();
         self.evict();
         Some(places)
     }
