@@ -201,27 +201,20 @@ fn paths(tree: &str) -> Vec<Vec<String>> {
     let mut rest = tree;
     loop {
         if let Some(group) = rest.strip_prefix('{') {
-            let mut depth = 0;
-            let end = group.find(|c| {
-                depth += match c {
-                    '{' => 1,
-                    '}' => -1,
-                    _ => 0,
-                };
-                depth < 0
-            });
-            let group = &group[..end.unwrap_or(group.len())];
-            let mut depth = 0;
-            let parts = group.split(|c| {
-                depth += match c {
-                    '{' => 1,
-                    '}' => -1,
-                    _ => 0,
-                };
-                c == ',' && depth == 0
-            });
+            // The commas between its parts, and its end.
+            let (mut depth, mut parts, mut start) = (0, Vec::new(), 0);
+            for (at, c) in group.char_indices() {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                if depth < 0 || c == ',' && depth == 0 {
+                    parts.push(&group[start..at]);
+                    start = at + 1;
+                }
+                if depth < 0 {
+                    break;
+                }
+            }
             let with_head = |tail: Vec<String>| head.iter().cloned().chain(tail).collect();
-            return parts.flat_map(|part| paths(part.trim())).map(with_head).collect();
+            return parts.into_iter().flat_map(|part| paths(part.trim())).map(with_head).collect();
         }
         let name: String = rest.chars().take_while(|c| is_word(*c)).collect();
         if name.is_empty() {

@@ -98,6 +98,10 @@ impl Get {
             ("job" | "jobs" | "j", None) => {
                 let filter = self.job_filter(&connect.queue)?;
                 if self.watch {
+                    // A watch of a queue that does not exist would print nothing for ever.
+                    let queue = filter.queue.clone();
+                    let one = v1::ListJobsRequest { queue, page_size: 1, ..v1::ListJobsRequest::default() };
+                    client.jobs().list_jobs(one).await?;
                     return self.watch_jobs(&client, None, Some(filter)).await;
                 }
                 let jobs = self.list_jobs(&client, filter).await?;

@@ -363,6 +363,11 @@ fn each_kind_of_refusal_has_its_exit_code() {
         (broker.home.run(&["get", "queue/nope"]), 3, "queue \"nope\" does not exist"),
         (broker.home.run(&["get", "node/nope"]), 3, "node \"nope\" does not exist"),
         (broker.home.run(&["get", "jobs", "--queue", "nope"]), 8, "queue: queue \"nope\" does not exist"),
+        (
+            broker.home.run(&["get", "jobs", "-w", "--queue", "nope"]),
+            8,
+            "queue: queue \"nope\" does not exist",
+        ),
         (broker.home.run(&["admin", "abandon", "x"]), 8, "attempt: \"x\" is not"),
         (broker.home.run(&["admin", "abandon", "aaaaaaaaaa-1-0-1"]), 3, "live attempt \"aaaaaaaaaa-1-0-1\""),
         (broker.home.run(&["run", "--region", "CN-CX", "--", "true"]), 125, "region CN-CX does not exist"),

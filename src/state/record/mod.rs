@@ -153,7 +153,7 @@ impl Field<'_> {
 }
 
 /// The fields of a container with their tags. Records are decoded one by one: a container decoded as one message of all
-/// records' messages made the recovery of a million jobs take an eighth more CPU.
+/// records' messages made the recovery of 0.9 million jobs take 15 % more CPU.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
