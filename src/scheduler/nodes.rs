@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use super::blocked::FreedCapacity;
 use super::packing::bucket::ClassRef;
+use super::packing::policy::Scorer;
 use super::packing::profile::SAMPLE_NODES_MAX;
 use super::packing::{Device, Node, Packer};
 use crate::model::demand::NodeClass;
@@ -148,26 +149,12 @@ pub(super) fn emptied(node: &StateNode, class: ClassRef, devices: Arc<[Device]>)
     Node { class, free: node.spec.allocatable.clone(), devices, device_free }
 }
 
-/// A what-if copy of one pool in a packer of its own, for placements that are only tried.
-///
-/// With `empty` it has every node that is not gone, as if it were empty and open; otherwise the open nodes
-/// with their present free capacity.
-pub(super) fn what_if_copy(pool: &Pool, empty: bool) -> Packer {
-    let mut packer = Packer::new(super::packing::policy::Scorer::BestFit);
-    packer.set_pool(pool.id, &pool.spec.name);
-    for node in pool.nodes.values().filter(|node| if empty { !node.gone } else { node.is_open() }) {
-        let device = |at: usize| match (empty, node.spec.devices[at].healthy) {
-            (false, _) => node.device_free(at),
-            (true, true) => node.spec.devices[at].millis,
-            (true, false) => 0,
-        };
-        let copy = Node {
-            class: ClassRef::new(class_of(pool, node)),
-            free: if empty { node.spec.allocatable.clone() } else { node.free() },
-            devices: devices_of(node).collect(),
-            device_free: (0..node.spec.devices.len()).map(device).collect(),
-        };
-        packer.set(NodeRef { pool: pool.id, node: node.id }, copy);
+/// A copy of one pool that places by best fit: every node that is not gone, as if it were empty and open.
+pub(super) fn emptied_copy(pool: &Pool) -> Packer {
+    let mut packer = Packer::new(Scorer::BestFit);
+    for node in pool.nodes.values().filter(|node| !node.gone) {
+        let empty = emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect());
+        packer.set(NodeRef { pool: pool.id, node: node.id }, empty);
     }
     packer
 }

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, is_class, what_if_copy};
-use super::packing::Packer;
+use super::nodes::{class_of, emptied_copy, is_class};
 use super::packing::bucket::Bucket;
+use super::packing::{GangShortage, Packer, may_try_by_best_fit};
 use crate::model::demand::{Demand, NodeClass};
 use crate::model::device::{DeviceAmount, DeviceModelId};
 use crate::model::id::{NodeRef, PoolId};
@@ -44,7 +44,7 @@ type Packers<'a> = (&'a Packer, &'a Packer);
 /// Explains a shape: one reason for each pool.
 pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why {
     let asked = Asked::of(state, shape);
-    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(state, packers, pool, &asked) };
+    let reason = |pool: &Pool| PoolWhy { pool: pool.id, reason: pool_reason(packers, pool, &asked) };
     let omitted = |pool: &&Pool| pool.cordoned && Mutant::OmitCordonedPools.is_on();
     let pools: Vec<PoolWhy> = state.pools().filter(|pool| !omitted(pool)).map(reason).collect();
     let would_help = if pools.iter().any(|why| why.reason == PoolReason::Fits) {
@@ -58,53 +58,57 @@ pub(super) fn explain(state: &State, packers: Packers<'_>, shape: &Shape) -> Why
 /// What is compared with every pool.
 struct Asked<'a> {
     shape: &'a Shape,
-    /// For each kind of task the demand, the names of the allowed device models, and the number of tasks.
-    tasks: Vec<(Demand, &'a [String], u32)>,
+    /// Each kind of task, with the number of tasks.
+    demands: Vec<(Arc<Demand>, u32)>,
 }
 
 impl<'a> Asked<'a> {
     fn of(state: &State, shape: &'a Shape) -> Self {
-        let task = |(request, count): &'a (TaskRequest, u32)| {
-            let models = request.devices.as_ref().map_or(&[][..], |devices| &devices.models);
-            (state.demand_of(request, shape), models, *count)
-        };
-        Self { shape, tasks: shape.tasks.iter().map(task).collect() }
+        let task =
+            |(request, count): &(TaskRequest, u32)| (Arc::new(state.demand_of(request, shape)), *count);
+        Self { shape, demands: shape.tasks.iter().map(task).collect() }
+    }
+
+    /// The names of the device models that each kind of task allows.
+    fn models(&self) -> impl Iterator<Item = &[String]> {
+        let models =
+            |request: &'a TaskRequest| request.devices.as_ref().map_or(&[][..], |asked| &asked.models);
+        self.shape.tasks.iter().map(move |(request, _)| models(request))
     }
 }
 
 /// The reason of one pool: the first that holds.
-fn pool_reason(state: &State, packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
+fn pool_reason(packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
     let shape = asked.shape;
     if let Some(reason) = pool.exclusion(shape) {
         return reason;
     }
-    for (demand, models, count) in &asked.tasks {
+    for ((demand, count), models) in asked.demands.iter().zip(asked.models()) {
         if let Some(reason) = never(pool, demand, models, *count, shape) {
             return reason;
         }
     }
-    if let Some(shortage) = shortage_of_unit(state, pool, shape, true) {
+    let emptied = may_try_by_best_fit(pool.nodes.len() as u64, &asked.demands).then(|| emptied_copy(pool));
+    if let Some(shortage) = shortage_of_unit(emptied, pool, asked) {
         let Shortage { kind, needed, found } = shortage;
         return PoolReason::PoolTooSmall { kind, needed, total: found };
     }
     if let Some(reason) = closed(pool) {
         return reason;
     }
-    for (demand, _, count) in &asked.tasks {
+    for (demand, count) in &asked.demands {
         if let Some(reason) = busy(packers, pool, demand, *count) {
             return reason;
         }
     }
-    if let Some(shortage) = shortage_of_unit(state, pool, shape, false) {
+    let (unreserved, _) = packers;
+    let copy = unreserved.best_fit_copy(pool.id, &asked.demands, None);
+    if let Some(shortage) = shortage_of_unit(copy, pool, asked) {
         let Shortage { kind, needed, found } = shortage;
         return PoolReason::ResourcesBusy { kind, needed, free: found };
     }
     PoolReason::Fits
 }
-
-/// Nodes of a pool, and tasks of a gang, up to which a placement is tried on a what-if copy: that takes a few
-/// milliseconds. In larger ones each kind of task is only compared by itself.
-const WHAT_IF_MAX: u64 = 1_024;
 
 /// What a pool lacks for a unit of several kinds of tasks.
 struct Shortage {
@@ -114,33 +118,21 @@ struct Shortage {
     found: u64,
 }
 
-/// Tries to place a unit of several kinds of tasks on a what-if copy of the pool, `empty` or as it is. Each
-/// kind may fit by itself and all kinds together not.
-fn shortage_of_unit(state: &State, pool: &Pool, shape: &Shape, empty: bool) -> Option<Shortage> {
-    let work = (pool.nodes.len() as u64).max(u64::from(shape.task_count()));
-    if shape.tasks.len() < 2 || work > WHAT_IF_MAX {
-        return None;
-    }
-    let mut packer = what_if_copy(pool, empty);
-    let mut found = Resources::default();
-    // In the order of `Packer::place_in`.
-    let mut tasks: Vec<_> = shape.tasks.iter().collect();
-    tasks.sort_by_key(|(request, _)| {
-        let total = request.total();
-        std::cmp::Reverse((total.device_millis, total.cpu_millis, total.memory_bytes))
-    });
-    for (request, count) in tasks {
-        let demand = Arc::new(state.demand_of(request, shape));
-        for _ in 0..*count {
-            if packer.place(&demand).is_none() {
-                let kind = if request.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
-                let (needed, found) = (shape.total().get(&kind), found.get(&kind));
-                return Some(Shortage { kind, needed, found });
-            }
-            found = found.checked_add(&request.total()).unwrap_or(found);
-        }
-    }
-    None
+/// Tries to place a unit of several kinds of tasks on a copy of a pool as [`Packer::place_in`] does. Each kind
+/// may fit by itself and all kinds together not. In a pool that is too large for that each kind of task is
+/// only compared by itself.
+fn shortage_of_unit(copy: Option<Packer>, pool: &Pool, asked: &Asked<'_>) -> Option<Shortage> {
+    let mut copy = copy?;
+    let tasks: Vec<_> =
+        asked.demands.iter().map(|(demand, count)| (copy.demand(demand, None), *count)).collect();
+    let GangShortage { lacking, placed } = copy.place_or_shortage(pool.id, &tasks, None).err()?;
+    let (demand, _) = &asked.demands[lacking];
+    let kind = if demand.devices.is_some() { ResourceKind::Device } else { ResourceKind::Cpu };
+    let placed = asked.shape.tasks.iter().zip(placed);
+    let found =
+        placed.map(|((request, _), count)| request.total().get(&kind).saturating_mul(count as u64)).sum();
+    let needed = asked.shape.total().get(&kind);
+    Some(Shortage { kind, needed, found })
 }
 
 /// Why the pool could not take `count` such tasks even if it were empty and open.
@@ -476,7 +468,7 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
         else {
             continue;
         };
-        if pool_reason(state, packers, pool, &relaxed) == PoolReason::Fits {
+        if pool_reason(packers, pool, &relaxed) == PoolReason::Fits {
             help.push(format!("region {region} ({} has free capacity)", pool.spec.name));
         }
     }

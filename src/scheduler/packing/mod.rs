@@ -16,6 +16,7 @@ pub mod bucket;
 mod buckets;
 pub mod fgd;
 mod fits;
+mod gang;
 mod log;
 pub mod overflow;
 pub mod policy;
@@ -27,11 +28,12 @@ mod stratified;
 mod tests;
 mod values;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+
+pub use gang::{GangShortage, may_try_by_best_fit};
 
 use bucket::{Bucket, BucketId, ClassRef, DeviceChoice, DeviceFree};
 use buckets::Buckets;
@@ -218,19 +220,6 @@ impl Packer {
         counts.map(|(id, count)| (&*self.buckets.slot(*id).bucket, *count))
     }
 
-    /// Returns whether the nodes of a pool together have `total` CPU and devices free: a cheap check before a
-    /// gang is placed task by task.
-    pub fn may_hold(&self, pool: PoolId, total: &Resources) -> bool {
-        let Some(counts) = self.bucket_counts.get(&pool) else { return false };
-        let (mut cpu, mut devices) = (0u64, 0u64);
-        for (id, count) in counts {
-            let bucket = &self.buckets.slot(*id).bucket;
-            cpu = cpu.saturating_add(bucket.free.cpu_millis.saturating_mul(u64::from(*count)));
-            devices = devices.saturating_add(bucket.device_free().saturating_mul(u64::from(*count)));
-        }
-        total.cpu_millis <= cpu && total.device_millis <= devices
-    }
-
     /// Returns the free device thousandths of all nodes.
     pub fn device_free(&self) -> u64 {
         let live = self.buckets.live().iter().map(|live| self.buckets.slot(live.id));
@@ -388,99 +377,6 @@ impl Packer {
         self.leave_bucket(old, at);
         self.join_bucket(next, at);
         Some(shares)
-    }
-
-    /// Returns the best node of one pool for a task, with its score; `avoid` is excluded.
-    pub fn best_in(
-        &mut self,
-        pool: PoolId,
-        id: DemandId,
-        avoid: Option<NodeRef>,
-    ) -> Option<(Score, NodeRef)> {
-        let ids: Vec<BucketId> = self.bucket_counts.get(&pool)?.keys().copied().collect();
-        self.work += ids.len() as u32;
-        ids.into_iter()
-            .filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid))
-            .min()
-            .map(|(score, node, _)| (score, node))
-    }
-
-    /// Places the tasks of a gang in one pool, all or none: the given number of each demand. The places are in the order
-    /// of `tasks`.
-    pub fn place_in(
-        &mut self,
-        pool: PoolId,
-        tasks: &[(DemandId, u32)],
-        avoid: Option<NodeRef>,
-    ) -> Option<Vec<Place>> {
-        let mut undo = Undo::default();
-        // The largest first: small tasks fit into what large tasks leave, and the reverse is not so.
-        let mut order: Vec<usize> = (0..tasks.len()).collect();
-        order.sort_by_key(|at| {
-            let demand = &self.rankings[tasks[*at].0.at as usize].ranking.demand;
-            let asked = &demand.resources;
-            Reverse((demand.device_millis(), asked.cpu_millis, asked.memory_bytes))
-        });
-        let mut placed = vec![Vec::new(); tasks.len()];
-        for at in order {
-            let (id, count) = tasks[at];
-            if self.place_equal_tasks(pool, id, count, avoid, &mut placed[at], &mut undo).is_none() {
-                self.undo(undo);
-                return None;
-            }
-        }
-        let places = placed.into_iter().flatten().collect();
-        self.evict();
-        Some(places)
-    }
-
-    /// Places `count` tasks of one demand in a pool. On `None` some are placed: the caller reverts them.
-    fn place_equal_tasks(
-        &mut self,
-        pool: PoolId,
-        id: DemandId,
-        count: u32,
-        avoid: Option<NodeRef>,
-        places: &mut Vec<Place>,
-        undo: &mut Undo,
-    ) -> Option<()> {
-        let ids: Vec<BucketId> = self.bucket_counts.get(&pool)?.keys().copied().collect();
-        self.work += ids.len() as u32;
-        let candidates = ids.into_iter().filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid));
-        let mut candidates: BinaryHeap<_> = candidates.map(Reverse).collect();
-        for _ in 0..count {
-            let Reverse((score, node, bucket)) = candidates.pop()?;
-            self.work += 4;
-            places.push(Place { node, devices: self.take(id, node, undo)?, score });
-            let next = self.nodes.get(&node)?.bucket;
-            let changed =
-                [bucket, next].into_iter().filter_map(|bucket| self.candidate_in(pool, id, bucket, avoid));
-            let changed: Vec<_> = changed.map(Reverse).collect();
-            // A bucket may get a second candidate. The first that is popped is the valid one: afterwards its
-            // node has another bucket, and the loop below drops the second.
-            candidates.extend(changed);
-            while let Some(Reverse((_, node, bucket))) = candidates.peek()
-                && self.nodes.get(node).is_none_or(|packed| packed.bucket != *bucket)
-            {
-                candidates.pop();
-            }
-        }
-        Some(())
-    }
-
-    /// The candidate of a bucket for a demand in one pool: its lowest node there.
-    fn candidate_in(
-        &mut self,
-        pool: PoolId,
-        id: DemandId,
-        bucket: BucketId,
-        avoid: Option<NodeRef>,
-    ) -> Option<(Score, NodeRef, BucketId)> {
-        let Self { rankings, buckets, scorer, values, .. } = self;
-        let mut context = ScoringContext { scorer, values };
-        let score = rankings[id.at as usize].ranking.score_of(bucket, buckets, &mut context)?;
-        let node = buckets.slot(bucket).nodes_in(pool).find(|node| Some(*node) != avoid)?;
-        Some((score, node, bucket))
     }
 
     /// Reverts tentative placements. Nodes that were removed meanwhile are skipped.

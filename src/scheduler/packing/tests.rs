@@ -216,6 +216,47 @@ fn demands_that_are_placed_together_have_valid_ids() {
 }
 
 #[test]
+fn gang_that_fits_by_best_fit_is_placed_by_every_policy() {
+    let free_cpus = |packer: &Packer| packer.nodes().map(|(_, node)| node.free.cpu_millis).sum::<u64>();
+    let mut only_by_best_fit = 0;
+    for seed in 0..12 {
+        let demands = demands(&mut Random::new(seed));
+        for make in scorers() {
+            let (mut packer, mut random) = random_packer(seed, make(&demands));
+            for _ in 0..40 {
+                let pair = [0, 0].map(|_: u32| random.below(DEMANDS as u64) as usize);
+                let gang = pair.map(|at| (demands[at].clone(), 1 + random.below(3) as u32));
+                let pool = PoolId(random.below(3) as u32);
+                let fits = |packer: &mut Packer| {
+                    let tasks = gang.clone().map(|(demand, count)| (packer.demand(&demand, None), count));
+                    packer.place_or_shortage(pool, &tasks, None).is_ok()
+                };
+                let by_policy = fits(&mut rebuilt(&packer, make(&demands)));
+                let by_best_fit = fits(&mut packer.best_fit_copy(pool, &gang, None).unwrap());
+                only_by_best_fit += u32::from(by_best_fit && !by_policy);
+
+                let (before, free) = (nodes_of(&packer), free_cpus(&packer));
+                let tasks = gang.clone().map(|(demand, count)| (packer.demand(&demand, None), count));
+                match packer.place_in(pool, &tasks, None) {
+                    None => {
+                        assert!(!by_policy && !by_best_fit, "seed {seed}: {gang:?}");
+                        assert_eq!(nodes_of(&packer), before);
+                    }
+                    Some(places) => {
+                        let cpus = |(demand, count): &(Arc<Demand>, u32)| {
+                            demand.resources.cpu_millis * u64::from(*count)
+                        };
+                        assert_eq!(free - free_cpus(&packer), gang.iter().map(cpus).sum::<u64>());
+                        assert_eq!(places.len() as u32, gang[0].1 + gang[1].1);
+                    }
+                }
+            }
+        }
+    }
+    assert!(only_by_best_fit > 0, "no gang needed best fit");
+}
+
+#[test]
 fn placement_takes_the_demand_and_undo_restores_it() {
     for seed in 0..60 {
         let demands = demands(&mut Random::new(seed));
