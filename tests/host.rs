@@ -263,6 +263,62 @@ fn a_task_that_ignores_sigterm_is_killed_after_its_grace() {
     });
 }
 
+/// A program that saves its work when it is stopped: for `seconds`, then it exits with 0. It counts how often
+/// it is stopped.
+fn saving(supervisor: &Supervisor, seconds: u32) -> String {
+    let [stops, saved] = ["stops", "saved"].map(|name| supervisor.scratch().join(name));
+    let (stops, saved) = (stops.display(), saved.display());
+    let save = format!("echo stop >>{stops}; sleep {seconds} & wait $!; echo saved >{saved}; exit 0");
+    let note = supervisor.note_pid("saving");
+    format!("trap '{save}' TERM; {note}; while :; do sleep 0.05; done")
+}
+
+#[test]
+fn a_program_that_saves_and_exits_with_0_when_it_is_stopped_has_not_succeeded() {
+    with_and_without_groups(|mut supervisor| {
+        let names = ["stopped", "too-long", "unleased"].map(|name| format!("{}{name}", supervisor.attempt()));
+        let [stopped, too_long, unleased] = &names;
+        let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
+        let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
+        let until_boot_ms = (seconds * 1_000.0) as u64 + 2_000;
+        supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
+        let script = saving(&supervisor, 0);
+        let grace_ms = 60_000;
+        for (name, fields) in [
+            (stopped, json!({ "grace_ms": grace_ms })),
+            (too_long, json!({ "grace_ms": grace_ms, "max_run_ms": 1_000 })),
+            (unleased, json!({ "grace_ms": grace_ms, "leased": true })),
+        ] {
+            supervisor.start_attempt_with(name, &[Task::script(&script), Task::script(&script)], fields);
+        }
+        supervisor.pid("saving");
+        supervisor.stop(stopped, grace_ms);
+        for (name, kind) in [(stopped, "cancelled"), (too_long, "timed_out"), (unleased, "lease_ended")] {
+            let ended = supervisor.ended(name);
+            assert_eq!((ended.kind.as_str(), ended.exit_code), (kind, Some(0)), "{name}: {ended:?}");
+        }
+    });
+}
+
+#[test]
+fn the_grace_of_a_stop_counts_from_its_request_behind_a_shell_that_ends_first() {
+    with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
+        let program = supervisor.scratch().join("program");
+        // Longer than leftovers are waited for that nothing stopped.
+        std::fs::write(&program, saving(&supervisor, 4)).expect("a script");
+        let script = format!("sh {}; echo done", program.display());
+        supervisor.start_attempt(&attempt, &[Task::script(&script)]);
+        let pid = supervisor.pid("saving");
+        supervisor.stop(&attempt, 60_000);
+        let ended = supervisor.ended(&attempt);
+        assert_eq!((ended.kind.as_str(), ended.signal), ("cancelled", Some(15)), "{ended:?}");
+        assert_eq!(supervisor.file("saved"), "saved", "the program had its whole grace");
+        assert_eq!(supervisor.file("stops"), "stop", "a program is sent one SIGTERM");
+        assert!(!is_alive(pid));
+    });
+}
+
 #[test]
 fn many_short_tasks_leave_no_zombie_and_no_directory() {
     with_and_without_groups(|mut supervisor| {

@@ -232,7 +232,10 @@ impl World {
                     return Ok(());
                 };
                 object.stopping = true;
-                self.end_object(index, attempt, OutcomeKind::Cancelled, None)
+                // Some programs save their work when they are stopped, and exit with 0.
+                let saves = matches!(object.status, AttemptStatus::Running { .. });
+                let exit_code = (saves && self.backends.random_bool(0.3)).then_some(0);
+                self.end_object(index, attempt, OutcomeKind::Cancelled, exit_code)
             }
             Step::Vanish => {
                 let kinds = [OutcomeKind::NodeLost, OutcomeKind::Vanished, OutcomeKind::Preempted];

@@ -183,17 +183,18 @@ impl TrackedAttempt {
         let kill_at = boot_ms.saturating_add(grace_ms);
         if let Some(stopping) = &mut self.stopping {
             stopping.kill_at = stopping.kill_at.min(kill_at);
+            self.leftovers_until = self.leftovers_until.map(|until| until.min(kill_at));
             return;
         }
         if self.is_over() {
             return;
         }
         self.stopping = Some(Stopping { kind, message, kill_at });
-        if grace_ms > 0 {
-            self.signal(Signal::TERM);
-        } else {
-            self.kill(&[], boot_ms);
+        if grace_ms == 0 {
+            return self.kill(&[], boot_ms);
         }
+        self.signal(Signal::TERM);
+        self.terminate_outside_groups(&self.group.as_ref().map(Group::pids).unwrap_or_default());
     }
 
     /// Returns whether all main processes have exited.
@@ -252,7 +253,10 @@ impl TrackedAttempt {
             self.fail(rank, exit, boot_ms);
         }
         if self.leftovers_until.is_none() && self.tasks.iter().all(|task| task.exit().is_some()) {
-            self.leftovers_until = Some(boot_ms + LEFTOVERS_GRACE_MS);
+            // The grace of a stop counts from its request: a shell may end at once, and the program that it
+            // ran saves its work.
+            let stop_until = self.stopping.as_ref().map_or(0, |stopping| stopping.kill_at);
+            self.leftovers_until = Some(stop_until.max(boot_ms + LEFTOVERS_GRACE_MS));
         }
     }
 
@@ -276,18 +280,29 @@ impl TrackedAttempt {
         }
     }
 
-    /// Sends SIGTERM to the leftovers, once.
+    /// Sends SIGTERM to the leftovers, once. Those that a stop has reached get no second one: many programs
+    /// take that for a request to end at once.
     pub(super) fn end_leftovers(&mut self, orphans: &[i32]) {
         if std::mem::replace(&mut self.leftovers_signalled, true) {
             return;
         }
-        match &self.group {
-            Some(group) => group.signal(Signal::TERM),
-            None => {
-                self.signal(Signal::TERM);
-                orphans.iter().for_each(|pid| process::signal(*pid, Signal::TERM));
+        match (&self.group, &self.stopping) {
+            (Some(group), None) => group.signal(Signal::TERM),
+            (Some(_), Some(_)) => {}
+            (None, stopping) => {
+                if stopping.is_none() {
+                    self.signal(Signal::TERM);
+                }
+                self.terminate_outside_groups(orphans);
             }
         }
+    }
+
+    /// Sends SIGTERM to the processes among `pids` that are in no task's process group.
+    fn terminate_outside_groups(&self, pids: &[i32]) {
+        let groups: Vec<i32> = self.tasks.iter().map(Task::pid).collect();
+        let is_outside = |pid: &&i32| process::stat(**pid).is_some_and(|stat| !groups.contains(&stat.group));
+        pids.iter().filter(is_outside).for_each(|pid| process::signal(*pid, Signal::TERM));
     }
 
     fn signal(&self, signal: Signal) {
@@ -319,8 +334,11 @@ impl TrackedAttempt {
                 Exit { kind: stopping.kind, message, ..exit.clone() }
             }
             (None, Some((rank, exit)), None) => self.exit_of_task(rank, exit),
-            // Tasks that succeeded before the signal reached them make the attempt succeed.
-            (None, None, _) => Exit { exit_code: Some(0), ..Exit::plain(EndKind::Succeeded, "") },
+            // A program that saves its work when it is stopped exits with 0, and has not finished.
+            (None, None, Some(stopping)) => {
+                Exit { exit_code: Some(0), ..Exit::plain(stopping.kind, &stopping.message) }
+            }
+            (None, None, None) => Exit { exit_code: Some(0), ..Exit::plain(EndKind::Succeeded, "") },
         };
         let started_unix_ms = Some(self.started.unix_ms);
         let ended_unix_ms = unix_ms.max(self.started.unix_ms);

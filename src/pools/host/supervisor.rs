@@ -259,6 +259,8 @@ impl Supervisor {
         match request {
             ToSupervisor::StartAttempt(request) => self.start(request),
             ToSupervisor::Stop { attempt, grace_ms } => {
+                // What has exited by now ended by itself.
+                self.reap(boot_ms());
                 if let Some(tracked) = self.attempts.get_mut(&attempt) {
                     tracked.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
                 } else if let Some(ended) = self.ended.get(&attempt).cloned() {

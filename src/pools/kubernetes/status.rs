@@ -218,8 +218,19 @@ fn end_outcome(
         return Some(of_container(main, None));
     }
     let stopped = stop.is_some();
+    let finished_at = main.and_then(|main| main.finished_at.as_ref()).map(time);
+    // Both times are in seconds. In the second of the deletion, it counts as the cause.
+    let after_deletion = deletion_requested_at
+        .is_some_and(|requested| finished_at.is_none_or(|finished| finished >= requested));
     if status.phase.as_deref() == Some("Succeeded") {
-        return Some(Outcome { exit_code: Some(0), ..Outcome::plain(OutcomeKind::Succeeded, "") });
+        // A program that saves its work when it is stopped exits with 0, and has not finished.
+        return match (after_deletion, stopped) {
+            (false, _) => Some(Outcome { exit_code: Some(0), ..Outcome::plain(OutcomeKind::Succeeded, "") }),
+            (true, true) => None,
+            (true, false) => {
+                Some(disrupted(status).map_or_else(deleted, |(kind, message)| outcome(kind, message)))
+            }
+        };
     }
     let message = status.message.clone().unwrap_or_default();
     let reason = status.reason.as_deref().unwrap_or_default();
@@ -232,11 +243,8 @@ fn end_outcome(
     if stopped && killed {
         return None;
     }
-    // Any unsuccessful end after the deletion was requested is attributed to the deletion.
-    let finished_at = main.and_then(|main| main.finished_at.as_ref()).map(time);
-    let after = deletion_requested_at
-        .is_some_and(|requested| finished_at.is_some_and(|finished| finished >= requested));
-    let by_deletion = killed || after;
+    // Any end after the deletion was requested is attributed to the deletion.
+    let by_deletion = killed || (finished_at.is_some() && after_deletion);
     if let Some((kind, message)) = disrupted(status).filter(|_| by_deletion) {
         return Some(outcome(kind, message));
     }
@@ -249,7 +257,7 @@ fn end_outcome(
         _ => {}
     }
     if deletion_requested_at.is_some() && by_deletion {
-        return Some(outcome(OutcomeKind::Drained, "its pod was deleted".to_owned()));
+        return Some(deleted());
     }
     if let Some(main) = main.filter(|main| main.exit_code != 0) {
         return Some(of_container(main, None));
@@ -269,6 +277,11 @@ fn end_outcome(
         // Its kubelet rejected it for another reason: NodeAffinity, UnexpectedAdmissionError and the like.
         None => outcome(OutcomeKind::StartFailed, status_text),
     })
+}
+
+/// The outcome of a pod that somebody else deleted.
+fn deleted() -> Outcome {
+    outcome(OutcomeKind::Drained, "its pod was deleted".to_owned())
 }
 
 /// Prefix of a kubelet's reasons for rejecting a pod for lack of a resource: `OutOfcpu`, `OutOfpods`.
@@ -463,9 +476,11 @@ mod tests {
 
     #[test]
     fn a_deleted_pod_was_drained_unless_it_ended_first() {
-        let kind = |code: u32, second: u32| {
+        let kind_of = |annotation: &str, code: u32, second: u32| {
             let ended = format!(r#"{{"exitCode": {code}, "finishedAt": "2026-01-01T00:00:{second:02}Z"}}"#);
-            let mut pod = pod("", &failed("", &ended));
+            let status = failed("", &ended);
+            let status = if code == 0 { status.replace("Failed", "Succeeded") } else { status };
+            let mut pod = pod(annotation, &status);
             let due = "2026-01-01T00:00:40Z".parse().expect("a time");
             pod.metadata.deletion_timestamp = Some(Time(due));
             pod.metadata.deletion_grace_period_seconds = Some(30);
@@ -474,7 +489,12 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
+        let kind = |code: u32, second: u32| kind_of("", code, second);
         assert_eq!(kind(143, 12), Some(OutcomeKind::Drained));
+        assert_eq!(kind(0, 12), Some(OutcomeKind::Drained), "it saved its work and exited with 0");
+        assert_eq!(kind(0, 9), Some(OutcomeKind::Succeeded), "it ended before the deletion was requested");
+        assert_eq!(kind_of("Cancelled bye", 0, 12), None, "it ended because Weir stopped it");
+        assert_eq!(kind_of("Cancelled bye", 0, 9), Some(OutcomeKind::Succeeded));
         assert_eq!(kind(3, 12), Some(OutcomeKind::Drained), "it handled the signal and exited");
         assert_eq!(kind(3, 9), Some(OutcomeKind::Failed), "it ended before the deletion was requested");
     }
