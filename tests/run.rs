@@ -124,7 +124,34 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
     assert_eq!((code, job.as_str()), (0, "job/real\n"), "{errors}");
     let (_, why, _) = home.run(&["why", "job/real"]);
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
-    assert_eq!(home.run(&["run", "--pool", "xj-ascend", "--", "sh", "-c", "exit 3"]).0, 0);
+    // Where a job names a simulated pool, every view tells that nothing ran.
+    let named = ["run", "--pool", "xj-ascend", "--name", "named", "--", "sh", "-c", "exit 3"];
+    let (code, _, errors) = home.run(&named);
+    assert_eq!(code, 125, "{errors}");
+    assert!(
+        errors.contains("Simulated: the pool only simulates tasks, so the command did not run"),
+        "{errors}"
+    );
+    let (code, _, errors) = home.run(&["wait", "job/named"]);
+    assert_eq!((code, errors.as_str()), (13, "job/named succeeded (simulated)\n"));
+    for (view, shown) in [
+        (&["get", "job/named"][..], "SUCCEEDED,SIMULATED"),
+        (&["get", "jobs", "--all"], "SUCCEEDED,SIMULATED"),
+        (&["describe", "job/named"], "Simulated Succeeded, exit code 0"),
+        (&["why", "job/named"], "succeeded (simulated)"),
+        (&["get", "job/named", "-o", "json"], "\"simulated\": true"),
+        (&["get", "job/named", "-o", "yaml"], "simulated: true"),
+    ] {
+        let (_, printed, _) = home.run(view);
+        assert!(printed.contains(shown), "{view:?}: {printed}");
+    }
+    let asked = home.path().join("asked.yaml");
+    let group = "{cpus: 1, memory: 64Mi, command: [train], simulate: {duration: 100ms}}";
+    std::fs::write(&asked, format!("name: asked\nconstraints: {{regions: [CN-XJ]}}\ngroups:\n- {group}\n"))
+        .unwrap();
+    assert_eq!(home.run(&["submit", asked.to_str().unwrap()]).0, 0);
+    let (code, _, errors) = home.run(&["wait", "job/asked"]);
+    assert_eq!((code, errors.as_str()), (0, "job/asked succeeded (simulated)\n"), "it asked for simulation");
     let spec = home.path().join("partly.yaml");
     let group = "{cpus: 1, memory: 64Mi, command: [sh, -c, 'exit 3']";
     let text = format!(

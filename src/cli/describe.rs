@@ -1,10 +1,10 @@
 //! `weir describe`: the details of a job or pool.
 
 use super::exit::INVALID;
-use super::get::pool_state;
+use super::get::{pool_state, state_text};
 use super::output::{bytes, print, span, thousandths, time};
 use super::{Connect, Failure};
-use crate::api::proto::{name_of, v1};
+use crate::api::proto::v1;
 use crate::model::text::escape;
 
 /// Show the details of a job or pool.
@@ -61,7 +61,7 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let (spec, units) = (job.spec.clone().unwrap_or_default(), job.units.unwrap_or_default());
     let mut out = String::new();
     push_field(&mut out, "job", &format!("{} (id {}, queue {})", job.name, job.id, job.queue));
-    push_field(&mut out, "state", name_of::<v1::JobPhase>(job.phase));
+    push_field(&mut out, "state", &state_text(job).to_uppercase());
     let (done, waiting) = (units.succeeded, units.waiting + units.backing_off);
     let counts = match job.phase() {
         v1::JobPhase::Cancelled => {
@@ -102,7 +102,7 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
         }
     }
     if let Some(at) = job.ended_unix_ms {
-        events.push((at, format!("job {}", name_of::<v1::JobPhase>(job.phase).to_lowercase())));
+        events.push((at, format!("job {}", state_text(job))));
     }
     events.sort_by_key(|(at, _)| *at);
     for (at, what) in events {
@@ -113,7 +113,7 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
 }
 
 fn outcome_text(outcome: &v1::Outcome) -> String {
-    let mut text = outcome.code.clone();
+    let mut text = format!("{}{}", if outcome.simulated { "Simulated " } else { "" }, outcome.code);
     if let Some(signal) = outcome.signal {
         text.push_str(&format!(", signal {signal}"));
     } else if let Some(code) = outcome.exit_code {

@@ -28,6 +28,9 @@ pub const QUOTA: u8 = 9;
 pub const NEVER_FITS: u8 = 11;
 /// Exit code of `wait`: a job did not succeed.
 pub const JOB_FAILED: u8 = 12;
+/// Exit code of `wait`: a job that did not ask for simulation succeeded in a simulated pool, so its command did
+/// not run.
+pub const SIMULATED: u8 = 13;
 /// Exit code: a timeout expired. The same as that of GNU `timeout`.
 pub const TIMED_OUT: u8 = 124;
 /// Exit code of `run` if Weir itself failed, since `run` otherwise returns the job's exit code. Docker uses

@@ -354,6 +354,12 @@ pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job,
     Ok(client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default())
 }
 
+/// The phase of a job, in a sentence, with whether the job was simulated.
+pub(super) fn state_text(job: &v1::Job) -> String {
+    let phase = name_of::<v1::JobPhase>(job.phase).to_lowercase();
+    format!("{phase}{}", if job.simulated { " (simulated)" } else { "" })
+}
+
 fn job_heading(wide: bool) -> Vec<String> {
     let mut heading = vec!["NAME", "QUEUE", "STATE", "UNITS", "POOL"];
     if wide {
@@ -368,7 +374,7 @@ fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
     let mut row = vec![
         job.name.clone(),
         job.queue.clone(),
-        name_of::<v1::JobPhase>(job.phase).to_owned(),
+        format!("{}{}", name_of::<v1::JobPhase>(job.phase), if job.simulated { ",SIMULATED" } else { "" }),
         format!("{}/{}", units.succeeded, units.total),
         job.pools.join(","),
     ];

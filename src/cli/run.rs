@@ -15,7 +15,7 @@ use crate::model::backoff::Backoff;
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed or the pool only simulated the command."
 )]
 pub struct Run {
     /// Allowed regions, comma-separated: CN-CQ,CN-GZ. Default: any.
@@ -339,13 +339,18 @@ pub(super) fn print_part(
     }
 }
 
+/// Fetches a job; repeats the call while the broker is unavailable.
+pub(super) async fn current(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
+    let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
+    let call = || async { client.jobs().get_job(request.clone()).await };
+    Ok(with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default())
+}
+
 /// Waits until a job has ended.
 pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(250));
     loop {
-        let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: false };
-        let call = || async { client.jobs().get_job(request.clone()).await };
-        let job = with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default();
+        let job = current(client, at.clone()).await?;
         if has_ended(&job) {
             return Ok(job);
         }
@@ -358,10 +363,20 @@ pub(super) fn has_ended(job: &v1::Job) -> bool {
     matches!(job.phase(), v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled)
 }
 
-/// The exit code of `run` for an ended job. Prints the failure, if there is one.
+/// True if a job that did not ask for simulation was simulated: its command did not run.
+pub(super) fn ran_nothing(job: &v1::Job) -> bool {
+    let groups = job.spec.as_ref().map_or(&[][..], |spec| &spec.groups);
+    job.simulated && groups.iter().any(|group| group.simulate.is_none())
+}
+
+/// The exit code of `run` for an ended job. Prints the failure, if there is one, and whether the job was
+/// simulated.
 fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
+    if ran_nothing(job) {
+        report("weir: Simulated: the pool only simulates tasks, so the command did not run");
+    }
     if job.phase() == v1::JobPhase::Succeeded {
-        return Ok(0);
+        return Ok(if ran_nothing(job) { RUN_FAILED } else { 0 });
     }
     let failure = job.failure.clone().unwrap_or_default();
     let code = match (failure.exit_code, failure.signal) {

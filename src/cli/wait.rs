@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use super::exit::{JOB_FAILED, TIMED_OUT};
+use super::exit::{JOB_FAILED, SIMULATED, TIMED_OUT};
+use super::get::state_text;
 use super::output::report;
+use super::run::ran_nothing;
 use super::{Connect, Failure, quantity, run};
-use crate::api::proto::{name_of, v1};
+use crate::api::proto::v1;
+use crate::model::text::escape;
 
 /// Wait for jobs to end.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir wait job/a job/b\n  weir wait --timeout 10m $(weir submit jobs.yaml)\n\nExit codes: 0 if all jobs succeeded, 12 if one failed or was cancelled, 124 if the timeout expired."
+    after_help = "Examples:\n  weir wait job/a job/b\n  weir wait --timeout 10m $(weir submit jobs.yaml)\n\nExit codes: 0 if all jobs succeeded, 12 if one failed or was cancelled, 13 if one succeeded only in a\nsimulated pool without `simulate` in its spec, 124 if the timeout expired."
 )]
 pub struct Wait {
     /// Jobs to wait for: job/NAME, job/QUEUE/NAME or the id.
@@ -25,20 +28,27 @@ impl Wait {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
         let all = async {
-            let mut failed = false;
+            // By id from here on: once a job has ended, another may take its name.
+            let mut jobs = Vec::new();
             for text in &self.jobs {
-                let job = run::ended(&client, &connect.job_ref(text)?).await?;
+                let job = run::current(&client, connect.job_ref(text)?).await?;
+                jobs.push(v1::JobRef { id: job.id, ..v1::JobRef::default() });
+            }
+            let (mut failed, mut simulated) = (false, false);
+            for at in &jobs {
+                let job = run::ended(&client, at).await?;
                 let succeeded = job.phase() == v1::JobPhase::Succeeded;
                 failed |= !succeeded;
-                if !succeeded {
-                    report(&format!(
-                        "job/{} {}",
-                        job.name,
-                        name_of::<v1::JobPhase>(job.phase).to_lowercase()
-                    ));
+                simulated |= ran_nothing(&job);
+                if !succeeded || job.simulated {
+                    report(&format!("job/{} {}", escape(&job.name), state_text(&job)));
                 }
             }
-            Ok(if failed { JOB_FAILED } else { 0 })
+            Ok(match (failed, simulated) {
+                (true, _) => JOB_FAILED,
+                (false, true) => SIMULATED,
+                (false, false) => 0,
+            })
         };
         match self.timeout {
             None => all.await,

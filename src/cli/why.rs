@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::exit::NEVER_FITS;
+use super::get::state_text;
 use super::output::{age, print};
 use super::{Connect, Failure};
-use crate::api::proto::{name_of, v1};
+use crate::api::proto::v1;
 use crate::model::text::escape;
 
 /// Explain why a job is waiting.
@@ -37,7 +38,7 @@ impl Why {
 
 fn why_text(why: &v1::WhyResponse) -> String {
     let job = why.job.clone().unwrap_or_default();
-    let state = name_of::<v1::JobPhase>(job.phase).to_lowercase();
+    let state = state_text(&job);
     let mut out = format!("job/{}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
     if why.position > 0 && !why.groups.is_empty() {
         out.push_str(&format!("   position {} of {}", why.position, why.waiting));

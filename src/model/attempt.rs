@@ -47,12 +47,14 @@ pub struct Outcome {
     pub signal: Option<i32>,
     /// Short explanation; may be empty. At most [`MESSAGE_LEN_MAX`](super::limit::MESSAGE_LEN_MAX) bytes.
     pub message: String,
+    /// The pool only simulates tasks: no program ran. The broker sets it, whatever an agent reports.
+    pub simulated: bool,
 }
 
 impl Outcome {
     /// Makes an outcome without an exit status.
     pub fn plain(kind: OutcomeKind, message: &str) -> Self {
-        Self { kind, exit_code: None, signal: None, message: message.to_owned() }
+        Self { kind, exit_code: None, signal: None, message: message.to_owned(), simulated: false }
     }
 }
 

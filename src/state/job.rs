@@ -37,6 +37,8 @@ pub struct Job {
     pub pending_dependencies: u16,
     /// A dependency ended otherwise than the job asked: it will be closed.
     pub dependency_failed: bool,
+    /// At least one of its attempts ended in a pool that only simulates tasks.
+    pub simulated: bool,
     /// What its first failed unit ended with.
     pub first_failure: Option<Box<Outcome>>,
     /// One per unit group.

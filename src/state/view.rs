@@ -73,6 +73,8 @@ pub struct JobView {
     pub counts: Counts,
     /// Of its first failed unit.
     pub failure: Option<Outcome>,
+    /// At least one of its attempts ended in a pool that only simulates tasks.
+    pub simulated: bool,
     /// Pools of its live attempts, the first few.
     pub pools: Vec<String>,
 }
@@ -149,6 +151,7 @@ impl State {
             ended_at: None,
             revision: job.revision,
             counts,
+            simulated: job.simulated,
             failure: job.first_failure.as_deref().cloned(),
             pools,
         })
@@ -192,6 +195,7 @@ impl FinishedJob {
             ended_at: Some(self.ended_at),
             revision: self.revision,
             counts: Counts { total: self.spec.unit_count(), ..counts(&self.job.groups) },
+            simulated: self.job.simulated,
             failure: self.job.first_failure.as_deref().cloned(),
             pools: Vec::new(),
         }

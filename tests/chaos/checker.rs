@@ -30,7 +30,8 @@ fn attempt(number: u32, code: &str, message: &str) -> v1::Attempt {
         "Failed" => Some(3),
         _ => None,
     };
-    let outcome = v1::Outcome { code: code.to_owned(), exit_code, message: message.to_owned(), signal: None };
+    let (code, message) = (code.to_owned(), message.to_owned());
+    let outcome = v1::Outcome { code, exit_code, message, ..Default::default() };
     v1::Attempt {
         id: format!("aaaaaaaaab-7-0-{number}"),
         phase: i32::from(AttemptPhase::Ended),

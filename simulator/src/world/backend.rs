@@ -313,7 +313,7 @@ impl World {
             AttemptStatus::Starting => None,
             AttemptStatus::Running { started_at } => Some(started_at),
         };
-        let outcome = Outcome { kind, exit_code, signal: None, message: String::new() };
+        let outcome = Outcome { exit_code, ..Outcome::plain(kind, "") };
         object.status = AttemptStatus::Ended { started_at, ended_at, outcome };
         if kind == OutcomeKind::Succeeded && !object.of_stale_copy {
             host.backend.succeeded.insert(attempt);

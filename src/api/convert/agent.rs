@@ -205,7 +205,13 @@ fn read_outcome(path: &str, message: v1::Outcome) -> Result<Outcome, Invalid> {
     let kind = kind.ok_or_else(|| {
         invalid(&format!("{path}.code"), format!("{} is not an outcome", quote(&message.code)))
     })?;
-    Ok(Outcome { kind, exit_code: message.exit_code, signal: message.signal, message: message.message })
+    Ok(Outcome {
+        kind,
+        exit_code: message.exit_code,
+        signal: message.signal,
+        message: message.message,
+        simulated: message.simulated,
+    })
 }
 
 /// Converts a message from an agent to its frame.

@@ -37,6 +37,7 @@ pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
         exit_code: outcome.exit_code,
         signal: outcome.signal,
         message: outcome.message.clone(),
+        simulated: outcome.simulated,
     }
 }
 
@@ -147,6 +148,7 @@ pub fn job_message(job: &JobView) -> v1::Job {
         }),
         failure: job.failure.as_ref().map(outcome_message),
         pools: job.pools.clone(),
+        simulated: job.simulated,
     }
 }
 

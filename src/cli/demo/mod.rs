@@ -181,9 +181,10 @@ async fn summary(client: &Client, jobs: &[v1::Job], after: Duration) -> Result<(
     let at = |thousandth: usize| {
         waits.get(waits.len().saturating_sub(1) * thousandth / 1_000).copied().unwrap_or(0)
     };
-    let succeeded = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Succeeded).count();
+    let succeeded = jobs.iter().filter(|job| job.phase() == v1::JobPhase::Succeeded);
+    let (succeeded, simulated) = (succeeded.clone().count(), succeeded.filter(|job| job.simulated).count());
     let mut text = format!(
-        "\nall {} jobs have ended after {:.1} s: {succeeded} succeeded\ntime to start: p50 {} ms, p99 {} ms, max {} ms\n",
+        "\nall {} jobs have ended after {:.1} s: {succeeded} succeeded, {simulated} of them simulated\ntime to start: p50 {} ms, p99 {} ms, max {} ms\n",
         jobs.len(),
         after.as_secs_f64(),
         at(500),

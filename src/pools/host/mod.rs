@@ -178,7 +178,7 @@ fn observed(attempt: Attempt) -> Option<ObservedAttempt> {
             AttemptStatus::Ended {
                 started_at: started_unix_ms.map(Timestamp),
                 ended_at: Timestamp(ended_unix_ms),
-                outcome: Outcome { kind: outcome_kind(kind), exit_code, signal, message },
+                outcome: Outcome { exit_code, signal, ..Outcome::plain(outcome_kind(kind), &message) },
             }
         }
     };

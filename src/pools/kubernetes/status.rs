@@ -186,7 +186,7 @@ fn time(at: &Time) -> Timestamp {
 /// An outcome without an exit status, its message cut to `MESSAGE_LEN_MAX`.
 pub(super) fn outcome(kind: OutcomeKind, mut message: String) -> Outcome {
     text::truncate(&mut message, MESSAGE_LEN_MAX);
-    Outcome { kind, exit_code: None, signal: None, message }
+    Outcome { message, ..Outcome::plain(kind, "") }
 }
 
 /// Why the cluster removed the pod, from its disruption condition.

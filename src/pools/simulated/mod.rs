@@ -87,7 +87,7 @@ impl Task {
             None if self.exit_code == 0 => (OutcomeKind::Succeeded, Some(code)),
             None => (OutcomeKind::Failed, Some(code)),
         };
-        let outcome = Outcome { kind, exit_code, signal: None, message: String::new() };
+        let outcome = Outcome { exit_code, ..Outcome::plain(kind, "") };
         AttemptStatus::Ended { started_at: Some(self.started_at), ended_at: self.ends_at(), outcome }
     }
 }

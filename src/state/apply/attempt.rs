@@ -228,6 +228,7 @@ impl State {
         }
         let Some(job) = self.job_mut(unit.job) else { panic!("{unit:?} ends but its job is not live") };
         job.revision = revision;
+        job.simulated |= ended.outcome.simulated;
         if let Some(started_at) = ended.started_at {
             job.started_at.get_or_insert(started_at);
         }

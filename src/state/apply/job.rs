@@ -45,6 +45,7 @@ impl State {
             closing: None,
             pending_dependencies: pending.count() as u16,
             dependency_failed: false,
+            simulated: false,
             first_failure: None,
             groups: groups.collect(),
         };

@@ -63,7 +63,7 @@ impl State {
             AttemptStatus::Ended { started_at, ended_at, outcome } => {
                 let ended_at = (*ended_at).clamp(attempt.ordered_at, now.max(attempt.ordered_at));
                 let started_at = started_at.map(|at| at.clamp(attempt.ordered_at, ended_at));
-                let outcome = attributed(attempt, outcome);
+                let outcome = self.attributed(attempt, outcome);
                 let next = self.next_try(now, unit, outcome.kind);
                 let ended = EndedAttempt { started_at, ended_at, outcome, next };
                 self.end_attempt_events(now, Ending { unit, ended })
@@ -81,23 +81,31 @@ impl State {
     ) -> Vec<Event> {
         let Some(attempt) = self.attempt(unit) else { return Vec::new() };
         let next: NextTry = self.next_try(now, unit, kind);
-        let outcome = Outcome::plain(kind, message);
+        let outcome = Outcome { simulated: self.is_simulated(attempt), ..Outcome::plain(kind, message) };
         let ended = EndedAttempt { started_at: attempt.started_at, ended_at: now, outcome, next };
         self.end_attempt_events(now, Ending { unit, ended })
     }
-}
 
-/// The outcome as the broker keeps it: what ended by a stop ended for the stop's reason.
-fn attributed(attempt: &Attempt, reported: &Outcome) -> Outcome {
-    let mut outcome = reported.clone();
-    text::truncate(&mut outcome.message, MESSAGE_LEN_MAX);
-    if let Some(reason) = attempt.stop
-        && !matches!(
-            outcome.kind,
-            OutcomeKind::Succeeded | OutcomeKind::OutOfMemory | OutcomeKind::TimedOut | OutcomeKind::NodeLost
-        )
-    {
-        outcome.kind = outcome_of_stop(reason);
+    /// The outcome as the broker keeps it: what ended by a stop ended for the stop's reason, and whether it was
+    /// simulated depends on the pool alone.
+    fn attributed(&self, attempt: &Attempt, reported: &Outcome) -> Outcome {
+        let mut outcome = Outcome { simulated: self.is_simulated(attempt), ..reported.clone() };
+        text::truncate(&mut outcome.message, MESSAGE_LEN_MAX);
+        if let Some(reason) = attempt.stop
+            && !matches!(
+                outcome.kind,
+                OutcomeKind::Succeeded
+                    | OutcomeKind::OutOfMemory
+                    | OutcomeKind::TimedOut
+                    | OutcomeKind::NodeLost
+            )
+        {
+            outcome.kind = outcome_of_stop(reason);
+        }
+        outcome
     }
-    outcome
+
+    fn is_simulated(&self, attempt: &Attempt) -> bool {
+        self.pool(attempt.pool).is_some_and(|pool| !pool.spec.capabilities.real)
+    }
 }

@@ -57,6 +57,7 @@ message!(Job as Job {
     dependency_failed: dependency_failed,
     first_failure: first_failure,
     groups: groups,
+    simulated: simulated,
 });
 
 message!(Progress as Progress {

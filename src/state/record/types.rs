@@ -157,7 +157,13 @@ message!(Reservation as Reservation {
     until_unix_ms: until,
 });
 
-message!(Outcome as Outcome { kind: kind, exit_code: exit_code, signal: signal, message: message });
+message!(Outcome as Outcome {
+    kind: kind,
+    exit_code: exit_code,
+    signal: signal,
+    message: message,
+    simulated: simulated,
+});
 message!(TokenEntry as TokenEntry { at_unix_ms: at, fingerprint: fingerprint, reply: reply [required] });
 
 message!(Workload as Workload {
