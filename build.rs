@@ -1,5 +1,7 @@
 //! Compiles the protocol definitions, in pure Rust: neither `protoc` nor Node is needed.
 
+#[cfg(feature = "io")]
+use prost_types::field_descriptor_proto::{Label, Type};
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -28,28 +30,23 @@ fn compile_api() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(&files)?;
     std::fs::write(out_dir()?.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
-    // Enums print as their names; the client's JSON and YAML are made from these types.
-    let enums = [
-        ("Job.phase", "JobPhase"),
-        ("Attempt.phase", "AttemptPhase"),
-        ("Pool.connectivity", "Connectivity"),
-        ("Drain.mode", "DrainMode"),
-        ("PoolReason.permanence", "Permanence"),
-        ("JobSpec.on_pool_lost", "OnPoolLost"),
-        ("Dependency.condition", "DependencyCondition"),
-    ];
     let mut config = tonic_prost_build::configure()
         .type_attribute(".", "#[derive(serde::Serialize)] #[serde(rename_all = \"snake_case\")]")
-        .field_attribute(
-            "weir.v1.RetryPolicy.on",
-            "#[serde(serialize_with = \"super::enum_names::<RetryOn, _>\")]",
-        )
         .btree_map(".");
-    for (field, kind) in enums {
-        let attribute = format!("#[serde(serialize_with = \"super::enum_name::<{kind}, _>\")]");
-        config = config.field_attribute(format!("weir.v1.{field}"), attribute);
+    // Enums print as their names; the client's JSON and YAML are made from these types.
+    let set = compiler.file_descriptor_set();
+    for message in
+        set.file.iter().filter(|file| file.package() == "weir.v1").flat_map(|file| &file.message_type)
+    {
+        for field in message.field.iter().filter(|field| field.r#type() == Type::Enum) {
+            let kind = field.type_name().rsplit('.').next().unwrap_or_default();
+            let name = if field.label() == Label::Repeated { "enum_names" } else { "enum_name" };
+            let attribute = format!("#[serde(serialize_with = \"super::{name}::<{kind}, _>\")]");
+            config =
+                config.field_attribute(format!("weir.v1.{}.{}", message.name(), field.name()), attribute);
+        }
     }
-    config.compile_fds(compiler.file_descriptor_set())?;
+    config.compile_fds(set)?;
     Ok(())
 }
 

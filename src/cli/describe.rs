@@ -1,8 +1,8 @@
 //! `weir describe`: the details of a job or pool.
 
 use super::exit::INVALID;
-use super::get::{pool_state, state_text};
-use super::output::{bytes, print, span, thousandths, time};
+use super::get::{contact_text, pool_state, state_text};
+use super::output::{age, bytes, print, span, thousandths, time};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -62,6 +62,9 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let mut out = String::new();
     push_field(&mut out, "job", &format!("{} (id {}, queue {})", job.name, job.id, job.queue));
     push_field(&mut out, "state", &state_text(job).to_uppercase());
+    for contact in &job.pools_not_ready {
+        push_field(&mut out, "contact", &contact_text(contact));
+    }
     let (done, waiting) = (units.succeeded, units.waiting + units.backing_off);
     let counts = match job.phase() {
         v1::JobPhase::Cancelled => {
@@ -140,6 +143,9 @@ fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {
         "state",
         &format!("{}{}", pool_state(pool), if pool.connected { "" } else { ", agent not connected" }),
     );
+    if let Some(since) = pool.not_ready_since_unix_ms {
+        push_field(&mut out, "since", &format!("{} ({} ago)", time(since), age(since)));
+    }
     push_field(&mut out, "nodes", &pool.nodes.to_string());
     push_field(
         &mut out,

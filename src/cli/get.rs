@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::output::{Format, age, bytes, print, print_value, report, table, thousandths};
+use super::output::{Format, age, bytes, print, print_value, report, table, thousandths, time};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
-use crate::model::text;
+use crate::model::text::{self, escape};
 use crate::model::validate::quote;
 
 /// List jobs, pools, nodes or queues.
@@ -357,7 +357,20 @@ pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job,
 /// The phase of a job, in a sentence, with whether the job was simulated.
 pub(super) fn state_text(job: &v1::Job) -> String {
     let phase = name_of::<v1::JobPhase>(job.phase).to_lowercase();
-    format!("{phase}{}", if job.simulated { " (simulated)" } else { "" })
+    format!("{phase}{}{}", doubt(job), if job.simulated { " (simulated)" } else { "" })
+}
+
+/// A question mark where the pools of a job's attempts are not READY: its state may have changed unseen.
+fn doubt(job: &v1::Job) -> &'static str {
+    if job.pools_not_ready.is_empty() { "" } else { "?" }
+}
+
+/// That a pool is not READY, since when, and what that means for a job's attempts there.
+pub(super) fn contact_text(contact: &v1::PoolContact) -> String {
+    let state = name_of::<v1::Connectivity>(contact.connectivity);
+    let since =
+        contact.since_unix_ms.map_or_else(String::new, |at| format!(" since {} ({} ago)", time(at), age(at)));
+    format!("pool {} is {state}{since}: whether its attempts still run is unknown", escape(&contact.pool))
 }
 
 fn job_heading(wide: bool) -> Vec<String> {
@@ -374,7 +387,12 @@ fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
     let mut row = vec![
         job.name.clone(),
         job.queue.clone(),
-        format!("{}{}", name_of::<v1::JobPhase>(job.phase), if job.simulated { ",SIMULATED" } else { "" }),
+        format!(
+            "{}{}{}",
+            name_of::<v1::JobPhase>(job.phase),
+            doubt(job),
+            if job.simulated { ",SIMULATED" } else { "" }
+        ),
         format!("{}/{}", units.succeeded, units.total),
         job.pools.join(","),
     ];

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
+use super::get::contact_text;
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::backoff::Backoff;
+use crate::model::text::escape;
 
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
@@ -168,6 +170,8 @@ impl Run {
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a job may wait before `run` prints why.
 const WAIT_REASON_DELAY: Duration = Duration::from_secs(2);
+/// How often `run` checks whether the job's pool is still in contact.
+const CONTACT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Streams the output of a job until it has ended. Ctrl-C or SIGTERM cancels the job, a second one exits.
 async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
@@ -184,21 +188,18 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
         for follow in following {
             // A failure to read output does not change how the job ends, so report it and continue.
             if let Ok(Err(failure)) = follow.await {
-                report(&format!(
-                    "weir: can't read the output: {}",
-                    crate::model::text::escape(&failure.message)
-                ));
+                report(&format!("weir: can't read the output: {}", escape(&failure.message)));
             }
         }
-        ended(client, &at).await
+        ended(client, &at, |_| {}).await
     };
     tokio::pin!(streams);
-    let wait_reason = tokio::spawn(print_wait_reason(client.clone(), at.clone()));
+    let obstacles = tokio::spawn(print_obstacles(client.clone(), at.clone()));
     tokio::select! {
         job = &mut streams => return exit_code(&job?),
         () = terminated() => {}
     }
-    wait_reason.abort();
+    obstacles.abort();
     report("cancelling the job; press Ctrl-C again to exit without waiting for it");
     let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
     with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(cancel.clone()).await }).await?;
@@ -287,11 +288,46 @@ async fn next_attempt(
     }
 }
 
-/// Prints once why a job is waiting, if it still is after `WAIT_REASON_DELAY`: a command without any output
+/// Prints why a job is waiting, once, and when the pool of a running job is lost: a command without any output
 /// looks broken.
-async fn print_wait_reason(client: Client, at: v1::JobRef) {
+async fn print_obstacles(client: Client, at: v1::JobRef) {
     tokio::time::sleep(WAIT_REASON_DELAY).await;
-    let request = v1::WhyRequest { job: Some(at) };
+    print_wait_reason(&client, &at).await;
+    let mut contact = Contact::default();
+    loop {
+        // The output's own connection reports a broker that is unavailable.
+        if let Ok(job) = current(&client, at.clone()).await {
+            contact.update(&job);
+        }
+        tokio::time::sleep(CONTACT_INTERVAL).await;
+    }
+}
+
+/// The pools of a job that were UNREACHABLE or LOST when it was last looked at. A pool that is SUSPECT is mostly
+/// back a moment later.
+#[derive(Default)]
+pub(super) struct Contact(Vec<String>);
+
+impl Contact {
+    /// Reports which of the job's pools are lost or back since the last call.
+    pub(super) fn update(&mut self, job: &v1::Job) {
+        let is_lost = |contact: &&v1::PoolContact| contact.connectivity() != v1::Connectivity::Suspect;
+        let lost: Vec<&v1::PoolContact> = job.pools_not_ready.iter().filter(is_lost).collect();
+        for contact in lost.iter().filter(|contact| !self.0.contains(&contact.pool)) {
+            report(&format!("weir: job/{}: {}", escape(&job.name), contact_text(contact)));
+        }
+        let names: Vec<String> = lost.iter().map(|contact| contact.pool.clone()).collect();
+        for pool in self.0.iter().filter(|pool| !names.contains(pool) && !has_ended(job)) {
+            let (job, pool) = (escape(&job.name), escape(pool));
+            report(&format!("weir: job/{job}: pool {pool} is in contact again, or no longer runs the job"));
+        }
+        self.0 = names;
+    }
+}
+
+/// Prints why a job is waiting, if it is.
+async fn print_wait_reason(client: &Client, at: &v1::JobRef) {
+    let request = v1::WhyRequest { job: Some(at.clone()) };
     let Ok(why) = client.jobs().why(request).await else { return };
     let why = why.into_inner();
     let Some(job) = why.job.clone().filter(|job| job.phase() == v1::JobPhase::Pending) else { return };
@@ -305,7 +341,7 @@ async fn print_wait_reason(client: Client, at: v1::JobRef) {
         (None, None) => "there are no pools".to_owned(),
     };
     let what = if never { "is waiting, but fits no current pool" } else { "is waiting" };
-    let reason = crate::model::text::escape(&reason);
+    let reason = escape(&reason);
     report(&format!(
         "weir: job/{0} {what} ({reason}); details: `weir why job/{0}`; Ctrl-C cancels the job",
         job.name
@@ -346,11 +382,16 @@ pub(super) async fn current(client: &Client, at: v1::JobRef) -> Result<v1::Job, 
     Ok(with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default())
 }
 
-/// Waits until a job has ended.
-pub(super) async fn ended(client: &Client, at: &v1::JobRef) -> Result<v1::Job, Failure> {
+/// Waits until a job has ended; each time that it is looked at, `observe` is called.
+pub(super) async fn ended(
+    client: &Client,
+    at: &v1::JobRef,
+    mut observe: impl FnMut(&v1::Job),
+) -> Result<v1::Job, Failure> {
     let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(250));
     loop {
         let job = current(client, at.clone()).await?;
+        observe(&job);
         if has_ended(&job) {
             return Ok(job);
         }
@@ -386,7 +427,7 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
         }
         (Some(code), None) if failure.code == "Failed" => {
             if !failure.message.is_empty() {
-                report(&format!("weir: {}", crate::model::text::escape(&failure.message)));
+                report(&format!("weir: {}", escape(&failure.message)));
             }
             // A failed job must not exit with 0, regardless of the reported code.
             return Ok(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(RUN_FAILED));
@@ -399,7 +440,7 @@ fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
             "weir: {}{}{}",
             failure.code,
             if failure.message.is_empty() { "" } else { ": " },
-            crate::model::text::escape(&failure.message)
+            escape(&failure.message)
         ));
     }
     Ok(code)

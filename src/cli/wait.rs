@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::exit::{JOB_FAILED, SIMULATED, TIMED_OUT};
 use super::get::state_text;
 use super::output::report;
-use super::run::ran_nothing;
+use super::run::{Contact, ran_nothing};
 use super::{Connect, Failure, quantity, run};
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -36,7 +36,8 @@ impl Wait {
             }
             let (mut failed, mut simulated) = (false, false);
             for at in &jobs {
-                let job = run::ended(&client, at).await?;
+                let mut contact = Contact::default();
+                let job = run::ended(&client, at, |job| contact.update(job)).await?;
                 let succeeded = job.phase() == v1::JobPhase::Succeeded;
                 failed |= !succeeded;
                 simulated |= ran_nothing(&job);

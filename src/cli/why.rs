@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::exit::NEVER_FITS;
-use super::get::state_text;
+use super::get::{contact_text, state_text};
 use super::output::{age, print};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
@@ -44,6 +44,9 @@ fn why_text(why: &v1::WhyResponse) -> String {
         out.push_str(&format!("   position {} of {}", why.position, why.waiting));
     }
     out.push('\n');
+    for contact in &job.pools_not_ready {
+        out.push_str(&format!("{}\n", contact_text(contact)));
+    }
     if why.groups.is_empty() && why.reasons.is_empty() {
         out.push_str("no unit of the job is waiting\n");
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::logs::LogRouter;
+use super::pool_log;
 use super::watch::Watchers;
 use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, Random, SessionId};
 use crate::clock::{Clock, thread_cpu};
@@ -478,6 +479,7 @@ impl Shell {
     fn execute(&mut self, effect: Effect) {
         match effect {
             Effect::Append { after, events, archive } => {
+                events.iter().for_each(|record| pool_log::log(self.broker.state(), &record.event));
                 let batch = Batch { term: self.broker.term(), after, events, archive };
                 // If the thread has ended, its last result has the reason.
                 let _ = self.writes.send(Write::Append(batch));

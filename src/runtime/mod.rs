@@ -4,4 +4,5 @@
 pub mod agent;
 pub mod broker;
 pub mod logs;
+mod pool_log;
 pub mod watch;

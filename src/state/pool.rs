@@ -30,6 +30,8 @@ pub struct Pool {
     /// The current session's epoch; reports of an older one are refused.
     pub epoch: Epoch,
     pub connectivity: Connectivity,
+    /// Since when it has not been READY; `None` while it is.
+    pub not_ready_since: Option<Timestamp>,
     pub cordoned: bool,
     pub drain: Option<Drain>,
     pub registered_at: Timestamp,
@@ -56,6 +58,7 @@ impl Pool {
             key_digest: self.key_digest,
             epoch: self.epoch,
             connectivity: self.connectivity,
+            not_ready_since: self.not_ready_since,
             cordoned: self.cordoned,
             drain: self.drain,
             registered_at: self.registered_at,

@@ -7,8 +7,10 @@ use super::apply::{FinishedAttempt, FinishedJob};
 use super::event::EndedAttempt;
 use super::job::{Closing, JobEnd, Principal, Progress};
 use super::live::Attempt;
+use super::pool::Pool;
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement};
-use crate::model::id::{AttemptId, JobId, JournalId, Revision};
+use crate::model::id::{AttemptId, JobId, JournalId, Revision, UnitId};
+use crate::model::pool::Connectivity;
 use crate::model::region::RegionCode;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
@@ -77,6 +79,17 @@ pub struct JobView {
     pub simulated: bool,
     /// Pools of its live attempts, the first few.
     pub pools: Vec<String>,
+    /// Pools of its live attempts that are not READY: whether these attempts still run is unknown.
+    pub pools_not_ready: Vec<PoolContact>,
+}
+
+/// A pool that is not READY.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolContact {
+    pub pool: String,
+    pub connectivity: Connectivity,
+    /// Since when it has not been READY; `None` if it was so before Weir noted the time.
+    pub since: Option<Timestamp>,
 }
 
 /// Pools that a job's view names.
@@ -139,7 +152,16 @@ impl State {
                 pools.push(pool.spec.name.clone());
             }
         }
+        let units = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
+        let not_ready = self.index.not_ready.iter().filter_map(|pool| self.pools.get(pool));
+        let not_ready = not_ready.filter(|pool| pool.attempts.range(units.clone()).next().is_some());
+        let contact = |pool: &Pool| PoolContact {
+            pool: pool.spec.name.clone(),
+            connectivity: pool.connectivity,
+            since: pool.not_ready_since,
+        };
         Some(JobView {
+            pools_not_ready: not_ready.map(contact).collect(),
             id,
             name: job.name.to_string(),
             queue: self.queues.get(&job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),
@@ -198,6 +220,7 @@ impl FinishedJob {
             simulated: self.job.simulated,
             failure: self.job.first_failure.as_deref().cloned(),
             pools: Vec::new(),
+            pools_not_ready: Vec::new(),
         }
     }
 }

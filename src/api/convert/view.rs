@@ -13,7 +13,7 @@ use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::state::job::Principal;
-use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView};
+use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView, PoolContact};
 
 /// Converts amounts to their message.
 pub fn resources_message(resources: &Resources) -> v1::Resources {
@@ -149,6 +149,7 @@ pub fn job_message(job: &JobView) -> v1::Job {
         failure: job.failure.as_ref().map(outcome_message),
         pools: job.pools.clone(),
         simulated: job.simulated,
+        pools_not_ready: job.pools_not_ready.iter().map(contact_message).collect(),
     }
 }
 
@@ -189,15 +190,26 @@ pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
         .collect()
 }
 
-/// Converts a pool to its message.
-pub fn pool_message(view: &PoolView) -> v1::Pool {
-    let pool = &view.pool;
-    let connectivity = match pool.connectivity {
+fn connectivity_message(connectivity: Connectivity) -> v1::Connectivity {
+    match connectivity {
         Connectivity::Ready => v1::Connectivity::Ready,
         Connectivity::Suspect => v1::Connectivity::Suspect,
         Connectivity::Unreachable => v1::Connectivity::Unreachable,
         Connectivity::Lost => v1::Connectivity::Lost,
-    };
+    }
+}
+
+fn contact_message(contact: &PoolContact) -> v1::PoolContact {
+    v1::PoolContact {
+        pool: contact.pool.clone(),
+        connectivity: connectivity_message(contact.connectivity) as i32,
+        since_unix_ms: contact.since.map(|at| at.0),
+    }
+}
+
+/// Converts a pool to its message.
+pub fn pool_message(view: &PoolView) -> v1::Pool {
+    let pool = &view.pool;
     let drain = pool.drain.map(|drain| v1::Drain {
         mode: match drain.mode {
             DrainMode::Wait => v1::DrainMode::Wait as i32,
@@ -210,7 +222,7 @@ pub fn pool_message(view: &PoolView) -> v1::Pool {
         region: pool.spec.region.to_string(),
         backend: pool.spec.backend.clone(),
         labels: pool.spec.labels.clone(),
-        connectivity: connectivity as i32,
+        connectivity: connectivity_message(pool.connectivity) as i32,
         connected: view.connected,
         cordoned: pool.cordoned,
         drain,
@@ -222,6 +234,7 @@ pub fn pool_message(view: &PoolView) -> v1::Pool {
         committed: Some(resources_message(&pool.committed)),
         registered_unix_ms: pool.registered_at.0,
         revision: pool.revision.0,
+        not_ready_since_unix_ms: pool.not_ready_since.map(|at| at.0),
     }
 }
 

@@ -158,7 +158,7 @@ impl State {
                 });
             }
             Event::PoolConnectivityChanged { pool, connectivity } => {
-                self.change_pool(*pool, out, |pool| pool.connectivity = *connectivity)
+                self.change_connectivity(*pool, *connectivity, out);
             }
             Event::PoolCordoned { pool, cordoned } => {
                 self.change_pool(*pool, out, |pool| pool.cordoned = *cordoned);

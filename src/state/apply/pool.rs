@@ -30,6 +30,7 @@ impl State {
             key_digest,
             epoch: Epoch(0),
             connectivity: Connectivity::Lost,
+            not_ready_since: Some(self.now),
             cordoned: false,
             drain: None,
             registered_at: self.now,
@@ -46,6 +47,7 @@ impl State {
         let before = self.pools.insert(id, pool);
         assert!(before.is_none(), "pool {id} is registered twice");
         self.next.pool = self.next.pool.max(id.0 + 1);
+        self.index.not_ready.insert(id);
         out.changes.push(Change::Pool(id));
     }
 
@@ -56,6 +58,21 @@ impl State {
         pool.revision = revision;
         self.reconcile_pool(id);
         out.changes.push(Change::Pool(id));
+    }
+
+    pub(super) fn change_connectivity(&mut self, id: PoolId, connectivity: Connectivity, out: &mut Applied) {
+        let now = self.now;
+        self.change_pool(id, out, |pool| {
+            pool.connectivity = connectivity;
+            pool.not_ready_since =
+                (connectivity != Connectivity::Ready).then(|| pool.not_ready_since.unwrap_or(now));
+        });
+        match connectivity {
+            Connectivity::Ready => self.index.not_ready.remove(&id),
+            Connectivity::Suspect | Connectivity::Unreachable | Connectivity::Lost => {
+                self.index.not_ready.insert(id)
+            }
+        };
     }
 
     pub(super) fn change_drain(&mut self, id: PoolId, drain: Option<Drain>, out: &mut Applied) {

@@ -11,7 +11,7 @@ pub mod names;
 pub mod stops;
 pub mod timers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use claims::Claims;
 use dependents::Dependents;
@@ -21,6 +21,8 @@ use timers::Timers;
 
 use super::State;
 use super::class::{Classes, Shapes};
+use crate::model::id::PoolId;
+use crate::model::pool::Connectivity;
 use crate::model::resource::TASK_SIZES;
 use crate::model::shape::{ClassKey, Shape};
 
@@ -34,6 +36,8 @@ pub(super) struct Indexes {
     pub(super) dependents: Dependents,
     pub(super) shapes: Shapes,
     pub(super) classes: Classes,
+    /// Pools that are not READY.
+    pub(super) not_ready: BTreeSet<PoolId>,
     /// Device thousandths that tasks hold, by the tasks' size.
     pub(super) devices_in_use: [u64; TASK_SIZES],
 }
@@ -42,6 +46,7 @@ impl State {
     /// Rebuilds every index, and what pools, queues and specs count of their attempts and jobs.
     pub(super) fn rebuild(&mut self) {
         self.index = Indexes { names: names::rebuild(self), ..Indexes::default() };
+        self.index.not_ready = not_ready(self);
         self.tokens.rebuild();
         self.rebuild_shapes();
         self.rebuild_commitments();
@@ -81,6 +86,7 @@ impl State {
             ("names", self.index.names == names::rebuild(self)),
             ("timers", self.index.timers == timers::rebuild(self)),
             ("stops", self.index.stops == stops::rebuild(self)),
+            ("pools not READY", self.index.not_ready == not_ready(self)),
             ("dependents", self.index.dependents == dependents::rebuild(self)),
             ("claims", claims::same(self, &rebuilt)),
             ("classes", classes_by_shape(self) == classes_by_shape(&rebuilt)),
@@ -97,6 +103,11 @@ impl State {
             Err(format!("rebuilt {what} differ from those that apply maintained"))
         })
     }
+}
+
+fn not_ready(state: &State) -> BTreeSet<PoolId> {
+    let pools = state.pools.values().filter(|pool| pool.connectivity != Connectivity::Ready);
+    pools.map(|pool| pool.id).collect()
 }
 
 /// Members of classes by what the classes are: a rebuilt state may number shapes otherwise.

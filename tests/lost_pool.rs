@@ -1,0 +1,64 @@
+//! A pool whose agent is gone shows in every view of the jobs that it runs, and in the broker's log.
+
+mod support;
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use support::{Home, until};
+
+/// Until a pool counts as LOST, three quarters of a minute at most, and room for a busy machine.
+const LOST: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_lost_pool_shows_in_every_view_of_its_jobs_and_is_back_with_its_agent() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut agent = home.start_agent(4);
+    let go = home.path().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.1; done; exit 3", go.display());
+    let spec = home.path().join("job.yaml");
+    let text = format!(
+        "name: lasting\non_pool_lost: wait\ngroups:\n- {{cpus: 1, memory: 64Mi, command: [sh, -c, '{script}']}}\n"
+    );
+    std::fs::write(&spec, text).expect("a file");
+    let (code, _, error) = home.run(&["submit", spec.to_str().expect("a plain path")]);
+    assert_eq!(code, 0, "{error}");
+    let views = [&["get", "jobs"][..], &["describe", "job/lasting"], &["why", "job/lasting"]];
+    let view = |at: usize| home.run(views[at]).1;
+    until("the job runs", LOST, || view(0).contains(" RUNNING "));
+    let mut run = home.weir(&["run", "--name", "own", "--", "sh", "-c", &script]);
+    let errors = home.path().join("run.errors");
+    let to_file = std::fs::File::create(&errors).expect("a file");
+    let mut run = run.stdout(Stdio::null()).stderr(to_file).spawn().expect("weir run");
+    let printed = || std::fs::read_to_string(&errors).unwrap_or_default();
+    until("weir run's job runs", LOST, || home.run(&["get", "job/own"]).1.contains(" RUNNING "));
+    agent.kill();
+    until("the pool is lost", LOST, || view(1).contains("pool local is LOST since "));
+    assert!(view(0).contains(" RUNNING? "), "{}", view(0));
+    assert!(view(1).contains("RUNNING?") && view(1).contains("whether its attempts still run is unknown"));
+    assert!(view(2).contains("running?") && view(2).contains("pool local is LOST since "), "{}", view(2));
+    let (_, json, _) = home.run(&["get", "job/lasting", "-o", "json"]);
+    assert!(json.contains("\"pools_not_ready\"") && json.contains("LOST"), "{json}");
+    let (_, pool, _) = home.run(&["describe", "pool/local"]);
+    assert!(
+        pool.contains("LOST") && pool.lines().any(|line| line.trim_start().starts_with("since")),
+        "{pool}"
+    );
+    let _agent = home.start_agent(4);
+    until("the pool is back", LOST, || !view(1).contains("is LOST since "));
+    assert!(view(0).contains(" RUNNING "), "{}", view(0));
+    assert!(printed().contains("weir: job/own: pool local is "), "{}", printed());
+    until("`run` prints that the pool is back", LOST, || {
+        printed().contains("pool local is in contact again")
+    });
+    std::fs::write(&go, "").expect("a file");
+    // The job of `run` has a lease: it may have been started again, and ends likewise.
+    assert_eq!(run.wait().expect("its status").code(), Some(3), "{}", printed());
+    let log = home.log();
+    for change in
+        ["the pool is registered", "the pool is UNREACHABLE", "the pool is LOST", "the pool is READY"]
+    {
+        assert!(log.contains(change), "{change}: {log}");
+    }
+}
