@@ -164,6 +164,51 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
 }
 
+/// The tasks of an array are independent, a failed one can be found, and a job with failed tasks has not
+/// succeeded.
+#[test]
+fn failed_tasks_of_an_array_are_listed_and_the_others_go_on() {
+    let (home, _dev) = dev();
+    let spec = home.path().join("array.yaml");
+    let script = "case $WEIR_TASK_INDEX in 3|17|18) echo broken $WEIR_TASK_INDEX; exit 4;; esac";
+    let group = format!("{{count: 40, cpus: 100m, memory: 16Mi, command: [sh, -c, '{script}']}}");
+    let submit = |name: &str, more: &str| {
+        std::fs::write(
+            &spec,
+            format!("name: {name}\n{more}constraints: {{pools: [local]}}\ngroups:\n- {group}\n"),
+        )
+        .unwrap();
+        let (code, _, errors) = home.run(&["submit", spec.to_str().unwrap()]);
+        assert_eq!(code, 0, "{errors}");
+        home.run(&["wait", &format!("job/{name}")])
+    };
+    let failed = |code, errors: &str| assert_eq!((code, errors.contains(" failed")), (12, true), "{errors}");
+    let (code, _, errors) = submit("array", "");
+    failed(code, &errors);
+    let (_, described, _) = home.run(&["describe", "job/array"]);
+    assert!(described.contains("37 of 40 succeeded, 3 failed"), "{described}");
+    assert!(described.contains("3 Failed: units 3, 17-18"), "{described}");
+    let (_, listed, _) = home.run(&["get", "attempts", "job/array", "--failed"]);
+    let units: Vec<&str> = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(units, ["3", "17", "18"], "{listed}");
+    assert_eq!(home.run(&["get", "attempts", "array"]).1.lines().count(), 41);
+    let (_, listed, notes) = home.run(&["get", "attempts/array", "--limit", "7"]);
+    assert_eq!((listed.lines().count(), notes.contains("only the first 7 are listed")), (8, true), "{notes}");
+    let (_, json, _) = home.run(&["get", "job/array", "-o", "json"]);
+    assert!(json.contains("\"failed_units\"") && json.contains("\"first\": 17"), "{json}");
+    let (_, output, notes) = home.run(&["logs", "job/array"]);
+    assert_eq!((output.as_str(), notes.contains("unit 3 of 40")), ("broken 3\n", true), "{notes}");
+    // A number of failures that it bears does not make it a success; beyond it the rest is cancelled.
+    let (code, _, errors) = submit("tolerant", "max_failed: 10\n");
+    failed(code, &errors);
+    assert!(home.run(&["describe", "job/tolerant"]).1.contains("37 of 40 succeeded"));
+    let (code, _, errors) = submit("strict", "max_failed: 0\n");
+    failed(code, &errors);
+    let run = ["run", "--count", "5", "--pool", "local", "--", "sh", "-c", "exit $WEIR_TASK_INDEX"];
+    let (code, _, errors) = home.run(&run);
+    assert!((1..5).contains(&code), "{code}: {errors}");
+}
+
 #[test]
 fn lists_and_filters_leave_nothing_out_in_silence() {
     let (home, _dev) = dev();

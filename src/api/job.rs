@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::admission::AdmissionQueue;
 use super::connection::identity_of;
 use super::convert::{self, parse_phase};
-use super::page::{check_count, fill_message, page_size, page_token};
+use super::page::{attempts_token, check_count, fill_message, page_size, page_token};
 use super::proto::v1;
 use super::response_stream::{ResponseStream, response_stream};
 use super::{Mutation, error, mutate};
@@ -23,7 +23,7 @@ use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
 use crate::state::job::JobEnd;
 use crate::state::rejection::Rejection;
-use crate::state::view::{AttemptView, JobView};
+use crate::state::view::JobView;
 
 /// Implements JobService.
 #[derive(Clone)]
@@ -87,10 +87,31 @@ impl v1::job_service_server::JobService for Jobs {
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let message = request.into_inner();
         let job = self.find("job", message.job.as_ref()).await?;
-        let attempts = if message.with_attempts { self.attempts(&job).await? } else { Vec::new() };
+        let (attempts, next) = match message.with_attempts {
+            true => self.attempts(&job, (0, 0), PAGE_MAX).await?,
+            false => (Vec::new(), None),
+        };
         Ok(Response::new(v1::GetJobResponse {
             job: Some(convert::job_message(&job)),
             attempts: attempts.iter().map(convert::attempt_message).collect(),
+            more_attempts: next.is_some(),
+        }))
+    }
+
+    async fn list_attempts(
+        &self,
+        request: Request<v1::ListAttemptsRequest>,
+    ) -> Result<Response<v1::ListAttemptsResponse>, Status> {
+        let message = request.into_inner();
+        let (limit, after) = (page_size(message.page_size)?, attempts_token(&message.page_token)?);
+        let job = self.find("job", message.job.as_ref()).await?;
+        let (attempts, next) = match message.failed_units {
+            true => self.failed_attempts(&job, after.0, limit).await?,
+            false => self.attempts(&job, after, limit).await?,
+        };
+        Ok(Response::new(v1::ListAttemptsResponse {
+            attempts: attempts.iter().map(convert::attempt_message).collect(),
+            next_page_token: next.map(|(unit, number)| format!("{unit}.{number}")).unwrap_or_default(),
         }))
     }
 
@@ -323,30 +344,6 @@ impl Jobs {
             found.sort_by_key(|job| job.id);
         }
         Ok(found)
-    }
-
-    /// A job's live and ended attempts, ordered by unit and number, at most a page.
-    async fn attempts(&self, job: &JobView) -> Result<Vec<AttemptView>, Status> {
-        let id = job.id;
-        let query = Query::Attempts { job: id, after: None, limit: PAGE_MAX };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else {
-            return Err(Status::internal("unexpected answer to a query of attempts"));
-        };
-        let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else {
-            return Err(Status::internal("unexpected answer to a status query"));
-        };
-        // The archive lists from after a unit and number; (0, 0) is before the first attempt.
-        let ended = self.broker.archive(move |archive| archive.attempts(id, (0, 0), PAGE_MAX));
-        let ended = ended.await.map_err(error::call)?;
-        let mut all: Vec<AttemptView> = ended.iter().map(|attempt| attempt.view(journal)).collect();
-        let fresh = live.into_iter().filter(|live| !ended.iter().any(|e| e.attempt.id(journal) == live.id));
-        let fresh: Vec<AttemptView> = fresh.collect();
-        all.extend(fresh);
-        all.sort_by_key(|attempt| (attempt.id.unit, attempt.id.number));
-        all.truncate(PAGE_MAX);
-        Ok(all)
     }
 
     /// Merges a page of live jobs with one of ended jobs, newest first.

@@ -2,6 +2,7 @@
 
 mod admission;
 pub mod agent;
+mod attempts;
 mod auth;
 mod body_limit;
 pub mod client;

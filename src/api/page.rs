@@ -22,6 +22,10 @@ pub(super) fn page_size(requested: u32) -> Result<usize, Status> {
 
 /// Reads a page token; `None` for the first page.
 pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Status> {
+    read_token(text, |text| text.parse().ok())
+}
+
+fn read_token<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -29,7 +33,19 @@ pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, 
         let description = format!("{} is not the next_page_token of an earlier page", quote(text));
         error::invalid(convert::invalid("page_token", description))
     };
-    text.parse().map(Some).map_err(|_| invalid())
+    read(text).map(Some).ok_or_else(invalid)
+}
+
+/// A place in the order of a job's attempts: unit and number. (0, 0) is before the first, as numbers begin at 1.
+pub(super) type Place = (u32, u32);
+
+/// Reads the token of a page of attempts.
+pub(super) fn attempts_token(text: &str) -> Result<Place, Status> {
+    let place = |text: &str| {
+        let (unit, number) = text.split_once('.')?;
+        Some((unit.parse().ok()?, number.parse().ok()?))
+    };
+    Ok(read_token(text, place)?.unwrap_or_default())
 }
 
 /// Checks that a list of `what` has `min` to `max` entries.

@@ -14,7 +14,7 @@ use crate::scheduler::defrag::{Inventory, Movable, Page, Tasks};
 use crate::scheduler::{Why, capacity};
 use crate::state::Queue;
 use crate::state::pool::{Node, Pool};
-use crate::state::view::{AttemptView, JobPhase, JobView};
+use crate::state::view::{AttemptView, JobPhase, JobView, failed_units_from};
 
 /// How a job is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,12 @@ pub enum Query {
         after: Option<u32>,
         limit: usize,
     },
+    /// Units of a live job that ended for good otherwise than by success, from a unit on.
+    FailedUnits {
+        job: JobId,
+        from: u32,
+        limit: usize,
+    },
     Why(JobRef),
     Pool(String),
     /// The same, with its free capacity by block.
@@ -101,6 +107,8 @@ pub enum Answer {
         next: Option<JobId>,
     },
     Attempts(Vec<AttemptView>),
+    /// `None` if the job is not live.
+    FailedUnits(Option<Vec<u32>>),
     Why(Option<Box<JobWhy>>),
     Pool(Option<Box<PoolView>>),
     PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
@@ -186,6 +194,10 @@ impl Broker {
                 Answer::Jobs { jobs: live.collect(), next: None }
             }
             Query::Jobs { filter, before, limit } => self.list_jobs(&filter, before, limit),
+            Query::FailedUnits { job, from, limit } => {
+                let job = self.state.job(job).or_else(|| self.ended.get(&job).map(|ended| &ended.job));
+                Answer::FailedUnits(job.map(|job| failed_units_from(&job.groups, from, limit)))
+            }
             Query::Attempts { job, after, limit } => {
                 let attempts = self.state.attempts_of(job);
                 let attempts = attempts.filter(|a| after.is_none_or(|after| a.unit.unit > after)).take(limit);

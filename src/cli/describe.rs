@@ -1,8 +1,9 @@
 //! `weir describe`: the details of a job or pool.
 
 use super::exit::INVALID;
-use super::get::{contact_text, pool_state, state_text};
-use super::output::{age, bytes, print, span, thousandths, time};
+use super::get::pool_state;
+use super::job_text::{contact_text, failed_units_text, outcome_text, state_text};
+use super::output::{age, bytes, print, report, span, thousandths, time};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -36,7 +37,15 @@ impl Describe {
                     with_attempts: true,
                 };
                 let response = client.jobs().get_job(request).await?.into_inner();
-                print(&job_text(&response.job.unwrap_or_default(), &response.attempts))?;
+                let job = response.job.unwrap_or_default();
+                print(&job_text(&job, &response.attempts))?;
+                if response.more_attempts {
+                    let shown = response.attempts.len();
+                    report(&format!(
+                        "only the first {shown} attempts are shown; `weir get attempts job/{}` lists all",
+                        escape(&job.name)
+                    ));
+                }
             }
             "pool" | "pools" | "po" => {
                 let response = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
@@ -89,6 +98,9 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     if let Some(failure) = &job.failure {
         push_field(&mut out, "failure", &outcome_text(failure));
     }
+    for failed in &job.failed_units {
+        push_field(&mut out, "ended", &failed_units_text(failed));
+    }
     out.push_str("\ntimeline\n");
     let mut events = vec![(job.submitted_unix_ms, format!("submitted by {}", job.submitted_by))];
     for attempt in attempts {
@@ -113,19 +125,6 @@ fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
         out.push_str(&format!("  {}  +{after:<7} {}\n", time(at), escape(&what)));
     }
     out
-}
-
-fn outcome_text(outcome: &v1::Outcome) -> String {
-    let mut text = format!("{}{}", if outcome.simulated { "Simulated " } else { "" }, outcome.code);
-    if let Some(signal) = outcome.signal {
-        text.push_str(&format!(", signal {signal}"));
-    } else if let Some(code) = outcome.exit_code {
-        text.push_str(&format!(", exit code {code}"));
-    }
-    if !outcome.message.is_empty() {
-        text.push_str(&format!(": {}", outcome.message));
-    }
-    text
 }
 
 fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {

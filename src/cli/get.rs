@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::output::{Format, age, bytes, print, print_value, report, table, thousandths, time};
+use super::job_text::{doubt, outcome_text};
+use super::output::{Format, age, bytes, now_ms, print, print_value, report, span, table, thousandths, time};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
-use crate::model::text::{self, escape};
+use crate::model::text;
 use crate::model::validate::quote;
 
 /// List jobs, pools, nodes or queues.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir get jobs\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total;\nSTRANDED is the number of free devices that no waiting task can use."
+    after_help = "Examples:\n  weir get jobs\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total;\nSTRANDED is the number of free devices that no waiting task can use."
 )]
 pub struct Get {
-    /// Type: jobs (j), pools (po), nodes (no), queues (qu); or TYPE/NAME.
+    /// Type: jobs (j), attempts (at), pools (po), nodes (no), queues (qu); or TYPE/NAME.
     what: String,
-    /// Name of one object of the type.
+    /// Name of one object of the type; of attempts, the job: job/NAME, job/QUEUE/NAME or the id.
     name: Option<String>,
     /// Output format.
     #[arg(long, short, value_enum, default_value_t)]
@@ -39,7 +40,10 @@ pub struct Get {
     /// Only nodes of this pool.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// Maximum number of jobs or nodes listed, the newest jobs first. Default: all.
+    /// Only attempts of units that ended for good otherwise than by success.
+    #[arg(long)]
+    failed: bool,
+    /// Maximum number of jobs, attempts or nodes listed, the newest jobs first. Default: all.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
@@ -80,7 +84,8 @@ fn selected_labels(selectors: &[String]) -> Result<BTreeMap<String, String>, Fai
 
 impl Get {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let (kind, name) = match self.what.split_once('/') {
+        let of_job = self.name.as_deref().is_some_and(|_| ATTEMPTS.contains(&self.what.as_str()));
+        let (kind, name) = match self.what.split_once('/').filter(|_| !of_job) {
             Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
             None => (self.what.clone(), self.name.clone()),
         };
@@ -107,24 +112,29 @@ impl Get {
                 let jobs = self.list_jobs(&client, filter).await?;
                 self.show_jobs(&jobs, false)
             }
-            (other, _) if self.watch => Err(Failure::new(
-                USAGE,
-                format!("--watch supports jobs only, not {}; `weir top` refreshes pools", quote(other)),
-            )),
+            (kind, Some(job)) if ATTEMPTS.contains(&kind) => {
+                let job = find_job(&client, connect.job_ref(&job)?).await?;
+                let attempts = self.list_attempts(&client, job.id).await?;
+                self.show_attempts(&attempts)
+            }
+            (kind, None) if ATTEMPTS.contains(&kind) => {
+                Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME"))
+            }
             ("pool" | "pools" | "po", name) => self.pools(&client, name).await,
             ("node" | "nodes" | "no", name) => self.nodes(&client, name).await,
             ("queue" | "queues" | "qu", name) => self.queues(&client, name).await,
             (other, _) => Err(Failure::new(
                 INVALID,
-                format!("{} is not a type: use jobs, pools, nodes or queues", quote(other)),
+                format!("{} is not a type: use jobs, attempts, pools, nodes or queues", quote(other)),
             )),
         }
     }
 
     /// Refuses a flag that this list would ignore.
     fn check_flags(&self, kind: &str, named: bool) -> Result<(), Failure> {
-        let jobs = ["jobs", "job", "j"].contains(&kind) && !named;
+        let jobs = JOBS.contains(&kind) && !named;
         let nodes = ["nodes", "node", "no"].contains(&kind);
+        let attempts = ATTEMPTS.contains(&kind);
         let flags = [
             ("--label", !self.label.is_empty(), jobs, "a list of jobs"),
             ("--all", self.all, jobs, "a list of jobs"),
@@ -132,10 +142,12 @@ impl Get {
             (
                 "--limit",
                 self.limit.is_some(),
-                jobs && !self.watch || nodes && !named,
-                "a list of jobs or nodes",
+                jobs && !self.watch || nodes && !named || attempts,
+                "a list of jobs, attempts or nodes",
             ),
             ("--pool", self.pool.is_some(), nodes, "nodes"),
+            ("--failed", self.failed, attempts, "attempts"),
+            ("--watch", self.watch, JOBS.contains(&kind), "jobs; `weir top` refreshes pools"),
         ];
         match flags.into_iter().find(|(_, is_set, applies, _)| *is_set && !applies) {
             Some((flag, _, _, what)) => Err(Failure::new(USAGE, format!("{flag} applies only to {what}"))),
@@ -170,6 +182,44 @@ impl Get {
             }
             request.page_token = page.next_page_token;
         }
+    }
+
+    async fn list_attempts(&self, client: &Client, job: u64) -> Result<Vec<v1::Attempt>, Failure> {
+        let mut request = v1::ListAttemptsRequest {
+            job: Some(v1::JobRef { id: job, ..v1::JobRef::default() }),
+            failed_units: self.failed,
+            page_size: 1_000,
+            page_token: String::new(),
+        };
+        let mut attempts = Vec::new();
+        loop {
+            let page = client.jobs().list_attempts(request.clone()).await?.into_inner();
+            attempts.extend(page.attempts);
+            let is_last = page.next_page_token.is_empty();
+            if is_last || self.limit.is_some_and(|limit| attempts.len() >= limit) {
+                self.cut(&mut attempts, !is_last);
+                return Ok(attempts);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    fn show_attempts(&self, attempts: &[v1::Attempt]) -> Result<u8, Failure> {
+        match self.output {
+            Format::Table | Format::Wide => {
+                if attempts.is_empty() {
+                    report(if self.failed { "no failed units" } else { "no attempts yet" });
+                    return Ok(0);
+                }
+                let heading = ["UNIT", "ATTEMPT", "POOL", "NODE", "STATE", "OUTCOME", "STARTED", "ELAPSED"];
+                let mut rows = vec![heading.map(str::to_owned).to_vec()];
+                rows.extend(attempts.iter().map(attempt_row));
+                print(&table(&rows))?;
+            }
+            Format::Name => attempts.iter().try_for_each(|attempt| print(&format!("{}\n", attempt.id)))?,
+            Format::Json | Format::Yaml => print_value(self.output, &attempts)?,
+        }
+        Ok(0)
     }
 
     /// Cuts a list to `--limit`, and reports on standard error if anything is missing then.
@@ -348,29 +398,34 @@ impl Get {
     }
 }
 
+/// The names of the types whose lists differ from those of other types.
+const JOBS: [&str; 3] = ["jobs", "job", "j"];
+const ATTEMPTS: [&str; 3] = ["attempts", "attempt", "at"];
+
+fn attempt_row(attempt: &v1::Attempt) -> Vec<String> {
+    // JOURNAL-JOB-UNIT-NUMBER.
+    let mut id = attempt.id.rsplit('-');
+    let (number, unit) = (id.next().unwrap_or_default(), id.next().unwrap_or_default());
+    let mut nodes: Vec<&str> = attempt.placements.iter().map(|placement| placement.node.as_str()).collect();
+    nodes.dedup();
+    let ran_ms =
+        attempt.started_unix_ms.map(|at| attempt.ended_unix_ms.unwrap_or_else(now_ms).saturating_sub(at));
+    vec![
+        unit.to_owned(),
+        number.to_owned(),
+        attempt.pool.clone(),
+        nodes.join(","),
+        name_of::<v1::AttemptPhase>(attempt.phase).to_owned(),
+        attempt.outcome.as_ref().map(outcome_text).unwrap_or_default(),
+        attempt.started_unix_ms.map(time).unwrap_or_default(),
+        ran_ms.map(span).unwrap_or_default(),
+    ]
+}
+
 /// Fetches a job by reference, without its attempts.
 pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
     let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
     Ok(client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default())
-}
-
-/// The phase of a job, in a sentence, with whether the job was simulated.
-pub(super) fn state_text(job: &v1::Job) -> String {
-    let phase = name_of::<v1::JobPhase>(job.phase).to_lowercase();
-    format!("{phase}{}{}", doubt(job), if job.simulated { " (simulated)" } else { "" })
-}
-
-/// A question mark where the pools of a job's attempts are not READY: its state may have changed unseen.
-fn doubt(job: &v1::Job) -> &'static str {
-    if job.pools_not_ready.is_empty() { "" } else { "?" }
-}
-
-/// That a pool is not READY, since when, and what that means for a job's attempts there.
-pub(super) fn contact_text(contact: &v1::PoolContact) -> String {
-    let state = name_of::<v1::Connectivity>(contact.connectivity);
-    let since =
-        contact.since_unix_ms.map_or_else(String::new, |at| format!(" since {} ({} ago)", time(at), age(at)));
-    format!("pool {} is {state}{since}: whether its attempts still run is unknown", escape(&contact.pool))
 }
 
 fn job_heading(wide: bool) -> Vec<String> {

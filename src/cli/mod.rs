@@ -14,6 +14,7 @@ mod dev;
 mod exit;
 mod get;
 mod input;
+mod job_text;
 mod logs;
 mod output;
 mod plan;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
-use super::get::contact_text;
+use super::job_text::contact_text;
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;

@@ -32,8 +32,7 @@ struct JobFile {
     on_pool_lost: OnPoolLostFile,
     #[serde(default)]
     may_overlap: bool,
-    #[serde(default)]
-    max_failed: u32,
+    max_failed: Option<u32>,
     max_run: Option<String>,
     start_limit: Option<String>,
     grace: Option<String>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::exit::{JOB_FAILED, SIMULATED, TIMED_OUT};
-use super::get::state_text;
+use super::job_text::state_text;
 use super::output::report;
 use super::run::{Contact, ran_nothing};
 use super::{Connect, Failure, quantity, run};

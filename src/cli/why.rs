@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::exit::NEVER_FITS;
-use super::get::{contact_text, state_text};
+use super::job_text::{contact_text, state_text};
 use super::output::{age, print};
 use super::{Connect, Failure};
 use crate::api::proto::v1;

@@ -227,10 +227,10 @@ pub enum OnPoolLost {
 /// The effect of one unit's final failure on its job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnUnitFailure {
-    /// The job fails, and its other units are stopped.
+    /// The other units are stopped.
     #[default]
     FailJob,
-    /// The other units continue until more than `max_failed` units have failed.
+    /// The other units continue until more than `max_failed` units have failed. The job fails in either case.
     Continue { max_failed: u32 },
 }
 

@@ -244,7 +244,7 @@ fn job_goes_on_while_no_more_units_fail_than_it_allows() {
     }
     world.end(unit(tolerant, 0), OutcomeKind::Failed);
     (1..4).for_each(|index| world.end(unit(tolerant, index), OutcomeKind::Succeeded));
-    assert_eq!(world.ended(tolerant), Some(JobEnd::Succeeded));
+    assert_eq!(world.ended(tolerant), Some(JobEnd::Failed), "a job of which a unit failed has not succeeded");
     (0..2).for_each(|index| world.end(unit(strict, index), OutcomeKind::Failed));
     world.pass(0);
     let phases: Vec<Phase> = world.state.attempts_of(strict).map(|attempt| attempt.phase).collect();

@@ -75,6 +75,8 @@ pub struct JobView {
     pub counts: Counts,
     /// Of its first failed unit.
     pub failure: Option<Outcome>,
+    /// Its units that ended for good otherwise than by success, by outcome.
+    pub failed_units: Vec<FailedUnits>,
     /// At least one of its attempts ended in a pool that only simulates tasks.
     pub simulated: bool,
     /// Pools of its live attempts, the first few.
@@ -82,6 +84,20 @@ pub struct JobView {
     /// Pools of its live attempts that are not READY: whether these attempts still run is unknown.
     pub pools_not_ready: Vec<PoolContact>,
 }
+
+/// Units with one final outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedUnits {
+    pub kind: OutcomeKind,
+    pub count: u32,
+    /// The lowest of them as intervals without their end, at most [`INTERVALS_SHOWN`].
+    pub first: Vec<[u32; 2]>,
+    /// There are more intervals.
+    pub more: bool,
+}
+
+/// Intervals that a view has of failed units of one outcome.
+const INTERVALS_SHOWN: usize = 16;
 
 /// A pool that is not READY.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +133,40 @@ pub struct AttemptView {
 pub enum AttemptPhase {
     Live(Phase),
     Ended,
+}
+
+fn failed_units(groups: &[Progress]) -> Vec<FailedUnits> {
+    let mut failed: Vec<FailedUnits> = Vec::new();
+    for (kind, units) in groups.iter().flat_map(|group| &group.ended) {
+        if *kind == OutcomeKind::Succeeded {
+            continue;
+        }
+        let at = failed.iter().position(|other| other.kind == *kind).unwrap_or_else(|| {
+            failed.push(FailedUnits { kind: *kind, count: 0, first: Vec::new(), more: false });
+            failed.len() - 1
+        });
+        let (entry, intervals) = (&mut failed[at], units.intervals());
+        let room = INTERVALS_SHOWN - entry.first.len();
+        entry.count += units.len();
+        entry.first.extend(intervals.iter().take(room));
+        entry.more |= intervals.len() > room;
+    }
+    failed
+}
+
+/// Units from `from` on that ended for good otherwise than by success, the lowest first, at most `limit`.
+pub fn failed_units_from(groups: &[Progress], from: u32, limit: usize) -> Vec<u32> {
+    let sets =
+        || groups.iter().flat_map(|group| &group.ended).filter(|(kind, _)| *kind != OutcomeKind::Succeeded);
+    let mut next = from;
+    let mut units = Vec::new();
+    while units.len() < limit
+        && let Some(unit) = sets().filter_map(|(_, units)| units.first_from(next)).min()
+    {
+        units.push(unit);
+        next = unit + 1;
+    }
+    units
 }
 
 fn counts(groups: &[Progress]) -> Counts {
@@ -175,6 +225,7 @@ impl State {
             counts,
             simulated: job.simulated,
             failure: job.first_failure.as_deref().cloned(),
+            failed_units: failed_units(&job.groups),
             pools,
         })
     }
@@ -219,6 +270,7 @@ impl FinishedJob {
             counts: Counts { total: self.spec.unit_count(), ..counts(&self.job.groups) },
             simulated: self.job.simulated,
             failure: self.job.first_failure.as_deref().cloned(),
+            failed_units: failed_units(&self.job.groups),
             pools: Vec::new(),
             pools_not_ready: Vec::new(),
         }

@@ -355,7 +355,8 @@ type OfJob = fn(Option<v1::JobRef>) -> Call;
 /// Bad values of the requests that read jobs or cancel them.
 fn reader_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let calls: [(&str, OfJob); 5] = [
+    let calls: [(&str, OfJob); 6] = [
+        ("job", |job| Call::ListAttempts(v1::ListAttemptsRequest { job, ..Default::default() })),
         ("job", |job| Call::GetJob(v1::GetJobRequest { job, with_attempts: true })),
         ("job", |job| Call::WatchJobs(v1::WatchJobsRequest { job, from_revision: 1 })),
         ("job", |job| Call::Why(v1::WhyRequest { job })),
@@ -390,6 +391,15 @@ fn reader_cases() -> Vec<Case> {
         change(&mut request);
         Call::ListJobs(request)
     };
+    let attempts = |page_size, page_token: &str| {
+        let page_token = page_token.to_owned();
+        Call::ListAttempts(v1::ListAttemptsRequest {
+            job: waits(),
+            page_size,
+            page_token,
+            ..Default::default()
+        })
+    };
     let logs = |unit, task, attempt| {
         Call::Logs(v1::LogsRequest { job: waits(), unit, task, attempt, ..Default::default() })
     };
@@ -414,6 +424,13 @@ fn reader_cases() -> Vec<Case> {
             "page_token",
             "\"-1\" is not the next_page_token of an earlier page",
         ),
+        invalid(attempts(1_001, ""), "page_size", "1001 is not within 0 and 1000"),
+        invalid(
+            attempts(0, "1.x\u{7}"),
+            "page_token",
+            "\"1.x\\u{7}\" is not the next_page_token of an earlier page",
+        ),
+        invalid(attempts(0, "7"), "page_token", "\"7\" is not the next_page_token of an earlier page"),
         invalid(cancel(&"t".repeat(129), 1), "token", "129 bytes"),
         invalid(cancel("", 0), "jobs", "0 jobs, 1 to 1000 are allowed"),
         invalid(cancel("", 1_001), "jobs", "1001 jobs, 1 to 1000 are allowed"),

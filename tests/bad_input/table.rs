@@ -17,6 +17,7 @@ use crate::{agent, job, pool, queue};
 pub enum Call {
     Submit(v1::SubmitRequest),
     GetJob(v1::GetJobRequest),
+    ListAttempts(v1::ListAttemptsRequest),
     ListJobs(v1::ListJobsRequest),
     WatchJobs(v1::WatchJobsRequest),
     Cancel(v1::CancelRequest),
@@ -61,6 +62,7 @@ impl Call {
         match self {
             Self::Submit(_) => "Submit",
             Self::GetJob(_) => "GetJob",
+            Self::ListAttempts(_) => "ListAttempts",
             Self::ListJobs(_) => "ListJobs",
             Self::WatchJobs(_) => "WatchJobs",
             Self::Cancel(_) => "Cancel",
@@ -86,6 +88,7 @@ impl Call {
         match self {
             Self::Submit(request) => jobs.submit(request).await.map(drop),
             Self::GetJob(request) => jobs.get_job(request).await.map(drop),
+            Self::ListAttempts(request) => jobs.list_attempts(request).await.map(drop),
             Self::ListJobs(request) => jobs.list_jobs(request).await.map(drop),
             Self::WatchJobs(request) => jobs.watch_jobs(request).await.map(drop),
             Self::Cancel(request) => jobs.cancel(request).await.map(drop),

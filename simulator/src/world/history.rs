@@ -194,10 +194,12 @@ impl History {
         }
         let legal = match (end, job.closing) {
             (JobEnd::Cancelled, Some(Closing::Cancelled)) | (JobEnd::Failed, Some(Closing::Failed)) => true,
-            (JobEnd::Succeeded, None) => {
+            (JobEnd::Succeeded | JobEnd::Failed, None) => {
                 let ended = count(|state| matches!(state, UnitState::Ended(_)));
                 let succeeded = count(|state| matches!(state, UnitState::Ended(OutcomeKind::Succeeded)));
-                ended == job.units.len() && ended - succeeded <= job.spec.failed_units_max as usize
+                let failed = ended - succeeded;
+                let all_ended = ended == job.units.len() && failed <= job.spec.failed_units_max as usize;
+                all_ended && (end == JobEnd::Succeeded) == (failed == 0)
             }
             _ => false,
         };

@@ -52,7 +52,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
         spec.may_overlap = rng.random_bool(0.2);
     }
     if rng.random_bool(0.2) {
-        spec.on_unit_failure = OnUnitFailure::Continue { max_failed: 1 };
+        spec.on_unit_failure = OnUnitFailure::Continue { max_failed: [1, u32::MAX][rng.random_range(0..2)] };
     }
     if rng.random_bool(0.15) {
         spec.max_run_ms = rng.random_range(1..20_000);

@@ -29,7 +29,7 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
         v1::OnPoolLost::Requeue => OnPoolLost::Requeue,
     };
     check_enum::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost)?;
-    let max_failed = message.on_unit_failure.as_ref().map_or(0, |policy| policy.max_failed);
+    let max_failed = message.on_unit_failure.as_ref().and_then(|policy| policy.max_failed);
     Ok(JobSpec {
         labels: message.labels.clone(),
         priority: message.priority,
@@ -39,10 +39,9 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
         retry: retry(&format!("{path}.retry"), message.retry.as_ref())?,
         on_pool_lost,
         may_overlap: message.may_overlap,
-        on_unit_failure: if max_failed == 0 {
-            OnUnitFailure::FailJob
-        } else {
-            OnUnitFailure::Continue { max_failed }
+        on_unit_failure: match max_failed {
+            Some(0) => OnUnitFailure::FailJob,
+            max_failed => OnUnitFailure::Continue { max_failed: max_failed.unwrap_or(u32::MAX) },
         },
         max_run_ms: message.max_run_ms,
         start_limit_ms: message.start_limit_ms,
@@ -228,8 +227,9 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
         },
     };
     let max_failed = match spec.on_unit_failure {
-        OnUnitFailure::FailJob => 0,
-        OnUnitFailure::Continue { max_failed } => max_failed,
+        OnUnitFailure::FailJob => Some(0),
+        OnUnitFailure::Continue { max_failed: u32::MAX } => None,
+        OnUnitFailure::Continue { max_failed } => Some(max_failed),
     };
     v1::JobSpec {
         labels: spec.labels.clone(),

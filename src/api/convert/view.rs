@@ -13,7 +13,7 @@ use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::state::job::Principal;
-use crate::state::view::{AttemptPhase, AttemptView, JobPhase, JobView, PoolContact};
+use crate::state::view::{AttemptPhase, AttemptView, FailedUnits, JobPhase, JobView, PoolContact};
 
 /// Converts amounts to their message.
 pub fn resources_message(resources: &Resources) -> v1::Resources {
@@ -149,6 +149,7 @@ pub fn job_message(job: &JobView) -> v1::Job {
         failure: job.failure.as_ref().map(outcome_message),
         pools: job.pools.clone(),
         simulated: job.simulated,
+        failed_units: job.failed_units.iter().map(failed_units_message).collect(),
         pools_not_ready: job.pools_not_ready.iter().map(contact_message).collect(),
     }
 }
@@ -196,6 +197,16 @@ fn connectivity_message(connectivity: Connectivity) -> v1::Connectivity {
         Connectivity::Suspect => v1::Connectivity::Suspect,
         Connectivity::Unreachable => v1::Connectivity::Unreachable,
         Connectivity::Lost => v1::Connectivity::Lost,
+    }
+}
+
+fn failed_units_message(units: &FailedUnits) -> v1::FailedUnits {
+    let range = |[start, end]: &[u32; 2]| v1::UnitRange { first: *start, last: end - 1 };
+    v1::FailedUnits {
+        code: units.kind.code().to_owned(),
+        count: units.count,
+        ranges: units.first.iter().map(range).collect(),
+        more: units.more,
     }
 }
 

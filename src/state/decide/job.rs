@@ -203,7 +203,8 @@ impl State {
                     !group.waiting.is_empty() || group.backing_off() > 0
                 };
                 if live == 0 && next == NextTry::Never && !job.groups.iter().any(busy) {
-                    events.push(Event::JobEnded { job: job.id, end: JobEnd::Succeeded });
+                    let end = if failed > 0 { JobEnd::Failed } else { JobEnd::Succeeded };
+                    events.push(Event::JobEnded { job: job.id, end });
                 }
             }
         }
