@@ -30,6 +30,44 @@ fn run_exits_with_the_commands_code_or_prints_the_failure() {
     check(&["--max-run", "1s", "--", "sleep", "60"], 124, "", "weir: TimedOut: ran longer than 1000 ms\n");
 }
 
+/// What `run` can't forward or print in full is never a success.
+#[test]
+fn run_fails_where_input_is_ignored_or_output_is_lost() {
+    let (home, _dev) = dev();
+    let run = |stdin: Stdio, script: &str| {
+        let mut command = home.weir(&["run", "--pool", "local", "--", "sh", "-c", script]);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("weir run")
+    };
+    let input = home.path().join("input");
+    std::fs::write(&input, "0123456789").expect("a file");
+    let refused = run(std::fs::File::open(&input).expect("a file").into(), "cat").wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(125), "{errors}");
+    assert!(errors.contains("standard input holds 10 bytes"), "{errors}");
+    // Input that comes later, by a pipe that was empty when the command started.
+    let mut child = run(Stdio::piped(), "echo began; sleep 1");
+    std::io::Write::write_all(child.stdin.as_mut().expect("a pipe"), b"late").expect("a write");
+    let ended = child.wait_with_output().expect("its output");
+    assert_eq!(ended.status.code(), Some(125), "{}", String::from_utf8_lossy(&ended.stderr));
+    // An open pipe without data, as many programs give to their children, is no input.
+    let mut child = run(Stdio::piped(), "echo fine");
+    let held = child.stdin.take();
+    let ended = child.wait_with_output().expect("its output");
+    drop(held);
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    // More output than a pool stores, faster than it is read.
+    let ended = run(Stdio::null(), "head -c 100000000 /dev/zero").wait_with_output().expect("its output");
+    let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let complete = ended.stdout.len() == 100_000_000;
+    let told = errors.contains("bytes were not stored") && errors.contains("its output is not complete");
+    assert_eq!(
+        (ended.status.code(), told),
+        if complete { (Some(0), false) } else { (Some(125), true) },
+        "{errors}"
+    );
+}
+
 #[test]
 fn run_prints_the_output_of_every_attempt_of_a_retried_command() {
     let (home, _dev) = dev();

@@ -160,7 +160,7 @@ async fn finish(connect: &Connect, jobs: u64, in_flight: usize, pool: &str) -> R
     while ended.load(Ordering::Relaxed) < jobs {
         let Some(change) = watch.message().await? else { break };
         for job in
-            change.jobs.iter().filter(|job| super::run::has_ended(job) && job.name.starts_with("bench-"))
+            change.jobs.iter().filter(|job| super::job_wait::has_ended(job) && job.name.starts_with("bench-"))
         {
             if ended_ids.insert(job.id) {
                 ended.fetch_add(1, Ordering::Relaxed);

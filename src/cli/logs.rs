@@ -1,7 +1,7 @@
 //! `weir logs`: prints the output of a task.
 
 use super::output::report;
-use super::{Connect, Failure, run};
+use super::{Connect, Failure, follow};
 use crate::api::proto::v1;
 
 /// Print the output of a job.
@@ -36,7 +36,7 @@ impl Logs {
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };
         let unit = self.unit.unwrap_or_else(|| default_unit(&job));
         if self.follow {
-            run::follow(&client, at, unit, self.task).await?;
+            follow::follow(&client, at, unit, self.task).await?;
             return Ok(0);
         }
         let request = v1::LogsRequest {
@@ -49,7 +49,7 @@ impl Logs {
         let mut parts = client.jobs().logs(request).await?.into_inner();
         let (mut offsets, mut attempt) = ([0; 2], String::new());
         while let Some(part) = parts.message().await? {
-            run::print_part(&part, &mut offsets, &mut attempt)?;
+            follow::print_part(&part, &mut offsets, &mut attempt)?;
         }
         Ok(0)
     }

@@ -1,23 +1,22 @@
 //! `weir run`: runs a command in a pool, with the output and exit code of a local command.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::time::Duration;
 
-use super::connect::{RETRY_TIMEOUT, is_transient, job_name, new_token, with_retries};
+use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
-use super::job_text::contact_text;
+use super::follow::follow;
+use super::job_wait::{Contact, current, ended};
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
 use crate::api::proto::v1;
-use crate::model::backoff::Backoff;
 use crate::model::text::escape;
 
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed or the pool only simulated the command."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed, the output is not complete, or the pool only simulated the command.\nStandard input is not forwarded: `run` refuses to start while it holds data."
 )]
 pub struct Run {
     /// Allowed regions, comma-separated: CN-CQ,CN-GZ. Default: any.
@@ -97,6 +96,7 @@ impl Run {
     }
 
     async fn start(self, connect: &Connect) -> Result<u8, Failure> {
+        refuse_input()?;
         let client = connect.client()?;
         let submission = self.submission(&connect.queue)?;
         let request = v1::SubmitRequest { token: new_token(), jobs: vec![submission] };
@@ -165,6 +165,38 @@ impl Run {
     }
 }
 
+/// Units, and tasks of each, whose output `run` prints: that of more would be too mixed to read.
+const STREAMED_MAX: u32 = 16;
+
+/// Bytes that wait on standard input, where the system counts them: in a file or a pipe.
+fn pending_input() -> u64 {
+    let stdin = std::io::stdin();
+    let Ok(stat) = rustix::fs::fstat(&stdin) else { return 0 };
+    match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::RegularFile => {
+            let at = rustix::fs::seek(&stdin, rustix::fs::SeekFrom::Current(0)).unwrap_or(0);
+            u64::try_from(stat.st_size).unwrap_or(0).saturating_sub(at)
+        }
+        rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket => {
+            rustix::io::ioctl_fionread(&stdin).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+/// Refuses to run a command whose input would be ignored.
+fn refuse_input() -> Result<(), Failure> {
+    match pending_input() {
+        0 => Ok(()),
+        bytes => {
+            let message =
+                format!("standard input holds {bytes} bytes, and `run` does not forward it to the command");
+            let hint = "add `</dev/null`, or put the data where the command can read it";
+            Err(Failure::new(RUN_FAILED, message).hint(hint))
+        }
+    }
+}
+
 /// How long `run` repeats its submit while the broker is unavailable: longer than a restart takes, but short
 /// enough for a user at a terminal if no broker is running.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -177,26 +209,34 @@ const CONTACT_INTERVAL: Duration = Duration::from_secs(2);
 async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
     let streams = async {
         let mut following = Vec::new();
-        // The mixed output of many tasks is unreadable, so only the first 16 units and 16 tasks of each are
-        // streamed.
-        for unit in 0..units.min(16) {
-            for task in 0..tasks.min(16) {
+        if units.max(tasks) > STREAMED_MAX {
+            let text = "weir: only the output of the first {N} units, and of {N} tasks of each, is printed; `weir logs` prints any";
+            report(&text.replace("{N}", &STREAMED_MAX.to_string()));
+        }
+        for unit in 0..units.min(STREAMED_MAX) {
+            for task in 0..tasks.min(STREAMED_MAX) {
                 let (client, at) = (client.clone(), at.clone());
                 following.push(tokio::spawn(async move { follow(&client, at, unit, task).await }));
             }
         }
+        let mut complete = true;
         for follow in following {
-            // A failure to read output does not change how the job ends, so report it and continue.
-            if let Ok(Err(failure)) = follow.await {
-                report(&format!("weir: can't read the output: {}", escape(&failure.message)));
+            match follow.await {
+                Ok(Ok(lost)) => complete &= lost == 0,
+                // A failure to read output does not change how the job ends, so report it and continue.
+                Ok(Err(failure)) => {
+                    complete = false;
+                    report(&format!("weir: can't read the output: {}", escape(&failure.message)));
+                }
+                Err(_) => complete = false,
             }
         }
-        ended(client, &at, |_| {}).await
+        Ok((ended(client, &at, |_| {}).await?, complete))
     };
     tokio::pin!(streams);
     let obstacles = tokio::spawn(print_obstacles(client.clone(), at.clone()));
     tokio::select! {
-        job = &mut streams => return exit_code(&job?),
+        done = &mut streams => return done.and_then(|(job, complete)| exit_code(&job, complete)),
         () = terminated() => {}
     }
     obstacles.abort();
@@ -204,87 +244,8 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
     let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
     with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
-        job = &mut streams => exit_code(&job?),
+        done = &mut streams => done.and_then(|(job, complete)| exit_code(&job, complete)),
         () = terminated() => Ok(130),
-    }
-}
-
-/// Prints the output of one task and of its later attempts until the unit has ended. After a broken
-/// connection it continues at the offset it had reached.
-pub(super) async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<(), Failure> {
-    let (mut offsets, mut attempt, mut number) = ([0u64; 2], String::new(), 0);
-    // The timeout counts from the last message of the broker.
-    let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
-    loop {
-        let request = v1::LogsRequest {
-            job: Some(at.clone()),
-            unit,
-            task,
-            attempt: number,
-            follow: true,
-            stdout_offset: offsets[0],
-            stderr_offset: offsets[1],
-        };
-        let status = match client.jobs().logs(request).await {
-            Err(status) => Some(status),
-            Ok(response) => {
-                let mut parts = response.into_inner();
-                loop {
-                    match parts.message().await {
-                        Ok(Some(part)) => print_part(&part, &mut offsets, &mut attempt)?,
-                        Ok(None) => break None,
-                        Err(status) => break Some(status),
-                    }
-                    deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
-                }
-            }
-        };
-        let Some(status) = status else {
-            let shown =
-                attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
-            match next_attempt(client, &at, unit, shown).await? {
-                Some(next) => {
-                    report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
-                    (offsets, number) = ([0; 2], next);
-                    continue;
-                }
-                None => return Ok(()),
-            }
-        };
-        if !is_transient(&status) || tokio::time::Instant::now() > deadline {
-            return Err(status.into());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Waits for the attempt of a unit after attempt `shown`. `None` if the unit has ended.
-async fn next_attempt(
-    client: &Client,
-    at: &v1::JobRef,
-    unit: u32,
-    shown: u32,
-) -> Result<Option<u32>, Failure> {
-    loop {
-        let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: true };
-        let call = || async { client.jobs().get_job(request.clone()).await };
-        let reply = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
-        // JOURNAL-JOB-UNIT-NUMBER.
-        let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
-            let mut parts = attempt.id.rsplit('-');
-            let number = parts.next()?.parse().ok()?;
-            (parts.next()?.parse() == Ok(unit)).then_some(number)
-        };
-        let numbers = reply.attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
-        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else { return Ok(None) };
-        if last > shown {
-            return Ok(Some(last));
-        }
-        let good = attempt.outcome.as_ref().is_some_and(|outcome| outcome.code == "Succeeded");
-        if good || has_ended(&reply.job.unwrap_or_default()) {
-            return Ok(None);
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -300,28 +261,6 @@ async fn print_obstacles(client: Client, at: v1::JobRef) {
             contact.update(&job);
         }
         tokio::time::sleep(CONTACT_INTERVAL).await;
-    }
-}
-
-/// The pools of a job that were UNREACHABLE or LOST when it was last looked at. A pool that is SUSPECT is mostly
-/// back a moment later.
-#[derive(Default)]
-pub(super) struct Contact(Vec<String>);
-
-impl Contact {
-    /// Reports which of the job's pools are lost or back since the last call.
-    pub(super) fn update(&mut self, job: &v1::Job) {
-        let is_lost = |contact: &&v1::PoolContact| contact.connectivity() != v1::Connectivity::Suspect;
-        let lost: Vec<&v1::PoolContact> = job.pools_not_ready.iter().filter(is_lost).collect();
-        for contact in lost.iter().filter(|contact| !self.0.contains(&contact.pool)) {
-            report(&format!("weir: job/{}: {}", escape(&job.name), contact_text(contact)));
-        }
-        let names: Vec<String> = lost.iter().map(|contact| contact.pool.clone()).collect();
-        for pool in self.0.iter().filter(|pool| !names.contains(pool) && !has_ended(job)) {
-            let (job, pool) = (escape(&job.name), escape(pool));
-            report(&format!("weir: job/{job}: pool {pool} is in contact again, or no longer runs the job"));
-        }
-        self.0 = names;
     }
 }
 
@@ -348,62 +287,6 @@ async fn print_wait_reason(client: &Client, at: &v1::JobRef) {
     ));
 }
 
-/// Prints a part of the output. A gap before it, where the pool did not store the output, is reported on
-/// standard error.
-pub(super) fn print_part(
-    part: &v1::LogsResponse,
-    offsets: &mut [u64; 2],
-    attempt: &mut String,
-) -> Result<(), Failure> {
-    if *attempt != part.attempt {
-        attempt.clone_from(&part.attempt);
-    }
-    let index = usize::from(part.stream() == v1::LogStream::Stderr);
-    if part.offset > offsets[index] {
-        report(&format!("… {} bytes were not stored …", part.offset - offsets[index]));
-    }
-    offsets[index] = part.offset + part.data.len() as u64;
-    // The output is not sanitised: a local command could print the same bytes.
-    if index == 1 {
-        std::io::stderr().write_all(&part.data)?;
-        return Ok(());
-    }
-    let mut stdout = std::io::stdout();
-    match stdout.write_all(&part.data).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        outcome => Ok(outcome?),
-    }
-}
-
-/// Fetches a job; repeats the call while the broker is unavailable.
-pub(super) async fn current(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
-    let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
-    let call = || async { client.jobs().get_job(request.clone()).await };
-    Ok(with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default())
-}
-
-/// Waits until a job has ended; each time that it is looked at, `observe` is called.
-pub(super) async fn ended(
-    client: &Client,
-    at: &v1::JobRef,
-    mut observe: impl FnMut(&v1::Job),
-) -> Result<v1::Job, Failure> {
-    let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(250));
-    loop {
-        let job = current(client, at.clone()).await?;
-        observe(&job);
-        if has_ended(&job) {
-            return Ok(job);
-        }
-        tokio::time::sleep(backoff.next_wait()).await;
-    }
-}
-
-/// True if the job is in a final phase.
-pub(super) fn has_ended(job: &v1::Job) -> bool {
-    matches!(job.phase(), v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled)
-}
-
 /// True if a job that did not ask for simulation was simulated: its command did not run.
 pub(super) fn ran_nothing(job: &v1::Job) -> bool {
     let groups = job.spec.as_ref().map_or(&[][..], |spec| &spec.groups);
@@ -411,13 +294,22 @@ pub(super) fn ran_nothing(job: &v1::Job) -> bool {
 }
 
 /// The exit code of `run` for an ended job. Prints the failure, if there is one, and whether the job was
-/// simulated.
-fn exit_code(job: &v1::Job) -> Result<u8, Failure> {
+/// simulated. A success without its `complete` output, or without input that came, is a failure of `run`.
+fn exit_code(job: &v1::Job, complete: bool) -> Result<u8, Failure> {
     if ran_nothing(job) {
         report("weir: Simulated: the pool only simulates tasks, so the command did not run");
     }
     if job.phase() == v1::JobPhase::Succeeded {
-        return Ok(if ran_nothing(job) { RUN_FAILED } else { 0 });
+        let ignored = pending_input();
+        if ignored > 0 {
+            report(&format!(
+                "weir: {ignored} bytes on standard input were ignored: `run` does not forward it"
+            ));
+        }
+        if !complete {
+            report("weir: the command succeeded, but its output is not complete");
+        }
+        return Ok(if ran_nothing(job) || !complete || ignored > 0 { RUN_FAILED } else { 0 });
     }
     let failure = job.failure.clone().unwrap_or_default();
     let code = match (failure.exit_code, failure.signal) {

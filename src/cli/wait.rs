@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::exit::{JOB_FAILED, SIMULATED, TIMED_OUT};
 use super::job_text::state_text;
+use super::job_wait::{self, Contact};
 use super::output::report;
-use super::run::{Contact, ran_nothing};
-use super::{Connect, Failure, quantity, run};
+use super::run::ran_nothing;
+use super::{Connect, Failure, quantity};
 use crate::api::proto::v1;
 use crate::model::text::escape;
 
@@ -31,13 +32,13 @@ impl Wait {
             // By id from here on: once a job has ended, another may take its name.
             let mut jobs = Vec::new();
             for text in &self.jobs {
-                let job = run::current(&client, connect.job_ref(text)?).await?;
+                let job = job_wait::current(&client, connect.job_ref(text)?).await?;
                 jobs.push(v1::JobRef { id: job.id, ..v1::JobRef::default() });
             }
             let (mut failed, mut simulated) = (false, false);
             for at in &jobs {
                 let mut contact = Contact::default();
-                let job = run::ended(&client, at, |job| contact.update(job)).await?;
+                let job = job_wait::ended(&client, at, |job| contact.update(job)).await?;
                 let succeeded = job.phase() == v1::JobPhase::Succeeded;
                 failed |= !succeeded;
                 simulated |= ran_nothing(&job);

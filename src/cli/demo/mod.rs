@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::connect::new_token;
+use super::job_wait::has_ended;
 use super::output::{is_terminal, print, print_raw, sanitised, table};
-use super::run::has_ended;
 use super::{Failure, spec_file};
 use crate::api::client::Client;
 use crate::api::proto::v1;

@@ -1,0 +1,118 @@
+//! Prints the output of a task while it runs.
+
+use std::io::Write;
+use std::time::Duration;
+
+use super::Failure;
+use super::connect::{RETRY_TIMEOUT, is_transient, with_retries};
+use super::job_wait::has_ended;
+use super::output::report;
+use crate::api::client::Client;
+use crate::api::proto::v1;
+
+/// Prints the output of one task and of its later attempts until the unit has ended. After a broken
+/// connection it continues at the offset it had reached. Returns how many bytes were not stored, so not printed.
+pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<u64, Failure> {
+    let (mut offsets, mut attempt, mut number, mut lost) = ([0u64; 2], String::new(), 0, 0);
+    // The timeout counts from the last message of the broker.
+    let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
+    loop {
+        let request = v1::LogsRequest {
+            job: Some(at.clone()),
+            unit,
+            task,
+            attempt: number,
+            follow: true,
+            stdout_offset: offsets[0],
+            stderr_offset: offsets[1],
+        };
+        let status = match client.jobs().logs(request).await {
+            Err(status) => Some(status),
+            Ok(response) => {
+                let mut parts = response.into_inner();
+                loop {
+                    match parts.message().await {
+                        Ok(Some(part)) => lost += print_part(&part, &mut offsets, &mut attempt)?,
+                        Ok(None) => break None,
+                        Err(status) => break Some(status),
+                    }
+                    deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
+                }
+            }
+        };
+        let Some(status) = status else {
+            let shown =
+                attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
+            match next_attempt(client, &at, unit, shown).await? {
+                Some(next) => {
+                    report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
+                    (offsets, number) = ([0; 2], next);
+                    continue;
+                }
+                None => return Ok(lost),
+            }
+        };
+        if !is_transient(&status) || tokio::time::Instant::now() > deadline {
+            return Err(status.into());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits for the attempt of a unit after attempt `shown`. `None` if the unit has ended.
+async fn next_attempt(
+    client: &Client,
+    at: &v1::JobRef,
+    unit: u32,
+    shown: u32,
+) -> Result<Option<u32>, Failure> {
+    loop {
+        let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: true };
+        let call = || async { client.jobs().get_job(request.clone()).await };
+        let reply = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
+        // JOURNAL-JOB-UNIT-NUMBER.
+        let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
+            let mut parts = attempt.id.rsplit('-');
+            let number = parts.next()?.parse().ok()?;
+            (parts.next()?.parse() == Ok(unit)).then_some(number)
+        };
+        let numbers = reply.attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
+        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else { return Ok(None) };
+        if last > shown {
+            return Ok(Some(last));
+        }
+        let good = attempt.outcome.as_ref().is_some_and(|outcome| outcome.code == "Succeeded");
+        if good || has_ended(&reply.job.unwrap_or_default()) {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Prints a part of the output. A gap before it, where the pool did not store the output, is reported on
+/// standard error; its length is returned.
+pub fn print_part(
+    part: &v1::LogsResponse,
+    offsets: &mut [u64; 2],
+    attempt: &mut String,
+) -> Result<u64, Failure> {
+    if *attempt != part.attempt {
+        attempt.clone_from(&part.attempt);
+    }
+    let index = usize::from(part.stream() == v1::LogStream::Stderr);
+    let lost = part.offset.saturating_sub(offsets[index]);
+    if lost > 0 {
+        report(&format!("… {lost} bytes were not stored …"));
+    }
+    offsets[index] = part.offset + part.data.len() as u64;
+    // The output is not sanitised: a local command could print the same bytes.
+    if index == 1 {
+        std::io::stderr().write_all(&part.data)?;
+        return Ok(lost);
+    }
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(&part.data).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        outcome => Ok(outcome.map(|()| lost)?),
+    }
+}
