@@ -546,6 +546,43 @@ fn on_a_full_disk_a_start_fails_and_starts_nothing() {
     let _ = std::fs::remove_dir(&path);
 }
 
+/// What a task links or mounts into its directory belongs to somebody else.
+#[test]
+fn cleaning_removes_a_tasks_files_and_follows_neither_links_nor_mounts() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let [foreign, beside] = ["foreign", "beside"].map(|name| supervisor.scratch().join(name));
+    for folder in [&foreign, &beside] {
+        std::fs::create_dir(folder).expect("a folder");
+        std::fs::write(folder.join("data"), "precious").expect("a file");
+    }
+    let (at, link) = (foreign.display(), beside.display());
+    let attempt = supervisor.attempt();
+    let mounts =
+        format!("mkdir m own own/deep; touch own/deep/file; mount --bind {at} m || exit 9; ln -s {at} l");
+    // The second task puts a link in the place of its directory.
+    let replaces = format!("W=$PWD; cd ..; rm -r $W; ln -s {link} $W");
+    supervisor.start_attempt(&attempt, &[Task::script(&mounts), Task::script(&replaces)]);
+    let ended = supervisor.ended(&attempt);
+    if ended.exit_code == Some(9) {
+        let why = "a task can't mount a folder";
+        assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{why}");
+        return eprintln!("SKIPPED cleaning_removes_a_tasks_files: {why}");
+    }
+    assert_eq!(ended.kind, "succeeded", "{ended:?}");
+    supervisor.send(&json!({ "forget": { "attempt": attempt } }));
+    let output = supervisor.state().join("logs").join(&attempt);
+    until("the task's own files are removed", TIMEOUT, || {
+        output.is_dir() && !output.join("0.work/own").exists()
+    });
+    until("the link is removed", TIMEOUT, || std::fs::symlink_metadata(output.join("1.work")).is_err());
+    let unmounted = std::process::Command::new("umount").arg("-l").arg(output.join("0.work/m")).status();
+    for folder in [&foreign, &beside] {
+        let data = std::fs::read_to_string(folder.join("data"));
+        assert_eq!(data.ok().as_deref(), Some("precious"), "{}", folder.display());
+    }
+    assert!(unmounted.is_ok_and(|status| status.success()), "it was still mounted");
+}
+
 #[test]
 fn the_end_of_a_lease_ends_attempts_that_need_it() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);

@@ -5,6 +5,7 @@
 //! checklist for adding one.
 
 pub mod check;
+mod clean;
 pub mod host;
 pub mod kubernetes;
 mod retention;

@@ -4,6 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::clean::remove_tree;
+
 /// Output is removed this long after its attempt was forgotten.
 const RETENTION: Duration = Duration::from_secs(24 * 3_600);
 /// The most attempts whose output is stored: beyond it the oldest output is removed first.
@@ -25,6 +27,7 @@ pub(super) fn collect(logs: &Path, in_use: impl Fn(&OsStr) -> bool) {
     for (_, path) in
         stored.iter().enumerate().filter(|(index, (at, _))| *index < over || old(at)).map(|(_, entry)| entry)
     {
-        let _ = std::fs::remove_dir_all(path);
+        // What can't be removed is left for the next search.
+        let _ = remove_tree(path);
     }
 }

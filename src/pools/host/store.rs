@@ -13,7 +13,7 @@
 //! cost of a short task, because ext4 steps over recently removed inodes one by one. Nothing is synced
 //! to disk: after a crash of the machine no process is left that could run twice.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -165,6 +165,9 @@ pub(super) fn logs_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("logs")
 }
 
+/// The extension of the folders of an attempt's tasks.
+pub(super) const WORK: &str = "work";
+
 /// Creates a directory that only its owner can enter: start requests contain secrets in `env`.
 pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -173,21 +176,10 @@ pub(super) fn create_private_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Empties the directories of an attempt's tasks. The directories themselves are removed with the output.
-pub(super) fn empty_work(attempt: &Path) {
-    let entries = fs::read_dir(attempt).into_iter().flatten().flatten();
-    for work in entries.filter(|entry| entry.path().extension().is_some_and(|last| last == "work")) {
-        for left in fs::read_dir(work.path()).into_iter().flatten().flatten() {
-            let _ = match left.file_type() {
-                Ok(kind) if kind.is_dir() => fs::remove_dir_all(left.path()),
-                _ => fs::remove_file(left.path()),
-            };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn forgotten(attempt: &str) -> Entry {

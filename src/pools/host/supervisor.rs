@@ -7,11 +7,14 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -25,6 +28,7 @@ use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::{Exit, Now};
 use crate::files;
+use crate::pools::clean::empty_subfolders;
 use crate::pools::retention::collect;
 
 /// Interval of polls of memory, and of output that grows slowly.
@@ -87,6 +91,7 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         output_poll: POLL,
         collected_at: Instant::now(),
         collector: None,
+        cleaner: start_cleaner(&store::logs_dir(state)),
         busy_at: Instant::now(),
         ending: false,
         _lock: lock,
@@ -98,6 +103,23 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     let listener = UnixListener::bind(&socket)?;
     listener.set_nonblocking(true)?;
     supervisor.serve(&listener)
+}
+
+/// Starts the thread that empties the folders of forgotten attempts' tasks: that may take minutes, or for ever on
+/// a dead file system, and must not delay tasks. It begins with what an earlier supervisor left.
+fn start_cleaner(logs: &Path) -> Sender<PathBuf> {
+    let (sender, inbox) = channel::<PathBuf>();
+    let logs = logs.to_owned();
+    let _ = std::thread::Builder::new().name("cleaner".to_owned()).spawn(move || {
+        let earlier = std::fs::read_dir(logs).into_iter().flatten().flatten().map(|entry| entry.path());
+        for folder in earlier.chain(inbox) {
+            if let Err(error) = empty_subfolders(&folder, store::WORK) {
+                // What is mounted there, or can't be opened, stays.
+                eprintln!("{}: not all of the tasks' files are removed: {error}", folder.display());
+            }
+        }
+    });
+    sender
 }
 
 /// Raises the limit of open files: a supervisor of many tasks needs more than the usual thousand.
@@ -133,6 +155,8 @@ struct Supervisor {
     collected_at: Instant,
     /// Removes old output.
     collector: Option<std::thread::JoinHandle<()>>,
+    /// Takes the folders of forgotten attempts, whose tasks' folders it empties.
+    cleaner: Sender<PathBuf>,
     busy_at: Instant,
     ending: bool,
     /// Locked as long as this process lives.
@@ -345,10 +369,16 @@ impl Supervisor {
         let _ = self.journal.append(&Entry::Forgotten { attempt: attempt.to_owned() });
         self.unwritten.retain(|unwritten| unwritten != attempt);
         let directory = store::attempts_dir(&self.state).join(attempt);
-        store::empty_work(&directory);
         // Its retention begins now.
-        let _ = File::open(&directory).and_then(|directory| directory.set_modified(SystemTime::now()));
-        let _ = std::fs::rename(&directory, store::logs_dir(&self.state).join(attempt));
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&directory);
+        let _ = opened.and_then(|directory| directory.set_modified(SystemTime::now()));
+        let output = store::logs_dir(&self.state).join(attempt);
+        let _ = std::fs::rename(&directory, &output);
+        // If the thread could not be started, the folders are removed with the output.
+        let _ = self.cleaner.send(output);
         if self.journal.needs_compaction() {
             let live = self.attempts.values().flat_map(|tracked| tracked.entries(&self.boot_id));
             let ended = self.ended.values().cloned().map(Entry::Ended);

@@ -235,7 +235,7 @@ fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<
     match request.group_of(rank).and_then(|group| group.workdir.as_ref()) {
         Some(path) => Ok(PathBuf::from(path)),
         None => {
-            let path = directory.join(format!("{rank}.work"));
+            let path = directory.join(format!("{rank}.{}", store::WORK));
             store::create_private_dir(&path)?;
             Ok(path)
         }
