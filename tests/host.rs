@@ -319,6 +319,23 @@ fn the_grace_of_a_stop_counts_from_its_request_behind_a_shell_that_ends_first() 
     });
 }
 
+/// The wall clock may be set, forward or back, while the agent's clock goes on.
+#[test]
+fn whether_an_order_is_late_does_not_depend_on_the_wall_clock() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let [fits, late] = ["a", "b"].map(|name| format!("{}{name}", supervisor.attempt()));
+    let boot_ms = |uptime: &str| {
+        uptime.split('.').next().and_then(|text| text.parse::<u64>().ok()).expect("seconds") * 1_000
+    };
+    let now = boot_ms(&std::fs::read_to_string("/proc/uptime").expect("the uptime"));
+    let by_wall_clock =
+        |start_by: u64, boot: u64| json!({ "start_by_unix_ms": start_by, "start_by_boot_ms": boot });
+    supervisor.start_attempt_with(&fits, &[Task::command(&["true"])], by_wall_clock(1, now + 600_000));
+    assert_eq!(supervisor.ended(&fits).kind, "succeeded", "as if the wall clock were far ahead");
+    supervisor.start_attempt_with(&late, &[Task::command(&["true"])], by_wall_clock(u64::MAX, 1));
+    assert_eq!(supervisor.ended(&late).kind, "not_started", "as if the wall clock were far behind");
+}
+
 #[test]
 fn many_short_tasks_leave_no_zombie_and_no_directory() {
     with_and_without_groups(|mut supervisor| {

@@ -152,6 +152,7 @@ impl Run {
                 backoff_ms: 500,
                 backoff_max_ms: 30_000,
                 on: Vec::new(),
+                ..v1::RetryPolicy::default()
             }),
             max_run_ms: self.max_run.unwrap_or(0),
             ..v1::JobSpec::default()

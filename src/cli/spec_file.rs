@@ -150,11 +150,12 @@ struct TolerationFile {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RetryFile {
-    max_attempts: u32,
+    max_attempts: Option<u32>,
     #[serde(default)]
     on: Vec<RetryOnFile>,
     backoff: Option<String>,
     backoff_max: Option<String>,
+    max_node_losses: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -278,10 +279,11 @@ fn retry(file: RetryFile) -> Result<v1::RetryPolicy, String> {
         RetryOnFile::Unknown => v1::RetryOn::Unknown as i32,
     };
     Ok(v1::RetryPolicy {
-        max_attempts: Some(file.max_attempts),
+        max_attempts: file.max_attempts,
         on: file.on.into_iter().map(on).collect(),
         backoff_ms: time("retry.backoff", file.backoff.as_ref())?,
         backoff_max_ms: time("retry.backoff_max", file.backoff_max.as_ref())?,
+        max_node_losses: file.max_node_losses,
     })
 }
 

@@ -62,7 +62,7 @@ impl<'a> Writer<'a> {
             for number in 1..=attempts {
                 self.fixture.must_start(unit(job, index), pool);
                 let last = number == attempts;
-                let kind = if last { OutcomeKind::Succeeded } else { OutcomeKind::NodeLost };
+                let kind = if last { OutcomeKind::Succeeded } else { OutcomeKind::Drained };
                 self.fixture.end(unit(job, index), kind);
             }
         }

@@ -180,6 +180,11 @@ impl OutcomeKind {
         matches!(self, Self::Preempted | Self::Drained | Self::NodeLost | Self::NotStarted)
     }
 
+    /// True if the attempt ended with its node or its lease: it may have taken the machine down itself.
+    pub fn is_node_loss(self) -> bool {
+        matches!(self, Self::NodeLost | Self::LeaseEnded)
+    }
+
     /// True if it is unknown how the attempt ended, and whether it has.
     pub fn is_unknown(self) -> bool {
         matches!(self, Self::Vanished | Self::LeaseEnded | Self::Abandoned)

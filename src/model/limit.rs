@@ -33,6 +33,11 @@ pub const DEPENDENCIES_MAX: usize = 64;
 /// Largest `retry.max_attempts`: a unit that has failed so often does not succeed. Evictions don't count
 /// towards it.
 pub const ATTEMPTS_MAX: u32 = 100;
+/// Default of `retry.max_node_losses`: a task that takes down each machine on which it runs reaches few of them,
+/// and machines fail rarely enough that other tasks don't reach it.
+pub const NODE_LOSSES_DEFAULT: u32 = 3;
+/// Largest `retry.max_node_losses`.
+pub const NODE_LOSSES_MAX: u32 = 1_000;
 /// Longest run-time limit, back-off or deadline, in milliseconds (366 days): later instants can't overflow.
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3_600 * 1_000;
 /// Longest grace from the termination signal to the kill signal, in milliseconds (an hour): a stop must end.

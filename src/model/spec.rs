@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::device::DeviceAmount;
 use super::id::JobId;
+use super::limit::NODE_LOSSES_DEFAULT;
 use super::region::RegionCode;
 use super::resource::Resources;
 
@@ -199,6 +200,19 @@ pub struct RetryPolicy {
     pub backoff_ms: u64,
     /// Longest wait; a value below `backoff_ms` counts as `backoff_ms`.
     pub backoff_max_ms: u64,
+    /// Attempts of a unit that may end with their node or lease; with one more the unit fails. At most
+    /// [`NODE_LOSSES_MAX`](super::limit::NODE_LOSSES_MAX).
+    pub max_node_losses: NodeLosses,
+}
+
+/// A number of attempts that ended with their node or lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeLosses(pub u32);
+
+impl Default for NodeLosses {
+    fn default() -> Self {
+        Self(NODE_LOSSES_DEFAULT)
+    }
 }
 
 /// Kinds of outcome that a job can have retried.
@@ -326,7 +340,13 @@ pub fn minimal() -> JobSpec {
         }],
         gang_job: false,
         constraints: Constraints::default(),
-        retry: RetryPolicy { max_attempts: 1, on: Vec::new(), backoff_ms: 0, backoff_max_ms: 0 },
+        retry: RetryPolicy {
+            max_attempts: 1,
+            on: Vec::new(),
+            backoff_ms: 0,
+            backoff_max_ms: 0,
+            max_node_losses: NodeLosses::default(),
+        },
         on_pool_lost: OnPoolLost::Wait,
         may_overlap: false,
         on_unit_failure: OnUnitFailure::FailJob,

@@ -301,6 +301,8 @@ fn constraints(path: &str, spec: &JobSpec, out: &mut Violations) {
 fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
     let duration_max = limit::DURATION_MS_MAX;
     out.range(&format!("{path}.retry.max_attempts"), spec.retry.max_attempts, 1, limit::ATTEMPTS_MAX);
+    let losses = spec.retry.max_node_losses.0;
+    out.range(&format!("{path}.retry.max_node_losses"), losses, 0, limit::NODE_LOSSES_MAX);
     out.range(&format!("{path}.retry.backoff_ms"), spec.retry.backoff_ms, 0, duration_max);
     out.range(&format!("{path}.retry.backoff_max_ms"), spec.retry.backoff_max_ms, 0, duration_max);
     out.range(&format!("{path}.max_run_ms"), spec.max_run_ms, 0, duration_max);

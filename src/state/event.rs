@@ -107,6 +107,8 @@ pub enum NextTry {
     Now,
     /// It waits again from then on; the attempt counted as a failure.
     At(Timestamp),
+    /// It waits again from then on; the attempt did not count.
+    Later(Timestamp),
 }
 
 /// Times that broker and agents go by, in milliseconds.

@@ -332,7 +332,8 @@ fn random_spec(rng: &mut StdRng) -> JobSpec {
     .map(|amount| DeviceRequest { models: vec!["A100-80G".to_owned()], amount });
     if rng.random_bool(0.5) {
         let on = vec![RetryOn::Failed, RetryOn::TimedOut];
-        spec.retry = RetryPolicy { max_attempts: 3, on, backoff_ms: 500, backoff_max_ms: 5_000 };
+        spec.retry =
+            RetryPolicy { max_attempts: 3, on, backoff_ms: 500, backoff_max_ms: 5_000, ..spec.retry };
         spec.on_unit_failure = OnUnitFailure::Continue { max_failed: 1 };
         spec.on_pool_lost = OnPoolLost::Requeue;
     }

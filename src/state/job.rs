@@ -86,6 +86,10 @@ pub struct Tried {
     pub attempts: u32,
     /// Those of them that count against `max_attempts`.
     pub failures: u32,
+    /// Those that ended with their node or lease.
+    pub losses: u32,
+    /// The last in a row that were not started.
+    pub returns: u32,
     /// Set while the unit backs off; then it isn't waiting.
     pub not_before: Option<Timestamp>,
     /// Where the last attempt failed.

@@ -12,6 +12,10 @@ pub struct Attempt {
     pub number: u32,
     /// Earlier attempts that count against `max_attempts`.
     pub failures: u32,
+    /// Attempts of the unit before it that ended with their node or lease.
+    pub losses: u32,
+    /// Attempts just before it, in a row, that were not started.
+    pub returns: u32,
     pub pool: PoolId,
     pub phase: Phase,
     /// Set in phase `Stopping`.

@@ -25,7 +25,8 @@ use crate::model::region::RegionCode;
 use crate::model::reservation::Reservation;
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::spec::{
-    Dependency, DependencyCondition, DeviceRequest, JobSpec, OnUnitFailure, RetryOn, RetryPolicy, minimal,
+    Dependency, DependencyCondition, DeviceRequest, JobSpec, NodeLosses, OnUnitFailure, RetryOn, RetryPolicy,
+    minimal,
 };
 use crate::model::time::Timestamp;
 
@@ -216,7 +217,7 @@ fn failed_unit_backs_off_doubling_until_its_attempts_are_used_up() {
     let (mut world, pool) = one_node();
     let mut spec = minimal();
     let on = vec![RetryOn::Failed];
-    spec.retry = RetryPolicy { max_attempts: 3, on, backoff_ms: 1_000, backoff_max_ms: 60_000 };
+    spec.retry = RetryPolicy { max_attempts: 3, on, backoff_ms: 1_000, backoff_max_ms: 60_000, ..spec.retry };
     let job = world.submit_spec(spec);
     for backoff_ms in [1_000, 2_000] {
         world.must_start(unit(job, 0), pool);
@@ -230,6 +231,54 @@ fn failed_unit_backs_off_doubling_until_its_attempts_are_used_up() {
     assert_eq!(world.state.attempt(unit(job, 0)).map(|attempt| attempt.number), Some(3));
     world.end(unit(job, 0), OutcomeKind::Failed);
     assert_eq!(world.ended(job), Some(JobEnd::Failed));
+}
+
+#[test]
+fn unit_that_loses_its_nodes_backs_off_and_fails_in_the_end() {
+    let (mut world, pool) = one_node();
+    let mut spec = tasks(1, 1);
+    spec.retry.max_node_losses = NodeLosses(2);
+    let job = world.submit_spec(spec);
+    let losses = [OutcomeKind::NodeLost, OutcomeKind::LeaseEnded];
+    for (lost, kind) in losses.into_iter().enumerate() {
+        world.must_start(unit(job, 0), pool);
+        world.end(unit(job, 0), kind);
+        let backs_off = world.state.job(job).unwrap().groups[0].backing_off();
+        assert_eq!(backs_off, u32::from(lost > 0), "only the first loss is followed by a start at once");
+        world.pass(60_000);
+    }
+    // Evictions of other kinds don't count.
+    for kind in [OutcomeKind::Drained, OutcomeKind::Preempted, OutcomeKind::NotStarted] {
+        world.must_start(unit(job, 0), pool);
+        world.end(unit(job, 0), kind);
+    }
+    world.must_start(unit(job, 0), pool);
+    world.end(unit(job, 0), OutcomeKind::NodeLost);
+    assert_eq!(world.ended(job), Some(JobEnd::Failed));
+}
+
+#[test]
+fn unit_whose_orders_come_back_again_and_again_backs_off() {
+    let (mut world, pool) = one_node();
+    let job = world.submit_spec(tasks(1, 1));
+    let mut waits_ms = Vec::new();
+    for _ in 0..12 {
+        world.must_start(unit(job, 0), pool);
+        world.end(unit(job, 0), OutcomeKind::NotStarted);
+        let from = world.now;
+        while world.state.job(job).unwrap().groups[0].waiting.is_empty() {
+            world.pass(500);
+        }
+        waits_ms.push(world.now.ms_since(from));
+    }
+    assert_eq!(waits_ms[..6], [0, 0, 0, 500, 1_000, 2_000]);
+    assert_eq!(waits_ms[11], 60_000);
+    // A start ends the series.
+    world.must_start(unit(job, 0), pool);
+    world.end(unit(job, 0), OutcomeKind::Drained);
+    world.must_start(unit(job, 0), pool);
+    world.end(unit(job, 0), OutcomeKind::NotStarted);
+    assert_eq!(world.state.job(job).unwrap().groups[0].backing_off(), 0);
 }
 
 #[test]

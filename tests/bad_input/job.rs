@@ -326,6 +326,11 @@ fn policy_cases() -> Vec<Case> {
         ),
         invalid(retry(|r| r.max_attempts = Some(0)), &at("retry.max_attempts"), "0 is not within 1 and 100"),
         invalid(retry(|r| r.max_attempts = Some(101)), &at("retry.max_attempts"), "101 is not within"),
+        invalid(
+            retry(|r| r.max_node_losses = Some(1_001)),
+            &at("retry.max_node_losses"),
+            "1001 is not within 0 and 1000",
+        ),
         invalid(retry(|r| r.on = vec![0]), &at("retry.on[0]"), "0 is not an outcome to retry on"),
         invalid(retry(|r| r.on = vec![1, 99]), &at("retry.on[1]"), "99 is not an outcome"),
         invalid(retry(|r| r.backoff_ms = u64::MAX), &at("retry.backoff_ms"), "is not within"),

@@ -27,6 +27,7 @@ pub(crate) struct History {
 struct Spec {
     units: u32,
     failures_max: u32,
+    losses_max: u32,
     failed_units_max: u32,
 }
 
@@ -44,6 +45,7 @@ pub(crate) struct Unit {
     state: UnitState,
     attempts: u32,
     failures: u32,
+    losses: u32,
     /// Numbers of the attempts that are recorded as succeeded.
     pub(crate) succeeded: Vec<u32>,
     /// Pool of the latest attempt.
@@ -105,7 +107,8 @@ impl History {
                     OnUnitFailure::Continue { max_failed } => max_failed,
                 };
                 let (units, failures_max) = (body.unit_count(), body.retry.max_attempts);
-                self.specs.insert(*spec, Spec { units, failures_max, failed_units_max });
+                let losses_max = body.retry.max_node_losses.0;
+                self.specs.insert(*spec, Spec { units, failures_max, losses_max, failed_units_max });
             }
             Event::JobSubmitted { job, spec, .. } => self.submit(*job, *spec)?,
             Event::JobClosing { job, why } => {
@@ -139,8 +142,8 @@ impl History {
             }
             Event::AttemptEnded { unit, ended } => {
                 let job = self.open_job(unit.job)?;
-                let (failures_max, closing) = (job.spec.failures_max, job.closing.is_some());
-                job.unit(*unit)?.end_attempt(ended.outcome.kind, ended.next, failures_max, closing)?;
+                let (spec, closing) = (job.spec, job.closing.is_some());
+                job.unit(*unit)?.end_attempt(ended.outcome.kind, ended.next, spec, closing)?;
             }
             Event::UnitReleased { unit } => {
                 self.unit(*unit)?.transition(UnitState::BackingOff, UnitState::Waiting)?;
@@ -235,7 +238,7 @@ impl Unit {
         &mut self,
         kind: OutcomeKind,
         next: NextTry,
-        failures_max: u32,
+        spec: Spec,
         closing: bool,
     ) -> Result<(), String> {
         if !matches!(self.state, UnitState::Live(_)) {
@@ -254,7 +257,10 @@ impl Unit {
         self.state = match next {
             NextTry::Never => UnitState::Ended(kind),
             NextTry::Now if kind.is_eviction() || kind == OutcomeKind::LeaseEnded => UnitState::Waiting,
-            NextTry::Now => {
+            NextTry::Later(_) if kind.is_node_loss() || kind == OutcomeKind::NotStarted => {
+                UnitState::BackingOff
+            }
+            NextTry::Now | NextTry::Later(_) => {
                 return Err(format!("{kind:?} is retried at once and does not count as a failure"));
             }
             NextTry::At(_) if kind == OutcomeKind::Succeeded => {
@@ -265,8 +271,17 @@ impl Unit {
                 UnitState::BackingOff
             }
         };
-        if self.failures >= failures_max.max(1) {
+        let failures_max = spec.failures_max.max(1);
+        if self.failures >= failures_max {
             return Err(format!("{} failures of at most {failures_max} attempts", self.failures));
+        }
+        self.losses += u32::from(kind.is_node_loss());
+        let failed = self.state == UnitState::Ended(kind);
+        if kind.is_node_loss() && !closing && failed != (self.losses > spec.losses_max) {
+            return Err(format!(
+                "{} node losses, {} are allowed: {:?}",
+                self.losses, spec.losses_max, self.state
+            ));
         }
         Ok(())
     }

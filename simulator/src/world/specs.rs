@@ -6,8 +6,8 @@ use weir::model::device::DeviceAmount;
 use weir::model::id::JobId;
 use weir::model::region::RegionCode;
 use weir::model::spec::{
-    Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost, OnUnitFailure,
-    RetryOn, RetryPolicy, Run, Simulate, Toleration, minimal,
+    Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, NodeLosses, OnPoolLost,
+    OnUnitFailure, RetryOn, RetryPolicy, Run, Simulate, Toleration, minimal,
 };
 
 /// A random spec; it may depend on one of the `live` jobs.
@@ -44,8 +44,16 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     spec.priority = rng.random_range(-1..3);
     if rng.random_bool(0.5) {
         let on = vec![RetryOn::Failed, RetryOn::TimedOut, RetryOn::StartFailed, RetryOn::Unknown];
-        spec.retry =
-            RetryPolicy { max_attempts: rng.random_range(1..4), on, backoff_ms: 500, backoff_max_ms: 5_000 };
+        spec.retry = RetryPolicy {
+            max_attempts: rng.random_range(1..4),
+            on,
+            backoff_ms: 500,
+            backoff_max_ms: 5_000,
+            ..spec.retry
+        };
+    }
+    if rng.random_bool(0.3) {
+        spec.retry.max_node_losses = NodeLosses(rng.random_range(0..3));
     }
     if rng.random_bool(0.5) {
         spec.on_pool_lost = OnPoolLost::Requeue;

@@ -8,8 +8,9 @@ use crate::model::limit::POD_SPEC_LEN_MAX;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{
-    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
-    OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest, Toleration,
+    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, NodeLosses,
+    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest,
+    Toleration,
 };
 
 /// Time between SIGTERM and SIGKILL if the spec sets none.
@@ -204,6 +205,7 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
         on,
         backoff_ms: message.backoff_ms,
         backoff_max_ms: message.backoff_max_ms,
+        max_node_losses: message.max_node_losses.map_or_else(NodeLosses::default, NodeLosses),
     })
 }
 
@@ -249,6 +251,7 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
             on: spec.retry.on.iter().map(retry_on).collect(),
             backoff_ms: spec.retry.backoff_ms,
             backoff_max_ms: spec.retry.backoff_max_ms,
+            max_node_losses: Some(spec.retry.max_node_losses.0),
         }),
         on_pool_lost: match spec.on_pool_lost {
             OnPoolLost::Wait => v1::OnPoolLost::Wait as i32,

@@ -257,7 +257,7 @@ impl PoolBackend for Host {
             devices: &self.settings.devices,
             log_max_bytes: self.settings.log_max_bytes,
         };
-        match start_request(&pool, &start) {
+        match start_request(&pool, &start, self.clock) {
             Ok(request) => self.send(ToSupervisor::StartAttempt(request)),
             Err(message) => self.report_start_failed(start.order.attempt, message),
         }

@@ -32,8 +32,12 @@ pub struct StartAttempt {
     /// The order's journal high-water mark as text; empty if the order had none.
     #[serde(default)]
     pub high_water: String,
-    /// By the wall clock. Nothing is started after it.
+    /// By the agent's clock, for its later processes.
     pub start_by_unix_ms: u64,
+    /// Nothing is started after it. By the boot clock: somebody may set the wall clock. Absent in requests of
+    /// older agents and in their journals.
+    #[serde(default)]
+    pub start_by_boot_ms: Option<u64>,
     /// Whether the tasks may only run while the lease lasts.
     pub leased: bool,
     /// Variables of all tasks. They override those of the groups.

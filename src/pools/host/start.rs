@@ -3,6 +3,7 @@
 use super::process::{ATTEMPT_VARIABLE, RANK_VARIABLE};
 use super::protocol;
 use crate::agent::StartRequest;
+use crate::clock::Clock;
 use crate::model::device::{self, DeviceShare};
 use crate::model::exchange::TaskStart;
 use crate::model::pool::Device;
@@ -26,7 +27,11 @@ pub(super) struct Pool<'a> {
 ///
 /// # Errors
 /// If this pool can't run the attempt: the reason, in words for the job's owner.
-pub(super) fn start_request(pool: &Pool<'_>, start: &StartRequest) -> Result<protocol::StartAttempt, String> {
+pub(super) fn start_request(
+    pool: &Pool<'_>,
+    start: &StartRequest,
+    clock: Clock,
+) -> Result<protocol::StartAttempt, String> {
     let order = &start.order;
     let groups = start.spec.groups.iter().map(group_start).collect::<Result<_, _>>()?;
     let mut env = vec![
@@ -60,6 +65,7 @@ pub(super) fn start_request(pool: &Pool<'_>, start: &StartRequest) -> Result<pro
         revision: order.revision.0,
         high_water: order.high_water.map_or_else(String::new, |high_water| high_water.to_string()),
         start_by_unix_ms: start.start_by.0,
+        start_by_boot_ms: Some(clock.to_boot_ms(start.start_by)),
         leased: start.leased,
         env,
         groups,
@@ -176,7 +182,7 @@ mod tests {
         let devices = devices(&[("A100-80G", 2), ("Ascend910B3", 2)]);
         let pool =
             Pool { name: "p", region: RegionCode::default(), devices: &devices, log_max_bytes: 1 << 20 };
-        start_request(&pool, &start)
+        start_request(&pool, &start, Clock::start())
     }
 
     fn value<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {

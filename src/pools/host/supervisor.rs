@@ -323,7 +323,10 @@ impl Supervisor {
             return;
         }
         let now = now();
-        let late = now.unix_ms > request.start_by_unix_ms;
+        let late = match request.start_by_boot_ms {
+            Some(start_by) => now.boot_ms > start_by,
+            None => now.unix_ms > request.start_by_unix_ms,
+        };
         if late || (request.leased && now.boot_ms >= self.lease_until_boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
             let status = unstarted(Exit::plain(EndKind::NotStarted, message));

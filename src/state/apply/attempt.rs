@@ -34,6 +34,8 @@ impl State {
             unit,
             number: order.number,
             failures: tried.map_or(0, |t| t.failures),
+            losses: tried.map_or(0, |t| t.losses),
+            returns: tried.map_or(0, |t| t.returns),
             pool: order.pool,
             phase: Phase::Ordered,
             stop: None,
@@ -245,12 +247,13 @@ impl State {
             unit: unit.unit,
             attempts: attempt.number,
             failures: attempt.failures,
+            losses: attempt.losses + u32::from(kind.is_node_loss()),
+            returns: if kind == OutcomeKind::NotStarted { attempt.returns.saturating_add(1) } else { 0 },
             not_before: None,
             avoid,
         };
         match ended.next {
             NextTry::Never => {
-                let kind = ended.outcome.kind;
                 progress.end_unit(unit.unit, kind);
                 if kind != OutcomeKind::Succeeded {
                     job.first_failure.get_or_insert_with(|| Box::new(ended.outcome.clone()));
@@ -263,6 +266,10 @@ impl State {
             NextTry::At(at) => {
                 let failures = tried.failures + 1;
                 progress.set_tried(Tried { failures, not_before: Some(at), ..tried });
+                self.index.timers.insert((at, Timer::Release(unit)));
+            }
+            NextTry::Later(at) => {
+                progress.set_tried(Tried { not_before: Some(at), ..tried });
                 self.index.timers.insert((at, Timer::Release(unit)));
             }
         }

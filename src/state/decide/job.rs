@@ -13,7 +13,7 @@ use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::spec::{Dependency, JobSpec, OnUnitFailure, RetryOn};
+use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnUnitFailure, RetryOn, RetryPolicy};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
@@ -236,11 +236,23 @@ impl State {
         };
         let again = match kind {
             OutcomeKind::Succeeded | OutcomeKind::Cancelled => false,
-            OutcomeKind::Preempted
-            | OutcomeKind::Drained
-            | OutcomeKind::NodeLost
-            | OutcomeKind::NotStarted
-            | OutcomeKind::LeaseEnded => return NextTry::Now,
+            OutcomeKind::Preempted | OutcomeKind::Drained => return NextTry::Now,
+            OutcomeKind::NotStarted => {
+                let returns = attempt.returns.saturating_add(1);
+                return now_or_later(
+                    now,
+                    returns.saturating_sub(RETURNS_AT_ONCE),
+                    RETURN_BACKOFF_MS,
+                    &spec.retry,
+                );
+            }
+            OutcomeKind::NodeLost | OutcomeKind::LeaseEnded => {
+                let NodeLosses(most) = spec.retry.max_node_losses;
+                if attempt.losses >= most {
+                    return NextTry::Never;
+                }
+                return now_or_later(now, attempt.losses, LOSS_BACKOFF_MS, &spec.retry);
+            }
             OutcomeKind::Failed | OutcomeKind::OutOfMemory => worth(RetryOn::Failed),
             OutcomeKind::TimedOut => worth(RetryOn::TimedOut),
             OutcomeKind::StartFailed => worth(RetryOn::StartFailed),
@@ -257,6 +269,23 @@ impl State {
     pub(super) fn spec_of_job(&self, job: JobId) -> Option<&Arc<JobSpec>> {
         Some(&self.specs.get(&self.jobs.get(&job)?.spec)?.spec)
     }
+}
+
+/// Attempts in a row that may be returned without a start before the unit backs off: one comes late now and then.
+const RETURNS_AT_ONCE: u32 = 3;
+/// Shortest back-off of a unit whose attempts are returned, in milliseconds.
+const RETURN_BACKOFF_MS: u64 = 500;
+/// Shortest back-off of a unit that has lost its node or lease more than once, in milliseconds.
+const LOSS_BACKOFF_MS: u64 = 1_000;
+/// Least bound of these back-offs, in milliseconds.
+const EVICTION_BACKOFF_MS_MAX: u64 = 60_000;
+
+/// The next attempt of a unit that was evicted: at once, or after a back-off that doubles with each of `times`.
+fn now_or_later(now: Timestamp, times: u32, least_ms: u64, retry: &RetryPolicy) -> NextTry {
+    let Some(doublings) = times.checked_sub(1) else { return NextTry::Now };
+    let first = Duration::from_millis(retry.backoff_ms.max(least_ms));
+    let longest = Duration::from_millis(retry.backoff_max_ms.max(EVICTION_BACKOFF_MS_MAX));
+    NextTry::Later(now.plus_ms(doubled(first, doublings, longest).as_millis() as u64))
 }
 
 /// What a batch has brought up so far.

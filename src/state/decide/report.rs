@@ -3,7 +3,7 @@
 use super::job::outcome_of_stop;
 use super::{Decision, Ending, Reply};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, Phase};
-use crate::model::id::{Epoch, PoolId, Revision, UnitId};
+use crate::model::id::{Epoch, NodeRef, PoolId, Revision, UnitId};
 use crate::model::limit::MESSAGE_LEN_MAX;
 use crate::model::mutant::Mutant;
 use crate::model::text;
@@ -65,6 +65,7 @@ impl State {
                 let started_at = started_at.map(|at| at.clamp(attempt.ordered_at, ended_at));
                 let outcome = self.attributed(attempt, outcome);
                 let next = self.next_try(now, unit, outcome.kind);
+                let outcome = self.with_losses(attempt, outcome, next);
                 let ended = EndedAttempt { started_at, ended_at, outcome, next };
                 self.end_attempt_events(now, Ending { unit, ended })
             }
@@ -82,6 +83,7 @@ impl State {
         let Some(attempt) = self.attempt(unit) else { return Vec::new() };
         let next: NextTry = self.next_try(now, unit, kind);
         let outcome = Outcome { simulated: self.is_simulated(attempt), ..Outcome::plain(kind, message) };
+        let outcome = self.with_losses(attempt, outcome, next);
         let ended = EndedAttempt { started_at: attempt.started_at, ended_at: now, outcome, next };
         self.end_attempt_events(now, Ending { unit, ended })
     }
@@ -101,6 +103,27 @@ impl State {
             )
         {
             outcome.kind = outcome_of_stop(reason);
+        }
+        outcome
+    }
+
+    /// Adds to the outcome of a unit that has lost its last permitted node how often and where it did.
+    fn with_losses(&self, attempt: &Attempt, mut outcome: Outcome, next: NextTry) -> Outcome {
+        let closing = self.job(attempt.unit.job).is_some_and(|job| job.closing.is_some());
+        if next == NextTry::Never && outcome.kind.is_node_loss() && !closing {
+            let at = attempt
+                .placements
+                .first()
+                .map(|placement| NodeRef { pool: attempt.pool, node: placement.node });
+            let node = at.and_then(|at| self.node(at)).map_or("", |node| node.spec.name.as_str());
+            let colon = if outcome.message.is_empty() { "" } else { ": " };
+            outcome.message = format!(
+                "lost its node or lease {} times (retry.max_node_losses), last on node {node}; \
+                 `weir get attempts` lists them{colon}{}",
+                attempt.losses + 1,
+                outcome.message
+            );
+            text::truncate(&mut outcome.message, MESSAGE_LEN_MAX);
         }
         outcome
     }

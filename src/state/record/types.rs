@@ -18,8 +18,9 @@ use crate::model::reservation::Reservation;
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::{Needs, Shape};
 use crate::model::spec::{
-    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, OnPoolLost,
-    OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest, Toleration,
+    Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, NodeLosses,
+    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest,
+    Toleration,
 };
 use crate::state::event::{EndedAttempt, NextTry, Settings};
 use crate::state::job::{Closing, JobEnd, Principal};
@@ -102,7 +103,19 @@ message!(RetryPolicy as RetryPolicy {
     on: on,
     backoff_ms: backoff_ms,
     backoff_max_ms: backoff_max_ms,
+    max_node_losses: max_node_losses,
 });
+
+impl Translate<Option<u32>> for NodeLosses {
+    fn to_message(&self) -> Option<u32> {
+        Some(self.0)
+    }
+
+    fn from_message(message: Option<u32>) -> Result<Self, Error> {
+        Ok(message.map_or_else(Self::default, Self))
+    }
+}
+
 message!(Dependency as Dependency { job: job, condition: condition });
 
 message!(Capabilities as Capabilities {
@@ -507,6 +520,7 @@ impl Translate<proto::attempt_end::Next> for NextTry {
             Self::Never => Next::Never(true),
             Self::Now => Next::Now(true),
             Self::At(at) => Next::AtUnixMs(at.0),
+            Self::Later(at) => Next::LaterUnixMs(at.0),
         }
     }
 
@@ -516,6 +530,7 @@ impl Translate<proto::attempt_end::Next> for NextTry {
             Next::Never(true) => Ok(Self::Never),
             Next::Now(true) => Ok(Self::Now),
             Next::AtUnixMs(at) => Ok(Self::At(get!(at, "at_unix_ms"))),
+            Next::LaterUnixMs(at) => Ok(Self::Later(get!(at, "later_unix_ms"))),
             Next::Never(false) | Next::Now(false) => Err(Error::damaged("next", false)),
         }
     }
