@@ -242,8 +242,11 @@ fn through_weir(runtime: &tokio::runtime::Runtime, broker: &Broker, plane: &Cont
         let mut ids = Vec::new();
         for index in 0..COMPARED_PODS {
             tick.tick().await;
-            let request =
-                v1::SubmitRequest { token: format!("bench-{index}"), jobs: vec![submission(index)] };
+            let request = v1::SubmitRequest {
+                token: format!("bench-{index}"),
+                jobs: vec![submission(index)],
+                allow_pending: true,
+            };
             let answer = broker.jobs().submit(request).await.expect("acknowledged").into_inner();
             ids.extend(answer.jobs.iter().map(|job| job.id));
         }

@@ -51,8 +51,11 @@ async fn submit_all(address: String, token: String, jobs: usize, file: std::path
     let client = Client::new(&address, Some(&token)).expect("a client");
     let mut acknowledged = Vec::new();
     for index in 0..jobs {
-        let request =
-            v1::SubmitRequest { token: format!("crash-{index}"), jobs: vec![submission(index, &file)] };
+        let request = v1::SubmitRequest {
+            token: format!("crash-{index}"),
+            jobs: vec![submission(index, &file)],
+            allow_pending: true,
+        };
         loop {
             match client.jobs().submit(request.clone()).await {
                 Ok(response) => {
@@ -206,7 +209,7 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_recovers_with_the_di
     let address = home.address.clone();
     let submit = |index: usize| {
         let jobs = vec![submission(index, std::path::Path::new("/dev/null"))];
-        let request = v1::SubmitRequest { token: format!("sync-{index}"), jobs };
+        let request = v1::SubmitRequest { token: format!("sync-{index}"), jobs, allow_pending: true };
         runtime.block_on(async {
             let client = Client::new(&address, Some(&token)).expect("a client");
             client.jobs().submit(request).await.map(|reply| reply.into_inner().jobs[0].id)
@@ -241,7 +244,7 @@ fn broker_whose_disk_fails_to_sync_ends_at_sigterm() {
     disk.fail_syncs(true);
     let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
     let jobs = vec![submission(1, std::path::Path::new("/dev/null"))];
-    let request = v1::SubmitRequest { token: "sync".to_owned(), jobs };
+    let request = v1::SubmitRequest { token: "sync".to_owned(), jobs, allow_pending: true };
     let refused = runtime.block_on(async {
         let client = Client::new(&home.address, Some(&token)).expect("a client");
         client.jobs().submit(request).await.map(drop)

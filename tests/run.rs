@@ -105,7 +105,8 @@ fn run_cancels_its_job_at_sigterm_and_waits_for_it() {
 #[test]
 fn run_prints_why_its_job_is_waiting() {
     let (home, _dev) = dev();
-    let mut command = home.weir(&["run", "--pool", "local", "--cpus", "900", "--", "true"]);
+    let mut command =
+        home.weir(&["run", "--allow-pending", "--pool", "local", "--cpus", "900", "--", "true"]);
     let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("weir run");
     let mut errors = std::io::BufReader::new(run.stderr.take().expect("its errors"));
     let mut line = String::new();
@@ -157,8 +158,17 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
     let (home, _dev) = dev();
     // The region has a real pool and a simulated one, the other only a simulated one.
     assert_eq!(home.run(&["run", "--region", "CN-CQ", "--", "sh", "-c", "exit 3"]).0, 3);
-    let (code, job, errors) =
-        home.run(&["run", "--detach", "--region", "CN-XJ", "--name", "real", "--", "true"]);
+    let (code, job, errors) = home.run(&[
+        "run",
+        "--detach",
+        "--allow-pending",
+        "--region",
+        "CN-XJ",
+        "--name",
+        "real",
+        "--",
+        "true",
+    ]);
     assert_eq!((code, job.as_str()), (0, "job/real\n"), "{errors}");
     let (_, why, _) = home.run(&["why", "job/real"]);
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
@@ -197,7 +207,7 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
          - {group}, name: a, simulate: {{duration: 1s}}}}\n- {group}, name: b}}\n"
     );
     std::fs::write(&spec, text).unwrap();
-    assert_eq!(home.run(&["submit", spec.to_str().unwrap()]).0, 0);
+    assert_eq!(home.run(&["submit", "--allow-pending", spec.to_str().unwrap()]).0, 0);
     let (_, why, _) = home.run(&["why", "job/partly"]);
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
 }
@@ -247,6 +257,64 @@ fn failed_tasks_of_an_array_are_listed_and_the_others_go_on() {
     assert!((1..5).contains(&code), "{code}: {errors}");
 }
 
+/// A job that waits for ever is refused, with each pool's reason, unless it is to wait for another pool.
+#[test]
+fn jobs_that_no_pool_can_ever_run_are_refused_at_submit() {
+    let (home, _dev) = dev();
+    let group = "cpus: 1, memory: 64Mi, command: ['true'], simulate: {duration: 1s}";
+    for (name, job, reason) in [
+        (
+            "cpus",
+            "groups:\n- {cpus: 1000, memory: 1Gi, command: ['true'], simulate: {duration: 1s}}".to_owned(),
+            "TaskTooLarge",
+        ),
+        ("pool", format!("constraints: {{pools: [nowhere]}}\ngroups:\n- {{{group}}}"), "PoolNotAllowed"),
+        (
+            "gang",
+            format!("groups:\n- {{count: 4096, gang: true, devices: 'Ascend910B3:8', {group}}}"),
+            "PoolTooSmall",
+        ),
+    ] {
+        let spec = home.path().join(format!("{name}.yaml"));
+        std::fs::write(&spec, format!("name: {name}\n{job}\n")).unwrap();
+        let spec = spec.to_str().unwrap();
+        let (code, printed, errors) = home.run(&["submit", spec]);
+        assert_eq!((code, printed.as_str()), (11, ""), "{name}: {errors}");
+        assert!(errors.contains("jobs[0].spec.groups[0]: no pool can ever run it: "), "{errors}");
+        assert!(errors.contains("xj-ascend: ") && errors.contains("--allow-pending"), "{errors}");
+        assert_eq!(home.run(&["get", &format!("job/{name}")]).0, 3, "it was not submitted");
+        assert_eq!(home.run(&["submit", "--allow-pending", spec]).0, 0);
+        let (code, why, _) = home.run(&["why", &format!("job/{name}")]);
+        assert_eq!((code, why.contains(reason)), (11, true), "{why}");
+    }
+    let (code, _, errors) = home.run(&["run", "--cpus", "1000", "--", "true"]);
+    assert_eq!((code, errors.contains("no pool can ever run it")), (125, true), "{errors}");
+}
+
+/// A job that ends because of another names it.
+#[test]
+fn dependent_of_a_failed_job_names_it() {
+    let (home, _dev) = dev();
+    let run = |arguments: &[&str]| home.run(&[&["run", "--detach", "--pool", "local"], arguments].concat());
+    assert_eq!(run(&["--name", "first", "--", "sh", "-c", "sleep 2; exit 3"]).0, 0);
+    let (_, first, _) = home.run(&["get", "job/first", "-o", "json"]);
+    let id = first
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("\"id\": "))
+        .expect("an id")
+        .trim_end_matches(',');
+    let spec = home.path().join("second.yaml");
+    let text = format!(
+        "name: second\ndepends_on:\n- {{job: {id}}}\ngroups:\n- {{cpus: 1, memory: 64Mi, command: ['true']}}\n"
+    );
+    std::fs::write(&spec, text).unwrap();
+    let (code, _, errors) = home.run(&["submit", spec.to_str().unwrap()]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(home.run(&["wait", "job/second"]).0, 12);
+    let (_, described, _) = home.run(&["describe", "job/second"]);
+    assert!(described.contains(&format!("it depends on job {id}, which has failed")), "{described}");
+}
+
 #[test]
 fn lists_and_filters_leave_nothing_out_in_silence() {
     let (home, _dev) = dev();
@@ -259,7 +327,7 @@ fn lists_and_filters_leave_nothing_out_in_silence() {
     let last = job("both", "team: vision, stage: test") + &job("one", "team: vision");
     let all = format!("jobs:\n{many}{last}");
     std::fs::write(&spec, all).unwrap();
-    let (code, _, errors) = home.run(&["submit", spec.to_str().unwrap()]);
+    let (code, _, errors) = home.run(&["submit", "--allow-pending", spec.to_str().unwrap()]);
     assert_eq!(code, 0, "{errors}");
     let names = |arguments: &[&str]| {
         let (code, text, notes) = home.run(&[&["get", "jobs", "-o", "name"], arguments].concat());
@@ -306,7 +374,8 @@ fn every_example_is_accepted() {
     assert!(files.len() >= 10, "{files:?}");
     for file in files {
         let path = folder.join(&file);
-        let (code, _, errors) = home.run(&["submit", path.to_str().unwrap()]);
+        // Some ask for what no pool of `weir dev` has.
+        let (code, _, errors) = home.run(&["submit", "--allow-pending", path.to_str().unwrap()]);
         assert_eq!((code, errors.as_str()), (0, ""), "{file}");
     }
 }

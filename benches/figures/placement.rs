@@ -186,7 +186,12 @@ fn job(prefix: &str, devices: u32, cpu_millis: u64, duration_ms: u64) -> v1::Sub
 
 async fn submit(client: &Client, jobs: Vec<v1::Submission>) -> v1::SubmitResponse {
     let token = weir::cli::new_token();
-    client.jobs().submit(v1::SubmitRequest { token, jobs }).await.expect("jobs are accepted").into_inner()
+    client
+        .jobs()
+        .submit(v1::SubmitRequest { token, jobs, allow_pending: true })
+        .await
+        .expect("jobs are accepted")
+        .into_inner()
 }
 
 /// Devices in use in all pools.

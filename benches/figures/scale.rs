@@ -50,7 +50,7 @@ fn processes() {
         let client = Client::new(&home.address, Some(&token)).expect("a client");
         for batch in 0..JOBS / BATCH {
             let jobs = vec![submission(); BATCH as usize];
-            let request = v1::SubmitRequest { token: format!("scale-{batch}"), jobs };
+            let request = v1::SubmitRequest { token: format!("scale-{batch}"), jobs, allow_pending: true };
             client.jobs().submit(request).await.expect("jobs are accepted");
         }
     });
@@ -150,6 +150,7 @@ impl Machine {
             name: String::new(),
             name_prefix: "wait".to_owned(),
             queue: String::new(),
+            allow_pending: true,
             spec: minimal(),
         };
         let command = Command::Submit { jobs: vec![submission; count as usize] };

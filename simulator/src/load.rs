@@ -212,7 +212,7 @@ async fn submit(
             continue;
         }
         let batch = jobs[next..next + due].iter().map(|(_, job)| job.clone()).collect();
-        let request = v1::SubmitRequest { token: new_token(), jobs: batch };
+        let request = v1::SubmitRequest { token: new_token(), jobs: batch, allow_pending: true };
         // The same token makes a retry idempotent while the broker is unavailable.
         loop {
             match client.jobs().submit(request.clone()).await {

@@ -97,7 +97,8 @@ pub fn status(rejection: &Rejection) -> Status {
         Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
         Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } => Code::AlreadyExists,
         Rejection::Conflict { .. } | Rejection::TokenReused | Rejection::TokenExpired { .. } => Code::Aborted,
-        Rejection::StaleEpoch { .. }
+        Rejection::NeverFits { .. }
+        | Rejection::StaleEpoch { .. }
         | Rejection::StaleTerm(_)
         | Rejection::Outdated { .. }
         | Rejection::ReadOnly { .. } => Code::FailedPrecondition,

@@ -52,7 +52,7 @@ impl v1::job_service_server::JobService for Jobs {
         let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let mut attempts = 0;
         let (reply, revision) = loop {
-            let jobs = self.submissions(&message.jobs).await?;
+            let jobs = self.submissions(&message.jobs, message.allow_pending).await?;
             let mutation = Mutation {
                 identity: &identity,
                 method: "Submit",
@@ -249,7 +249,11 @@ impl Jobs {
     }
 
     /// Converts the jobs of a request and resolves their dependencies.
-    async fn submissions(&self, messages: &[v1::Submission]) -> Result<Vec<Submission>, Status> {
+    async fn submissions(
+        &self,
+        messages: &[v1::Submission],
+        allow_pending: bool,
+    ) -> Result<Vec<Submission>, Status> {
         let mut jobs = Vec::with_capacity(messages.len());
         for (index, message) in messages.iter().enumerate() {
             let path = format!("jobs[{index}].spec");
@@ -261,6 +265,7 @@ impl Jobs {
             check_count(&format!("{path}.depends_on"), "entries", edges, 0, DEPENDENCIES_MAX)?;
             self.resolve_dependencies(&mut spec).await?;
             jobs.push(Submission {
+                allow_pending,
                 name: message.name.clone(),
                 name_prefix: message.name_prefix.clone(),
                 queue: message.queue.clone(),

@@ -226,7 +226,8 @@ mod tests {
         let spec =
             v1::JobSpec { groups: vec![group.clone(), group], labels, priority: -1, ..Default::default() };
         let job = v1::Submission { name: "n".repeat(300), spec: Some(spec), ..Default::default() };
-        let bytes = framed(&v1::SubmitRequest { token: "t".to_owned(), jobs: vec![job] });
+        let bytes =
+            framed(&v1::SubmitRequest { token: "t".to_owned(), jobs: vec![job], allow_pending: true });
         // A job, its spec, two labels, and twice a group, its program and two words.
         let entries = 1 + 1 + 2 + 2 * (1 + 1 + 2);
         for size in [1, 2, 7, bytes.len()] {

@@ -5,6 +5,7 @@
 //! over, the step asks for another one at once (`WakeAt(now)`).
 
 mod durability;
+mod fits;
 mod liveness;
 mod query;
 mod recovery;
@@ -291,6 +292,12 @@ impl Broker {
             return Err(Rejection::ReadOnly { seen, at: self.state.revision() });
         }
         let decision = self.state.decide(self.now, request)?;
+        // A repeated request has no events: it gets its first reply, whatever has happened to the pools.
+        if let Command::Submit { jobs } = &request.command
+            && !decision.events.is_empty()
+        {
+            self.check_fits(jobs)?;
+        }
         self.commit(&request.principal, decision.events);
         Ok(decision.reply)
     }

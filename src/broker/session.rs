@@ -393,6 +393,7 @@ fn refused_code(rejection: &Rejection) -> RefusedCode {
         | Rejection::TokenReused
         | Rejection::TokenExpired { .. }
         | Rejection::BadDependency { .. }
+        | Rejection::NeverFits { .. }
         | Rejection::StaleTerm(_)
         | Rejection::LimitReached { .. }
         | Rejection::Outdated { .. } => RefusedCode::InvalidPool,

@@ -125,7 +125,8 @@ async fn submits(connect: &Connect, clients: usize, batch: usize, time: Duration
             // 1,000 CPUs fit no node, so the jobs stay waiting.
             let jobs = vec![job("", 1_000_000); batch];
             while started.elapsed() < time {
-                let request = v1::SubmitRequest { token: new_token(), jobs: jobs.clone() };
+                let request =
+                    v1::SubmitRequest { token: new_token(), jobs: jobs.clone(), allow_pending: true };
                 let sent = Instant::now();
                 client.jobs().submit(request).await?;
                 times.push(sent.elapsed().as_micros());
@@ -193,7 +194,11 @@ async fn submit_one_by_one(
             permit.forget();
             more
         });
-        let request = v1::SubmitRequest { token: new_token(), jobs: vec![job(&pool, 100); more + 1] };
+        let request = v1::SubmitRequest {
+            token: new_token(),
+            jobs: vec![job(&pool, 100); more + 1],
+            allow_pending: true,
+        };
         client.jobs().submit(request).await?;
         submitted += more as u64 + 1;
     }

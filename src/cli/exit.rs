@@ -24,7 +24,7 @@ pub const UNREACHABLE: u8 = 7;
 pub const INVALID: u8 = 8;
 /// Exit code: a limit is exceeded.
 pub const QUOTA: u8 = 9;
-/// Exit code of `why`: no pool can ever run the job.
+/// Exit code: no pool can ever run the job.
 pub const NEVER_FITS: u8 = 11;
 /// Exit code of `wait`: a job did not succeed.
 pub const JOB_FAILED: u8 = 12;
@@ -105,6 +105,14 @@ impl From<Status> for Failure {
             ),
             Code::Unavailable => (UNREACHABLE, None),
             _ => (1, None),
+        };
+        let never_fits = status.get_details_error_info().is_some_and(|info| info.reason == "NeverFits");
+        let (code, hint) = match never_fits {
+            true => (
+                NEVER_FITS,
+                Some("correct the job, or add --allow-pending to wait for a pool that can run it"),
+            ),
+            false => (code, hint),
         };
         let fields = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
         let mut message = if fields.is_empty() { status.message().to_owned() } else { String::new() };

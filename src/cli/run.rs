@@ -63,6 +63,9 @@ pub struct Run {
     /// Label of the job. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
+    /// Also submit the job if no present pool can ever run it: it waits for a pool that can.
+    #[arg(long)]
+    allow_pending: bool,
     /// Print the job's name and exit without waiting for it.
     #[arg(long, short)]
     detach: bool,
@@ -99,7 +102,11 @@ impl Run {
         refuse_input()?;
         let client = connect.client()?;
         let submission = self.submission(&connect.queue)?;
-        let request = v1::SubmitRequest { token: new_token(), jobs: vec![submission] };
+        let request = v1::SubmitRequest {
+            token: new_token(),
+            jobs: vec![submission],
+            allow_pending: self.allow_pending,
+        };
         let call = || async { client.jobs().submit(request.clone()).await };
         let response = with_retries(SUBMIT_TIMEOUT, call).await?;
         let Some(job) = response.into_inner().jobs.pop() else {

@@ -16,6 +16,9 @@ use crate::model::limit::MESSAGE_BYTES_MAX;
 pub struct Submit {
     #[command(flatten)]
     file: input::FileArgument,
+    /// Also submit jobs that no present pool can ever run: they wait for a pool that can.
+    #[arg(long)]
+    allow_pending: bool,
 }
 
 /// Jobs in one request: half of what the broker accepts.
@@ -48,7 +51,11 @@ impl Submit {
         while !rest.is_empty() {
             let (batch, after) = rest.split_at(batch_len(rest));
             rest = after;
-            let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec() };
+            let request = v1::SubmitRequest {
+                token: new_token(),
+                jobs: batch.to_vec(),
+                allow_pending: self.allow_pending,
+            };
             let response =
                 with_retries(RETRY_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
             let response = response.await.map_err(|status| Failure::from(status).in_file(&file))?;

@@ -17,7 +17,7 @@ mod why;
 mod window;
 
 pub use reserved::ReservationPolicy;
-pub use why::{PoolWhy, Why};
+pub use why::{PoolWhy, Why, never_fits};
 
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;

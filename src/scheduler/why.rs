@@ -79,19 +79,8 @@ impl<'a> Asked<'a> {
 
 /// The reason of one pool: the first that holds.
 fn pool_reason(packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReason {
-    let shape = asked.shape;
-    if let Some(reason) = pool.exclusion(shape) {
+    if let Some(reason) = never_reason(pool, asked) {
         return reason;
-    }
-    for ((demand, count), models) in asked.demands.iter().zip(asked.models()) {
-        if let Some(reason) = never(pool, demand, models, *count, shape) {
-            return reason;
-        }
-    }
-    let emptied = may_try_by_best_fit(pool.nodes.len() as u64, &asked.demands).then(|| emptied_copy(pool));
-    if let Some(shortage) = shortage_of_unit(emptied, pool, asked) {
-        let Shortage { kind, needed, found } = shortage;
-        return PoolReason::PoolTooSmall { kind, needed, total: found };
     }
     if let Some(reason) = closed(pool) {
         return reason;
@@ -108,6 +97,40 @@ fn pool_reason(packers: Packers<'_>, pool: &Pool, asked: &Asked<'_>) -> PoolReas
         return PoolReason::ResourcesBusy { kind, needed, free: found };
     }
     PoolReason::Fits
+}
+
+/// Why a pool could not take the unit even if it were empty and open; `None` if it could.
+fn never_reason(pool: &Pool, asked: &Asked<'_>) -> Option<PoolReason> {
+    if let Some(reason) = pool.exclusion(asked.shape) {
+        return Some(reason);
+    }
+    for ((demand, count), models) in asked.demands.iter().zip(asked.models()) {
+        if let Some(reason) = never(pool, demand, models, *count, asked.shape) {
+            return Some(reason);
+        }
+    }
+    let emptied = may_try_by_best_fit(pool.nodes.len() as u64, &asked.demands).then(|| emptied_copy(pool));
+    let Shortage { kind, needed, found } = shortage_of_unit(emptied, pool, asked)?;
+    Some(PoolReason::PoolTooSmall { kind, needed, total: found })
+}
+
+/// Returns each pool's reason if no pool could ever take a unit of this shape; `None` if one could, or if that is
+/// unknown: there is no pool, one has not reported its nodes, or more than `budget` pools and nodes would have to
+/// be compared. The budget is reduced by what was compared.
+pub fn never_fits(state: &State, shape: &Shape, budget: &mut usize) -> Option<Vec<PoolWhy>> {
+    let asked = Asked::of(state, shape);
+    let mut found = Vec::new();
+    for pool in state.pools() {
+        let work = 1 + pool.nodes.len();
+        if *budget < work {
+            *budget = 0;
+            return None;
+        }
+        *budget -= work;
+        let reason = never_reason(pool, &asked).filter(|reason| *reason != PoolReason::NoNodes)?;
+        found.push(PoolWhy { pool: pool.id, reason });
+    }
+    (!found.is_empty()).then_some(found)
 }
 
 /// What a pool lacks for a unit of several kinds of tasks.

@@ -136,6 +136,8 @@ pub struct Submission {
     pub name_prefix: String,
     /// Empty: the default queue.
     pub queue: String,
+    /// It may wait for a pool that can run it, if no present one ever can.
+    pub allow_pending: bool,
     pub spec: JobSpec,
 }
 

@@ -278,7 +278,8 @@ impl Fixture {
 
 /// A job to be submitted, by name and queue.
 pub(crate) fn submission(name: &str, queue: &str, spec: JobSpec) -> Submission {
-    Submission { name: name.to_owned(), name_prefix: String::new(), queue: queue.to_owned(), spec }
+    let (name, queue) = (name.to_owned(), queue.to_owned());
+    Submission { name, name_prefix: String::new(), queue, allow_pending: true, spec }
 }
 
 /// A node of so many cores, 64 GiB, and so many A100.

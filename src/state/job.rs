@@ -104,6 +104,17 @@ pub enum JobEnd {
     Cancelled,
 }
 
+impl JobEnd {
+    /// The end in a sentence.
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "been cancelled",
+        }
+    }
+}
+
 impl Progress {
     /// The earlier attempts of a unit that has none live.
     pub fn tried(&self, unit: u32) -> Option<&Tried> {

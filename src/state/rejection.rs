@@ -24,6 +24,8 @@ pub enum Rejection {
     TokenExpired { made_at: Timestamp },
     #[error("{field}: job {job} {}", Self::DEPENDENCY_RULE)]
     BadDependency { field: String, job: JobId },
+    #[error("{field}: {}: {why}; {}", Self::NEVER_FITS, Self::NEVER_FITS_HINT)]
+    NeverFits { field: String, why: String },
     #[error("pool {} belongs to another agent", quote(pool))]
     PoolClaimed { pool: String },
     #[error("pool {} is spoken for in epoch {current}, not {epoch}", quote(pool))]
@@ -60,14 +62,22 @@ impl Rejection {
     /// What is wrong with a dependency that can't be waited for.
     const DEPENDENCY_RULE: &'static str = "does not exist, or has ended otherwise than the condition asks";
 
+    const NEVER_FITS: &'static str = "no pool can ever run it";
+    const NEVER_FITS_HINT: &'static str = "allow_pending lets it wait for a pool that can";
+
     /// Stable codes with what each means and what helps, for the manual.
-    pub const MANUAL: [(&'static str, &'static str, &'static str); 14] = [
+    pub const MANUAL: [(&'static str, &'static str, &'static str); 15] = [
         ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
         ("NotFound", "the named object does not exist", "check the name"),
         ("AlreadyExists", "the name is taken", "choose another name"),
         ("Conflict", "the object has changed since you read it", "read it again and repeat"),
         ("TokenReused", "the request token belongs to another request", "use a fresh token"),
         ("BadDependency", "the job depends on a job that can't be waited for", "name a job that exists"),
+        (
+            "NeverFits",
+            "no pool could run the job, even if it were empty and open; the error has each pool's reason",
+            "correct the job, or submit it with `--allow-pending` to wait for a pool that can",
+        ),
         (
             "PoolClaimed",
             "the pool's name is bound to another agent",
@@ -97,6 +107,10 @@ impl Rejection {
             Self::Invalid(violations) => violations.clone(),
             Self::BadDependency { field, job } => {
                 let description = format!("job {job} {}", Self::DEPENDENCY_RULE);
+                vec![Violation { field: field.clone(), description }]
+            }
+            Self::NeverFits { field, why } => {
+                let description = format!("{}: {why}; {}", Self::NEVER_FITS, Self::NEVER_FITS_HINT);
                 vec![Violation { field: field.clone(), description }]
             }
             Self::NotFound { .. }

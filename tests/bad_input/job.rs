@@ -21,6 +21,8 @@ pub fn valid() -> v1::SubmitRequest {
     v1::SubmitRequest {
         token: String::new(),
         jobs: vec![v1::Submission { spec: Some(spec), ..Default::default() }],
+        // Most of them would run in no pool of the tests.
+        allow_pending: true,
     }
 }
 

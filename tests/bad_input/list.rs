@@ -42,7 +42,7 @@ async fn list_of_large_jobs_comes_in_pages_of_bounded_size() {
     for part in 0..4 {
         let mut jobs = large.clone();
         jobs.iter_mut().for_each(|job| job.name.push_str(&format!("-{part}")));
-        let request = v1::SubmitRequest { token: String::new(), jobs };
+        let request = v1::SubmitRequest { token: String::new(), jobs, allow_pending: true };
         client.jobs().submit(request).await.expect("accepted");
     }
     let mut request = v1::ListJobsRequest { page_size: 1_000, ..Default::default() };

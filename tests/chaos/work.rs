@@ -84,7 +84,7 @@ impl JobPlan {
         // Without a name: a conflict of names would hide a second job of the same token.
         let spec = Some(self.spec.clone());
         let job = v1::Submission { name_prefix: "chaos".to_owned(), spec, ..Default::default() };
-        v1::SubmitRequest { token: self.token.clone(), jobs: vec![job] }
+        v1::SubmitRequest { token: self.token.clone(), jobs: vec![job], allow_pending: true }
     }
 }
 

@@ -202,6 +202,7 @@ impl<'a> FaultFreeRun<'a> {
             name: String::new(),
             name_prefix: String::new(),
             queue: String::new(),
+            allow_pending: true,
             spec: self.specs[self.spec_of[at]].clone(),
         };
         let command = Command::Submit { jobs: vec![submission] };

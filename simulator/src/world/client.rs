@@ -242,6 +242,7 @@ impl World {
             }
             .to_owned(),
             queue: queue.to_owned(),
+            allow_pending: rng.random_bool(0.9),
             spec,
         };
         let mut jobs = Vec::new();

@@ -23,7 +23,8 @@ const PRICES_FILLED_EVERY: u64 = 128;
 const PRICES: u64 = 4_200;
 
 fn submission(name: &str, spec: JobSpec) -> Submission {
-    Submission { name: name.to_owned(), name_prefix: String::new(), queue: String::new(), spec }
+    let name = name.to_owned();
+    Submission { name, name_prefix: String::new(), queue: String::new(), allow_pending: true, spec }
 }
 
 impl World {

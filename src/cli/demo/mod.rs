@@ -47,7 +47,11 @@ pub(super) async fn run(client: &Client) -> Result<(), Failure> {
     loop {
         let due = arrivals[next..].iter().take_while(|at| **at <= started.elapsed()).count();
         if due > 0 {
-            let request = v1::SubmitRequest { token: new_token(), jobs: jobs[next..next + due].to_vec() };
+            let request = v1::SubmitRequest {
+                token: new_token(),
+                jobs: jobs[next..next + due].to_vec(),
+                allow_pending: true,
+            };
             client.jobs().submit(request).await?;
             next += due;
         }

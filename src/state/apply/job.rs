@@ -1,6 +1,7 @@
 //! Folds what happens to jobs: submitted, closing, ended.
 
 use super::{Applied, ArchiveRow, FinishedJob};
+use crate::model::attempt::{Outcome, OutcomeKind};
 use crate::model::change::Change;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::interval::IntervalSet;
@@ -222,6 +223,11 @@ impl State {
             assert!(job.pending_dependencies >= count, "job {id} waits for fewer jobs than have ended");
             job.pending_dependencies -= count;
             job.dependency_failed |= !met;
+            if !met {
+                let message = format!("it depends on job {ended}, which has {}", end.text());
+                job.first_failure
+                    .get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, &message)));
+            }
             job.revision = revision;
             if !met && job.closing.is_none() {
                 self.index.dependents.failed.insert(id);

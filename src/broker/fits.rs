@@ -1,0 +1,46 @@
+//! Refuses jobs that no pool can ever run, unless they are to wait for one that can.
+
+use super::Broker;
+use crate::model::shape::Shape;
+use crate::scheduler::never_fits;
+use crate::state::command::Submission;
+use crate::state::rejection::Rejection;
+
+/// Pools and nodes that are compared with the jobs of one request: some milliseconds. Jobs beyond it are
+/// accepted; `why` explains them.
+const COMPARED_MAX: usize = 200_000;
+/// Pools that the refusal of a job names.
+const POOLS_NAMED: usize = 4;
+
+impl Broker {
+    /// Checks that some pool, if it were empty and open, could run each unit of the jobs. Without pools there is
+    /// nothing to compare with.
+    pub(super) fn check_fits(&self, jobs: &[Submission]) -> Result<(), Rejection> {
+        let mut budget = COMPARED_MAX;
+        let mut last = None;
+        for (index, job) in jobs.iter().enumerate().filter(|(_, job)| !job.allow_pending) {
+            // Batches are often alike.
+            if last == Some(&job.spec) {
+                continue;
+            }
+            last = Some(&job.spec);
+            for group in 0..job.spec.unit_group_count() {
+                let shape = Shape::of(&job.spec, group);
+                let Some(pools) = never_fits(&self.state, &shape, &mut budget) else { continue };
+                let name = |why: &crate::scheduler::PoolWhy| {
+                    let pool = self.state.pool(why.pool).map_or("", |pool| pool.spec.name.as_str());
+                    format!("{pool}: {}", why.reason)
+                };
+                let mut why: Vec<String> = pools.iter().take(POOLS_NAMED).map(name).collect();
+                if pools.len() > POOLS_NAMED {
+                    why.push(format!("and {} more pools", pools.len() - POOLS_NAMED));
+                }
+                return Err(Rejection::NeverFits {
+                    field: format!("jobs[{index}].spec.groups[{group}]"),
+                    why: why.join("; "),
+                });
+            }
+        }
+        Ok(())
+    }
+}
