@@ -336,6 +336,33 @@ fn whether_an_order_is_late_does_not_depend_on_the_wall_clock() {
     assert_eq!(supervisor.ended(&late).kind, "not_started", "as if the wall clock were far behind");
 }
 
+/// What a task puts in the place of its output is neither waited for nor followed.
+#[test]
+fn a_task_that_replaces_its_output_stops_nobody_and_reads_nothing_foreign() {
+    with_and_without_groups(|mut supervisor| {
+        let (pool, secret) = (supervisor.attempt(), supervisor.scratch().join("secret"));
+        std::fs::write(&secret, "secret\n").expect("a file");
+        let link = format!("ln -s {}", secret.display());
+        for (name, replace) in [(1, "mkfifo"), (2, link.as_str()), (3, "mkdir"), (4, "ln -s /dev/zero")] {
+            let attempt = format!("{pool}{name}");
+            // The shim's file, too: its content is read if the exit code is 127.
+            let script =
+                format!("cd ..; rm 0.stdout; {replace} 0.stdout; mkfifo 0.failure; sleep 0.5; exit 127");
+            supervisor.start_attempt(&attempt, &[Task::script(&script)]);
+            let ended = supervisor.ended(&attempt);
+            assert_eq!((ended.kind.as_str(), ended.exit_code), ("failed", Some(127)), "{replace}: {ended:?}");
+            let id: AttemptId = attempt.parse().expect("an attempt");
+            let part = logs(&supervisor).read(id, 0, Stream::Stdout, 0, 1 << 20);
+            let error = part.expect_err("no output of the task").to_string();
+            assert!(error.contains("the task has replaced the file of its output"), "{replace}: {error}");
+        }
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(&secret).expect("a file").permissions(),
+        );
+        assert_eq!(mode & 0o222, 0o200, "its mode is not changed");
+    });
+}
+
 #[test]
 fn many_short_tasks_leave_no_zombie_and_no_directory() {
     with_and_without_groups(|mut supervisor| {

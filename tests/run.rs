@@ -56,6 +56,12 @@ fn run_fails_where_input_is_ignored_or_output_is_lost() {
     let ended = child.wait_with_output().expect("its output");
     drop(held);
     assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    // The task puts a pipe in the place of its output: nobody can read it, and nobody waits for it.
+    let replaced =
+        run(Stdio::null(), "cd ..; rm 0.stdout; mkfifo 0.stdout; sleep 1").wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&replaced.stderr).into_owned();
+    assert_eq!(replaced.status.code(), Some(125), "{errors}");
+    assert!(errors.contains("the task has replaced the file of its output"), "{errors}");
     // More output than a pool stores, faster than it is read.
     let ended = run(Stdio::null(), "head -c 100000000 /dev/zero").wait_with_output().expect("its output");
     let errors = String::from_utf8_lossy(&ended.stderr).into_owned();

@@ -49,7 +49,7 @@ fn read_once(
     bytes_max: usize,
 ) -> io::Result<Option<LogPart>> {
     let path = output::path(directory, rank, stream);
-    let file = match std::fs::File::open(&path) {
+    let file = match output::open(&path, std::fs::OpenOptions::new().read(true)) {
         // If the directory is gone, too, the file was moved with it, and the read is repeated.
         Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => {
             return Ok(Some(LogPart::default()));

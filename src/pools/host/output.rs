@@ -7,10 +7,11 @@
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -47,9 +48,35 @@ pub(super) fn path(directory: &Path, rank: usize, stream: Stream) -> PathBuf {
     directory.join(format!("{rank}.{name}"))
 }
 
+/// Opens a file that a task can replace, without waiting and without following what it may have put in its place.
+///
+/// # Errors
+/// `InvalidData` if it is a link, a pipe, a device or a directory; else the error of the file system.
+pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let replaced =
+        || io::Error::new(io::ErrorKind::InvalidData, "the task has replaced the file of its output");
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        // The errors for a link, for a pipe without a reader, and for a directory.
+        Err(error)
+            if [Errno::LOOP, Errno::NXIO, Errno::ISDIR]
+                .map(Errno::raw_os_error)
+                .map(Some)
+                .contains(&error.raw_os_error()) =>
+        {
+            return Err(replaced());
+        }
+        opened => opened?,
+    };
+    if file.metadata()?.is_file() { Ok(file) } else { Err(replaced()) }
+}
+
 /// Opens the file of one stream for its task to append to; creates it if it does not exist.
 pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path(directory, rank, stream))
+    let file = open(&path(directory, rank, stream), OpenOptions::new().create(true).append(true))?;
+    // The task inherits the flags.
+    rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }
 
 /// Marks the output of a task as complete by removing the write bits. If the task never wrote, its output is
@@ -57,11 +84,12 @@ pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Resul
 pub(super) fn seal(directory: &Path, rank: usize) {
     for stream in STREAMS {
         let path = path(directory, rank, stream);
-        if !path.exists() {
+        if path.symlink_metadata().is_err() {
             let _ = create(directory, rank, stream);
         }
         // Without the mark readers only wait for more output that never comes.
-        let _ = std::fs::set_permissions(path, Permissions::from_mode(SEALED));
+        let opened = open(&path, OpenOptions::new().read(true));
+        let _ = opened.and_then(|file| file.set_permissions(Permissions::from_mode(SEALED)));
     }
 }
 
@@ -82,7 +110,8 @@ pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, sizes:
     let mut growth = Growth::default();
     for (stream, last) in STREAMS.into_iter().zip(sizes) {
         let file = path(directory, rank, stream);
-        let Ok(size) = std::fs::metadata(&file).map(|found| found.len()) else { continue };
+        let Some(found) = file.symlink_metadata().ok().filter(Metadata::is_file) else { continue };
+        let size = found.len();
         growth.fast |= size.saturating_sub(*last) > stream_max_bytes / 8;
         if size < *last {
             // The task truncated the file: the dropped range belongs to output that is gone.
@@ -101,7 +130,7 @@ fn drop_middle(file: &Path, size: u64, stream_max_bytes: u64) -> io::Result<()> 
     let to = size - stream_max_bytes / 2;
     files::replace_json_unsynced(&record_of(file), &Dropped { from, to })?;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let file = OpenOptions::new().write(true).open(file)?;
+    let file = open(file, OpenOptions::new().write(true))?;
     Ok(fallocate(&file, punch, from, to - from)?)
 }
 

@@ -1,6 +1,6 @@
 //! One task in the supervisor: a process group, maybe a control group, and the task's files.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ pub(super) struct Now {
     pub(super) unix_ms: u64,
     pub(super) boot_ms: u64,
 }
+
+/// Bytes of the shim's message that are read.
+const FAILURE_BYTES_MAX: u64 = 4_096;
 
 /// The exit code for a program that may not be executed: the same as a shell's.
 const NOT_EXECUTABLE: i32 = 126;
@@ -168,8 +171,10 @@ impl Task {
 
     /// Distinguishes a program that the shim could not start from one that itself exited with the same code.
     fn why_not_started(&self, directory: &Path) -> (EndKind, String) {
-        match std::fs::read_to_string(failure_path(directory, self.rank)) {
-            Ok(message) => (EndKind::StartFailed, message),
+        let file = output::open(&failure_path(directory, self.rank), std::fs::OpenOptions::new().read(true));
+        let mut message = String::new();
+        match file.and_then(|file| file.take(FAILURE_BYTES_MAX).read_to_string(&mut message)) {
+            Ok(_) => (EndKind::StartFailed, message),
             Err(_) => (EndKind::Failed, String::new()),
         }
     }
