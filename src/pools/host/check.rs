@@ -19,7 +19,14 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
         ))
     };
     let mut found = vec![Finding::of("socket", fits)];
-    let node = super::node(settings);
+    let name = match super::stored_node_name(&settings.state.join("supervisor")) {
+        Ok(name) => name.unwrap_or_else(super::host_name),
+        Err(error) => {
+            found.push(Finding::of("node", Err(error.to_string())));
+            super::host_name()
+        }
+    };
+    let node = super::node(settings, name);
     let devices =
         if node.devices.is_empty() { String::new() } else { format!(", {} devices", node.devices.len()) };
     let (cpus, mib) = (node.allocatable.cpu_millis / 1_000, node.allocatable.memory_bytes >> 20);

@@ -28,7 +28,7 @@ mod store;
 pub mod supervisor;
 mod task;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -126,8 +126,41 @@ impl Host {
     }
 }
 
+/// The name of this machine.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    if crate::model::text::is_host_name(&name) { name } else { "localhost".to_owned() }
+}
+
+/// The name of the pool's node: that of the machine when the pool was first opened. A machine that is renamed stays
+/// the same node, with the tasks that run on it. Under a new name their capacity would be given out twice.
+fn node_name(folder: &Path, host_name: &str) -> std::io::Result<String> {
+    if let Some(name) = stored_node_name(folder)? {
+        return Ok(name);
+    }
+    crate::files::replace_durably(&folder.join(NODE_FILE), format!("{host_name}\n").as_bytes())?;
+    Ok(host_name.to_owned())
+}
+
+/// The file with the name of the pool's node.
+const NODE_FILE: &str = "node";
+
+/// The name that the pool's node has, if the pool was opened before.
+fn stored_node_name(folder: &Path) -> std::io::Result<Option<String>> {
+    let file = folder.join(NODE_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(name) if crate::model::text::is_host_name(name.trim()) => Ok(Some(name.trim().to_owned())),
+        Ok(name) => {
+            let message = format!("{}: {name:?} is not a node's name", file.display());
+            Err(std::io::Error::new(std::io::ErrorKind::InvalidData, message))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Describes the part of this machine that the pool may use.
-fn node(settings: &Settings) -> NodeSpec {
+fn node(settings: &Settings, name: String) -> NodeSpec {
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let memory = memory_total_bytes();
     let allocatable = Resources {
@@ -135,8 +168,6 @@ fn node(settings: &Settings) -> NodeSpec {
         memory_bytes: settings.memory_bytes.unwrap_or(memory - memory / 8),
         ..Resources::default()
     };
-    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
-    let name = if crate::model::text::is_host_name(&name) { name } else { "localhost".to_owned() };
     NodeSpec {
         name,
         labels: Default::default(),
@@ -205,8 +236,14 @@ impl PoolBackend for Host {
         });
         let (read, mut write) = stream.map_err(failed)?.into_split();
         let mut lines = BufReader::new(read).lines();
+        let host_name = host_name();
+        let name = node_name(&self.folder(), &host_name).map_err(failed)?;
+        let mut notes = self.notes();
+        if name != host_name {
+            notes.push(format!("this machine is called {host_name} now; its node keeps the name {name}"));
+        }
         let mut initial =
-            InitialSync { nodes: vec![node(&self.settings)], notes: self.notes(), ..InitialSync::default() };
+            InitialSync { nodes: vec![node(&self.settings, name)], notes, ..InitialSync::default() };
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
@@ -285,4 +322,19 @@ fn line_of(request: &ToSupervisor) -> Vec<u8> {
     let mut line = serde_json::to_vec(request).unwrap_or_default();
     line.push(b'\n');
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_keeps_its_name_when_the_machine_is_renamed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(node_name(folder.path(), "first").unwrap(), "first");
+        assert_eq!(node_name(folder.path(), "second").unwrap(), "first");
+        std::fs::write(folder.path().join("node"), "no name\u{7}").unwrap();
+        let error = node_name(folder.path(), "third").unwrap_err().to_string();
+        assert!(error.contains("is not a node's name"), "{error}");
+    }
 }
