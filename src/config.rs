@@ -1,13 +1,13 @@
 //! Configuration files: an agent's TOML, the client's contexts, secrets, and the default paths.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::files::{self, private};
 use crate::model::limit::{BYTES_MAX, DEVICES_PER_NODE_MAX, NODE_CPU_MILLIS_MAX, NODES_PER_POOL_MAX};
 use crate::model::region::RegionCode;
 use crate::model::text;
@@ -380,10 +380,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// If the file can't be read or written, or does not contain such a secret.
 pub fn secret<const N: usize>(path: &Path) -> io::Result<[u8; N]> {
-    match std::fs::read_to_string(path) {
+    let mut text = String::new();
+    match private::open(path).and_then(|mut file| file.read_to_string(&mut text)) {
         // Created but not written before a crash: the secret was never used.
-        Ok(text) if text.is_empty() => {}
-        Ok(text) => {
+        Ok(0) => {}
+        Ok(_) => {
             let bytes = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok();
             return bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
                 let what = format!("{} does not contain {} hexadecimal digits", path.display(), 2 * N);

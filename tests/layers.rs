@@ -50,6 +50,7 @@ const TABLE: &[(&str, u32, &[&str])] = &[
             "broker",
             "agent",
             "clock",
+            "files",
             "lock",
             "config",
             "telemetry",

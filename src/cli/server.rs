@@ -1,7 +1,6 @@
 //! `weir server`: runs a broker.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tokio::net::TcpListener;
@@ -11,6 +10,7 @@ use super::exit::{DENIED, INVALID};
 use super::{Failure, start_logging, terminated};
 use crate::clock::Clock;
 use crate::config::{self, ClientFile};
+use crate::files::private;
 use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
@@ -87,9 +87,7 @@ pub(super) async fn listen(
     })?;
     let address = listener.local_addr()?;
     // The journal contains commands and environment variables of jobs, so only its owner may read it.
-    if !data.exists() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
-    }
+    private::folder(data).map_err(|error| Failure::new(DENIED, format!("data directory {error}")))?;
     let directory = data.to_owned();
     let open = move || SqliteJournal::open(&directory).map(|journal| Box::new(journal) as Box<dyn Journal>);
     let (broker, thread) = broker::start(Box::new(open), clock, policy)?;

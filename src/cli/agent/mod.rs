@@ -17,6 +17,7 @@ use crate::api::agent::Dialer;
 use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config::{self, AgentFile};
+use crate::files::private;
 use crate::lock::{self, Lock};
 use crate::model::exchange::Hello;
 use crate::model::high_water::HighWaterMark;
@@ -172,7 +173,7 @@ pub(super) const SIMULATED: Capabilities = Capabilities {
 pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     let folder = state.display();
     let failed = |error| Failure::new(1, format!("state folder {folder} can't be used: {error}"));
-    std::fs::create_dir_all(state).map_err(failed)?;
+    private::folder(state).map_err(failed)?;
     Lock::take(state).map_err(|error| match error {
         lock::Error::InUse { holder } => {
             let message = format!("state folder {folder} is in use by another weir, process {holder}");

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::files::private;
+
 /// How long a new supervisor may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -23,7 +25,7 @@ pub(super) fn connect(state: &Path, program: &Path, cgroup_parent: Option<&Path>
     if let Ok(stream) = UnixStream::connect(&socket) {
         return Ok(stream);
     }
-    std::fs::create_dir_all(state)?;
+    private::folder(state)?;
     let log = OpenOptions::new().create(true).append(true).open(state.join("supervisor.log"))?;
     let mut child = Command::new(program)
         .arg("supervise")

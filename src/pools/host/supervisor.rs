@@ -27,7 +27,7 @@ use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, To
 use super::recover::recover;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::{Exit, Now};
-use crate::files;
+use crate::files::{self, private};
 use crate::pools::clean::empty_subfolders;
 use crate::pools::retention::collect;
 
@@ -54,7 +54,7 @@ const FILES_MAX: u64 = 16_384;
 /// # Errors
 /// If the folder, its journal or its socket can't be used.
 pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
-    store::create_private_dir(state)?;
+    private::folder(state)?;
     let lock =
         OpenOptions::new().create(true).truncate(false).write(true).open(state.join("supervisor.lock"))?;
     if lock.try_lock().is_err() {

@@ -1,4 +1,6 @@
-//! Files that are replaced whole.
+//! Files that are replaced whole, and folders that are private.
+
+pub mod private;
 
 use std::fs::File;
 use std::io::{self, Write};
