@@ -49,12 +49,27 @@ pub struct Outcome {
     pub message: String,
     /// The pool only simulates tasks: no program ran. The broker sets it, whatever an agent reports.
     pub simulated: bool,
+    /// The backend blames the node, not the job. Only its word counts towards a quarantine: what a user can cause
+    /// must not close a node to others.
+    pub node_fault: bool,
 }
 
 impl Outcome {
+    /// Makes an outcome without an exit status that the backend blames on the node.
+    pub fn of_node(kind: OutcomeKind, message: &str) -> Self {
+        Self { node_fault: true, ..Self::plain(kind, message) }
+    }
+
     /// Makes an outcome without an exit status.
     pub fn plain(kind: OutcomeKind, message: &str) -> Self {
-        Self { kind, exit_code: None, signal: None, message: message.to_owned(), simulated: false }
+        Self {
+            kind,
+            exit_code: None,
+            signal: None,
+            message: message.to_owned(),
+            simulated: false,
+            node_fault: false,
+        }
     }
 }
 
@@ -141,11 +156,6 @@ impl OutcomeKind {
             | Self::Abandoned => true,
             Self::Succeeded | Self::Cancelled | Self::Preempted | Self::Drained | Self::NotStarted => false,
         }
-    }
-
-    /// True if an attempt that ended this way, without a stop request, counts as a failure of its node.
-    pub fn is_node_fault(self) -> bool {
-        matches!(self, Self::StartFailed | Self::NodeLost | Self::Vanished)
     }
 
     /// True if the program ran until it ended or hit a limit: the node works.

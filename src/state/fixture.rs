@@ -150,12 +150,13 @@ impl Fixture {
     }
 
     pub(crate) fn end(&mut self, unit: UnitId, kind: OutcomeKind) {
-        let status = AttemptStatus::Ended {
-            started_at: Some(self.now),
-            ended_at: self.now,
-            outcome: Outcome::plain(kind, "as the test chose"),
-        };
-        self.report(unit, status);
+        self.end_with(unit, Outcome::plain(kind, "as the test chose"));
+    }
+
+    /// Ends an attempt with this outcome.
+    pub(crate) fn end_with(&mut self, unit: UnitId, outcome: Outcome) {
+        let (started_at, ended_at) = (Some(self.now), self.now);
+        self.report(unit, AttemptStatus::Ended { started_at, ended_at, outcome });
     }
 
     /// Lets time pass and does what falls due, until nothing is.

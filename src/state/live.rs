@@ -1,6 +1,6 @@
 //! Live attempts: at most one per unit.
 
-use crate::model::attempt::{OutcomeKind, Phase, Placement, StopReason};
+use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement, StopReason};
 use crate::model::id::{AttemptId, JournalId, NodeRef, PoolId, Revision, UnitId};
 use crate::model::time::Timestamp;
 
@@ -46,9 +46,9 @@ impl Attempt {
         one.then_some(NodeRef { pool: self.pool, node: first.node })
     }
 
-    /// Ending so, without having been asked to, it is its node's fault.
-    pub fn is_node_fault(&self, kind: OutcomeKind) -> bool {
-        self.stop.is_none() && kind.is_node_fault()
+    /// Ending so, without a stop request, is its node's fault: the node was lost, or the backend blames it.
+    pub fn is_node_fault(&self, outcome: &Outcome) -> bool {
+        self.stop.is_none() && (outcome.kind == OutcomeKind::NodeLost || outcome.node_fault)
     }
 
     /// Its full identity.

@@ -13,7 +13,7 @@ use super::record;
 use super::rejection::Rejection;
 use super::snapshot::Object;
 use super::token::RequestToken;
-use crate::model::attempt::{AttemptStatus, OutcomeKind, Phase};
+use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind, Phase};
 use crate::model::device::{DeviceAmount, DeviceShare};
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision};
 use crate::model::limit::TOKEN_RETENTION_MS;
@@ -489,7 +489,7 @@ fn node_that_fails_attempts_of_several_jobs_is_quarantined_and_released() {
     let fault = |world: &mut Fixture| {
         let job = world.submit_spec(tasks(1, 1));
         world.must_start(unit(job, 0), pool);
-        world.end(unit(job, 0), OutcomeKind::StartFailed);
+        world.end_with(unit(job, 0), Outcome::of_node(OutcomeKind::StartFailed, ""));
     };
     (0..4).for_each(|_| fault(&mut world));
     // One attempt that ran proves that the node works: the count restarts.
@@ -505,12 +505,30 @@ fn node_that_fails_attempts_of_several_jobs_is_quarantined_and_released() {
     world.pass(60_000);
     assert_eq!(held(&world), None);
     world.must_start(unit(job, 0), pool);
-    world.end(unit(job, 0), OutcomeKind::StartFailed);
+    world.end_with(unit(job, 0), Outcome::of_node(OutcomeKind::StartFailed, ""));
     (0..4).for_each(|_| fault(&mut world));
     assert_eq!(held(&world), Some(world.now.plus_ms(120_000)), "the second time is twice as long");
     world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: false });
     assert_eq!(held(&world), None, "an admin may end it");
     assert_eq!(world.state.check(), Ok(()));
+}
+
+/// What a user can cause, in however many jobs, closes no node to others.
+#[test]
+fn failures_that_the_backend_does_not_blame_on_the_node_quarantine_nothing() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 64, 0)]);
+    for kind in
+        [OutcomeKind::StartFailed, OutcomeKind::Vanished, OutcomeKind::TimedOut, OutcomeKind::OutOfMemory]
+    {
+        for _ in 0..10 {
+            let job = world.submit_spec(tasks(1, 1));
+            world.must_start(unit(job, 0), pool);
+            world.end(unit(job, 0), kind);
+        }
+    }
+    let node = world.state.node(NodeRef { pool, node: NodeId(1) }).unwrap();
+    assert_eq!((node.failure_tracker.faults, node.failure_tracker.quarantined_until), (0, None));
 }
 
 #[test]
@@ -522,7 +540,7 @@ fn one_job_that_fails_everywhere_closes_no_node() {
     let job = world.submit_spec(spec);
     for index in 0..20 {
         world.must_start(unit(job, index), pool);
-        world.end(unit(job, index), OutcomeKind::StartFailed);
+        world.end_with(unit(job, index), Outcome::of_node(OutcomeKind::StartFailed, ""));
     }
     assert_eq!(
         world.state.node(NodeRef { pool, node: NodeId(1) }).unwrap().failure_tracker.quarantined_until,

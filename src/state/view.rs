@@ -90,7 +90,7 @@ pub struct JobView {
 pub struct FailedUnits {
     pub kind: OutcomeKind,
     pub count: u32,
-    /// The lowest of them as intervals without their end, at most [`INTERVALS_SHOWN`].
+    /// The lowest of them as intervals without their end, at most 16.
     pub first: Vec<[u32; 2]>,
     /// There are more intervals.
     pub more: bool,

@@ -313,7 +313,9 @@ impl World {
             AttemptStatus::Starting => None,
             AttemptStatus::Running { started_at } => Some(started_at),
         };
-        let outcome = Outcome { exit_code, ..Outcome::plain(kind, "") };
+        let on_broken = host.backend.broken.as_ref().is_some_and(|node| object.is_on(node));
+        let node_fault = kind == OutcomeKind::StartFailed && on_broken;
+        let outcome = Outcome { exit_code, node_fault, ..Outcome::plain(kind, "") };
         object.status = AttemptStatus::Ended { started_at, ended_at, outcome };
         if kind == OutcomeKind::Succeeded && !object.of_stale_copy {
             host.backend.succeeded.insert(attempt);

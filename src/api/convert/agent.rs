@@ -211,6 +211,7 @@ fn read_outcome(path: &str, message: v1::Outcome) -> Result<Outcome, Invalid> {
         signal: message.signal,
         message: message.message,
         simulated: message.simulated,
+        node_fault: message.node_fault,
     })
 }
 

@@ -38,6 +38,7 @@ pub(super) fn outcome_message(outcome: &Outcome) -> v1::Outcome {
         signal: outcome.signal,
         message: outcome.message.clone(),
         simulated: outcome.simulated,
+        node_fault: outcome.node_fault,
     }
 }
 

@@ -11,10 +11,32 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use rustix::io::Errno;
+
 /// The first argument that makes this program the shim.
 const ARGUMENT: &str = "cgroup-exec";
 /// The exit code if the task's program could not be started: the same as a shell's.
 pub(super) const EXIT_NOT_STARTED: i32 = 127;
+
+/// First character of the reason of a failure that is the machine's, and of one that the job's command caused.
+pub(super) const OF_MACHINE: char = 'M';
+const OF_JOB: char = 'J';
+
+/// Errors of starting a program that the machine alone can cause: it lacks processes, memory, files or space, or its
+/// disk is broken.
+pub(super) fn is_of_machine(error: &io::Error) -> bool {
+    let causes = [
+        Errno::AGAIN,
+        Errno::NOMEM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::ROFS,
+    ];
+    causes.iter().any(|cause| error.raw_os_error() == Some(cause.raw_os_error()))
+}
 
 /// Enters a control group and executes the task's program, if the arguments of this process request it.
 ///
@@ -28,12 +50,13 @@ pub fn run_if_requested() -> Option<ExitCode> {
     let procs = PathBuf::from(arguments.next()?);
     let failure = PathBuf::from(arguments.next()?);
     let message = match std::fs::write(&procs, "0") {
-        Err(error) => format!("{}: {error}", procs.display()),
+        Err(error) => format!("{OF_MACHINE}{}: {error}", procs.display()),
         Ok(()) => {
             let Some(program) = arguments.next() else { return Some(ExitCode::SUCCESS) };
             let shown = arguments.next().unwrap_or_else(|| program.clone());
             let error = Command::new(&program).arg0(&shown).args(arguments).exec();
-            format!("{}: {error}", shown.display())
+            let whose = if is_of_machine(&error) { OF_MACHINE } else { OF_JOB };
+            format!("{whose}{}: {error}", shown.display())
         }
     };
     // For the supervisor. If the file can't be written, only the exit code reports the failure.

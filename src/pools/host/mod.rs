@@ -209,7 +209,13 @@ fn observed(attempt: Attempt) -> Option<ObservedAttempt> {
             AttemptStatus::Ended {
                 started_at: started_unix_ms.map(Timestamp),
                 ended_at: Timestamp(ended_unix_ms),
-                outcome: Outcome { exit_code, signal, ..Outcome::plain(outcome_kind(kind), &message) },
+                outcome: Outcome {
+                    exit_code,
+                    signal,
+                    // What the job's command can cause, the supervisor reports as `Failed`.
+                    node_fault: kind == EndKind::StartFailed,
+                    ..Outcome::plain(outcome_kind(kind), &message)
+                },
             }
         }
     };

@@ -67,12 +67,13 @@ impl Exit {
     /// Makes the exit of a task whose program could not be started.
     ///
     /// Errors in the job have the exit codes of a shell: 127 if the program does not exist, 126 if it
-    /// may not be executed. All other errors are the machine's, and count as a failed start.
+    /// can't be executed. What the machine lacks counts as a failed start, and against the node: only such errors,
+    /// as everything else can be caused by the job's command, environment or directory.
     pub(super) fn of_spawn_error(error: &io::Error) -> Self {
         let exit_code = match error.kind() {
             io::ErrorKind::NotFound => Some(cgroup_exec::EXIT_NOT_STARTED),
-            io::ErrorKind::PermissionDenied => Some(NOT_EXECUTABLE),
-            _ => None,
+            _ if cgroup_exec::is_of_machine(error) => None,
+            _ => Some(NOT_EXECUTABLE),
         };
         let kind = if exit_code.is_some() { EndKind::Failed } else { EndKind::StartFailed };
         Self { exit_code, ..Self::plain(kind, &error.to_string()) }
@@ -174,7 +175,11 @@ impl Task {
         let file = output::open(&failure_path(directory, self.rank), std::fs::OpenOptions::new().read(true));
         let mut message = String::new();
         match file.and_then(|file| file.take(FAILURE_BYTES_MAX).read_to_string(&mut message)) {
-            Ok(_) => (EndKind::StartFailed, message),
+            // The shim's first character is whose error it was.
+            Ok(_) if message.starts_with(cgroup_exec::OF_MACHINE) => {
+                (EndKind::StartFailed, message.split_off(1))
+            }
+            Ok(_) => (EndKind::Failed, message.split_off(message.ceil_char_boundary(1))),
             Err(_) => (EndKind::Failed, String::new()),
         }
     }

@@ -275,7 +275,11 @@ fn end_outcome(
         // Another pod took the capacity first.
         None if reason.starts_with(OUT_OF) => outcome(OutcomeKind::NotStarted, status_text),
         // Its kubelet rejected it for another reason: NodeAffinity, UnexpectedAdmissionError and the like.
-        None => outcome(OutcomeKind::StartFailed, status_text),
+        // An error of the kubelet's own is the node's; the others are the pod's.
+        None => {
+            let node_fault = reason == "UnexpectedAdmissionError";
+            Outcome { node_fault, ..outcome(OutcomeKind::StartFailed, status_text) }
+        }
     })
 }
 

@@ -198,7 +198,7 @@ impl State {
         self.touch(Key::Attempt(unit));
         let Some(attempt) = self.attempts.remove(&unit) else { panic!("{unit:?} ends but is not live") };
         self.workload.depart(attempt.placements.len() as u64);
-        let (kind, fault) = (ended.outcome.kind, attempt.is_node_fault(ended.outcome.kind));
+        let (kind, fault) = (ended.outcome.kind, attempt.is_node_fault(&ended.outcome));
         if let Some(at) = attempt.single_node().filter(|_| fault || kind.proves_node_works()) {
             self.note_node_health(at, unit.job, fault);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::{Decision, Ending, Reply};
-use crate::model::attempt::{OutcomeKind, StopReason};
+use crate::model::attempt::{Outcome, OutcomeKind, StopReason};
 use crate::model::backoff::doubled;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
@@ -183,8 +183,9 @@ impl State {
     pub(super) fn end_attempt_events(&self, now: Timestamp, ending: Ending) -> Vec<Event> {
         let Ending { unit, ended } = ending;
         let (kind, next) = (ended.outcome.kind, ended.next);
+        let quarantine = self.quarantine(now, unit, &ended.outcome);
         let mut events = vec![Event::AttemptEnded { unit, ended }];
-        events.extend(self.quarantine(now, unit, kind));
+        events.extend(quarantine);
         let (Some(job), Some(spec)) = (self.jobs.get(&unit.job), self.spec_of_job(unit.job)) else {
             return events;
         };
@@ -212,8 +213,8 @@ impl State {
     }
 
     /// Closes a node for a while that fails whatever it is given.
-    fn quarantine(&self, now: Timestamp, unit: UnitId, kind: OutcomeKind) -> Option<Event> {
-        let attempt = self.attempt(unit).filter(|attempt| attempt.is_node_fault(kind))?;
+    fn quarantine(&self, now: Timestamp, unit: UnitId, outcome: &Outcome) -> Option<Event> {
+        let attempt = self.attempt(unit).filter(|attempt| attempt.is_node_fault(outcome))?;
         let at = attempt.single_node()?;
         // One that is gone may be forgotten with this very attempt.
         let node = self.node(at).filter(|node| !node.gone)?;

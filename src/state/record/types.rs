@@ -176,6 +176,7 @@ message!(Outcome as Outcome {
     signal: signal,
     message: message,
     simulated: simulated,
+    node_fault: node_fault,
 });
 message!(TokenEntry as TokenEntry { at_unix_ms: at, fingerprint: fingerprint, reply: reply [required] });
 
