@@ -371,8 +371,15 @@ impl World {
         commands.into_iter().for_each(|command| self.command(command));
     }
 
-    /// Sends a query, mostly about new jobs: they wait, so the broker explains why.
+    /// Sends queries, mostly about new jobs: they wait, so the broker explains why. While nodes are reserved, which
+    /// is rare, it sends more of them.
     fn query(&mut self) {
+        let mut machines = self.brokers.iter().filter_map(|broker| broker.machine.as_ref());
+        let reserved = machines.any(|broker| broker.scheduler().has_reserved_nodes());
+        (0..if reserved { 16 } else { 1 }).for_each(|_| self.send_query());
+    }
+
+    fn send_query(&mut self) {
         let jobs: Vec<JobId> = self.client.acknowledged.iter().rev().take(30).copied().collect();
         let job = if jobs.is_empty() { JobId(1) } else { jobs[self.client.rng.random_range(0..jobs.len())] };
         let query = match self.client.rng.random_range(0..8) {
