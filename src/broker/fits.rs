@@ -2,6 +2,7 @@
 
 use super::Broker;
 use crate::model::shape::Shape;
+use crate::model::time::Timestamp;
 use crate::scheduler::never_fits;
 use crate::state::command::Submission;
 use crate::state::rejection::Rejection;
@@ -9,6 +10,9 @@ use crate::state::rejection::Rejection;
 /// Pools and nodes that are compared with the jobs of one request: some milliseconds. Jobs beyond it are
 /// accepted; `why` explains them.
 const COMPARED_MAX: usize = 200_000;
+/// After the start of the broker, and after a pool has registered, other pools may register for so long: until then
+/// nothing is refused.
+const REGISTRATION_MS: u64 = 10_000;
 /// Pools that the refusal of a job names.
 const POOLS_NAMED: usize = 4;
 
@@ -16,6 +20,11 @@ impl Broker {
     /// Checks that some pool, if it were empty and open, could run each unit of the jobs. Without pools there is
     /// nothing to compare with.
     pub(super) fn check_fits(&self, jobs: &[Submission]) -> Result<(), Rejection> {
+        let newest = self.state.pools().map(|pool| pool.registered_at).max();
+        let is_past = |since: Timestamp| self.now >= since.plus_ms(REGISTRATION_MS);
+        if !is_past(self.started_at) || !newest.is_some_and(is_past) {
+            return Ok(());
+        }
         let mut budget = COMPARED_MAX;
         let mut last = None;
         for (index, job) in jobs.iter().enumerate().filter(|(_, job)| !job.allow_pending) {

@@ -139,6 +139,8 @@ pub struct Broker {
     policy: Policy,
     budget: Budget,
     now: Timestamp,
+    /// When this broker took over.
+    started_at: Timestamp,
     /// How far the caller's clock is behind the journal's time. Time continues from where the journal ends:
     /// waiting for the clock to catch up would delay everything that is due.
     behind_ms: u64,
@@ -160,6 +162,7 @@ impl Broker {
         let started = now.max(state.now());
         let mut broker = Self {
             now: started,
+            started_at: started,
             behind_ms: if Mutant::StandStill.is_on() { 0 } else { state.now().ms_since(now) },
             scheduler: Scheduler::rebuild(&state),
             term,
