@@ -130,14 +130,16 @@ fn sources_of(folder: &str) -> Vec<Source> {
                 } else {
                     path.with_extension("")
                 };
-                tests_only.extend(tests.iter().map(|name| parent.join(format!("{name}.rs"))));
+                tests_only.extend(
+                    tests.iter().flat_map(|name| [parent.join(format!("{name}.rs")), parent.join(name)]),
+                );
                 sources.push(Source { path, text, product });
             }
         }
     }
     assert!(sources.len() > 30, "only {} files were found", sources.len());
     for source in &mut sources {
-        if tests_only.contains(&source.path) {
+        if tests_only.iter().any(|file_or_folder| source.path.starts_with(file_or_folder)) {
             source.product.clear();
         }
         source.path = source.path.strip_prefix(&src).unwrap().to_owned();
