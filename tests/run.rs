@@ -56,7 +56,7 @@ fn run_fails_where_input_is_ignored_or_output_is_lost() {
     let ended = child.wait_with_output().expect("its output");
     drop(held);
     assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
-    // The task puts a pipe in the place of its output: nobody can read it, and nobody waits for it.
+    // The task puts a pipe in the place of its output: no reader waits for it.
     let replaced =
         run(Stdio::null(), "cd ..; rm 0.stdout; mkfifo 0.stdout; sleep 1").wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&replaced.stderr).into_owned();
@@ -66,9 +66,9 @@ fn run_fails_where_input_is_ignored_or_output_is_lost() {
     let ended = run(Stdio::null(), "head -c 100000000 /dev/zero").wait_with_output().expect("its output");
     let errors = String::from_utf8_lossy(&ended.stderr).into_owned();
     let complete = ended.stdout.len() == 100_000_000;
-    let told = errors.contains("bytes were not stored") && errors.contains("its output is not complete");
+    let reported = errors.contains("bytes were not stored") && errors.contains("its output is not complete");
     assert_eq!(
-        (ended.status.code(), told),
+        (ended.status.code(), reported),
         if complete { (Some(0), false) } else { (Some(125), true) },
         "{errors}"
     );
@@ -178,7 +178,7 @@ fn simulated_pools_take_only_jobs_that_ask_for_them() {
     assert_eq!((code, job.as_str()), (0, "job/real\n"), "{errors}");
     let (_, why, _) = home.run(&["why", "job/real"]);
     assert!(why.lines().any(|line| line.contains("xj-ascend") && line.contains("PoolSimulated")), "{why}");
-    // Where a job names a simulated pool, every view tells that nothing ran.
+    // Where a job names a simulated pool, every view shows that nothing ran.
     let named = ["run", "--pool", "xj-ascend", "--name", "named", "--", "sh", "-c", "exit 3"];
     let (code, _, errors) = home.run(&named);
     assert_eq!(code, 125, "{errors}");

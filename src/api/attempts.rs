@@ -90,7 +90,8 @@ impl Jobs {
         Ok(ended.map_or_else(Vec::new, |ended| failed_units_from(&ended.job.groups, from, limit)))
     }
 
-    async fn journal(&self) -> Result<JournalId, Status> {
+    /// The id of the broker's journal, with which the ids of attempts begin.
+    pub(super) async fn journal(&self) -> Result<JournalId, Status> {
         let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
         let Answer::Status { journal, .. } = status else {
             return Err(Status::internal("unexpected answer to a status query"));

@@ -50,10 +50,7 @@ impl Jobs {
         if let Some(attempt) = live.into_iter().find(of_unit) {
             return Ok(Some(attempt));
         }
-        let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else {
-            return Err(Status::internal("unexpected answer to a status query"));
-        };
+        let journal = self.journal().await?;
         let (id, unit) = (job.id, message.unit);
         let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
         let ended = ended.await.map_err(error::call)?;

@@ -20,6 +20,9 @@ impl Broker {
     /// Checks that some pool, if it were empty and open, could run each unit of the jobs. Without pools there is
     /// nothing to compare with.
     pub(super) fn check_fits(&self, jobs: &[Submission]) -> Result<(), Rejection> {
+        if jobs.iter().all(|job| job.allow_pending) {
+            return Ok(());
+        }
         let newest = self.state.pools().map(|pool| pool.registered_at).max();
         let is_past = |since: Timestamp| self.now >= since.plus_ms(REGISTRATION_MS);
         if !is_past(self.started_at) || !newest.is_some_and(is_past) {
