@@ -21,7 +21,7 @@ use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, JournalId, Revision, SpecId, Term};
 use crate::model::mutant::Mutant;
 use crate::model::pool::NodeSpec;
-use crate::model::spec::{JobSpec, OnPoolLost};
+use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
 /// An input of the agent.
@@ -72,8 +72,8 @@ pub enum Effect {
     Stop(Stop),
     /// Delete the attempt's object or tombstone: its outcome is durable at the broker.
     Forget(AttemptId),
-    /// Let attempts with a lease run until then, on this agent's clock.
-    RenewLease { until: Timestamp },
+    /// Let attempts with a lease run for as long as it lasts from then on, on this agent's clock.
+    RenewLeases { from: Timestamp },
     /// Store this for the hello of the agent's next process.
     StoreHighWater(HighWaterMark),
     /// Step again at this time at the latest.
@@ -87,8 +87,8 @@ pub struct StartRequest {
     pub spec: Arc<JobSpec>,
     /// On this agent's clock: the backend must not create the attempt later.
     pub start_by: Timestamp,
-    /// The attempt must be stopped when the pool's lease expires.
-    pub leased: bool,
+    /// The attempt must be stopped when the pool's leases have not been renewed for so long; `None`: never.
+    pub lease_ms: Option<u64>,
 }
 
 /// First and longest window, in milliseconds, in which the next connection attempt falls at a random time. A
@@ -125,7 +125,8 @@ pub struct Agent {
     /// The journal of `term`: terms of two journals are not comparable.
     journal: JournalId,
     term: Term,
-    lease_until: Timestamp,
+    /// When the newest answered heartbeat was sent: leases count from then on.
+    renewed_at: Timestamp,
     /// Connections lost or refused since the last session was established.
     backoff: Backoff,
     /// State of the generator that spreads reconnects, seeded with the instance.
@@ -214,7 +215,7 @@ impl Agent {
             stale_ids: BTreeMap::new(),
             journal: JournalId::default(),
             term: Term(0),
-            lease_until: Timestamp(0),
+            renewed_at: Timestamp(0),
             backoff: BACKOFF,
             jitter,
             unreported: BTreeSet::new(),
@@ -388,7 +389,7 @@ impl Agent {
         self.store_high_water(accepted.high_water);
         self.backoff.reset();
         // The hello was received, so it counts as the first heartbeat.
-        self.extend_lease(sent_at.plus_ms(accepted.lease_ms));
+        self.renew_leases(sent_at);
         let skew_ms = skew_ms(sent_at, accepted.now);
         self.connection = Connection::Up(Box::new(Session {
             accepted,
@@ -468,7 +469,7 @@ impl Agent {
         }
     }
 
-    /// Extends the lease, counted from when the answered heartbeat was sent. `broker_now` is the broker's
+    /// Renews the leases from when the answered heartbeat was sent on. `broker_now` is the broker's
     /// clock when it received that heartbeat.
     fn renew(&mut self, sequence: u64, broker_now: Timestamp) {
         let Connection::Up(session) = &mut self.connection else { return };
@@ -482,16 +483,15 @@ impl Agent {
                     session.skew_ms = skew_ms(sent_at, broker_now);
                 }
                 let sent_at = if Mutant::LeaseFromAnswer.is_on() { self.now } else { sent_at };
-                let until = sent_at.plus_ms(session.accepted.lease_ms);
-                return self.extend_lease(until);
+                return self.renew_leases(sent_at);
             }
         }
     }
 
-    fn extend_lease(&mut self, until: Timestamp) {
-        if until > self.lease_until {
-            self.lease_until = until;
-            self.effects.push(Effect::RenewLease { until });
+    fn renew_leases(&mut self, from: Timestamp) {
+        if from > self.renewed_at {
+            self.renewed_at = from;
+            self.effects.push(Effect::RenewLeases { from });
         }
     }
 
@@ -529,9 +529,4 @@ impl Agent {
 /// `start_by`, but never starts after it.
 fn skew_ms(sent_at: Timestamp, received_at: Timestamp) -> i64 {
     i64::try_from(sent_at.0).unwrap_or(0) - i64::try_from(received_at.0).unwrap_or(0)
-}
-
-/// True if attempts of the spec run with a lease.
-fn is_leased(spec: &JobSpec) -> bool {
-    spec.on_pool_lost == OnPoolLost::Requeue
 }

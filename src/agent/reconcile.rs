@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Agent, Connection, Effect, REPORTS_MAX, StartRequest, TrackedAttempt, TrackedState, is_leased};
+use super::{Agent, Connection, Effect, REPORTS_MAX, StartRequest, TrackedAttempt, TrackedState};
 use crate::model::attempt::{AttemptReport, AttemptStatus, Outcome, OutcomeKind, StopReason};
 use crate::model::exchange::{FromAgent, Part, StartOrder, Stop};
 use crate::model::id::{AttemptId, Revision, SpecId};
@@ -67,12 +67,12 @@ impl Agent {
             // The spec windows differ, which a new session repairs.
             return self.disconnect();
         };
-        let start = StartRequest { leased: is_leased(&spec), order, spec, start_by };
+        let start = StartRequest { lease_ms: spec.lease_ms(), order, spec, start_by };
         let refused = if start.order.started {
             Some((OutcomeKind::Vanished, "the backend has no record of it any more"))
         } else if self.now > start_by {
             Some((OutcomeKind::NotStarted, "the order came too late"))
-        } else if start.leased && self.now >= self.lease_until {
+        } else if start.lease_ms.is_some_and(|lease_ms| self.now >= self.renewed_at.plus_ms(lease_ms)) {
             Some((OutcomeKind::NotStarted, "the pool's lease had expired"))
         } else {
             None

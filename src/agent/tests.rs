@@ -26,7 +26,6 @@ fn begin_session(agent: &mut Agent) -> Vec<AttemptId> {
         epoch: Epoch(1),
         now: NOW,
         heartbeat_ms: 1_000,
-        lease_ms: 60_000,
         high_water: None,
     };
     let effects = step(agent, Input::FromBroker(ToAgent::Accepted(accepted)));

@@ -5,16 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Broker;
 use crate::model::exchange::RefusedCode;
 use crate::model::id::PoolId;
-use crate::model::mutant::Mutant;
 use crate::model::pool::Connectivity;
 use crate::model::time::Timestamp;
 use crate::state::command::Command;
 use crate::state::event::Settings;
 use crate::state::job::Principal;
+use crate::state::pool::Pool;
 
 /// With so many pools without heartbeats, and more than half of all, the fault is likely the broker's own
 /// network: the mass-failure circuit breaker opens, and no lease is ended.
 const CIRCUIT_BREAKER_POOLS_MIN: usize = 3;
+/// A pool that has been LOST for longer no longer counts for the circuit breaker.
+const GIVEN_UP_MS: u64 = 3_600_000;
 
 /// When each pool was last active, and what follows from that.
 #[derive(Debug, Default)]
@@ -22,8 +24,6 @@ pub(super) struct Liveness {
     last_heartbeat: BTreeMap<PoolId, Timestamp>,
     /// When a pool's missing heartbeats next change its connectivity.
     deadlines: BTreeSet<(Timestamp, PoolId)>,
-    /// No lease has surely ended before, whatever connectivity the state has for its pool.
-    lease_expiry_floor: Timestamp,
 }
 
 impl Liveness {
@@ -46,7 +46,6 @@ impl Broker {
         let pools: Vec<PoolId> = self.state.pools().map(|pool| pool.id).collect();
         self.liveness.deadlines.clear();
         self.liveness.last_heartbeat.clear();
-        self.liveness.lease_expiry_floor = self.now.plus_ms(self.state.settings().lost_ms);
         for pool in pools {
             self.note_heartbeat(pool);
         }
@@ -75,15 +74,9 @@ impl Broker {
             self.liveness.deadlines.first().copied().filter(|(at, _)| *at <= self.now)
         {
             self.liveness.deadlines.remove(&(at, pool));
-            let missing_ms = self
-                .liveness
-                .last_heartbeat
-                .get(&pool)
-                .map_or(0, |last_heartbeat| self.now.ms_since(*last_heartbeat));
+            let missing_ms = self.silent_ms(pool);
             let settings = self.state.settings();
-            let early = Mutant::LoseEarly.is_on();
-            let lost_ms = if early { settings.unreachable_ms } else { settings.lost_ms };
-            let connectivity = if missing_ms >= lost_ms {
+            let connectivity = if missing_ms >= settings.lost_ms {
                 Connectivity::Lost
             } else if missing_ms >= settings.unreachable_ms {
                 Connectivity::Unreachable
@@ -96,8 +89,8 @@ impl Broker {
             if worse {
                 let _ = self.command(Principal::System, Command::ChangeConnectivity { pool, connectivity });
             }
-            // What a lost pool runs may have been requeued meanwhile: if it comes back, both sides must exchange
-            // full sets again.
+            // From here on what the pool runs may be requeued: if it comes back, both sides must exchange full sets
+            // again.
             if connectivity == Connectivity::Lost
                 && let Some(session) = self.sessions.active.get(&pool).copied()
             {
@@ -107,14 +100,20 @@ impl Broker {
         }
     }
 
-    /// No lease may be ended: too many pools miss heartbeats at once, or this broker has not listened for long
-    /// enough. A pool that was lost before this writer session may have been served since, by a broker on a
-    /// stale copy of the journal.
+    /// For how long a pool has been silent, while this writer session listened. What was before does not count:
+    /// the pool may have been served by a broker on a stale copy of the journal.
+    pub(super) fn silent_ms(&self, pool: PoolId) -> u64 {
+        self.liveness.last_heartbeat.get(&pool).map_or(0, |last| self.now.ms_since(*last))
+    }
+
+    /// No lease may be ended: too many pools miss heartbeats at once. Pools that were given up long ago don't
+    /// count: whatever the share of them, the next one that falls silent may be requeued.
     pub(super) fn is_circuit_open(&self) -> bool {
-        if self.now < self.liveness.lease_expiry_floor {
-            return true;
-        }
-        let pools = self.state.pools();
+        let given_up = |pool: &Pool| {
+            pool.connectivity == Connectivity::Lost
+                && pool.not_ready_since.is_some_and(|since| self.now.ms_since(since) > GIVEN_UP_MS)
+        };
+        let pools = self.state.pools().filter(|pool| !given_up(pool));
         let (missing, all) = pools.fold((0, 0), |(missing, all), pool| {
             (missing + usize::from(pool.connectivity != Connectivity::Ready), all + 1)
         });

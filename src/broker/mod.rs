@@ -316,8 +316,13 @@ impl Broker {
         if !timer_due && !self.state.has_backlog() && !self.state.has_lost() {
             return false;
         }
-        let due_actions =
-            self.state.due_actions(self.now, self.is_circuit_open(), self.recovery.token_expiry_floor);
+        let circuit_open = self.is_circuit_open();
+        let silent_ms = |pool| match (circuit_open, Mutant::LoseEarly.is_on()) {
+            (true, _) => 0,
+            (false, false) => self.silent_ms(pool),
+            (false, true) => 2 * self.silent_ms(pool),
+        };
+        let due_actions = self.state.due_actions(self.now, silent_ms, self.recovery.token_expiry_floor);
         let more = due_actions.len() >= crate::state::decide::DUE_ACTIONS_MAX;
         for due_action in due_actions {
             // One action may make another void, such as the end of a job's last attempt.

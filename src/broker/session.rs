@@ -123,7 +123,6 @@ impl Broker {
             epoch,
             now: self.now,
             heartbeat_ms: settings.heartbeat_ms,
-            lease_ms: settings.lease_ms,
             high_water: self.high_water(self.state.revision()),
         });
         self.hold_until_durable(Effect::Direct { session: id, message });

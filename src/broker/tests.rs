@@ -5,10 +5,12 @@ use crate::model::attempt::AttemptStatus;
 use crate::model::demand::{Demand, ProfileEntry};
 use crate::model::exchange::{Hello, Inventory, Part};
 use crate::model::id::{Epoch, InstanceId};
+use crate::model::limit::{LEASE_MS_DEFAULT, LEASE_MS_MIN};
 use crate::model::pool::Connectivity;
 use crate::model::resource::Resources;
 use crate::model::shape::Needs;
 use crate::model::spec::{JobSpec, OnPoolLost, minimal};
+use crate::state::event::lease_surely_over_ms;
 use crate::state::fixture::{Fixture, node_spec, submission, unit};
 use crate::state::token::RequestToken;
 
@@ -90,14 +92,58 @@ fn new_writer_session_ends_no_lease_before_it_has_listened_for_as_long_as_one_la
     world.must_start(unit(job, 0), pool);
     world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
     world.must(Command::ChangeConnectivity { pool, connectivity: Connectivity::Lost });
-    let lost_ms = world.state.settings().lost_ms;
+    let over_ms = lease_surely_over_ms(LEASE_MS_DEFAULT);
     let began = world.now.plus_ms(HOUR_MS);
     let mut broker = restart(world.state, began);
     let mut now = began;
-    pass(&mut broker, &mut now, began.plus_ms(lost_ms - 1));
+    pass(&mut broker, &mut now, began.plus_ms(over_ms - 1));
     assert!(broker.state().attempt(unit(job, 0)).is_some(), "its lease was ended early");
-    pass(&mut broker, &mut now, began.plus_ms(lost_ms + 1_000));
+    pass(&mut broker, &mut now, began.plus_ms(over_ms + 1_000));
     assert!(broker.state().attempt(unit(job, 0)).is_none(), "its lease was never ended");
+}
+
+#[test]
+fn each_attempt_is_requeued_when_its_own_lease_is_over() {
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", vec![node_spec("n1", 8, 0)]);
+    let spec = |lease_ms| JobSpec { on_pool_lost: OnPoolLost::Requeue, lease_ms, ..minimal() };
+    let [short, long] = [LEASE_MS_MIN, 2 * LEASE_MS_DEFAULT].map(|lease_ms| {
+        let job = world.submit_spec(spec(lease_ms));
+        world.must_start(unit(job, 0), pool);
+        unit(job, 0)
+    });
+    let began = world.now.plus_ms(HOUR_MS);
+    let mut broker = restart(world.state, began);
+    let (mut now, over) = (began, |lease_ms| began.plus_ms(lease_surely_over_ms(lease_ms)));
+    let lives = |broker: &Broker, unit| broker.state().attempt(unit).is_some();
+    pass(&mut broker, &mut now, over(LEASE_MS_MIN).plus_ms(1_000));
+    assert!(!lives(&broker, short) && lives(&broker, long));
+    pass(&mut broker, &mut now, Timestamp(over(2 * LEASE_MS_DEFAULT).0 - 1));
+    assert!(lives(&broker, long), "its lease was ended early");
+    pass(&mut broker, &mut now, over(2 * LEASE_MS_DEFAULT).plus_ms(1_000));
+    assert!(!lives(&broker, long), "its lease was never ended");
+}
+
+#[test]
+fn pools_that_were_given_up_long_ago_keep_no_lease_alive() {
+    let ended_after = |given_up_for_ms| {
+        let mut world = Fixture::new();
+        let nodes = || vec![node_spec("n1", 8, 0)];
+        let abandoned = ["a", "b", "c"].map(|name| world.pool(name, "CN-CQ", nodes()));
+        let pool = world.pool("p", "CN-CQ", nodes());
+        let job = world.submit_spec(JobSpec { on_pool_lost: OnPoolLost::Requeue, ..minimal() });
+        world.must_start(unit(job, 0), pool);
+        for pool in abandoned {
+            world.must(Command::ChangeConnectivity { pool, connectivity: Connectivity::Lost });
+        }
+        let mut now = world.now.plus_ms(given_up_for_ms);
+        let mut broker = restart(world.state, now);
+        let over = now.plus_ms(lease_surely_over_ms(LEASE_MS_DEFAULT) + 1_000);
+        pass(&mut broker, &mut now, over);
+        broker.state().attempt(unit(job, 0)).is_none()
+    };
+    assert!(!ended_after(60_000), "most pools have fallen silent together");
+    assert!(ended_after(2 * HOUR_MS), "the one pool that was alive has fallen silent");
 }
 
 #[test]

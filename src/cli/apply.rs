@@ -40,6 +40,7 @@ struct QueueFile {
     #[serde(default)]
     limit: BTreeMap<String, Text>,
     max_run: Option<String>,
+    lease: Option<String>,
 }
 
 /// Parses amounts by resource kind: cpus, memory, storage, devices.
@@ -86,6 +87,7 @@ fn read_queues(text: &str) -> Result<Vec<v1::Queue>, String> {
 fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
     let guarantee = amounts("guarantee", &queue.guarantee)?;
     let max_run = queue.max_run.as_deref().map_or(Ok(0), quantity::duration_ms);
+    let lease = queue.lease.as_deref().map_or(Ok(0), quantity::duration_ms);
     Ok(v1::Queue {
         name: queue.name,
         weight: queue.weight,
@@ -98,6 +100,7 @@ fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
         }),
         limit: Some(amounts("limit", &queue.limit)?),
         max_run_ms_default: max_run.map_err(|error| format!("max_run: {error}"))?,
+        lease_ms_default: lease.map_err(|error| format!("lease: {error}"))?,
         ..v1::Queue::default()
     })
 }
@@ -106,11 +109,13 @@ fn queue_message(queue: QueueFile) -> Result<v1::Queue, String> {
 fn fields(queue: &v1::Queue) -> BTreeMap<String, String> {
     let default = default_settings(&queue.name);
     let weight = Some(queue.weight).filter(|weight| *weight > 0).unwrap_or(default.weight);
-    let max_run_ms = Some(queue.max_run_ms_default).filter(|ms| *ms > 0);
-    let max_run = Duration::from_millis(max_run_ms.unwrap_or(default.max_run_ms_default));
+    let time = |ms: u64, default_ms| {
+        humantime::format_duration(Duration::from_millis(if ms > 0 { ms } else { default_ms })).to_string()
+    };
     let mut fields = BTreeMap::from([
         ("weight".to_owned(), weight.to_string()),
-        ("max_run".to_owned(), humantime::format_duration(max_run).to_string()),
+        ("max_run".to_owned(), time(queue.max_run_ms_default, default.max_run_ms_default)),
+        ("lease".to_owned(), time(queue.lease_ms_default, default.lease_ms_default)),
     ]);
     let (guarantee, limit) = (queue.guarantee.clone().unwrap_or_default(), queue.limit.unwrap_or_default());
     let set = |amount: u64| Some(amount).filter(|amount| *amount > 0);

@@ -32,6 +32,7 @@ struct JobFile {
     on_pool_lost: OnPoolLostFile,
     #[serde(default)]
     may_overlap: bool,
+    lease: Option<String>,
     max_failed: Option<u32>,
     max_run: Option<String>,
     start_limit: Option<String>,
@@ -261,6 +262,7 @@ fn submission(file: JobFile) -> Result<v1::Submission, String> {
             OnPoolLostFile::Requeue => v1::OnPoolLost::Requeue as i32,
         },
         may_overlap: file.may_overlap,
+        lease_ms: time("lease", file.lease.as_ref())?,
         on_unit_failure: Some(v1::OnUnitFailure { max_failed: file.max_failed }),
         max_run_ms: time("max_run", file.max_run.as_ref())?,
         start_limit_ms: time("start_limit", file.start_limit.as_ref())?,

@@ -94,8 +94,6 @@ pub struct Accepted {
     pub now: Timestamp,
     /// Interval at which the agent must send heartbeats.
     pub heartbeat_ms: u64,
-    /// How long an attempt with a lease may run after the last answered heartbeat was sent.
-    pub lease_ms: u64,
     pub high_water: Option<HighWaterMark>,
 }
 

@@ -42,6 +42,11 @@ pub const NODE_LOSSES_MAX: u32 = 1_000;
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3_600 * 1_000;
 /// Longest grace from the termination signal to the kill signal, in milliseconds (an hour): a stop must end.
 pub const GRACE_MS_MAX: u64 = 3_600 * 1_000;
+/// Shortest and longest lease, in milliseconds. A shorter one would end when a broker restarts.
+pub const LEASE_MS_MIN: u64 = 20_000;
+pub const LEASE_MS_MAX: u64 = 24 * 3_600 * 1_000;
+/// The lease where neither job nor queue sets one: longer than a broker's restart on a new machine.
+pub const LEASE_MS_DEFAULT: u64 = 300_000;
 /// Largest absolute value of a priority: enough levels for any scheme, within 32 bits.
 pub const PRIORITY_MAX: i32 = 1_000_000;
 

@@ -40,7 +40,7 @@ impl Mutant {
         (Self::ForgetHeldDevices, "a device counts as free while an attempt holds it"),
         (Self::ForgetLastUndo, "a gang that does not fit releases all of its placements but one"),
         (Self::IgnoreQueueLimit, "queue limits are not checked"),
-        (Self::LoseEarly, "a pool is lost, and its work requeued, before its leases have expired"),
+        (Self::LoseEarly, "work of a silent pool is requeued before its lease has expired"),
         (
             Self::LeaseFromAnswer,
             "an agent counts its lease from the heartbeat's answer, not from the heartbeat",

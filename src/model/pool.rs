@@ -47,7 +47,8 @@ pub enum Connectivity {
     Suspect,
     /// The heartbeat timeout has passed: an admin may abandon the pool's attempts.
     Unreachable,
-    /// Every lease has surely expired: attempts of jobs with `on_pool_lost: requeue` are requeued.
+    /// The shortest leases have surely expired: each attempt of a job with `on_pool_lost: requeue` is requeued
+    /// when its own has.
     #[default]
     Lost,
 }

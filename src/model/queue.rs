@@ -1,5 +1,6 @@
 //! Queues: the tenant tree, its weights, guarantees and limits.
 
+use super::limit::LEASE_MS_DEFAULT;
 use super::resource::{ResourceKind, Resources};
 
 /// A queue's settings.
@@ -17,6 +18,8 @@ pub struct QueueSpec {
     /// Run-time limit of attempts whose job sets none, in milliseconds; 1 to
     /// [`DURATION_MS_MAX`](super::limit::DURATION_MS_MAX).
     pub max_run_ms_default: u64,
+    /// Lease of attempts whose job sets none, in milliseconds; bounds as for [`JobSpec::lease_ms`](super::spec::JobSpec::lease_ms).
+    pub lease_ms_default: u64,
 }
 
 /// Hard limits per kind of resource; `None` leaves the kind unlimited.
@@ -64,5 +67,6 @@ pub fn default_settings(name: &str) -> QueueSpec {
         limit: Limits::default(),
         // A day: long enough for most jobs, short enough that forgotten work ends.
         max_run_ms_default: 24 * 3_600 * 1_000,
+        lease_ms_default: LEASE_MS_DEFAULT,
     }
 }

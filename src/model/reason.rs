@@ -197,7 +197,7 @@ impl PoolReason {
             ),
             (
                 "PoolLost",
-                "the pool's agent has been unreachable for so long that all leases have expired",
+                "the pool's agent has been unreachable for so long that leases expire",
                 "start the agent",
             ),
             ("NodesCordoned", "suitable nodes are closed to new work", "uncordon a node"),
@@ -291,9 +291,7 @@ impl fmt::Display for PoolReason {
             Self::PoolDraining => f.write_str("being drained"),
             Self::PoolSuspect => f.write_str("its agent has missed heartbeats"),
             Self::PoolUnreachable => f.write_str("its agent is unreachable"),
-            Self::PoolLost => {
-                f.write_str("its agent has been unreachable for so long that all leases have expired")
-            }
+            Self::PoolLost => f.write_str("its agent has been unreachable for so long that leases expire"),
             Self::NodesCordoned { nodes } => write!(f, "{nodes} suitable nodes are cordoned"),
             Self::NodesQuarantined { nodes } => {
                 write!(f, "{nodes} suitable nodes are quarantined after repeated failures")

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::device::DeviceAmount;
 use super::id::JobId;
-use super::limit::NODE_LOSSES_DEFAULT;
+use super::limit::{LEASE_MS_DEFAULT, NODE_LOSSES_DEFAULT};
 use super::region::RegionCode;
 use super::resource::Resources;
 
@@ -29,6 +29,10 @@ pub struct JobSpec {
     /// The lost attempt may still run while its replacement runs. A job with `Requeue` can then use pools
     /// without leases as well.
     pub may_overlap: bool,
+    /// How long an attempt may go on, and its unit is not requeued, while its pool has no contact with the broker:
+    /// [`LEASE_MS_MIN`](super::limit::LEASE_MS_MIN) to [`LEASE_MS_MAX`](super::limit::LEASE_MS_MAX). 0 for jobs that
+    /// are not requeued, until the queue's default is filled in, and in old journals: see [`Self::lease_ms`].
+    pub lease_ms: u64,
     pub on_unit_failure: OnUnitFailure,
     /// Run-time limit of one attempt; 0 until the queue's default is filled in.
     pub max_run_ms: u64,
@@ -42,6 +46,14 @@ pub struct JobSpec {
     /// Features that the broker must support: a broker that lacks one rejects the job. No feature is defined
     /// yet.
     pub required_features: Vec<String>,
+}
+
+impl JobSpec {
+    /// The lease of the job's attempts, in milliseconds; `None` if its units wait for a lost pool.
+    pub fn lease_ms(&self) -> Option<u64> {
+        let lease_ms = if self.lease_ms == 0 { LEASE_MS_DEFAULT } else { self.lease_ms };
+        (self.on_pool_lost == OnPoolLost::Requeue).then_some(lease_ms)
+    }
 }
 
 /// `count` equal tasks.
@@ -349,6 +361,7 @@ pub fn minimal() -> JobSpec {
         },
         on_pool_lost: OnPoolLost::Wait,
         may_overlap: false,
+        lease_ms: 0,
         on_unit_failure: OnUnitFailure::FailJob,
         max_run_ms: 0,
         start_limit_ms: 0,

@@ -7,7 +7,7 @@ use super::limit;
 use super::pool::{NodeSpec, PoolSpec};
 use super::queue::QueueSpec;
 use super::resource::Resources;
-use super::spec::{EnvValue, JobSpec, Labels, Program, Run, TaskGroup};
+use super::spec::{EnvValue, JobSpec, Labels, OnPoolLost, Program, Run, TaskGroup};
 use super::text;
 
 /// A field with a value that is not allowed.
@@ -307,6 +307,13 @@ fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
     out.range(&format!("{path}.retry.backoff_max_ms"), spec.retry.backoff_max_ms, 0, duration_max);
     out.range(&format!("{path}.max_run_ms"), spec.max_run_ms, 0, duration_max);
     out.range(&format!("{path}.start_limit_ms"), spec.start_limit_ms, 0, duration_max);
+    if spec.lease_ms > 0 {
+        let field = format!("{path}.lease_ms");
+        out.range(&field, spec.lease_ms, limit::LEASE_MS_MIN, limit::LEASE_MS_MAX);
+        if spec.on_pool_lost == OnPoolLost::Wait {
+            out.push(field, "has no effect without on_pool_lost: requeue".to_owned());
+        }
+    }
     out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, limit::GRACE_MS_MAX);
     out.list_len(&format!("{path}.depends_on"), spec.depends_on.len(), limit::DEPENDENCIES_MAX);
     for feature in &spec.required_features {
@@ -330,6 +337,8 @@ pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
     }
     out.range(&format!("{path}.weight"), spec.weight, 1, 1_000_000);
     out.range(&format!("{path}.max_run_ms_default"), spec.max_run_ms_default, 1, limit::DURATION_MS_MAX);
+    let lease_ms = spec.lease_ms_default;
+    out.range(&format!("{path}.lease_ms_default"), lease_ms, limit::LEASE_MS_MIN, limit::LEASE_MS_MAX);
     out.other_kinds(&format!("{path}.guarantee"), &spec.guarantee);
     if let Some(excess) = spec.limit.first_excess(&spec.guarantee) {
         let kind = excess.kind;

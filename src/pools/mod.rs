@@ -92,9 +92,9 @@ pub trait PoolBackend: Send {
     /// Removes what is left of an ended attempt: its outcome is durable at the broker.
     fn forget(&mut self, attempt: AttemptId);
 
-    /// Lets attempts with a lease run until `until`, which is `until_boot_ms` in milliseconds of
-    /// the boot clock.
-    fn renew(&mut self, until: Timestamp, until_boot_ms: u64);
+    /// Lets attempts with a lease run for as long as it lasts from `from` on, which is `from_boot_ms` in
+    /// milliseconds of the boot clock.
+    fn renew(&mut self, from: Timestamp, from_boot_ms: u64);
 
     /// Returns a reader of task output. It is used on threads that may block.
     fn logs(&self) -> Arc<dyn ReadLogs>;

@@ -207,7 +207,7 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
                     backend.stop(stop);
                 }
                 Effect::Forget(attempt) => backend.forget(attempt),
-                Effect::RenewLease { until } => backend.renew(until, self.clock.to_boot_ms(until)),
+                Effect::RenewLeases { from } => backend.renew(from, self.clock.to_boot_ms(from)),
                 Effect::StoreHighWater(high_water) => (self.remember)(high_water),
                 Effect::WakeAt(at) => self.wake_at = at,
             }

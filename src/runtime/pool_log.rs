@@ -30,7 +30,11 @@ pub(super) fn log(state: &State, event: &Event) {
                     );
                 }
                 Connectivity::Lost => {
-                    warn!(pool, attempts, "the pool is LOST: attempts with a lease are started elsewhere");
+                    warn!(
+                        pool,
+                        attempts,
+                        "the pool is LOST: attempts are started elsewhere when their lease has expired"
+                    );
                 }
             }
         }

@@ -159,8 +159,11 @@ pub enum DueAction {
     BeginEviction(PoolId),
     /// An attempt in a pool that evicts.
     StopDraining(UnitId),
-    /// A leased attempt in a lost pool.
-    EndLease(UnitId),
+    /// An attempt in a lost pool whose lease is over: the pool has been silent for `silent_ms`.
+    EndLease {
+        unit: UnitId,
+        silent_ms: u64,
+    },
     /// A node's quarantine is over.
     ReleaseNode(NodeRef),
     /// A reservation's interval is over.

@@ -12,6 +12,7 @@ use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision, SpecId, Term,
     UnitId,
 };
+use crate::model::limit::{LEASE_MS_DEFAULT, LEASE_MS_MIN};
 use crate::model::link::Link;
 use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::price::Price;
@@ -118,9 +119,9 @@ pub struct Settings {
     /// Without heartbeats for so long a pool gets no new start orders.
     pub suspect_ms: u64,
     pub unreachable_ms: u64,
-    /// Without heartbeats for so long a pool's leases have surely ended.
+    /// Without heartbeats for so long a pool's shortest leases have surely ended.
     pub lost_ms: u64,
-    /// How long a leased attempt may go on after the last answered heartbeat was sent.
+    /// The default length of a lease, for readers of the journal: each job spec has its own.
     pub lease_ms: u64,
     /// From an order until its agent must not start it any more.
     pub start_by_ms: u64,
@@ -129,15 +130,20 @@ pub struct Settings {
 /// From the end of a lease until its attempts are surely gone: the stop's own grace.
 pub const LEASE_STOP_GRACE_MS: u64 = 2_000;
 
+/// From the last heartbeat on until an attempt with a lease of `lease_ms` is surely gone: 1 % of drift of either
+/// clock, the stop's grace, and some seconds for an agent on a busy machine.
+pub fn lease_surely_over_ms(lease_ms: u64) -> u64 {
+    lease_ms + lease_ms / 50 + LEASE_STOP_GRACE_MS + 8_000
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             heartbeat_ms: 2_000,
             suspect_ms: 6_000,
             unreachable_ms: 15_000,
-            // The lease, its stop's grace, 1 % of drift and a second fit well inside.
-            lost_ms: 30_000,
-            lease_ms: 20_000,
+            lost_ms: lease_surely_over_ms(LEASE_MS_MIN),
+            lease_ms: LEASE_MS_DEFAULT,
             start_by_ms: 60_000,
         }
     }

@@ -113,6 +113,7 @@ fn fields_of_job_files_are_read_strictly() {
             &["depends_on[0].job: invalid type: string \"train\", expected u64"],
         ),
         row("max_run: soon", &["max_run: \"soon\" is not a duration", "write 90s, 5m or 1h30m"]),
+        row("lease: long", &["lease: \"long\" is not a duration", "write 90s, 5m or 1h30m"]),
         row("max_run: 90", &["max_run: invalid type: integer `90`, expected a string"]),
         row("grace: -5s", &["grace: \"-5s\" is not a duration"]),
         row("start_limit: 99999999999999y", &["start_limit: \"99999999999999y\" is"]),

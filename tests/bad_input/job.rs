@@ -339,6 +339,16 @@ fn policy_cases() -> Vec<Case> {
         invalid(retry(|r| r.backoff_max_ms = u64::MAX), &at("retry.backoff_max_ms"), "is not within"),
         invalid(spec(|s| s.on_pool_lost = 9), &at("on_pool_lost"), "9 is not a value of this enum"),
         invalid(spec(|s| s.max_run_ms = u64::MAX), &at("max_run_ms"), "is not within 0 and 31622400000"),
+        invalid(
+            spec(|s| s.lease_ms = 20_000),
+            &at("lease_ms"),
+            "has no effect without on_pool_lost: requeue",
+        ),
+        invalid(
+            spec(|s| (s.on_pool_lost, s.lease_ms) = (v1::OnPoolLost::Requeue as i32, 19_999)),
+            &at("lease_ms"),
+            "is not within 20000 and 86400000",
+        ),
         invalid(spec(|s| s.start_limit_ms = u64::MAX), &at("start_limit_ms"), "is not within"),
         invalid(spec(|s| s.grace_ms = Some(3_600_001)), &at("grace_ms"), "is not within 0 and 3600000"),
         invalid(edge(0, 0), &at("depends_on[0].job_id"), "job 0 does not exist"),

@@ -211,7 +211,6 @@ fn redial_waits(number: usize, attempts: usize) -> Vec<u64> {
         epoch: Epoch(1),
         now,
         heartbeat_ms: 2_000,
-        lease_ms: 30_000,
         high_water: None,
     };
     agent.step(now, Input::FromBroker(ToAgent::Accepted(accepted)));

@@ -14,7 +14,7 @@ use crate::clients::Acknowledged;
 use crate::work::Expected;
 
 /// Maximum difference between the boot clock and the clock of the broker, which started as the wall clock, in
-/// milliseconds: small steps of the wall clock. A lease ends 9 s before its pool is lost.
+/// milliseconds: small steps of the wall clock. A lease ends some 10 s before its unit is requeued.
 const CLOCKS_APART_MS: u64 = 1_000;
 
 /// An acknowledged job as the broker reports it after its end.

@@ -177,6 +177,7 @@ fn generate_one(
         }),
         on_pool_lost: i32::from(on_pool_lost),
         may_overlap,
+        lease_ms: if requeues { 20_000 } else { 0 },
         grace_ms: Some(rng.random_range(0..1_500)),
         ..Default::default()
     };

@@ -43,21 +43,25 @@ fn saving(supervisor: &Supervisor, seconds: u32) -> String {
     format!("trap '{save}' TERM; {note}; while :; do sleep 0.05; done")
 }
 
+/// The boot clock, on a machine that has not been suspended.
+fn boot_ms() -> u64 {
+    let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
+    (seconds * 1_000.0) as u64
+}
+
 #[test]
 fn a_program_that_saves_and_exits_with_0_when_it_is_stopped_has_not_succeeded() {
     with_and_without_groups(|mut supervisor| {
         let names = ["stopped", "too-long", "unleased"].map(|name| format!("{}{name}", supervisor.attempt()));
         let [stopped, too_long, unleased] = &names;
-        let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
-        let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
-        let until_boot_ms = (seconds * 1_000.0) as u64 + 2_000;
-        supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
+        supervisor.send(&json!({ "renew": { "from_boot_ms": boot_ms() } }));
         let script = saving(&supervisor, 0);
         let grace_ms = 60_000;
         for (name, fields) in [
             (stopped, json!({ "grace_ms": grace_ms })),
             (too_long, json!({ "grace_ms": grace_ms, "max_run_ms": 1_000 })),
-            (unleased, json!({ "grace_ms": grace_ms, "leased": true })),
+            (unleased, json!({ "grace_ms": grace_ms, "leased": true, "lease_ms": 2_000 })),
         ] {
             supervisor.start_attempt_with(name, &[Task::script(&script), Task::script(&script)], fields);
         }
@@ -93,17 +97,14 @@ fn the_grace_of_a_stop_counts_from_its_request_behind_a_shell_that_ends_first() 
 fn the_end_of_a_lease_ends_attempts_that_need_it() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
-    let uptime = std::fs::read_to_string("/proc/uptime").expect("the uptime");
-    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
-    let until_boot_ms = (seconds * 1_000.0) as u64 + 1_500;
-    supervisor.send(&json!({ "renew": { "lease_until_boot_ms": until_boot_ms } }));
-    supervisor.start_attempt_with(&attempt, &[Task::script("exec sleep 1000")], json!({ "leased": true }));
+    supervisor.send(&json!({ "renew": { "from_boot_ms": boot_ms() } }));
+    let leased = |lease_ms: u64| json!({ "leased": true, "lease_ms": lease_ms });
+    let longer = format!("{attempt}-longer");
+    supervisor.start_attempt_with(&attempt, &[Task::script("exec sleep 1000")], leased(1_500));
+    supervisor.start_attempt_with(&longer, &[Task::script("exec sleep 1000")], leased(600_000));
     assert!(supervisor.running(&attempt).get("running").is_some());
     assert_eq!(supervisor.ended(&attempt).kind, "lease_ended");
-    supervisor.start_attempt_with(
-        &format!("{attempt}0"),
-        &[Task::command(&["true"])],
-        json!({ "leased": true }),
-    );
+    supervisor.start_attempt_with(&format!("{attempt}0"), &[Task::command(&["true"])], leased(1_500));
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "not_started");
+    assert!(supervisor.running(&longer).get("running").is_some(), "its own lease lasts");
 }

@@ -176,7 +176,7 @@ pub fn order_on(now: Timestamp, node: &str, job: u64, change: impl FnOnce(&mut J
         after: None,
         tasks,
     };
-    StartRequest { order, spec: Arc::new(spec), start_by, leased: false }
+    StartRequest { order, spec: Arc::new(spec), start_by, lease_ms: None }
 }
 
 /// Asserts the kind of an outcome, and shows all of it if it differs.

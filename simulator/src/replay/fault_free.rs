@@ -268,7 +268,7 @@ impl<'a> FaultFreeRun<'a> {
             // Agents don't crash here, so nothing needs to be remembered, and no job is cancelled.
             agent::Effect::Forget(_)
             | agent::Effect::StoreHighWater(_)
-            | agent::Effect::RenewLease { .. }
+            | agent::Effect::RenewLeases { .. }
             | agent::Effect::Stop(_)
             | agent::Effect::Disconnect => {}
         }

@@ -11,7 +11,6 @@ use weir::model::id::{InstanceId, Revision};
 use weir::model::pool::{Capabilities, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::model::time::Timestamp;
-use weir::state::event::Settings;
 
 use super::World;
 use super::backend::Backend;
@@ -41,8 +40,8 @@ pub(crate) struct AgentHost {
     requested_at: u64,
     /// Times at which the hello (as 0) and the heartbeats of this session were sent, by the agent's clock.
     heartbeats: BTreeMap<u64, Timestamp>,
-    /// Latest permitted end of the lease: counted from the sending of the latest answered heartbeat.
-    lease_max: Timestamp,
+    /// Latest time from which leases may count: the sending of the latest answered heartbeat.
+    renewed_max: Timestamp,
     /// Highest revision of the true journal that the agent has remembered from a broker.
     pub(crate) remembered: Revision,
 }
@@ -86,7 +85,7 @@ impl AgentHost {
             sent: VecDeque::new(),
             requested_at: 0,
             heartbeats: BTreeMap::new(),
-            lease_max: Timestamp(0),
+            renewed_max: Timestamp(0),
             remembered: Revision(0),
         }
     }
@@ -191,17 +190,17 @@ impl World {
         self.agent_event(index, incarnation, AgentEvent::Input(Box::new(input)))
     }
 
-    /// Notes how far an answer of the broker may extend the lease.
+    /// Notes from when on an answer of the broker renews the leases.
     pub(crate) fn note_answer(&mut self, index: usize, message: &ToAgent) {
         let host = &mut self.agents[index];
-        let (heartbeat, lease_ms) = match message {
+        let heartbeat = match message {
             // The hello counts as the first heartbeat.
-            ToAgent::Accepted(accepted) => (0, accepted.lease_ms),
-            ToAgent::HeartbeatAnswer { sequence, .. } => (*sequence, Settings::default().lease_ms),
+            ToAgent::Accepted(_) => 0,
+            ToAgent::HeartbeatAnswer { sequence, .. } => *sequence,
             _ => return,
         };
         if let Some(sent_at) = host.heartbeats.get(&heartbeat) {
-            host.lease_max = host.lease_max.max(sent_at.plus_ms(lease_ms));
+            host.renewed_max = host.renewed_max.max(*sent_at);
         }
     }
 
@@ -265,16 +264,16 @@ impl World {
             }
             Effect::Stop(stop) => self.request_backend(index, stop.attempt, Step::Stop),
             Effect::Forget(attempt) => self.agents[index].backend.forget(attempt),
-            Effect::RenewLease { until } => {
-                if until > self.agents[index].lease_max {
+            Effect::RenewLeases { from } => {
+                if from > self.agents[index].renewed_max {
                     return Err(format!(
-                        "agent {index} extends its lease beyond that of its latest answered heartbeat"
+                        "agent {index} renews its leases from after its latest answered heartbeat on"
                     ));
                 }
-                // The supervisor measures the lease with its host's boot clock, which does not jump.
-                let until = self.agents[index].clock.virtual_at(until);
-                self.agents[index].backend.renew(until);
-                self.at(until + 1, Event::LeaseCheck { agent: index });
+                // The supervisor measures leases with its host's boot clock, which does not jump.
+                let from = self.agents[index].clock.virtual_at(from);
+                self.agents[index].backend.renew(from);
+                self.schedule_lease_check(index);
             }
             Effect::StoreHighWater(high_water) => {
                 let host = &mut self.agents[index];

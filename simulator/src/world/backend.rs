@@ -25,8 +25,9 @@ pub(crate) struct Backend {
     pub(crate) nodes: Vec<NodeSpec>,
     next_node: usize,
     pub(crate) objects: BTreeMap<AttemptId, Object>,
-    /// End of the lease in virtual time: the supervisor measures it with its host's boot clock.
-    lease_until: u64,
+    /// When the leases were last renewed, in virtual time: the supervisor measures them with its host's boot
+    /// clock.
+    renewed_at: u64,
     /// Node on which every start fails, during the fault phase.
     broken: Option<String>,
     /// All attempts created here. The flag marks those that a broker on a stale copy ordered: they are
@@ -55,7 +56,7 @@ impl Backend {
             nodes: nodes.collect(),
             next_node: count,
             objects: BTreeMap::new(),
-            lease_until: 0,
+            renewed_at: 0,
             broken: None,
             created: BTreeSet::new(),
             succeeded: BTreeSet::new(),
@@ -78,8 +79,18 @@ impl Backend {
         self.objects.remove(&attempt);
     }
 
-    pub(crate) fn renew(&mut self, until: u64) {
-        self.lease_until = self.lease_until.max(until);
+    pub(crate) fn renew(&mut self, from: u64) {
+        self.renewed_at = self.renewed_at.max(from);
+    }
+
+    /// When a lease of this length expires, in virtual time; `None` for attempts without one.
+    fn lease_until(&self, lease_ms: Option<u64>) -> Option<u64> {
+        lease_ms.map(|lease_ms| self.renewed_at + lease_ms)
+    }
+
+    /// When the next lease expires.
+    pub(crate) fn next_lease_end(&self) -> Option<u64> {
+        self.live().filter_map(|(_, object)| self.lease_until(object.start.lease_ms)).min()
     }
 
     /// Attempts that have not ended: they use resources.
@@ -191,18 +202,26 @@ impl Object {
 }
 
 impl World {
-    /// Ends the leased attempts of a pool if the lease has expired.
+    /// Ends the attempts of a pool whose lease has expired.
     pub(crate) fn check_lease(&mut self, index: usize) -> Result<(), String> {
         let backend = &self.agents[index].backend;
-        if backend.lease_until >= self.now {
-            return Ok(());
-        }
-        let leased = backend.live().filter(|(_, object)| object.start.leased);
-        let attempts: Vec<AttemptId> = leased.map(|(attempt, _)| *attempt).collect();
+        let is_over = |object: &Object| {
+            backend.lease_until(object.start.lease_ms).is_some_and(|until| self.now > until)
+        };
+        let over = backend.live().filter(|(_, object)| is_over(object));
+        let attempts: Vec<AttemptId> = over.map(|(attempt, _)| *attempt).collect();
         for attempt in attempts {
             self.end_object(index, attempt, OutcomeKind::LeaseEnded, None)?;
         }
+        self.schedule_lease_check(index);
         Ok(())
+    }
+
+    /// Checks the leases of a pool again when the next one may have expired.
+    pub(crate) fn schedule_lease_check(&mut self, index: usize) {
+        if let Some(until) = self.agents[index].backend.next_lease_end() {
+            self.at(until.max(self.now) + 1, Event::LeaseCheck { agent: index });
+        }
     }
 
     pub(crate) fn backend_step(
@@ -269,7 +288,9 @@ impl World {
             return self.report_status(index, attempt);
         }
         let now = host.clock.at(self.now);
-        if now > start.start_by || (start.leased && self.now > host.backend.lease_until) {
+        if now > start.start_by
+            || host.backend.lease_until(start.lease_ms).is_some_and(|until| self.now > until)
+        {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "too late");
             let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
             return self.notify_agent(index, agent::Input::StatusChanged { attempt, status });
@@ -287,6 +308,8 @@ impl World {
         }
         let status = AttemptStatus::Starting;
         backend.objects.insert(attempt, Object { start, status, stopping: false, of_stale_copy });
+        self.schedule_lease_check(index);
+        let backend = &mut self.agents[index].backend;
         let broken = backend.broken.clone();
         let on_broken = broken.is_some_and(|node| backend.objects[&attempt].is_on(&node));
         if self.in_fault_phase() && (on_broken || self.backends.random_bool(0.03)) {

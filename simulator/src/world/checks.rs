@@ -195,7 +195,10 @@ impl World {
                 }
                 _ => Ok(()),
             },
-            ToAgent::HeartbeatAnswer { sequence, .. } if self.network.is_unanswerable(session, *sequence) => {
+            // An agent that repeats its heartbeats asks for answers that it has had.
+            ToAgent::HeartbeatAnswer { sequence, .. }
+                if self.network.is_unanswerable(session, *sequence) && !self.is_byzantine(agent) =>
+            {
                 Err(format!("a deposed writer renews the leases of agent {agent}"))
             }
             ToAgent::Refused { .. } | ToAgent::HeartbeatAnswer { .. } => Ok(()),

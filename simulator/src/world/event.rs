@@ -36,7 +36,7 @@ pub(crate) enum Event {
         attempt: AttemptId,
         step: Step,
     },
-    /// A pool's lease may have expired.
+    /// A lease of a pool may have expired.
     LeaseCheck {
         agent: usize,
     },

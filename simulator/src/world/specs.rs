@@ -58,6 +58,8 @@ pub(crate) fn random_spec(rng: &mut StdRng, live: &[JobId]) -> JobSpec {
     if rng.random_bool(0.5) {
         spec.on_pool_lost = OnPoolLost::Requeue;
         spec.may_overlap = rng.random_bool(0.2);
+        // 0 is the queue's default, which outlasts most faults.
+        spec.lease_ms = [20_000, 20_000, 45_000, 0][rng.random_range(0..4)];
     }
     if rng.random_bool(0.2) {
         spec.on_unit_failure = OnUnitFailure::Continue { max_failed: [1, u32::MAX][rng.random_range(0..2)] };
@@ -88,6 +90,7 @@ pub(crate) fn make_alike(spec: &mut JobSpec) {
         group.request = alike.groups[0].request.clone();
     }
     (spec.constraints, spec.on_pool_lost) = (alike.constraints, alike.on_pool_lost);
+    spec.lease_ms = alike.lease_ms;
 }
 
 /// Adds a random constraint, which no pool may satisfy.

@@ -316,7 +316,6 @@ pub fn sync_response(number: u64, message: &ToAgent) -> v1::SyncResponse {
             epoch: accepted.epoch.0,
             now_unix_ms: accepted.now.0,
             heartbeat_ms: accepted.heartbeat_ms,
-            lease_ms: accepted.lease_ms,
             high_water: accepted.high_water.as_ref().map(high_water_message),
         }),
         ToAgent::Refused { code, message } => v1::sync_response::Body::Refused(v1::Refused {
@@ -414,7 +413,6 @@ pub fn to_agent(body: v1::sync_response::Body) -> Result<ToAgent, Invalid> {
             epoch: Epoch(accepted.epoch),
             now: Timestamp(accepted.now_unix_ms),
             heartbeat_ms: accepted.heartbeat_ms.max(1),
-            lease_ms: accepted.lease_ms,
             high_water: accepted
                 .high_water
                 .as_ref()

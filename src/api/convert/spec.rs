@@ -40,6 +40,7 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
         retry: retry(&format!("{path}.retry"), message.retry.as_ref())?,
         on_pool_lost,
         may_overlap: message.may_overlap,
+        lease_ms: message.lease_ms,
         on_unit_failure: match max_failed {
             Some(0) => OnUnitFailure::FailJob,
             max_failed => OnUnitFailure::Continue { max_failed: max_failed.unwrap_or(u32::MAX) },
@@ -258,6 +259,7 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
             OnPoolLost::Requeue => v1::OnPoolLost::Requeue as i32,
         },
         may_overlap: spec.may_overlap,
+        lease_ms: spec.lease_ms,
         on_unit_failure: Some(v1::OnUnitFailure { max_failed }),
         max_run_ms: spec.max_run_ms,
         start_limit_ms: spec.start_limit_ms,

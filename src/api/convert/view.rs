@@ -295,7 +295,7 @@ pub fn limits(message: &v1::Limits) -> Limits {
     }
 }
 
-/// Converts a queue's settings. Defaults replace a weight or run time of 0.
+/// Converts a queue's settings. Defaults replace a weight, run time or lease of 0.
 ///
 /// # Errors
 /// If the request has no queue.
@@ -308,6 +308,7 @@ pub fn queue_spec(message: Option<&v1::Queue>) -> Result<QueueSpec, Invalid> {
         guarantee: message.guarantee.as_ref().map(resources).unwrap_or_default(),
         limit: message.limit.as_ref().map(limits).unwrap_or_default(),
         max_run_ms_default: or(message.max_run_ms_default, default.max_run_ms_default),
+        lease_ms_default: or(message.lease_ms_default, default.lease_ms_default),
         name: default.name,
     })
 }
@@ -326,6 +327,7 @@ pub fn queue_message(view: &QueueView) -> v1::Queue {
             device_millis: spec.limit.device_millis,
         }),
         max_run_ms_default: spec.max_run_ms_default,
+        lease_ms_default: spec.lease_ms_default,
         usage: Some(resources_message(&queue.usage)),
         jobs: queue.jobs,
         revision: queue.revision.0,

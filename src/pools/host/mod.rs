@@ -314,8 +314,8 @@ impl PoolBackend for Host {
         self.send(ToSupervisor::Forget { attempt: attempt.to_string() });
     }
 
-    fn renew(&mut self, _until: Timestamp, until_boot_ms: u64) {
-        self.send(ToSupervisor::Renew { lease_until_boot_ms: until_boot_ms });
+    fn renew(&mut self, _from: Timestamp, from_boot_ms: u64) {
+        self.send(ToSupervisor::Renew { from_boot_ms });
     }
 
     fn logs(&self) -> Arc<dyn ReadLogs> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::limit::LEASE_MS_DEFAULT;
+
 /// A request of an agent. Every request may be repeated without harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -12,10 +14,10 @@ pub enum ToSupervisor {
     Stop { attempt: String, grace_ms: u64 },
     /// Forgets an ended attempt. Its output stays until its retention is over.
     Forget { attempt: String },
-    /// Extends the lease of all leased attempts. An end before the present one is ignored.
+    /// Renews the leases of all attempts. A time before the last one is ignored.
     Renew {
         /// In milliseconds of `CLOCK_BOOTTIME`: both sides read the same clock, and it never jumps.
-        lease_until_boot_ms: u64,
+        from_boot_ms: u64,
     },
     /// Asks for the full set of attempts.
     List,
@@ -38,8 +40,11 @@ pub struct StartAttempt {
     /// older agents and in their journals.
     #[serde(default)]
     pub start_by_boot_ms: Option<u64>,
-    /// Whether the tasks may only run while the lease lasts.
+    /// Whether the tasks may only run while their lease lasts.
     pub leased: bool,
+    /// How long the lease lasts once it is renewed; 0 in journals of older supervisors: the default.
+    #[serde(default)]
+    pub lease_ms: u64,
     /// Variables of all tasks. They override those of the groups.
     pub env: Vec<(String, String)>,
     /// What the tasks run. Equal tasks share an entry.
@@ -78,6 +83,11 @@ pub struct TaskStart {
 }
 
 impl StartAttempt {
+    /// Returns how long the attempt's lease lasts once it is renewed; `None` if it needs none.
+    pub fn lease_ms(&self) -> Option<u64> {
+        self.leased.then_some(if self.lease_ms == 0 { LEASE_MS_DEFAULT } else { self.lease_ms })
+    }
+
     /// Returns what the task with this rank runs; `None` if there is no such task or group.
     pub fn group_of(&self, rank: usize) -> Option<&GroupStart> {
         self.groups.get(self.tasks.get(rank)?.group)

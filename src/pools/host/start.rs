@@ -66,7 +66,8 @@ pub(super) fn start_request(
         high_water: order.high_water.map_or_else(String::new, |high_water| high_water.to_string()),
         start_by_unix_ms: start.start_by.0,
         start_by_boot_ms: Some(clock.to_boot_ms(start.start_by)),
-        leased: start.leased,
+        leased: start.lease_ms.is_some(),
+        lease_ms: start.lease_ms.unwrap_or(0),
         env,
         groups,
         tasks,
@@ -178,7 +179,7 @@ mod tests {
             after: None,
             tasks,
         };
-        let start = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), leased: false };
+        let start = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), lease_ms: None };
         let devices = devices(&[("A100-80G", 2), ("Ascend910B3", 2)]);
         let pool =
             Pool { name: "p", region: RegionCode::default(), devices: &devices, log_max_bytes: 1 << 20 };

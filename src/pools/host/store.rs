@@ -146,7 +146,7 @@ fn line_of(entry: &Entry) -> io::Result<Vec<u8>> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaseRecord {
     pub(super) boot_id: String,
-    pub(super) until_boot_ms: u64,
+    pub(super) renewed_boot_ms: u64,
 }
 
 /// Returns whether a name is safe as a part of a path: at most 40 characters out of `a-z`, `0-9` and `-`.

@@ -84,7 +84,7 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         ended: BTreeMap::new(),
         unwritten: Vec::new(),
         unremoved: Vec::new(),
-        lease_until_boot_ms: 0,
+        renewed_boot_ms: 0,
         agent: None,
         polled_at: Instant::now(),
         output_polled_at: Instant::now(),
@@ -145,7 +145,8 @@ struct Supervisor {
     unwritten: Vec<String>,
     /// Ended attempts whose control groups the kernel did not remove yet.
     unremoved: Vec<TrackedAttempt>,
-    lease_until_boot_ms: u64,
+    /// When the leases were last renewed, on the boot clock.
+    renewed_boot_ms: u64,
     agent: Option<Connection>,
     /// When memory and all output were last polled.
     polled_at: Instant,
@@ -184,7 +185,7 @@ impl Supervisor {
         // A lease survives the supervisor, but is void after a reboot: its clock starts at the boot.
         let lease = files::read_json::<LeaseRecord>(&self.state.join("lease")).ok().flatten();
         if let Some(lease) = lease.filter(|lease| lease.boot_id == self.boot_id) {
-            self.lease_until_boot_ms = lease.until_boot_ms;
+            self.renewed_boot_ms = lease.renewed_boot_ms;
         }
         let recovered = recover(&self.state, entries, self.groups.as_ref(), now(), &self.boot_id)?;
         self.attempts = recovered.live;
@@ -292,12 +293,11 @@ impl Supervisor {
                 }
             }
             ToSupervisor::Forget { attempt } => self.forget(&attempt),
-            ToSupervisor::Renew { lease_until_boot_ms } => {
-                if lease_until_boot_ms > self.lease_until_boot_ms {
-                    self.lease_until_boot_ms = lease_until_boot_ms;
-                    let lease =
-                        LeaseRecord { boot_id: self.boot_id.clone(), until_boot_ms: lease_until_boot_ms };
-                    // If this fails, a later supervisor uses an earlier end: leased tasks end early.
+            ToSupervisor::Renew { from_boot_ms } => {
+                if from_boot_ms > self.renewed_boot_ms {
+                    self.renewed_boot_ms = from_boot_ms;
+                    let lease = LeaseRecord { boot_id: self.boot_id.clone(), renewed_boot_ms: from_boot_ms };
+                    // If this fails, a later supervisor uses an earlier time: leased tasks end early.
                     let _ = files::replace_json_unsynced(&self.state.join("lease"), &lease);
                 }
             }
@@ -327,7 +327,7 @@ impl Supervisor {
             Some(start_by) => now.boot_ms > start_by,
             None => now.unix_ms > request.start_by_unix_ms,
         };
-        if late || (request.leased && now.boot_ms >= self.lease_until_boot_ms) {
+        if late || is_lease_over(&request, self.renewed_boot_ms, now.boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
             let status = unstarted(Exit::plain(EndKind::NotStarted, message));
             return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
@@ -394,9 +394,9 @@ impl Supervisor {
     fn advance_attempts(&mut self) {
         let now = now();
         self.reap(now.boot_ms);
-        let lease_over = now.boot_ms >= self.lease_until_boot_ms;
+        let renewed = self.renewed_boot_ms;
         for attempt in self.attempts.values_mut() {
-            if attempt.request.leased && lease_over {
+            if is_lease_over(&attempt.request, renewed, now.boot_ms) {
                 let grace_ms = crate::state::event::LEASE_STOP_GRACE_MS / 2;
                 let message = "the lease expired: the pool had no connection to the broker".to_owned();
                 attempt.stop(EndKind::LeaseEnded, grace_ms, message, now.boot_ms);
@@ -491,6 +491,11 @@ impl Supervisor {
             self.agent = None;
         }
     }
+}
+
+/// The attempt needs a lease, and the last one has expired.
+fn is_lease_over(request: &StartAttempt, renewed_boot_ms: u64, now_boot_ms: u64) -> bool {
+    request.lease_ms().is_some_and(|lease_ms| now_boot_ms >= renewed_boot_ms.saturating_add(lease_ms))
 }
 
 /// The status of an attempt of which no task was started.

@@ -220,7 +220,7 @@ impl PoolBackend for Kubernetes {
         self.send(Command::Forget(attempt));
     }
 
-    fn renew(&mut self, _until: Timestamp, _until_boot_ms: u64) {}
+    fn renew(&mut self, _from: Timestamp, _from_boot_ms: u64) {}
 
     fn logs(&self) -> Arc<dyn ReadLogs> {
         Arc::new(self.logs.clone())

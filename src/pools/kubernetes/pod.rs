@@ -496,7 +496,7 @@ mod tests {
             after: None,
             tasks: (0..spec.groups[0].count).map(task).collect(),
         };
-        StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(99), leased: false }
+        StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(99), lease_ms: None }
     }
 
     fn made(settings: &Settings, start: &StartRequest) -> Result<Vec<Pod>, String> {

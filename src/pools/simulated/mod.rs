@@ -62,7 +62,7 @@ pub(crate) struct Task {
     pub(crate) revision: Revision,
     pub(crate) high_water: Option<HighWaterMark>,
     pub(crate) start_by: Timestamp,
-    pub(crate) leased: bool,
+    pub(crate) lease_ms: Option<u64>,
     pub(crate) started_at: Timestamp,
     pub(crate) duration_ms: u64,
     pub(crate) timed_out: bool,
@@ -127,7 +127,7 @@ impl PoolBackend for Simulated {
             journal,
             tasks,
             ends,
-            lease_until: Timestamp(0),
+            renewed_at: Timestamp(0),
             events,
             banners: self.attempts.clone(),
         };
@@ -148,8 +148,8 @@ impl PoolBackend for Simulated {
         self.send(Command::Forget(attempt));
     }
 
-    fn renew(&mut self, until: Timestamp, _until_boot_ms: u64) {
-        self.send(Command::Renew(until));
+    fn renew(&mut self, from: Timestamp, _from_boot_ms: u64) {
+        self.send(Command::Renew(from));
     }
 
     fn logs(&self) -> Arc<dyn ReadLogs> {
@@ -187,7 +187,7 @@ struct Worker {
     journal: Journal,
     tasks: BTreeMap<AttemptId, Task>,
     ends: std::collections::BTreeSet<(Timestamp, AttemptId)>,
-    lease_until: Timestamp,
+    renewed_at: Timestamp,
     events: mpsc::UnboundedSender<Event>,
     banners: Arc<Mutex<BTreeMap<AttemptId, String>>>,
 }
@@ -204,7 +204,7 @@ impl Worker {
                     Some(Command::Start(start)) => self.start(*start),
                     Some(Command::Stop(stop)) => self.stop(stop.attempt, OutcomeKind::Cancelled),
                     Some(Command::Forget(attempt)) => self.forget(attempt),
-                    Some(Command::Renew(until)) => self.lease_until = self.lease_until.max(until),
+                    Some(Command::Renew(from)) => self.renewed_at = self.renewed_at.max(from),
                     None => return,
                 },
                 () = tokio::time::sleep(wait) => {}
@@ -218,7 +218,7 @@ impl Worker {
         if self.tasks.contains_key(&attempt) {
             return self.report(attempt);
         }
-        if now > start.start_by || (start.leased && now > self.lease_until) {
+        if now > start.start_by || self.is_lease_over(start.lease_ms, now) {
             let outcome = Outcome::plain(OutcomeKind::NotStarted, "the order came too late");
             let status = AttemptStatus::Ended { started_at: None, ended_at: now, outcome };
             let _ = self.events.send(Event::StatusChanged { attempt, status });
@@ -233,7 +233,7 @@ impl Worker {
             revision: start.order.revision,
             high_water: start.order.high_water,
             start_by: start.start_by,
-            leased: start.leased,
+            lease_ms: start.lease_ms,
             started_at: now,
             duration_ms,
             timed_out,
@@ -276,14 +276,16 @@ impl Worker {
             self.ends.remove(&(at, attempt));
             self.report(attempt);
         }
-        if self.lease_until < now {
-            let leased = self
-                .tasks
-                .iter()
-                .filter(|(_, task)| task.leased && task.ended.is_none() && task.ends_at() > now);
-            let over: Vec<AttemptId> = leased.map(|(attempt, _)| *attempt).collect();
-            over.into_iter().for_each(|attempt| self.stop(attempt, OutcomeKind::LeaseEnded));
-        }
+        let over = |task: &Task| {
+            self.is_lease_over(task.lease_ms, now) && task.ended.is_none() && task.ends_at() > now
+        };
+        let over = self.tasks.iter().filter(|(_, task)| over(task)).map(|(attempt, _)| *attempt);
+        let over: Vec<AttemptId> = over.collect();
+        over.into_iter().for_each(|attempt| self.stop(attempt, OutcomeKind::LeaseEnded));
+    }
+
+    fn is_lease_over(&self, lease_ms: Option<u64>, now: Timestamp) -> bool {
+        lease_ms.is_some_and(|lease_ms| now > self.renewed_at.plus_ms(lease_ms))
     }
 
     fn report(&self, attempt: AttemptId) {

@@ -76,8 +76,8 @@ impl State {
             self.index.stops.stoppable.insert(unit);
             self.index.stops.stoppable_in.insert((pool, unit));
         }
-        if self.may_requeue(unit) {
-            self.index.stops.requeueable.insert((pool, unit));
+        if let Some(lease_ms) = self.requeue_lease_ms(unit) {
+            self.index.stops.requeueable.insert((pool, lease_ms, unit));
         }
         self.reconcile_job(unit.job);
         if let Some(pool) = self.pools.get_mut(&pool) {
@@ -196,6 +196,7 @@ impl State {
         let (revision, group) = (self.revision, self.unit_group(unit));
         self.drop_timers(unit);
         self.touch(Key::Attempt(unit));
+        let lease_ms = self.requeue_lease_ms(unit);
         let Some(attempt) = self.attempts.remove(&unit) else { panic!("{unit:?} ends but is not live") };
         self.workload.depart(attempt.placements.len() as u64);
         let (kind, fault) = (ended.outcome.kind, attempt.is_node_fault(&ended.outcome));
@@ -222,7 +223,9 @@ impl State {
         }
         self.index.stops.stoppable.remove(&unit);
         self.index.stops.stoppable_in.remove(&(attempt.pool, unit));
-        self.index.stops.requeueable.remove(&(attempt.pool, unit));
+        if let Some(lease_ms) = lease_ms {
+            self.index.stops.requeueable.remove(&(attempt.pool, lease_ms, unit));
+        }
         self.reconcile_job(unit.job);
         self.reconcile_pool(attempt.pool);
         if let Some(pool) = self.pools.get_mut(&attempt.pool) {

@@ -10,7 +10,7 @@ use crate::model::pool::{Connectivity, Drain, DrainMode};
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::command::DueAction;
-use crate::state::event::Event;
+use crate::state::event::{Event, lease_surely_over_ms};
 use crate::state::index::timers::Timer;
 use crate::state::job::Closing;
 use crate::state::rejection::Rejection;
@@ -19,13 +19,12 @@ use crate::state::rejection::Rejection;
 pub const DUE_ACTIONS_MAX: usize = 256;
 
 impl State {
-    /// What is due at `now`, at most [`DUE_ACTIONS_MAX`] actions. While `circuit_open` no lease is ended: so many
-    /// pools are silent at once that the fault is likely the broker's. No request token is removed before
-    /// `token_expiry_floor`.
+    /// What is due at `now`, at most [`DUE_ACTIONS_MAX`] actions. `silent_ms` is for how long a pool has been silent,
+    /// as far as that ends leases. No request token is removed before `token_expiry_floor`.
     pub fn due_actions(
         &self,
         now: Timestamp,
-        circuit_open: bool,
+        silent_ms: impl Fn(PoolId) -> u64,
         token_expiry_floor: Timestamp,
     ) -> Vec<DueAction> {
         let mut due_actions = Vec::new();
@@ -67,9 +66,14 @@ impl State {
             due_actions
                 .extend(units_in(&index.stops.stoppable_in, *pool).take(left).map(DueAction::StopDraining));
         }
-        for pool in index.stops.lost.iter().filter(|_| !circuit_open) {
+        for pool in &index.stops.lost {
             let left = DUE_ACTIONS_MAX.saturating_sub(due_actions.len());
-            due_actions.extend(units_in(&index.stops.requeueable, *pool).take(left).map(DueAction::EndLease));
+            let silent_ms = silent_ms(*pool);
+            let over = index
+                .stops
+                .requeueable_in(*pool)
+                .take_while(|(lease_ms, _)| lease_surely_over_ms(*lease_ms) <= silent_ms);
+            due_actions.extend(over.take(left).map(|(_, unit)| DueAction::EndLease { unit, silent_ms }));
         }
         due_actions.truncate(DUE_ACTIONS_MAX);
         due_actions
@@ -103,10 +107,11 @@ impl State {
                 vec![Event::PoolDrainChanged { pool, drain }]
             }
             DueAction::StopDraining(unit) => self.stop(unit, StopReason::Drained),
-            DueAction::EndLease(unit) => {
-                let lost = self.attempt(unit).and_then(|attempt| self.pool(attempt.pool));
-                if lost.is_none_or(|pool| pool.connectivity != Connectivity::Lost) || !self.may_requeue(unit)
-                {
+            DueAction::EndLease { unit, silent_ms } => {
+                let pool = self.attempt(unit).and_then(|attempt| self.pool(attempt.pool));
+                let lost = pool.is_some_and(|pool| pool.connectivity == Connectivity::Lost);
+                let lease_ms = self.requeue_lease_ms(unit);
+                if !lost || lease_ms.is_none_or(|lease_ms| lease_surely_over_ms(lease_ms) > silent_ms) {
                     return outdated;
                 }
                 self.end_unasked(now, unit, OutcomeKind::LeaseEnded, "its pool fell silent")

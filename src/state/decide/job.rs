@@ -13,7 +13,8 @@ use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnUnitFailure, RetryOn, RetryPolicy};
+use crate::model::queue::QueueSpec;
+use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
@@ -64,7 +65,7 @@ impl State {
                 spec_id
             }
             _ => {
-                let spec_id = self.intern(path, queue.spec.max_run_ms_default, &submission.spec, batch)?;
+                let spec_id = self.intern(path, &queue.spec, &submission.spec, batch)?;
                 batch.last = Some((&submission.spec, queue.id, spec_id));
                 spec_id
             }
@@ -102,7 +103,7 @@ impl State {
     fn intern(
         &self,
         path: &str,
-        max_run_ms_default: u64,
+        queue: &QueueSpec,
         spec: &JobSpec,
         batch: &mut Batch<'_>,
     ) -> Result<SpecId, Rejection> {
@@ -118,7 +119,10 @@ impl State {
         }
         let mut body = spec.clone();
         if body.max_run_ms == 0 {
-            body.max_run_ms = max_run_ms_default;
+            body.max_run_ms = queue.max_run_ms_default;
+        }
+        if body.lease_ms == 0 && body.on_pool_lost == OnPoolLost::Requeue {
+            body.lease_ms = queue.lease_ms_default;
         }
         let bytes = record::encode_spec(&body);
         if bytes.len() > SPEC_BYTES_MAX {

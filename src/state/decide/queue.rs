@@ -37,6 +37,9 @@ impl State {
         } else {
             // First of all: the turn before ends with the event before this one.
             events.push(Event::WriterSessionStarted { writer_session });
+            if self.settings != Settings::default() {
+                events.push(Event::SettingsChanged { settings: Settings::default() });
+            }
             // A newer Weir may know more regions and models than the one that made the journal.
             let known = |region: &region::Region| self.catalogue.regions.contains_key(&region.code);
             let regions: Vec<_> = region::built_in().filter(|region| !known(region)).collect();

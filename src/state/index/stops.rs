@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use crate::model::attempt::Phase;
 use crate::model::id::{JobId, PoolId, UnitId};
 use crate::model::pool::{Connectivity, DrainMode};
-use crate::model::spec::{JobSpec, OnPoolLost};
 use crate::state::State;
 
 /// Attempts to stop, and who has them.
@@ -14,14 +13,23 @@ pub struct Stops {
     /// Live attempts without a stop request, by job and by pool.
     pub stoppable: BTreeSet<UnitId>,
     pub stoppable_in: BTreeSet<(PoolId, UnitId)>,
-    /// Live attempts whose units are requeued when their pool is lost.
-    pub requeueable: BTreeSet<(PoolId, UnitId)>,
+    /// Live attempts whose units are requeued when their lease is over, with its length in milliseconds.
+    pub requeueable: BTreeSet<(PoolId, u64, UnitId)>,
     /// Closing jobs that have stoppable attempts.
     pub closing: BTreeSet<JobId>,
     /// Evicting pools that have stoppable attempts.
     pub evicting: BTreeSet<PoolId>,
-    /// Lost pools that have attempts to requeue.
+    /// Lost pools that have attempts to requeue, when their lease is over.
     pub lost: BTreeSet<PoolId>,
+}
+
+impl Stops {
+    /// The requeueable attempts in a pool with the lengths of their leases, shortest first.
+    pub fn requeueable_in(&self, pool: PoolId) -> impl Iterator<Item = (u64, UnitId)> {
+        let first = (pool, 0, UnitId { job: JobId(0), unit: 0 });
+        let of_pool = self.requeueable.range(first..).take_while(move |(other, ..)| *other == pool);
+        of_pool.map(|(_, lease_ms, unit)| (*lease_ms, *unit))
+    }
 }
 
 /// Computes the index from the records.
@@ -35,10 +43,10 @@ pub fn rebuild(state: &State) -> Stops {
             stops.closing.extend(closing.then_some(attempt.unit.job));
             stops.evicting.extend(state.is_evicting(attempt.pool).then_some(attempt.pool));
         }
-        if state.may_requeue(attempt.unit) {
-            stops.requeueable.insert((attempt.pool, attempt.unit));
-            let lost =
-                state.pools.get(&attempt.pool).is_some_and(|pool| pool.connectivity == Connectivity::Lost);
+        if let Some(lease_ms) = state.requeue_lease_ms(attempt.unit) {
+            stops.requeueable.insert((attempt.pool, lease_ms, attempt.unit));
+            let pool = state.pools.get(&attempt.pool);
+            let lost = pool.is_some_and(|pool| pool.connectivity == Connectivity::Lost);
             stops.lost.extend(lost.then_some(attempt.pool));
         }
     }
@@ -59,17 +67,16 @@ impl State {
         !(stops.closing.is_empty() && stops.evicting.is_empty() && self.index.dependents.failed.is_empty())
     }
 
-    /// A lost pool has attempts that wait to be requeued.
+    /// A lost pool has attempts that are requeued when their lease is over.
     pub fn has_lost(&self) -> bool {
         !self.index.stops.lost.is_empty()
     }
 
-    /// The unit is requeued when its attempt's pool is lost: the attempt's lease ends with the pool's
-    /// connection, or the job allows attempts to overlap.
-    pub(in crate::state) fn may_requeue(&self, unit: UnitId) -> bool {
-        let Some(attempt) = self.attempts.get(&unit) else { return false };
-        let overlaps = |spec: &JobSpec| spec.may_overlap && spec.on_pool_lost == OnPoolLost::Requeue;
-        attempt.leased || self.spec_of(unit.job).is_some_and(|spec| overlaps(spec))
+    /// For how long an attempt's pool must be silent until its unit is requeued: the lease by whose end the
+    /// attempt has stopped, or, if the job allows attempts to overlap, may run on. `None` if the unit waits.
+    pub(in crate::state) fn requeue_lease_ms(&self, unit: UnitId) -> Option<u64> {
+        let (attempt, spec) = (self.attempts.get(&unit)?, self.spec_of(unit.job)?);
+        spec.lease_ms().filter(|_| attempt.leased || spec.may_overlap)
     }
 
     fn is_evicting(&self, id: PoolId) -> bool {
@@ -97,7 +104,7 @@ impl State {
         } else {
             stops.evicting.remove(&id);
         }
-        if lost && has(&stops.requeueable, id) {
+        if lost && stops.requeueable_in(id).next().is_some() {
             stops.lost.insert(id);
         } else {
             stops.lost.remove(&id);

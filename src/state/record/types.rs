@@ -82,6 +82,7 @@ message!(QueueSpec as QueueSpec {
     guarantee: guarantee [default],
     limit: limit [default],
     max_run_ms_default: max_run_ms_default,
+    lease_ms_default: lease_ms_default,
 });
 
 message!(DeviceRequest as DeviceRequest { models: models, amount: amount [required] });
@@ -431,6 +432,7 @@ message!(JobSpec as JobSpec {
     grace_ms: grace_ms,
     depends_on: depends_on,
     required_features: required_features,
+    lease_ms: lease_ms,
 });
 
 impl Translate<proto::Link> for Link {
