@@ -148,6 +148,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
         pool,
         instance: InstanceId(index as u128 + 1),
         key: (index as u128).to_le_bytes(),
+        last_epoch: None,
         high_water: None,
     };
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
@@ -159,7 +160,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
         backend,
         dialer,
         clock,
-        |_| {},
+        (),
         pool_health,
         std::future::pending(),
     ));

@@ -125,8 +125,13 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             capabilities,
             notes: Vec::new(),
         };
-        let hello =
-            Hello { pool, instance: InstanceId(rand::random()), key: rand::random(), high_water: None };
+        let hello = Hello {
+            pool,
+            instance: InstanceId(rand::random()),
+            key: rand::random(),
+            last_epoch: None,
+            high_water: None,
+        };
         let settings = Settings { pool: name.clone(), nodes, state: None, speedup_millis: 1_000 };
         let backend = Simulated::new(settings, clock);
         let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
@@ -135,7 +140,7 @@ async fn start_pools(client: &Client, nodes: Vec<NodeSpec>, run: &str) -> anyhow
             backend,
             dialer,
             clock,
-            |_| {},
+            (),
             Arc::new(PoolHealth::new(&name)),
             std::future::pending(),
         ));

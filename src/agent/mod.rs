@@ -18,7 +18,7 @@ use crate::model::exchange::{
     Accepted, FromAgent, Hello, Inventory, Part, RefusedCode, SpecWindow, StartOrder, Stop, ToAgent,
 };
 use crate::model::high_water::HighWaterMark;
-use crate::model::id::{AttemptId, JournalId, Revision, SpecId, Term};
+use crate::model::id::{AttemptId, Epoch, JournalId, Revision, SpecId, Term};
 use crate::model::mutant::Mutant;
 use crate::model::pool::NodeSpec;
 use crate::model::spec::JobSpec;
@@ -76,6 +76,8 @@ pub enum Effect {
     RenewLeases { from: Timestamp },
     /// Store this for the hello of the agent's next process.
     StoreHighWater(HighWaterMark),
+    /// The same. If it can't be stored, the connection must be closed: the next process would be taken for a copy.
+    StoreEpoch(Epoch),
     /// Step again at this time at the latest.
     WakeAt(Timestamp),
 }
@@ -387,6 +389,8 @@ impl Agent {
         self.journal = accepted.journal;
         self.term = accepted.term;
         self.store_high_water(accepted.high_water);
+        self.hello.last_epoch = Some(accepted.epoch);
+        self.effects.push(Effect::StoreEpoch(accepted.epoch));
         self.backoff.reset();
         // The hello was received, so it counts as the first heartbeat.
         self.renew_leases(sent_at);

@@ -46,7 +46,7 @@ fn start_that_the_backend_has_not_confirmed_is_not_reported() {
         capabilities: Capabilities::default(),
         notes: Vec::new(),
     };
-    let hello = Hello { pool, instance: InstanceId(7), key: [7; 16], high_water: None };
+    let hello = Hello { pool, instance: InstanceId(7), key: [7; 16], last_epoch: None, high_water: None };
     let mut agent = Agent::new(hello, NOW);
     step(&mut agent, Input::InitialSync { nodes: Vec::new(), attempts: Vec::new() });
     assert_eq!(begin_session(&mut agent), []);

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt;
@@ -31,9 +30,6 @@ pub struct Agents {
 const MESSAGES_MAX: usize = 4_096;
 /// Bytes that one read returns at most, whatever the broker requests.
 const READ_BYTES_MAX: u32 = 1 << 20;
-/// Wait before an agent offers its logs again after the broker refused them, and how often it does.
-const HELLO_RETRY: Duration = Duration::from_millis(100);
-const HELLO_RETRIES_MAX: u32 = 20;
 /// Concurrent reads of output from one agent.
 const READS_MAX: usize = 1_024;
 
@@ -108,6 +104,10 @@ impl v1::agent_service_server::AgentService for Agents {
         };
         if !pool.pool.is_bound_to(&hello) {
             return Err(error::status(&Rejection::PoolClaimed { pool: hello.pool.name }));
+        }
+        if let Some(epoch) = hello.last_epoch.filter(|epoch| *epoch != pool.pool.epoch) {
+            let (pool, current) = (hello.pool.name, pool.pool.epoch);
+            return Err(error::status(&Rejection::StaleEpoch { pool, current, epoch }));
         }
         let mut reads = self.broker.logs().serve(&hello.pool.name);
         let (sender, receiver) = mpsc::channel(64);
@@ -208,6 +208,7 @@ impl Dial for Dialer {
             }
         });
         let mut responses = response.await.map_err(|status| status.message().to_owned())?.into_inner();
+        let (client, hello, logs) = (self.client.clone(), self.hello.clone(), self.logs.clone());
         tokio::spawn(async move {
             let mut inbox = FrameCounter::default();
             while let Ok(Some(frame)) = responses.message().await {
@@ -217,36 +218,31 @@ impl Dial for Dialer {
                     FrameCheck::InOrder => {}
                 }
                 let Some(Ok(message)) = frame.body.map(convert::to_agent) else { return };
+                if let ToAgent::Accepted(accepted) = &message {
+                    let hello = Hello { last_epoch: Some(accepted.epoch), ..hello.clone() };
+                    tokio::spawn(serve_logs(client.clone(), hello, logs.clone()));
+                }
                 if incoming.send(message).await.is_err() {
                     return;
                 }
-            }
-        });
-        let (client, hello, logs) = (self.client.clone(), self.hello.clone(), self.logs.clone());
-        tokio::spawn(async move {
-            // The session does not depend on the logs.
-            if let Err(status) = serve_logs(client, hello, logs).await {
-                tracing::debug!(error = status.message(), "logs are not served");
             }
         });
         Ok(Connection { to_broker, from_broker })
     }
 }
 
-/// Serves the broker's reads of output until the connection ends.
-async fn serve_logs(client: Client, hello: Hello, logs: Arc<dyn ReadLogs>) -> Result<(), Status> {
-    // The broker refuses logs of a pool before it has processed the session's hello.
-    let mut retries = 0;
-    loop {
-        let (sender, receiver) = mpsc::channel(64);
-        let first = v1::serve_logs_request::Body::Hello(convert::hello_message(&hello));
-        let _ = sender.send(v1::ServeLogsRequest { body: Some(first) }).await;
-        match client.agents().serve_logs(ReceiverStream::new(receiver)).await {
-            Ok(reads) => return serve_reads(reads.into_inner(), sender, logs).await,
-            Err(status) if retries >= HELLO_RETRIES_MAX => return Err(status),
-            Err(_) => retries += 1,
-        }
-        tokio::time::sleep(HELLO_RETRY).await;
+/// Serves the broker's reads of output until the connection ends. `hello` names the session.
+async fn serve_logs(client: Client, hello: Hello, logs: Arc<dyn ReadLogs>) {
+    let (sender, receiver) = mpsc::channel(64);
+    let first = v1::serve_logs_request::Body::Hello(convert::hello_message(&hello));
+    let _ = sender.send(v1::ServeLogsRequest { body: Some(first) }).await;
+    let served = match client.agents().serve_logs(ReceiverStream::new(receiver)).await {
+        Ok(reads) => serve_reads(reads.into_inner(), sender, logs).await,
+        Err(status) => Err(status),
+    };
+    // The session does not depend on the logs.
+    if let Err(status) = served {
+        tracing::debug!(error = status.message(), "logs are not served");
     }
 }
 

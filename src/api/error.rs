@@ -95,7 +95,9 @@ pub fn status(rejection: &Rejection) -> Status {
     let code = match rejection {
         Rejection::Invalid(_) | Rejection::BadDependency { .. } => Code::InvalidArgument,
         Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
-        Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } => Code::AlreadyExists,
+        Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } | Rejection::PoolServed { .. } => {
+            Code::AlreadyExists
+        }
         Rejection::Conflict { .. } | Rejection::TokenReused | Rejection::TokenExpired { .. } => Code::Aborted,
         Rejection::NeverFits { .. }
         | Rejection::StaleEpoch { .. }

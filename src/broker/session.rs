@@ -234,7 +234,7 @@ impl Broker {
         if session.nodes_known && session.attempts_known {
             self.recovery.unreported.remove(&session.pool);
             let (pool, principal) = (session.pool, session.principal.clone());
-            if self.state.pool(pool).is_some_and(|pool| pool.connectivity != Connectivity::Ready) {
+            if self.state.pool(pool).is_some_and(|pool| !pool.is_served()) {
                 let _ = self.command(
                     principal,
                     Command::ChangeConnectivity { pool, connectivity: Connectivity::Ready },
@@ -381,7 +381,7 @@ fn spec_bytes(spec: &JobSpec) -> usize {
 
 fn refused_code(rejection: &Rejection) -> RefusedCode {
     match rejection {
-        Rejection::PoolClaimed { .. } => RefusedCode::PoolClaimed,
+        Rejection::PoolClaimed { .. } | Rejection::PoolServed { .. } => RefusedCode::PoolClaimed,
         Rejection::StaleEpoch { .. } => RefusedCode::Superseded,
         Rejection::ReadOnly { .. } => RefusedCode::Unavailable,
         Rejection::UnknownAttempt { .. } => RefusedCode::ProtocolError,

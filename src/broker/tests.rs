@@ -168,7 +168,8 @@ fn new_writer_session_orders_nothing_again_before_the_other_pools_report() {
         };
         effects.iter().map(orders).sum::<usize>()
     };
-    let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], high_water: None };
+    let hello =
+        Hello { pool: spec, instance: InstanceId(7), key: [7; 16], last_epoch: None, high_water: None };
     assert_eq!(ordered(now, FromAgent::Hello(hello)), 0);
     let epoch = Epoch(2);
     let nodes = vec![node_spec("n1", 8, 0)];

@@ -35,7 +35,10 @@ pub fn manual() -> String {
     }
     text.push_str("\n## Why an agent is rejected\n\n");
     let codes = [
-        (RefusedCode::PoolClaimed, "the pool's name is bound to another agent"),
+        (
+            RefusedCode::PoolClaimed,
+            "the pool's name is bound to another agent, or served from another copy of this one's state folder",
+        ),
         (RefusedCode::InvalidPool, "the hello message, or the pool that it declares, is invalid"),
         (RefusedCode::Superseded, "a newer session is the active session of the pool"),
         (

@@ -35,6 +35,9 @@ pub struct Hello {
     pub instance: InstanceId,
     /// Secret that proves the instance. The first hello for a pool's name binds the name to it.
     pub key: [u8; 16],
+    /// The pool's last session that this state folder knows of; `None` if it knows of none. A copy of the folder, such
+    /// as one in a machine's image, knows an older one than the folder that has served the pool since.
+    pub last_epoch: Option<Epoch>,
     /// The newest high-water mark that the agent has received from any broker; `None` if it has none.
     pub high_water: Option<HighWaterMark>,
 }

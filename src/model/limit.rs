@@ -42,6 +42,8 @@ pub const NODE_LOSSES_MAX: u32 = 1_000;
 pub const DURATION_MS_MAX: u64 = 366 * 24 * 3_600 * 1_000;
 /// Longest grace from the termination signal to the kill signal, in milliseconds (an hour): a stop must end.
 pub const GRACE_MS_MAX: u64 = 3_600 * 1_000;
+/// Largest epoch that an agent may report: all later ones of its pool fit in 64 bits.
+pub const EPOCH_MAX: u64 = 1 << 62;
 /// Shortest and longest lease, in milliseconds. A shorter one would end when a broker restarts.
 pub const LEASE_MS_MIN: u64 = 20_000;
 pub const LEASE_MS_MAX: u64 = 24 * 3_600 * 1_000;

@@ -12,6 +12,7 @@ pub enum Mutant {
     IgnoreQueueLimit,
     LoseEarly,
     LeaseFromAnswer,
+    AcceptCopies,
     EndStopsEarly,
     OvertakePredecessor,
     ForgetUnacknowledged,
@@ -30,7 +31,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every fault with its effect, for listings.
-    pub const ALL: [(Self, &'static str); 22] = [
+    pub const ALL: [(Self, &'static str); 23] = [
         (Self::AnswerBeforeDurable, "replies and orders are sent before their events are durable"),
         (
             Self::AnswerHeartbeatUnconfirmed,
@@ -45,6 +46,7 @@ impl Mutant {
             Self::LeaseFromAnswer,
             "an agent counts its lease from the heartbeat's answer, not from the heartbeat",
         ),
+        (Self::AcceptCopies, "a copy of an agent's state folder may serve the pool beside the original"),
         (Self::EndStopsEarly, "an agent reports an attempt as ended when it has only begun to stop it"),
         (Self::OvertakePredecessor, "an attempt starts before the one that it is queued behind has ended"),
         (

@@ -10,6 +10,7 @@ use crate::clock::Clock;
 use crate::model::attempt::AttemptStatus;
 use crate::model::exchange::{FromAgent, Hello, ToAgent};
 use crate::model::high_water::HighWaterMark;
+use crate::model::id::Epoch;
 use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
 use crate::telemetry::PoolHealth;
@@ -29,6 +30,25 @@ pub trait Dial: Send {
     fn dial(&self) -> impl Future<Output = Result<Connection, String>> + Send;
 }
 
+/// Stores what the hello of the agent's next process must carry.
+pub trait Memory: Send {
+    /// Stores the newest high-water mark. Without it, one of the facts is missing that show a broker that its journal
+    /// is an older copy.
+    fn store_high_water(&mut self, high_water: HighWaterMark);
+
+    /// Stores the epoch of a session that begins, and returns whether it is on disk.
+    fn store_epoch(&mut self, epoch: Epoch) -> bool;
+}
+
+/// The memory of agents without a state folder.
+impl Memory for () {
+    fn store_high_water(&mut self, _: HighWaterMark) {}
+
+    fn store_epoch(&mut self, _: Epoch) -> bool {
+        true
+    }
+}
+
 /// How long one attempt to connect may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between two warnings that the broker can't be reached.
@@ -36,8 +56,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs an agent until `stop` ends. The attempts of its backend continue to run after that.
 ///
-/// `remember` is called with each newer high-water mark, which the hello of the agent's next process must
-/// carry. `pool_health` is updated as the agent runs.
+/// `memory` stores what the hello of the agent's next process must carry. `pool_health` is updated as the agent runs.
 ///
 /// # Errors
 /// - [`Error::Open`](crate::pools::Error::Open) if the backend can't be opened.
@@ -47,7 +66,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     mut backend: B,
     dial: D,
     clock: Clock,
-    remember: impl FnMut(HighWaterMark) + Send,
+    memory: impl Memory,
     pool_health: Arc<PoolHealth>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), crate::pools::Error> {
@@ -71,7 +90,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
         wake_at: clock.now(),
         dial_due: false,
         clock,
-        remember,
+        memory,
         pool_health: pool_health.clone(),
     };
     let first = Input::InitialSync { nodes: opened.nodes, attempts: opened.attempts };
@@ -163,17 +182,17 @@ fn log_message(pool: &str, message: &ToAgent) {
 }
 
 /// What the state machine's effects act on, besides the backend.
-struct Shell<R> {
+struct Shell<M> {
     connection: Option<Connection>,
     wake_at: Timestamp,
     /// The state machine has requested a connection.
     dial_due: bool,
     clock: Clock,
-    remember: R,
+    memory: M,
     pool_health: Arc<PoolHealth>,
 }
 
-impl<R: FnMut(HighWaterMark)> Shell<R> {
+impl<M: Memory> Shell<M> {
     /// The broker's next message; `None` if the connection is lost. Pending while there is none.
     async fn receive(&mut self) -> Option<ToAgent> {
         match &mut self.connection {
@@ -208,7 +227,13 @@ impl<R: FnMut(HighWaterMark)> Shell<R> {
                 }
                 Effect::Forget(attempt) => backend.forget(attempt),
                 Effect::RenewLeases { from } => backend.renew(from, self.clock.to_boot_ms(from)),
-                Effect::StoreHighWater(high_water) => (self.remember)(high_water),
+                Effect::StoreHighWater(high_water) => self.memory.store_high_water(high_water),
+                Effect::StoreEpoch(epoch) => {
+                    if !self.memory.store_epoch(epoch) {
+                        self.connection = None;
+                        return Some(Input::Disconnected);
+                    }
+                }
                 Effect::WakeAt(at) => self.wake_at = at,
             }
         }

@@ -98,7 +98,8 @@ impl Fixture {
             capabilities,
             notes: Vec::new(),
         };
-        let hello = Hello { pool: spec, instance: InstanceId(7), key: [7; 16], high_water: None };
+        let hello =
+            Hello { pool: spec, instance: InstanceId(7), key: [7; 16], last_epoch: None, high_water: None };
         let Reply::Session { pool, epoch } = self.must(Command::OpenSession { hello }) else {
             panic!("no session")
         };

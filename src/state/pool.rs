@@ -29,6 +29,8 @@ pub struct Pool {
     pub key_digest: [u8; 16],
     /// The current session's epoch; reports of an older one are refused.
     pub epoch: Epoch,
+    /// The last session in which it was READY; 0 if it never was.
+    pub served_epoch: Epoch,
     pub connectivity: Connectivity,
     /// Since when it has not been READY; `None` while it is.
     pub not_ready_since: Option<Timestamp>,
@@ -57,6 +59,7 @@ impl Pool {
             instance: self.instance,
             key_digest: self.key_digest,
             epoch: self.epoch,
+            served_epoch: self.served_epoch,
             connectivity: self.connectivity,
             not_ready_since: self.not_ready_since,
             cordoned: self.cordoned,
@@ -75,6 +78,16 @@ impl Pool {
     /// The hello comes from the agent that the pool's name is bound to, and proves it by its key.
     pub fn is_bound_to(&self, hello: &Hello) -> bool {
         self.instance == hello.instance && self.key_digest == digest_of(&hello.key)
+    }
+
+    /// The agent of the current session has reported all nodes and attempts.
+    pub fn is_served(&self) -> bool {
+        self.connectivity == Connectivity::Ready && self.served_epoch == self.epoch
+    }
+
+    /// The hello comes from a copy of the state folder that has served the pool since the copy was made.
+    pub fn is_served_by_another_copy(&self, hello: &Hello) -> bool {
+        hello.last_epoch.is_some_and(|last| last < self.served_epoch)
     }
 
     /// Why the pool can't run a shape, whatever its nodes have free; `None` if it can.

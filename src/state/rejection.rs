@@ -28,6 +28,13 @@ pub enum Rejection {
     NeverFits { field: String, why: String },
     #[error("pool {} belongs to another agent", quote(pool))]
     PoolClaimed { pool: String },
+    #[error(
+        "pool {} has been served in session {served} from another copy of this agent's state folder, which knows of \
+         session {last} only; {}",
+        quote(pool),
+        Self::COPIED_HINT
+    )]
+    PoolServed { pool: String, served: Epoch, last: Epoch },
     #[error("pool {} is spoken for in epoch {current}, not {epoch}", quote(pool))]
     StaleEpoch { pool: String, current: Epoch, epoch: Epoch },
     #[error("term {0} is not above the current one")]
@@ -65,8 +72,11 @@ impl Rejection {
     const NEVER_FITS: &'static str = "no pool can ever run it";
     const NEVER_FITS_HINT: &'static str = "allow_pending lets it wait for a pool that can";
 
+    const COPIED_HINT: &'static str = "on another machine, give the pool a name and an empty state folder of its own; \
+                                       if this is the pool's only agent, remove the file epoch from the folder";
+
     /// Stable codes with what each means and what helps, for the manual.
-    pub const MANUAL: [(&'static str, &'static str, &'static str); 15] = [
+    pub const MANUAL: [(&'static str, &'static str, &'static str); 16] = [
         ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
         ("NotFound", "the named object does not exist", "check the name"),
         ("AlreadyExists", "the name is taken", "choose another name"),
@@ -82,6 +92,11 @@ impl Rejection {
             "PoolClaimed",
             "the pool's name is bound to another agent",
             "use that agent's state folder, or another name",
+        ),
+        (
+            "PoolServed",
+            "the agent's state folder is a copy, made before the original served the pool again",
+            "give the copy a pool name and an empty state folder of its own",
         ),
         ("StaleEpoch", "a newer session of the pool is active", "nothing: the newer session continues"),
         ("StaleTerm", "a newer broker writes the journal", "nothing: the newer one goes on"),
@@ -118,6 +133,7 @@ impl Rejection {
             | Self::Conflict { .. }
             | Self::TokenReused
             | Self::PoolClaimed { .. }
+            | Self::PoolServed { .. }
             | Self::StaleEpoch { .. }
             | Self::StaleTerm(_)
             | Self::LimitReached { .. }

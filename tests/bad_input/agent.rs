@@ -160,6 +160,11 @@ fn hello_cases() -> Vec<Case> {
             "5 leaves a gap after the last frame",
         ),
         invalid(changed_hello(|h| h.pool = None), "hello.pool", "is missing"),
+        invalid(
+            changed_hello(|h| h.last_epoch = Some(u64::MAX)),
+            "hello.last_epoch",
+            "is not within 0 and 4611686018427387904",
+        ),
         invalid(changed_hello(|h| h.instance.clear()), "hello.instance", "0 bytes, 16 are required"),
         invalid(changed_hello(|h| h.key = vec![0; 1 << 20]), "hello.key", "1048576 bytes, 16 are required"),
         invalid(
@@ -200,6 +205,12 @@ fn hello_cases() -> Vec<Case> {
         ),
         // The stream of logs is bound to the pool's agent like its session.
         refused(serve(stolen), "hello.key", Code::AlreadyExists, "\"normal\" belongs to another agent"),
+        refused(
+            serve(with(|h| h.last_epoch = Some(1 << 40))),
+            "hello.last_epoch",
+            Code::FailedPrecondition,
+            "pool \"normal\" is spoken for in epoch",
+        ),
         refused(serve(hello("normal", 3)), "hello.instance", Code::AlreadyExists, "belongs to another"),
         refused(serve(missing), "hello.pool.name", Code::NotFound, "pool \"missing\" does not exist"),
         invalid(serve(with(|h| h.key.clear())), "hello.key", "0 bytes, 16 are required"),

@@ -102,6 +102,7 @@ pub fn hello(pool: &str, installation: u8) -> v1::Hello {
         }),
         instance: vec![installation; 16],
         key: vec![installation; 16],
+        last_epoch: None,
         high_water: None,
     }
 }

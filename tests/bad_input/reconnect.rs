@@ -105,7 +105,7 @@ fn hello(number: usize) -> Hello {
         capabilities,
         notes: Vec::new(),
     };
-    Hello { pool, instance: InstanceId(mixed), key: mixed.to_le_bytes(), high_water: None }
+    Hello { pool, instance: InstanceId(mixed), key: mixed.to_le_bytes(), last_epoch: None, high_water: None }
 }
 
 /// Number of pools that are READY with their agent connected.
@@ -149,7 +149,7 @@ async fn thousand_agents_reconnect_promptly_after_their_broker_was_killed() {
             let dial = CountedDial { dialer, failures };
             let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
             let clock = Clock::start();
-            let _ = weir::runtime::agent::run(hello, Idle, dial, clock, |_| {}, pool_health, stop).await;
+            let _ = weir::runtime::agent::run(hello, Idle, dial, clock, (), pool_health, stop).await;
         });
     }
     let client = broker.client();

@@ -153,7 +153,8 @@ impl Drop for Home {
 
 fn find_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for folder in [path.join("local"), path.join("data/pools/local")] {
+    let folders = std::fs::read_dir(path)?.flatten().map(|entry| entry.path());
+    for folder in folders.chain([path.join("data/pools/local")]) {
         let supervisor = folder.join("supervisor");
         if supervisor.join("supervisor.sock").exists() {
             found.push(supervisor);

@@ -268,6 +268,7 @@ impl<'a> FaultFreeRun<'a> {
             // Agents don't crash here, so nothing needs to be remembered, and no job is cancelled.
             agent::Effect::Forget(_)
             | agent::Effect::StoreHighWater(_)
+            | agent::Effect::StoreEpoch(_)
             | agent::Effect::RenewLeases { .. }
             | agent::Effect::Stop(_)
             | agent::Effect::Disconnect => {}
@@ -311,7 +312,13 @@ fn hello(at: usize) -> Hello {
         capabilities: Capabilities { real: true, processes: true, ..Capabilities::default() },
         notes: Vec::new(),
     };
-    Hello { pool, instance: InstanceId(at as u128 + 1), key: [at as u8; 16], high_water: None }
+    Hello {
+        pool,
+        instance: InstanceId(at as u128 + 1),
+        key: [at as u8; 16],
+        last_epoch: None,
+        high_water: None,
+    }
 }
 
 /// The spec that is submitted for a job of the trace.

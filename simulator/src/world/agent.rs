@@ -27,6 +27,8 @@ pub(crate) struct AgentHost {
     /// Virtual time of the latest requested wake-up; 0 if none.
     wake: u64,
     pub(crate) hello: Hello,
+    /// The hello of an agent with a copy of the state folder.
+    pub(crate) copy: Option<Hello>,
     pub(crate) backend: Backend,
     pub(crate) session: Option<SessionId>,
     pub(crate) paused: bool,
@@ -76,7 +78,8 @@ impl AgentHost {
             incarnation: 0,
             clock: Clock::new(0, 0, 0),
             wake: 0,
-            hello: Hello { pool, instance, key: [index as u8; 16], high_water: None },
+            hello: Hello { pool, instance, key: [index as u8; 16], last_epoch: None, high_water: None },
+            copy: None,
             backend: Backend::new(index, setup),
             session: None,
             paused: false,
@@ -282,6 +285,7 @@ impl World {
                     host.remembered = host.remembered.max(high_water.revision);
                 }
             }
+            Effect::StoreEpoch(epoch) => self.agents[index].hello.last_epoch = Some(epoch),
             Effect::WakeAt(at) => self.wake_agent(index, at),
         }
         Ok(())

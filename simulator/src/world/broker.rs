@@ -303,7 +303,12 @@ impl World {
                     self.check_time(host, *now)?;
                 }
                 if let ToAgent::Refused { code: RefusedCode::PoolClaimed, .. } = &message {
-                    self.counts.rejection(&Rejection::PoolClaimed { pool: String::new() });
+                    let pool = String::new();
+                    let rejection = match self.network.copies.get(&session) {
+                        Some(last) => Rejection::PoolServed { pool, served: *last, last: *last },
+                        None => Rejection::PoolClaimed { pool },
+                    };
+                    self.counts.rejection(&rejection);
                 }
                 self.send_to_agent(session, message);
             }

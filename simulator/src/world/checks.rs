@@ -8,7 +8,7 @@ use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, ToAgent};
 use weir::model::high_water::HighWaterMark;
-use weir::model::id::{AttemptId, Revision, UnitId};
+use weir::model::id::{AttemptId, Epoch, Revision, UnitId};
 use weir::model::pool::Connectivity;
 use weir::scheduler::{Budget, Scheduler};
 use weir::state::decide::Reply;
@@ -175,7 +175,14 @@ impl World {
             }
             _ if on_stale_copy => Ok(()),
             ToAgent::Accepted(accepted) => match pool {
-                Some(pool) if pool.epoch >= accepted.epoch => Ok(()),
+                Some(pool) if pool.epoch >= accepted.epoch => {
+                    let served = |last: &Epoch| *last < pool.served_epoch && self.writer() == Some(host);
+                    if self.network.copies.get(&session).is_some_and(served) {
+                        let rule = "although the original has served the pool since";
+                        return Err(format!("a copy of agent {agent} is accepted {rule}"));
+                    }
+                    Ok(())
+                }
                 _ => Err(format!("agent {agent} is accepted in an epoch that is not durable")),
             },
             ToAgent::Orders { orders, .. } => {

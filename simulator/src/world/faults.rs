@@ -78,6 +78,8 @@ impl World {
                 self.client.set_conditions(LinkConditions::new(self.now + ms, permille, delay_ms));
             }
             Fault::Nodes { agent, change } => self.change_nodes(agent, change)?,
+            Fault::CopyState { agent } => self.agents[agent].copy = Some(self.agents[agent].hello.clone()),
+            Fault::StartCopy { agent } => self.start_copy(agent),
             Fault::FalseReport { agent, report } => self.send_false_report(agent, report)?,
         }
         Ok(())

@@ -9,6 +9,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use weir::broker::{Input, SessionId};
 use weir::model::exchange::{FrameCheck, FrameCounter, FromAgent, ToAgent};
+use weir::model::id::Epoch;
 
 use super::event::{AgentEvent, BrokerEvent, Event};
 use super::schedule::Cut;
@@ -25,6 +26,8 @@ pub(crate) struct Network {
     conditions: Vec<LinkConditions>,
     /// Heartbeats that a broker received after it had been deposed.
     unanswerable: BTreeSet<(SessionId, u64)>,
+    /// Sessions of agents with a copied state folder, and the last epoch that it knows of.
+    pub(crate) copies: BTreeMap<SessionId, Epoch>,
 }
 
 /// Conditions of a link until a time; afterwards it delivers in order and without loss.
@@ -81,6 +84,7 @@ impl Network {
             links: BTreeMap::new(),
             cuts: Vec::new(),
             unanswerable: BTreeSet::new(),
+            copies: BTreeMap::new(),
         }
     }
 
@@ -187,7 +191,23 @@ impl World {
     }
 
     pub(crate) fn send_to_broker(&mut self, agent: usize, message: FromAgent) {
-        let Some(session) = self.agents[agent].session else { return };
+        if let Some(session) = self.agents[agent].session {
+            self.send_in(session, message);
+        }
+    }
+
+    /// Connects an agent with a copy of a state folder. It has no attempts, and receives nothing.
+    pub(crate) fn start_copy(&mut self, agent: usize) {
+        let (Some(hello), Some(host)) = (self.agents[agent].copy.clone(), self.writer()) else { return };
+        let session = self.network.next_session();
+        let host_incarnation = self.brokers[host].incarnation;
+        let link = Link { agent, host, host_incarnation, directions: Default::default() };
+        self.network.links.insert(session, link);
+        self.network.copies.insert(session, hello.last_epoch.unwrap_or_default());
+        self.send_in(session, FromAgent::Hello(hello));
+    }
+
+    fn send_in(&mut self, session: SessionId, message: FromAgent) {
         let Some(link) = self.network.links.get_mut(&session) else { return };
         link.directions[TO_BROKER].sent += 1;
         let (number, host, incarnation) = (link.directions[TO_BROKER].sent, link.host, link.host_incarnation);
@@ -262,7 +282,8 @@ impl World {
                 if stale && is_open && self.brokers[host].machine.is_some() {
                     return Err(format!("agent {agent} sends in an older epoch and is not refused"));
                 }
-                if hello { self.check_hello(host, agent) } else { Ok(()) }
+                let copied = self.network.copies.contains_key(&session);
+                if hello && !copied { self.check_hello(host, agent) } else { Ok(()) }
             }
             FrameCheck::Repeated => Ok(()),
             FrameCheck::Gap => {

@@ -117,6 +117,10 @@ pub enum Fault {
     /// Requests of clients and replies to them are lost with this probability, and delayed by up to
     /// `delay_ms`.
     ClientLinkConditions { ms: u64, loss_permille: u32, delay_ms: u64 },
+    /// The agent's state folder is copied, as a machine's image is.
+    CopyState { agent: usize },
+    /// An agent with that copy connects, beside the first one or while it is away.
+    StartCopy { agent: usize },
     /// The nodes of the agent's pool change.
     Nodes { agent: usize, change: NodeChange },
     /// The Byzantine agent sends a false report.
@@ -153,6 +157,7 @@ impl Schedule {
             Sampler::pauses,
             Sampler::links,
             Sampler::clocks,
+            Sampler::copies,
         ] {
             if sampler.rng.random_bool(0.6) {
                 add(&mut sampler);
@@ -318,6 +323,14 @@ impl Sampler {
                 NodeChange::Break,
             ][self.rng.random_range(0..6)];
             self.at_any_time(Fault::Nodes { agent, change });
+        }
+    }
+
+    fn copies(&mut self) {
+        let agent = self.agent();
+        self.at(1_000, FAULTS_MS / 2, Fault::CopyState { agent });
+        for _ in 0..self.rng.random_range(1..6) {
+            self.at_any_time(Fault::StartCopy { agent });
         }
     }
 

@@ -101,6 +101,7 @@ pub fn hello(message: &v1::Hello) -> Result<Hello, Invalid> {
         },
         instance: InstanceId(u128::from_be_bytes(bytes_16("hello.instance", &message.instance)?)),
         key: bytes_16("hello.key", &message.key)?,
+        last_epoch: message.last_epoch.map(Epoch),
         high_water: message
             .high_water
             .as_ref()
@@ -257,6 +258,7 @@ pub(crate) fn hello_message(hello: &Hello) -> v1::Hello {
         }),
         instance: hello.instance.0.to_be_bytes().to_vec(),
         key: hello.key.to_vec(),
+        last_epoch: hello.last_epoch.map(|epoch| epoch.0),
         high_water: hello.high_water.as_ref().map(high_water_message),
     }
 }

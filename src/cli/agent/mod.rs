@@ -21,12 +21,13 @@ use crate::files::private;
 use crate::lock::{self, Lock};
 use crate::model::exchange::Hello;
 use crate::model::high_water::HighWaterMark;
-use crate::model::id::InstanceId;
+use crate::model::id::{Epoch, InstanceId};
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::pools::host::{self, Host};
 use crate::pools::kubernetes::Kubernetes;
 use crate::pools::simulated::Simulated;
 use crate::pools::{Error, PoolBackend};
+use crate::runtime::agent::Memory;
 use crate::telemetry::PoolHealth;
 use pool::Backend;
 
@@ -183,19 +184,61 @@ pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     })
 }
 
-/// Makes the hello message of a pool's agent, with the identity stored in its state folder.
+/// Makes the hello message of a pool's agent, with what its state folder stores.
 ///
 /// # Errors
 /// If the identity can't be read or written.
 pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
-    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, high_water: None })
+    let last_epoch = match std::fs::read_to_string(state.join(EPOCH_FILE)) {
+        Ok(text) => {
+            let error =
+                || Failure::new(1, format!("{}: {text:?} is not an epoch", state.join(EPOCH_FILE).display()));
+            Some(Epoch(text.trim().parse().map_err(|_| error())?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Failure::new(1, format!("{}: {error}", state.join(EPOCH_FILE).display()))),
+    };
+    // Optional: without it, one of the facts that show a broker that its journal is an older copy is missing.
+    let high_water = std::fs::read_to_string(state.join(HIGH_WATER_FILE)).ok();
+    let high_water = high_water.and_then(|text| text.trim().parse().ok());
+    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, last_epoch, high_water })
 }
 
 /// File in the state folder with the newest high-water mark that the broker sent to the agent. The name is
 /// part of the folder's format.
 const HIGH_WATER_FILE: &str = "high-water";
+
+/// File in the state folder with the epoch of the pool's last session. The name is part of the folder's format.
+const EPOCH_FILE: &str = "epoch";
+
+/// A pool's state folder, as the memory of its agent.
+struct StateFolder {
+    folder: PathBuf,
+    /// A high-water mark could not be stored.
+    failed: bool,
+}
+
+impl Memory for StateFolder {
+    fn store_high_water(&mut self, high_water: HighWaterMark) {
+        let file = self.folder.join(HIGH_WATER_FILE);
+        if let Err(error) = config::write_private(&file, high_water.to_string().as_bytes())
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            tracing::warn!(file = %file.display(), %error, "can't store the journal high-water mark of the broker");
+        }
+    }
+
+    fn store_epoch(&mut self, epoch: Epoch) -> bool {
+        let file = self.folder.join(EPOCH_FILE);
+        let stored = config::write_private(&file, epoch.to_string().as_bytes());
+        if let Err(error) = &stored {
+            tracing::error!(file = %file.display(), %error, "can't store the session with the broker: it is closed");
+        }
+        stored.is_ok()
+    }
+}
 
 /// Runs a pool's agent until `stop` completes.
 ///
@@ -223,27 +266,8 @@ async fn run_agent(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
-    let file = state.join(HIGH_WATER_FILE);
-    // Optional: without it, one of the facts that show a broker that its journal is an older copy is missing.
-    let stored = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
-    let mut failed = false;
-    let remember = move |high_water: HighWaterMark| {
-        if let Err(error) = config::write_private(&file, high_water.to_string().as_bytes())
-            && !std::mem::replace(&mut failed, true)
-        {
-            tracing::warn!(file = %file.display(), %error, "can't store the journal high-water mark of the broker");
-        }
-    };
-    crate::runtime::agent::run(
-        Hello { high_water: stored, ..hello },
-        backend,
-        dialer,
-        clock,
-        remember,
-        pool_health.clone(),
-        stop,
-    )
-    .await
+    let memory = StateFolder { folder: state.to_owned(), failed: false };
+    crate::runtime::agent::run(hello, backend, dialer, clock, memory, pool_health.clone(), stop).await
 }
 
 fn failure(error: Error) -> Failure {

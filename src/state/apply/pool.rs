@@ -29,6 +29,7 @@ impl State {
             instance,
             key_digest,
             epoch: Epoch(0),
+            served_epoch: Epoch(0),
             connectivity: Connectivity::Lost,
             not_ready_since: Some(self.now),
             cordoned: false,
@@ -64,6 +65,9 @@ impl State {
         let now = self.now;
         self.change_pool(id, out, |pool| {
             pool.connectivity = connectivity;
+            if connectivity == Connectivity::Ready {
+                pool.served_epoch = pool.epoch;
+            }
             pool.not_ready_since =
                 (connectivity != Connectivity::Ready).then(|| pool.not_ready_since.unwrap_or(now));
         });

@@ -7,7 +7,8 @@ use crate::model::attempt::OutcomeKind;
 use crate::model::device::DeviceModel;
 use crate::model::exchange::{Hello, Inventory};
 use crate::model::id::{AttemptId, Epoch, NodeId, PoolId};
-use crate::model::limit::{DURATION_MS_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
+use crate::model::limit::{DURATION_MS_MAX, EPOCH_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
+use crate::model::mutant::Mutant;
 use crate::model::pool::{Connectivity, Drain, DrainMode};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations};
@@ -23,12 +24,14 @@ impl State {
         if !self.catalogue.regions.contains_key(&hello.pool.region) {
             out.push("hello.pool.region", format!("region {} does not exist", hello.pool.region));
         }
+        let last_epoch = hello.last_epoch.unwrap_or_default();
+        out.range("hello.last_epoch", last_epoch.0, 0, EPOCH_MAX);
         out.finish().map_err(Rejection::Invalid)?;
         let Some(pool) = self.pool_named(&hello.pool.name) else {
             if self.pools.len() >= POOLS_MAX {
                 return Err(Rejection::LimitReached { what: "pools", max: POOLS_MAX });
             }
-            let (pool, epoch) = (PoolId(self.next.pool), Epoch(1));
+            let (pool, epoch) = (PoolId(self.next.pool), Epoch(last_epoch.0 + 1));
             let (spec, instance, key_digest) = (hello.pool.clone(), hello.instance, digest_of(&hello.key));
             let events = vec![
                 Event::PoolRegistered { pool, spec, instance, key_digest },
@@ -40,11 +43,16 @@ impl State {
         if !pool.is_bound_to(hello) {
             return Err(Rejection::PoolClaimed { pool: hello.pool.name.clone() });
         }
+        if pool.is_served_by_another_copy(hello) && !Mutant::AcceptCopies.is_on() {
+            let (name, served) = (hello.pool.name.clone(), pool.served_epoch);
+            return Err(Rejection::PoolServed { pool: name, served, last: last_epoch });
+        }
         let mut events = Vec::new();
         if pool.spec != hello.pool {
             events.push(Event::PoolUpdated { pool: pool.id, spec: hello.pool.clone() });
         }
-        let (connectivity, pool, epoch) = (pool.connectivity, pool.id, Epoch(pool.epoch.0 + 1));
+        let (connectivity, pool, epoch) =
+            (pool.connectivity, pool.id, Epoch(pool.epoch.max(last_epoch).0 + 1));
         events.push(Event::SessionOpened { pool, epoch });
         // The accepted renews the pool's leases: from here on they must not be taken for ended.
         if connectivity > Connectivity::Suspect {
@@ -136,7 +144,8 @@ impl State {
         connectivity: Connectivity,
     ) -> Result<Decision, Rejection> {
         let pool = self.pool_or_reject(id)?;
-        let changed = pool.connectivity != connectivity;
+        let changed =
+            pool.connectivity != connectivity || (connectivity == Connectivity::Ready && !pool.is_served());
         Ok(Decision::done(
             changed
                 .then_some(Event::PoolConnectivityChanged { pool: id, connectivity })

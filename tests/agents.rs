@@ -1,7 +1,9 @@
-//! A pool whose agent is gone shows in every view of the jobs that it runs, and in the broker's log.
+//! Pools whose agent is gone, or whose agent's state folder was copied.
 
 mod support;
 
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -60,5 +62,57 @@ fn a_lost_pool_shows_in_every_view_of_its_jobs_and_is_back_with_its_agent() {
         ["the pool is registered", "the pool is UNREACHABLE", "the pool is LOST", "the pool is READY"]
     {
         assert!(log.contains(change), "{change}: {log}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_state_folder_is_refused_and_what_the_original_runs_runs_on() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut agent = home.start_agent(4);
+    let ready = || home.run(&["get", "pools"]).1.contains(" READY ");
+    until("the pool is ready", LOST, ready);
+    agent.kill();
+    let (original, copy) = (home.path().join("local"), home.path().join("copy"));
+    copy_identity(&original, &copy);
+    let agent = home.start_agent(4);
+    let spec = home.path().join("job.yaml");
+    std::fs::write(&spec, "name: lasting\ngroups: [{cpus: 1, memory: 64Mi, command: [sleep, '600']}]\n")
+        .expect("a file");
+    let (code, _, error) = home.run(&["submit", spec.to_str().expect("a plain path")]);
+    assert_eq!(code, 0, "{error}");
+    let running = || home.run(&["get", "job/lasting"]).1.contains(" RUNNING ");
+    until("the job runs", LOST, running);
+    let text = std::fs::read_to_string(home.path().join("local.toml")).expect("the agent's file");
+    let file = home.path().join("copy.toml");
+    std::fs::write(
+        &file,
+        text.replace(original.to_str().expect("a plain path"), copy.to_str().expect("a plain path")),
+    )
+    .expect("the copy's file");
+    let start_copy = || home.start(&["agent", file.to_str().expect("a plain path")]);
+    let refusals = || home.log().matches("from another copy of this agent's state folder").count();
+    let beside = start_copy();
+    until("the copy is refused twice", LOST, || refusals() >= 2);
+    assert!(running(), "{}", home.log());
+    // Nor is it accepted when the original is away.
+    drop(agent);
+    let before = refusals();
+    until("the copy is refused without the original", LOST, || refusals() >= before + 2);
+    drop(beside);
+    let _agent = home.start_agent(4);
+    until("the original is back with its job", LOST, || ready() && running());
+    let (_, attempts, _) = home.run(&["get", "attempts", "job/lasting"]);
+    assert_eq!(attempts.lines().count(), 2, "one attempt and the heading: {attempts}");
+}
+
+/// Copies what names an agent: the files of its state folder, as a machine's image would.
+fn copy_identity(from: &Path, to: &Path) {
+    std::fs::DirBuilder::new().mode(0o700).create(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("the state folder") {
+        let entry = entry.expect("an entry");
+        if entry.file_type().expect("its type").is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+        }
     }
 }
