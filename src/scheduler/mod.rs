@@ -331,6 +331,7 @@ impl Scheduler {
         let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
         let key = (Reverse(class.priority), (job, group), class);
         let placed = placed.or_else(|| self.place_on_reserved(state, key, unit, avoid, round));
+        let placed = placed.or_else(|| self.place_gang_on_reserved(state, key, unit, avoid, round));
         let start = match placed {
             Some((pool, placements)) => {
                 let waited_ms = state.job(job).map_or(0, |job| state.now().ms_since(job.submitted_at));

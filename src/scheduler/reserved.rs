@@ -6,10 +6,14 @@
 //! the first blocked class, in order, that would fit it if it were empty. From then on only this class and
 //! classes ahead of it are placed there.
 //!
+//! A class of higher priority than other work that waits or may arrive doesn't wait for that: the next nodes on which
+//! something ends are reserved for it, also in small clusters and whatever its tasks lack there.
+//!
 //! Few nodes are reserved at a time, and a node with more free devices replaces one with fewer: the idle
 //! capacity is bounded, and each change brings a node closer to being free. A job of the same size can start
 //! on such a node later, so few reservations are enough.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::blocked::FreedCapacity;
@@ -33,6 +37,9 @@ const MEAN_OVER_DEVICES: i128 = 8_192;
 /// asks for. With 6, tasks of eight devices waited 1 % less, and tasks of one 1 % longer (openb).
 const THRESHOLD_TENTHS: u64 = 7;
 
+/// Blocked classes of higher priority that are compared with a freed node.
+const CLASSES_COMPARED_MAX: usize = 32;
+
 /// How soon nodes are reserved, and how many.
 #[derive(Clone, Copy, Debug)]
 pub struct ReservationPolicy {
@@ -55,10 +62,44 @@ impl Default for ReservationPolicy {
 pub(super) struct ReservedNodes {
     pub(super) packer: Packer,
     reservation_policy: ReservationPolicy,
-    /// The class that each node is reserved for, with its place in the order.
-    owners: BTreeMap<NodeRef, RunKey>,
+    owners: BTreeMap<NodeRef, Owner>,
     /// Moving average of the wait of the units that started, weighted by their devices, in microseconds.
     mean_wait_us: i128,
+}
+
+/// What a node is reserved for.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    /// The class, with its place in the order.
+    key: RunKey,
+    why: Cause,
+}
+
+/// Why a node is reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Cause {
+    /// The class has waited long.
+    Wait,
+    /// The class has a higher priority than other work.
+    Priority,
+}
+
+impl Owner {
+    fn class(&self) -> ClassKey {
+        self.key.2
+    }
+
+    /// The part of a node's free capacity by which nodes are compared for this owner.
+    fn compared(&self, (devices, cpus): FreeCapacity) -> FreeCapacity {
+        (devices, if self.why == Cause::Wait { 0 } else { cpus })
+    }
+}
+
+/// Device thousandths, then millicores.
+type FreeCapacity = (u64, u64);
+
+fn free_capacity(node: &Node) -> FreeCapacity {
+    (node.free_millis(), node.bucket().free.cpu_millis)
 }
 
 impl Default for ReservedNodes {
@@ -94,6 +135,13 @@ impl ReservedNodes {
         }
     }
 
+    /// Moves a node to the main packer; returns whether it was reserved.
+    fn hand_over(&mut self, at: NodeRef, main: &mut Packer) -> bool {
+        let node = self.packer.node(at).cloned();
+        self.remove(at);
+        node.map(|node| main.set(at, node)).is_some()
+    }
+
     /// Counts a started unit towards the mean wait, with the resources of all its tasks.
     pub(super) fn record_start(&mut self, waited_ms: u64, total: &Resources) {
         let over = MEAN_OVER_DEVICES * i128::from(DEVICE_MILLIS);
@@ -121,11 +169,11 @@ impl ReservedNodes {
         Some((mean_ms.saturating_mul(times) / 10).max(self.reservation_policy.wait_ms_min))
     }
 
-    /// The node with the fewest free device thousandths, and these: of the nodes reserved for one class, or
-    /// of all.
-    fn least_free(&self, of: Option<ClassKey>) -> Option<(u64, NodeRef)> {
-        let nodes = self.owners.iter().filter(|(_, owner)| of.is_none_or(|class| owner.2 == class));
-        nodes.map(|(at, _)| (self.packer.node(*at).map_or(0, Node::free_millis), *at)).min()
+    /// The node with the least free capacity, and that, of the reserved nodes whose owner is accepted.
+    fn least_free(&self, accept: impl Fn(&Owner) -> bool) -> Option<(FreeCapacity, NodeRef)> {
+        let nodes = self.owners.iter().filter(|(_, owner)| accept(owner));
+        let free = |at| self.packer.node(at).map_or((0, 0), free_capacity);
+        nodes.map(|(at, owner)| (owner.compared(free(*at)), *at)).min()
     }
 }
 
@@ -137,33 +185,69 @@ impl Scheduler {
 
     /// Reserves a node on which capacity was freed, if a blocked class qualifies that does not fit it yet.
     pub(super) fn reserve(&mut self, state: &State, at: NodeRef) {
-        let nodes = self.packer.node_count() + self.reserved.owners.len();
-        let one_of = self.reserved.reservation_policy.one_of.max(1);
-        let nodes_max = NODES_MAX.min((nodes + one_of / 2) / one_of);
-        if nodes_max == 0 || !self.packer.compares_costs() || self.reserved.contains(at) {
+        if self.reserved.contains(at) {
             return;
         }
-        let Some(free) = self.packer.node(at).map(Node::free_millis).filter(|free| *free > 0) else { return };
-        let Some(owner) = self.class_to_reserve_for(state, at, nodes_max) else { return };
-        let own = self.reserved.owners.values().filter(|other| other.2 == owner.2).count();
-        let replaced = if units_waiting(state, owner.2, own + 1) <= own {
-            self.reserved.least_free(Some(owner.2))
+        let (owner, nodes_max) = match self.class_ahead_by_priority(state, at) {
+            Some(owner) => (owner, NODES_MAX),
+            None => {
+                let nodes = self.packer.node_count() + self.reserved.owners.len();
+                let one_of = self.reserved.reservation_policy.one_of.max(1);
+                let nodes_max = NODES_MAX.min((nodes + one_of / 2) / one_of);
+                let has_free_devices = self.packer.node(at).is_some_and(|node| node.free_millis() > 0);
+                if nodes_max == 0 || !self.packer.compares_costs() || !has_free_devices {
+                    return;
+                }
+                let Some(key) = self.class_to_reserve_for(state, at, nodes_max) else { return };
+                (Owner { key, why: Cause::Wait }, nodes_max)
+            }
+        };
+        let own = self.reserved.owners.values().filter(|other| other.class() == owner.class()).count();
+        let replaced = if units_waiting(state, owner.class(), own + 1) <= own {
+            self.reserved.least_free(|other| other.class() == owner.class())
         } else if self.reserved.owners.len() >= nodes_max {
-            self.reserved.least_free(None)
+            self.reserved.least_free(|other| other.why <= owner.why)
         } else {
             None
         };
+        let free = owner.compared(self.packer.node(at).map_or((0, 0), free_capacity));
         if let Some((least, other)) = replaced {
             if free <= least {
                 return;
             }
             self.release(other);
+        } else if self.reserved.owners.len() >= nodes_max {
+            return;
         }
         if let Some(node) = self.packer.node(at).cloned() {
             self.packer.remove(at);
             self.reserved.packer.set(at, node);
             self.reserved.owners.insert(at, owner);
         }
+    }
+
+    /// The first blocked class, in order, that would fit the node if it were empty, provided that its priority is
+    /// above that of other work that waits, or may arrive with the default priority of 0. `None` if the class fits
+    /// the node as it is.
+    fn class_ahead_by_priority(&mut self, state: &State, at: NodeRef) -> Option<Owner> {
+        let last = [self.runnable.last(), self.blocked.order.last()];
+        let lowest =
+            last.into_iter().flatten().fold(0, |lowest, (Reverse(priority), ..)| lowest.min(*priority));
+        let above = |key: &&RunKey| key.0.0 > lowest;
+        let first: Vec<RunKey> =
+            self.blocked.order.iter().take_while(above).take(CLASSES_COMPARED_MAX).copied().collect();
+        if first.is_empty() {
+            return None;
+        }
+        let (node, whole) = (self.packer.node(at)?.clone(), state.node(at)?);
+        let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
+        first.into_iter().find_map(|key| {
+            let index = self.shape_index(state, key.2.shape)?;
+            let ([(demand, 1)], shape) = (&index.demands[..], &index.shape) else { return None };
+            let usable = empty.fits(demand) && state.exclusion(at.pool, shape).is_none();
+            let lacks = || shortage(demand, &node, &whole.spec.allocatable) != Shortage::None;
+            usable.then(|| lacks().then_some(Owner { key, why: Cause::Priority }))
+        })?
     }
 
     /// The first blocked class, in order, that would fit the node if it were empty, provided that it has
@@ -202,10 +286,11 @@ impl Scheduler {
     pub(super) fn recheck_reserved(&mut self, state: &State, at: NodeRef) {
         let Some(owner) = self.reserved.owners.get(&at) else { return };
         let (Some(node), Some(whole)) = (self.reserved.packer.node(at), state.node(at)) else { return };
-        let useful = self.shapes.get(&owner.2.shape).is_some_and(|index| {
+        let useful = self.shapes.get(&owner.class().shape).is_some_and(|index| {
             let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
             index.demands.iter().all(|(demand, _)| {
-                empty.fits(demand) && shortage(demand, node, &whole.spec.allocatable) != Shortage::Other
+                let other = || shortage(demand, node, &whole.spec.allocatable) == Shortage::Other;
+                empty.fits(demand) && (owner.why != Cause::Wait || !other())
             }) && state.exclusion(at.pool, &index.shape).is_none()
         });
         if !useful {
@@ -216,16 +301,16 @@ impl Scheduler {
     /// Releases the nodes that their class no longer needs: at most as many stay reserved as it has waiting
     /// units.
     pub(super) fn release_unneeded(&mut self, state: &State) {
-        let mut owned: BTreeMap<ClassKey, usize> = BTreeMap::new();
+        let mut owned: BTreeMap<(ClassKey, Cause), usize> = BTreeMap::new();
         for owner in self.reserved.owners.values() {
-            *owned.entry(owner.2).or_default() += 1;
+            *owned.entry((owner.class(), owner.why)).or_default() += 1;
         }
-        for (class, nodes) in owned {
-            let waits = self.packer.compares_costs()
+        for ((class, why), nodes) in owned {
+            let waits = (why != Cause::Wait || self.packer.compares_costs())
                 && matches!(self.classes.get(&class), Some(ClassState::Blocked | ClassState::Runnable(_)));
             let needed = if waits { units_waiting(state, class, nodes) } else { 0 };
             for _ in needed..nodes {
-                if let Some((_, at)) = self.reserved.least_free(Some(class)) {
+                if let Some((_, at)) = self.reserved.least_free(|owner| owner.class() == class) {
                     self.release(at);
                 }
             }
@@ -234,10 +319,7 @@ impl Scheduler {
 
     /// Returns a reserved node to the main packer and notifies the blocked classes of it.
     fn release(&mut self, at: NodeRef) {
-        let node = self.reserved.packer.node(at).cloned();
-        self.reserved.remove(at);
-        if let Some(node) = node {
-            self.packer.set(at, node);
+        if self.reserved.hand_over(at, &mut self.packer) {
             self.blocked.note_freed(FreedCapacity::Node(at));
         }
     }
@@ -259,12 +341,12 @@ impl Scheduler {
         let ([(demand, 1)], shape) = (&index.demands[..], index.shape.clone()) else { return None };
         let demand = demand.clone();
         round.work += self.reserved.owners.len() as u32;
-        let allowed = |(at, owner): &(&NodeRef, &RunKey)| {
-            (owner.2 == key.2 || key < **owner)
+        let allowed = |(at, owner): &(&NodeRef, &Owner)| {
+            (owner.class() == key.2 || key < owner.key)
                 && self.reserved.packer.fits(&demand, **at)
                 && state.exclusion(at.pool, &shape).is_none()
         };
-        let own_first = |(at, owner): (&NodeRef, &RunKey)| (Some(*at) == avoid, owner.2 != key.2, *at);
+        let own_first = |(at, owner): (&NodeRef, &Owner)| (Some(*at) == avoid, owner.class() != key.2, *at);
         let (_, of_others, at) = self.reserved.owners.iter().filter(allowed).map(own_first).min()?;
         let entry = state.job(unit.job).and_then(|job| state.spec(job.spec))?;
         let [(group, task)] = entry.spec.tasks_of_unit(unit.unit)[..] else { return None };
@@ -274,6 +356,35 @@ impl Scheduler {
             self.release(at);
         }
         Some((at.pool, vec![Placement { group, task, node: at.node, devices }]))
+    }
+
+    /// Places a gang on nodes of which some are reserved for classes behind it in the order.
+    pub(super) fn place_gang_on_reserved(
+        &mut self,
+        state: &State,
+        key: RunKey,
+        unit: UnitId,
+        avoid: Option<NodeRef>,
+        round: &mut Round,
+    ) -> Option<(PoolId, Vec<Placement>)> {
+        let is_gang = !matches!(self.shape_index(state, key.2.shape)?.demands[..], [(_, 1)]);
+        let behind = self.reserved.owners.iter().filter(|(_, owner)| key < owner.key);
+        let behind: Vec<(NodeRef, Owner)> = behind.map(|(at, owner)| (*at, *owner)).collect();
+        if !is_gang || behind.is_empty() {
+            return None;
+        }
+        for (at, _) in &behind {
+            self.reserved.hand_over(*at, &mut self.packer);
+        }
+        let placed = self.place(state, key.2.shape, unit, avoid, round);
+        for (at, owner) in behind {
+            if let Some(node) = self.packer.node(at).cloned() {
+                self.packer.remove(at);
+                self.reserved.packer.set(at, node);
+                self.reserved.owners.insert(at, owner);
+            }
+        }
+        placed
     }
 }
 

@@ -262,6 +262,7 @@ fn random_world(seed: u64) -> (Fixture, Scheduler, StdRng) {
 
 #[test]
 fn updated_index_equals_a_rebuilt_one_and_starts_all_that_it_would_start() {
+    let mut compared = 0;
     for seed in 0..40 {
         let (mut world, mut scheduler, mut rng) = random_world(seed);
         for step in 0..60 {
@@ -274,6 +275,11 @@ fn updated_index_equals_a_rebuilt_one_and_starts_all_that_it_would_start() {
             );
             if step % 10 == 9 {
                 plan_until_idle(&mut world, &mut scheduler);
+                // Which nodes are reserved is not part of the state: a rebuilt scheduler has none.
+                if scheduler.has_reserved_nodes() {
+                    continue;
+                }
+                compared += 1;
                 let late =
                     Scheduler::rebuild(&world.state).plan(&world.state, Budget::default()).starts.len();
                 assert_eq!(late, 0, "seed {seed} step {step}: the updated index leaves {late} units waiting");
@@ -281,6 +287,7 @@ fn updated_index_equals_a_rebuilt_one_and_starts_all_that_it_would_start() {
         }
         assert_eq!(world.state.check(), Ok(()), "seed {seed}");
     }
+    assert!(compared > 100, "{compared} of 240 were without reserved nodes");
 }
 
 /// One node of eight cores, on which a task of eight cores has just run for a very short time.
@@ -587,4 +594,72 @@ fn no_node_is_reserved_by_best_fit_or_in_small_clusters() {
     cluster.world.must(Command::CordonNode { pool, node: NodeId(9), cordoned: false });
     cluster.world.must(Command::UpdateWorkloadProfile { profile: Some(Arc::default()) });
     assert_eq!(cluster.end_on(NodeId(3)), [small]);
+}
+
+/// Two nodes, full of tasks of one `small` request each, while more of them wait; then a `large` job comes. Returns
+/// whether it starts although after each end another small job arrives.
+fn starts_while_small_jobs_come(priority: i32, small: &JobSpec, large: JobSpec) -> bool {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", (0..2).map(|at| node_spec(&format!("n{at}"), 8, 4)).collect());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    for _ in 0..16 {
+        world.submit_spec(small.clone());
+    }
+    plan_until_idle(&mut world, &mut scheduler);
+    let large = world.submit_spec(JobSpec { priority, ..large });
+    for _ in 0..16 {
+        // The smallest of its kind that runs, on either node in turn.
+        let running: Vec<UnitId> = world.state.attempts().map(|attempt| attempt.unit).collect();
+        let Some(first) = running.first() else { return false };
+        end_after_long(&mut world, *first);
+        world.submit_spec(small.clone());
+        let starts = plan_until_idle(&mut world, &mut scheduler);
+        if starts.iter().any(|(job, _, _)| *job == large) {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn job_of_higher_priority_gets_the_next_freed_room_while_smaller_jobs_keep_coming() {
+    let devices = |count| with_devices(DeviceAmount::Whole(count));
+    let cpus = |cpu_millis| {
+        let mut spec = minimal();
+        spec.groups[0].request.resources.cpu_millis = cpu_millis;
+        spec
+    };
+    for (small, large) in [(devices(1), devices(2)), (devices(1), devices(4)), (cpus(1_000), cpus(4_000))] {
+        assert!(!starts_while_small_jobs_come(0, &small, large.clone()), "the test doesn't starve it");
+        assert!(starts_while_small_jobs_come(1_000, &small, large.clone()));
+        let best_effort = JobSpec { priority: -1, ..small };
+        assert!(starts_while_small_jobs_come(0, &best_effort, large), "0 is above -1");
+    }
+}
+
+#[test]
+fn gang_uses_nodes_that_are_reserved_for_jobs_behind_it() {
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", (0..2).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let small: Vec<JobId> = (0..4).map(|_| world.submit_spec(with_devices(DeviceAmount::Whole(1)))).collect();
+    let nodes: Vec<NodeId> =
+        plan_until_idle(&mut world, &mut scheduler).into_iter().map(|(_, _, node)| node).collect();
+    let wide = world.submit_spec(JobSpec { priority: 1, ..with_devices(DeviceAmount::Whole(2)) });
+    plan_until_idle(&mut world, &mut scheduler);
+    end_after_long(&mut world, unit(small[0], 0));
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
+    assert!(scheduler.has_reserved_nodes());
+    let other = (1..4).find(|at| nodes[*at] != nodes[0]).unwrap();
+    end_after_long(&mut world, unit(small[other], 0));
+    plan_until_idle(&mut world, &mut scheduler);
+    let mut gang = JobSpec { priority: 2, ..with_devices(DeviceAmount::Whole(1)) };
+    (gang.groups[0].count, gang.groups[0].gang) = (2, true);
+    let gang = world.submit_spec(gang);
+    let started = plan_until_idle(&mut world, &mut scheduler);
+    assert!(
+        started.iter().all(|(job, _, _)| *job == gang) && !started.is_empty(),
+        "{started:?} before {wide}"
+    );
+    assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)));
 }
