@@ -622,7 +622,7 @@ fn starts_while_small_jobs_come(priority: i32, small: &JobSpec, large: JobSpec) 
 }
 
 #[test]
-fn job_of_higher_priority_gets_the_next_freed_room_while_smaller_jobs_keep_coming() {
+fn job_of_higher_priority_gets_the_next_freed_capacity_while_smaller_jobs_arrive() {
     let devices = |count| with_devices(DeviceAmount::Whole(count));
     let cpus = |cpu_millis| {
         let mut spec = minimal();
