@@ -260,10 +260,46 @@ fn broker_whose_disk_fails_to_sync_ends_at_sigterm() {
     });
 }
 
+#[test]
+fn broker_whose_data_directory_is_moved_away_or_replaced_acknowledges_nothing() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    for replaced in [false, true] {
+        let mut home = Home::new();
+        let mut broker = home.start_broker("server");
+        let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+        let submit = |address: &str, index: usize| {
+            let jobs = vec![submission(index, std::path::Path::new("/dev/null"))];
+            let request = v1::SubmitRequest { token: format!("moved-{index}"), jobs, allow_pending: true };
+            runtime.block_on(async {
+                let client = Client::new(address, Some(&token)).expect("a client");
+                client.jobs().submit(request).await.map(drop).map_err(|status| status.code())
+            })
+        };
+        assert_eq!(submit(&home.address, 1), Ok(()));
+        let moved = home.path().join("moved");
+        std::fs::rename(home.data(), &moved).expect("a folder");
+        if replaced {
+            copy_journal(&moved, &home.data());
+        }
+        for index in 2..5 {
+            assert_eq!(submit(&home.address, index), Err(tonic::Code::Unavailable));
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        assert!(home.log().contains("journal.sqlite was deleted or replaced"), "{}", home.log());
+        assert_eq!(home.data().exists(), replaced, "the broker begins no journal by itself");
+        broker.kill();
+        let _ = std::fs::remove_dir_all(home.data());
+        std::fs::rename(&moved, home.data()).expect("a folder");
+        let _broker = home.start_broker("server");
+        let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
+        assert_eq!((code, list.as_str()), (0, "job/crash-1\n"), "{errors}");
+    }
+}
+
 /// Copies the files of a journal from one folder to another and replaces those there.
 fn copy_journal(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).expect("a folder");
-    for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
+    for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.end"] {
         let _ = std::fs::remove_file(to.join(file));
         if from.join(file).exists() {
             std::fs::copy(from.join(file), to.join(file)).expect("a copy");

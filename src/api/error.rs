@@ -30,12 +30,13 @@ pub fn invalid(violations: Invalid) -> Status {
 
 /// The status of a failed call to the broker. `UNAVAILABLE` carries a retry delay.
 pub fn call(error: CallError) -> Status {
-    match error {
-        CallError::Rejected(rejection) => status(&rejection),
+    match &error {
+        CallError::Rejected(rejection) => status(rejection),
         CallError::Unavailable => {
             let details = ErrorDetails::with_retry_info(Some(UNAVAILABLE_RETRY));
             Status::with_error_details(Code::Unavailable, CallError::Unavailable.to_string(), details)
         }
+        CallError::Damaged(_) => Status::new(Code::DataLoss, header_text(&error.to_string())),
     }
 }
 

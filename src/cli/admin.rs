@@ -1,12 +1,18 @@
 //! `weir admin`: administrative commands.
 
+use std::path::{Path, PathBuf};
+
 use super::connect::new_token;
 use super::{Connect, Failure};
 use crate::api::proto::v1;
+use crate::config;
+use crate::journal::sqlite;
 
 /// Administrative commands.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin reasons | less")]
+#[command(
+    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin reasons | less"
+)]
 pub struct Admin {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +31,17 @@ enum Command {
         /// Attempt id, JOURNAL-JOB-UNIT-NUMBER, as printed by `weir describe job/NAME`.
         attempt: String,
     },
+    /// Verify a broker's data directory: every record of its journal, snapshot and archive.
+    ///
+    /// Reads everything and changes nothing. A broker may run meanwhile. Prints each damaged record and exits with 1 if
+    /// there is any.
+    #[command(after_help = "Example:\n  weir admin verify --data /var/lib/weir")]
+    Verify {
+        /// Data directory of the broker.
+        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
+        #[arg(long, value_name = "PATH")]
+        data: Option<PathBuf>,
+    },
     /// Print the reference of reason and error codes as Markdown.
     #[command(after_help = "Example:\n  weir admin reasons > docs/reference/reasons.md")]
     Reasons,
@@ -37,6 +54,9 @@ impl Admin {
                 super::output::print(&super::reasons::manual())?;
                 Ok(0)
             }
+            Command::Verify { data } => {
+                verify(&data.unwrap_or_else(|| config::state_directory().join("server")))
+            }
             Command::Abandon { attempt } => {
                 let request = v1::AbandonRequest { token: new_token(), attempt };
                 connect.client()?.pools().abandon(request).await?;
@@ -44,4 +64,20 @@ impl Admin {
             }
         }
     }
+}
+
+fn verify(data: &Path) -> Result<u8, Failure> {
+    let found = sqlite::verify(data)?;
+    let sqlite::Verified { end, batches, chunks, jobs, attempts, damage } = found;
+    super::output::print(&format!(
+        "journal up to revision {end}: {batches} batches of events, {chunks} chunks of snapshots; archive: {jobs} jobs, \
+         {attempts} attempts\n"
+    ))?;
+    if damage.is_empty() {
+        super::output::print("no damage\n")?;
+        return Ok(0);
+    }
+    damage.iter().try_for_each(|line| super::output::print(&format!("{line}\n")))?;
+    let text = format!("{} damaged", damage.len());
+    Err(Failure::new(1, text).hint("docs/guide/back-up.md has what helps"))
 }

@@ -147,7 +147,13 @@ impl From<crate::config::FileError> for Failure {
 
 impl From<crate::journal::Error> for Failure {
     fn from(error: crate::journal::Error) -> Self {
-        Self::new(1, crate::runtime::broker::causes(&error))
+        let failure = Self::new(1, crate::runtime::broker::causes(&error));
+        match error {
+            crate::journal::Error::Damaged { .. } | crate::journal::Error::Record(_) => {
+                failure.hint("`weir admin verify` lists all damage; docs/guide/back-up.md has what helps")
+            }
+            _ => failure,
+        }
     }
 }
 

@@ -89,8 +89,11 @@ pub(super) async fn listen(
     // The journal contains commands and environment variables of jobs, so only its owner may read it.
     private::folder(data).map_err(|error| Failure::new(DENIED, format!("data directory {error}")))?;
     let directory = data.to_owned();
-    let open = move || SqliteJournal::open(&directory).map(|journal| Box::new(journal) as Box<dyn Journal>);
-    let (broker, thread) = broker::start(Box::new(open), clock, policy)?;
+    let journal = SqliteJournal::open(&directory)?;
+    let file = journal.file();
+    let reopen =
+        move || SqliteJournal::reopen(&directory, file).map(|journal| Box::new(journal) as Box<dyn Journal>);
+    let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, policy)?;
     let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
     config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
     let absolute = std::fs::canonicalize(data)?;

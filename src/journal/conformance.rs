@@ -15,6 +15,7 @@ use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit};
 use crate::state::record;
 
+mod damage;
 mod on_disk;
 
 /// A writer: a fixture whose events are appended to a journal.

@@ -27,19 +27,50 @@ pub enum Error {
     /// A read or write failed.
     #[error("the journal's disk failed")]
     Io(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The file was deleted or replaced while it was open.
+    #[error("{} was deleted or replaced", path.display())]
+    Gone { path: PathBuf },
+    /// What was read is not what was written.
+    #[error("the journal is damaged: {record}: {why}")]
+    Damaged { record: String, why: String },
+    /// The journal has no checksums to verify.
+    #[error(
+        "the journal has layout {found}, which has no checksums; a broker that opens it changes it to layout {needed}"
+    )]
+    Unchecked { found: u32, needed: u32 },
     /// The tables have a layout that this version can't read.
     #[error("the journal was written by a newer weir (layout {found}, this one supports up to {supported})")]
     Newer { found: u32, supported: u32 },
-    /// A record could not be decoded.
     /// A build before the first released format wrote it.
     #[error("the journal was written by a weir from before format 1, which this version can't read")]
     Foreign,
+    /// A record could not be decoded.
     #[error(transparent)]
     Record(#[from] record::Error),
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error as Sqlite;
+        let is_damage = match &error {
+            Sqlite::SqliteFailure(failure, _) => {
+                matches!(
+                    failure.code,
+                    rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase
+                )
+            }
+            // The statements are constant: if one is wrong, the tables are not as they were made.
+            Sqlite::SqlInputError { .. }
+            | Sqlite::FromSqlConversionFailure(..)
+            | Sqlite::IntegralValueOutOfRange(..)
+            | Sqlite::InvalidColumnType(..)
+            | Sqlite::Utf8Error(..) => true,
+            _ => false,
+        };
+        if is_damage {
+            let record = "a page of journal.sqlite".to_owned();
+            return Self::Damaged { record, why: error.to_string() };
+        }
         Self::Io(Box::new(error))
     }
 }

@@ -135,6 +135,14 @@ pub trait Archive: Send {
         limit: usize,
     ) -> Result<Vec<FinishedAttempt>, Error>;
 
+    /// Verifies that every row can be found: each read verifies the rows that it finds, and can't know of others. May
+    /// take seconds for a million jobs.
+    ///
+    /// # Errors
+    /// - [`Error::Damaged`] if rows may be missing from answers.
+    /// - [`Error::Io`] if the archive can't be read.
+    fn check(&mut self) -> Result<(), Error>;
+
     /// Returns the number of jobs that ended at `at` or later.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! The journal has another thread, so that one batch is synced while the next is decided.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +44,9 @@ pub enum CallError {
     /// unknown: it may have been written.
     #[error("the broker can't write now; repeating with the same token is safe")]
     Unavailable,
+    /// What was asked for can't be read any more.
+    #[error("{0}; `weir admin verify` lists all damage, docs/guide/back-up.md has what helps")]
+    Damaged(String),
 }
 
 /// The channel to a caller that waits for its reply.
@@ -69,6 +72,8 @@ struct Shared {
     watchers: Mutex<Arc<Watchers>>,
     logs: LogRouter,
     archive: Mutex<Box<dyn Archive>>,
+    /// Set once damage is found because of which answers from the archive may lack rows.
+    archive_damage: OnceLock<String>,
     next_session: std::sync::atomic::AtomicU64,
 }
 
@@ -96,18 +101,25 @@ impl Handle {
     /// Reads the archive on a thread for blocking calls.
     ///
     /// # Errors
-    /// [`CallError::Unavailable`] if the archive can't be read. The log has the cause.
+    /// - [`CallError::Damaged`] if the rows that are asked for are damaged.
+    /// - [`CallError::Unavailable`] if the archive can't be read. The log has the cause.
     pub async fn archive<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, CallError> {
         let shared = self.shared.clone();
+        if let Some(damage) = shared.archive_damage.get() {
+            return Err(CallError::Damaged(damage.clone()));
+        }
         let read = move || read(&mut **shared.archive.lock().unwrap_or_else(PoisonError::into_inner));
         match tokio::task::spawn_blocking(read).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 tracing::error!(error = %causes(&error), "the archive can't be read");
-                Err(CallError::Unavailable)
+                Err(match error {
+                    Error::Damaged { .. } | Error::Record(_) => CallError::Damaged(causes(&error)),
+                    _ => CallError::Unavailable,
+                })
             }
             Err(_) => Err(CallError::Unavailable),
         }
@@ -149,28 +161,30 @@ impl Handle {
     }
 }
 
-/// Opens the journal, at start and again after it failed.
-pub type Open = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
+/// Opens the journal again after it failed.
+pub type Reopen = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
 
 /// Recovers the state from the journal and runs the broker on its own threads. The thread ends after
 /// [`Handle::stop`].
 ///
 /// # Errors
-/// The journal's error if it can't be opened or read.
+/// The journal's error if it can't be read.
 pub fn start(
-    open: Open,
+    mut journal: Box<dyn Journal>,
+    reopen: Reopen,
     clock: Clock,
     policy: Policy,
 ) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
-    let mut journal = open()?;
     let recovered = recover(&mut *journal)?;
     let watchers = Arc::new(Watchers::new(recovered.0.revision()));
     let shared = Arc::new(Shared {
         watchers: Mutex::new(watchers),
         logs: LogRouter::default(),
         archive: Mutex::new(journal.archive()?),
+        archive_damage: OnceLock::new(),
         next_session: std::sync::atomic::AtomicU64::new(1),
     });
+    check_archive(journal.archive()?, shared.clone())?;
     let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
     let handle = Handle { inputs, shared: shared.clone() };
     let run = move || {
@@ -191,7 +205,7 @@ pub fn start(
                 if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming)) == Ended::Stopped {
                     return;
                 }
-                let reopened = open().and_then(|mut journal| Ok((recover(&mut *journal)?, journal)));
+                let reopened = reopen().and_then(|mut journal| Ok((recover(&mut *journal)?, journal)));
                 match reopened {
                     Ok((recovered, journal)) => next = Some((journal, recovered)),
                     Err(error) => {
@@ -204,6 +218,24 @@ pub fn start(
     let thread = std::thread::Builder::new().name("broker".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Error::Io(Box::new(error)))?;
     Ok((handle, thread))
+}
+
+/// Checks the archive on a thread of its own: the broker need not wait for that.
+fn check_archive(mut archive: Box<dyn Archive>, shared: Arc<Shared>) -> Result<(), Error> {
+    let check = move || {
+        if let Err(error) = archive.check() {
+            let text = causes(&error);
+            tracing::error!(
+                error = text,
+                "the archive of ended jobs is damaged; `weir admin verify` lists all damage"
+            );
+            if matches!(error, Error::Damaged { .. }) {
+                let _ = shared.archive_damage.set(text);
+            }
+        }
+    };
+    let started = std::thread::Builder::new().name("verify".to_owned()).spawn(check);
+    started.map(drop).map_err(|error| Error::Io(Box::new(error)))
 }
 
 /// An error and its sources on one line, separated by colons.

@@ -182,6 +182,37 @@ fn tasks_that_were_started_but_not_recorded_are_adopted() {
 }
 
 #[test]
+fn what_a_lost_or_damaged_journal_no_longer_names_runs_no_more() {
+    let flip = |text: &str| text.replacen("\"ordered\"", "\"ordereD\"", 1);
+    let swap = |text: &str| text.replacen("sleep 1000", "sleep 9000", 1);
+    let lose = |_: &str| String::new();
+    let damages: [&dyn Fn(&str) -> String; 3] = [&flip, &swap, &lose];
+    for damage in damages {
+        with_and_without_groups(|mut supervisor| {
+            let attempt = supervisor.attempt();
+            let script = format!("{}; setsid sleep 1000 & exec sleep 1000", supervisor.note_pid("main"));
+            supervisor.start_attempt(&attempt, &[Task::script(&script)]);
+            let pid = supervisor.pid("main");
+            supervisor.replace_after(|state| {
+                let journal = state.join("journal");
+                let text = std::fs::read_to_string(&journal).expect("the journal");
+                assert_ne!(damage(&text), text);
+                std::fs::write(&journal, damage(&text)).expect("free space");
+            });
+            // The agent reports it as vanished, and it may be started again: here or elsewhere, but alone.
+            assert!(!is_alive(pid));
+            supervisor.start_attempt(
+                &attempt,
+                &[Task::script(&format!("{}; exec sleep 1000", supervisor.note_pid("again")))],
+            );
+            assert!(is_alive(supervisor.pid("again")));
+            supervisor.stop(&attempt, 0);
+            assert_eq!(supervisor.ended(&attempt).kind, "cancelled");
+        });
+    }
+}
+
+#[test]
 fn a_forgotten_attempt_is_not_reported_after_the_journal_was_compacted() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();

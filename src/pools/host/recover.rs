@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use super::attempt::TrackedAttempt;
 use super::cgroup::Groups;
@@ -37,16 +40,19 @@ pub(super) fn recover(
 ) -> io::Result<Recovered> {
     let (unfinished, ended) = replay(entries, boot_id);
     let mut recovered = Recovered { ended, ..Recovered::default() };
+    let mut unrecorded = Vec::new();
     for entry in std::fs::read_dir(store::attempts_dir(state))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = entry?.file_name().to_string_lossy().into_owned();
         if !unfinished.contains_key(&name) && !recovered.ended.contains_key(&name) {
-            // The attempt was forgotten, but the supervisor was killed before it moved the folder.
-            let _ = std::fs::rename(entry.path(), store::logs_dir(state).join(name));
+            unrecorded.push(name);
         }
     }
-    if unfinished.is_empty() {
+    if unfinished.is_empty() && unrecorded.is_empty() {
         return Ok(recovered);
+    }
+    end_unrecorded(&unrecorded, groups);
+    for name in unrecorded {
+        let _ = std::fs::rename(store::attempts_dir(state).join(&name), store::logs_dir(state).join(name));
     }
     let mut by_environment = process::by_attempt();
     for (name, (request, mut records)) in unfinished {
@@ -71,6 +77,34 @@ pub(super) fn recover(
         recovered.live.insert(name, attempt);
     }
     Ok(recovered)
+}
+
+/// Time until processes that were sent SIGKILL must be gone.
+const KILL_MAX: Duration = Duration::from_secs(5);
+
+/// Kills what runs of attempts that have a folder and are not in the journal, and waits until it is gone. Mostly they
+/// were forgotten, and the earlier supervisor was killed before it moved the folder. If the journal was lost or damaged,
+/// they may run: the broker will start them again, and must not start them beside these processes.
+fn end_unrecorded(names: &[String], groups: Option<&Groups>) {
+    let until = Instant::now() + KILL_MAX;
+    loop {
+        let mut by_environment = process::by_attempt();
+        let mut left = false;
+        for name in names {
+            for (stat, _) in by_environment.remove(name).unwrap_or_default() {
+                left = true;
+                process::signal(stat.pid, Signal::KILL);
+            }
+            if let Some((group, _)) = groups.and_then(|groups| groups.find(name, 0)) {
+                group.kill();
+                left |= !group.remove();
+            }
+        }
+        if !left || Instant::now() > until {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Folds a journal's entries into the unfinished attempts and the ended ones that are not forgotten.

@@ -65,14 +65,21 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     // Orphans of tasks become children of this process, so that none is lost.
     set_child_subreaper(rustix::process::Pid::from_raw(1))?;
     raise_file_limit();
-    let (groups, notes) = match Groups::open(cgroup_parent, state) {
+    let (groups, mut notes) = match Groups::open(cgroup_parent, state) {
         Ok(groups) => {
             let notes = notes(groups.cpu.as_ref().err(), groups.memory.as_ref().err());
             (groups.remove_unless_useful(cgroup_parent.is_some()), notes)
         }
         Err(why) => (None, notes(Some(&why), Some(&why))),
     };
-    let (journal, entries) = Journal::open(state)?;
+    let (journal, entries, damaged) = Journal::open(state)?;
+    if damaged > 0 {
+        let note = format!(
+            "{damaged} lines of the supervisor's journal are damaged: the attempts that they were about are stopped"
+        );
+        eprintln!("{}: {note}", state.display());
+        notes.push(note);
+    }
     let mut supervisor = Supervisor {
         state: state.to_owned(),
         boot_id: boot_id(),
