@@ -30,6 +30,9 @@ pub const SPEC_BYTES_MAX: usize = 192 * 1024;
 pub const CONSTRAINT_LIST_MAX: usize = 64;
 /// Jobs that one job may depend on. For more, insert a job that depends on them.
 pub const DEPENDENCIES_MAX: usize = 64;
+/// Live jobs that may depend on one job: its end releases all of them in one step. For more, insert jobs that depend on
+/// it, or use one job of many tasks.
+pub const DEPENDENTS_MAX: usize = 10_000;
 /// Largest `retry.max_attempts`: a unit that has failed so often does not succeed. Evictions don't count
 /// towards it.
 pub const ATTEMPTS_MAX: u32 = 100;

@@ -13,8 +13,12 @@ use crate::model::shape::{ClassKey, Shape};
 use crate::model::spec::TaskRequest;
 use crate::state::State;
 
-/// Blocked classes that one round compares with freed capacity: some milliseconds at most.
-const NOTIFICATIONS_MAX: usize = 16_384;
+/// Blocked classes that one round compares with freed capacity: some milliseconds at most, also if all of them become
+/// runnable.
+const NOTIFICATIONS_MAX: usize = 2_048;
+/// Comparisons that cost as much as scoring a bucket, and what a class costs that becomes runnable, in buckets.
+const COMPARED_PER_WORK: usize = 16;
+const RUNNABLE_WORK: u32 = 8;
 
 /// The least that a task of a class asks for, of each by itself: device thousandths, then millicores.
 type Need = (u64, u64);
@@ -73,13 +77,20 @@ impl BlockedClasses {
     pub(super) fn has_pending_notifications(&self) -> bool {
         !self.classes.is_empty() && (!self.pending.is_empty() || self.interrupted.is_some())
     }
+
+    /// Returns whether only some of the classes were notified of a freed node. Nothing may start then: those that come
+    /// first in the order may be among the others.
+    pub(super) fn is_interrupted(&self) -> bool {
+        !self.classes.is_empty() && self.interrupted.is_some()
+    }
 }
 
 impl Scheduler {
-    /// Makes blocked classes runnable that freed capacity may serve, or reserves the freed node. Returns how
-    /// many classes were compared.
-    pub(super) fn notify(&mut self, state: &State) -> usize {
-        let mut compared = 0;
+    /// Makes blocked classes runnable that freed capacity may serve, or reserves the freed node. Returns the work,
+    /// in buckets scored.
+    pub(super) fn notify(&mut self, state: &State) -> u32 {
+        let (mut compared, mut runnable) = (0, 0);
+        let continued = self.blocked.interrupted.is_some();
         while compared < NOTIFICATIONS_MAX {
             let (freed, after) = match self.blocked.interrupted.take() {
                 Some((freed, last)) => (freed, Bound::Excluded(last)),
@@ -90,7 +101,7 @@ impl Scheduler {
                         }
                         (freed, Bound::Unbounded)
                     }
-                    None => return compared,
+                    None => break,
                 },
             };
             let largest = self.largest_need(freed);
@@ -106,10 +117,15 @@ impl Scheduler {
                 if need.1 <= largest.1 && self.may_serve(state, freed, class) {
                     self.forget_class(class);
                     self.fold_class(state, class);
+                    runnable += 1;
                 }
             }
+            if continued {
+                // Before the next freed node is looked at, something may start on this one.
+                break;
+            }
         }
-        compared
+        (compared / COMPARED_PER_WORK) as u32 + runnable * RUNNABLE_WORK
     }
 
     /// The largest need of a task that this freed capacity may serve.

@@ -52,7 +52,7 @@ use crate::state::class::Demands;
 pub struct Budget {
     /// Units to start, at most.
     pub starts: u32,
-    /// Buckets scored and placements tried, at most; 16 notified classes count as one. The step that exceeds
+    /// Buckets scored, at most, and what costs as much: classes compared, notified or tried. The step that exceeds
     /// the bound is finished.
     pub work: u32,
 }
@@ -103,6 +103,9 @@ struct ShapeIndex {
     /// The packer's ids of the demands; `None` until the packer is first asked.
     ids: Vec<Option<DemandId>>,
 }
+
+/// What trying one class costs besides scoring, in buckets scored.
+const STEP_WORK: u32 = 64;
 
 /// Shapes without waiting units that stay indexed: the same shapes come again.
 const IDLE_SHAPES_MAX: usize = 4_096;
@@ -281,8 +284,12 @@ impl Scheduler {
     pub fn plan(&mut self, state: &State, budget: Budget) -> Plan {
         let mut round = Round::default();
         self.release_unneeded(state);
-        round.work += self.notify(state) as u32 / 16;
-        while (round.starts.len() as u32) < budget.starts && round.work < budget.work {
+        // However much was notified, something starts.
+        round.work += self.notify(state).min(budget.work / 2);
+        while !self.blocked.is_interrupted()
+            && (round.starts.len() as u32) < budget.starts
+            && round.work < budget.work
+        {
             let Some(class) = self.choose(state, &mut round.work) else { break };
             self.step(state, class, &mut round);
         }
@@ -307,6 +314,7 @@ impl Scheduler {
 
     /// Plans the start of a class's next unit, or marks the class as blocked or limited.
     fn step(&mut self, state: &State, class: ClassKey, round: &mut Round) {
+        round.work += STEP_WORK;
         let after = round.cursors.get(&class).copied();
         if after.is_none() {
             round.classes += 1;

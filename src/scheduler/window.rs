@@ -11,8 +11,11 @@ use crate::model::limit::{OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, OVERTAKING
 use crate::model::shape::ClassKey;
 use crate::state::State;
 
-/// Classes compared for one choice: tens of microseconds.
+/// Classes compared for one choice.
 const CLASSES_MAX: usize = 128;
+/// What comparing one class costs, in buckets scored: without it, many classes that don't fit a freed node would take one
+/// step of seconds.
+const CLASS_WORK: u32 = 8;
 
 impl Scheduler {
     /// Returns the class whose next unit is placed next; `None` if no class is runnable. Adds to `work` what
@@ -22,10 +25,13 @@ impl Scheduler {
         if !self.packer.compares_costs() || self.packer_id(state, front.2).is_none() {
             return Some(front.2);
         }
-        let near = self.runnable.iter().take(CLASSES_MAX).take_while(|key| may_pass(state, key, &front));
-        let near: Vec<RunKey> = near.copied().collect();
+        let near: Vec<RunKey> = self.runnable.iter().take(CLASSES_MAX).copied().collect();
         let mut best: Option<(i64, RunKey)> = None;
         for key in near {
+            *work += CLASS_WORK;
+            if !may_pass(state, &key, &front) {
+                break;
+            }
             if key != front && waiting_units_of(state, key.1.0) > OVERTAKING_UNITS_MAX {
                 continue;
             }

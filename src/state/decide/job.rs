@@ -1,6 +1,6 @@
 //! Decides on jobs: submit, cancel, and how a job ends when an attempt does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{Decision, Ending, Reply};
 use crate::model::attempt::{Outcome, OutcomeKind, StopReason};
 use crate::model::backoff::doubled;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
-use crate::model::limit::{JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
+use crate::model::limit::{DEPENDENTS_MAX, JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPEC_BYTES_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::queue::QueueSpec;
@@ -70,6 +70,17 @@ impl State {
                 spec_id
             }
         };
+        for dependency in &submission.spec.depends_on {
+            let new = batch.dependents.entry(dependency.job).or_default();
+            *new += 1;
+            let live = self.index.dependents.of.get(&dependency.job).map_or(0, BTreeSet::len);
+            if live + *new > DEPENDENTS_MAX {
+                return Err(Rejection::LimitReached {
+                    what: "live jobs that depend on one job",
+                    max: DEPENDENTS_MAX,
+                });
+            }
+        }
         batch.events.push(Event::JobSubmitted { job: id, name: name.into(), queue: queue.id, spec });
         Ok(())
     }
@@ -151,10 +162,12 @@ impl State {
                 );
             }
         }
+        let mut hints = 0..HINTS_MAX;
         for (index, group) in spec.groups.iter().enumerate() {
             let models = group.request.devices.iter().flat_map(|devices| &devices.models);
             for model in models.filter(|model| self.model_named(model).is_none()) {
-                let hint = nearest(model, self.catalogue.models.iter().map(|known| known.name.as_str()));
+                let names = self.catalogue.models.iter().map(|known| known.name.as_str());
+                let hint = hints.next().map_or_else(String::new, |_| nearest(model, names));
                 let field = format!("{path}.groups[{index}].resources.devices.models");
                 out.push(field, format!("device model {} is not known{hint}", quote(model)));
             }
@@ -298,6 +311,8 @@ fn now_or_later(now: Timestamp, times: u32, least_ms: u64, retry: &RetryPolicy) 
 struct Batch<'a> {
     events: Vec<Event>,
     names: BTreeSet<(QueueId, String)>,
+    /// How many of its jobs depend on each job.
+    dependents: BTreeMap<JobId, usize>,
     specs: BTreeSet<SpecId>,
     /// The spec before: batches are often alike, and comparing is cheaper than hashing.
     last: Option<(&'a JobSpec, QueueId, SpecId)>,
@@ -312,6 +327,10 @@ fn end_of(why: Closing) -> JobEnd {
 
 /// Bytes of an unknown name up to which a hint is looked for.
 const HINTED_LEN_MAX: usize = 64;
+/// Names that one hint is chosen from: a catalogue may have tens of thousands.
+const HINTS_COMPARED_MAX: usize = 2_048;
+/// Misspelt device models of one job that get a hint.
+const HINTS_MAX: usize = 2;
 
 /// `, did you mean "…"?` for the candidate that is nearest to `text`, if any is near.
 fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
@@ -319,6 +338,7 @@ fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String 
     // compared, and no user misspells a name of this length.
     let within = |candidate: &str| 1 + candidate.len() / 4;
     let near = candidates
+        .take(HINTS_COMPARED_MAX)
         .filter(|candidate| {
             text.len() <= HINTED_LEN_MAX && text.len().abs_diff(candidate.len()) <= within(candidate) * 4
         })

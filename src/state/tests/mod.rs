@@ -18,7 +18,7 @@ use super::token::RequestToken;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind, Phase};
 use crate::model::device::{DeviceAmount, DeviceShare};
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision};
-use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::limit::{DEPENDENTS_MAX, JOBS_PER_SUBMIT_MAX, TOKEN_RETENTION_MS};
 use crate::model::link::Link;
 use crate::model::pool::DrainMode;
 use crate::model::price::{PriceSchedule, Rate};
@@ -212,6 +212,20 @@ fn fractions_share_a_device_and_never_exceed_it() {
     assert_eq!(shared, Err(Rejection::Outdated { what: "a device's free capacity" }));
     let twice = world.start_on(unit(job, 0), pool, NodeId(1), &share(500));
     assert_eq!(twice, Err(Rejection::Outdated { what: "a device's free capacity" }));
+}
+
+#[test]
+fn jobs_that_depend_on_one_job_are_limited() {
+    let (mut world, _) = one_node();
+    let first = world.submit_spec(minimal());
+    let mut spec = minimal();
+    spec.depends_on = vec![Dependency { job: first, condition: DependencyCondition::Any }];
+    let batch = |count| (0..count).map(|_| submission("", "", spec.clone())).collect();
+    for _ in 0..DEPENDENTS_MAX / JOBS_PER_SUBMIT_MAX {
+        world.must(Command::Submit { jobs: batch(JOBS_PER_SUBMIT_MAX) });
+    }
+    let refused = world.command(Command::Submit { jobs: batch(1) });
+    assert!(matches!(refused, Err(Rejection::LimitReached { max: DEPENDENTS_MAX, .. })), "{refused:?}");
 }
 
 #[test]
