@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::error;
 use crate::model::limit::{
-    MUTATION_WEIGHT, MUTATIONS_WAITING_MAX, MUTATIONS_WEIGHT_MAX, STREAM_MESSAGES_MAX,
+    MUTATION_WEIGHT, MUTATIONS_WAITING_MAX, MUTATIONS_WEIGHT_MAX, PAGES_AT_ONCE_MAX, STREAM_MESSAGES_MAX,
 };
 use crate::state::job::Principal;
 
@@ -34,6 +34,10 @@ struct Account {
     next_arrival: Mutex<Option<Instant>>,
     /// Bytes of large requests that are being received or processed.
     request_bytes: AtomicUsize,
+    /// Bytes of responses that it has not read.
+    unread_bytes: AtomicUsize,
+    /// Permits for pages that are being made.
+    pages: Arc<Semaphore>,
     /// Messages that its streams may still buffer.
     stream_permits: Arc<Semaphore>,
 }
@@ -47,6 +51,8 @@ impl Default for Account {
             principal: Principal::Anonymous,
             next_arrival: Mutex::new(None),
             request_bytes: AtomicUsize::new(0),
+            unread_bytes: AtomicUsize::new(0),
+            pages: Arc::new(Semaphore::new(PAGES_AT_ONCE_MAX)),
             stream_permits: Arc::new(Semaphore::new(STREAM_MESSAGES_MAX)),
         }
     }
@@ -61,6 +67,16 @@ impl Identity {
     /// Bytes of memory charged to the client's large requests now.
     pub(super) fn request_bytes(&self) -> &AtomicUsize {
         &self.0.request_bytes
+    }
+
+    /// Bytes of responses that the client has not read.
+    pub(super) fn unread_bytes(&self) -> &AtomicUsize {
+        &self.0.unread_bytes
+    }
+
+    /// Permits for pages that are made for the client at once.
+    pub(super) fn pages(&self) -> Arc<Semaphore> {
+        self.0.pages.clone()
     }
 
     /// Permits for buffered messages, shared by all streams of the client.

@@ -26,7 +26,7 @@ impl Jobs {
             return Err(Status::internal("unexpected answer to a query of attempts"));
         };
         let journal = self.journal().await?;
-        let ended = self.broker.archive(move |archive| archive.attempts(id, after, limit + 1));
+        let ended = self.broker.archive_page(move |archive| archive.attempts(id, after, limit + 1));
         let ended = ended.await.map_err(error::call)?;
         let mut all: Vec<AttemptView> = ended.iter().map(|attempt| attempt.view(journal)).collect();
         let place = |attempt: &AttemptView| (attempt.id.unit, attempt.id.number);
@@ -54,7 +54,7 @@ impl Jobs {
         let id = job.id;
         let units = self.failed_units(job, from, limit + 1).await?;
         let journal = self.journal().await?;
-        let read = self.broker.archive(move |archive| {
+        let read = self.broker.archive_page(move |archive| {
             let (mut attempts, mut next) = (Vec::new(), None);
             for unit in units {
                 if attempts.len() >= limit {

@@ -32,13 +32,33 @@ const READ_BUDGET_BYTES: usize = 32 * 1024;
 /// File descriptors that stay free for the journal and everything else that is not a connection.
 const OTHER_FILES: usize = 128;
 
+/// Fewest connections that a broker is of use with: a few agents, with two each, and some users.
+const CONNECTIONS_MIN: usize = 64;
+
 /// How many connections may be open: [`CONNECTIONS_MAX`], or fewer where the system's limit on file
 /// descriptors is lower.
-pub(super) fn connections_max() -> usize {
+///
+/// # Errors
+/// If the limit leaves fewer than [`CONNECTIONS_MIN`].
+pub fn connections_max() -> Result<usize, String> {
     // The soft limit is not raised to the hard one: tasks inherit it, so the broker must not change it.
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let files = usize::try_from(files).unwrap_or(usize::MAX);
-    CONNECTIONS_MAX.min(files.saturating_sub(OTHER_FILES)).max(1)
+    let connections = CONNECTIONS_MAX.min(files.saturating_sub(OTHER_FILES));
+    if connections < CONNECTIONS_MIN {
+        let needed = OTHER_FILES + CONNECTIONS_MIN;
+        return Err(format!(
+            "the limit of open files is {files}, a broker needs at least {needed}: raise it with `ulimit -n`"
+        ));
+    }
+    if connections < CONNECTIONS_MAX {
+        tracing::warn!(
+            connections,
+            files,
+            "the limit of open files allows fewer connections than {CONNECTIONS_MAX}"
+        );
+    }
+    Ok(connections)
 }
 
 /// The client of a connection and whether it is authenticated. Each request carries it as an extension.

@@ -361,7 +361,7 @@ impl Jobs {
         limit: usize,
     ) -> Result<(Vec<JobView>, Option<JobId>), Status> {
         let queue = filter.queue.clone();
-        let ended = self.broker.archive(move |archive| archive.jobs(queue.as_deref(), before, limit));
+        let ended = self.broker.archive_page(move |archive| archive.jobs(queue.as_deref(), before, limit));
         let ended = ended.await.map_err(error::call)?;
         let full = ended.len() == limit;
         let ended_to = ended.last().map(|job| job.job.id);

@@ -6,7 +6,7 @@ mod attempts;
 mod auth;
 mod body_limit;
 pub mod client;
-mod connection;
+pub mod connection;
 pub mod convert;
 pub mod descriptor;
 pub mod error;
@@ -17,6 +17,7 @@ mod page;
 mod pool;
 pub mod proto;
 mod queue;
+mod response_limit;
 mod response_stream;
 pub mod retry;
 mod watch;
@@ -57,8 +58,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may stay open before a request with the token arrives on it.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves the API on `listener` until `stop` ends. Each client may send `mutations_per_s` mutations a
-/// second.
+/// Serves the API on `listener` until `stop` ends, on at most `connections_max` connections at once. Each client may
+/// send `mutations_per_s` mutations a second.
 ///
 /// # Errors
 /// The transport's error if it can't serve.
@@ -67,6 +68,7 @@ pub async fn serve(
     listener: TcpListener,
     token: &str,
     mutations_per_s: u32,
+    connections_max: usize,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let admission = admission::AdmissionQueue::new(mutations_per_s);
@@ -105,6 +107,7 @@ pub async fn serve(
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .layer(auth::AuthLayer::new(token))
+        .layer(response_limit::ResponseLimitLayer::default())
         .layer(body_limit::BodyLimitLayer::default());
     let router = server
         .add_service(health)
@@ -119,7 +122,7 @@ pub async fn serve(
             router
         }
     };
-    let incoming = connection::accept(listener, connection::connections_max(), AUTH_TIMEOUT);
+    let incoming = connection::accept(listener, connections_max, AUTH_TIMEOUT);
     router.serve_with_incoming_shutdown(incoming, stop).await
 }
 

@@ -107,7 +107,10 @@ impl Dev {
             let (broker, token, until) =
                 (listening.broker.clone(), listening.token.clone(), until(stopped.clone()));
             let rate = MUTATIONS_PER_S_DEFAULT;
-            async move { crate::api::serve(broker, listening.listener, &token, rate, until).await }
+            async move {
+                crate::api::serve(broker, listening.listener, &token, rate, listening.connections_max, until)
+                    .await
+            }
         });
         for province in &PROVINCES {
             let (client, state) = (client.clone(), data.join("pools").join(province.name));

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::{DENIED, INVALID};
 use super::{Failure, start_logging, terminated};
+use crate::api::connection::connections_max;
 use crate::clock::Clock;
 use crate::config::{self, ClientFile};
 use crate::files::private;
@@ -69,6 +70,7 @@ pub(super) struct Listening {
     pub(super) listener: TcpListener,
     pub(super) address: SocketAddr,
     pub(super) token: String,
+    pub(super) connections_max: usize,
 }
 
 /// Opens the port and the data directory, starts the broker, and registers its address in the config file of
@@ -80,6 +82,7 @@ pub(super) async fn listen(
     policy: Policy,
 ) -> Result<Listening, Failure> {
     let address = resolve(listen).await?;
+    let connections_max = connections_max().map_err(|error| Failure::new(1, error))?;
     // Bind the port first: if it is in use, the journal must stay untouched.
     let listener = TcpListener::bind(address).await.map_err(|error| {
         Failure::new(1, format!("can't listen on {listen}: {error}"))
@@ -100,7 +103,7 @@ pub(super) async fn listen(
     if let Err(error) = ClientFile::remember(&address.to_string(), &absolute) {
         tracing::warn!(%error, "can't write the client config file: clients need WEIR_SERVER and WEIR_TOKEN");
     }
-    Ok(Listening { broker, thread, listener, address, token })
+    Ok(Listening { broker, thread, listener, address, token, connections_max })
 }
 
 async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
@@ -126,7 +129,14 @@ impl Server {
         tracing::info!(address = %listening.address, data = %data.display(), "the broker listens");
         let stop = terminated();
         let (broker, rate) = (listening.broker.clone(), self.mutations_per_second);
-        let served = crate::api::serve(broker, listening.listener, &listening.token, rate, stop);
+        let served = crate::api::serve(
+            broker,
+            listening.listener,
+            &listening.token,
+            rate,
+            listening.connections_max,
+            stop,
+        );
         // Open watches and sessions would delay the graceful end without limit: end after 1 s.
         tokio::select! {
             outcome = served => outcome.map_err(anyhow::Error::from)?,

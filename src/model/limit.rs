@@ -188,6 +188,13 @@ pub const REQUEST_BYTES_HELD_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of memory beyond those for the concurrent requests of all clients. Above it, a request is refused
 /// with the time to wait.
 pub const REQUESTS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Pages that one client's requests are answered with at once, and those of all clients: the others wait for their turn.
+pub const PAGES_AT_ONCE_MAX: usize = 4;
+pub const RESPONSES_AT_ONCE_MAX: usize = 32;
+/// Bytes of responses that one client, and all clients, may leave unread. Above it, a response is refused with the time
+/// to wait.
+pub const RESPONSE_BYTES_HELD_MAX: usize = 16 * 1024 * 1024;
+pub const RESPONSES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Unread messages of all watches and logs of one client; its streams then wait for it. Times the size of a
 /// message, this is the memory that a client without reads costs, however many streams it opens.
 pub const STREAM_MESSAGES_MAX: usize = 32;

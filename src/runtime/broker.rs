@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::logs::LogRouter;
 use super::pool_log;
@@ -71,10 +71,23 @@ pub struct Handle {
 struct Shared {
     watchers: Mutex<Arc<Watchers>>,
     logs: LogRouter,
-    archive: Mutex<Box<dyn Archive>>,
+    lookups: ArchiveReader,
+    pages: ArchiveReader,
     /// Set once damage is found because of which answers from the archive may lack rows.
     archive_damage: OnceLock<String>,
     next_session: std::sync::atomic::AtomicU64,
+}
+
+/// A reader of the archive, for one read at a time.
+struct ArchiveReader {
+    archive: Arc<Mutex<Box<dyn Archive>>>,
+    turn: Arc<Semaphore>,
+}
+
+impl ArchiveReader {
+    fn new(journal: &dyn Journal) -> Result<Self, Error> {
+        Ok(Self { archive: Arc::new(Mutex::new(journal.archive()?)), turn: Arc::new(Semaphore::new(1)) })
+    }
 }
 
 impl Handle {
@@ -98,7 +111,7 @@ impl Handle {
         receiver.await.map_err(|_| CallError::Unavailable)?
     }
 
-    /// Reads the archive on a thread for blocking calls.
+    /// Looks up single jobs in the archive, on a thread for blocking calls. They don't wait behind pages.
     ///
     /// # Errors
     /// - [`CallError::Damaged`] if the rows that are asked for are damaged.
@@ -107,11 +120,37 @@ impl Handle {
         &self,
         read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, CallError> {
-        let shared = self.shared.clone();
+        self.read(&self.shared.lookups, read).await
+    }
+
+    /// Reads a page of the archive, on a thread for blocking calls, one page at a time.
+    ///
+    /// # Errors
+    /// As [`Self::archive`].
+    pub async fn archive_page<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, CallError> {
+        self.read(&self.shared.pages, read).await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        reader: &ArchiveReader,
+        read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let shared = &self.shared;
         if let Some(damage) = shared.archive_damage.get() {
             return Err(CallError::Damaged(damage.clone()));
         }
-        let read = move || read(&mut **shared.archive.lock().unwrap_or_else(PoisonError::into_inner));
+        // Readers wait here, in the order in which they came, not on threads. The permit goes with the read: if the
+        // caller is gone, the next one still waits for its end.
+        let turn = reader.turn.clone().acquire_owned().await.map_err(|_| CallError::Unavailable)?;
+        let archive = reader.archive.clone();
+        let read = move || {
+            let _turn = turn;
+            read(&mut **archive.lock().unwrap_or_else(PoisonError::into_inner))
+        };
         match tokio::task::spawn_blocking(read).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
@@ -180,7 +219,8 @@ pub fn start(
     let shared = Arc::new(Shared {
         watchers: Mutex::new(watchers),
         logs: LogRouter::default(),
-        archive: Mutex::new(journal.archive()?),
+        lookups: ArchiveReader::new(&*journal)?,
+        pages: ArchiveReader::new(&*journal)?,
         archive_damage: OnceLock::new(),
         next_session: std::sync::atomic::AtomicU64::new(1),
     });

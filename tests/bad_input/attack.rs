@@ -131,6 +131,48 @@ async fn slow_senders_delay_no_other_client() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_are_not_read_take_bounded_memory() {
+    let broker = Broker::start();
+    let client = broker.client();
+    // A page of half a megabyte.
+    for batch in 0..4 {
+        let mut request = job::valid();
+        let mut submission = request.jobs.pop().expect("a job");
+        request.jobs = (0..100)
+            .map(|index| {
+                submission.name = format!("large-{batch}-{index}");
+                if let Some(spec) = &mut submission.spec {
+                    let label = |at: usize| (format!("label-{at}"), format!("{index}-{}", "x".repeat(50)));
+                    spec.labels = (0..16).map(label).collect();
+                }
+                submission.clone()
+            })
+            .collect();
+        client.jobs().submit(request).await.expect("jobs are taken");
+    }
+    // No stream has a window: nothing of any response can be sent.
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let headers = call_headers(&broker, "/weir.v1.JobService/ListJobs", &[]);
+    let call =
+        |id: u32| [frame(HEADERS, END_HEADERS, id, &headers), frame(DATA, END_STREAM, id, &[0; 5])].concat();
+    let calls = |round: u32| match round {
+        0 => no_window.clone(),
+        _ => (0..50).flat_map(|n| call(2 * (50 * (round - 1) + n) + 1)).collect(),
+    };
+    withstand(&broker, "pages without a window", together(|| flood(&broker, calls))).await;
+    // One byte of each.
+    let byte = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1]);
+    let calls = |round: u32| match round {
+        0 => byte.clone(),
+        _ => (0..50).flat_map(|n| call(2 * (50 * (round - 1) + n) + 1)).collect(),
+    };
+    withstand(&broker, "pages with a window of a byte", together(|| flood(&broker, calls))).await;
+    let request = v1::ListJobsRequest { page_size: 500, ..Default::default() };
+    let page = client.jobs().list_jobs(request).await.expect("a page").into_inner();
+    assert!(page.jobs.len() >= 400, "{} jobs", page.jobs.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_frames_delay_no_other_client() {
     let broker = Broker::start();
     let headers = call_headers(&broker, "/weir.v1.JobService/GetJob", &[]);

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::net::TcpStream;
 
 use crate::fake::{Broker, TIMEOUT};
-use crate::support::until;
+use crate::support::{Home, until};
 
 #[tokio::test]
 async fn unauthenticated_connections_give_way_to_authenticated_clients() {
@@ -65,4 +65,17 @@ async fn broker_without_free_file_descriptors_serves_clients_and_warns_once() {
     broker.check_health(&broker.client()).await;
     let (short, again) = (log("connections can't be accepted"), log("connections are accepted again"));
     assert!(short <= again + 1 && short < 100, "{short} warnings, {again} recoveries");
+}
+
+#[test]
+fn broker_with_too_few_file_descriptors_does_not_start() {
+    let mut home = Home::new();
+    home.limits = "-n 150";
+    let data = home.data();
+    let data = data.to_str().expect("a plain path");
+    let (code, _, error) = home.run(&["server", "--data", data, "--listen", "127.0.0.1:0"]);
+    assert_eq!(code, 1, "{error}");
+    let expected = "the limit of open files is 150, a broker needs at least 192: raise it with `ulimit -n`";
+    assert!(error.contains(expected), "{error}");
+    assert!(!home.data().exists(), "nothing is begun");
 }

@@ -54,9 +54,14 @@ impl Archive for SqliteArchive {
     }
 
     fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error> {
-        let clause = "id < ?1 AND (?2 IS NULL OR queue = ?2) ORDER BY id DESC LIMIT ?3";
-        let before = int(before.0.min(i64::MAX.cast_unsigned()));
-        self.finished_jobs(clause, rusqlite::params![before, queue, int(limit as u64)])
+        let (before, limit) = (int(before.0.min(i64::MAX.cast_unsigned())), int(limit as u64));
+        match queue {
+            None => self.finished_jobs("id < ?1 ORDER BY id DESC LIMIT ?2", [before, limit]),
+            Some(queue) => {
+                let clause = "queue = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+                self.finished_jobs(clause, rusqlite::params![queue, before, limit])
+            }
+        }
     }
 
     fn attempts(

@@ -48,6 +48,8 @@ const TABLES: &str = "
         submitted_ms INTEGER NOT NULL, ended_ms INTEGER NOT NULL, body BLOB NOT NULL,
         checksum INTEGER NOT NULL);
     CREATE INDEX IF NOT EXISTS archive_job_name ON archive_job (queue, name, id);
+    CREATE INDEX IF NOT EXISTS archive_job_queue ON archive_job (queue, id);
+    CREATE INDEX IF NOT EXISTS archive_job_ended ON archive_job (ended_ms);
     CREATE TABLE IF NOT EXISTS archive_attempt (
         job INTEGER NOT NULL, unit INTEGER NOT NULL, number INTEGER NOT NULL, ended_ms INTEGER NOT NULL,
         body BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (job, unit, number)) WITHOUT ROWID;
