@@ -181,6 +181,35 @@ fn tasks_that_were_started_but_not_recorded_are_adopted() {
     });
 }
 
+/// A program that is loaded into everything which has the job's environment would otherwise escape the control group,
+/// or break what starts the task.
+#[test]
+fn the_environment_of_a_job_reaches_its_program_alone() {
+    with_and_without_groups(|mut supervisor| {
+        let attempt = supervisor.attempt();
+        let log = supervisor.scratch().join("loaded");
+        let env = json!([
+            ["LD_DEBUG", "files"],
+            ["LD_DEBUG_OUTPUT", log.display().to_string()],
+            ["ODD", "a=b\n c"],
+            ["PATH", "/usr/bin:/bin"],
+            ["PATH", "/bin:/usr/bin"],
+        ]);
+        // The files are closed when the program runs: it can't report the failure of its own start.
+        let script = "echo \"$ODD|$PATH\"; ls -l /proc/self/fd | grep memfd; cat; exit 127";
+        supervisor.start_attempt_with(&attempt, &[Task::script(script)], json!({ "env": env }));
+        assert_eq!(supervisor.ended(&attempt), ended("failed", Some(127), None, ""));
+        assert_eq!(read(&supervisor, 0, Stream::Stdout), "a=b\n c|/bin:/usr/bin\n");
+        let loaded = std::fs::read_dir(supervisor.scratch()).expect("the folder").flatten();
+        let loaded = loaded.filter(|entry| entry.file_name().to_string_lossy().starts_with("loaded."));
+        let texts: Vec<String> =
+            loaded.map(|entry| std::fs::read_to_string(entry.path()).expect("a log")).collect();
+        let initialized = |program: &str| texts.iter().any(|text| text.contains(program));
+        assert!(initialized("initialize program: sh\n"), "the program has the environment: {texts:?}");
+        assert!(!initialized("initialize program: weir\n"), "the shim has it, too");
+    });
+}
+
 #[test]
 fn what_a_lost_or_damaged_journal_no_longer_names_runs_no_more() {
     let flip = |text: &str| text.replacen("\"ordered\"", "\"ordereD\"", 1);

@@ -232,7 +232,7 @@ impl TrackedAttempt {
     pub(super) fn record_exit(&mut self, pid: i32, status: WaitStatus, boot_ms: u64) -> bool {
         let ended = self.tasks.iter_mut().find(|task| task.pid() == pid && task.exit().is_none());
         let Some(task) = ended else { return false };
-        task.record_exit(status, &self.directory);
+        task.record_exit(status);
         self.evaluate_exits(boot_ms);
         true
     }

@@ -87,7 +87,7 @@ impl Groups {
         create(&home).map_err(failed)?;
         let probe = home.join("probe");
         create(&probe).map_err(failed)?;
-        let entered = cgroup_exec::try_enter(&probe.join("cgroup.procs"), &state.join("probe"));
+        let entered = cgroup_exec::try_enter(&probe.join("cgroup.procs"));
         let _ = fs::remove_dir(&probe);
         entered.map_err(failed)?;
         // If this fails, the next supervisor uses its own group as the base: usually the same one.

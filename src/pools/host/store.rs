@@ -5,7 +5,6 @@
 //! DIR/attempts/ID               an attempt that is not forgotten
 //!                 RANK.stdout, RANK.stderr
 //!                 RANK.work/    the task's directory, unless the request names another
-//!                 RANK.failure  why its program could not be started
 //! DIR/logs/ID                   the same after the attempt was forgotten: for its output
 //! ```
 //!

@@ -1,16 +1,18 @@
 //! One task in the supervisor: a process group, maybe a control group, and the task's files.
 
-use std::io::{self, Read};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill_process_group};
 
 use super::cgroup::Group;
-use super::cgroup_exec;
+use super::cgroup_exec::{self, Exchange, Failure};
 use super::output::{self, Growth};
 use super::process;
 use super::protocol::{EndKind, StartAttempt};
@@ -27,9 +29,6 @@ pub(super) struct Now {
     pub(super) boot_ms: u64,
 }
 
-/// Bytes of the shim's message that are read.
-const FAILURE_BYTES_MAX: u64 = 4_096;
-
 /// The exit code for a program that may not be executed: the same as a shell's.
 const NOT_EXECUTABLE: i32 = 126;
 
@@ -43,6 +42,8 @@ pub(super) struct Task {
     /// Readable when the main process ends; `None` after that, or if it could not be opened.
     pub(super) pidfd: Option<OwnedFd>,
     group: Option<Group>,
+    /// With what the shim was started that starts the program in its control group.
+    exchange: Option<Exchange>,
     /// How the main process ended; `None` while it runs.
     exit: Option<Exit>,
     /// Sizes of the output streams at the last poll, in bytes.
@@ -92,12 +93,13 @@ impl Task {
         group: Option<Group>,
     ) -> io::Result<Self> {
         let output = |stream| output::create(directory, rank, stream);
-        let spawn = |shell| {
-            let mut command = command(request, directory, rank, group.as_ref(), shell)?;
-            command.stdin(Stdio::null()).stdout(output(Stream::Stdout)?).stderr(output(Stream::Stderr)?);
-            command.process_group(0).spawn()
+        let spawn = |shell| -> io::Result<(Child, Option<Exchange>)> {
+            let (mut command, exchange) = command(request, directory, rank, group.as_ref(), shell)?;
+            let stdin = exchange.as_ref().map_or(Ok(Stdio::null()), Exchange::stdin)?;
+            command.stdin(stdin).stdout(output(Stream::Stdout)?).stderr(output(Stream::Stderr)?);
+            Ok((command.process_group(0).spawn()?, exchange))
         };
-        let child = match spawn(None) {
+        let (child, exchange) = match spawn(None) {
             // A script without a `#!` line: run it by a shell, as every shell does.
             Err(error) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
                 spawn(Some("/bin/sh"))?
@@ -106,7 +108,7 @@ impl Task {
         };
         let pid = child.id().cast_signed();
         let started_ticks = process::stat(pid).map_or(0, |stat| stat.started_ticks);
-        Ok(Self::new(rank, pid, started_ticks, true, group))
+        Ok(Self { exchange, ..Self::new(rank, pid, started_ticks, true, group) })
     }
 
     /// Takes over a task that an earlier supervisor started. Its exit status will be unknown.
@@ -116,7 +118,17 @@ impl Task {
 
     fn new(rank: usize, pid: i32, started_ticks: u64, is_child: bool, group: Option<Group>) -> Self {
         let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        Self { rank, pid, started_ticks, is_child, pidfd, group, exit: None, output_sizes: [0; 2] }
+        Self {
+            rank,
+            pid,
+            started_ticks,
+            is_child,
+            pidfd,
+            group,
+            exchange: None,
+            exit: None,
+            output_sizes: [0; 2],
+        }
     }
 
     /// The task's index in its attempt.
@@ -153,16 +165,14 @@ impl Task {
     }
 
     /// Records the exit status of the main process.
-    pub(super) fn record_exit(&mut self, status: WaitStatus, directory: &Path) {
+    pub(super) fn record_exit(&mut self, status: WaitStatus) {
         let (exit_code, signal) = (status.exit_status(), status.terminating_signal());
         let (kind, message) = match (exit_code, signal) {
             (Some(0), _) => (EndKind::Succeeded, String::new()),
             _ if self.group.as_ref().is_some_and(Group::ran_out_of_memory) => {
                 (EndKind::OutOfMemory, "used more memory than was asked for".to_owned())
             }
-            (Some(cgroup_exec::EXIT_NOT_STARTED), _) if self.group.is_some() => {
-                self.why_not_started(directory)
-            }
+            (Some(cgroup_exec::EXIT_NOT_STARTED), _) if self.group.is_some() => self.why_not_started(),
             (None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
             _ => (EndKind::Failed, String::new()),
         };
@@ -171,16 +181,11 @@ impl Task {
     }
 
     /// Distinguishes a program that the shim could not start from one that itself exited with the same code.
-    fn why_not_started(&self, directory: &Path) -> (EndKind, String) {
-        let file = output::open(&failure_path(directory, self.rank), std::fs::OpenOptions::new().read(true));
-        let mut message = String::new();
-        match file.and_then(|file| file.take(FAILURE_BYTES_MAX).read_to_string(&mut message)) {
-            // The shim's first character is whose error it was.
-            Ok(_) if message.starts_with(cgroup_exec::OF_MACHINE) => {
-                (EndKind::StartFailed, message.split_off(1))
-            }
-            Ok(_) => (EndKind::Failed, message.split_off(message.ceil_char_boundary(1))),
-            Err(_) => (EndKind::Failed, String::new()),
+    fn why_not_started(&self) -> (EndKind, String) {
+        match self.exchange.as_ref().and_then(Exchange::failure) {
+            Some(Failure { of_machine: true, message }) => (EndKind::StartFailed, message),
+            Some(Failure { of_machine: false, message }) => (EndKind::Failed, message),
+            None => (EndKind::Failed, String::new()),
         }
     }
 
@@ -252,21 +257,16 @@ fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<
     }
 }
 
-/// The file to which the shim writes why the program could not be started.
-fn failure_path(directory: &Path, rank: usize) -> PathBuf {
-    directory.join(format!("{rank}.failure"))
-}
-
 /// Builds the command of a task, without its streams.
 ///
-/// With a control group, the shim starts the program. Without one, `shell` runs it, if given.
+/// With a control group, the shim starts the program, from an exchange. Without one, `shell` runs it, if given.
 fn command(
     request: &StartAttempt,
     directory: &Path,
     rank: usize,
     group: Option<&Group>,
     shell: Option<&str>,
-) -> io::Result<Command> {
+) -> io::Result<(Command, Option<Exchange>)> {
     let (Some(start), Some(task)) = (request.group_of(rank), request.tasks.get(rank)) else {
         return Err(io::Error::other("the request names no group for a task"));
     };
@@ -281,27 +281,30 @@ fn command(
     let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
     let path = set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
     let found = find_program(program, &path, &workdir)?;
-    let mut command = match (group, shell) {
+    let inherited = ["HOME", "LANG", "USER"].map(|name| (OsString::from(name), std::env::var_os(name)));
+    let inherited = inherited.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let path = [(OsString::from("PATH"), path)];
+    let own = env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    // The last one of a name counts.
+    let variables: BTreeMap<OsString, OsString> = inherited.chain(path).chain(own).collect();
+    let (mut command, exchange) = match (group, shell) {
         (Some(group), _) => {
-            cgroup_exec::command(&group.procs(), &failure_path(directory, rank), Some((&found, program)))
+            let variables = variables.iter().map(|(name, value)| (&**name, &**value));
+            let command = cgroup_exec::command(&group.procs(), Some((&found, program)));
+            (command, Some(Exchange::new(variables)?))
         }
-        (None, Some(shell)) => {
-            let mut command = Command::new(shell);
-            command.arg(&found);
-            command
-        }
-        (None, None) => {
-            let mut command = Command::new(&found);
-            command.arg0(program);
-            command
+        (None, shell) => {
+            let mut command = Command::new(shell.map_or(&*found, Path::new));
+            match shell {
+                Some(_) => command.arg(&found),
+                None => command.arg0(program),
+            };
+            command.env_clear().envs(&variables);
+            (command, None)
         }
     };
-    command.args(arguments).current_dir(&workdir).env_clear();
-    for name in ["HOME", "LANG", "USER"] {
-        command.envs(std::env::var_os(name).map(|value| (name, value)));
-    }
-    command.env("PATH", &path).envs(env.into_iter().map(|(name, value)| (name, value)));
-    Ok(command)
+    command.args(arguments).current_dir(&workdir);
+    Ok((command, exchange))
 }
 
 /// Finds a program as a shell in `workdir` would.
