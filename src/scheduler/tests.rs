@@ -9,12 +9,13 @@ use super::{Budget, Scheduler};
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::demand::{ProfileEntry, WorkloadProfile};
 use crate::model::device::DeviceAmount;
+use crate::model::exchange::{Inventory, Part};
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, UnitId};
 use crate::model::limit::{
     NODES_PER_RESERVED_NODE, OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX, RESERVATION_WAIT_MS_MIN,
 };
 use crate::model::plan::Plan;
-use crate::model::pool::{Connectivity, DrainMode};
+use crate::model::pool::{Connectivity, DrainMode, NodeSpec};
 use crate::model::queue::default_settings;
 use crate::model::reason::{Permanence, PoolReason};
 use crate::model::region::RegionCode;
@@ -662,4 +663,39 @@ fn gang_uses_nodes_that_are_reserved_for_jobs_behind_it() {
         "{started:?} before {wide}"
     );
     assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)));
+}
+
+#[test]
+fn broken_device_closes_neither_the_rest_of_its_node_nor_tasks_without_devices() {
+    let mut world = Fixture::new();
+    let node = node_spec("n1", 8, 3);
+    let pool = world.pool("p", "CN-CQ", vec![node.clone()]);
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    for _ in 0..2 {
+        world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+    }
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler).len(), 2);
+    let report = |world: &mut Fixture, node: NodeSpec| {
+        let epoch = world.state.pool(pool).unwrap().epoch;
+        let (nodes, removed) = (vec![node], Vec::new());
+        let inventory = Inventory { epoch, part: Part::Delta, nodes, removed };
+        world.must(Command::ReportNodes { pool, inventory });
+    };
+    // A device breaks that a task holds.
+    let mut broken = node.clone();
+    broken.devices[0].healthy = false;
+    report(&mut world, broken);
+    for job in [minimal(), with_devices(DeviceAmount::Whole(1))] {
+        let id = world.submit_spec(job);
+        assert_eq!(plan_until_idle(&mut world, &mut scheduler), [(id, pool, NodeId(1))]);
+    }
+    let waits = with_devices(DeviceAmount::Whole(1));
+    let why = scheduler.why(&world.state, &shape(&waits)).pools[0].reason.clone();
+    assert!(matches!(why, PoolReason::ResourcesBusy { kind: ResourceKind::Device, .. }), "{why:?}");
+    // A device is gone: the indexes of the others may have changed, and nothing new starts until the tasks have ended.
+    let mut gone = node;
+    gone.devices.pop();
+    report(&mut world, gone);
+    world.submit_spec(minimal());
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
 }

@@ -205,11 +205,12 @@ impl Node {
             && !self.is_overcommitted()
     }
 
-    /// It shrank below what it holds: it takes nothing new until that has gone.
+    /// It shrank below what it holds: it takes nothing new until that has gone. A device that is there and broken is
+    /// not meant: it has nothing free, and the rest of the node goes on.
     pub fn is_overcommitted(&self) -> bool {
-        let devices = self.committed_devices.iter().enumerate();
+        let gone = self.committed_devices.iter().skip(self.spec.devices.len());
         !Resources { device_millis: 0, ..self.committed.clone() }.fits(&self.spec.allocatable)
-            || devices.into_iter().any(|(index, held)| *held > self.device_capacity(index))
+            || gone.into_iter().any(|held| *held > 0)
     }
 
     /// What the node has, devices included.

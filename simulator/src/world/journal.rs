@@ -6,6 +6,7 @@ use std::sync::Arc;
 use weir::model::mutant::Mutant;
 
 use weir::model::id::{AttemptId, NodeRef, Revision, Term};
+use weir::model::resource::Resources;
 use weir::state::State;
 use weir::state::apply::{Applied, ArchiveRow};
 use weir::state::event::{Event, EventRecord, OrderedAttempt};
@@ -121,9 +122,12 @@ impl SimJournal {
             let device = |index: usize| {
                 node.spec.devices.get(index).filter(|device| device.healthy).map_or(0, |device| device.millis)
             };
-            let mut committed = node.committed_devices.iter().enumerate();
-            let exceeds = committed.any(|(index, millis)| *millis > device(index));
-            if node.gone || exceeds || !node.committed.fits(&total) {
+            // Other devices may have broken while they were held.
+            let mut ordered = placement.devices.iter().map(|share| usize::from(share.index));
+            let exceeds = ordered.any(|index| node.committed_devices[index] > device(index));
+            let devices = total.device_millis.max(node.committed.device_millis);
+            let fits = node.committed.fits(&Resources { device_millis: devices, ..total.clone() });
+            if node.gone || exceeds || !fits {
                 let (name, committed) = (&node.spec.name, &node.committed);
                 return Err(format!("{:?} brings node {name} to {committed:?} of {total:?}", order.unit));
             }
