@@ -40,6 +40,9 @@ pub struct Pool {
     pub revision: Revision,
     pub nodes: BTreeMap<NodeId, Node>,
     pub next_node: u32,
+    /// Names of nodes that an admin cordoned and that are gone: they are cordoned when they come back. At most
+    /// [`NODES_PER_POOL_MAX`](crate::model::limit::NODES_PER_POOL_MAX).
+    pub cordoned_absent: BTreeSet<String>,
     /// Derived from `nodes`.
     pub node_names: BTreeMap<String, NodeId>,
     /// Live attempts. Derived.
@@ -67,6 +70,7 @@ impl Pool {
             registered_at: self.registered_at,
             revision: self.revision,
             next_node: self.next_node,
+            cordoned_absent: self.cordoned_absent.clone(),
             nodes: BTreeMap::new(),
             node_names: BTreeMap::new(),
             attempts: BTreeSet::new(),

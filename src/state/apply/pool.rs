@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Applied;
 use crate::model::change::Change;
 use crate::model::id::{Epoch, InstanceId, JobId, NodeId, NodeRef, PoolId};
+use crate::model::limit::NODES_PER_POOL_MAX;
 use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
@@ -38,6 +39,7 @@ impl State {
             revision: self.revision,
             nodes: BTreeMap::new(),
             next_node: 1,
+            cordoned_absent: BTreeSet::new(),
             node_names: BTreeMap::new(),
             attempts: BTreeSet::new(),
             total: Resources::default(),
@@ -109,7 +111,8 @@ impl State {
                 node.fit_devices();
             }
             None => {
-                pool.nodes.insert(id, Node::new(id, spec.clone(), models, revision));
+                let cordoned = pool.cordoned_absent.remove(&spec.name);
+                pool.nodes.insert(id, Node { cordoned, ..Node::new(id, spec.clone(), models, revision) });
                 pool.next_node = pool.next_node.max(id.0 + 1);
             }
         }
@@ -138,10 +141,14 @@ impl State {
 
     /// Drops a node that is gone and holds nothing any more.
     pub(super) fn forget_node(&mut self, at: NodeRef) {
+        self.touch(Key::Pool(at.pool));
         self.touch(Key::Node(at));
         let Some(pool) = self.pools.get_mut(&at.pool) else { return };
         if let Some(node) = pool.nodes.remove(&at.node) {
             pool.node_names.remove(&node.spec.name);
+            if node.cordoned && pool.cordoned_absent.len() < NODES_PER_POOL_MAX {
+                pool.cordoned_absent.insert(node.spec.name.clone());
+            }
             if let Some(until) = node.failure_tracker.quarantined_until {
                 self.index.timers.remove(&(until, Timer::ReleaseNode(at)));
             }

@@ -210,6 +210,7 @@ impl Translate<proto::Pool> for Pool {
             registered_unix_ms: self.registered_at.0,
             revision: self.revision.0,
             next_node: self.next_node,
+            cordoned_absent: self.cordoned_absent.iter().cloned().collect(),
         }
     }
 
@@ -228,6 +229,7 @@ impl Translate<proto::Pool> for Pool {
             registered_unix_ms,
             revision,
             next_node,
+            cordoned_absent,
         } = message;
         Ok(Self {
             id: get!(id, "id"),
@@ -243,6 +245,7 @@ impl Translate<proto::Pool> for Pool {
             registered_at: get!(registered_unix_ms, "registered_unix_ms"),
             revision: get!(revision, "revision"),
             next_node,
+            cordoned_absent: cordoned_absent.into_iter().collect(),
             nodes: Default::default(),
             node_names: Default::default(),
             attempts: Default::default(),

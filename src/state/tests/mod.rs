@@ -17,10 +17,11 @@ use super::snapshot::Object;
 use super::token::RequestToken;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind, Phase};
 use crate::model::device::{DeviceAmount, DeviceShare};
+use crate::model::exchange::{Inventory, Part};
 use crate::model::id::{JobId, NodeId, NodeRef, PoolId, QueueId, ReservationId, Revision};
 use crate::model::limit::{DEPENDENTS_MAX, JOBS_PER_SUBMIT_MAX, TOKEN_RETENTION_MS};
 use crate::model::link::Link;
-use crate::model::pool::DrainMode;
+use crate::model::pool::{DrainMode, NodeSpec};
 use crate::model::price::{PriceSchedule, Rate};
 use crate::model::queue::default_settings;
 use crate::model::region::RegionCode;
@@ -212,6 +213,34 @@ fn fractions_share_a_device_and_never_exceed_it() {
     assert_eq!(shared, Err(Rejection::Outdated { what: "a device's free capacity" }));
     let twice = world.start_on(unit(job, 0), pool, NodeId(1), &share(500));
     assert_eq!(twice, Err(Rejection::Outdated { what: "a device's free capacity" }));
+}
+
+#[test]
+fn cordon_outlives_the_absence_of_its_node_and_a_snapshot() {
+    let (mut world, pool) = one_node();
+    world.must(Command::CordonNode { pool, node: NodeId(1), cordoned: true });
+    let name = world.state.pool(pool).unwrap().nodes[&NodeId(1)].spec.name.clone();
+    world.must(Command::RemoveNodes { pool, nodes: vec![NodeId(1)] });
+    assert!(world.state.pool(pool).unwrap().nodes.is_empty());
+    world.state = State::from_objects(world.state.objects());
+    let report = |world: &mut Fixture, node: NodeSpec| {
+        let epoch = world.state.pool(pool).unwrap().epoch;
+        let (nodes, removed) = (vec![node], Vec::new());
+        world.must(Command::ReportNodes {
+            pool,
+            inventory: Inventory { epoch, part: Part::Delta, nodes, removed },
+        });
+    };
+    report(&mut world, node_spec(&name, 8, 0));
+    report(&mut world, node_spec("another", 8, 0));
+    let cordoned = |world: &Fixture| -> Vec<bool> {
+        world.state.pool(pool).unwrap().nodes.values().map(|node| node.cordoned).collect()
+    };
+    assert_eq!(cordoned(&world), [true, false]);
+    world.must(Command::CordonNode { pool, node: NodeId(2), cordoned: false });
+    world.must(Command::RemoveNodes { pool, nodes: vec![NodeId(2)] });
+    report(&mut world, node_spec(&name, 8, 0));
+    assert_eq!(cordoned(&world), [false, false], "until it is taken back");
 }
 
 #[test]
