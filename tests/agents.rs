@@ -106,6 +106,34 @@ fn a_copy_of_a_state_folder_is_refused_and_what_the_original_runs_runs_on() {
     assert_eq!(attempts.lines().count(), 2, "one attempt and the heading: {attempts}");
 }
 
+#[test]
+fn a_pool_that_fails_ends_no_other_pool_of_its_process_and_is_started_again() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    drop(home.start_agent(2));
+    let first = home.path().join("local.toml");
+    let text = std::fs::read_to_string(&first).expect("the agent's file");
+    let (state, second) = (home.path().join("second"), home.path().join("second.toml"));
+    let text = text.replace("\"local\"", "\"second\"");
+    let text = text.replace(
+        home.path().join("local").to_str().expect("a plain path"),
+        state.to_str().expect("a plain path"),
+    );
+    std::fs::write(&second, text).expect("a file");
+    // Where its state folder should be is a file.
+    std::fs::write(&state, "").expect("a file");
+    let files = [&first, &second].map(|file| file.to_str().expect("a plain path"));
+    let mut agent = home.start(&["agent", files[0], files[1]]);
+    until("the pool has failed twice", LOST, || home.log().matches("it is started again").count() >= 2);
+    let (code, output, errors) = home.run(&["run", "--pool", "local", "--", "echo", "runs"]);
+    assert_eq!((code, output.as_str()), (0, "runs\n"), "{errors}");
+    assert!(agent.0.try_wait().expect("a state").is_none(), "{}", home.log());
+    std::fs::remove_file(&state).expect("the file");
+    until("the other pool runs commands", LOST, || {
+        home.run(&["run", "--pool", "second", "--", "true"]).0 == 0
+    });
+}
+
 /// Copies what names an agent: the files of its state folder, as a machine's image would.
 fn copy_identity(from: &Path, to: &Path) {
     std::fs::DirBuilder::new().mode(0o700).create(to).expect("a folder");

@@ -388,6 +388,10 @@ fn agent_whose_supervisor_is_killed_continues_with_a_new_one() {
     let mut agent = home.start_agent(4);
     let run = || home.run(&["run", "--pool", "local", "--", "true"]);
     until("the pool runs commands", Duration::from_secs(30), || run().0 == 0);
+    // An agent whose folder knows of an earlier session.
+    agent.kill();
+    agent = home.start_agent(4);
+    until("the pool runs commands again", Duration::from_secs(30), || run().0 == 0);
     let killed = supervisor_of(&home.path().join("local")).expect("a supervisor");
     rustix::process::kill_process(killed, rustix::process::Signal::KILL).expect("a signal");
     let (code, _, errors) = run();

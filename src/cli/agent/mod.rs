@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -19,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::{self, AgentFile};
 use crate::files::private;
 use crate::lock::{self, Lock};
+use crate::model::backoff::Backoff;
 use crate::model::exchange::Hello;
 use crate::model::high_water::HighWaterMark;
 use crate::model::id::{Epoch, InstanceId};
@@ -91,18 +93,45 @@ impl AgentCommand {
             return Err(Failure::new(INVALID, message));
         }
         let (mut pools, mut all, clock) = (JoinSet::new(), Vec::new(), Clock::start());
+        let is_alone = files.len() == 1;
         for file in files {
             let client = client(connect, &file)?;
             let pool_health = Arc::new(PoolHealth::new(&file.name));
             all.push(pool_health.clone());
-            pools.spawn(async move { run_pool(&file, client, clock, &pool_health).await });
+            pools.spawn(async move {
+                let mut backoff = Backoff::new(Duration::from_secs(1), FAILS_AGAIN_MAX);
+                loop {
+                    let began = Instant::now();
+                    match run_pool(&file, client.clone(), clock, &pool_health).await {
+                        Err(failure) if !is_alone && failure.code != INVALID => {
+                            pool_health.set_connected(false);
+                            pool_health.set_synced(false);
+                            if began.elapsed() > FAILS_AGAIN_MAX {
+                                backoff.reset();
+                            }
+                            let (pool, wait) = (&file.name, backoff.next_wait());
+                            tracing::error!(
+                                pool,
+                                error = failure.message,
+                                ?wait,
+                                "the pool has failed; it is started again"
+                            );
+                            tokio::select! {
+                                () = tokio::time::sleep(wait) => {}
+                                () = terminated() => return Ok(()),
+                            }
+                        }
+                        ended => return ended,
+                    }
+                }
+            });
         }
         if let Some(address) = &self.listen {
             let address = health::serve(address, all).await?;
             tracing::info!(%address, "serving health and metrics");
         }
-        // An agent that fails ends the process. The service manager restarts it, and running tasks are
-        // adopted.
+        // The agent of a single pool that fails ends the process. The service manager restarts it, and running tasks are
+        // adopted. One of several must not end the others.
         while let Some(ended) = pools.join_next().await {
             ended.map_err(anyhow::Error::from)??;
         }
@@ -184,26 +213,15 @@ pub(super) fn claim(state: &Path) -> Result<Lock, Failure> {
     })
 }
 
-/// Makes the hello message of a pool's agent, with what its state folder stores.
+/// Makes the hello message of a pool's agent, with the identity stored in its state folder.
 ///
 /// # Errors
 /// If the identity can't be read or written.
 pub(super) fn hello(pool: PoolSpec, state: &Path) -> Result<Hello, Failure> {
     let instance = config::secret::<16>(&state.join("instance"))?;
     let key = config::secret::<16>(&state.join("key"))?;
-    let last_epoch = match std::fs::read_to_string(state.join(EPOCH_FILE)) {
-        Ok(text) => {
-            let error =
-                || Failure::new(1, format!("{}: {text:?} is not an epoch", state.join(EPOCH_FILE).display()));
-            Some(Epoch(text.trim().parse().map_err(|_| error())?))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(Failure::new(1, format!("{}: {error}", state.join(EPOCH_FILE).display()))),
-    };
-    // Optional: without it, one of the facts that show a broker that its journal is an older copy is missing.
-    let high_water = std::fs::read_to_string(state.join(HIGH_WATER_FILE)).ok();
-    let high_water = high_water.and_then(|text| text.trim().parse().ok());
-    Ok(Hello { pool, instance: InstanceId(u128::from_be_bytes(instance)), key, last_epoch, high_water })
+    let instance = InstanceId(u128::from_be_bytes(instance));
+    Ok(Hello { pool, instance, key, last_epoch: stored_epoch(state)?, high_water: None })
 }
 
 /// File in the state folder with the newest high-water mark that the broker sent to the agent. The name is
@@ -212,6 +230,23 @@ const HIGH_WATER_FILE: &str = "high-water";
 
 /// File in the state folder with the epoch of the pool's last session. The name is part of the folder's format.
 const EPOCH_FILE: &str = "epoch";
+
+/// The epoch of the pool's last session; `None` if it had none.
+///
+/// # Errors
+/// If the file can't be read.
+fn stored_epoch(state: &Path) -> std::io::Result<Option<Epoch>> {
+    let file = state.join(EPOCH_FILE);
+    let failed = |kind, why: String| std::io::Error::new(kind, format!("{}: {why}", file.display()));
+    match std::fs::read_to_string(&file) {
+        Ok(text) => match text.trim().parse() {
+            Ok(epoch) => Ok(Some(Epoch(epoch))),
+            Err(_) => Err(failed(std::io::ErrorKind::InvalidData, format!("{text:?} is not an epoch"))),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error.kind(), error.to_string())),
+    }
+}
 
 /// A pool's state folder, as the memory of its agent.
 struct StateFolder {
@@ -267,6 +302,13 @@ async fn run_agent(
 ) -> Result<(), Error> {
     let dialer = Dialer { client, hello: hello.clone(), logs: backend.logs() };
     let memory = StateFolder { folder: state.to_owned(), failed: false };
+    // The folder knows of the sessions of an earlier run of this process, too.
+    let last_epoch =
+        stored_epoch(state).map_err(|source| Error::Open { pool: hello.pool.name.clone(), source })?;
+    // Optional: without it, one of the facts that show a broker that its journal is an older copy is missing.
+    let high_water = std::fs::read_to_string(state.join(HIGH_WATER_FILE)).ok();
+    let high_water = high_water.and_then(|text| text.trim().parse().ok());
+    let hello = Hello { last_epoch, high_water, ..hello };
     crate::runtime::agent::run(hello, backend, dialer, clock, memory, pool_health.clone(), stop).await
 }
 
@@ -316,5 +358,8 @@ async fn serve_and_reopen<B: PoolBackend>(
     }
 }
 
+/// Longest wait before a pool that has failed is started again. One that ran for longer has not failed again.
+const FAILS_AGAIN_MAX: Duration = Duration::from_secs(60);
+
 /// Delay before a backend is reopened: the cause of its end may still be present.
-const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+const REOPEN_WAIT: Duration = Duration::from_secs(1);
