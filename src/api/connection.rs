@@ -39,7 +39,7 @@ const CONNECTIONS_MIN: usize = 64;
 /// descriptors is lower.
 ///
 /// # Errors
-/// If the limit leaves fewer than [`CONNECTIONS_MIN`].
+/// If the limit leaves fewer than 64.
 pub fn connections_max() -> Result<usize, String> {
     // The soft limit is not raised to the hard one: tasks inherit it, so the broker must not change it.
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);

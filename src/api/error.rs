@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use super::convert::Invalid;
 use crate::model::text;
 use crate::model::validate::Violation;
-use crate::runtime::broker::CallError;
+use crate::runtime::error::CallError;
 use crate::state::rejection::Rejection;
 
 /// The `domain` of `google.rpc.ErrorInfo`.

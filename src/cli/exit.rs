@@ -147,7 +147,7 @@ impl From<crate::config::FileError> for Failure {
 
 impl From<crate::journal::Error> for Failure {
     fn from(error: crate::journal::Error) -> Self {
-        let failure = Self::new(1, crate::runtime::broker::causes(&error));
+        let failure = Self::new(1, crate::runtime::error::causes(&error));
         match error {
             crate::journal::Error::Damaged { .. } | crate::journal::Error::Record(_) => {
                 failure.hint("`weir admin verify` lists all damage; docs/guide/back-up.md has what helps")

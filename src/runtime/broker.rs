@@ -2,11 +2,13 @@
 //! The journal has another thread, so that one batch is synced while the next is decided.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
+use super::archive::SharedArchive;
+use super::error::{CallError, causes};
 use super::logs::LogRouter;
 use super::pool_log;
 use super::watch::Watchers;
@@ -22,7 +24,6 @@ use crate::state::apply::Applied;
 use crate::state::command::Request;
 use crate::state::decide::Reply;
 use crate::state::record;
-use crate::state::rejection::Rejection;
 
 /// Inputs queued for the state machine. Beyond that callers wait.
 const INPUTS_MAX: usize = 8_192;
@@ -33,21 +34,6 @@ const REOPEN_WAIT: Duration = Duration::from_millis(500);
 
 /// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The command was decided and changes nothing.
-    #[error(transparent)]
-    Rejected(#[from] Rejection),
-    /// The journal can't be read or written now, or the broker has stopped. The outcome of a request is
-    /// unknown: it may have been written.
-    #[error("the broker can't write now; repeating with the same token is safe")]
-    Unavailable,
-    /// What was asked for can't be read any more.
-    #[error("{0}; `weir admin verify` lists all damage, docs/guide/back-up.md has what helps")]
-    Damaged(String),
-}
 
 /// The channel to a caller that waits for its reply.
 type ReplySender<T> = oneshot::Sender<Result<T, CallError>>;
@@ -71,23 +57,8 @@ pub struct Handle {
 struct Shared {
     watchers: Mutex<Arc<Watchers>>,
     logs: LogRouter,
-    lookups: ArchiveReader,
-    pages: ArchiveReader,
-    /// Set once damage is found because of which answers from the archive may lack rows.
-    archive_damage: OnceLock<String>,
+    archive: Arc<SharedArchive>,
     next_session: std::sync::atomic::AtomicU64,
-}
-
-/// A reader of the archive, for one read at a time.
-struct ArchiveReader {
-    archive: Arc<Mutex<Box<dyn Archive>>>,
-    turn: Arc<Semaphore>,
-}
-
-impl ArchiveReader {
-    fn new(journal: &dyn Journal) -> Result<Self, Error> {
-        Ok(Self { archive: Arc::new(Mutex::new(journal.archive()?)), turn: Arc::new(Semaphore::new(1)) })
-    }
 }
 
 impl Handle {
@@ -120,7 +91,7 @@ impl Handle {
         &self,
         read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, CallError> {
-        self.read(&self.shared.lookups, read).await
+        self.shared.archive.read(&self.shared.archive.lookups, read).await
     }
 
     /// Reads a page of the archive, on a thread for blocking calls, one page at a time.
@@ -131,37 +102,7 @@ impl Handle {
         &self,
         read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, CallError> {
-        self.read(&self.shared.pages, read).await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        reader: &ArchiveReader,
-        read: impl FnOnce(&mut dyn Archive) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, CallError> {
-        let shared = &self.shared;
-        if let Some(damage) = shared.archive_damage.get() {
-            return Err(CallError::Damaged(damage.clone()));
-        }
-        // Readers wait here, in the order in which they came, not on threads. The permit goes with the read: if the
-        // caller is gone, the next one still waits for its end.
-        let turn = reader.turn.clone().acquire_owned().await.map_err(|_| CallError::Unavailable)?;
-        let archive = reader.archive.clone();
-        let read = move || {
-            let _turn = turn;
-            read(&mut **archive.lock().unwrap_or_else(PoisonError::into_inner))
-        };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                tracing::error!(error = %causes(&error), "the archive can't be read");
-                Err(match error {
-                    Error::Damaged { .. } | Error::Record(_) => CallError::Damaged(causes(&error)),
-                    _ => CallError::Unavailable,
-                })
-            }
-            Err(_) => Err(CallError::Unavailable),
-        }
+        self.shared.archive.read(&self.shared.archive.pages, read).await
     }
 
     /// Opens a session for an agent's connection. The receiver yields the messages for the agent, and ends
@@ -219,12 +160,9 @@ pub fn start(
     let shared = Arc::new(Shared {
         watchers: Mutex::new(watchers),
         logs: LogRouter::default(),
-        lookups: ArchiveReader::new(&*journal)?,
-        pages: ArchiveReader::new(&*journal)?,
-        archive_damage: OnceLock::new(),
+        archive: SharedArchive::open(&*journal)?,
         next_session: std::sync::atomic::AtomicU64::new(1),
     });
-    check_archive(journal.archive()?, shared.clone())?;
     let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
     let handle = Handle { inputs, shared: shared.clone() };
     let run = move || {
@@ -258,36 +196,6 @@ pub fn start(
     let thread = std::thread::Builder::new().name("broker".to_owned()).spawn(run);
     let thread = thread.map_err(|error| Error::Io(Box::new(error)))?;
     Ok((handle, thread))
-}
-
-/// Checks the archive on a thread of its own: the broker need not wait for that.
-fn check_archive(mut archive: Box<dyn Archive>, shared: Arc<Shared>) -> Result<(), Error> {
-    let check = move || {
-        if let Err(error) = archive.check() {
-            let text = causes(&error);
-            tracing::error!(
-                error = text,
-                "the archive of ended jobs is damaged; `weir admin verify` lists all damage"
-            );
-            if matches!(error, Error::Damaged { .. }) {
-                let _ = shared.archive_damage.set(text);
-            }
-        }
-    };
-    let started = std::thread::Builder::new().name("verify".to_owned()).spawn(check);
-    started.map(drop).map_err(|error| Error::Io(Box::new(error)))
-}
-
-/// An error and its sources on one line, separated by colons.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {

@@ -2,7 +2,9 @@
 //! notify watchers, and shut down in order.
 
 pub mod agent;
+mod archive;
 pub mod broker;
+pub mod error;
 pub mod logs;
 mod pool_log;
 pub mod watch;

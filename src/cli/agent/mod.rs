@@ -313,7 +313,7 @@ async fn run_agent(
 }
 
 fn failure(error: Error) -> Failure {
-    Failure::new(1, crate::runtime::broker::causes(&error))
+    Failure::new(1, crate::runtime::error::causes(&error))
 }
 
 /// Runs a host pool's agent until `stop` completes. If its supervisor is killed, the next one adopts the
