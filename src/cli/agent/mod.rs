@@ -5,6 +5,7 @@ mod health;
 mod pool;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -248,6 +249,23 @@ fn stored_epoch(state: &Path) -> std::io::Result<Option<Epoch>> {
     }
 }
 
+/// Writes an epoch over the one before, for which a full disk has space too.
+fn write_epoch(file: &Path, epoch: Epoch) -> std::io::Result<()> {
+    let line = format!("{:020}\n", epoch.0);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    match options.open(file) {
+        Ok(opened) => {
+            opened.write_all_at(line.as_bytes(), 0)?;
+            opened.sync_data()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            config::write_private(file, line.as_bytes())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A pool's state folder, as the memory of its agent.
 struct StateFolder {
     folder: PathBuf,
@@ -267,7 +285,7 @@ impl Memory for StateFolder {
 
     fn store_epoch(&mut self, epoch: Epoch) -> bool {
         let file = self.folder.join(EPOCH_FILE);
-        let stored = config::write_private(&file, epoch.to_string().as_bytes());
+        let stored = write_epoch(&file, epoch);
         if let Err(error) = &stored {
             tracing::error!(file = %file.display(), %error, "can't store the session with the broker: it is closed");
         }
@@ -363,3 +381,22 @@ const FAILS_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Delay before a backend is reopened: the cause of its end may still be present.
 const REOPEN_WAIT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_epoch_of_a_session_is_written_over_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(stored_epoch(folder.path()).expect("no file"), None);
+        let file = folder.path().join(EPOCH_FILE);
+        for epoch in [Epoch(9), Epoch(10), Epoch(1 << 62), Epoch(11)] {
+            write_epoch(&file, epoch).expect("free space");
+            assert_eq!(stored_epoch(folder.path()).expect("a file"), Some(epoch));
+        }
+        std::fs::write(&file, "soon").expect("free space");
+        let error = stored_epoch(folder.path()).expect_err("no number").to_string();
+        assert!(error.contains("\"soon\" is not an epoch"), "{error}");
+    }
+}
