@@ -21,6 +21,7 @@ use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
 use crate::model::exchange::Stop;
 use crate::model::high_water::HighWaterMark;
 use crate::model::id::{AttemptId, Revision};
+use crate::model::limit::LEASE_MS_MIN;
 use crate::model::pool::NodeSpec;
 use crate::model::time::Timestamp;
 use journal::{Journal, Line};
@@ -275,6 +276,10 @@ impl Worker {
         while let Some((at, attempt)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
             self.ends.remove(&(at, attempt));
             self.report(attempt);
+        }
+        // All tasks are looked at only when the shortest lease may be over.
+        if now <= self.renewed_at.plus_ms(LEASE_MS_MIN) {
+            return;
         }
         let over = |task: &Task| {
             self.is_lease_over(task.lease_ms, now) && task.ended.is_none() && task.ends_at() > now
