@@ -104,6 +104,8 @@ fn a_copy_of_a_state_folder_is_refused_and_what_the_original_runs_runs_on() {
     until("the original is back with its job", LOST, || ready() && running());
     let (_, attempts, _) = home.run(&["get", "attempts", "job/lasting"]);
     assert_eq!(attempts.lines().count(), 2, "one attempt and the heading: {attempts}");
+    home.run(&["cancel", "job/lasting"]);
+    assert_eq!(home.run(&["wait", "--timeout", "60s", "job/lasting"]).0, 12, "{}", home.log());
 }
 
 #[test]
