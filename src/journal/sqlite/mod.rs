@@ -272,15 +272,15 @@ fn load_snapshot(db: &Connection, revision: u64, visit: &mut dyn FnMut(Loaded)) 
     let mut rows = chunks.query([int(revision)])?;
     let (mut next, mut complete) = (0, revision == 0);
     while let Some(row) = rows.next()? {
-        let values = SNAPSHOT.check(row)?;
-        let [_, Value::Integer(part), Value::Integer(last), Value::Blob(objects)] = &values[..] else {
+        let mut values = SNAPSHOT.check(row)?;
+        let [_, Value::Integer(part), Value::Integer(last), Value::Blob(objects)] = &mut values[..] else {
             return Err(SNAPSHOT.damaged(&values, "its columns have other types"));
         };
         if *part != next || complete {
             return Err(SNAPSHOT.damaged(&values, "a chunk is missing before it"));
         }
         (next, complete) = (next + 1, *last == 1);
-        visit(Loaded::Chunk(objects.clone()));
+        visit(Loaded::Chunk(std::mem::take(objects)));
     }
     if complete {
         return Ok(());
@@ -295,11 +295,12 @@ fn load_events(db: &Connection, after: u64, visit: &mut dyn FnMut(Loaded)) -> Re
     let mut rows = batches.query([int(after)])?;
     let mut end = None::<u64>;
     while let Some(row) = rows.next()? {
-        let values = BATCH.check(row)?;
-        let [Value::Integer(last), Value::Integer(first), _, _, Value::Blob(events)] = &values[..] else {
+        let mut values = BATCH.check(row)?;
+        let [Value::Integer(last), Value::Integer(first), _, _, Value::Blob(events)] = &mut values[..] else {
             return Err(BATCH.damaged(&values, "its columns have other types"));
         };
-        let first = first.cast_unsigned();
+        let (first, last) = (first.cast_unsigned(), last.cast_unsigned());
+        let events = std::mem::take(events);
         // A snapshot's revision may be in the middle of the first batch.
         if end.map_or(first > after + 1, |end| first != end + 1) {
             let from = end.unwrap_or(after) + 1;
@@ -307,8 +308,8 @@ fn load_events(db: &Connection, after: u64, visit: &mut dyn FnMut(Loaded)) -> Re
                 BATCH.damaged(&values, &format!("those from revision {from} to {} are missing", first - 1))
             );
         }
-        end = Some(last.cast_unsigned());
-        visit(Loaded::Events(events.clone()));
+        end = Some(last);
+        visit(Loaded::Events(events));
     }
     Ok(())
 }

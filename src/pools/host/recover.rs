@@ -87,7 +87,7 @@ const KILL_MAX: Duration = Duration::from_secs(5);
 /// they may run: the broker will start them again, and must not start them beside these processes.
 fn end_unrecorded(names: &[String], groups: Option<&Groups>) {
     let until = Instant::now() + KILL_MAX;
-    loop {
+    while !names.is_empty() {
         let mut by_environment = process::by_attempt();
         let mut left = false;
         for name in names {

@@ -161,7 +161,7 @@ fn entry_of(line: &[u8]) -> Option<Entry> {
     serde_json::from_slice(json).ok()
 }
 
-/// The end of the lease. It is valid across supervisors, but only within one boot.
+/// When the leases were last renewed. It is valid across supervisors, but only within one boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaseRecord {
     pub(super) boot_id: String,
