@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use support::disk::FaultyDisk;
+use support::disk::{FaultyDisk, Tmpfs};
 use support::{Home, Process, supervisor_of, until};
 use weir::api::client::Client;
 use weir::api::proto::v1;
@@ -233,6 +233,59 @@ fn broker_whose_disk_fails_to_sync_acknowledges_nothing_and_recovers_with_the_di
     drop(broker);
 }
 
+/// A full disk refuses writes, and nothing else, also after a restart; space alone ends that.
+#[test]
+fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
+    let name = "broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason";
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut home = Home::new();
+    std::fs::create_dir_all(home.data()).expect("a folder");
+    let Some(disk) = Tmpfs::mount(name, &home.data(), "12m,mode=700") else { return };
+    let mut broker = home.start_broker("server");
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let client = |home: &Home| Client::new(&home.address, Some(&token)).expect("a client");
+    let submit = |home: &Home, index: usize| {
+        let jobs = vec![submission(index, std::path::Path::new("/dev/null"))];
+        let request = v1::SubmitRequest { token: format!("full-{index}"), jobs, allow_pending: true };
+        runtime.block_on(async { client(home).jobs().submit(request).await.map(drop) })
+    };
+    submit(&home, 1).expect("there is space");
+    let writes = |home: &Home| runtime.block_on(async { client(home).can_write().await }).expect("health");
+    assert!(writes(&home));
+    let filler = disk.path().join("filler");
+    let mut file = std::fs::File::create(&filler).expect("a file");
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    drop(file);
+    let mut refused = None;
+    until("a write was refused", Duration::from_secs(30), || {
+        refused = (2..200).find_map(|index| submit(&home, index).err());
+        refused.is_some()
+    });
+    let check_reads = |home: &Home| {
+        until("the broker reads", Duration::from_secs(30), || {
+            let refused = submit(home, 200).expect_err("the disk is full");
+            assert_eq!(refused.code(), tonic::Code::Unavailable);
+            refused.message().contains("only reads until its journal can be written again: ")
+        });
+        assert!(!writes(home));
+        for command in [&["get", "jobs"][..], &["describe", "job/crash-1"], &["get", "queues", "-o", "json"]] {
+            let (code, list, errors) = home.run(command);
+            assert!(code == 0 && !list.is_empty(), "{command:?}: {list}{errors}");
+            assert!(errors.contains("warning: the broker can't write its journal now"), "{errors}");
+        }
+    };
+    check_reads(&home);
+    broker.kill();
+    let restarted = home.start_broker("server");
+    check_reads(&home);
+    std::fs::remove_file(filler).expect("the filler");
+    until("the broker writes again", Duration::from_secs(30), || submit(&home, 200).is_ok());
+    assert!(writes(&home));
+    let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
+    assert!(code == 0 && list.contains("crash-200") && errors.is_empty(), "{list}{errors}");
+    drop(restarted);
+}
+
 #[test]
 fn broker_whose_disk_fails_to_sync_ends_at_sigterm() {
     let name = "broker_whose_disk_fails_to_sync_ends_at_sigterm";
@@ -251,7 +304,7 @@ fn broker_whose_disk_fails_to_sync_ends_at_sigterm() {
     });
     assert_eq!(refused.expect_err("no sync succeeds").code(), tonic::Code::Unavailable);
     until("the broker has tried to reopen the journal", Duration::from_secs(30), || {
-        home.log().contains("opened again")
+        home.log().contains("only reads are answered")
     });
     let pid = rustix::process::Pid::from_child(&broker.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");

@@ -7,6 +7,9 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::proto::v1;
 use super::retry::RetryChannel;
@@ -61,6 +64,17 @@ impl Client {
             .keep_alive_timeout(Duration::from_secs(10));
         let token = token.map(|token| format!("Bearer {}", token.trim()).parse()).transpose()?;
         Ok(Self { channel: RetryChannel::new(endpoint.connect_lazy(), address), token: Token(token) })
+    }
+
+    /// Returns whether the broker can write its journal. A broker that can't answers reads from its last state.
+    ///
+    /// # Errors
+    /// The status of the call.
+    pub async fn can_write(&self) -> Result<bool, Status> {
+        let service = v1::job_service_server::SERVICE_NAME.to_owned();
+        let mut client = HealthClient::new(self.channel.clone());
+        let status = client.check(HealthCheckRequest { service }).await?.into_inner().status;
+        Ok(status == ServingStatus::Serving as i32)
     }
 
     /// A client of JobService.

@@ -32,9 +32,9 @@ pub fn invalid(violations: Invalid) -> Status {
 pub fn call(error: CallError) -> Status {
     match &error {
         CallError::Rejected(rejection) => status(rejection),
-        CallError::Unavailable => {
+        CallError::Unavailable | CallError::ReadOnly(_) => {
             let details = ErrorDetails::with_retry_info(Some(UNAVAILABLE_RETRY));
-            Status::with_error_details(Code::Unavailable, CallError::Unavailable.to_string(), details)
+            Status::with_error_details(Code::Unavailable, header_text(&error.to_string()), details)
         }
         CallError::Damaged(_) => Status::new(Code::DataLoss, header_text(&error.to_string())),
     }

@@ -26,8 +26,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch::Receiver;
 use tonic::Status;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::model::id::Revision;
 use crate::model::limit::{MESSAGE_BYTES_MAX, TOKEN_LEN_MAX};
@@ -73,6 +76,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let admission = admission::AdmissionQueue::new(mutations_per_s);
+    let write_error = broker.write_error();
     let jobs = job::Jobs { broker: broker.clone(), admission: admission.clone() };
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -93,7 +97,7 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<v1::job_service_server::JobServiceServer<job::Jobs>>().await;
+    let report = report_health(reporter, write_error);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -124,7 +128,34 @@ pub async fn serve(
         }
     };
     let incoming = connection::accept(listener, connections_max, AUTH_TIMEOUT);
-    router.serve_with_incoming_shutdown(incoming, stop).await
+    tokio::select! {
+        served = router.serve_with_incoming_shutdown(incoming, stop) => served,
+        () = report => Ok(()),
+    }
+}
+
+/// Reports as long as the server runs whether the services can do their work. The whole server, `""`, is serving: it
+/// answers reads even if the journal can't be written.
+async fn report_health(reporter: HealthReporter, mut write_error: Receiver<Option<String>>) {
+    let services = [
+        v1::job_service_server::SERVICE_NAME,
+        v1::pool_service_server::SERVICE_NAME,
+        v1::queue_service_server::SERVICE_NAME,
+        v1::agent_service_server::SERVICE_NAME,
+    ];
+    loop {
+        let status = match *write_error.borrow_and_update() {
+            None => ServingStatus::Serving,
+            Some(_) => ServingStatus::NotServing,
+        };
+        for service in services {
+            reporter.set_service_status(service, status).await;
+        }
+        if write_error.changed().await.is_err() {
+            // The broker's thread and all handles are gone. The server ends by its own condition.
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// A mutation to admit and decide.

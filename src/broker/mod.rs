@@ -8,6 +8,7 @@ mod durability;
 mod fits;
 mod liveness;
 mod query;
+mod reader;
 mod recovery;
 mod session;
 mod snapshot;
@@ -17,6 +18,8 @@ mod tests;
 pub use query::{
     Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView, defrag,
 };
+
+pub use reader::Reader;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -159,8 +162,21 @@ impl Broker {
     ///
     /// The first effects come from the first step.
     pub fn new(state: State, term: Term, random: Random, now: Timestamp) -> Self {
+        let mut broker = Self::recovered(state, term, random.writer_session, now);
+        let (journal, writer_session) = (JournalId::from_random(random.journal), random.writer_session);
+        let start =
+            Command::StartTerm { journal, key: JournalKey::from_random(random.key), writer_session, term };
+        let started = broker.command(Principal::System, start);
+        assert!(started.is_ok(), "term {term} can't be started: {started:?}");
+        broker.reset_heartbeats();
+        broker.begin_recovery_grace();
+        broker
+    }
+
+    /// A broker with a recovered state, which has done nothing yet.
+    fn recovered(state: State, term: Term, writer_session: u64, now: Timestamp) -> Self {
         let started = now.max(state.now());
-        let mut broker = Self {
+        Self {
             now: started,
             started_at: started,
             behind_ms: if Mutant::StandStill.is_on() { 0 } else { state.now().ms_since(now) },
@@ -171,20 +187,12 @@ impl Broker {
             durability: Durability::new(state.revision()),
             sessions: Sessions::default(),
             liveness: Liveness::default(),
-            recovery: Recovery::new(random.writer_session, state.revision(), started),
+            recovery: Recovery::new(writer_session, state.revision(), started),
             ended: BTreeMap::new(),
             snapshot: snapshot::Progress::default(),
             out: Vec::new(),
             state,
-        };
-        let (journal, writer_session) = (JournalId::from_random(random.journal), random.writer_session);
-        let start =
-            Command::StartTerm { journal, key: JournalKey::from_random(random.key), writer_session, term };
-        let started = broker.command(Principal::System, start);
-        assert!(started.is_ok(), "term {term} can't be started: {started:?}");
-        broker.reset_heartbeats();
-        broker.begin_recovery_grace();
-        broker
+        }
     }
 
     /// Plans by this policy from now on.

@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 
 use super::Failure;
 use super::exit::INVALID;
+use super::output::report;
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::clock::spread;
@@ -47,6 +48,17 @@ impl Connect {
             }
         };
         Client::new(&server, token.as_deref()).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
+    }
+
+    /// Reports on standard error if the broker can't write its journal: what it answers is its last durable state.
+    pub async fn warn_if_read_only(&self) {
+        let writes = match self.client() {
+            Ok(client) => client.can_write().await,
+            Err(_) => return,
+        };
+        if writes.is_ok_and(|writes| !writes) {
+            report("warning: the broker can't write its journal now: this is the state when it last could");
+        }
     }
 
     /// Parses a job reference: `job/NAME`, `job/QUEUE/NAME`, `NAME`, or the job's id as a number.
@@ -119,12 +131,19 @@ pub async fn with_retries<T, F>(timeout: Duration, mut call: impl FnMut() -> F) 
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let deadline = tokio::time::Instant::now() + timeout;
+    let started = tokio::time::Instant::now();
+    let deadline = started + timeout;
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    let mut is_reported = false;
     loop {
         let wait = backoff.next_wait();
         match call().await {
             Err(status) if is_transient(&status) && tokio::time::Instant::now() + wait < deadline => {
+                if !is_reported && started.elapsed() > REPORT_AFTER {
+                    is_reported = true;
+                    let seconds = timeout.as_secs();
+                    report(&format!("warning: {}; repeating for up to {seconds} s", status.message()));
+                }
                 // Random delays, so that a restarted broker does not receive all repeated calls at once.
                 tokio::time::sleep(spread(wait)).await;
             }
@@ -132,6 +151,9 @@ where
         }
     }
 }
+
+/// How long calls are repeated without a word: a broker that is restarted needs less.
+const REPORT_AFTER: Duration = Duration::from_secs(2);
 
 /// How long commands repeat calls while the broker is unavailable.
 pub const RETRY_TIMEOUT: Duration = Duration::from_secs(300);

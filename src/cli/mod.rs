@@ -162,10 +162,10 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Agent(command) => command.run(&connect).await,
         Command::Run(command) => command.run(&connect).await,
         Command::Submit(command) => command.run(&connect).await,
-        Command::Get(command) => command.run(&connect).await,
-        Command::Describe(command) => command.run(&connect).await,
-        Command::Why(command) => command.run(&connect).await,
-        Command::Plan(command) => command.run(&connect).await,
+        Command::Get(command) => read(&connect, command.run(&connect)).await,
+        Command::Describe(command) => read(&connect, command.run(&connect)).await,
+        Command::Why(command) => read(&connect, command.run(&connect)).await,
+        Command::Plan(command) => read(&connect, command.run(&connect)).await,
         Command::Logs(command) => command.run(&connect).await,
         Command::Wait(command) => command.run(&connect).await,
         Command::Cancel(command) => command.run(&connect).await,
@@ -179,6 +179,15 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Completion(command) => command.run(),
         Command::Supervise(_) => Ok(0),
     }
+}
+
+/// Executes a command that shows the broker's state, and reports if that is an old one.
+async fn read(connect: &Connect, run: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let outcome = run.await;
+    if outcome.is_ok() {
+        connect.warn_if_read_only().await;
+    }
+    outcome
 }
 
 /// Logs to standard error at level `default`, unless `WEIR_LOG` sets a filter.

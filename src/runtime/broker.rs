@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::archive::SharedArchive;
 use super::error::{CallError, causes};
 use super::logs::LogRouter;
 use super::pool_log;
+use super::read_only::{read_until_writable, refuse_for};
 use super::watch::Watchers;
 use crate::broker::{Answer, Broker, CallId, Effect, Input, Query, Random, SessionId};
 use crate::clock::{Clock, thread_cpu};
@@ -30,7 +31,7 @@ const INPUTS_MAX: usize = 8_192;
 /// Messages queued for one agent's connection. A slower agent is disconnected and synchronises again.
 const TO_AGENT_MAX: usize = 4_096;
 /// Wait before the journal is opened again after it failed.
-const REOPEN_WAIT: Duration = Duration::from_millis(500);
+pub(super) const REOPEN_WAIT: Duration = Duration::from_millis(500);
 
 /// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
@@ -38,7 +39,7 @@ const LONG_STEP: Duration = Duration::from_millis(20);
 /// The channel to a caller that waits for its reply.
 type ReplySender<T> = oneshot::Sender<Result<T, CallError>>;
 
-enum Message {
+pub(super) enum Message {
     Request(Request, ReplySender<(Reply, Revision)>),
     Query(Query, ReplySender<(Revision, Answer)>),
     Open(SessionId, mpsc::Sender<ToAgent>),
@@ -54,18 +55,44 @@ pub struct Handle {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     watchers: Mutex<Arc<Watchers>>,
     logs: LogRouter,
     archive: Arc<SharedArchive>,
     next_session: std::sync::atomic::AtomicU64,
+    write_error: watch::Sender<Option<String>>,
+}
+
+impl Shared {
+    /// Publishes that the journal can't be written, or with `None` that it can, and logs it if it is new.
+    pub(super) fn set_write_error(&self, error: Option<&Error>) {
+        let text = error.map(|error| causes(error));
+        let changed = self.write_error.send_if_modified(|last| {
+            let changed = *last != text;
+            last.clone_from(&text);
+            changed
+        });
+        match text {
+            _ if !changed => {}
+            Some(error) => tracing::error!(error, "the journal can't be written: only reads are answered"),
+            None => tracing::info!("the journal can be written again"),
+        }
+    }
+
+    /// Why the journal can't be written.
+    pub(super) fn write_error(&self) -> CallError {
+        match &*self.write_error.borrow() {
+            Some(error) => CallError::ReadOnly(error.clone()),
+            None => CallError::Unavailable,
+        }
+    }
 }
 
 impl Handle {
     /// Decides a request. Returns its reply when its events are durable, with a revision that includes them.
     ///
     /// # Errors
-    /// The rejection, or [`CallError::Unavailable`] if the outcome is unknown.
+    /// The rejection, or [`CallError::ReadOnly`] or [`CallError::Unavailable`] if the outcome is unknown.
     pub async fn request(&self, request: Request) -> Result<(Reply, Revision), CallError> {
         let (sender, receiver) = oneshot::channel();
         self.inputs.send(Message::Request(request, sender)).await.map_err(|_| CallError::Unavailable)?;
@@ -130,6 +157,11 @@ impl Handle {
         self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Follows why the journal can't be written now; `None` if it can.
+    pub fn write_error(&self) -> watch::Receiver<Option<String>> {
+        self.shared.write_error.subscribe()
+    }
+
     /// The router of log reads.
     pub fn logs(&self) -> &LogRouter {
         &self.shared.logs
@@ -155,21 +187,24 @@ pub fn start(
     clock: Clock,
     policy: Policy,
 ) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
-    let recovered = recover(&mut *journal)?;
-    let watchers = Arc::new(Watchers::new(recovered.0.revision()));
+    let state = load(&mut *journal)?;
+    let watchers = Arc::new(Watchers::new(state.revision()));
     let shared = Arc::new(Shared {
         watchers: Mutex::new(watchers),
         logs: LogRouter::default(),
         archive: SharedArchive::open(&*journal)?,
         next_session: std::sync::atomic::AtomicU64::new(1),
+        write_error: watch::Sender::new(None),
     });
     let (inputs, mut incoming) = mpsc::channel(INPUTS_MAX);
     let handle = Handle { inputs, shared: shared.clone() };
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let Ok(runtime) = runtime else { return };
-        let mut next = Some((journal, recovered));
-        while let Some((journal, (state, term))) = next.take() {
+        let mut next = Some((journal, state));
+        while let Some((mut journal, state)) = next.take() {
+            let reading = read_until_writable(&mut *journal, state, policy, &mut incoming, &shared, clock);
+            let Some((state, term)) = runtime.block_on(reading) else { return };
             let random =
                 Random { writer_session: rand::random(), journal: rand::random(), key: rand::random() };
             let mut broker = Broker::new(state, term, random, clock.now());
@@ -180,14 +215,13 @@ pub fn start(
             }
             // It is unknown whether the failed append is on disk, so the state is discarded too.
             while next.is_none() {
-                if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming)) == Ended::Stopped {
-                    return;
-                }
-                let reopened = reopen().and_then(|mut journal| Ok((recover(&mut *journal)?, journal)));
-                match reopened {
-                    Ok((recovered, journal)) => next = Some((journal, recovered)),
+                match reopen().and_then(|mut journal| Ok((load(&mut *journal)?, journal))) {
+                    Ok((state, journal)) => next = Some((journal, state)),
                     Err(error) => {
-                        tracing::error!(error = %causes(&error), "the journal can't be opened again")
+                        shared.set_write_error(Some(&error));
+                        if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming, &shared)) == Ended::Stopped {
+                            return;
+                        }
                     }
                 }
             }
@@ -198,7 +232,8 @@ pub fn start(
     Ok((handle, thread))
 }
 
-fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
+/// Loads the state from the journal.
+fn load(journal: &mut dyn Journal) -> Result<State, Error> {
     let (mut objects, mut state, mut failed) = (Vec::new(), None::<State>, None);
     journal.load(&mut |loaded| {
         if failed.is_some() {
@@ -223,12 +258,11 @@ fn recover(journal: &mut dyn Journal) -> Result<(State, Term), Error> {
     if let Some(corrupt) = failed {
         return Err(corrupt.into());
     }
-    let term = journal.begin_term()?;
-    Ok((state.unwrap_or_else(|| State::from_objects(objects)), term))
+    Ok(state.unwrap_or_else(|| State::from_objects(objects)))
 }
 
 #[derive(PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     Stopped,
     Failed,
 }
@@ -290,24 +324,6 @@ fn write_all(
         if done.send(written).is_err() || failed {
             return;
         }
-    }
-}
-
-/// Refuses all calls as unavailable for `wait`, or until the broker is stopped.
-async fn refuse_for(wait: Duration, incoming: &mut mpsc::Receiver<Message>) -> Ended {
-    let refuse = async {
-        while let Some(message) = incoming.recv().await {
-            match message {
-                Message::Request(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
-                Message::Query(_, reply) => drop(reply.send(Err(CallError::Unavailable))),
-                Message::Open(..) | Message::FromAgent(..) | Message::Gone(_) => {}
-                Message::Stop => return,
-            }
-        }
-    };
-    match tokio::time::timeout(wait, refuse).await {
-        Ok(()) => Ended::Stopped,
-        Err(_) => Ended::Failed,
     }
 }
 

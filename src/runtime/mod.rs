@@ -7,4 +7,5 @@ pub mod broker;
 pub mod error;
 pub mod logs;
 mod pool_log;
+mod read_only;
 pub mod watch;

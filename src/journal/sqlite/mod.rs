@@ -116,14 +116,17 @@ impl SqliteJournal {
         if found > LAYOUT {
             return Err(Error::Newer { found, supported: LAYOUT });
         }
-        let transaction = db.transaction()?;
-        if found == 1 {
-            checksum::ALL.iter().try_for_each(|table| table.add_checksums(&transaction))?;
+        // A journal of this layout is opened without a write, so that a full disk can be read.
+        if found < LAYOUT {
+            let transaction = db.transaction()?;
+            if found == 1 {
+                checksum::ALL.iter().try_for_each(|table| table.add_checksums(&transaction))?;
+            }
+            transaction.execute_batch(TABLES)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.pragma_update(None, "user_version", LAYOUT)?;
+            transaction.commit()?;
         }
-        transaction.execute_batch(TABLES)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", LAYOUT)?;
-        transaction.commit()?;
         let revision = Revision(last_revision(&db)?);
         let end = EndMark::open(directory, revision)?;
         let file = FileId::of(&path)?;
@@ -186,6 +189,7 @@ fn int(value: u64) -> Value {
 
 impl Journal for SqliteJournal {
     fn begin_term(&mut self) -> Result<Term, Error> {
+        self.file.check(&self.path)?;
         let transaction = self.db.transaction()?;
         let term = meta(&transaction, "term")? + 1;
         set_meta(&transaction, "term", term)?;

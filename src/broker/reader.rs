@@ -1,0 +1,32 @@
+//! A recovered state that is read while its journal can't be written: it answers queries and changes nothing.
+
+use super::{Answer, Broker, Query};
+use crate::model::id::{Revision, Term};
+use crate::model::plan::Policy;
+use crate::model::time::Timestamp;
+use crate::state::State;
+
+/// Answers queries from a durable state.
+pub struct Reader {
+    broker: Broker,
+}
+
+impl Reader {
+    /// Reads a state that was recovered from a journal. `term` is the last one known.
+    pub fn new(state: State, term: Term, policy: Policy, now: Timestamp) -> Self {
+        let mut broker = Broker::recovered(state, term, 0, now);
+        broker.set_policy(policy);
+        Self { broker }
+    }
+
+    /// Answers a query, with the revision of the answer.
+    pub fn query(&mut self, now: Timestamp, query: Query) -> (Revision, Answer) {
+        self.broker.now = self.broker.now.max(now);
+        (self.broker.state.revision(), self.broker.query(query))
+    }
+
+    /// Ends reading and returns the state, for the broker that can write again.
+    pub fn into_state(self) -> State {
+        self.broker.state
+    }
+}
