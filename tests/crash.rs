@@ -268,7 +268,8 @@ fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
             refused.message().contains("only reads until its journal can be written again: ")
         });
         assert!(!writes(home));
-        for command in [&["get", "jobs"][..], &["describe", "job/crash-1"], &["get", "queues", "-o", "json"]] {
+        for command in [&["get", "jobs"][..], &["describe", "job/crash-1"], &["get", "queues", "-o", "json"]]
+        {
             let (code, list, errors) = home.run(command);
             assert!(code == 0 && !list.is_empty(), "{command:?}: {list}{errors}");
             assert!(errors.contains("warning: the broker can't write its journal now"), "{errors}");

@@ -17,7 +17,7 @@ use crate::model::exchange::{FrameCheck, FrameCounter, FromAgent, Hello, Refused
 use crate::model::id::AttemptId;
 use crate::pools::{ReadLogs, Stream as PoolStream};
 use crate::runtime::agent::{Connection, Dial};
-use crate::runtime::broker::Handle;
+use crate::runtime::handle::Handle;
 use crate::runtime::logs::{Chunk, PendingRead, Stream as LogStream};
 use crate::state::rejection::Rejection;
 

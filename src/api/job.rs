@@ -18,8 +18,8 @@ use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAG
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::model::validate::quote;
-use crate::runtime::broker::Handle;
 use crate::runtime::error::CallError;
+use crate::runtime::handle::Handle;
 use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
 use crate::state::job::JobEnd;

@@ -34,8 +34,8 @@ use tonic_health::server::HealthReporter;
 
 use crate::model::id::Revision;
 use crate::model::limit::{MESSAGE_BYTES_MAX, TOKEN_LEN_MAX};
-use crate::runtime::broker::Handle;
 use crate::runtime::error::CallError;
+use crate::runtime::handle::Handle;
 use crate::state::command::{Command, Request};
 use crate::state::decide::Reply;
 use crate::state::token::RequestToken;

@@ -20,7 +20,7 @@ use crate::model::id::{AttemptId, NodeId, Revision};
 use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
 use crate::model::pool::DrainMode;
 use crate::model::validate::quote;
-use crate::runtime::broker::Handle;
+use crate::runtime::handle::Handle;
 use crate::runtime::watch::Missed;
 use crate::state::command::Command;
 

@@ -9,7 +9,7 @@ use super::proto::v1;
 use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, Query};
 use crate::model::id::Revision;
-use crate::runtime::broker::Handle;
+use crate::runtime::handle::Handle;
 use crate::state::command::Command;
 
 /// Implements QueueService.

@@ -13,7 +13,7 @@ use crate::broker::{Answer, JobFilter, Query};
 use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
-use crate::runtime::broker::Handle;
+use crate::runtime::handle::Handle;
 use crate::runtime::watch::Missed;
 use crate::state::view::JobView;
 

@@ -16,7 +16,8 @@ use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
 use crate::model::plan::Policy;
-use crate::runtime::broker::{self, Handle};
+use crate::runtime::broker;
+use crate::runtime::handle::Handle;
 
 /// Run a broker.
 #[derive(clap::Args)]

@@ -13,7 +13,9 @@ pub enum CallError {
     #[error("the broker can't write now; repeating with the same token is safe")]
     Unavailable,
     /// The journal can't be written, such as for a full disk; reads go on. The outcome of a request is unknown.
-    #[error("the broker only reads until its journal can be written again: {0}; repeating with the same token is safe")]
+    #[error(
+        "the broker only reads until its journal can be written again: {0}; repeating with the same token is safe"
+    )]
     ReadOnly(String),
     /// What was asked for can't be read any more.
     #[error("{0}; `weir admin verify` lists all damage, docs/guide/back-up.md has what helps")]

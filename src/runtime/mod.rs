@@ -5,6 +5,7 @@ pub mod agent;
 mod archive;
 pub mod broker;
 pub mod error;
+pub mod handle;
 pub mod logs;
 mod pool_log;
 mod read_only;

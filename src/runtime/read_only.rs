@@ -5,14 +5,24 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::broker::{Ended, Message, REOPEN_WAIT, Shared};
 use super::error::CallError;
+use super::handle::{Message, Shared};
 use crate::broker::Reader;
 use crate::clock::Clock;
 use crate::journal::Journal;
 use crate::model::id::Term;
 use crate::model::plan::Policy;
 use crate::state::State;
+
+/// Wait before the journal is opened again after it failed.
+pub(super) const REOPEN_WAIT: Duration = Duration::from_millis(500);
+
+/// How a loop over messages ended.
+#[derive(PartialEq, Eq)]
+pub(super) enum Ended {
+    Stopped,
+    Failed,
+}
 
 /// Begins a term of the journal, and answers queries from `state` until that succeeds. Returns `None` if the broker is
 /// stopped meanwhile.

@@ -1,5 +1,8 @@
 //! Output and working directories of tasks: what they may replace, fill and leave behind.
 
+use std::time::Duration;
+
+use super::support::disk::Tmpfs;
 use super::*;
 
 /// What a task puts in the place of its output is neither waited for nor followed.
@@ -67,7 +70,7 @@ fn the_disk_use_of_a_task_that_prints_without_end_is_bounded() {
 }
 
 #[test]
-fn on_a_full_disk_a_start_fails_and_starts_nothing() {
+fn on_a_full_disk_a_start_is_refused_and_starts_nothing() {
     let folder = tempfile::Builder::new().prefix("weir").tempdir_in("/tmp").expect("a temp folder");
     let mount = |arguments: &[&str]| {
         std::process::Command::new("mount")
@@ -78,7 +81,7 @@ fn on_a_full_disk_a_start_fails_and_starts_nothing() {
     };
     if !mount(&["-t", "tmpfs", "-o", "size=256k", "tmpfs"]) {
         assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "no tmpfs can be mounted");
-        let line = "SKIPPED: on_a_full_disk_a_start_fails_and_starts_nothing: no tmpfs\n";
+        let line = "SKIPPED: on_a_full_disk_a_start_is_refused_and_starts_nothing: no tmpfs\n";
         return std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
     }
     let path = folder.path().to_owned();
@@ -90,8 +93,8 @@ fn on_a_full_disk_a_start_fails_and_starts_nothing() {
     assert!(full.is_err(), "the disk is not full");
     supervisor.start_attempt(&attempt, &[Task::script(&"echo; ".repeat(2_000))]);
     let failed = supervisor.ended(&attempt);
-    assert_eq!(failed.kind, "start_failed", "{failed:?}");
-    assert!(failed.message.contains("No space left"), "{failed:?}");
+    assert_eq!(failed.kind, "not_started", "{failed:?}");
+    assert!(failed.message.contains("the disk of the pool is full"), "{failed:?}");
     // An end that can't be written is reported, and written when the disk has space again.
     supervisor.stop(&format!("{attempt}0"), 0);
     assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "cancelled");
@@ -142,4 +145,54 @@ fn cleaning_removes_a_tasks_files_and_follows_neither_links_nor_mounts() {
         assert_eq!(data.ok().as_deref(), Some("precious"), "{}", folder.display());
     }
     assert!(unmounted.is_ok_and(|status| status.success()), "it was still mounted");
+}
+
+/// A full disk of the pool is the node's trouble: work waits or is repeated, and no job fails for it.
+#[test]
+fn a_full_disk_of_the_pool_closes_its_node_and_fails_no_job() {
+    let name = "a_full_disk_of_the_pool_closes_its_node_and_fails_no_job";
+    let mut home = Home::new();
+    let state = home.path().join("local");
+    std::fs::create_dir(&state).expect("a folder");
+    let Some(disk) = Tmpfs::mount(name, &state, "12m,mode=700") else { return };
+    let _broker = home.start_broker("server");
+    let _agent = home.start_agent(4);
+    let (filler, ran, go) = (disk.path().join("filler"), home.path().join("ran"), home.path().join("go"));
+    let script = format!(
+        "echo x >> {}; while [ ! -e {} ]; do sleep 0.05; done; echo output || exit 3",
+        ran.display(),
+        go.display()
+    );
+    let text = |name: &str, script: &str| {
+        format!("name: {name}\ngroups:\n- {{cpus: 1, memory: 64Mi, command: [sh, -c, '{script}']}}\n")
+    };
+    let submit = |name: &str, script: &str| {
+        let file = home.path().join("job.yaml");
+        std::fs::write(&file, text(name, script)).expect("a file");
+        let (code, _, errors) =
+            home.run(&["submit", file.to_str().expect("a plain path"), "--allow-pending"]);
+        assert_eq!(code, 0, "{errors}");
+    };
+    submit("before", &script);
+    until("the job runs", Duration::from_secs(60), || ran.exists());
+    let mut file = std::fs::File::create(&filler).expect("a file");
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    drop(file);
+    std::fs::write(&go, "").expect("a flag");
+    until("the node is closed", Duration::from_secs(60), || {
+        home.log().contains("the disk is full: the node takes no new work")
+    });
+    submit("during", "true");
+    until("the new job waits for the node", Duration::from_secs(60), || {
+        let (_, why, _) = home.run(&["why", "job/during"]);
+        why.contains("cordoned") || why.contains("waits until 20")
+    });
+    std::fs::remove_file(&filler).expect("the filler");
+    for job in ["job/before", "job/during"] {
+        let (code, out, errors) = home.run(&["wait", job, "--timeout", "120s"]);
+        assert_eq!(code, 0, "{job}: {out}{errors}");
+    }
+    let (_, view, _) = home.run(&["describe", "job/before"]);
+    assert!(view.contains("exit code 3, and the disk for its output was full"), "{view}");
+    assert_eq!(std::fs::read_to_string(&ran).expect("a file"), "x\nx\n", "{view}");
 }

@@ -324,7 +324,9 @@ impl TrackedAttempt {
     }
 
     /// The attempt as a message to the agent, once none of its processes is left.
-    pub(super) fn outcome(&self, unix_ms: u64) -> Attempt {
+    ///
+    /// `disk_full`: the tasks could not write their output, which may be why they failed.
+    pub(super) fn outcome(&self, unix_ms: u64, disk_full: bool) -> Attempt {
         let exits = || self.tasks.iter().filter_map(|task| Some((task.rank(), task.exit()?)));
         let bad = exits().find(|(_, exit)| exit.kind != EndKind::Succeeded);
         let Exit { kind, exit_code, signal, message } = match (&self.failed, bad, &self.stopping) {
@@ -339,6 +341,16 @@ impl TrackedAttempt {
                 Exit { exit_code: Some(0), ..Exit::plain(stopping.kind, &stopping.message) }
             }
             (None, None, None) => Exit { exit_code: Some(0), ..Exit::plain(EndKind::Succeeded, "") },
+        };
+        let (kind, message) = match kind {
+            EndKind::Failed if disk_full => {
+                let why = match exit_code {
+                    Some(code) if message.is_empty() => format!("exit code {code}"),
+                    _ => message,
+                };
+                (EndKind::DiskFull, format!("{why}, and the disk for its output was full"))
+            }
+            kind => (kind, message),
         };
         let started_unix_ms = Some(self.started.unix_ms);
         let ended_unix_ms = unix_ms.max(self.started.unix_ms);

@@ -7,7 +7,7 @@
 //!
 //! Supervisor side: `supervisor` is the main loop, `connection` its connection to the agent,
 //! `attempt` and `task` the state of what runs, `recover` the adoption after a supervisor was killed,
-//! `store` and `output` the files, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
+//! `store` and `output` the files, `space` their disk, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
 //! `memory`, `orphans` and `process` the replacement where the kernel enforces none.
 
 mod attempt;
@@ -23,6 +23,7 @@ mod output;
 mod process;
 mod protocol;
 mod recover;
+mod space;
 mod start;
 mod store;
 pub mod supervisor;
@@ -46,6 +47,7 @@ use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
+use space::Space;
 use start::{Pool, start_request};
 
 /// The kinds of jobs that this backend runs.
@@ -159,6 +161,35 @@ fn stored_node_name(folder: &Path) -> std::io::Result<Option<String>> {
     }
 }
 
+/// Interval of checks of the free space.
+const SPACE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Closes the node while the disk of the pool's state is full, until the agent has gone.
+async fn watch_space(
+    folder: PathBuf,
+    pool: String,
+    node: NodeSpec,
+    events: mpsc::UnboundedSender<Event>,
+    mut is_low: bool,
+) {
+    while !events.is_closed() {
+        tokio::time::sleep(SPACE_INTERVAL).await;
+        let read = folder.clone();
+        let Ok(Some(space)) = tokio::task::spawn_blocking(move || Space::of(&read)).await else { continue };
+        if std::mem::replace(&mut is_low, space.is_low()) == space.is_low() {
+            continue;
+        }
+        let (free_bytes, folder) = (space.free_bytes, folder.display());
+        if is_low {
+            tracing::warn!(pool, free_bytes, %folder, "the disk is full: the node takes no new work");
+        } else {
+            tracing::info!(pool, free_bytes, %folder, "the disk has space again: the node takes new work");
+        }
+        let nodes = vec![NodeSpec { cordoned: is_low, ..node.clone() }];
+        let _ = events.send(Event::NodesChanged { nodes, removed: Vec::new() });
+    }
+}
+
 /// Describes the part of this machine that the pool may use.
 fn node(settings: &Settings, name: String) -> NodeSpec {
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
@@ -197,6 +228,7 @@ fn outcome_kind(kind: EndKind) -> OutcomeKind {
         EndKind::Vanished => OutcomeKind::Vanished,
         EndKind::LeaseEnded => OutcomeKind::LeaseEnded,
         EndKind::NotStarted => OutcomeKind::NotStarted,
+        EndKind::DiskFull => OutcomeKind::NodeLost,
     }
 }
 
@@ -248,8 +280,14 @@ impl PoolBackend for Host {
         if name != host_name {
             notes.push(format!("this machine is called {host_name} now; its node keeps the name {name}"));
         }
-        let mut initial =
-            InitialSync { nodes: vec![node(&self.settings, name)], notes, ..InitialSync::default() };
+        let node = node(&self.settings, name);
+        let is_low = Space::of(&self.folder()).is_some_and(Space::is_low);
+        if is_low {
+            let folder = self.folder();
+            tracing::warn!(pool = self.settings.pool, folder = %folder.display(), "the disk is full: the node takes no new work");
+        }
+        let nodes = vec![NodeSpec { cordoned: is_low, ..node.clone() }];
+        let mut initial = InitialSync { nodes, notes, ..InitialSync::default() };
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
@@ -271,6 +309,8 @@ impl PoolBackend for Host {
         let mut to_send =
             self.to_send.take().ok_or_else(|| Error::Gone { pool: self.settings.pool.clone() })?;
         self.events = Some(events.clone());
+        let pool = self.settings.pool.clone();
+        tokio::spawn(watch_space(self.folder(), pool, node, events.clone(), is_low));
         tokio::spawn(async move {
             while let Some(request) = to_send.recv().await {
                 if write.write_all(&line_of(&request)).await.is_err() {

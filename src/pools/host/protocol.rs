@@ -158,4 +158,6 @@ pub enum EndKind {
     LeaseEnded,
     /// The request came after its start-by time, or the attempt needs a lease and the lease had expired.
     NotStarted,
+    /// A task failed while the disk that stores its output was full.
+    DiskFull,
 }

@@ -25,6 +25,7 @@ use super::memory;
 use super::orphans::Orphans;
 use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
 use super::recover::recover;
+use super::space::Space;
 use super::store::{self, Entry, Journal, LeaseRecord};
 use super::task::{Exit, Now};
 use crate::files::{self, private};
@@ -339,6 +340,11 @@ impl Supervisor {
             let status = unstarted(Exit::plain(EndKind::NotStarted, message));
             return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
         }
+        if let Some(space) = Space::of(&self.state).filter(|space| space.is_low()) {
+            let message = format!("the disk of the pool is full: {} bytes are free", space.free_bytes);
+            let status = unstarted(Exit::plain(EndKind::NotStarted, &message));
+            return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
+        }
         let directory = store::attempts_dir(&self.state).join(&request.attempt);
         let prepared = self
             .journal
@@ -445,7 +451,8 @@ impl Supervisor {
         if let Some(mut attempt) = self.attempts.remove(name) {
             attempt.bound_output(now.boot_ms);
             attempt.seal_output();
-            self.end(attempt.outcome(now.unix_ms));
+            let is_full = Space::of(&self.state).is_some_and(Space::is_exhausted);
+            self.end(attempt.outcome(now.unix_ms, is_full));
             if !attempt.remove_group() {
                 self.unremoved.push(attempt);
             }
