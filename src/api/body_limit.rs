@@ -17,9 +17,7 @@ use super::admission::Identity;
 use super::connection::ConnectionInfo;
 use super::error;
 use super::message_counter::MessageCounter;
-use crate::model::limit::{
-    ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX, REQUEST_ENTRIES_MAX, REQUESTS_BYTES_MAX,
-};
+use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX, REQUEST_ENTRIES_MAX};
 
 /// Agent sessions. Their messages are processed one at a time as they arrive, so only each message
 /// counts, not their sum.
@@ -40,9 +38,18 @@ const DECODE_ERRORS: [&str; 5] = [
 ///
 /// Without it each stream of a connection could send all but the last byte of a request of maximum
 /// size, and a request of four megabytes could decode to half a gigabyte.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct BodyLimitLayer {
     total: Arc<AtomicUsize>,
+    /// Bytes that the requests of all clients may take.
+    all_max: usize,
+}
+
+impl BodyLimitLayer {
+    /// Limits the requests of all clients together to so many bytes.
+    pub(super) fn new(all_max: usize) -> Self {
+        Self { total: Arc::default(), all_max }
+    }
 }
 
 impl<S> Layer<S> for BodyLimitLayer {
@@ -81,6 +88,7 @@ where
             Arc::new(MemoryCharge {
                 identity: identity.unwrap_or_default(),
                 total: self.limit.total.clone(),
+                all_max: self.limit.all_max,
                 charged: AtomicUsize::new(0),
             })
         });
@@ -121,6 +129,8 @@ pub(super) fn decode_error(status: &Status) -> Option<Status> {
 struct MemoryCharge {
     identity: Identity,
     total: Arc<AtomicUsize>,
+    /// Bound of `total`.
+    all_max: usize,
     charged: AtomicUsize,
 }
 
@@ -141,8 +151,8 @@ impl MemoryCharge {
         if own > REQUEST_BYTES_HELD_MAX {
             return Err(too_large("requests of this client", own, REQUEST_BYTES_HELD_MAX));
         }
-        if all > REQUESTS_BYTES_MAX {
-            return Err(too_large("requests of all clients", all, REQUESTS_BYTES_MAX));
+        if all > self.all_max {
+            return Err(too_large("requests of all clients", all, self.all_max));
         }
         Ok(())
     }

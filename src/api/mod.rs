@@ -34,6 +34,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::model::id::Revision;
 use crate::model::limit::{MESSAGE_BYTES_MAX, TOKEN_LEN_MAX};
+use crate::model::memory::MemoryBudget;
 use crate::runtime::error::CallError;
 use crate::runtime::handle::Handle;
 use crate::state::command::{Command, Request};
@@ -62,8 +63,17 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection may stay open before a request with the token arrives on it.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves the API on `listener` until `stop` ends, on at most `connections_max` connections at once. Each client may
-/// send `mutations_per_s` mutations a second.
+/// What clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Mutations of one client in a second.
+    pub mutations_per_s: u32,
+    /// Connections at once.
+    pub connections_max: usize,
+    pub memory: MemoryBudget,
+}
+
+/// Serves the API on `listener` until `stop` ends.
 ///
 /// # Errors
 /// The transport's error if it can't serve.
@@ -71,11 +81,10 @@ pub async fn serve(
     broker: Handle,
     listener: TcpListener,
     token: &str,
-    mutations_per_s: u32,
-    connections_max: usize,
+    limits: Limits,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let admission = admission::AdmissionQueue::new(mutations_per_s);
+    let admission = admission::AdmissionQueue::new(limits.mutations_per_s);
     let write_error = broker.write_error();
     let jobs = job::Jobs { broker: broker.clone(), admission: admission.clone() };
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
@@ -112,8 +121,8 @@ pub async fn serve(
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
         .layer(auth::AuthLayer::new(token))
-        .layer(response_limit::ResponseLimitLayer::default())
-        .layer(body_limit::BodyLimitLayer::default());
+        .layer(response_limit::ResponseLimitLayer::new(limits.memory.responses))
+        .layer(body_limit::BodyLimitLayer::new(limits.memory.requests));
     let router = server
         .add_service(health)
         .add_service(jobs)
@@ -127,7 +136,7 @@ pub async fn serve(
             router
         }
     };
-    let incoming = connection::accept(listener, connections_max, AUTH_TIMEOUT);
+    let incoming = connection::accept(listener, limits.connections_max, AUTH_TIMEOUT);
     tokio::select! {
         served = router.serve_with_incoming_shutdown(incoming, stop) => served,
         () = report => Ok(()),

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 use super::admission::Identity;
 use super::connection::ConnectionInfo;
 use super::error;
-use crate::model::limit::{RESPONSE_BYTES_HELD_MAX, RESPONSES_AT_ONCE_MAX, RESPONSES_BYTES_MAX};
+use crate::model::limit::{RESPONSE_BYTES_HELD_MAX, RESPONSES_AT_ONCE_MAX};
 
 /// Methods whose responses are streams: their messages are counted one by one as they are made. The transport's own
 /// services have small responses.
@@ -41,14 +41,17 @@ const UNREAD_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct ResponseLimitLayer {
     /// Bytes of all unread responses.
     total: Arc<AtomicUsize>,
+    /// Bound of `total`.
+    all_max: usize,
     /// Responses that may be made at once.
     making: Arc<Semaphore>,
 }
 
-impl Default for ResponseLimitLayer {
-    fn default() -> Self {
+impl ResponseLimitLayer {
+    /// Limits what all clients together leave unread to so many bytes.
+    pub(super) fn new(all_max: usize) -> Self {
         let (total, making) = (Arc::default(), Arc::new(Semaphore::new(RESPONSES_AT_ONCE_MAX)));
-        Self { total, making }
+        Self { total, all_max, making }
     }
 }
 
@@ -100,7 +103,7 @@ where
             Ok(match body.collect().await {
                 Ok(collected) => {
                     let trailers = collected.trailers().cloned();
-                    match Unread::new(collected.to_bytes(), trailers, identity, limit.total) {
+                    match Unread::new(collected.to_bytes(), trailers, identity, limit.total, limit.all_max) {
                         Ok(unread) => Response::from_parts(parts, Body::new(unread)),
                         Err(status) => status.into_http(),
                     }
@@ -145,16 +148,16 @@ impl Unread {
         trailers: Option<HeaderMap>,
         identity: Identity,
         total: Arc<AtomicUsize>,
+        all_max: usize,
     ) -> Result<Self, Status> {
         let counted = bytes.len().saturating_sub(FREE_BYTES);
         let own = identity.unread_bytes().fetch_add(counted, Ordering::Relaxed) + counted;
         let all = total.fetch_add(counted, Ordering::Relaxed) + counted;
         let charge = Charge { bytes: counted, identity, total };
         // One response is always allowed, whatever its size.
-        for (which, held, most) in [
-            ("this client has", own, RESPONSE_BYTES_HELD_MAX),
-            ("all clients have", all, RESPONSES_BYTES_MAX),
-        ] {
+        for (which, held, most) in
+            [("this client has", own, RESPONSE_BYTES_HELD_MAX), ("all clients have", all, all_max)]
+        {
             if held > most && held > counted {
                 let message = format!(
                     "{which} {} bytes of responses that were not read, at most {most} are allowed",

@@ -7,6 +7,7 @@
 mod durability;
 mod fits;
 mod liveness;
+mod memory;
 mod query;
 mod reader;
 mod recovery;
@@ -141,6 +142,8 @@ pub struct Broker {
     term: Term,
     policy: Policy,
     budget: Budget,
+    /// Bytes that jobs, pools and nodes may take.
+    memory_max: u64,
     now: Timestamp,
     /// When this broker took over.
     started_at: Timestamp,
@@ -184,6 +187,7 @@ impl Broker {
             term,
             policy: Policy::BestFit,
             budget: Budget::default(),
+            memory_max: u64::MAX,
             durability: Durability::new(state.revision()),
             sessions: Sessions::default(),
             liveness: Liveness::default(),
@@ -303,6 +307,7 @@ impl Broker {
             return Err(Rejection::ReadOnly { seen, at: self.state.revision() });
         }
         let decision = self.state.decide(self.now, request)?;
+        self.check_memory(&request.command, &decision.events)?;
         // A repeated request has no events: it gets its first reply, whatever has happened to the pools.
         if let Command::Submit { jobs } = &request.command
             && !decision.events.is_empty()

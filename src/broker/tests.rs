@@ -9,7 +9,7 @@ use crate::model::limit::{LEASE_MS_DEFAULT, LEASE_MS_MIN};
 use crate::model::pool::Connectivity;
 use crate::model::resource::Resources;
 use crate::model::shape::Needs;
-use crate::model::spec::{JobSpec, OnPoolLost, minimal};
+use crate::model::spec::{JobSpec, OnPoolLost, Run, minimal};
 use crate::state::event::lease_surely_over_ms;
 use crate::state::fixture::{Fixture, node_spec, submission, unit};
 use crate::state::token::RequestToken;
@@ -214,4 +214,35 @@ fn profile_entries(policy: Policy) -> usize {
 fn profile_stays_with_a_policy_that_uses_it_and_is_removed_by_another() {
     let entries = [Policy::Overflow, Policy::Fgd, Policy::BestFit].map(profile_entries);
     assert_eq!(entries, [1, 1, 0]);
+}
+
+/// Submits one job of a spec with so many bytes of arguments.
+fn submit_large(broker: &mut Broker, now: Timestamp, index: usize, bytes: usize) -> Result<Reply, Rejection> {
+    let mut spec = minimal();
+    let Run::Process(program) = &mut spec.groups[0].run else { panic!("another kind of program") };
+    program.args = vec![format!("{index:0bytes$}")];
+    let command = Command::Submit { jobs: vec![submission("", "", spec)] };
+    let request = Request { principal: Principal::Anonymous, token: None, command };
+    replies(broker, now, Input::Request { call: CallId(1), request }).remove(0)
+}
+
+/// At its memory budget a broker refuses more, serves what it has, and takes more as soon as jobs have ended.
+#[test]
+fn what_would_pass_the_memory_budget_is_refused_until_jobs_end() {
+    let (world, max) = (Fixture::new(), 1 << 20);
+    let now = world.now;
+    let mut broker = restart(world.state, now);
+    broker.set_memory_max(max);
+    let accepted = (0..).take_while(|index| submit_large(&mut broker, now, *index, 10_000).is_ok()).count();
+    assert!((70..95).contains(&accepted), "{accepted} jobs of about 11 kB in seven eighths of a megabyte");
+    assert!(broker.state().memory_bytes() <= max);
+    let refused = submit_large(&mut broker, now, 1_000, 10_000).unwrap_err();
+    assert_eq!(refused.code(), "LimitReached");
+    assert!(refused.to_string().contains("bytes of live jobs, pools and nodes"), "{refused}");
+    let first = broker.state().jobs_from(JobId(0)).next().unwrap().id;
+    let cancel = Command::Cancel { jobs: vec![first] };
+    let request = Request { principal: Principal::Anonymous, token: None, command: cancel };
+    assert!(replies(&mut broker, now, Input::Request { call: CallId(1), request })[0].is_ok());
+    assert!(submit_large(&mut broker, now, 1_001, 10_000).is_ok());
+    broker.state().check().unwrap();
 }

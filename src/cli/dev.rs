@@ -7,17 +7,20 @@ use super::agent::{SIMULATED, claim, hello, serve, serve_host};
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::INVALID;
 use super::output::print;
-use super::server::listen;
-use super::{Failure, demo, start_logging, terminated};
+use super::server::{RETENTION_DEFAULT, listen};
+use super::{Failure, demo, memory, start_logging, terminated};
+use crate::api::Limits;
 use crate::api::client::Client;
 use crate::clock::Clock;
 use crate::config;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
+use crate::model::memory::{MemoryBudget, TOTAL_BYTES_MIN};
 use crate::model::plan::Policy;
 use crate::model::pool::{Capabilities, PoolSpec};
 use crate::model::region::RegionCode;
 use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
+use crate::runtime::broker::Config;
 use crate::telemetry::PoolHealth;
 
 /// Run a broker, a pool for this machine and five simulated pools in one process.
@@ -93,7 +96,13 @@ impl Dev {
         let data = self.data.clone().unwrap_or_else(|| config::state_directory().join("dev"));
         let region = RegionCode::parse(&self.region)
             .map_err(|error| Failure::new(INVALID, format!("--region: {error}")))?;
-        let listening = listen(&data, &self.listen, clock, Policy::default()).await?;
+        let memory = MemoryBudget::of(memory::allowed_bytes().max(TOTAL_BYTES_MIN));
+        let config = Config {
+            policy: Policy::default(),
+            memory_max: memory.live,
+            archive_retention_ms: RETENTION_DEFAULT.0,
+        };
+        let listening = listen(&data, &self.listen, clock, config).await?;
         let data = std::fs::canonicalize(&data)?;
         let address = listening.address;
         print(&banner(&address.to_string(), &data.display().to_string()))?;
@@ -106,11 +115,12 @@ impl Dev {
         let api = tokio::spawn({
             let (broker, token, until) =
                 (listening.broker.clone(), listening.token.clone(), until(stopped.clone()));
-            let rate = MUTATIONS_PER_S_DEFAULT;
-            async move {
-                crate::api::serve(broker, listening.listener, &token, rate, listening.connections_max, until)
-                    .await
-            }
+            let limits = Limits {
+                mutations_per_s: MUTATIONS_PER_S_DEFAULT,
+                connections_max: listening.connections_max,
+                memory,
+            };
+            async move { crate::api::serve(broker, listening.listener, &token, limits, until).await }
         });
         for province in &PROVINCES {
             let (client, state) = (client.clone(), data.join("pools").join(province.name));

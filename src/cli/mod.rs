@@ -18,6 +18,7 @@ mod input;
 mod job_text;
 mod job_wait;
 mod logs;
+mod memory;
 mod output;
 mod plan;
 mod quantity;

@@ -7,7 +7,9 @@ use tokio::net::TcpListener;
 
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::{DENIED, INVALID};
-use super::{Failure, start_logging, terminated};
+use super::quantity::{bytes, duration_ms};
+use super::{Failure, memory, start_logging, terminated};
+use crate::api::Limits;
 use crate::api::connection::connections_max;
 use crate::clock::Clock;
 use crate::config::{self, ClientFile};
@@ -15,8 +17,9 @@ use crate::files::private;
 use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
+use crate::model::memory::{MemoryBudget, TOTAL_BYTES_MIN};
 use crate::model::plan::Policy;
-use crate::runtime::broker;
+use crate::runtime::broker::{self, Config};
 use crate::runtime::handle::Handle;
 
 /// Run a broker.
@@ -40,6 +43,33 @@ pub struct Server {
     /// don't.
     #[arg(long, value_enum, default_value_t = PolicyName::Overflow)]
     policy: PolicyName,
+    /// Memory that the broker may use, at least 256Mi. Live jobs, pools and nodes may take half of it; beyond that,
+    /// further ones are refused. Default: the limit that the system sets for this process, or half of the machine.
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    memory_max: Option<u64>,
+    /// How long ended jobs can be looked up, e.g. 30d or 12h; `forever` removes none.
+    #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = retention)]
+    archive_retention: Retention,
+}
+
+/// How long ended jobs stay in the archive, in milliseconds; `None` without end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retention(pub(super) Option<u64>);
+
+/// The retention of a broker without the option: 90 days.
+pub(super) const RETENTION_DEFAULT: Retention = Retention(Some(90 * 24 * 3_600 * 1_000));
+
+fn retention(text: &str) -> Result<Retention, String> {
+    if text == "forever" {
+        return Ok(Retention(None));
+    }
+    let ms = duration_ms(text)?;
+    if ms < 60_000 { Err(format!("{text}: at least 1m, or `forever`")) } else { Ok(Retention(Some(ms))) }
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?;
+    if size < TOTAL_BYTES_MIN { Err(format!("{text}: at least 256Mi are needed")) } else { Ok(size) }
 }
 
 /// Names of the placement policies.
@@ -80,7 +110,7 @@ pub(super) async fn listen(
     data: &Path,
     listen: &str,
     clock: Clock,
-    policy: Policy,
+    config: Config,
 ) -> Result<Listening, Failure> {
     let address = resolve(listen).await?;
     let connections_max = connections_max().map_err(|error| Failure::new(1, error))?;
@@ -97,7 +127,7 @@ pub(super) async fn listen(
     let file = journal.file();
     let reopen =
         move || SqliteJournal::reopen(&directory, file).map(|journal| Box::new(journal) as Box<dyn Journal>);
-    let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, policy)?;
+    let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, config)?;
     let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
     config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
     let absolute = std::fs::canonicalize(data)?;
@@ -126,18 +156,23 @@ impl Server {
     pub async fn run(self) -> Result<u8, Failure> {
         start_logging("info");
         let data = self.data.unwrap_or_else(|| config::state_directory().join("server"));
-        let listening = listen(&data, &self.listen, Clock::start(), self.policy.into()).await?;
-        tracing::info!(address = %listening.address, data = %data.display(), "the broker listens");
+        let memory_max = self.memory_max.unwrap_or_else(memory::allowed_bytes).max(TOTAL_BYTES_MIN);
+        let memory = MemoryBudget::of(memory_max);
+        let config = Config {
+            policy: self.policy.into(),
+            memory_max: memory.live,
+            archive_retention_ms: self.archive_retention.0,
+        };
+        let listening = listen(&data, &self.listen, Clock::start(), config).await?;
+        tracing::info!(address = %listening.address, data = %data.display(), memory_max, "the broker listens");
         let stop = terminated();
-        let (broker, rate) = (listening.broker.clone(), self.mutations_per_second);
-        let served = crate::api::serve(
-            broker,
-            listening.listener,
-            &listening.token,
-            rate,
-            listening.connections_max,
-            stop,
-        );
+        let broker = listening.broker.clone();
+        let limits = Limits {
+            mutations_per_s: self.mutations_per_second,
+            connections_max: listening.connections_max,
+            memory,
+        };
+        let served = crate::api::serve(broker, listening.listener, &listening.token, limits, stop);
         // Open watches and sessions would delay the graceful end without limit: end after 1 s.
         tokio::select! {
             outcome = served => outcome.map_err(anyhow::Error::from)?,

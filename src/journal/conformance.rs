@@ -326,3 +326,27 @@ fn archive_row_written_twice_is_stored_once_and_unchanged() {
         assert_eq!(archive.jobs(None, JobId(u64::MAX), 10).unwrap(), [first]);
     });
 }
+
+#[test]
+fn archive_loses_what_is_past_its_retention_and_nothing_else() {
+    each(|journal| {
+        let mut writer = Writer::begin(journal);
+        // More attempts than one call removes.
+        let old = writer.finish("old", "", 700);
+        let second = writer.finish("second", "", 1);
+        writer.fixture.now = writer.fixture.now.plus_ms(1_000);
+        let retained_from = writer.fixture.now;
+        let new = writer.finish("new", "", 2);
+        let mut archive = writer.journal.archive().unwrap();
+        assert!(!writer.journal.prune_archive(Timestamp(0)).unwrap(), "nothing is so old");
+        assert!(archive.job(old).unwrap().is_some());
+        while writer.journal.prune_archive(retained_from).unwrap() {}
+        let jobs = archive.jobs(None, JobId(u64::MAX), 10).unwrap();
+        assert_eq!(jobs.iter().map(|job| job.job.id).collect::<Vec<_>>(), [new]);
+        let mut attempts = |job| archive.attempts(job, (0, 0), 10).unwrap().len();
+        assert_eq!([attempts(old), attempts(second), attempts(new)], [0, 0, 4]);
+        writer.submit().unwrap();
+        let state = writer.state();
+        assert!(encoded(&recover(journal)) == state);
+    });
+}

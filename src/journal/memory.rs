@@ -108,6 +108,14 @@ impl Journal for MemoryJournal {
         Ok(false)
     }
 
+    fn prune_archive(&mut self, before: Timestamp) -> Result<bool, Error> {
+        let mut guard = self.store();
+        let store = &mut *guard;
+        store.jobs.retain(|_, job| job.ended_at >= before);
+        store.attempts.retain(|(job, ..), _| store.jobs.contains_key(job));
+        Ok(false)
+    }
+
     fn archive(&self) -> Result<Box<dyn Archive>, Error> {
         Ok(Box::new(self.clone()))
     }

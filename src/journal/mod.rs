@@ -85,6 +85,13 @@ pub trait Journal: Send {
     /// [`Error::Io`] if the disk failed.
     fn prune(&mut self) -> Result<bool, Error>;
 
+    /// Removes some of the jobs that ended before `before` from the archive, with their attempts. Returns whether more
+    /// are left. Takes some milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk failed.
+    fn prune_archive(&mut self, before: Timestamp) -> Result<bool, Error>;
+
     /// Opens a reader of the archive, which can move to another thread.
     ///
     /// # Errors

@@ -85,6 +85,8 @@ pub const NODE_STORAGE_BYTES_MAX: u64 = 16 * BYTES_MAX;
 pub const DEVICES_PER_NODE_MAX: usize = 256;
 /// Nodes in one pool: as many as the largest measured cluster has in all (`docs/internals/performance.md`).
 pub const NODES_PER_POOL_MAX: usize = 100_000;
+/// Bytes of memory that one pool and its nodes may take: [`NODES_PER_POOL_MAX`] nodes with usual labels and devices.
+pub const POOL_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Pools of one broker: each has a session, and `why` lists every one of them.
 pub const POOLS_MAX: usize = 10_000;
 /// Nodes of a pool for which a defragmentation plan is computed: one step reads the pool's state. A plan for

@@ -13,6 +13,7 @@ pub mod id;
 pub mod interval;
 pub mod limit;
 pub mod link;
+pub mod memory;
 pub mod mutant;
 pub mod plan;
 pub mod pool;

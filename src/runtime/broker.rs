@@ -28,6 +28,16 @@ use crate::state::record;
 /// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
 
+/// How a broker works.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub policy: Policy,
+    /// Bytes of memory that live jobs, pools and nodes may take.
+    pub memory_max: u64,
+    /// How long ended jobs stay in the archive, in milliseconds; `None` without end.
+    pub archive_retention_ms: Option<u64>,
+}
+
 /// Opens the journal again after it failed.
 pub type Reopen = Box<dyn Fn() -> Result<Box<dyn Journal>, Error> + Send>;
 
@@ -40,7 +50,7 @@ pub fn start(
     mut journal: Box<dyn Journal>,
     reopen: Reopen,
     clock: Clock,
-    policy: Policy,
+    config: Config,
 ) -> Result<(Handle, std::thread::JoinHandle<()>), Error> {
     let state = load(&mut *journal)?;
     let (handle, shared, mut incoming) = Handle::new(&*journal, state.revision())?;
@@ -49,13 +59,17 @@ pub fn start(
         let Ok(runtime) = runtime else { return };
         let mut next = Some((journal, state));
         while let Some((mut journal, state)) = next.take() {
-            let reading = read_until_writable(&mut *journal, state, policy, &mut incoming, &shared, clock);
+            let reading =
+                read_until_writable(&mut *journal, state, config.policy, &mut incoming, &shared, clock);
             let Some((state, term)) = runtime.block_on(reading) else { return };
             let random =
                 Random { writer_session: rand::random(), journal: rand::random(), key: rand::random() };
             let mut broker = Broker::new(state, term, random, clock.now());
-            broker.set_policy(policy);
-            let ended = runtime.block_on(serve(broker, journal, &mut incoming, &shared, clock));
+            broker.set_policy(config.policy);
+            broker.set_memory_max(config.memory_max);
+            let retention = config.archive_retention_ms.map(|ms| Retention { ms, clock });
+            let served = serve(broker, journal, retention, &mut incoming, &shared, clock);
+            let ended = runtime.block_on(served);
             if ended == Ended::Stopped {
                 return;
             }
@@ -121,34 +135,60 @@ enum Written {
     Failed(Error),
 }
 
+/// How long no write is pending before old records are removed.
+const PRUNE_AFTER: Duration = Duration::from_millis(20);
+/// Interval of searches for jobs past their retention.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Removes ended jobs from the archive.
+#[derive(Clone, Copy)]
+struct Retention {
+    ms: u64,
+    clock: Clock,
+}
+
+impl Retention {
+    /// Removes some of the jobs past their retention. Returns whether more are left.
+    fn prune(self, journal: &mut dyn Journal) -> Result<bool, Error> {
+        journal.prune_archive(Timestamp(self.clock.now().0.saturating_sub(self.ms)))
+    }
+}
+
 fn write_all(
     mut journal: Box<dyn Journal>,
+    retention: Option<Retention>,
     writes: std::sync::mpsc::Receiver<Write>,
     done: mpsc::UnboundedSender<Written>,
 ) {
-    let mut prune = false;
+    // What is covered by a snapshot, or past its retention, is removed while no write is pending.
+    let (mut prune, mut prune_archive, mut searched_at) = (false, retention.is_some(), Instant::now());
     loop {
-        // Old batches are removed while no write is pending.
-        let write = if prune {
-            match writes.recv_timeout(Duration::from_millis(20)) {
-                Ok(write) => Some(write),
-                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
-                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
-            }
-        } else {
-            match writes.recv() {
-                Ok(write) => Some(write),
-                Err(_) => return,
-            }
+        prune_archive |= retention.is_some() && searched_at.elapsed() > RETENTION_INTERVAL;
+        let wait = if prune || prune_archive { PRUNE_AFTER } else { RETENTION_INTERVAL };
+        let write = match writes.recv_timeout(wait) {
+            Ok(write) => Some(write),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
         };
         let written = match write {
-            None => match journal.prune() {
+            None if prune => match journal.prune() {
                 Ok(more) => {
                     prune = more;
                     continue;
                 }
                 Err(error) => Written::Failed(error),
             },
+            None if prune_archive => {
+                searched_at = Instant::now();
+                match retention.map_or(Ok(false), |retention| retention.prune(&mut *journal)) {
+                    Ok(more) => {
+                        prune_archive = more;
+                        continue;
+                    }
+                    Err(error) => Written::Failed(error),
+                }
+            }
+            None => continue,
             Some(Write::Append(batch)) => match journal.append(&batch) {
                 Ok(()) => Written::Append(batch.events.last().map_or(batch.after, |event| event.revision)),
                 Err(error) => Written::Failed(error),
@@ -171,6 +211,7 @@ fn write_all(
 async fn serve(
     broker: Broker,
     journal: Box<dyn Journal>,
+    retention: Option<Retention>,
     incoming: &mut mpsc::Receiver<Message>,
     shared: &Shared,
     clock: Clock,
@@ -179,7 +220,7 @@ async fn serve(
     let (done, mut written) = mpsc::unbounded_channel();
     let writer = std::thread::Builder::new()
         .name("journal".to_owned())
-        .spawn(move || write_all(journal, to_write, done));
+        .spawn(move || write_all(journal, retention, to_write, done));
     let Ok(writer) = writer else { return Ended::Failed };
     let watchers = Arc::new(Watchers::new(broker.durable()));
     shared.set_watchers(watchers.clone());

@@ -9,11 +9,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::{Archive, Batch, Chunk, Error, Journal, Loaded};
 use crate::lock::{self, Lock};
 use crate::model::id::{Revision, Term};
+use crate::model::time::Timestamp;
 use crate::state::apply::ArchiveRow;
 use crate::state::record;
 use crate::state::view::JobPhase;
@@ -30,6 +31,8 @@ const LAYOUT: u32 = 2;
 const APPLICATION_ID: u32 = 0x5745_4952;
 /// Batches that one call of `prune` removes: it takes a few milliseconds.
 const PRUNE_BATCHES: u32 = 256;
+/// Rows of the archive that one call of `prune_archive` removes: it takes a few milliseconds.
+const PRUNE_ROWS: u32 = 1_024;
 /// Pages of write-ahead log before SQLite moves them into the database file: 16 MiB, so that checkpoints are
 /// rare compared with commits.
 const CHECKPOINT_PAGES: u32 = 4_096;
@@ -261,6 +264,26 @@ impl Journal for SqliteJournal {
         )?;
         transaction.commit()?;
         Ok(batches == PRUNE_BATCHES as usize || chunks == 16)
+    }
+
+    fn prune_archive(&mut self, before: Timestamp) -> Result<bool, Error> {
+        let transaction = self.db.transaction()?;
+        let mut left = PRUNE_ROWS;
+        while left > 0 {
+            let oldest = "SELECT id FROM archive_job WHERE ended_ms < ?1 ORDER BY ended_ms LIMIT 1";
+            let oldest = transaction.prepare_cached(oldest)?.query_row([int(before.0)], |row| row.get(0));
+            let Some(id) = oldest.optional()?.map(|id: i64| id) else { break };
+            let attempts = "DELETE FROM archive_attempt WHERE (job, unit, number) IN (
+                SELECT job, unit, number FROM archive_attempt WHERE job = ?1 LIMIT ?2)";
+            left -= transaction.prepare_cached(attempts)?.execute(params![id, left])? as u32;
+            // The job is found as long as any of its attempts is.
+            if left > 0 {
+                let job = "DELETE FROM archive_job WHERE id = ?1";
+                left -= transaction.prepare_cached(job)?.execute([id])? as u32;
+            }
+        }
+        transaction.commit()?;
+        Ok(left == 0)
     }
 
     fn archive(&self) -> Result<Box<dyn Archive>, Error> {

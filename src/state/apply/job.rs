@@ -52,6 +52,7 @@ impl State {
         };
         self.touch(Key::Job(id));
         self.count_arrivals(&job);
+        self.index.memory.add_job(job.groups.len());
         self.jobs.insert(id, job);
         self.next.job = id.0 + 1;
         self.index_job(id);
@@ -163,6 +164,7 @@ impl State {
         );
         self.index.names.jobs.remove(&(job_name_hash(job.queue, &job.name), id));
         self.index.stops.closing.remove(&id);
+        self.index.memory.remove_job(job.groups.len());
         if let Some(entry) = self.specs.get(&job.spec) {
             self.index.dependents.remove(id, &entry.spec);
         }
@@ -194,6 +196,7 @@ impl State {
         if entry.jobs == 0 {
             self.touch(Key::Spec(id));
             if let Some(entry) = self.specs.remove(&id) {
+                self.index.memory.remove_spec(&entry.spec);
                 for shape in entry.shapes {
                     if let Some(digest) = self.index.shapes.release(shape) {
                         self.forget_run_time(digest);

@@ -148,9 +148,7 @@ impl State {
             Event::PoolRegistered { pool, spec, instance, key_digest } => {
                 self.register_pool(*pool, spec, *instance, *key_digest, out);
             }
-            Event::PoolUpdated { pool, spec } => {
-                self.change_pool(*pool, out, |pool| pool.spec = spec.clone())
-            }
+            Event::PoolUpdated { pool, spec } => self.update_pool(*pool, spec, out),
             Event::SessionOpened { pool, epoch } => {
                 self.change_pool(*pool, out, |pool| {
                     assert!(*epoch > pool.epoch, "epoch {epoch} follows {}", pool.epoch);
@@ -210,6 +208,7 @@ impl State {
         let shapes = groups
             .map(|group| self.index.shapes.acquire(Shape::of(body, group), &self.index.names.models))
             .collect();
+        self.index.memory.add_spec(body);
         let before = self.specs.insert(id, SpecEntry { spec: body.clone(), shapes, jobs: 0 });
         assert!(before.is_none(), "spec {id} is added twice");
     }

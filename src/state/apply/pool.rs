@@ -10,6 +10,7 @@ use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
 use crate::state::State;
+use crate::state::index::memory;
 use crate::state::index::timers::Timer;
 use crate::state::pool::sum_of;
 use crate::state::pool::{FailureTracker, Node, Pool};
@@ -47,11 +48,18 @@ impl State {
         };
         self.touch(Key::Pool(id));
         self.index.names.pools.insert(spec.name.clone(), id);
+        self.index.memory.change_pool(id, 0, memory::of_pool_spec(spec));
         let before = self.pools.insert(id, pool);
         assert!(before.is_none(), "pool {id} is registered twice");
         self.next.pool = self.next.pool.max(id.0 + 1);
         self.index.not_ready.insert(id);
         out.changes.push(Change::Pool(id));
+    }
+
+    pub(super) fn update_pool(&mut self, id: PoolId, spec: &PoolSpec, out: &mut Applied) {
+        let before = self.pools.get(&id).map_or(0, |pool| memory::of_pool_spec(&pool.spec));
+        self.index.memory.change_pool(id, before, memory::of_pool_spec(spec));
+        self.change_pool(id, out, |pool| pool.spec = spec.clone());
     }
 
     pub(super) fn change_pool(&mut self, id: PoolId, out: &mut Applied, change: impl FnOnce(&mut Pool)) {
@@ -102,6 +110,8 @@ impl State {
             panic!("node {} of an unknown pool", spec.name)
         };
         let before = counted(pool, id);
+        let bytes = pool.nodes.get(&id).map_or(0, |node| memory::of_node(&node.spec));
+        self.index.memory.change_pool(pool_id, bytes, memory::of_node(spec));
         match pool.nodes.get_mut(&id) {
             Some(node) => {
                 node.spec = spec.clone();
@@ -145,6 +155,7 @@ impl State {
         self.touch(Key::Node(at));
         let Some(pool) = self.pools.get_mut(&at.pool) else { return };
         if let Some(node) = pool.nodes.remove(&at.node) {
+            self.index.memory.change_pool(at.pool, memory::of_node(&node.spec), 0);
             pool.node_names.remove(&node.spec.name);
             if node.cordoned && pool.cordoned_absent.len() < NODES_PER_POOL_MAX {
                 pool.cordoned_absent.insert(node.spec.name.clone());

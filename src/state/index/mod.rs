@@ -7,6 +7,7 @@
 pub mod claims;
 pub mod commitments;
 pub mod dependents;
+pub mod memory;
 pub mod names;
 pub mod stops;
 pub mod timers;
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use claims::Claims;
 use dependents::Dependents;
+use memory::Memory;
 use names::Names;
 use stops::Stops;
 use timers::Timers;
@@ -34,6 +36,7 @@ pub(super) struct Indexes {
     pub(super) stops: Stops,
     pub(super) claims: Claims,
     pub(super) dependents: Dependents,
+    pub(super) memory: Memory,
     pub(super) shapes: Shapes,
     pub(super) classes: Classes,
     /// Pools that are not READY.
@@ -54,6 +57,7 @@ impl State {
         self.index.stops = stops::rebuild(self);
         self.index.claims = claims::rebuild(self);
         self.index.dependents = dependents::rebuild(self);
+        self.index.memory = memory::rebuild(self);
         let jobs: Vec<_> = self.jobs.keys().copied().collect();
         for id in jobs {
             self.index_classes(id);
@@ -88,6 +92,7 @@ impl State {
             ("stops", self.index.stops == stops::rebuild(self)),
             ("pools not READY", self.index.not_ready == not_ready(self)),
             ("dependents", self.index.dependents == dependents::rebuild(self)),
+            ("memory", self.index.memory == memory::rebuild(self)),
             ("claims", claims::same(self, &rebuilt)),
             ("classes", classes_by_shape(self) == classes_by_shape(&rebuilt)),
             ("devices in use", self.index.devices_in_use == rebuilt.index.devices_in_use),
