@@ -146,3 +146,17 @@ fn copy_identity(from: &Path, to: &Path) {
         }
     }
 }
+
+/// A job that runs as the agent's user can stop the supervisor. The agent notices it.
+#[test]
+fn a_supervisor_that_was_stopped_is_continued() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let _agent = home.start_agent(4);
+    let stop = "kill -STOP $PPID";
+    let (code, _, errors) = home.run(&["run", "--", "sh", "-c", stop]);
+    assert_eq!(code, 0, "{errors}");
+    let (code, output, errors) = home.run(&["run", "--", "echo", "after"]);
+    assert_eq!((code, output.as_str()), (0, "after\n"), "{errors}");
+    assert!(home.log().contains("it may have been stopped, and is continued"), "{}", home.log());
+}

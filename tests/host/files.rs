@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::disk::Tmpfs;
+use super::support::disk::{DeadDisk, Tmpfs};
 use super::*;
 
 /// What a task puts in the place of its output is neither waited for nor followed.
@@ -155,8 +155,8 @@ fn a_full_disk_of_the_pool_closes_its_node_and_fails_no_job() {
     let state = home.path().join("local");
     std::fs::create_dir(&state).expect("a folder");
     let Some(disk) = Tmpfs::mount(name, &state, "12m,mode=700") else { return };
-    let _broker = home.start_broker("server");
-    let _agent = home.start_agent(4);
+    let broker = home.start_broker("server");
+    let agent = home.start_agent(4);
     let (filler, ran, go) = (disk.path().join("filler"), home.path().join("ran"), home.path().join("go"));
     let script = format!(
         "echo x >> {}; while [ ! -e {} ]; do sleep 0.05; done; echo output || exit 3",
@@ -195,4 +195,40 @@ fn a_full_disk_of_the_pool_closes_its_node_and_fails_no_job() {
     let (_, view, _) = home.run(&["describe", "job/before"]);
     assert!(view.contains("exit code 3, and the disk for its output was full"), "{view}");
     assert_eq!(std::fs::read_to_string(&ran).expect("a file"), "x\nx\n", "{view}");
+    // The supervisor is found by its folder on the disk.
+    drop((agent, broker, home, disk));
+}
+
+/// A dead file system delays the tasks that need it, and no others.
+#[test]
+fn a_task_on_a_dead_file_system_stops_no_other_task() {
+    let name = "a_task_on_a_dead_file_system_stops_no_other_task";
+    let dead = tempfile::tempdir().expect("a folder");
+    let Some(_disk) = DeadDisk::mount(name, dead.path()) else { return };
+    let below = dead.path().join("below").display().to_string();
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let name = |suffix: &str, supervisor: &Supervisor| format!("{}{suffix}", supervisor.attempt());
+    let [directory, program, own_path, stopped] =
+        ["a", "b", "c", "d"].map(|suffix| name(suffix, &supervisor));
+    let group = |command: &str, workdir: Option<&str>, path: Option<&str>| {
+        let env: Vec<[&str; 2]> = path.map(|path| ["PATH", path]).into_iter().collect();
+        json!({ "groups": [{
+            "command": [command], "env": env, "workdir": workdir, "memory_max_bytes": 0, "cpu_max_millis": 0
+        }] })
+    };
+    let task = || [Task::command(&["true"])];
+    supervisor.start_attempt_with(&directory, &task(), group("true", Some(&below), None));
+    supervisor.start_attempt_with(&program, &task(), group(&below, None, None));
+    supervisor.start_attempt_with(&own_path, &task(), group("program", None, Some(&below)));
+    supervisor.start_attempt_with(&stopped, &task(), group("true", Some(&below), None));
+    let other = name("e", &supervisor);
+    supervisor.start_attempt(&other, &task());
+    assert_eq!(supervisor.ended(&other).kind, "succeeded");
+    supervisor.stop(&stopped, 0);
+    assert_eq!(supervisor.ended(&stopped).kind, "cancelled");
+    for attempt in [directory, program, own_path] {
+        let ended = supervisor.ended(&attempt);
+        assert_eq!((ended.kind.as_str(), ended.exit_code), ("failed", Some(126)), "{ended:?}");
+        assert!(ended.message.contains("does not answer within 10 s"), "{ended:?}");
+    }
 }

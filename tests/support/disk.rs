@@ -147,3 +147,47 @@ impl Drop for Tmpfs {
         drop(Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status());
     }
 }
+
+/// A file system that never answers, like one on a network whose server is gone: whoever looks at a path below it waits
+/// until the value is dropped.
+pub struct DeadDisk {
+    path: PathBuf,
+    /// The kernel sends requests here, which are never read.
+    device: Option<std::fs::File>,
+}
+
+impl DeadDisk {
+    /// Mounts it on a folder; if that is impossible, reports that `test` is skipped.
+    pub fn mount(test: &str, path: &Path) -> Option<Self> {
+        let mounted = || -> std::io::Result<Self> {
+            let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+            rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::empty())?;
+            let number = std::os::fd::AsRawFd::as_raw_fd(&device);
+            let options = format!("fd={number},rootmode=40000,user_id=0,group_id=0");
+            let mut mount = Command::new("mount");
+            mount.args(["-i", "-t", "fuse", "-o", &options, "weir-test"]).arg(path);
+            let output = mount.output()?;
+            rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::CLOEXEC)?;
+            let disk = Self { path: path.to_owned(), device: Some(device) };
+            if output.status.success() {
+                return Ok(disk);
+            }
+            Err(std::io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+        };
+        match mounted() {
+            Ok(disk) => Some(disk),
+            Err(error) => {
+                skip(test, &format!("can't mount a FUSE file system: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for DeadDisk {
+    fn drop(&mut self) {
+        // Ends what waits for an answer.
+        self.device.take();
+        drop(Command::new("umount").arg("-l").arg(&self.path).stderr(Stdio::null()).status());
+    }
+}

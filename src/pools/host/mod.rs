@@ -7,7 +7,7 @@
 //!
 //! Supervisor side: `supervisor` is the main loop, `connection` its connection to the agent,
 //! `attempt` and `task` the state of what runs, `recover` the adoption after a supervisor was killed,
-//! `store` and `output` the files, `space` their disk, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
+//! `store` and `output` the files, `space` their disk, `probe` the search for the jobs' own files, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
 //! `memory`, `orphans` and `process` the replacement where the kernel enforces none.
 
 mod attempt;
@@ -20,6 +20,7 @@ mod logs;
 mod memory;
 mod orphans;
 mod output;
+mod probe;
 mod process;
 mod protocol;
 mod recover;
@@ -31,7 +32,10 @@ mod task;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -161,8 +165,48 @@ fn stored_node_name(folder: &Path) -> std::io::Result<Option<String>> {
     }
 }
 
+/// How long a supervisor may take for the list of its attempts.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Interval of requests for a sign of life.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Requests without an answer after which a supervisor that was stopped is continued, and after which one is replaced.
+const PINGS_UNTIL_CONTINUED: u32 = 3;
+const PINGS_UNTIL_REPLACED: u32 = 6;
+
+/// Replaces a supervisor that doesn't answer, until the agent has gone: tasks may have stopped it, and it would neither
+/// start nor end anything. The next one adopts what runs. Intervals are counted, not time: a machine that was suspended
+/// proves nothing.
+async fn watch_supervisor(
+    pool: String,
+    supervisor: Option<i32>,
+    requests: mpsc::UnboundedSender<ToSupervisor>,
+    answers: Arc<AtomicU64>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let Some(process) = supervisor.and_then(Pid::from_raw) else { return };
+    // Names the process for as long as it is needed, whatever takes its number later.
+    let Ok(process) = pidfd_open(process, PidfdFlags::empty()) else { return };
+    let (mut unanswered, mut seen) = (0, 0);
+    while !events.is_closed() {
+        let _ = requests.send(ToSupervisor::Ping);
+        tokio::time::sleep(PING_INTERVAL).await;
+        let now = answers.load(Ordering::Relaxed);
+        unanswered = if now == seen { unanswered + 1 } else { 0 };
+        seen = now;
+        if unanswered == PINGS_UNTIL_CONTINUED {
+            tracing::warn!(pool, "the supervisor doesn't answer: it may have been stopped, and is continued");
+            let _ = pidfd_send_signal(&process, Signal::CONT);
+        } else if unanswered == PINGS_UNTIL_REPLACED {
+            tracing::error!(pool, "the supervisor doesn't answer: it is killed and replaced");
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+            let _ = events.send(Event::Gone);
+            return;
+        }
+    }
+}
+
 /// Interval of checks of the free space.
-const SPACE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(2);
+const SPACE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Closes the node while the disk of the pool's state is full, until the agent has gone.
 async fn watch_space(
@@ -272,7 +316,9 @@ impl PoolBackend for Host {
             stream.set_nonblocking(true)?;
             UnixStream::from_std(stream)
         });
-        let (read, mut write) = stream.map_err(failed)?.into_split();
+        let stream = stream.map_err(failed)?;
+        let supervisor = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
         let host_name = host_name();
         let name = node_name(&self.folder(), &host_name).map_err(failed)?;
@@ -291,7 +337,9 @@ impl PoolBackend for Host {
         let mut listed = false;
         write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
         while !listed {
-            let line = lines.next_line().await.map_err(failed)?;
+            let line = tokio::time::timeout(ANSWER_MAX, lines.next_line()).await;
+            let line = line.map_err(|_| failed(std::io::Error::other("the supervisor doesn't answer")))?;
+            let line = line.map_err(failed)?;
             let line =
                 line.ok_or_else(|| failed(std::io::Error::other("the supervisor closed the connection")))?;
             match serde_json::from_str(&line).map_err(|error| failed(error.into()))? {
@@ -300,7 +348,7 @@ impl PoolBackend for Host {
                     initial.attempts = attempts.into_iter().filter_map(observed).collect();
                     listed = true;
                 }
-                FromSupervisor::StatusChanged(_) => {}
+                FromSupervisor::StatusChanged(_) | FromSupervisor::Pong => {}
             }
         }
         for note in &initial.notes {
@@ -318,9 +366,19 @@ impl PoolBackend for Host {
                 }
             }
         });
+        let answers = Arc::new(AtomicU64::new(0));
+        let watched = watch_supervisor(
+            self.settings.pool.clone(),
+            supervisor,
+            self.requests.clone(),
+            answers.clone(),
+            events.clone(),
+        );
+        tokio::spawn(watched);
         // If the supervisor ends, the agent opens the backend again, which starts another one.
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
+                answers.fetch_add(1, Ordering::Relaxed);
                 let Ok(FromSupervisor::StatusChanged(attempt)) = serde_json::from_str(&line) else {
                     continue;
                 };

@@ -21,6 +21,8 @@ pub enum ToSupervisor {
     },
     /// Asks for the full set of attempts.
     List,
+    /// Asks for a sign of life.
+    Ping,
     /// Ends the supervisor, unless an attempt runs.
     Shutdown,
 }
@@ -107,6 +109,8 @@ pub enum FromSupervisor {
     Attempts { attempts: Vec<Attempt> },
     /// The status of an attempt changed, or the attempt was requested again.
     StatusChanged(Attempt),
+    /// The answer to `Ping`.
+    Pong,
     /// What this supervisor doesn't enforce, in words for an operator. The first message of a connection.
     Notes { notes: Vec<String> },
 }

@@ -23,11 +23,12 @@ use super::cgroup::Groups;
 use super::connection::Connection;
 use super::memory;
 use super::orphans::Orphans;
+use super::probe::{ANSWER_MS_MAX, Begun, Probed, Probes};
 use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
 use super::recover::recover;
 use super::space::Space;
 use super::store::{self, Entry, Journal, LeaseRecord};
-use super::task::{Exit, Now};
+use super::task::{Exit, NOT_EXECUTABLE, Now};
 use crate::files::{self, private};
 use crate::pools::clean::empty_subfolders;
 use crate::pools::retention::collect;
@@ -88,6 +89,7 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
         groups,
         notes,
         attempts: BTreeMap::new(),
+        probes: Probes::new()?,
         orphans: Orphans::default(),
         ended: BTreeMap::new(),
         unwritten: Vec::new(),
@@ -147,6 +149,8 @@ struct Supervisor {
     groups: Option<Groups>,
     notes: Vec<String>,
     attempts: BTreeMap<String, TrackedAttempt>,
+    /// Starts that wait for a file system.
+    probes: Probes,
     orphans: Orphans,
     ended: BTreeMap<String, Attempt>,
     /// Ended attempts whose end could not be written to the journal, because the disk was full.
@@ -214,13 +218,16 @@ impl Supervisor {
                 self.send(&FromSupervisor::Notes { notes: self.notes.clone() });
             }
             self.read_requests();
+            self.advance_probes();
             self.advance_attempts();
             self.flush();
             if self.collected_at.elapsed() > COLLECT {
                 self.collected_at = Instant::now();
                 self.collect();
             }
-            if self.agent.is_some() || !self.attempts.is_empty() || !self.ended.is_empty() {
+            let is_busy =
+                !self.attempts.is_empty() || !self.ended.is_empty() || self.probes.deadline().is_some();
+            if self.agent.is_some() || is_busy {
                 self.busy_at = Instant::now();
             }
             self.ending |= self.busy_at.elapsed() > IDLE_MAX;
@@ -247,8 +254,9 @@ impl Supervisor {
     fn wait(&mut self, listener: &UnixListener) -> io::Result<()> {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(self.agent.as_ref().map(Connection::poll));
+        fds.push(self.probes.poll());
         let now = boot_ms();
-        let mut wait_ms = 30_000;
+        let mut wait_ms = self.probes.deadline().map_or(30_000, |until| until.saturating_sub(now));
         for attempt in self.attempts.values() {
             wait_ms = wait_ms.min(attempt.deadline().saturating_sub(now));
             if attempt.is_over() {
@@ -298,6 +306,8 @@ impl Supervisor {
                     tracked.stop(EndKind::Cancelled, grace_ms, String::new(), boot_ms());
                 } else if let Some(ended) = self.ended.get(&attempt).cloned() {
                     self.send(&FromSupervisor::StatusChanged(ended));
+                } else if let Some(request) = self.probes.cancel(&attempt) {
+                    self.refuse(&request, EndKind::Cancelled, "it was stopped before it had started");
                 }
             }
             ToSupervisor::Forget { attempt } => self.forget(&attempt),
@@ -314,6 +324,7 @@ impl Supervisor {
                 let attempts = running.chain(self.ended.values().cloned()).collect();
                 self.send(&FromSupervisor::Attempts { attempts });
             }
+            ToSupervisor::Ping => self.send(&FromSupervisor::Pong),
             ToSupervisor::Shutdown => self.ending |= self.attempts.is_empty(),
         }
     }
@@ -337,14 +348,52 @@ impl Supervisor {
         };
         if late || is_lease_over(&request, self.renewed_boot_ms, now.boot_ms) {
             let message = if late { "the order came too late" } else { "the pool's lease had run out" };
-            let status = unstarted(Exit::plain(EndKind::NotStarted, message));
-            return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
+            return self.refuse(&request, EndKind::NotStarted, message);
         }
         if let Some(space) = Space::of(&self.state).filter(|space| space.is_low()) {
             let message = format!("the disk of the pool is full: {} bytes are free", space.free_bytes);
-            let status = unstarted(Exit::plain(EndKind::NotStarted, &message));
-            return self.send(&FromSupervisor::StatusChanged(attempt(&request, status)));
+            return self.refuse(&request, EndKind::NotStarted, &message);
         }
+        if self.probes.has(&request.attempt) {
+            return;
+        }
+        match self.probes.begin(request, now.boot_ms) {
+            Begun::NotNeeded(request) => self.launch(request, now),
+            Begun::Waits => {}
+            Begun::TooMany(request) => {
+                let message = "too many starts wait for file systems that don't answer";
+                self.refuse(&request, EndKind::NotStarted, message);
+            }
+        }
+    }
+
+    /// Reports that an attempt ends without a start.
+    fn refuse(&mut self, request: &StartAttempt, kind: EndKind, message: &str) {
+        let status = unstarted(Exit::plain(kind, message));
+        self.send(&FromSupervisor::StatusChanged(attempt(request, status)));
+    }
+
+    /// Goes on with the starts for which file systems have answered, and ends those for which they don't.
+    fn advance_probes(&mut self) {
+        let now = now();
+        for (request, probed) in self.probes.take_ended(now.boot_ms) {
+            match probed {
+                Probed::Answered => self.launch(request, now),
+                Probed::Silent => {
+                    let message = format!(
+                        "the file system of its directory or program does not answer within {} s",
+                        ANSWER_MS_MAX / 1_000
+                    );
+                    let exit =
+                        Exit { exit_code: Some(NOT_EXECUTABLE), ..Exit::plain(EndKind::Failed, &message) };
+                    self.end(attempt(&request, unstarted(exit)));
+                }
+            }
+        }
+    }
+
+    /// Starts the tasks of an attempt.
+    fn launch(&mut self, request: StartAttempt, now: Now) {
         let directory = store::attempts_dir(&self.state).join(&request.attempt);
         let prepared = self
             .journal

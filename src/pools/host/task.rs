@@ -30,7 +30,7 @@ pub(super) struct Now {
 }
 
 /// The exit code for a program that may not be executed: the same as a shell's.
-const NOT_EXECUTABLE: i32 = 126;
+pub(super) const NOT_EXECUTABLE: i32 = 126;
 
 /// A task that was started.
 pub(super) struct Task {
