@@ -105,6 +105,8 @@ pub struct HostSection {
     pub cgroup_parent: Option<PathBuf>,
     /// Output stored per attempt, in MiB. Absent: 64.
     pub log_max_mib: Option<u64>,
+    /// Processes and threads of one task, where control groups enforce it. Absent: 16384.
+    pub processes_max: Option<u64>,
 }
 
 /// Accelerators of one model.
@@ -214,6 +216,7 @@ impl HostSection {
         self.cpus.map_or(Ok(()), |cpus| within("host.cpus", cpus, CPUS_MAX))?;
         self.memory_mib.map_or(Ok(()), |mib| within("host.memory_mib", mib, BYTES_MAX >> 20))?;
         self.log_max_mib.map_or(Ok(()), |mib| within("host.log_max_mib", mib, BYTES_MAX >> 20))?;
+        self.processes_max.map_or(Ok(()), |count| within("host.processes_max", count, 4_194_304))?;
         let mut count = 0;
         for (index, devices) in self.devices.iter().enumerate() {
             let field = |name: &str| format!("host.devices[{index}].{name}");

@@ -1,21 +1,23 @@
-//! Connections: how many may be open, and how long one may stay open without authentication.
+//! Connections: how many may be open, and which one gives way to a new client if there are no more.
 //!
 //! A port that every local user can reach must not run out of file descriptors because some of them
 //! open connections and send nothing. HTTP/2's own keep-alive ends the connections of clients that are
-//! gone, not of those that only wait.
+//! gone, not of those that only wait. What gives way is the oldest connection without authentication, then the one
+//! that has been without a request for the longest time: its client opens another when it needs one. A client that
+//! holds a request open on each of its connections can still use them all up, until clients have names.
 
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
@@ -65,14 +67,41 @@ pub fn connections_max() -> Result<usize, String> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct ConnectionInfo(Arc<AuthState>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct AuthState {
     authenticated: AtomicBool,
     identity: Identity,
+    in_flight: Mutex<Requests>,
+}
+
+/// The requests of a connection.
+#[derive(Clone, Copy, Debug)]
+struct Requests {
+    count: usize,
+    /// When the last one ended, or the connection was opened.
+    idle_since: Instant,
+}
+
+impl Default for AuthState {
+    fn default() -> Self {
+        let in_flight = Mutex::new(Requests { count: 0, idle_since: Instant::now() });
+        Self { authenticated: AtomicBool::new(false), identity: Identity::default(), in_flight }
+    }
+}
+
+/// A request in flight, until it is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight(ConnectionInfo);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests();
+        *requests = Requests { count: requests.count - 1, idle_since: Instant::now() };
+    }
 }
 
 impl ConnectionInfo {
-    /// Marks the connection as authenticated, which exempts it from deadline and eviction.
+    /// Marks the connection as authenticated: it need not do so in time, and gives way only without a request.
     pub(super) fn set_authenticated(&self) {
         self.0.authenticated.store(true, Ordering::Relaxed);
     }
@@ -80,6 +109,22 @@ impl ConnectionInfo {
     /// The client that the connection's requests are charged to.
     pub(super) fn identity(&self) -> Identity {
         self.0.identity.clone()
+    }
+
+    /// Counts a request until the value is dropped.
+    pub(super) fn begin_request(&self) -> InFlight {
+        self.requests().count += 1;
+        InFlight(self.clone())
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.0.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when the connection has no request in flight; `None` while it has one.
+    fn idle_since(&self) -> Option<Instant> {
+        let requests = *self.requests();
+        (requests.count == 0).then_some(requests.idle_since)
     }
 
     fn is_authenticated(&self) -> bool {
@@ -96,37 +141,40 @@ pub(super) fn identity_of<T>(request: &tonic::Request<T>) -> Identity {
 pub(super) struct Connection {
     stream: TcpStream,
     info: ConnectionInfo,
-    /// `None` once the connection is authenticated.
-    auth_deadline: Option<AuthDeadline>,
+    /// Ends the connection unless it authenticates; `None` once it is authenticated.
+    auth_deadline: Option<Pin<Box<Sleep>>>,
+    /// Ends the connection in favour of a new one.
+    evicted: Option<oneshot::Receiver<()>>,
     /// Bytes read since the connection last yielded.
     read_bytes: usize,
     _counted: OwnedSemaphorePermit,
 }
 
-/// What ends an unauthenticated connection: the deadline, or eviction in favour of a new connection.
-struct AuthDeadline {
-    deadline: Pin<Box<Sleep>>,
-    evicted: Option<oneshot::Receiver<()>>,
-}
+/// How long a connection must have been without a request to give way: longer than a client needs between two.
+const IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// Unauthenticated connections, oldest first. New connections may evict them.
+/// The open connections, oldest first.
 #[derive(Default)]
-struct Unauthenticated(VecDeque<(ConnectionInfo, oneshot::Sender<()>)>);
+struct Open(VecDeque<(ConnectionInfo, oneshot::Sender<()>)>);
 
-impl Unauthenticated {
+impl Open {
     fn add(&mut self, info: ConnectionInfo, evict: oneshot::Sender<()>, connections_max: usize) {
         if self.0.len() >= 2 * connections_max {
-            self.0.retain(|(info, evict)| !info.is_authenticated() && !evict.is_closed());
+            self.0.retain(|(_, evict)| !evict.is_closed());
         }
         self.0.push_back((info, evict));
     }
 
-    /// Evicts the oldest connection that is still unauthenticated, if there is one.
-    fn evict_oldest(&mut self) {
-        while let Some((info, evict)) = self.0.pop_front() {
-            if !info.is_authenticated() && evict.send(()).is_ok() {
-                return;
-            }
+    /// Closes the connection that can best be done without; none if all are in use.
+    fn evict_one(&mut self) {
+        self.0.retain(|(_, evict)| !evict.is_closed());
+        let unauthenticated = self.0.iter().position(|(info, _)| !info.is_authenticated());
+        let is_idle = |since: &Instant| since.elapsed() >= IDLE_MIN;
+        let idle = self.0.iter().enumerate().filter_map(|(at, (info, _))| Some((info.idle_since()?, at)));
+        let longest = || idle.filter(|(since, _)| is_idle(since)).min().map(|(_, at)| at);
+        if let Some((_, evict)) = unauthenticated.or_else(longest).and_then(|at| self.0.remove(at)) {
+            // If it has just ended by itself, there is room, too.
+            let _ = evict.send(());
         }
     }
 }
@@ -144,7 +192,7 @@ pub(super) fn accept(
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let free = Arc::new(Semaphore::new(connections_max));
     tokio::spawn(async move {
-        let (mut unauthenticated, mut failing) = (Unauthenticated::default(), false);
+        let (mut open, mut failing) = (Open::default(), false);
         loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -159,7 +207,7 @@ pub(super) fn accept(
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "connections can't be accepted; retrying");
                     }
-                    unauthenticated.evict_oldest();
+                    open.evict_one();
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
@@ -169,21 +217,28 @@ pub(super) fn accept(
             }
             let counted = match free.clone().try_acquire_owned() {
                 Ok(counted) => counted,
-                Err(_) => {
-                    unauthenticated.evict_oldest();
+                Err(_) => loop {
+                    open.evict_one();
                     // The semaphore is never closed.
-                    let Ok(counted) = free.clone().acquire_owned().await else { return };
-                    counted
-                }
+                    let freed = tokio::time::timeout(ACCEPT_RETRY, free.clone().acquire_owned());
+                    if let Ok(Ok(counted)) = freed.await {
+                        break counted;
+                    }
+                },
             };
             // Responses are small: waiting to fill a packet would delay each by 40 ms.
             let _ = stream.set_nodelay(true);
             let (evict, evicted) = oneshot::channel();
-            let deadline = Box::pin(tokio::time::sleep(auth_timeout));
             let info = ConnectionInfo::default();
-            unauthenticated.add(info.clone(), evict, connections_max);
-            let auth_deadline = Some(AuthDeadline { deadline, evicted: Some(evicted) });
-            let connection = Connection { stream, info, auth_deadline, read_bytes: 0, _counted: counted };
+            open.add(info.clone(), evict, connections_max);
+            let connection = Connection {
+                stream,
+                info,
+                auth_deadline: Some(Box::pin(tokio::time::sleep(auth_timeout))),
+                evicted: Some(evicted),
+                read_bytes: 0,
+                _counted: counted,
+            };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -209,20 +264,20 @@ impl AsyncRead for Connection {
         if self.info.is_authenticated() {
             self.auth_deadline = None;
         }
-        if let Some(AuthDeadline { deadline, evicted }) = &mut self.auth_deadline {
-            if deadline.as_mut().poll(context).is_ready() {
-                let message = "no request with the token before the authentication deadline";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+        if let Some(deadline) = &mut self.auth_deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            let message = "no request with the token before the authentication deadline";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
+        }
+        match self.evicted.as_mut().map(|evicted| Pin::new(evicted).poll(context)) {
+            Some(Poll::Ready(Ok(()))) => {
+                let message = "closed in favour of a new connection";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, message)));
             }
-            match evicted.as_mut().map(|it| Pin::new(it).poll(context)) {
-                Some(Poll::Ready(Ok(()))) => {
-                    let message = "unauthenticated connection evicted by a new connection";
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, message)));
-                }
-                // The accept loop has ended, so nothing evicts any more.
-                Some(Poll::Ready(Err(_))) => *evicted = None,
-                Some(Poll::Pending) | None => {}
-            }
+            // The accept loop has ended, so nothing evicts any more.
+            Some(Poll::Ready(Err(_))) => self.evicted = None,
+            Some(Poll::Pending) | None => {}
         }
         if self.read_bytes >= READ_BUDGET_BYTES {
             self.read_bytes = 0;
@@ -328,6 +383,7 @@ mod tests {
         let open = incoming.next().await.expect("one").expect("accepted");
         open.connect_info().set_authenticated();
         let _second = TcpStream::connect(address).await.expect("in the backlog");
+        let _in_flight = open.connect_info().begin_request();
         let mut next = Box::pin(incoming.next());
         tokio::task::yield_now().await;
         assert!(std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending())).await);
@@ -354,5 +410,29 @@ mod tests {
         incoming.next().await.expect("one").expect("accepted");
         clients[0].write_u8(7).await.expect("sent");
         assert_eq!(open[0].read_u8().await.expect("still open"), 7);
+    }
+
+    #[tokio::test]
+    async fn new_connection_evicts_the_one_that_is_idle_for_the_longest_time() {
+        let (listener, address) = listener().await;
+        let mut incoming = Box::pin(accept(listener, 3, Duration::from_secs(60)));
+        let (mut clients, mut open) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.expect("a connection"));
+            open.push(incoming.next().await.expect("one").expect("accepted"));
+        }
+        open.iter().for_each(|connection| connection.connect_info().set_authenticated());
+        // The first has a request in flight, and the second had one after the third was opened.
+        let _in_flight = open[0].connect_info().begin_request();
+        drop(open[1].connect_info().begin_request());
+        clients.push(TcpStream::connect(address).await.expect("in the backlog"));
+        let error = open[2].read_u8().await.expect_err("evicted");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        drop(open.pop());
+        incoming.next().await.expect("one").expect("accepted");
+        for (client, connection) in clients.iter_mut().zip(&mut open) {
+            client.write_u8(7).await.expect("sent");
+            assert_eq!(connection.read_u8().await.expect("still open"), 7);
+        }
     }
 }

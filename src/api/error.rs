@@ -41,7 +41,7 @@ pub fn call(error: CallError) -> Status {
 }
 
 /// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
-pub const MANUAL: [(&str, &str, &str); 2] = [
+pub const MANUAL: [(&str, &str, &str); 3] = [
     (
         "Unreadable",
         "the request body could not be decoded",
@@ -52,12 +52,23 @@ pub const MANUAL: [(&str, &str, &str); 2] = [
         "the client exceeds its request rate or its share of concurrent requests",
         "repeat after the delay in RetryInfo plus a random part of it",
     ),
+    (
+        "NothingToRerun",
+        "the job has not ended, or all of its units succeeded",
+        "wait until it has ended; submit it again to run all of it",
+    ),
 ];
 
 /// `INVALID_ARGUMENT` for a request body that can't be decoded.
 pub(super) fn unreadable(message: &str) -> Status {
     let details = ErrorDetails::with_error_info(MANUAL[0].0, DOMAIN, HashMap::new());
     Status::with_error_details(Code::InvalidArgument, header_text(message), details)
+}
+
+/// `FAILED_PRECONDITION` for a job of which nothing can be run once more.
+pub(super) fn nothing_to_rerun(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(MANUAL[2].0, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
 }
 
 /// `RESOURCE_EXHAUSTED` for a client above its share, which may repeat the request after `wait`.

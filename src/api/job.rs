@@ -82,6 +82,11 @@ impl v1::job_service_server::JobService for Jobs {
         Ok(Response::new(v1::SubmitResponse { jobs: jobs.collect(), revision: revision.0 }))
     }
 
+    async fn rerun(&self, request: Request<v1::RerunRequest>) -> Result<Response<v1::RerunResponse>, Status> {
+        let identity = identity_of(&request);
+        self.rerun_job(&identity, request.into_inner()).await.map(Response::new)
+    }
+
     async fn get_job(
         &self,
         request: Request<v1::GetJobRequest>,

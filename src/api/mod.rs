@@ -10,6 +10,7 @@ pub mod connection;
 pub mod convert;
 pub mod descriptor;
 pub mod error;
+mod in_flight;
 mod job;
 mod logs;
 mod message_counter;
@@ -17,6 +18,7 @@ mod page;
 mod pool;
 pub mod proto;
 mod queue;
+mod rerun;
 mod response_limit;
 mod response_stream;
 pub mod retry;
@@ -120,6 +122,7 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .layer(in_flight::InFlightLayer)
         .layer(auth::AuthLayer::new(token))
         .layer(response_limit::ResponseLimitLayer::new(limits.memory.responses))
         .layer(body_limit::BodyLimitLayer::new(limits.memory.requests));

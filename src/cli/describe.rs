@@ -186,6 +186,18 @@ fn block_text(block: &v1::FreeBlock) -> String {
 
 /// Formats the request of a task group without amounts of zero: `4 tasks in a gang, each 8 CPUs, 64Gi,
 /// 2 devices A100-80G`.
+/// The first of many ranges of indices.
+fn shortened(indices: &str) -> String {
+    const LEN_MAX: usize = 200;
+    match indices.get(..LEN_MAX) {
+        Some(first) if indices.len() > LEN_MAX => {
+            let whole = first.rsplit_once(',').map_or(first, |(whole, _)| whole);
+            format!("{whole},… (JSON has all)")
+        }
+        Some(_) | None => indices.to_owned(),
+    }
+}
+
 fn group_text(group: &v1::TaskGroup) -> String {
     let asked = group.resources.clone().unwrap_or_default();
     let mut each = Vec::new();
@@ -207,7 +219,12 @@ fn group_text(group: &v1::TaskGroup) -> String {
     let tasks = if count == 1 { "task" } else { "tasks" };
     let gang = if group.gang { " in a gang" } else { "" };
     let each = if each.is_empty() { String::new() } else { format!(", each {}", each.join(", ")) };
-    format!("{count} {tasks}{gang}{each}")
+    let of = group.index_count.unwrap_or_default();
+    let selected = match group.indices.as_str() {
+        "" => String::new(),
+        indices => format!(", indices {} of {of}", shortened(indices)),
+    };
+    format!("{count} {tasks}{gang}{each}{selected}")
 }
 
 #[cfg(test)]

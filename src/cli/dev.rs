@@ -217,6 +217,7 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
         devices: Vec::new(),
         cgroup_parent: None,
         log_max_bytes: host::LOG_MAX_BYTES,
+        processes_max: host::PROCESSES_MAX,
     };
     let spec = pool("local", region, "host", "host", host::CAPABILITIES);
     let ran = async {

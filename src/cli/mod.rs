@@ -23,6 +23,7 @@ mod output;
 mod plan;
 mod quantity;
 mod reasons;
+mod rerun;
 mod run;
 mod server;
 mod spec_file;
@@ -85,6 +86,8 @@ enum Command {
     Wait(wait::Wait),
     /// Cancel jobs.
     Cancel(cancel::Cancel),
+    /// Run the failed tasks of an ended job once more.
+    Rerun(rerun::Rerun),
     /// Show the resource usage of each pool, refreshed every 2 s.
     Top(top::Top),
     /// Stop new placements on a pool or node.
@@ -170,6 +173,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Logs(command) => command.run(&connect).await,
         Command::Wait(command) => command.run(&connect).await,
         Command::Cancel(command) => command.run(&connect).await,
+        Command::Rerun(command) => command.run(&connect).await,
         Command::Top(command) => command.run(&connect).await,
         Command::Cordon(command) => command.run(&connect, true).await,
         Command::Uncordon(command) => command.run(&connect, false).await,

@@ -143,6 +143,8 @@ impl Run {
             }),
             run: Some(v1::task_group::Run::Process(program)),
             simulate: None,
+            indices: String::new(),
+            index_count: None,
         };
         let constraints = v1::Constraints {
             regions_allowed: self.region.clone(),

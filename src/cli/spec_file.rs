@@ -70,6 +70,9 @@ struct GroupFile {
     /// A Kubernetes `PodSpec`.
     pod: Option<serde_json::Map<String, serde_json::Value>>,
     simulate: Option<SimulateFile>,
+    /// `0,3,7-9`.
+    indices: Option<Text>,
+    index_count: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -340,6 +343,8 @@ fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
         }),
         run: Some(run),
         simulate,
+        indices: file.indices.map_or_else(String::new, |text| text.0),
+        index_count: file.index_count,
     })
 }
 

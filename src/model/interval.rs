@@ -72,6 +72,40 @@ impl IntervalSet {
         self.intervals().iter().flat_map(|[start, end]| *start..*end)
     }
 
+    /// Returns the member that has `rank` smaller ones; `None` if there are not so many.
+    pub fn nth(&self, rank: u32) -> Option<u32> {
+        let mut before = 0;
+        for [start, end] in self.intervals() {
+            if rank - before < end - start {
+                return Some(start + (rank - before));
+            }
+            before += end - start;
+        }
+        None
+    }
+
+    /// Parses numbers and inclusive ranges: `0,3,7-9`.
+    ///
+    /// # Errors
+    /// The part that is neither, with what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut set = Self::default();
+        for part in text.split(',') {
+            let number = |text: &str| {
+                text.parse::<u32>().ok().filter(|number| *number < u32::MAX).ok_or_else(|| {
+                    format!("{} is neither a number nor a range: write 0,3,7-9", super::text::quote(part))
+                })
+            };
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(format!("{first}-{last} ends before it begins"));
+            }
+            set.insert_range(first, last + 1);
+        }
+        Ok(set)
+    }
+
     /// Adds one number. Returns true if it was not yet a member.
     pub fn insert(&mut self, value: u32) -> bool {
         let new = !self.contains(value);
@@ -129,6 +163,20 @@ impl IntervalSet {
     }
 }
 
+/// Numbers and inclusive ranges, as [`IntervalSet::parse`] reads them.
+impl std::fmt::Display for IntervalSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, [start, end]) in self.intervals().iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            match end - start {
+                1 => write!(f, "{comma}{start}")?,
+                _ => write!(f, "{comma}{start}-{}", end - 1)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -160,6 +208,17 @@ mod tests {
                 let intervals = set.intervals();
                 assert!(intervals.windows(2).all(|pair| pair[0][1] < pair[1][0]), "{intervals:?}");
             }
+        }
+    }
+
+    #[test]
+    fn ranges_are_read_and_printed_alike() {
+        let set = IntervalSet::parse("9,0,3,7-8").unwrap();
+        assert_eq!(set.to_string(), "0,3,7-9");
+        let members: Vec<Option<u32>> = (0..6).map(|rank| set.nth(rank)).collect();
+        assert_eq!(members, [Some(0), Some(3), Some(7), Some(8), Some(9), None]);
+        for bad in ["", "1,", "a", "3-1", "1-2-3", "-1", "4294967295"] {
+            assert!(IntervalSet::parse(bad).is_err(), "{bad}");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::device::DeviceAmount;
 use super::id::JobId;
+use super::interval::IntervalSet;
 use super::limit::{LEASE_MS_DEFAULT, NODE_LOSSES_DEFAULT};
 use super::region::RegionCode;
 use super::resource::Resources;
@@ -70,6 +71,29 @@ pub struct TaskGroup {
     pub run: Run,
     /// Behaviour in pools that simulate tasks. `None` excludes these pools, unless the job names them.
     pub simulate: Option<Simulate>,
+    /// Which tasks of a larger group these are; `None` if they are all. Its length is `count`.
+    pub selection: Option<Selection>,
+}
+
+/// Some tasks of a larger group, such as those that are run once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// At most [`INDEX_RANGES_MAX`](super::limit::INDEX_RANGES_MAX) ranges.
+    pub indices: IntervalSet,
+    /// How many tasks the larger group has: more than the largest index.
+    pub of: u32,
+}
+
+impl TaskGroup {
+    /// Returns the index with which a task's program finds its part of the work.
+    pub fn index_of(&self, task: u32) -> u32 {
+        self.selection.as_ref().and_then(|selection| selection.indices.nth(task)).unwrap_or(task)
+    }
+
+    /// Returns into how many parts the work is divided.
+    pub fn index_count(&self) -> u32 {
+        self.selection.as_ref().map_or(self.count, |selection| selection.of)
+    }
 }
 
 /// The resources that one task requests.
@@ -349,6 +373,7 @@ pub fn minimal() -> JobSpec {
             request: TaskRequest { resources, devices: None },
             run: Run::Process(Program { command: vec!["true".to_owned()], ..Program::default() }),
             simulate: None,
+            selection: None,
         }],
         gang_job: false,
         constraints: Constraints::default(),

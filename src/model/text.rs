@@ -61,6 +61,18 @@ pub fn is_env_name(text: &str) -> bool {
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
 }
 
+/// Characters of an invalid value that an error quotes.
+const QUOTED_MAX: usize = 64;
+
+/// Returns `value` for use in an error: cut to 64 characters, sanitised, and in quotation marks.
+pub fn quote(value: &str) -> String {
+    let mut short: String = value.chars().take(QUOTED_MAX).collect();
+    if short.len() < value.len() {
+        short.push('…');
+    }
+    format!("\"{}\"", escape(&short))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,8 +7,9 @@ use super::limit;
 use super::pool::{NodeSpec, PoolSpec};
 use super::queue::QueueSpec;
 use super::resource::Resources;
-use super::spec::{EnvValue, JobSpec, Labels, OnPoolLost, Program, Run, TaskGroup};
+use super::spec::{EnvValue, JobSpec, Labels, OnPoolLost, Program, Run, Selection, TaskGroup};
 use super::text;
+pub use super::text::quote;
 
 /// A field with a value that is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +36,6 @@ pub struct Violations {
 const VIOLATIONS_MAX: usize = 20;
 /// The rule of [`text::is_label`], as the end of a sentence.
 const LABEL_RULE: &str = "is not letters, digits and -_./: of at most 253 characters";
-/// Characters of an invalid value that an error quotes.
-const QUOTED_MAX: usize = 64;
 
 impl Violations {
     /// Adds a violation, unless the collection is full.
@@ -134,15 +133,6 @@ impl Violations {
     }
 }
 
-/// Returns `value` for use in an error: cut to 64 characters, sanitised, and in quotation marks.
-pub fn quote(value: &str) -> String {
-    let mut short: String = value.chars().take(QUOTED_MAX).collect();
-    if short.len() < value.len() {
-        short.push('…');
-    }
-    format!("\"{}\"", text::escape(&short))
-}
-
 /// Validates a job's spec. `path` prefixes the fields in violations.
 pub fn job_spec(path: &str, spec: &JobSpec, out: &mut Violations) {
     out.labels(&format!("{path}.labels"), &spec.labels);
@@ -180,11 +170,30 @@ fn total_of(spec: &JobSpec) -> Option<Resources> {
     })
 }
 
+fn selection(path: &str, group: &TaskGroup, selection: &Selection, gang_job: bool, out: &mut Violations) {
+    let field = format!("{path}.indices");
+    if group.gang || gang_job {
+        out.push(field, "a gang runs whole: its tasks can't be selected");
+        return;
+    }
+    let (ranges, selected) = (selection.indices.intervals().len(), selection.indices.len());
+    if ranges > limit::INDEX_RANGES_MAX {
+        out.push(field, format!("{ranges} ranges, at most {} are allowed", limit::INDEX_RANGES_MAX));
+    } else if selected != group.count {
+        out.push(format!("{path}.count"), format!("{} tasks, but {selected} indices", group.count));
+    }
+    let largest = selection.indices.intervals().last().map_or(0, |[_, end]| end - 1);
+    out.range(&format!("{path}.index_count"), selection.of, largest + 1, limit::TASKS_PER_GROUP_MAX);
+}
+
 fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violations) {
     out.name(&format!("{path}.name"), &group.name);
     let count_max =
         if group.gang && !gang_job { limit::TASKS_PER_GANG_MAX } else { limit::TASKS_PER_GROUP_MAX };
     out.range(&format!("{path}.count"), group.count, 1, count_max);
+    if let Some(selection) = &group.selection {
+        self::selection(path, group, selection, gang_job, out);
+    }
     let request = &group.request;
     out.resources(&format!("{path}.resources"), &request.resources);
     if request.total() == Resources::default() {

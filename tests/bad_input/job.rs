@@ -195,10 +195,26 @@ fn group_cases() -> Vec<Case> {
         g.resources = Some(v1::TaskResources { memory_bytes: 1 << 50, ..Default::default() });
     });
     let gang = group(|g| (g.gang, g.count) = (true, Some(4_097)));
+    let indices =
+        |text: &str, count, of| group(|g| (g.indices, g.count, g.index_count) = (text.to_owned(), count, of));
+    let even: Vec<String> = (0..4_097).map(|at| (2 * at).to_string()).collect();
+    let even = even.join(",");
     let many_models: Vec<String> = many(65);
     let many_models: Vec<&str> = many_models.iter().map(String::as_str).collect();
     vec![
         invalid(group(|g| g.name = "Main".to_owned()), &at("name"), "\"Main\" is not 1 to 63"),
+        invalid(indices("1-x", None, None), &at("indices"), "\"1-x\" is neither a number nor a range"),
+        invalid(indices("3-1", None, None), &at("indices"), "3-1 ends before it begins"),
+        invalid(indices(&even, None, None), &at("indices"), "4097 ranges, at most 4096 are allowed"),
+        invalid(indices("0-3", Some(3), None), &at("count"), "3 tasks, but 4 indices"),
+        invalid(indices("0-3", None, Some(3)), &at("index_count"), "3 is not within 4 and 1000000"),
+        invalid(indices("0-1000000", None, None), &at("count"), "1000001 is not within"),
+        invalid(indices("", None, Some(3)), &at("index_count"), "needs indices"),
+        invalid(
+            group(|g| (g.gang, g.count, g.indices) = (true, None, "0-1".to_owned())),
+            &at("indices"),
+            "a gang runs whole",
+        ),
         invalid(group(|g| g.count = Some(0)), &at("count"), "0 is not within 1 and 1000000"),
         invalid(group(|g| g.count = Some(1_000_001)), &at("count"), "1000001 is not within"),
         invalid(group(|g| g.count = Some(u32::MAX)), &at("count"), "4294967295 is not within"),
@@ -372,12 +388,13 @@ type OfJob = fn(Option<v1::JobRef>) -> Call;
 /// Bad values of the requests that read jobs or cancel them.
 fn reader_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let calls: [(&str, OfJob); 6] = [
+    let calls: [(&str, OfJob); 7] = [
         ("job", |job| Call::ListAttempts(v1::ListAttemptsRequest { job, ..Default::default() })),
         ("job", |job| Call::GetJob(v1::GetJobRequest { job, with_attempts: true })),
         ("job", |job| Call::WatchJobs(v1::WatchJobsRequest { job, from_revision: 1 })),
         ("job", |job| Call::Why(v1::WhyRequest { job })),
         ("job", |job| Call::Logs(v1::LogsRequest { job, ..Default::default() })),
+        ("job", |job| Call::Rerun(v1::RerunRequest { job, ..Default::default() })),
         ("jobs[0]", |job| {
             Call::Cancel(v1::CancelRequest { token: String::new(), jobs: job.into_iter().collect() })
         }),
@@ -420,6 +437,9 @@ fn reader_cases() -> Vec<Case> {
     let logs = |unit, task, attempt| {
         Call::Logs(v1::LogsRequest { job: waits(), unit, task, attempt, ..Default::default() })
     };
+    let rerun = |token: &str, name: &str| {
+        Call::Rerun(v1::RerunRequest { token: token.to_owned(), job: waits(), name: name.to_owned() })
+    };
     let cancel = |token: &str, count| {
         let jobs = std::iter::repeat_with(|| waits().expect("a job")).take(count).collect();
         Call::Cancel(v1::CancelRequest { token: token.to_owned(), jobs })
@@ -448,6 +468,9 @@ fn reader_cases() -> Vec<Case> {
             "\"1.x\\u{7}\" is not the next_page_token of an earlier page",
         ),
         invalid(attempts(0, "7"), "page_token", "\"7\" is not the next_page_token of an earlier page"),
+        // Of the job that waits there is nothing to run again.
+        refused(rerun(&"t".repeat(129), ""), "token", Code::FailedPrecondition, "\"waits\" has not ended"),
+        refused(rerun("", "no name"), "name", Code::FailedPrecondition, "\"waits\" has not ended"),
         invalid(cancel(&"t".repeat(129), 1), "token", "129 bytes"),
         invalid(cancel("", 0), "jobs", "0 jobs, 1 to 1000 are allowed"),
         invalid(cancel("", 1_001), "jobs", "1001 jobs, 1 to 1000 are allowed"),

@@ -21,6 +21,7 @@ pub enum Call {
     ListJobs(v1::ListJobsRequest),
     WatchJobs(v1::WatchJobsRequest),
     Cancel(v1::CancelRequest),
+    Rerun(v1::RerunRequest),
     Why(v1::WhyRequest),
     Logs(v1::LogsRequest),
     CreateQueue(v1::CreateQueueRequest),
@@ -66,6 +67,7 @@ impl Call {
             Self::ListJobs(_) => "ListJobs",
             Self::WatchJobs(_) => "WatchJobs",
             Self::Cancel(_) => "Cancel",
+            Self::Rerun(_) => "Rerun",
             Self::Why(_) => "Why",
             Self::Logs(_) => "Logs",
             Self::CreateQueue(_) => "CreateQueue",
@@ -92,6 +94,7 @@ impl Call {
             Self::ListJobs(request) => jobs.list_jobs(request).await.map(drop),
             Self::WatchJobs(request) => jobs.watch_jobs(request).await.map(drop),
             Self::Cancel(request) => jobs.cancel(request).await.map(drop),
+            Self::Rerun(request) => jobs.rerun(request).await.map(drop),
             Self::Why(request) => jobs.why(request).await.map(drop),
             Self::Logs(request) => match jobs.logs(request).await {
                 // Errors found later end the stream.

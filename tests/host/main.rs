@@ -40,6 +40,7 @@ fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
         devices: Vec::new(),
         cgroup_parent: None,
         log_max_bytes: 0,
+        processes_max: 0,
     };
     Host::new(settings, Clock::start()).logs()
 }
@@ -417,6 +418,36 @@ fn the_kernel_enforces_limits_in_a_group_that_was_delegated_to_the_agent() {
     let below = std::fs::read_dir(&delegated).expect("the group").flatten().map(|entry| entry.path());
     below.filter(|path| path.is_dir()).for_each(|path| std::fs::remove_dir(path).expect("an empty group"));
     std::fs::remove_dir(&delegated).expect("an empty group");
+}
+
+#[test]
+fn the_kernel_bounds_the_number_of_a_tasks_processes() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
+    let attempt = supervisor.attempt();
+    let test = "the_kernel_bounds_the_number_of_a_tasks_processes";
+    if enforced(test, &supervisor, "the number of a task's processes").is_none() {
+        return;
+    }
+    let count = "n=0; while [ $n -lt 40 ]; do sleep 1000 & n=$((n+1)); done; exit 7";
+    supervisor.start_attempt_with(&attempt, &[Task::script(count)], json!({ "processes_max": 20 }));
+    // The shell gives up when it can't make another process.
+    let ended = supervisor.ended(&attempt);
+    assert!(ended.kind == "failed" && ended.exit_code != Some(7), "{ended:?}");
+}
+
+/// Memory that a task's processes share counts once, however many they are.
+#[test]
+fn shared_memory_is_counted_once_where_the_kernel_does_not_count() {
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
+    let script = "my $block = 'x' x (40 << 20); \
+                  for (1..7) { if (!fork) { sleep 2; exit 0 } } \
+                  1 while wait != -1";
+    // All eight have 40 MiB resident: 320 MiB, of which 40 exist.
+    let task = Task { memory_max_bytes: 160 << 20, ..Task::command(&["perl", "-e", script]) };
+    supervisor.start_attempt(&attempt, &[task]);
+    let ended = supervisor.ended(&attempt);
+    assert_eq!(ended.kind, "succeeded", "{ended:?}");
 }
 
 /// A task that allocates memory without end.

@@ -42,6 +42,7 @@ impl Bench for HostBench {
             // A group that can't exist: the supervisors of other tests must not matter here.
             cgroup_parent: Some("/cgroup.procs/none".into()),
             log_max_bytes: LOG_MAX_BYTES,
+            processes_max: 0,
         };
         Host::new(settings, clock)
     }

@@ -4,13 +4,14 @@ use super::{Invalid, invalid, other};
 use crate::api::proto::v1;
 use crate::model::device::DeviceAmount;
 use crate::model::id::JobId;
+use crate::model::interval::IntervalSet;
 use crate::model::limit::POD_SPEC_LEN_MAX;
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{
     Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, NodeLosses,
-    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, TaskGroup, TaskRequest,
-    Toleration,
+    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Selection, Simulate, TaskGroup,
+    TaskRequest, Toleration,
 };
 
 /// Time between SIGTERM and SIGKILL if the spec sets none.
@@ -117,6 +118,8 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
         }
         None => return Err(invalid(path, "set what to run: process, container or pod")),
     };
+    let selection = read_selection(path, group)?;
+    let selected = selection.as_ref().map(|selection| selection.indices.len());
     let simulate = group.simulate.as_ref().map(|simulate| {
         let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
             invalid(
@@ -128,12 +131,26 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
     });
     Ok(TaskGroup {
         name: if group.name.is_empty() { "main".to_owned() } else { group.name.clone() },
-        count: group.count.unwrap_or(1),
+        count: group.count.unwrap_or(selected.unwrap_or(1)),
         gang: group.gang,
         request: TaskRequest { resources, devices: devices.transpose()? },
         run,
         simulate: simulate.transpose()?,
+        selection,
     })
+}
+
+fn read_selection(path: &str, group: &v1::TaskGroup) -> Result<Option<Selection>, Invalid> {
+    let field = format!("{path}.indices");
+    if group.indices.is_empty() {
+        return match group.index_count {
+            Some(_) => Err(invalid(&format!("{path}.index_count"), "needs indices")),
+            None => Ok(None),
+        };
+    }
+    let indices = IntervalSet::parse(&group.indices).map_err(|error| invalid(&field, error))?;
+    let past = indices.intervals().last().map_or(0, |[_, end]| *end);
+    Ok(Some(Selection { of: group.index_count.unwrap_or(past), indices }))
 }
 
 fn read_program(path: &str, program: &v1::Program) -> Result<Program, Invalid> {
@@ -286,6 +303,7 @@ fn group_message(group: &TaskGroup) -> v1::TaskGroup {
         }),
         Run::Pod { spec } => v1::task_group::Run::Pod(v1::KubernetesPod { spec_json: spec.clone() }),
     };
+    let selection = group.selection.as_ref();
     v1::TaskGroup {
         name: group.name.clone(),
         count: Some(group.count),
@@ -301,6 +319,8 @@ fn group_message(group: &TaskGroup) -> v1::TaskGroup {
         simulate: group
             .simulate
             .map(|s| v1::Simulate { duration_ms: s.duration_ms, exit_code: u32::from(s.exit_code) }),
+        indices: selection.map_or_else(String::new, |selection| selection.indices.to_string()),
+        index_count: selection.map(|selection| selection.of),
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
             devices: section.devices.iter().flat_map(devices).collect(),
             cgroup_parent: section.cgroup_parent.clone(),
             log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
+            processes_max: section.processes_max.unwrap_or(host::PROCESSES_MAX),
         }));
     }
     if let Some(section) = &file.kubernetes {

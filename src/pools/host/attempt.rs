@@ -99,7 +99,8 @@ impl TrackedAttempt {
         journal: &mut Journal,
     ) -> Result<(), Exit> {
         if let (Some(groups), Some(group), Some(start)) = (groups, &group, self.request.group_of(rank)) {
-            let limited = groups.limit(group, start.cpu_max_millis, start.memory_max_bytes);
+            let processes_max = self.request.processes_max;
+            let limited = groups.limit(group, start.cpu_max_millis, start.memory_max_bytes, processes_max);
             limited.map_err(|error| {
                 Exit::plain(EndKind::StartFailed, &format!("its limits can't be set: {error}"))
             })?;

@@ -26,6 +26,9 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// The smallest CPU time per period that the kernel accepts, in microseconds.
 const CPU_QUOTA_MIN_US: u64 = 1_000;
 
+/// The controllers whose limits are used.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
 /// The file in a supervisor's folder that has the path of the pool's group.
 const HOME_FILE: &str = "cgroup";
 
@@ -38,6 +41,8 @@ pub(super) struct Groups {
     pub(super) cpu: Result<(), String>,
     /// `Ok` if the kernel enforces memory limits; else the reason why it does not.
     pub(super) memory: Result<(), String>,
+    /// `Ok` if the kernel bounds the number of processes; else the reason why it does not.
+    pub(super) processes: Result<(), String>,
 }
 
 /// One control group.
@@ -102,15 +107,15 @@ impl Groups {
             };
             enabled.map_err(|error| explain(&mount, &base, controller, &error))
         };
-        let (cpu, memory) = (enabled("cpu"), enabled("memory"));
-        Ok(Self { home, cpu, memory })
+        let (cpu, memory, processes) = (enabled("cpu"), enabled("memory"), enabled("pids"));
+        Ok(Self { home, cpu, memory, processes })
     }
 
     /// Removes the pool's group and returns `None`, unless the groups enforce a limit or are `required`.
     ///
     /// Groups without limits only contain processes, which is not worth an exec more for each task.
     pub(super) fn remove_unless_useful(self, required: bool) -> Option<Self> {
-        if required || self.cpu.is_ok() || self.memory.is_ok() {
+        if required || self.cpu.is_ok() || self.memory.is_ok() || self.processes.is_ok() {
             return Some(self);
         }
         self.remove();
@@ -131,6 +136,9 @@ impl Groups {
                 if self.memory.is_ok() {
                     enable_controller(&whole.0, "memory")?;
                 }
+                if self.processes.is_ok() {
+                    enable_controller(&whole.0, "pids")?;
+                }
                 each.iter().try_for_each(|group| create(&group.0))?;
             }
             Ok(())
@@ -150,7 +158,16 @@ impl Groups {
     ///
     /// # Errors
     /// If the kernel rejects a limit although the controller is enabled.
-    pub(super) fn limit(&self, group: &Group, cpu_millis: u64, memory_bytes: u64) -> io::Result<()> {
+    pub(super) fn limit(
+        &self,
+        group: &Group,
+        cpu_millis: u64,
+        memory_bytes: u64,
+        processes: u64,
+    ) -> io::Result<()> {
+        if self.processes.is_ok() && processes > 0 {
+            fs::write(group.0.join("pids.max"), processes.to_string())?;
+        }
         if self.cpu.is_ok() && cpu_millis > 0 {
             let quota_us = (cpu_millis * CPU_PERIOD_US / 1_000).max(CPU_QUOTA_MIN_US);
             fs::write(group.0.join("cpu.max"), format!("{quota_us} {CPU_PERIOD_US}"))?;
@@ -361,7 +378,7 @@ fn vacate(base: &Path, name: &str) -> io::Result<()> {
     let text = fs::read_to_string(base.join("cgroup.procs"))?;
     // Only the root group has no `cgroup.type`, and it may contain processes beside children.
     let is_root = !base.join("cgroup.type").exists();
-    if text.is_empty() || is_root || !(has_controller(base, "cpu") || has_controller(base, "memory")) {
+    if text.is_empty() || is_root || !CONTROLLERS.iter().any(|controller| has_controller(base, controller)) {
         return Ok(());
     }
     let own = rustix::process::getpid().as_raw_nonzero().get().to_string();

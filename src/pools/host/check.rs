@@ -35,11 +35,13 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
     for (what, controller, otherwise) in [
         ("cpu limits", "cpu", "not enforced"),
         ("memory limits", "memory", "watched, not enforced by the kernel"),
+        ("process limits", "pids", "not enforced"),
     ] {
         found.push(match enforced(controller) {
             Ok(()) => Finding::of(what, Ok("the kernel enforces them".to_owned())),
             Err(why) => Finding::limited(what, format!("{otherwise}: {why}")),
         });
     }
+    found.push(Finding::limited("users", super::same_user()));
     found
 }

@@ -31,25 +31,38 @@ pub(super) fn excesses(attempts: &BTreeMap<String, TrackedAttempt>) -> Vec<Exces
     if limits.is_empty() {
         return Vec::new();
     }
-    let used = used_bytes(attempts);
+    let used = processes(attempts);
+    let page = rustix::param::page_size() as u64;
     let over = limits.into_iter().filter_map(|((attempt, rank), limit_bytes)| {
-        let used_bytes = used.get(&(attempt.clone(), rank)).copied().filter(|used| *used > limit_bytes)?;
+        let processes = used.get(&(attempt.clone(), rank))?;
+        let resident = processes.iter().map(|stat| stat.resident_pages).sum::<u64>() * page;
+        // What several processes share is resident in each of them. Counting it once takes longer, so that is done
+        // only if it matters.
+        let used_bytes = if resident > limit_bytes { shared_once(processes, page) } else { resident };
+        if used_bytes <= limit_bytes {
+            return None;
+        }
         Some(Excess { attempt, rank, used_bytes, limit_bytes })
     });
     over.collect()
 }
 
-/// Sums the resident memory of each task's processes, by attempt and rank.
-fn used_bytes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, usize), u64> {
-    let page = rustix::param::page_size() as u64;
-    let (mut used, mut mains) = (BTreeMap::new(), BTreeMap::new());
+/// Sums the memory of processes, in which each page counts by the share of each process that has it. Of a process whose
+/// shares can't be read, all counts that is resident.
+fn shared_once(processes: &[Stat], page: u64) -> u64 {
+    let of = |stat: &Stat| process::proportional_bytes(stat.pid).unwrap_or(stat.resident_pages * page);
+    processes.iter().map(of).sum()
+}
+
+/// The processes of each task, by attempt and rank.
+fn processes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, usize), Vec<Stat>> {
+    let (mut found, mut mains) = (BTreeMap::<_, Vec<Stat>>::new(), BTreeMap::new());
     for (name, attempt) in attempts {
         for task in attempt.tasks() {
             let owner = (name.clone(), task.rank());
             match task.group() {
                 Some(group) => {
-                    let pages = group.pids().into_iter().filter_map(process::stat).map(|s| s.resident_pages);
-                    used.insert(owner, pages.sum::<u64>() * page);
+                    found.insert(owner, group.pids().into_iter().filter_map(process::stat).collect());
                 }
                 None => {
                     mains.insert(task.pid(), owner);
@@ -58,16 +71,16 @@ fn used_bytes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, 
         }
     }
     if mains.is_empty() {
-        return used;
+        return found;
     }
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let all: BTreeMap<i32, Stat> = process::all().into_iter().map(|stat| (stat.pid, stat)).collect();
     for stat in all.values().filter(|stat| stat.resident_pages > 0) {
         if let Some(owner) = owner(stat, &all, &mains, own) {
-            *used.entry(owner).or_default() += stat.resident_pages * page;
+            found.entry(owner).or_default().push(*stat);
         }
     }
-    used
+    found
 }
 
 /// Finds the task that a process belongs to: by its process group, its ancestors, or, if those have ended,

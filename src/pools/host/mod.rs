@@ -68,6 +68,10 @@ pub const CAPABILITIES: Capabilities = Capabilities {
 /// Default bound of the output stored per attempt, all streams of all tasks together.
 pub const LOG_MAX_BYTES: u64 = 64 << 20;
 
+/// Default bound of the processes and threads of a task: more than large programs have, and less than a system has
+/// numbers for.
+pub const PROCESSES_MAX: u64 = 16_384;
+
 /// Settings of a host pool.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -88,6 +92,8 @@ pub struct Settings {
     pub cgroup_parent: Option<PathBuf>,
     /// Bound of the output stored per attempt, in bytes.
     pub log_max_bytes: u64,
+    /// Bound of the processes and threads of each task, where control groups enforce it.
+    pub processes_max: u64,
 }
 
 /// The agent side of a host pool.
@@ -128,8 +134,19 @@ impl Host {
     /// What this pool does not enforce, as far as it is not the supervisor's part.
     fn notes(&self) -> Vec<String> {
         let note = "a part of a device is counted, not enforced: the task sees the whole device";
-        if self.settings.devices.is_empty() { Vec::new() } else { vec![note.to_owned()] }
+        let of_devices = (!self.settings.devices.is_empty()).then(|| note.to_owned());
+        of_devices.into_iter().chain([same_user()]).collect()
     }
+}
+
+/// What is not promised because all tasks run as the agent's user.
+fn same_user() -> String {
+    let user = rustix::process::geteuid();
+    let power = if user.is_root() { ", and do whatever root may" } else { "" };
+    format!(
+        "all tasks run as the agent's user ({}): they can read and stop each other, and read the pool's key{power}",
+        user.as_raw()
+    )
 }
 
 /// The name of this machine.
@@ -397,6 +414,7 @@ impl PoolBackend for Host {
             region: self.settings.region,
             devices: &self.settings.devices,
             log_max_bytes: self.settings.log_max_bytes,
+            processes_max: self.settings.processes_max,
         };
         match start_request(&pool, &start, self.clock) {
             Ok(request) => self.send(ToSupervisor::StartAttempt(request)),

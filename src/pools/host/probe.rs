@@ -181,6 +181,7 @@ mod tests {
             max_run_ms: 0,
             grace_ms: 0,
             log_max_bytes: 0,
+            processes_max: 0,
         }
     }
 

@@ -29,6 +29,14 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Reads the memory of a process, in bytes, in which pages that it shares with others count in part: its proportional
+/// set size. `None` if it has ended or belongs to another user.
+pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let size = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    size.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+}
+
 /// Reads the state of all processes. This is slow: only for memory polls and error paths.
 pub(super) fn all() -> Vec<Stat> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

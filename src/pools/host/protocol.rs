@@ -57,6 +57,9 @@ pub struct StartAttempt {
     pub max_run_ms: u64,
     /// Time between SIGTERM and SIGKILL, if the attempt ran for `max_run_ms` or another task failed.
     pub grace_ms: u64,
+    /// Bound of the processes and threads of each task; 0, as in journals of older supervisors: no limit.
+    #[serde(default)]
+    pub processes_max: u64,
     /// Bound of the output of all tasks together. Each stream gets an equal share.
     pub log_max_bytes: u64,
 }

@@ -21,6 +21,7 @@ pub(super) struct Pool<'a> {
     /// The node's devices, in the order of its declaration.
     pub(super) devices: &'a [Device],
     pub(super) log_max_bytes: u64,
+    pub(super) processes_max: u64,
 }
 
 /// Makes the request that starts an attempt.
@@ -74,6 +75,7 @@ pub(super) fn start_request(
         max_run_ms: start.spec.max_run_ms,
         grace_ms: start.spec.grace_ms,
         log_max_bytes: pool.log_max_bytes,
+        processes_max: pool.processes_max,
     })
 }
 
@@ -102,8 +104,8 @@ fn group_start(group: &TaskGroup) -> Result<protocol::GroupStart, String> {
 fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[Device]) -> Vec<(String, String)> {
     let mut env = vec![
         ("WEIR_TASK_GROUP".to_owned(), group.name.clone()),
-        ("WEIR_TASK_INDEX".to_owned(), task.task.to_string()),
-        ("WEIR_TASK_COUNT".to_owned(), group.count.to_string()),
+        ("WEIR_TASK_INDEX".to_owned(), group.index_of(task.task).to_string()),
+        ("WEIR_TASK_COUNT".to_owned(), group.index_count().to_string()),
         ("WEIR_NODE".to_owned(), task.node.clone()),
     ];
     env.extend(device_env(devices, &task.devices));
@@ -181,8 +183,13 @@ mod tests {
         };
         let start = StartRequest { order, spec: Arc::new(spec), start_by: Timestamp(1), lease_ms: None };
         let devices = devices(&[("A100-80G", 2), ("Ascend910B3", 2)]);
-        let pool =
-            Pool { name: "p", region: RegionCode::default(), devices: &devices, log_max_bytes: 1 << 20 };
+        let pool = Pool {
+            name: "p",
+            region: RegionCode::default(),
+            devices: &devices,
+            log_max_bytes: 1 << 20,
+            processes_max: 9,
+        };
         start_request(&pool, &start, Clock::start())
     }
 

@@ -69,11 +69,15 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     raise_file_limit();
     let (groups, mut notes) = match Groups::open(cgroup_parent, state) {
         Ok(groups) => {
-            let notes = notes(groups.cpu.as_ref().err(), groups.memory.as_ref().err());
+            let notes =
+                notes([&groups.cpu, &groups.memory, &groups.processes].map(|limit| limit.as_ref().err()));
             (groups.remove_unless_useful(cgroup_parent.is_some()), notes)
         }
-        Err(why) => (None, notes(Some(&why), Some(&why))),
+        Err(why) => (None, notes([Some(&why); 3])),
     };
+    if groups.is_none() {
+        notes.push(UNCONTAINED.to_owned());
+    }
     let (journal, entries, damaged) = Journal::open(state)?;
     if damaged > 0 {
         let note = format!(
@@ -358,7 +362,7 @@ impl Supervisor {
             return;
         }
         match self.probes.begin(request, now.boot_ms) {
-            Begun::NotNeeded(request) => self.launch(request, now),
+            Begun::NotNeeded(request) => self.begin_tasks(request, now),
             Begun::Waits => {}
             Begun::TooMany(request) => {
                 let message = "too many starts wait for file systems that don't answer";
@@ -378,7 +382,7 @@ impl Supervisor {
         let now = now();
         for (request, probed) in self.probes.take_ended(now.boot_ms) {
             match probed {
-                Probed::Answered => self.launch(request, now),
+                Probed::Answered => self.begin_tasks(request, now),
                 Probed::Silent => {
                     let message = format!(
                         "the file system of its directory or program does not answer within {} s",
@@ -393,7 +397,7 @@ impl Supervisor {
     }
 
     /// Starts the tasks of an attempt.
-    fn launch(&mut self, request: StartAttempt, now: Now) {
+    fn begin_tasks(&mut self, request: StartAttempt, now: Now) {
         let directory = store::attempts_dir(&self.state).join(&request.attempt);
         let prepared = self
             .journal
@@ -568,8 +572,9 @@ fn unstarted(exit: Exit) -> Status {
     Status::Ended { started_unix_ms: None, ended_unix_ms, kind, exit_code, signal, message }
 }
 
-/// Notes for operators: the limits that are not enforced here, and why.
-fn notes(cpu: Option<&String>, memory: Option<&String>) -> Vec<String> {
+/// Notes for operators: the limits of CPU, memory and processes that are not enforced here, and why.
+fn notes(unenforced: [Option<&String>; 3]) -> Vec<String> {
+    let [cpu, memory, processes] = unenforced;
     let cpu = cpu.map(|why| format!("CPU limits are not enforced: {why}"));
     let memory = memory.map(|why| {
         format!(
@@ -578,5 +583,10 @@ fn notes(cpu: Option<&String>, memory: Option<&String>) -> Vec<String> {
             POLL.as_millis()
         )
     });
-    cpu.into_iter().chain(memory).collect()
+    let processes = processes.map(|why| format!("the number of a task's processes is not limited: {why}"));
+    cpu.into_iter().chain(memory).chain(processes).collect()
 }
+
+/// What is not promised without control groups.
+const UNCONTAINED: &str = "no control group holds the processes of a task: one that leaves its session and clears its \
+                           environment may live until all attempts of its time have ended";

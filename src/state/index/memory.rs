@@ -150,6 +150,7 @@ fn of_group(group: &TaskGroup) -> u64 {
         + text(&program.workdir)
         + env
         + image
+        + group.selection.as_ref().map_or(0, |selection| size_of_val(selection.indices.intervals()) as u64)
         + models
 }
 

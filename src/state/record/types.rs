@@ -19,8 +19,8 @@ use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::{Needs, Shape};
 use crate::model::spec::{
     Constraints, Dependency, DependencyCondition, DeviceRequest, EnvValue, EnvVar, JobSpec, NodeLosses,
-    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Simulate, Taint, TaskGroup, TaskRequest,
-    Toleration,
+    OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Selection, Simulate, Taint, TaskGroup,
+    TaskRequest, Toleration,
 };
 use crate::state::event::{EndedAttempt, NextTry, Settings};
 use crate::state::job::{Closing, JobEnd, Principal};
@@ -402,7 +402,10 @@ message!(TaskGroup as TaskGroup {
     request: request [default],
     run: run [required],
     simulate: simulate,
+    selection: selection,
 });
+
+message!(Selection as Selection { indices: indices [default], of: of });
 
 impl Translate<Option<u32>> for OnUnitFailure {
     fn to_message(&self) -> Option<u32> {

@@ -1,0 +1,138 @@
+//! Rerun: submits the units of an ended job that did not succeed as a new job.
+
+use prost::Message;
+use tonic::Status;
+
+use super::admission::Identity;
+use super::job::Jobs;
+use super::proto::v1;
+use super::{Mutation, error, mutate};
+use crate::model::interval::IntervalSet;
+use crate::model::limit::NAME_LEN_MAX;
+use crate::model::spec::{JobSpec, Selection};
+use crate::model::validate::quote;
+use crate::runtime::error::CallError;
+use crate::state::command::{Command, Submission};
+use crate::state::decide::Reply;
+use crate::state::rejection::Rejection;
+use crate::state::view::JobPhase;
+
+/// What is put between the name of the ended job and the number of the new one.
+const SUFFIX: &str = "-rerun";
+/// Characters for the number after a prefix.
+const NUMBER_LEN: usize = 21;
+
+impl Jobs {
+    pub(super) async fn rerun_job(
+        &self,
+        identity: &Identity,
+        message: v1::RerunRequest,
+    ) -> Result<v1::RerunResponse, Status> {
+        let fingerprint = v1::RerunRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let job = self.find("job", message.job.as_ref()).await?;
+        let name = quote(&job.name);
+        if !matches!(job.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled) {
+            return Err(error::nothing_to_rerun(&format!("job {name} has not ended")));
+        }
+        let units = self.failed_units(&job, 0, usize::MAX).await?;
+        let Some((spec, units)) = selected(&job.spec, &units) else {
+            return Err(error::nothing_to_rerun(&format!("every unit of job {name} succeeded")));
+        };
+        let mut name_prefix = job.name.clone();
+        name_prefix.truncate(NAME_LEN_MAX - SUFFIX.len() - NUMBER_LEN);
+        name_prefix.push_str(SUFFIX);
+        let submission = Submission {
+            name: message.name.clone(),
+            name_prefix: name_prefix.clone(),
+            queue: job.queue.clone(),
+            spec,
+            allow_pending: false,
+        };
+        let mutation = Mutation {
+            identity,
+            method: "Rerun",
+            token: &message.token,
+            fingerprint: &fingerprint,
+            jobs: 1,
+            command: Command::Submit { jobs: vec![submission] },
+        };
+        let outcome = mutate(&self.broker, &self.admission, mutation).await?;
+        let (reply, revision) = outcome.map_err(|error| error::call(without_path(error)))?;
+        let Reply::Submitted { first, .. } = reply else {
+            return Err(Status::internal("unexpected reply to a rerun"));
+        };
+        let name = if message.name.is_empty() { format!("{name_prefix}-{first}") } else { message.name };
+        Ok(v1::RerunResponse { id: first.0, name, units, revision: revision.0 })
+    }
+}
+
+/// The error with its fields named as in a rerun: there is one job.
+fn without_path(error: CallError) -> CallError {
+    let CallError::Rejected(Rejection::Invalid(mut violations)) = error else { return error };
+    for violation in &mut violations {
+        if let Some(field) = violation.field.strip_prefix("jobs[0].") {
+            violation.field = field.to_owned();
+        }
+    }
+    CallError::Rejected(Rejection::Invalid(violations))
+}
+
+/// The spec of some units of a job, and how many these are; `None` if there are none.
+fn selected(spec: &JobSpec, units: &[u32]) -> Option<(JobSpec, u32)> {
+    let units = IntervalSet::from_intervals(units.iter().map(|unit| [*unit, unit + 1]));
+    if units.is_empty() {
+        return None;
+    }
+    // Those of the ended job were fulfilled, or can't be any more.
+    let mut selected = JobSpec { depends_on: Vec::new(), ..spec.clone() };
+    if spec.gang_job {
+        return Some((selected, 1));
+    }
+    selected.groups.clear();
+    for (index, group) in spec.groups.iter().enumerate() {
+        let first = spec.first_unit(index);
+        let of_group = units.iter().filter(|unit| (first..first + group.unit_count()).contains(unit));
+        if group.gang {
+            selected.groups.extend(of_group.map(|_| group.clone()));
+            continue;
+        }
+        let tasks = of_group.map(|unit| group.index_of(unit - first));
+        let indices = IntervalSet::from_intervals(tasks.map(|task| [task, task + 1]));
+        if !indices.is_empty() {
+            let mut group = group.clone();
+            let of = group.index_count();
+            group.count = indices.len();
+            group.selection = Some(Selection { indices, of });
+            selected.groups.push(group);
+        }
+    }
+    Some((selected, units.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::spec::minimal;
+
+    #[test]
+    fn units_that_did_not_succeed_run_again_with_the_indices_that_they_had() {
+        let mut spec = minimal();
+        spec.groups[0].count = 10;
+        let mut gang = minimal().groups.remove(0);
+        (gang.name, gang.gang, gang.count) = ("gang".to_owned(), true, 4);
+        let mut last = minimal().groups.remove(0);
+        (last.name, last.count) = ("last".to_owned(), 3);
+        spec.groups.extend([gang.clone(), last]);
+        // Units 0 to 9, 10 for the gang, 11 to 13.
+        let (again, units) = selected(&spec, &[2, 3, 9, 10]).unwrap();
+        assert_eq!(units, 4);
+        let selection = again.groups[0].selection.as_ref().unwrap();
+        assert_eq!((selection.indices.to_string().as_str(), selection.of), ("2-3,9", 10));
+        assert_eq!((again.groups[0].count, again.groups.len()), (3, 2));
+        assert_eq!(again.groups[1], gang);
+        let (third, _) = selected(&again, &[1, 2]).unwrap();
+        let selection = third.groups[0].selection.as_ref().unwrap();
+        assert_eq!((selection.indices.to_string().as_str(), selection.of), ("3,9", 10));
+        assert!(selected(&spec, &[]).is_none());
+    }
+}
