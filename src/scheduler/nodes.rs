@@ -134,7 +134,7 @@ pub(super) fn sample(state: &State) -> Vec<Node> {
         while due < next
             && let Some((at, node)) = numbered.find(|(at, node)| *at >= due && node.is_open())
         {
-            sample.push(emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect()));
+            sample.push(emptied_node(pool, node));
             due = (at / step + 1) * step;
         }
         passed = next;
@@ -149,12 +149,16 @@ pub(super) fn emptied(node: &StateNode, class: ClassRef, devices: Arc<[Device]>)
     Node { class, free: node.spec.allocatable.clone(), devices, device_free }
 }
 
+/// The same for a node of a pool, with a class of its own.
+pub(super) fn emptied_node(pool: &Pool, node: &StateNode) -> Node {
+    emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect())
+}
+
 /// A copy of one pool that places by best fit: every node that is not gone, as if it were empty and open.
 pub(super) fn emptied_copy(pool: &Pool) -> Packer {
     let mut packer = Packer::new(Scorer::BestFit);
     for node in pool.nodes.values().filter(|node| !node.gone) {
-        let empty = emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect());
-        packer.set(NodeRef { pool: pool.id, node: node.id }, empty);
+        packer.set(NodeRef { pool: pool.id, node: node.id }, emptied_node(pool, node));
     }
     packer
 }

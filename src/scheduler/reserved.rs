@@ -7,7 +7,8 @@
 //! classes ahead of it are placed there.
 //!
 //! A class of higher priority than other work that waits or may arrive doesn't wait for that: the next nodes on which
-//! something ends are reserved for it, also in small clusters and whatever its tasks lack there.
+//! something ends are reserved for it, also in small clusters and whatever its tasks lack there. For a gang these are as
+//! many nodes of one pool as it may need.
 //!
 //! Few nodes are reserved at a time, and a node with more free devices replaces one with fewer: the idle
 //! capacity is bounded, and each change brings a node closer to being free. A job of the same size can start
@@ -15,18 +16,21 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::blocked::FreedCapacity;
 use super::packing::policy::Scorer;
 use super::packing::{Node, Packer, Undo};
-use super::{ClassState, Round, RunKey, Scheduler, nodes};
+use super::{ClassState, Demands, Round, RunKey, Scheduler, nodes};
 use crate::model::attempt::Placement;
 use crate::model::demand::Demand;
 use crate::model::id::{JobId, NodeRef, PoolId, UnitId};
 use crate::model::limit::{DEVICE_MILLIS, NODES_PER_RESERVED_NODE, RESERVATION_WAIT_MS_MIN};
 use crate::model::resource::{Resources, TASK_SIZES, task_size};
-use crate::model::shape::ClassKey;
+use crate::model::shape::{ClassKey, ShapeId};
+use crate::model::time::Timestamp;
 use crate::state::State;
+use crate::state::pool::Pool;
 
 /// Nodes reserved at a time, whatever the size of the cluster: each start may compare all of them.
 const NODES_MAX: usize = 64;
@@ -63,6 +67,8 @@ pub(super) struct ReservedNodes {
     pub(super) packer: Packer,
     reservation_policy: ReservationPolicy,
     owners: BTreeMap<NodeRef, Owner>,
+    /// Gangs that can't run in a pool, with when that was found.
+    too_large: BTreeMap<(ShapeId, PoolId), Timestamp>,
     /// Moving average of the wait of the units that started, weighted by their devices, in microseconds.
     mean_wait_us: i128,
 }
@@ -110,6 +116,7 @@ impl Default for ReservedNodes {
             packer,
             reservation_policy: ReservationPolicy::default(),
             owners: BTreeMap::new(),
+            too_large: BTreeMap::new(),
             mean_wait_us: 0,
         }
     }
@@ -203,7 +210,7 @@ impl Scheduler {
             }
         };
         let own = self.reserved.owners.values().filter(|other| other.class() == owner.class()).count();
-        let replaced = if units_waiting(state, owner.class(), own + 1) <= own {
+        let replaced = if self.nodes_needed(state, owner.class(), at, own + 1) <= own {
             self.reserved.least_free(|other| other.class() == owner.class())
         } else if self.reserved.owners.len() >= nodes_max {
             self.reserved.least_free(|other| other.why <= owner.why)
@@ -243,11 +250,73 @@ impl Scheduler {
         let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
         first.into_iter().find_map(|key| {
             let index = self.shape_index(state, key.2.shape)?;
-            let ([(demand, 1)], shape) = (&index.demands[..], &index.shape) else { return None };
-            let usable = empty.fits(demand) && state.exclusion(at.pool, shape).is_none();
-            let lacks = || shortage(demand, &node, &whole.spec.allocatable) != Shortage::None;
-            usable.then(|| lacks().then_some(Owner { key, why: Cause::Priority }))
+            if state.exclusion(at.pool, &index.shape).is_some() {
+                return None;
+            }
+            let owner = Owner { key, why: Cause::Priority };
+            if let [(demand, 1)] = &index.demands[..] {
+                let lacks = || shortage(demand, &node, &whole.spec.allocatable) != Shortage::None;
+                return empty.fits(demand).then(|| lacks().then_some(owner));
+            }
+            // A gang runs in one pool. What fits one of its tasks now is no use to it alone.
+            let demands = index.demands.clone();
+            let fits = demands.iter().any(|(demand, _)| empty.fits(demand));
+            let elsewhere = self
+                .reserved
+                .owners
+                .iter()
+                .any(|(other, owner)| owner.class() == key.2 && other.pool != at.pool);
+            let mut may_hold = || self.may_hold_gang(state, at.pool, key.2, &demands);
+            (fits && !elsewhere && may_hold()).then_some(Some(owner))
         })?
+    }
+
+    /// Returns whether the pool could run a gang if nothing else ran on its open nodes. Nodes that are reserved for a
+    /// gang that can't run would be idle for ever. Once the class has nodes there, the answer is known until a placement
+    /// fails; that a gang can't run is taken as true for some seconds.
+    fn may_hold_gang(&mut self, state: &State, pool: PoolId, class: ClassKey, demands: &Demands) -> bool {
+        if self.reserved.owners.values().any(|owner| owner.class() == class) {
+            return true;
+        }
+        let too_large = self.reserved.too_large.get(&(class.shape, pool));
+        if too_large.is_some_and(|at| state.now().ms_since(*at) < TOO_LARGE_MS) {
+            return false;
+        }
+        let holds = state.pool(pool).is_some_and(|pool| could_hold(pool, demands));
+        if !holds {
+            if self.reserved.too_large.len() >= NODES_MAX {
+                self.reserved.too_large.clear();
+            }
+            self.reserved.too_large.insert((class.shape, pool), state.now());
+        }
+        holds
+    }
+
+    /// How many nodes like this one a class may need, counted up to `limit`: one for each waiting unit of one task. A
+    /// gang may need twice as many as its resources fill, as tasks don't fill nodes, but not more than it has tasks.
+    fn nodes_needed(&self, state: &State, class: ClassKey, at: NodeRef, limit: usize) -> usize {
+        let units = units_waiting(state, class, limit);
+        let (Some(index), Some(whole)) = (self.shapes.get(&class.shape), state.node(at)) else {
+            return units;
+        };
+        let tasks: u64 = index.demands.iter().map(|(_, count)| u64::from(*count)).sum();
+        if tasks < 2 || units == 0 {
+            return units;
+        }
+        let whole = whole.total();
+        let filled = |of: fn(&Resources) -> u64| {
+            let all: u64 = index.demands.iter().fold(0, |sum, (demand, count)| {
+                sum.saturating_add(of(&total_of(demand)).saturating_mul(u64::from(*count)))
+            });
+            all.div_ceil(of(&whole).max(1))
+        };
+        let filled = [
+            filled(|resources| resources.cpu_millis),
+            filled(|resources| resources.memory_bytes),
+            filled(|resources| resources.device_millis),
+        ];
+        let nodes = filled.into_iter().max().unwrap_or(1).saturating_mul(2).min(tasks);
+        usize::try_from(nodes).unwrap_or(usize::MAX).min(limit)
     }
 
     /// The first blocked class, in order, that would fit the node if it were empty, provided that it has
@@ -288,7 +357,7 @@ impl Scheduler {
         let (Some(node), Some(whole)) = (self.reserved.packer.node(at), state.node(at)) else { return };
         let useful = self.shapes.get(&owner.class().shape).is_some_and(|index| {
             let empty = nodes::emptied(whole, node.class.clone(), node.devices.clone()).bucket();
-            index.demands.iter().all(|(demand, _)| {
+            index.demands.iter().any(|(demand, _)| {
                 let other = || shortage(demand, node, &whole.spec.allocatable) == Shortage::Other;
                 empty.fits(demand) && (owner.why != Cause::Wait || !other())
             }) && state.exclusion(at.pool, &index.shape).is_none()
@@ -308,12 +377,31 @@ impl Scheduler {
         for ((class, why), nodes) in owned {
             let waits = (why != Cause::Wait || self.packer.compares_costs())
                 && matches!(self.classes.get(&class), Some(ClassState::Blocked | ClassState::Runnable(_)));
-            let needed = if waits { units_waiting(state, class, nodes) } else { 0 };
+            let is_gang = self.shapes.get(&class.shape).is_some_and(|index| is_gang(&index.demands));
+            let needed = match units_waiting(state, class, nodes) {
+                0 => 0,
+                _ if !waits => 0,
+                _ if is_gang => nodes,
+                units => units,
+            };
             for _ in needed..nodes {
                 if let Some((_, at)) = self.reserved.least_free(|owner| owner.class() == class) {
                     self.release(at);
                 }
             }
+        }
+    }
+
+    /// Releases the nodes of a gang that can't run in their pool any more.
+    fn release_if_too_large(&mut self, state: &State, class: ClassKey, round: &mut Round) {
+        let own = self.reserved.owners.iter().filter(|(_, owner)| owner.class() == class);
+        let own: Vec<NodeRef> = own.map(|(at, _)| *at).collect();
+        let (Some(first), Some(index)) = (own.first(), self.shapes.get(&class.shape)) else { return };
+        let demands = index.demands.clone();
+        round.work += TRIED_MAX as u32;
+        if !state.pool(first.pool).is_some_and(|pool| could_hold(pool, &demands)) {
+            self.reserved.too_large.insert((class.shape, first.pool), state.now());
+            own.into_iter().for_each(|at| self.release(at));
         }
     }
 
@@ -358,7 +446,8 @@ impl Scheduler {
         Some((at.pool, vec![Placement { group, task, node: at.node, devices }]))
     }
 
-    /// Places a gang on nodes of which some are reserved for classes behind it in the order.
+    /// Places a gang on nodes of which some are reserved for its own class, which releases them, or for classes behind it
+    /// in the order.
     pub(super) fn place_gang_on_reserved(
         &mut self,
         state: &State,
@@ -367,25 +456,64 @@ impl Scheduler {
         avoid: Option<NodeRef>,
         round: &mut Round,
     ) -> Option<(PoolId, Vec<Placement>)> {
-        let is_gang = !matches!(self.shape_index(state, key.2.shape)?.demands[..], [(_, 1)]);
-        let behind = self.reserved.owners.iter().filter(|(_, owner)| key < owner.key);
-        let behind: Vec<(NodeRef, Owner)> = behind.map(|(at, owner)| (*at, *owner)).collect();
-        if !is_gang || behind.is_empty() {
+        let is_gang = is_gang(&self.shape_index(state, key.2.shape)?.demands);
+        let usable =
+            self.reserved.owners.iter().filter(|(_, owner)| owner.class() == key.2 || key < owner.key);
+        let usable: Vec<(NodeRef, Owner)> = usable.map(|(at, owner)| (*at, *owner)).collect();
+        if !is_gang || usable.is_empty() {
             return None;
         }
-        for (at, _) in &behind {
+        round.work += usable.len() as u32;
+        for (at, _) in &usable {
             self.reserved.hand_over(*at, &mut self.packer);
         }
         let placed = self.place(state, key.2.shape, unit, avoid, round);
-        for (at, owner) in behind {
-            if let Some(node) = self.packer.node(at).cloned() {
+        let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, key.2.shape, unit, None, round)));
+        for (at, owner) in usable {
+            if placed.is_some() && owner.class() == key.2 {
+                self.blocked.note_freed(FreedCapacity::Node(at));
+            } else if let Some(node) = self.packer.node(at).cloned() {
                 self.packer.remove(at);
                 self.reserved.packer.set(at, node);
                 self.reserved.owners.insert(at, owner);
             }
         }
+        if placed.is_none() {
+            self.release_if_too_large(state, key.2, round);
+        }
         placed
     }
+}
+
+/// Nodes of a pool on which a gang is tried, and its tasks: more than are ever reserved for it. Some tenths of a
+/// millisecond.
+const TRIED_MAX: usize = 256;
+/// How long it is taken as true that a gang can't run in a pool, in milliseconds.
+const TOO_LARGE_MS: u64 = 10_000;
+
+/// Returns whether a gang fits the open nodes of a pool if nothing else runs there. A larger one than can be tried does
+/// not count.
+fn could_hold(pool: &Pool, demands: &Demands) -> bool {
+    let tasks: u64 = demands.iter().map(|(_, count)| u64::from(*count)).sum();
+    if tasks > TRIED_MAX as u64 || !pool.is_open() {
+        return false;
+    }
+    let mut copy = Packer::new(Scorer::BestFit);
+    for node in pool.nodes.values().filter(|node| node.is_open()).take(TRIED_MAX) {
+        copy.set(NodeRef { pool: pool.id, node: node.id }, nodes::emptied_node(pool, node));
+    }
+    let tasks: Vec<_> = demands.iter().map(|(demand, count)| (copy.demand(demand, None), *count)).collect();
+    copy.place_in(pool.id, &tasks, None).is_some()
+}
+
+/// Returns whether the tasks with these demands start together.
+fn is_gang(demands: &[(Arc<Demand>, u32)]) -> bool {
+    !matches!(demands, [(_, 1)])
+}
+
+/// What a task asks for, with its devices.
+fn total_of(demand: &Demand) -> Resources {
+    Resources { device_millis: demand.device_millis(), ..demand.resources.clone() }
 }
 
 /// What a node lacks for a task that would fit it if it were empty.

@@ -159,6 +159,44 @@ fn job_of_higher_priority_gets_the_next_freed_capacity_while_smaller_jobs_arrive
 }
 
 #[test]
+fn gang_of_higher_priority_gets_the_next_freed_capacity_while_smaller_jobs_arrive() {
+    let devices = |count| with_devices(DeviceAmount::Whole(count));
+    let gang = |tasks, each| {
+        let mut spec = devices(each);
+        (spec.groups[0].count, spec.groups[0].gang) = (tasks, true);
+        spec
+    };
+    let mut mixed = devices(4);
+    let mut second = devices(1).groups.remove(0);
+    (second.name, second.count) = ("second".to_owned(), 3);
+    mixed.groups.push(second);
+    mixed.gang_job = true;
+    for large in [gang(2, 4), gang(4, 2), gang(2, 2), gang(8, 1), mixed] {
+        let small = devices(1);
+        assert!(!starts_while_small_jobs_come(0, &small, large.clone()), "the test doesn't starve it");
+        assert!(starts_while_small_jobs_come(1_000, &small, large.clone()), "{:?}", large.groups);
+    }
+}
+
+#[test]
+fn gang_that_its_pool_can_never_hold_keeps_no_node_free() {
+    let devices = |count| with_devices(DeviceAmount::Whole(count));
+    let mut large = JobSpec { priority: 1_000, ..devices(4) };
+    (large.groups[0].count, large.groups[0].gang) = (3, true);
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", (0..2).map(|at| node_spec(&format!("n{at}"), 8, 4)).collect());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let small: Vec<JobId> = (0..9).map(|_| world.submit_spec(devices(1))).collect();
+    plan_until_idle(&mut world, &mut scheduler);
+    world.submit_spec(large);
+    plan_until_idle(&mut world, &mut scheduler);
+    end_after_long(&mut world, unit(small[0], 0));
+    let started = plan_until_idle(&mut world, &mut scheduler);
+    assert_eq!(started.iter().map(|(job, ..)| *job).collect::<Vec<_>>(), [small[8]]);
+    assert!(!scheduler.has_reserved_nodes());
+}
+
+#[test]
 fn gang_uses_nodes_that_are_reserved_for_jobs_behind_it() {
     let mut world = Fixture::new();
     world.pool("p", "CN-CQ", (0..2).map(|at| node_spec(&format!("n{at}"), 8, 2)).collect());
