@@ -1,9 +1,16 @@
-//! A lock on a directory for one process at a time. It ends with the process and records its pid.
+//! Locks on a directory, and on its path, for one process at a time. It ends with the process and records its pid.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use sha2::{Digest, Sha256};
 
 /// How long to try. Until a child process calls exec it still holds the locks of its parent, even after the
 /// parent has ended.
@@ -38,7 +45,8 @@ impl Lock {
     pub fn take(directory: &Path) -> Result<Self, Error> {
         let path = directory.join("lock");
         let mut options = OpenOptions::new();
-        let mut file = options.create(true).truncate(false).read(true).write(true).open(path)?;
+        options.create(true).truncate(false).read(true).write(true).mode(0o600);
+        let mut file = options.open(path)?;
         match try_lock(&file) {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -54,6 +62,44 @@ impl Lock {
         file.rewind()?;
         write!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
+    }
+}
+
+/// The lock on a directory's path, held until it is dropped: if the directory is deleted or replaced while a process uses
+/// it, another process can't use the one that takes its place.
+#[derive(Debug)]
+pub struct PathLock {
+    /// Bound to a name that the kernel forgets with the process. `None` if another user has taken the name: that must
+    /// keep no process from its directory.
+    _name: Option<UnixListener>,
+}
+
+impl PathLock {
+    /// Takes the path of an existing directory. Blocks for up to half a second if it is taken.
+    ///
+    /// # Errors
+    /// - [`Error::InUse`] if another process of this user has taken it.
+    /// - [`Error::Io`] if the system is short of files.
+    pub fn take(directory: &Path) -> Result<Self, Error> {
+        let path = std::fs::canonicalize(directory)?;
+        let hash = Sha256::digest(path.as_os_str().as_encoded_bytes());
+        let address = SocketAddr::from_abstract_name([b"weir-lock-".as_slice(), &hash].concat())?;
+        let until = Instant::now() + TRY_FOR;
+        loop {
+            match UnixListener::bind_addr(&address) {
+                Ok(listener) => return Ok(Self { _name: Some(listener) }),
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => return Err(error.into()),
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                Err(_) => break,
+            }
+        }
+        let holder = UnixStream::connect_addr(&address).and_then(|stream| Ok(socket_peercred(&stream)?));
+        match holder {
+            Ok(holder) if holder.uid == geteuid() => {
+                Err(Error::InUse { holder: holder.pid.as_raw_nonzero().to_string() })
+            }
+            Ok(_) | Err(_) => Ok(Self { _name: None }),
+        }
     }
 }
 

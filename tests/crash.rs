@@ -341,6 +341,10 @@ fn broker_whose_data_directory_is_moved_away_or_replaced_acknowledges_nothing() 
         }
         assert!(home.log().contains("journal.sqlite was deleted or replaced"), "{}", home.log());
         assert_eq!(home.data().exists(), replaced, "the broker begins no journal by itself");
+        let data = home.data();
+        let second = ["server", "--data", data.to_str().expect("a plain path"), "--listen", "127.0.0.1:0"];
+        let (code, _, errors) = home.run(&second);
+        assert!(code == 1 && errors.contains("is in use by another weir, process"), "{code}: {errors}");
         broker.kill();
         let _ = std::fs::remove_dir_all(home.data());
         std::fs::rename(&moved, home.data()).expect("a folder");
@@ -348,6 +352,40 @@ fn broker_whose_data_directory_is_moved_away_or_replaced_acknowledges_nothing() 
         let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
         assert_eq!((code, list.as_str()), (0, "job/crash-1\n"), "{errors}");
     }
+}
+
+/// A copy that is taken while the broker runs has everything that was acknowledged, and only its owner can read it.
+#[test]
+fn backup_of_a_running_broker_is_whole_and_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut home = Home::new();
+    let mut broker = home.start_broker("server");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let jobs = (0..50).map(|index| submission(index, std::path::Path::new("/dev/null"))).collect();
+    let request = v1::SubmitRequest { token: "all".to_owned(), jobs, allow_pending: true };
+    runtime.block_on(async {
+        let client = Client::new(&home.address, Some(&token)).expect("a client");
+        client.jobs().submit(request).await.expect("submitted");
+    });
+    let (data, copy) = (home.data(), home.path().join("copy.sqlite"));
+    let [data, copy] = [&data, &copy].map(|path| path.to_str().expect("a plain path").to_owned());
+    let (code, _, errors) = home.run(&["admin", "backup", "--data", &data, &copy]);
+    assert_eq!(code, 0, "{errors}");
+    let mode = std::fs::metadata(&copy).expect("the copy").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (code, _, errors) = home.run(&["admin", "backup", "--data", &data, &copy]);
+    assert!(code == 1 && errors.contains("File exists"), "an existing file is not replaced: {errors}");
+    broker.kill();
+    for file in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm", "journal.end"] {
+        let _ = std::fs::remove_file(home.data().join(file));
+    }
+    std::fs::rename(&copy, home.data().join("journal.sqlite")).expect("the copy");
+    let (code, verified, errors) = home.run(&["admin", "verify", "--data", &data]);
+    assert!(code == 0 && verified.contains("no damage"), "{verified}{errors}");
+    let _broker = home.start_broker("server");
+    let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
+    assert_eq!((code, list.lines().count()), (0, 50), "{errors}");
 }
 
 /// Copies the files of a journal from one folder to another and replaces those there.

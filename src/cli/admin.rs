@@ -11,7 +11,7 @@ use crate::journal::sqlite;
 /// Administrative commands.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin reasons | less"
+    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin backup --data /var/lib/weir weir.sqlite\n  weir admin reasons | less"
 )]
 pub struct Admin {
     #[command(subcommand)]
@@ -42,6 +42,21 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         data: Option<PathBuf>,
     },
+    /// Copy a broker's journal to a new file.
+    ///
+    /// A broker may run meanwhile: the copy is of one revision. Only its owner can read it, as it has environment
+    /// values of jobs and a secret key. An existing file is not replaced.
+    #[command(
+        after_help = "Example:\n  weir admin backup --data /var/lib/weir /backup/weir-$(date +%F).sqlite"
+    )]
+    Backup {
+        /// Data directory of the broker.
+        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
+        #[arg(long, value_name = "PATH")]
+        data: Option<PathBuf>,
+        /// File to write.
+        to: PathBuf,
+    },
     /// Print the reference of reason and error codes as Markdown.
     #[command(after_help = "Example:\n  weir admin reasons > docs/reference/reasons.md")]
     Reasons,
@@ -52,6 +67,13 @@ impl Admin {
         match self.command {
             Command::Reasons => {
                 super::output::print(&super::reasons::manual())?;
+                Ok(0)
+            }
+            Command::Backup { data, to } => {
+                let data = data.unwrap_or_else(|| config::state_directory().join("server"));
+                sqlite::backup(&data, &to)?;
+                let size = std::fs::metadata(&to).map_or(0, |metadata| metadata.len());
+                super::output::print(&format!("{}: {}\n", to.display(), super::output::bytes(size)))?;
                 Ok(0)
             }
             Command::Verify { data } => {

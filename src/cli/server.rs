@@ -16,6 +16,7 @@ use crate::config::{self, ClientFile};
 use crate::files::private;
 use crate::journal::Journal;
 use crate::journal::sqlite::SqliteJournal;
+use crate::lock::{self, PathLock};
 use crate::model::limit::MUTATIONS_PER_S_DEFAULT;
 use crate::model::memory::{MemoryBudget, TOTAL_BYTES_MIN};
 use crate::model::plan::Policy;
@@ -102,6 +103,7 @@ pub(super) struct Listening {
     pub(super) address: SocketAddr,
     pub(super) token: String,
     pub(super) connections_max: usize,
+    _path_lock: PathLock,
 }
 
 /// Opens the port and the data directory, starts the broker, and registers its address in the config file of
@@ -122,6 +124,10 @@ pub(super) async fn listen(
     let address = listener.local_addr()?;
     // The journal contains commands and environment variables of jobs, so only its owner may read it.
     private::folder(data).map_err(|error| Failure::new(DENIED, format!("data directory {error}")))?;
+    let path_lock = PathLock::take(data).map_err(|error| match error {
+        lock::Error::InUse { holder } => crate::journal::Error::InUse { path: data.to_owned(), holder },
+        lock::Error::Io(source) => crate::journal::Error::Directory { path: data.to_owned(), source },
+    })?;
     let directory = data.to_owned();
     let journal = SqliteJournal::open(&directory)?;
     let file = journal.file();
@@ -129,12 +135,15 @@ pub(super) async fn listen(
         move || SqliteJournal::reopen(&directory, file).map(|journal| Box::new(journal) as Box<dyn Journal>);
     let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, config)?;
     let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
-    config::write_private(&data.join("endpoint"), address.to_string().as_bytes())?;
+    if let Err(error) = config::write_private(&data.join("endpoint"), address.to_string().as_bytes()) {
+        // On a full disk the broker still answers reads.
+        tracing::warn!(%error, "can't write the file `endpoint`: clients on this machine may look elsewhere");
+    }
     let absolute = std::fs::canonicalize(data)?;
     if let Err(error) = ClientFile::remember(&address.to_string(), &absolute) {
         tracing::warn!(%error, "can't write the client config file: clients need WEIR_SERVER and WEIR_TOKEN");
     }
-    Ok(Listening { broker, thread, listener, address, token, connections_max })
+    Ok(Listening { broker, thread, listener, address, token, connections_max, _path_lock: path_lock })
 }
 
 async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {

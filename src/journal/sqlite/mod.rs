@@ -1,11 +1,12 @@
 //! The default journal: one SQLite file in WAL mode, with a full sync on every commit.
 
 mod archive;
+mod backup;
 mod checksum;
 mod end;
 mod verify;
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
@@ -19,6 +20,7 @@ use crate::state::apply::ArchiveRow;
 use crate::state::record;
 use crate::state::view::JobPhase;
 use archive::SqliteArchive;
+pub use backup::backup;
 use checksum::{ARCHIVE_ATTEMPT, ARCHIVE_JOB, BATCH, META, SNAPSHOT};
 use end::EndMark;
 pub use verify::{Verified, verify};
@@ -105,6 +107,11 @@ impl SqliteJournal {
 
     fn open_locked(directory: &Path, lock: Lock) -> Result<Self, Error> {
         let path = directory.join(FILE);
+        // SQLite's other files get the mode of this one.
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let private = opened.and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o600)));
+        private.map_err(|source| Error::Directory { path: path.clone(), source })?;
         let mut db = Connection::open(&path)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
