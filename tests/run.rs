@@ -433,6 +433,15 @@ fn failed_tasks_run_again_with_the_indices_that_they_had() {
     assert_eq!(home.run(&["wait", "job/last", "--timeout", "60s"]).0, 0);
     let (code, _, errors) = home.run(&["rerun", "job/last"]);
     assert!(code == 4 && errors.contains("every unit of job \"last\" succeeded"), "{code}: {errors}");
+    // Tasks that were stopped, or that never started, did not succeed either.
+    let pending = "name: pending\ngroups:\n- {count: 3, cpus: 1, memory: 8Mi, command: [sleep, '100']}\n";
+    std::fs::write(&file, pending).expect("a file");
+    assert_eq!(home.run(&["submit", file.to_str().expect("a plain path")]).0, 0);
+    assert_eq!(home.run(&["cancel", "job/pending"]).0, 0);
+    home.run(&["wait", "job/pending", "--timeout", "60s"]);
+    let (code, again, errors) = home.run(&["rerun", "job/pending"]);
+    assert!(code == 0 && errors.contains("3 units of job/pending run again"), "{code}: {errors}");
+    assert_eq!(home.run(&["cancel", again.trim()]).0, 0);
     let (code, _, errors) = home.run(&["rerun", first.trim(), "--name", "no name"]);
     assert!(code == 8 && errors.starts_with("error: name: "), "{code}: {errors}");
 }

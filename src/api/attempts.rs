@@ -79,7 +79,6 @@ impl Jobs {
         Ok((attempts.iter().map(|attempt| attempt.view(journal)).collect(), next))
     }
 
-    /// Units of a job that ended for good otherwise than by success, from a unit on.
     pub(super) async fn failed_units(
         &self,
         job: &JobView,

@@ -7,11 +7,13 @@ use super::admission::Identity;
 use super::job::Jobs;
 use super::proto::v1;
 use super::{Mutation, error, mutate};
+use crate::model::attempt::OutcomeKind;
 use crate::model::interval::IntervalSet;
 use crate::model::limit::NAME_LEN_MAX;
 use crate::model::spec::{JobSpec, Selection};
 use crate::model::validate::quote;
 use crate::runtime::error::CallError;
+use crate::state::apply::FinishedJob;
 use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
 use crate::state::rejection::Rejection;
@@ -34,8 +36,10 @@ impl Jobs {
         if !matches!(job.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled) {
             return Err(error::nothing_to_rerun(&format!("job {name} has not ended")));
         }
-        let units = self.failed_units(&job, 0, usize::MAX).await?;
-        let Some((spec, units)) = selected(&job.spec, &units) else {
+        let id = job.id;
+        let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
+        let Some(ended) = ended else { return Err(error::not_found("job", &job.name)) };
+        let Some((spec, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
             return Err(error::nothing_to_rerun(&format!("every unit of job {name} succeeded")));
         };
         let mut name_prefix = job.name.clone();
@@ -77,9 +81,18 @@ fn without_path(error: CallError) -> CallError {
     CallError::Rejected(Rejection::Invalid(violations))
 }
 
+/// The units of an ended job that did not succeed: that failed, were stopped, or never started.
+fn unsuccessful(ended: &FinishedJob) -> IntervalSet {
+    let all = ended.job.groups.iter().flat_map(|group| &group.ended);
+    let succeeded = all.filter(|(kind, _)| *kind == OutcomeKind::Succeeded);
+    let succeeded = IntervalSet::from_intervals(succeeded.flat_map(|(_, units)| units.intervals()).copied());
+    let starts = [0].into_iter().chain(succeeded.intervals().iter().map(|[_, end]| *end));
+    let ends = succeeded.intervals().iter().map(|[first, _]| *first).chain([ended.spec.unit_count()]);
+    IntervalSet::from_intervals(starts.zip(ends).map(|(start, end)| [start, end]))
+}
+
 /// The spec of some units of a job, and how many these are; `None` if there are none.
-fn selected(spec: &JobSpec, units: &[u32]) -> Option<(JobSpec, u32)> {
-    let units = IntervalSet::from_intervals(units.iter().map(|unit| [*unit, unit + 1]));
+fn selected(spec: &JobSpec, units: &IntervalSet) -> Option<(JobSpec, u32)> {
     if units.is_empty() {
         return None;
     }
@@ -124,15 +137,15 @@ mod tests {
         (last.name, last.count) = ("last".to_owned(), 3);
         spec.groups.extend([gang.clone(), last]);
         // Units 0 to 9, 10 for the gang, 11 to 13.
-        let (again, units) = selected(&spec, &[2, 3, 9, 10]).unwrap();
+        let (again, units) = selected(&spec, &IntervalSet::parse("2-3,9-10").unwrap()).unwrap();
         assert_eq!(units, 4);
         let selection = again.groups[0].selection.as_ref().unwrap();
         assert_eq!((selection.indices.to_string().as_str(), selection.of), ("2-3,9", 10));
         assert_eq!((again.groups[0].count, again.groups.len()), (3, 2));
         assert_eq!(again.groups[1], gang);
-        let (third, _) = selected(&again, &[1, 2]).unwrap();
+        let (third, _) = selected(&again, &IntervalSet::parse("1-2").unwrap()).unwrap();
         let selection = third.groups[0].selection.as_ref().unwrap();
         assert_eq!((selection.indices.to_string().as_str(), selection.of), ("3,9", 10));
-        assert!(selected(&spec, &[]).is_none());
+        assert!(selected(&spec, &IntervalSet::default()).is_none());
     }
 }

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use super::Failure;
 use super::connect::{RETRY_TIMEOUT, is_transient, with_retries};
-use super::job_wait::has_ended;
+use super::job_wait::{current, has_ended};
 use super::output::report;
 use crate::api::client::Client;
 use crate::api::proto::v1;
+use crate::model::attempt::OUTPUT_MAY_BE_LOST;
+use crate::model::limit::PAGE_MAX;
 
 /// Prints the output of one task and of its later attempts until the unit has ended. After a broken
-/// connection it continues at the offset it had reached. Returns how many bytes were not stored, so not printed.
+/// connection it continues at the offset it had reached. Returns how many bytes were not stored, so not printed: at least
+/// so many.
 pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<u64, Failure> {
     let (mut offsets, mut attempt, mut number, mut lost) = ([0u64; 2], String::new(), 0, 0);
     // The timeout counts from the last message of the broker.
@@ -44,12 +47,16 @@ pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Re
             let shown =
                 attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
             match next_attempt(client, &at, unit, shown).await? {
-                Some(next) => {
+                Next::Attempt(next) => {
                     report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
                     (offsets, number) = ([0; 2], next);
                     continue;
                 }
-                None => return Ok(lost),
+                Next::None { lost: false } => return Ok(lost),
+                Next::None { lost: true } => {
+                    report(&format!("weir: {OUTPUT_MAY_BE_LOST}"));
+                    return Ok(lost.max(1));
+                }
             }
         };
         if !is_transient(&status) || tokio::time::Instant::now() > deadline {
@@ -59,31 +66,43 @@ pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Re
     }
 }
 
-/// Waits for the attempt of a unit after attempt `shown`. `None` if the unit has ended.
-async fn next_attempt(
-    client: &Client,
-    at: &v1::JobRef,
-    unit: u32,
-    shown: u32,
-) -> Result<Option<u32>, Failure> {
+/// What follows an attempt.
+enum Next {
+    Attempt(u32),
+    /// The unit has ended; perhaps some of its output is lost.
+    None {
+        lost: bool,
+    },
+}
+
+/// Waits for the attempt of a unit after attempt `shown`.
+async fn next_attempt(client: &Client, at: &v1::JobRef, unit: u32, shown: u32) -> Result<Next, Failure> {
     loop {
-        let request = v1::GetJobRequest { job: Some(at.clone()), with_attempts: true };
-        let call = || async { client.jobs().get_job(request.clone()).await };
-        let reply = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
+        // Read first: an ended job gets no further attempt.
+        let ended = has_ended(&current(client, at.clone()).await?);
+        // The page that begins with the unit: a job may have more attempts than one page has.
+        let page_token = if unit == 0 { String::new() } else { format!("{unit}.0") };
+        let job = Some(at.clone());
+        let request =
+            v1::ListAttemptsRequest { job, page_size: PAGE_MAX as u32, page_token, ..Default::default() };
+        let call = || async { client.jobs().list_attempts(request.clone()).await };
+        let attempts = with_retries(RETRY_TIMEOUT, call).await?.into_inner().attempts;
         // JOURNAL-JOB-UNIT-NUMBER.
         let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
             let mut parts = attempt.id.rsplit('-');
             let number = parts.next()?.parse().ok()?;
             (parts.next()?.parse() == Ok(unit)).then_some(number)
         };
-        let numbers = reply.attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
-        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else { return Ok(None) };
+        let numbers = attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
+        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else {
+            return Ok(Next::None { lost: false });
+        };
         if last > shown {
-            return Ok(Some(last));
+            return Ok(Next::Attempt(last));
         }
-        let good = attempt.outcome.as_ref().is_some_and(|outcome| outcome.code == "Succeeded");
-        if good || has_ended(&reply.job.unwrap_or_default()) {
-            return Ok(None);
+        let outcome = attempt.outcome.clone().unwrap_or_default();
+        if outcome.code == "Succeeded" || ended {
+            return Ok(Next::None { lost: outcome.message == OUTPUT_MAY_BE_LOST });
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -7,7 +7,8 @@ use crate::api::proto::v1;
 
 /// Run the tasks of an ended job that did not succeed once more, as a new job.
 ///
-/// Each task gets the WEIR_TASK_INDEX that it had, and WEIR_TASK_COUNT of the first job. Gangs run whole.
+/// These are the tasks that failed, were stopped or never started. Each gets the WEIR_TASK_INDEX that it had, and
+/// WEIR_TASK_COUNT of the first job. Gangs run whole. What the ended job depended on is not waited for again.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  weir rerun job/sweep-7\n  weir rerun job/sweep-7 --name sweep-7-again\n\nTo run chosen tasks of a job, select them in the job file:\n  groups:\n  - indices: 0,3,7-9\n    index_count: 1000"

@@ -322,6 +322,9 @@ fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
         Some(image) => v1::task_group::Run::Container(v1::Container { image, program: Some(program) }),
         None => v1::task_group::Run::Process(program),
     };
+    if file.indices.as_ref().is_some_and(|indices| indices.0.trim().is_empty()) {
+        return Err("indices: is empty: leave it out to run all tasks".to_owned());
+    }
     let devices = file.devices.map(|text| quantity::devices(&text)).transpose();
     let simulate = match file.simulate {
         Some(simulate) => Some(v1::Simulate {

@@ -73,6 +73,9 @@ impl Outcome {
     }
 }
 
+/// Message of an outcome whose task may have lost some of its output.
+pub const OUTPUT_MAY_BE_LOST: &str = "the disk for its output was full: some of it may be lost";
+
 /// Kinds of outcome, each with a stable code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OutcomeKind {

@@ -89,7 +89,7 @@ impl IntervalSet {
     /// # Errors
     /// The part that is neither, with what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut set = Self::default();
+        let mut ranges = Vec::new();
         for part in text.split(',') {
             let number = |text: &str| {
                 text.parse::<u32>().ok().filter(|number| *number < u32::MAX).ok_or_else(|| {
@@ -101,9 +101,11 @@ impl IntervalSet {
             if first > last {
                 return Err(format!("{first}-{last} ends before it begins"));
             }
-            set.insert_range(first, last + 1);
+            ranges.push([first, last + 1]);
         }
-        Ok(set)
+        // In any other order each range would move those behind it.
+        ranges.sort_unstable();
+        Ok(Self::from_intervals(ranges))
     }
 
     /// Adds one number. Returns true if it was not yet a member.

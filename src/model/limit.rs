@@ -8,8 +8,8 @@
 
 /// Tasks in one group. Interval sets make a large group cheap; the largest is one spec's share of the broker.
 pub const TASKS_PER_GROUP_MAX: u32 = 1_000_000;
-/// Ranges of indices that select tasks of a group: as text they stay within some ten kilobytes.
-pub const INDEX_RANGES_MAX: usize = 4_096;
+/// Ranges of indices that select tasks of a group: half of [`SPEC_BYTES_MAX`] as a record.
+pub const INDEX_RANGES_MAX: usize = 32_768;
 /// Tasks in one gang: a gang's attempt records each of its tasks.
 pub const TASKS_PER_GANG_MAX: u32 = 4_096;
 /// Task groups in one job: they are the roles of a distributed job, not a list of jobs.

@@ -183,6 +183,11 @@ fn selection(path: &str, group: &TaskGroup, selection: &Selection, gang_job: boo
         out.push(format!("{path}.count"), format!("{} tasks, but {selected} indices", group.count));
     }
     let largest = selection.indices.intervals().last().map_or(0, |[_, end]| end - 1);
+    if largest >= limit::TASKS_PER_GROUP_MAX {
+        let max = limit::TASKS_PER_GROUP_MAX - 1;
+        out.push(format!("{path}.indices"), format!("{largest} is not within 0 and {max}"));
+        return;
+    }
     out.range(&format!("{path}.index_count"), selection.of, largest + 1, limit::TASKS_PER_GROUP_MAX);
 }
 

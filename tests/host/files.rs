@@ -1,5 +1,6 @@
 //! Output and working directories of tasks: what they may replace, fill and leave behind.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use super::support::disk::{DeadDisk, Tmpfs};
@@ -175,6 +176,13 @@ fn a_full_disk_of_the_pool_closes_its_node_and_fails_no_job() {
     };
     submit("before", &script);
     until("the job runs", Duration::from_secs(60), || ran.exists());
+    // This one succeeds though its output can't be written.
+    let script = format!("while [ ! -e {} ]; do sleep 0.05; done; echo output; true", go.display());
+    let mut quiet = home.weir(&["run", "--name", "quiet", "--", "sh", "-c", &script]);
+    let quiet = quiet.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("weir run");
+    until("the other job runs", Duration::from_secs(60), || {
+        home.run(&["get", "job/quiet"]).1.contains(" RUNNING ")
+    });
     let mut file = std::fs::File::create(&filler).expect("a file");
     while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
     drop(file);
@@ -195,6 +203,11 @@ fn a_full_disk_of_the_pool_closes_its_node_and_fails_no_job() {
     let (_, view, _) = home.run(&["describe", "job/before"]);
     assert!(view.contains("exit code 3, and the disk for its output was full"), "{view}");
     assert_eq!(std::fs::read_to_string(&ran).expect("a file"), "x\nx\n", "{view}");
+    let quiet = quiet.wait_with_output().expect("its end");
+    let errors = String::from_utf8_lossy(&quiet.stderr);
+    assert!(quiet.status.code() == Some(125) && errors.contains("some of it may be lost"), "{errors}");
+    let (_, view, _) = home.run(&["describe", "job/quiet"]);
+    assert!(view.contains("SUCCEEDED") && view.contains("some of it may be lost"), "{view}");
     // The supervisor is found by its folder on the disk.
     drop((agent, broker, home, disk));
 }

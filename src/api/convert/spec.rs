@@ -5,7 +5,7 @@ use crate::api::proto::v1;
 use crate::model::device::DeviceAmount;
 use crate::model::id::JobId;
 use crate::model::interval::IntervalSet;
-use crate::model::limit::POD_SPEC_LEN_MAX;
+use crate::model::limit::{INDEX_RANGES_MAX, POD_SPEC_LEN_MAX};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::spec::{
@@ -147,6 +147,10 @@ fn read_selection(path: &str, group: &v1::TaskGroup) -> Result<Option<Selection>
             Some(_) => Err(invalid(&format!("{path}.index_count"), "needs indices")),
             None => Ok(None),
         };
+    }
+    let parts = group.indices.bytes().filter(|byte| *byte == b',').count() + 1;
+    if parts > INDEX_RANGES_MAX {
+        return Err(invalid(&field, format!("{parts} ranges, at most {INDEX_RANGES_MAX} are allowed")));
     }
     let indices = IntervalSet::parse(&group.indices).map_err(|error| invalid(&field, error))?;
     let past = indices.intervals().last().map_or(0, |[_, end]| *end);

@@ -13,6 +13,7 @@ use super::process;
 use super::protocol::{Attempt, EndKind, StartAttempt, Status};
 use super::store::{Entry, Journal, ProcessRecord};
 use super::task::{Exit, Now, Task};
+use crate::model::attempt::OUTPUT_MAY_BE_LOST;
 
 /// Time from the exit of the last main process until leftovers are killed.
 const LEFTOVERS_GRACE_MS: u64 = 2_000;
@@ -351,6 +352,8 @@ impl TrackedAttempt {
                 };
                 (EndKind::DiskFull, format!("{why}, and the disk for its output was full"))
             }
+            // What it did besides is done, and must not be repeated.
+            EndKind::Succeeded if disk_full => (EndKind::Succeeded, OUTPUT_MAY_BE_LOST.to_owned()),
             kind => (kind, message),
         };
         let started_unix_ms = Some(self.started.unix_ms);
