@@ -154,8 +154,12 @@ fn a_supervisor_that_was_stopped_is_continued() {
     let _broker = home.start_broker("server");
     let _agent = home.start_agent(4);
     let stop = "kill -STOP $PPID";
-    let (code, _, errors) = home.run(&["run", "--", "sh", "-c", stop]);
-    assert_eq!(code, 0, "{errors}");
+    let mut run = home.weir(&["run", "--", "sh", "-c", stop]);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    let pool = || home.run(&["get", "pools"]).1;
+    until("the pool is not READY", LOST, || pool().contains(" SUSPECT ") || pool().contains(" UNREACHABLE "));
+    assert_eq!(run.wait().expect("its status").code(), Some(0));
+    until("the pool is READY again", LOST, || pool().contains(" READY "));
     let (code, output, errors) = home.run(&["run", "--", "echo", "after"]);
     assert_eq!((code, output.as_str()), (0, "after\n"), "{errors}");
     assert!(home.log().contains("it may have been stopped, and is continued"), "{}", home.log());

@@ -44,6 +44,9 @@ pub enum Event {
     /// Whether the system behind the backend answers, such as an API server. While it does not,
     /// orders wait in the backend.
     Answers(bool),
+    /// Whether the backend itself makes progress. While it doesn't, the agent sends no heartbeats, so that the pool is
+    /// not READY.
+    Working(bool),
     /// The backend has ended: the agent must open it again.
     Gone,
 }

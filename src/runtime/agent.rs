@@ -89,6 +89,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
         connection: None,
         wake_at: clock.now(),
         dial_due: false,
+        working: true,
         clock,
         memory,
         pool_health: pool_health.clone(),
@@ -99,7 +100,7 @@ pub async fn run<B: PoolBackend, D: Dial>(
     loop {
         pool_health.set_connected(machine.is_up());
         pool_health.set_nodes(machine.node_count());
-        if std::mem::take(&mut shell.dial_due) {
+        if shell.working && std::mem::take(&mut shell.dial_due) {
             let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial.dial()).await;
             let no_response = |_| Err(format!("no response within {} s", DIAL_TIMEOUT.as_secs()));
             let input = match dialled.unwrap_or_else(no_response) {
@@ -131,6 +132,10 @@ pub async fn run<B: PoolBackend, D: Dial>(
                         true => tracing::info!(pool, "the pool's backend responds again"),
                         false => tracing::warn!(pool, "the pool's backend does not respond: start orders wait"),
                     }
+                    continue;
+                }
+                Some(Event::Working(working)) => {
+                    shell.working = working;
                     continue;
                 }
                 Some(Event::Gone) | None => return Err(crate::pools::Error::Gone { pool }),
@@ -187,6 +192,8 @@ struct Shell<M> {
     wake_at: Timestamp,
     /// The state machine has requested a connection.
     dial_due: bool,
+    /// The backend makes progress.
+    working: bool,
     clock: Clock,
     memory: M,
     pool_health: Arc<PoolHealth>,
@@ -208,6 +215,8 @@ impl<M: Memory> Shell<M> {
             match effect {
                 Effect::Connect => self.dial_due = true,
                 Effect::Disconnect => self.connection = None,
+                // An agent whose backend stands still must not seem to work.
+                Effect::Send(FromAgent::Heartbeat { .. }) if !self.working => {}
                 Effect::Send(message) => {
                     let failed =
                         self.connection.as_ref().is_some_and(|c| c.to_broker.try_send(message).is_err());

@@ -104,6 +104,7 @@ impl<B: PoolBackend> Life<B> {
                         self.nodes.extend(nodes);
                     }
                     Event::Answers(answers) => self.answered = answers,
+                    Event::Working(_) => {}
                     Event::Gone => self.gone = true,
                 }
             }

@@ -186,9 +186,13 @@ fn stored_node_name(folder: &Path) -> std::io::Result<Option<String>> {
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Interval of requests for a sign of life.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// Requests without an answer after which a supervisor that was stopped is continued, and after which one is replaced.
-const PINGS_UNTIL_CONTINUED: u32 = 3;
-const PINGS_UNTIL_REPLACED: u32 = 6;
+/// Requests without an answer after which the pool sends no heartbeats, a supervisor that was stopped is continued, and
+/// one is replaced.
+const PINGS_UNTIL_UNREADY: u32 = 2;
+const PINGS_UNTIL_CONTINUED: u32 = 4;
+const PINGS_UNTIL_REPLACED: u32 = 8;
+/// Answers in a row after which the pool sends heartbeats again.
+const ANSWERS_UNTIL_READY: u32 = 2;
 
 /// Replaces a supervisor that doesn't answer, until the agent has gone: tasks may have stopped it, and it would neither
 /// start nor end anything. The next one adopts what runs. Intervals are counted, not time: a machine that was suspended
@@ -203,13 +207,16 @@ async fn watch_supervisor(
     let Some(process) = supervisor.and_then(Pid::from_raw) else { return };
     // Names the process for as long as it is needed, whatever takes its number later.
     let Ok(process) = pidfd_open(process, PidfdFlags::empty()) else { return };
-    let (mut unanswered, mut seen) = (0, 0);
+    let (mut unanswered, mut answered, mut seen) = (0, ANSWERS_UNTIL_READY, 0);
     while !events.is_closed() {
         let _ = requests.send(ToSupervisor::Ping);
         tokio::time::sleep(PING_INTERVAL).await;
         let now = answers.load(Ordering::Relaxed);
-        unanswered = if now == seen { unanswered + 1 } else { 0 };
+        (unanswered, answered) = if now == seen { (unanswered + 1, 0) } else { (0, answered + 1) };
         seen = now;
+        if unanswered == PINGS_UNTIL_UNREADY || answered == ANSWERS_UNTIL_READY {
+            let _ = events.send(Event::Working(answered > 0));
+        }
         if unanswered == PINGS_UNTIL_CONTINUED {
             tracing::warn!(pool, "the supervisor doesn't answer: it may have been stopped, and is continued");
             let _ = pidfd_send_signal(&process, Signal::CONT);
