@@ -158,6 +158,10 @@ impl Scheduler {
                         self.blocked.note_freed(FreedCapacity::Node(*at));
                     }
                     self.recheck_reserved(state, *at);
+                    // Its place in the inventory has changed, not only what runs there.
+                    if state.node(*at).is_none_or(|node| node.gone || node.revision == state.revision()) {
+                        self.release_gangs(at.pool);
+                    }
                 }
                 Change::Class(class) => self.fold_class(state, *class),
                 Change::Queue(queue) | Change::UsageFell(queue) => {

@@ -392,6 +392,17 @@ impl Scheduler {
         }
     }
 
+    /// Releases the nodes of a pool that are reserved for gangs: the pool has changed, and may be too small for them now.
+    /// They are reserved again if it is not.
+    pub(super) fn release_gangs(&mut self, pool: PoolId) {
+        let of_gang = |owner: &Owner| {
+            self.shapes.get(&owner.class().shape).is_some_and(|index| is_gang(&index.demands))
+        };
+        let own = self.reserved.owners.iter().filter(|(at, owner)| at.pool == pool && of_gang(owner));
+        let own: Vec<NodeRef> = own.map(|(at, _)| *at).collect();
+        own.into_iter().for_each(|at| self.release(at));
+    }
+
     /// Releases the nodes of a gang that can't run in their pool any more.
     fn release_if_too_large(&mut self, state: &State, class: ClassKey, round: &mut Round) {
         let own = self.reserved.owners.iter().filter(|(_, owner)| owner.class() == class);

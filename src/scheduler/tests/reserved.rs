@@ -222,3 +222,27 @@ fn gang_uses_nodes_that_are_reserved_for_jobs_behind_it() {
     );
     assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)));
 }
+
+/// A gang that no longer fits its pool, as a node is gone, holds none of the others.
+#[test]
+fn gang_holds_no_node_of_a_pool_that_became_too_small() {
+    let devices = |count| with_devices(DeviceAmount::Whole(count));
+    let mut large = JobSpec { priority: 1_000, ..devices(4) };
+    (large.groups[0].count, large.groups[0].gang) = (2, true);
+    let mut world = Fixture::new();
+    let pool = world.pool("p", "CN-CQ", (0..2).map(|at| node_spec(&format!("n{at}"), 8, 4)).collect());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let small: Vec<JobId> = (0..9).map(|_| world.submit_spec(devices(1))).collect();
+    let first = plan_until_idle(&mut world, &mut scheduler);
+    world.submit_spec(large);
+    plan_until_idle(&mut world, &mut scheduler);
+    end_after_long(&mut world, unit(small[0], 0));
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
+    assert!(scheduler.has_reserved_nodes());
+    let on = |job: JobId| first.iter().find(|(other, ..)| *other == job).map(|(_, _, node)| *node).unwrap();
+    let other = [NodeId(1), NodeId(2)].into_iter().find(|node| *node != on(small[0])).unwrap();
+    world.must(Command::CordonNode { pool, node: other, cordoned: true });
+    let started = plan_until_idle(&mut world, &mut scheduler);
+    assert_eq!(started.iter().map(|(job, ..)| *job).collect::<Vec<_>>(), [small[8]]);
+    assert!(!scheduler.has_reserved_nodes());
+}
