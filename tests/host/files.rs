@@ -245,3 +245,28 @@ fn a_task_on_a_dead_file_system_stops_no_other_task() {
         assert!(ended.message.contains("does not answer within 10 s"), "{ended:?}");
     }
 }
+
+/// Nothing starts late, also if it was its file system that was slow.
+#[test]
+fn a_task_whose_file_system_answers_too_late_is_not_started() {
+    let name = "a_task_whose_file_system_answers_too_late_is_not_started";
+    let dead = tempfile::tempdir().expect("a folder");
+    let Some(disk) = DeadDisk::mount(name, dead.path()) else { return };
+    let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
+    let attempt = supervisor.attempt();
+    let uptime_ms = || {
+        let text = std::fs::read_to_string("/proc/uptime").expect("the uptime");
+        let seconds: f64 = text.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
+        (seconds * 1_000.0) as u64
+    };
+    let start_by = uptime_ms() + 2_000;
+    let fields = json!({ "start_by_boot_ms": start_by, "groups": [{
+        "command": ["true"], "env": [], "workdir": dead.path().join("below"),
+        "memory_max_bytes": 0, "cpu_max_millis": 0
+    }] });
+    supervisor.start_attempt_with(&attempt, &[Task::command(&["true"])], fields);
+    until("the order is late", TIMEOUT, || uptime_ms() > start_by + 100);
+    drop(disk);
+    let ended = supervisor.ended(&attempt);
+    assert_eq!((ended.kind.as_str(), ended.message.as_str()), ("not_started", "the order came too late"));
+}

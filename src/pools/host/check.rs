@@ -42,6 +42,6 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
             Err(why) => Finding::limited(what, format!("{otherwise}: {why}")),
         });
     }
-    found.push(Finding::limited("users", super::same_user()));
+    found.push(Finding::limited("users", super::notes::same_user()));
     found
 }

@@ -7,8 +7,9 @@
 //!
 //! Supervisor side: `supervisor` is the main loop, `connection` its connection to the agent,
 //! `attempt` and `task` the state of what runs, `recover` the adoption after a supervisor was killed,
-//! `store` and `output` the files, `space` their disk, `probe` the search for the jobs' own files, `cgroup` and `cgroup_exec` the limits that the kernel enforces,
-//! `memory`, `orphans` and `process` the replacement where the kernel enforces none.
+//! `store` and `output` the files, `space` their disk, `probe` the search for
+//! the jobs' own files, `cgroup` and `cgroup_exec` the limits that the kernel enforces, `memory`,
+//! `orphans` and `process` the replacement where the kernel enforces none, `notes` what is not promised.
 
 mod attempt;
 mod cgroup;
@@ -18,6 +19,7 @@ mod client;
 mod connection;
 mod logs;
 mod memory;
+mod notes;
 mod orphans;
 mod output;
 mod probe;
@@ -50,6 +52,7 @@ use crate::model::pool::{Capabilities, Device, NodeSpec};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
+use notes::same_user;
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
 use space::Space;
 use start::{Pool, start_request};
@@ -137,16 +140,6 @@ impl Host {
         let of_devices = (!self.settings.devices.is_empty()).then(|| note.to_owned());
         of_devices.into_iter().chain([same_user()]).collect()
     }
-}
-
-/// What is not promised because all tasks run as the agent's user.
-fn same_user() -> String {
-    let user = rustix::process::geteuid();
-    let power = if user.is_root() { ", and do whatever root may" } else { "" };
-    format!(
-        "all tasks run as the agent's user ({}): they can read and stop each other, and read the pool's key{power}",
-        user.as_raw()
-    )
 }
 
 /// The name of this machine.

@@ -22,6 +22,7 @@ use super::attempt::{TrackedAttempt, attempt};
 use super::cgroup::Groups;
 use super::connection::Connection;
 use super::memory;
+use super::notes::{UNCONTAINED, unenforced};
 use super::orphans::Orphans;
 use super::probe::{ANSWER_MS_MAX, Begun, Probed, Probes};
 use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
@@ -69,11 +70,13 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     raise_file_limit();
     let (groups, mut notes) = match Groups::open(cgroup_parent, state) {
         Ok(groups) => {
-            let notes =
-                notes([&groups.cpu, &groups.memory, &groups.processes].map(|limit| limit.as_ref().err()));
+            let notes = unenforced(
+                [&groups.cpu, &groups.memory, &groups.processes].map(|limit| limit.as_ref().err()),
+                POLL,
+            );
             (groups.remove_unless_useful(cgroup_parent.is_some()), notes)
         }
-        Err(why) => (None, notes([Some(&why); 3])),
+        Err(why) => (None, unenforced([Some(&why); 3], POLL)),
     };
     if groups.is_none() {
         notes.push(UNCONTAINED.to_owned());
@@ -346,17 +349,8 @@ impl Supervisor {
             return;
         }
         let now = now();
-        let late = match request.start_by_boot_ms {
-            Some(start_by) => now.boot_ms > start_by,
-            None => now.unix_ms > request.start_by_unix_ms,
-        };
-        if late || is_lease_over(&request, self.renewed_boot_ms, now.boot_ms) {
-            let message = if late { "the order came too late" } else { "the pool's lease had run out" };
-            return self.refuse(&request, EndKind::NotStarted, message);
-        }
-        if let Some(space) = Space::of(&self.state).filter(|space| space.is_low()) {
-            let message = format!("the disk of the pool is full: {} bytes are free", space.free_bytes);
-            return self.refuse(&request, EndKind::NotStarted, &message);
+        if let Some(why) = self.why_not_now(&request, now) {
+            return self.refuse(&request, EndKind::NotStarted, &why);
         }
         if self.probes.has(&request.attempt) {
             return;
@@ -371,6 +365,22 @@ impl Supervisor {
         }
     }
 
+    /// Why an attempt must not be started any more, or not here.
+    fn why_not_now(&self, request: &StartAttempt, now: Now) -> Option<String> {
+        let late = match request.start_by_boot_ms {
+            Some(start_by) => now.boot_ms > start_by,
+            None => now.unix_ms > request.start_by_unix_ms,
+        };
+        if late {
+            return Some("the order came too late".to_owned());
+        }
+        if is_lease_over(request, self.renewed_boot_ms, now.boot_ms) {
+            return Some("the pool's lease had run out".to_owned());
+        }
+        let space = Space::of(&self.state).filter(|space| space.is_low())?;
+        Some(format!("the disk of the pool is full: {} bytes are free", space.free_bytes))
+    }
+
     /// Reports that an attempt ends without a start.
     fn refuse(&mut self, request: &StartAttempt, kind: EndKind, message: &str) {
         let status = unstarted(Exit::plain(kind, message));
@@ -382,7 +392,11 @@ impl Supervisor {
         let now = now();
         for (request, probed) in self.probes.take_ended(now.boot_ms) {
             match probed {
-                Probed::Answered => self.begin_tasks(request, now),
+                // It may have waited past its time.
+                Probed::Answered => match self.why_not_now(&request, now) {
+                    Some(why) => self.refuse(&request, EndKind::NotStarted, &why),
+                    None => self.begin_tasks(request, now),
+                },
                 Probed::Silent => {
                     let message = format!(
                         "the file system of its directory or program does not answer within {} s",
@@ -571,22 +585,3 @@ fn unstarted(exit: Exit) -> Status {
     let ended_unix_ms = now().unix_ms;
     Status::Ended { started_unix_ms: None, ended_unix_ms, kind, exit_code, signal, message }
 }
-
-/// Notes for operators: the limits of CPU, memory and processes that are not enforced here, and why.
-fn notes(unenforced: [Option<&String>; 3]) -> Vec<String> {
-    let [cpu, memory, processes] = unenforced;
-    let cpu = cpu.map(|why| format!("CPU limits are not enforced: {why}"));
-    let memory = memory.map(|why| {
-        format!(
-            "memory is watched every {} ms, not enforced by the kernel, and a task above its request is \
-             killed: {why}",
-            POLL.as_millis()
-        )
-    });
-    let processes = processes.map(|why| format!("the number of a task's processes is not limited: {why}"));
-    cpu.into_iter().chain(memory).chain(processes).collect()
-}
-
-/// What is not promised without control groups.
-const UNCONTAINED: &str = "no control group holds the processes of a task: one that leaves its session and clears its \
-                           environment may live until all attempts of its time have ended";
