@@ -281,7 +281,7 @@ fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
     check_reads(&home);
     std::fs::remove_file(filler).expect("the filler");
     until("the broker writes again", Duration::from_secs(30), || submit(&home, 200).is_ok());
-    assert!(writes(&home));
+    until("health reports it", Duration::from_secs(30), || writes(&home));
     let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
     assert!(code == 0 && list.contains("crash-200") && errors.is_empty(), "{list}{errors}");
     drop(restarted);

@@ -1,7 +1,7 @@
 //! A recovered state that is read while its journal can't be written: it answers queries and changes nothing.
 
 use super::{Answer, Broker, Query};
-use crate::model::id::{Revision, Term};
+use crate::model::id::Revision;
 use crate::model::plan::Policy;
 use crate::model::time::Timestamp;
 use crate::state::State;
@@ -12,8 +12,9 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads a state that was recovered from a journal. `term` is the last one known.
-    pub fn new(state: State, term: Term, policy: Policy, now: Timestamp) -> Self {
+    /// Reads a state that was recovered from a journal.
+    pub fn new(state: State, policy: Policy, now: Timestamp) -> Self {
+        let term = state.term();
         let mut broker = Broker::recovered(state, term, 0, now);
         broker.set_policy(policy);
         Self { broker }

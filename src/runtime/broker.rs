@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::error::{CallError, causes};
+use super::error::CallError;
 use super::handle::{Handle, Message, ReplySender, Shared};
 use super::pool_log;
-use super::read_only::{Ended, REOPEN_WAIT, read_until_writable, refuse_for};
+use super::read_only::{read_until_writable, refuse_for_a_while};
 use super::watch::Watchers;
 use crate::broker::{Answer, Broker, CallId, Effect, Input, Random, SessionId};
 use crate::clock::{Clock, thread_cpu};
@@ -57,30 +57,29 @@ pub fn start(
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let Ok(runtime) = runtime else { return };
-        let mut next = Some((journal, state));
-        while let Some((mut journal, state)) = next.take() {
-            let reading =
-                read_until_writable(&mut *journal, state, config.policy, &mut incoming, &shared, clock);
+        let mut next = Some((journal, state, None));
+        while let Some((mut journal, state, failed)) = next.take() {
+            let (policy, from) = (config.policy, &mut incoming);
+            let reading = read_until_writable(&mut *journal, state, failed, policy, from, &shared, clock);
             let Some((state, term)) = runtime.block_on(reading) else { return };
             let random =
                 Random { writer_session: rand::random(), journal: rand::random(), key: rand::random() };
             let mut broker = Broker::new(state, term, random, clock.now());
-            broker.set_policy(config.policy);
+            broker.set_policy(policy);
             broker.set_memory_max(config.memory_max);
             let retention = config.archive_retention_ms.map(|ms| Retention { ms, clock });
             let served = serve(broker, journal, retention, &mut incoming, &shared, clock);
-            let ended = runtime.block_on(served);
-            if ended == Ended::Stopped {
-                return;
-            }
+            let Err(error) = runtime.block_on(served) else { return };
+            shared.set_write_error(Some(&error));
+            let mut failed = Some(error);
             // It is unknown whether the failed append is on disk, so the state is discarded too.
             while next.is_none() {
                 match reopen().and_then(|mut journal| Ok((load(&mut *journal)?, journal))) {
-                    Ok((state, journal)) => next = Some((journal, state)),
+                    Ok((state, journal)) => next = Some((journal, state, failed.take())),
                     Err(error) => {
                         shared.set_write_error(Some(&error));
-                        if runtime.block_on(refuse_for(REOPEN_WAIT, &mut incoming, &shared)) == Ended::Stopped
-                        {
+                        let refused = runtime.block_on(refuse_for_a_while(&mut incoming, &shared));
+                        if refused.is_break() {
                             return;
                         }
                     }
@@ -208,6 +207,10 @@ fn write_all(
     }
 }
 
+/// Runs the broker until it is stopped.
+///
+/// # Errors
+/// Why the journal failed.
 async fn serve(
     broker: Broker,
     journal: Box<dyn Journal>,
@@ -215,13 +218,13 @@ async fn serve(
     incoming: &mut mpsc::Receiver<Message>,
     shared: &Shared,
     clock: Clock,
-) -> Ended {
+) -> Result<(), Error> {
     let (writes, to_write) = std::sync::mpsc::channel();
     let (done, mut written) = mpsc::unbounded_channel();
     let writer = std::thread::Builder::new()
         .name("journal".to_owned())
         .spawn(move || write_all(journal, retention, to_write, done));
-    let Ok(writer) = writer else { return Ended::Failed };
+    let writer = writer.map_err(|error| Error::Io(Box::new(error)))?;
     let watchers = Arc::new(Watchers::new(broker.durable()));
     shared.set_watchers(watchers.clone());
     let mut shell = Shell {
@@ -233,10 +236,11 @@ async fn serve(
         next_call: 0,
         wake_at: clock.now(),
         ended: Vec::new(),
+        is_confirmed: false,
         broker,
         clock,
     };
-    let ended = shell.run(incoming, &mut written).await;
+    let ended = shell.run(incoming, &mut written, shared).await;
     drop(shell);
     // The journal's thread ends with the channel. It must release its lock before the journal is reopened.
     let _ = writer.join();
@@ -256,6 +260,8 @@ struct Shell {
     wake_at: Timestamp,
     /// Sessions that this side ended, which the state machine must still process.
     ended: Vec<SessionId>,
+    /// The journal has been written.
+    is_confirmed: bool,
 }
 
 impl Shell {
@@ -263,31 +269,35 @@ impl Shell {
         &mut self,
         incoming: &mut mpsc::Receiver<Message>,
         written: &mut mpsc::UnboundedReceiver<Written>,
-    ) -> Ended {
+        shared: &Shared,
+    ) -> Result<(), Error> {
         loop {
             let wait = Duration::from_millis(self.wake_at.ms_since(self.clock.now()));
             let input = tokio::select! {
                 biased;
                 done = written.recv() => match done {
-                    Some(Written::Append(through)) => Input::Appended { through },
-                    Some(Written::Chunk) => Input::ChunkWritten,
-                    Some(Written::Failed(error)) => {
-                        tracing::error!(error = %causes(&error), "the journal failed: the state is recovered from it");
-                        return Ended::Failed;
+                    Some(Written::Append(through)) => {
+                        if !std::mem::replace(&mut self.is_confirmed, true) {
+                            shared.set_write_error(None);
+                        }
+                        Input::Appended { through }
                     }
-                    None => return Ended::Failed,
+                    Some(Written::Chunk) => Input::ChunkWritten,
+                    Some(Written::Failed(error)) => return Err(error),
+                    None => return Err(Error::Io("the journal's thread has ended".into())),
                 },
                 message = incoming.recv() => match message {
                     Some(message) => match self.input_of(message) {
                         Some(input) => input,
                         None => continue,
                     },
-                    None => return Ended::Stopped,
+                    None => return Ok(()),
                 },
                 () = tokio::time::sleep(wait) => Input::Wake,
             };
             if let Input::Request { call: STOP, .. } = input {
-                return self.finish(written).await;
+                self.finish(written).await;
+                return Ok(());
             }
             self.step(input);
             while let Some(session) = self.ended.pop() {
@@ -297,7 +307,7 @@ impl Shell {
     }
 
     /// Waits until all decided events are durable.
-    async fn finish(&mut self, written: &mut mpsc::UnboundedReceiver<Written>) -> Ended {
+    async fn finish(&mut self, written: &mut mpsc::UnboundedReceiver<Written>) {
         while self.broker.durable() < self.broker.state().revision() {
             match written.recv().await {
                 Some(Written::Append(through)) => self.step(Input::Appended { through }),
@@ -305,7 +315,6 @@ impl Shell {
                 Some(Written::Failed(_)) | None => break,
             }
         }
-        Ended::Stopped
     }
 
     fn input_of(&mut self, message: Message) -> Option<Input> {
