@@ -79,12 +79,7 @@ impl Jobs {
         Ok((attempts.iter().map(|attempt| attempt.view(journal)).collect(), next))
     }
 
-    pub(super) async fn failed_units(
-        &self,
-        job: &JobView,
-        from: u32,
-        limit: usize,
-    ) -> Result<Vec<u32>, Status> {
+    async fn failed_units(&self, job: &JobView, from: u32, limit: usize) -> Result<Vec<u32>, Status> {
         let id: JobId = job.id;
         let query = Query::FailedUnits { job: id, from, limit };
         let (_, answer) = self.broker.query(query).await.map_err(error::call)?;

@@ -104,13 +104,12 @@ fn selected(spec: &JobSpec, units: &IntervalSet) -> Option<(JobSpec, u32)> {
     selected.groups.clear();
     for (index, group) in spec.groups.iter().enumerate() {
         let first = spec.first_unit(index);
-        let of_group = units.iter().filter(|unit| (first..first + group.unit_count()).contains(unit));
         if group.gang {
-            selected.groups.extend(of_group.map(|_| group.clone()));
+            selected.groups.extend(units.contains(first).then(|| group.clone()));
             continue;
         }
-        let tasks = of_group.map(|unit| group.index_of(unit - first));
-        let indices = IntervalSet::from_intervals(tasks.map(|task| [task, task + 1]));
+        let tasks = group.tasks_with_indices().filter(|(task, _)| units.contains(first + task));
+        let indices = IntervalSet::from_intervals(tasks.map(|(_, index)| [index, index + 1]));
         if !indices.is_empty() {
             let mut group = group.clone();
             let of = group.index_count();

@@ -184,8 +184,6 @@ fn block_text(block: &v1::FreeBlock) -> String {
     format!("{devices} on one node: {nodes} ({})", block.model)
 }
 
-/// Formats the request of a task group without amounts of zero: `4 tasks in a gang, each 8 CPUs, 64Gi,
-/// 2 devices A100-80G`.
 /// The first of many ranges of indices.
 fn shortened(indices: &str) -> String {
     const LEN_MAX: usize = 200;
@@ -198,6 +196,8 @@ fn shortened(indices: &str) -> String {
     }
 }
 
+/// Formats the request of a task group without amounts of zero: `4 tasks in a gang, each 8 CPUs, 64Gi,
+/// 2 devices A100-80G`.
 fn group_text(group: &v1::TaskGroup) -> String {
     let asked = group.resources.clone().unwrap_or_default();
     let mut each = Vec::new();

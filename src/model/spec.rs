@@ -90,6 +90,13 @@ impl TaskGroup {
         self.selection.as_ref().and_then(|selection| selection.indices.nth(task)).unwrap_or(task)
     }
 
+    /// Returns each task with its index, in ascending order of both.
+    pub fn tasks_with_indices(&self) -> impl Iterator<Item = (u32, u32)> {
+        let whole = if self.selection.is_some() { 0..0 } else { 0..self.count };
+        let selected = self.selection.iter().flat_map(|selection| selection.indices.iter());
+        (0..self.count).zip(selected.chain(whole))
+    }
+
     /// Returns into how many parts the work is divided.
     pub fn index_count(&self) -> u32 {
         self.selection.as_ref().map_or(self.count, |selection| selection.of)

@@ -153,7 +153,7 @@ impl Drop for Tmpfs {
     }
 }
 
-/// A file system that never answers, like one on a network whose server is gone: whoever looks at a path below it waits
+/// A file system that never answers, like one on a network whose server is gone: a process that looks at a path below it waits
 /// until the value is dropped.
 pub struct DeadDisk {
     path: PathBuf,
