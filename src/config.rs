@@ -107,6 +107,24 @@ pub struct HostSection {
     pub log_max_mib: Option<u64>,
     /// Processes and threads of one task, where control groups enforce it. Absent: 16384.
     pub processes_max: Option<u64>,
+    /// Whether each task has namespaces of its own, in which it sees neither the processes of others nor the agent's
+    /// files: `if-possible`, `required` or `none`.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// The user that tasks run as, by name. Absent: the agent's, or `nobody` if that is root.
+    pub run_as: Option<String>,
+}
+
+/// Whether each task of a host pool has namespaces of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// If this machine allows it; if not, a note of the pool reports it.
+    #[default]
+    IfPossible,
+    /// If this machine does not allow it, the agent does not start.
+    Required,
+    None,
 }
 
 /// Accelerators of one model.
@@ -217,6 +235,10 @@ impl HostSection {
         self.memory_mib.map_or(Ok(()), |mib| within("host.memory_mib", mib, BYTES_MAX >> 20))?;
         self.log_max_mib.map_or(Ok(()), |mib| within("host.log_max_mib", mib, BYTES_MAX >> 20))?;
         self.processes_max.map_or(Ok(()), |count| within("host.processes_max", count, 4_194_304))?;
+        if let Some(name) = self.run_as.as_ref().filter(|_| self.isolation == Isolation::None) {
+            let rule = "needs namespaces, and host.isolation is \"none\"";
+            return Err(format!("host.run_as: {} {rule}", quote(name)));
+        }
         let mut count = 0;
         for (index, devices) in self.devices.iter().enumerate() {
             let field = |name: &str| format!("host.devices[{index}].{name}");

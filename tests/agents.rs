@@ -147,12 +147,12 @@ fn copy_identity(from: &Path, to: &Path) {
     }
 }
 
-/// A job that runs as the agent's user can stop the supervisor. The agent notices it.
+/// A job in a pool without isolation can stop the supervisor. The agent notices it.
 #[test]
 fn a_supervisor_that_was_stopped_is_continued() {
     let mut home = Home::new();
     let _broker = home.start_broker("server");
-    let _agent = home.start_agent(4);
+    let _agent = home.start_agent_with(4, "isolation = \"none\"\n");
     let stop = "kill -STOP $PPID";
     let mut run = home.weir(&["run", "--", "sh", "-c", stop]);
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
@@ -163,4 +163,43 @@ fn a_supervisor_that_was_stopped_is_continued() {
     let (code, output, errors) = home.run(&["run", "--", "echo", "after"]);
     assert_eq!((code, output.as_str()), (0, "after\n"), "{errors}");
     assert!(home.log().contains("it may have been stopped, and is continued"), "{}", home.log());
+}
+
+/// What a pool's file leaves out: tasks are separated, and never root's.
+#[test]
+fn a_job_reads_no_secret_of_its_agent_and_runs_without_roots_rights() {
+    if !support::supervisor::namespaces_work() {
+        return;
+    }
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let _agent = home.start_agent_with(4, "isolation = \"required\"\n");
+    let state = home.path().join("local");
+    let script = format!(
+        "id -u; cat {0}/key {0}/epoch {0}/supervisor/journal {1}; cat /proc/[0-9]*/environ | tr '\\0' '\\n' | \
+         grep -c WEIR_SERVER; kill -STOP -1; true",
+        state.display(),
+        home.data().join("token").display(),
+    );
+    let (code, output, errors) = home.run(&["run", "--", "sh", "-c", &script]);
+    let own = rustix::process::geteuid();
+    let user = if own.is_root() { 65_534 } else { own.as_raw() };
+    assert_eq!((code, output), (0, format!("{user}\n0\n")), "{errors}");
+    let described = home.run(&["describe", "pool/local"]).1;
+    assert!(described.contains("all tasks run as"), "{described}");
+    let (code, _, errors) = home.run(&["run", "--", "true"]);
+    assert_eq!(code, 0, "the supervisor works: {errors}");
+}
+
+#[test]
+fn a_user_that_tasks_can_not_have_is_named_before_anything_runs() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let mut agent = home.start_agent_with(4, "run_as = \"no-such-user\"\n");
+    assert_eq!(agent.0.wait().expect("its status").code(), Some(1), "{}", home.log());
+    assert!(home.log().contains("host.run_as: this machine has no user \"no-such-user\""), "{}", home.log());
+    let mut agent = home.start_agent_with(4, "run_as = \"nobody\"\nisolation = \"none\"\n");
+    assert_eq!(agent.0.wait().expect("its status").code(), Some(8), "{}", home.log());
+    let message = "host.run_as: \"nobody\" needs namespaces, and host.isolation is \"none\"";
+    assert!(home.log().contains(message), "{}", home.log());
 }

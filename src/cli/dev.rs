@@ -126,7 +126,7 @@ impl Dev {
             let (client, state) = (client.clone(), data.join("pools").join(province.name));
             tokio::spawn(run_province(province, state, client, clock));
         }
-        tokio::spawn(run_host(data.join("pools").join("local"), region, self.cpus, client.clone(), clock));
+        tokio::spawn(run_host(data.clone(), region, self.cpus, client.clone(), clock));
         let outcome = if self.demo {
             tokio::select! {
                 outcome = demo::run(&client) => outcome.map(|()| self.once),
@@ -202,11 +202,13 @@ async fn run_province(province: &'static Province, state: PathBuf, client: Clien
     }
 }
 
-async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
+async fn run_host(data: PathBuf, region: RegionCode, cpus: Option<u64>, client: Client, clock: Clock) {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => return tracing::error!(%error, "can't start this machine's pool"),
     };
+    let state = data.join("pools").join("local");
+    let hidden = std::iter::once(data).chain([config::state_directory()]).collect();
     let settings = host::Settings {
         program,
         pool: "local".to_owned(),
@@ -218,6 +220,9 @@ async fn run_host(state: PathBuf, region: RegionCode, cpus: Option<u64>, client:
         cgroup_parent: None,
         log_max_bytes: host::LOG_MAX_BYTES,
         processes_max: host::PROCESSES_MAX,
+        isolation: host::isolation::Mode::IfPossible,
+        run_as: host::isolation::RunAs::Agent,
+        hidden,
     };
     let spec = pool("local", region, "host", "host", host::CAPABILITIES);
     let ran = async {

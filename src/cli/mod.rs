@@ -112,8 +112,8 @@ enum Command {
 
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
-    // The program was started to move a task into its control group: these are no user's arguments.
-    if let Some(code) = crate::pools::host::cgroup_exec::run_if_requested() {
+    // The program was started to confine a task: these are no user's arguments.
+    if let Some(code) = crate::pools::host::shim::run_if_requested() {
         return code;
     }
     let cli = match Cli::try_parse() {

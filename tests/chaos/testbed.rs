@@ -17,7 +17,7 @@ use crate::managed::ManagedProcess;
 use crate::schedule::{Fault, Lane, POOLS};
 use crate::support::disk::{FaultyDisk, Tmpfs};
 use crate::support::proxy::Proxy;
-use crate::support::{Home, processes_with, supervisor_of, until, weir_in};
+use crate::support::{Home, processes_with, run_as, supervisor_of, until, weir_in};
 use crate::work::HISTORY;
 
 /// Time limit for starting processes and remounting, on a busy machine.
@@ -268,7 +268,8 @@ fn agent_file(home: &Home, pool: usize, broker: SocketAddr) -> PathBuf {
     let cpus = if pool == STEADY_POOL { 12 } else { 4 };
     let text = format!(
         "name = \"pool-{pool}\"\nregion = \"{region}\"\nserver = \"http://{broker}\"\ntoken_file = {token:?}\n\
-         state = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n"
+         state = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n{}",
+        run_as()
     );
     let file = home.path().join(format!("pool-{pool}.toml"));
     std::fs::write(&file, text).expect("the agent's file");

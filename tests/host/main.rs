@@ -4,24 +4,33 @@
 mod support;
 
 mod files;
+mod isolation;
 mod stops;
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
-use serde_json::json;
-use support::supervisor::{Ended, NO_GROUPS, ROOT_GROUP, Supervisor, TIMEOUT, Task, is_alive};
+use serde_json::{Value, json};
+use support::disk::skip;
+use support::supervisor::{
+    Ended, NO_GROUPS, ROOT_GROUP, Supervisor, TIMEOUT, Task, is_alive, namespaces_work,
+};
 use support::{Home, until};
 use weir::clock::Clock;
 use weir::model::id::AttemptId;
 use weir::model::region::RegionCode;
+use weir::pools::host::isolation::{Mode, RunAs};
 use weir::pools::host::{Host, Settings};
 use weir::pools::{LogPart, PoolBackend, ReadLogs, Stream};
 
-/// Runs a check without control groups, and with them.
-fn with_and_without_groups(check: impl Fn(Supervisor)) {
-    check(Supervisor::start(&["--cgroup-parent", NO_GROUPS]));
-    check(Supervisor::start(&["--cgroup-parent", ROOT_GROUP]));
+/// Runs a check without control groups and with them, and each without namespaces and with them.
+fn in_every_way(check: impl Fn(Supervisor)) {
+    for parent in [NO_GROUPS, ROOT_GROUP] {
+        check(Supervisor::start(&["--cgroup-parent", parent]));
+        if namespaces_work() {
+            check(Supervisor::start(&["--cgroup-parent", parent]).isolated());
+        }
+    }
 }
 
 fn ended(kind: &str, exit_code: Option<i64>, signal: Option<i64>, message: &str) -> Ended {
@@ -41,6 +50,9 @@ fn logs(supervisor: &Supervisor) -> std::sync::Arc<dyn ReadLogs> {
         cgroup_parent: None,
         log_max_bytes: 0,
         processes_max: 0,
+        isolation: Mode::IfPossible,
+        run_as: RunAs::Agent,
+        hidden: Vec::new(),
     };
     Host::new(settings, Clock::start()).logs()
 }
@@ -53,7 +65,7 @@ fn read(supervisor: &Supervisor, task: u32, stream: Stream) -> String {
 
 #[test]
 fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let script = "echo out $WEIR_GANG_RANK; echo err $WEIR_GANG_RANK >&2; pwd >&2";
         supervisor
@@ -75,7 +87,7 @@ fn a_gang_succeeds_when_all_its_tasks_have_and_each_has_its_own_output() {
 
 #[test]
 fn the_first_task_that_fails_ends_its_gang_and_is_named() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let lasting = format!("{}; exec sleep 1000", supervisor.note_pid("lasting"));
         let stubborn =
@@ -107,7 +119,7 @@ fn a_gang_of_which_one_task_does_not_start_is_stopped() {
 
 #[test]
 fn a_command_that_can_not_run_has_the_exit_code_of_a_shell_and_a_reason() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let text = supervisor.scratch().join("text");
         std::fs::write(&text, "exit 4\n").expect("a file");
@@ -139,7 +151,7 @@ fn a_command_that_can_not_run_has_the_exit_code_of_a_shell_and_a_reason() {
 
 #[test]
 fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
         let tasks = [lasting("a"), lasting("b")].map(|script| Task::script(&script));
@@ -162,7 +174,7 @@ fn a_gang_is_adopted_whole_when_its_supervisor_is_killed() {
 
 #[test]
 fn tasks_that_were_started_but_not_recorded_are_adopted() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let lasting = |name: &str| format!("{}; exec sleep 1000", supervisor.note_pid(name));
         supervisor.start_attempt(&attempt, &["a", "b"].map(|name| Task::script(&lasting(name))));
@@ -186,7 +198,7 @@ fn tasks_that_were_started_but_not_recorded_are_adopted() {
 /// or break what starts the task.
 #[test]
 fn the_environment_of_a_job_reaches_its_program_alone() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let log = supervisor.scratch().join("loaded");
         let env = json!([
@@ -218,7 +230,7 @@ fn what_a_lost_or_damaged_journal_no_longer_names_runs_no_more() {
     let lose = |_: &str| String::new();
     let damages: [&dyn Fn(&str) -> String; 3] = [&flip, &swap, &lose];
     for damage in damages {
-        with_and_without_groups(|mut supervisor| {
+        in_every_way(|mut supervisor| {
             let attempt = supervisor.attempt();
             let script = format!("{}; setsid sleep 1000 & exec sleep 1000", supervisor.note_pid("main"));
             supervisor.start_attempt(&attempt, &[Task::script(&script)]);
@@ -269,7 +281,7 @@ fn a_forgotten_attempt_is_not_reported_after_the_journal_was_compacted() {
 
 #[test]
 fn an_exit_code_survives_a_kill_of_the_supervisor() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         supervisor.start_attempt(&attempt, &[Task::script("exit 7")]);
         let expected = supervisor.ended(&attempt);
@@ -281,7 +293,7 @@ fn an_exit_code_survives_a_kill_of_the_supervisor() {
 
 #[test]
 fn an_orphan_without_its_environment_is_found_and_killed() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let note = supervisor.note_pid("orphan");
         // In a session of its own, orphaned, and without the variable that names its attempt.
@@ -316,7 +328,7 @@ fn whether_an_order_is_late_does_not_depend_on_the_wall_clock() {
 
 #[test]
 fn many_short_tasks_leave_no_zombie_and_no_directory() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let count = 200;
         for number in 0..count {
@@ -458,19 +470,25 @@ fn greedy() -> Task {
 
 #[test]
 fn the_kernel_ends_a_task_that_uses_too_much_memory_and_its_gang() {
-    let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
-    let attempt = supervisor.attempt();
-    let test = "the_kernel_ends_a_task_that_uses_too_much_memory_and_its_gang";
-    if enforced(test, &supervisor, "memory is watched").is_none() {
-        return;
+    for isolated in [false, true] {
+        let mut supervisor = Supervisor::start(&["--cgroup-parent", ROOT_GROUP]);
+        let attempt = supervisor.attempt();
+        let test = "the_kernel_ends_a_task_that_uses_too_much_memory_and_its_gang";
+        if enforced(test, &supervisor, "memory is watched").is_none() || isolated && !namespaces_work() {
+            return;
+        }
+        if isolated {
+            supervisor = supervisor.isolated();
+        }
+        // The memory of the shim, and of the first process of the namespaces, must not count against a small limit of
+        // the task.
+        let frugal = Task { memory_max_bytes: 1 << 20, ..Task::command(&["true"]) };
+        supervisor.start_attempt(&format!("{attempt}0"), &[frugal]);
+        assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "succeeded");
+        supervisor.start_attempt(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
+        let message = "task 1 of 2: used more memory than was asked for";
+        assert_eq!(supervisor.ended(&attempt), ended("out_of_memory", None, Some(9), message));
     }
-    // The shim's memory must not count against a small limit of the task.
-    let frugal = Task { memory_max_bytes: 1 << 20, ..Task::command(&["true"]) };
-    supervisor.start_attempt(&format!("{attempt}0"), &[frugal]);
-    assert_eq!(supervisor.ended(&format!("{attempt}0")).kind, "succeeded");
-    supervisor.start_attempt(&attempt, &[Task::script("exec sleep 1000"), greedy()]);
-    let message = "task 1 of 2: used more memory than was asked for";
-    assert_eq!(supervisor.ended(&attempt), ended("out_of_memory", None, Some(9), message));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_stop_right_after_the_start_leaves_nothing() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         for number in 0..10 {
             let attempt = format!("{attempt}{number}");
@@ -19,7 +19,7 @@ fn a_stop_right_after_the_start_leaves_nothing() {
 
 #[test]
 fn a_task_that_ignores_sigterm_is_killed_after_its_grace() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let script = format!("trap '' TERM; {}; while :; do sleep 1; done", supervisor.note_pid("pid"));
         supervisor.start_attempt_with(
@@ -34,13 +34,17 @@ fn a_task_that_ignores_sigterm_is_killed_after_its_grace() {
 }
 
 /// A program that saves its work when it is stopped: for `seconds`, then it exits with 0. It counts how often
-/// it is stopped.
+/// it is stopped, and notes its pid by the name of [`saving_name`] once a stop would reach it.
 fn saving(supervisor: &Supervisor, seconds: u32) -> String {
     let [stops, saved] = ["stops", "saved"].map(|name| supervisor.scratch().join(name));
     let (stops, saved) = (stops.display(), saved.display());
     let save = format!("echo stop >>{stops}; sleep {seconds} & wait $!; echo saved >{saved}; exit 0");
-    let note = supervisor.note_pid("saving");
+    let note = supervisor.note_pid(&saving_name("$WEIR_ATTEMPT_ID", "$WEIR_GANG_RANK"));
     format!("trap '{save}' TERM; {note}; while :; do sleep 0.05; done")
+}
+
+fn saving_name(attempt: &str, rank: &str) -> String {
+    format!("saving-{attempt}-{rank}")
 }
 
 /// The boot clock, on a machine that has not been suspended.
@@ -52,7 +56,7 @@ fn boot_ms() -> u64 {
 
 #[test]
 fn a_program_that_saves_and_exits_with_0_when_it_is_stopped_has_not_succeeded() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let names = ["stopped", "too-long", "unleased"].map(|name| format!("{}{name}", supervisor.attempt()));
         let [stopped, too_long, unleased] = &names;
         supervisor.send(&json!({ "renew": { "from_boot_ms": boot_ms() } }));
@@ -60,12 +64,14 @@ fn a_program_that_saves_and_exits_with_0_when_it_is_stopped_has_not_succeeded() 
         let grace_ms = 60_000;
         for (name, fields) in [
             (stopped, json!({ "grace_ms": grace_ms })),
-            (too_long, json!({ "grace_ms": grace_ms, "max_run_ms": 1_000 })),
-            (unleased, json!({ "grace_ms": grace_ms, "leased": true, "lease_ms": 2_000 })),
+            (too_long, json!({ "grace_ms": grace_ms, "max_run_ms": 4_000 })),
+            (unleased, json!({ "grace_ms": grace_ms, "leased": true, "lease_ms": 4_000 })),
         ] {
             supervisor.start_attempt_with(name, &[Task::script(&script), Task::script(&script)], fields);
         }
-        supervisor.pid("saving");
+        for rank in ["0", "1"] {
+            supervisor.file(&saving_name(stopped, rank));
+        }
         supervisor.stop(stopped, grace_ms);
         for (name, kind) in [(stopped, "cancelled"), (too_long, "timed_out"), (unleased, "lease_ended")] {
             let ended = supervisor.ended(name);
@@ -76,14 +82,14 @@ fn a_program_that_saves_and_exits_with_0_when_it_is_stopped_has_not_succeeded() 
 
 #[test]
 fn the_grace_of_a_stop_counts_from_its_request_behind_a_shell_that_ends_first() {
-    with_and_without_groups(|mut supervisor| {
+    in_every_way(|mut supervisor| {
         let attempt = supervisor.attempt();
         let program = supervisor.scratch().join("program");
         // Longer than leftovers are waited for that nothing stopped.
         std::fs::write(&program, saving(&supervisor, 4)).expect("a script");
         let script = format!("sh {}; echo done", program.display());
         supervisor.start_attempt(&attempt, &[Task::script(&script)]);
-        let pid = supervisor.pid("saving");
+        let pid = supervisor.pid(&saving_name(&attempt, "0"));
         supervisor.stop(&attempt, 60_000);
         let ended = supervisor.ended(&attempt);
         assert_eq!((ended.kind.as_str(), ended.signal), ("cancelled", Some(15)), "{ended:?}");

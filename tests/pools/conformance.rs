@@ -93,9 +93,9 @@ fn outcomes_are_typed<B: Bench>(bench: &B) {
         life.start(start);
     }
     let outcome = life.until_ended(well.order.attempt);
-    assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Succeeded, Some(0)));
+    assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Succeeded, Some(0)), "{outcome:?}");
     let outcome = life.until_ended(badly.order.attempt);
-    assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Failed, Some(3)));
+    assert_eq!((outcome.kind, outcome.exit_code), (OutcomeKind::Failed, Some(3)), "{outcome:?}");
     assert_kind(&life.until_ended(slow.order.attempt), OutcomeKind::TimedOut);
     if let Some(run) = bench.unstartable() {
         let broken = life.order(4, |spec| spec.groups[0].run = run);

@@ -6,6 +6,7 @@ use weir::clock::Clock;
 use weir::model::id::AttemptId;
 use weir::model::region::RegionCode;
 use weir::model::spec::{Program, Run};
+use weir::pools::host::isolation::{Mode, RunAs};
 use weir::pools::host::{Host, LOG_MAX_BYTES, Settings};
 
 use super::conformance::{self, Bench};
@@ -43,6 +44,9 @@ impl Bench for HostBench {
             cgroup_parent: Some("/cgroup.procs/none".into()),
             log_max_bytes: LOG_MAX_BYTES,
             processes_max: 0,
+            isolation: Mode::IfPossible,
+            run_as: RunAs::Agent,
+            hidden: Vec::new(),
         };
         Host::new(settings, clock)
     }

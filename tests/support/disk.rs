@@ -15,7 +15,7 @@ const READ_ONLY: &str = "WEIR_TEST_READ_ONLY";
 const DISK: &str = "WEIR_TEST_DISK";
 
 /// Reports on standard error that `test` can't run here. With `WEIR_REQUIRE_REAL` set, panics instead.
-fn skip(test: &str, why: &str) {
+pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("WEIR_REQUIRE_REAL").is_none(), "{test}: {why}");
     report_skipped(test, why);
 }

@@ -115,13 +115,15 @@ impl Home {
         self.start_agent_with(cpus, "")
     }
 
-    /// Starts the agent of a host pool with more lines in the `[host]` section of its file.
+    /// Starts the agent of a host pool with more lines in the `[host]` section of its file. Tasks run as the test's user,
+    /// unless the lines name another.
     pub fn start_agent_with(&self, cpus: u32, more: &str) -> Process {
+        let run_as = if more.contains("run_as") || more.contains("isolation") { "" } else { run_as() };
         let file = self.path().join("local.toml");
         let state = self.path().join("local");
         let token = self.data().join("token");
         let text = format!(
-            "name = \"local\"\nregion = \"CN-CQ\"\nserver = \"{}\"\ntoken_file = {token:?}\nstate = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n{more}",
+            "name = \"local\"\nregion = \"CN-CQ\"\nserver = \"{}\"\ntoken_file = {token:?}\nstate = {state:?}\n[host]\ncpus = {cpus}\nmemory_mib = 65536\n{run_as}{more}",
             self.address
         );
         std::fs::write(&file, text).expect("the agent's file");
@@ -139,6 +141,11 @@ impl Home {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("log")).unwrap_or_default()
     }
+}
+
+/// The line of a `[host]` section by which tasks run as the user of this process.
+pub fn run_as() -> &'static str {
+    if rustix::process::geteuid().is_root() { "run_as = \"root\"\n" } else { "" }
 }
 
 impl Drop for Home {

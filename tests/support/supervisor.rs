@@ -36,6 +36,8 @@ pub struct Supervisor {
     /// Every report of an attempt, in order.
     reports: Vec<Value>,
     number: u32,
+    /// What separates the tasks, as start requests have it.
+    isolation: Value,
 }
 
 impl Supervisor {
@@ -57,7 +59,8 @@ impl Supervisor {
         let lines = connect(&folder.path().join("supervisor"));
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let (notes, reports) = (Vec::new(), Vec::new());
-        let mut supervisor = Self { folder, arguments, child, lines, notes, reports, number };
+        let mut supervisor =
+            Self { folder, arguments, child, lines, notes, reports, number, isolation: Value::Null };
         supervisor.list();
         supervisor
     }
@@ -72,6 +75,23 @@ impl Supervisor {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file(&state));
         let child = command.spawn().expect("a supervisor");
         Self::connected(folder, &[], child)
+    }
+
+    /// Starts tasks in namespaces of their own from now on. Those can't see the supervisor's folder.
+    pub fn isolated(self) -> Self {
+        self.isolated_as(Value::Null)
+    }
+
+    /// The same, as this user, or as that of this process if it is null.
+    pub fn isolated_as(mut self, user: Value) -> Self {
+        self.isolation = json!({ "hidden": [self.state()], "user": user });
+        self
+    }
+
+    /// Hides these paths, too.
+    pub fn hide(&mut self, paths: &[&Path]) {
+        let hidden = self.isolation["hidden"].as_array_mut().expect("it is isolated");
+        hidden.extend(paths.iter().map(|path| json!(path)));
     }
 
     /// The supervisor's folder.
@@ -167,7 +187,7 @@ impl Supervisor {
             "tasks": (0..tasks.len()).map(|rank| {
                 json!({"group": rank, "env": [["WEIR_GANG_RANK", rank.to_string()]]})
             }).collect::<Vec<_>>(),
-            "max_run_ms": 0, "grace_ms": 2_000, "log_max_bytes": 1 << 20,
+            "max_run_ms": 0, "grace_ms": 2_000, "log_max_bytes": 1 << 20, "isolation": self.isolation,
         });
         for (name, value) in fields.as_object().expect("fields") {
             request[name] = value.clone();
@@ -225,14 +245,26 @@ impl Supervisor {
         text.trim().to_owned()
     }
 
-    /// A script that writes its shell's pid to a file in the scratch folder.
+    /// A script that writes its shell's pid, and the namespace that the pid is of, to a file in the scratch folder.
     pub fn note_pid(&self, name: &str) -> String {
-        format!("echo $$ > {}", self.scratch().join(name).display())
+        format!("echo $$ $(readlink /proc/self/ns/pid) > {}", self.scratch().join(name).display())
     }
 
-    /// Waits for the pid that a task wrote by [`Self::note_pid`].
+    /// Waits for the pid that a task wrote by [`Self::note_pid`], and returns it as this process sees it. If that process
+    /// is gone, a number that no process has.
     pub fn pid(&self, name: &str) -> i32 {
-        self.file(name).parse().expect("a pid")
+        let noted = self.file(name);
+        let (pid, namespace) = noted.split_once(' ').expect("a pid and a namespace");
+        let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+        let found = processes.filter_map(|process| {
+            let namespace_of = std::fs::read_link(process.path().join("ns/pid")).ok()?;
+            let status = std::fs::read_to_string(process.path().join("status")).ok()?;
+            let inner =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?;
+            let is_it = namespace_of.as_os_str() == namespace && inner == pid;
+            is_it.then(|| process.file_name().to_str()?.parse().ok()).flatten()
+        });
+        found.last().unwrap_or(i32::MAX)
     }
 }
 
@@ -321,4 +353,19 @@ pub fn is_alive(pid: i32) -> bool {
     // A zombie, whose parent has not waited for it yet, counts as dead.
     let state = stat.rfind(')').and_then(|at| stat[at + 1..].trim_start().chars().next());
     state.is_some_and(|state| !['Z', 'X'].contains(&state))
+}
+
+/// Returns whether tasks can have namespaces here. Where they can't, says so; with `WEIR_REQUIRE_REAL` set, panics.
+pub fn namespaces_work() -> bool {
+    let confinement = json!({"procs": null, "namespaces": {
+        "hidden": [], "private": null, "directory": "/", "cgroup_mount": null, "user": null, "shares_memory": false,
+        "supervisors_group": 0,
+    }});
+    let status =
+        Command::new(WEIR).args(["task-exec", &confinement.to_string()]).stdin(Stdio::null()).status();
+    let works = status.expect("weir runs").success();
+    if !works {
+        super::disk::skip("tasks in namespaces", "this machine allows none");
+    }
+    works
 }

@@ -57,7 +57,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 async fn of_file(connect: &Connect, file: &AgentFile) -> Vec<Finding> {
     let mut found =
         vec![Finding::of("broker", broker(connect, file).await), Finding::of("state folder", state(file))];
-    match pool::backend(file) {
+    match pool::backend(file, &pool::hidden(std::slice::from_ref(file))) {
         Ok(Backend::Host(settings)) => found.extend(host::check::check(&settings)),
         Ok(Backend::Kubernetes(settings)) => found.extend(kubernetes::check::check(&settings).await),
         Ok(Backend::Simulated(settings)) => {

@@ -95,15 +95,17 @@ impl AgentCommand {
         }
         let (mut pools, mut all, clock) = (JoinSet::new(), Vec::new(), Clock::start());
         let is_alone = files.len() == 1;
+        let hidden: Arc<[PathBuf]> = pool::hidden(&files).into();
         for file in files {
             let client = client(connect, &file)?;
             let pool_health = Arc::new(PoolHealth::new(&file.name));
             all.push(pool_health.clone());
+            let hidden = hidden.clone();
             pools.spawn(async move {
                 let mut backoff = Backoff::new(Duration::from_secs(1), FAILS_AGAIN_MAX);
                 loop {
                     let began = Instant::now();
-                    match run_pool(&file, client.clone(), clock, &pool_health).await {
+                    match run_pool(&file, &hidden, client.clone(), clock, &pool_health).await {
                         Err(failure) if !is_alone && failure.code != INVALID => {
                             pool_health.set_connected(false);
                             pool_health.set_synced(false);
@@ -153,12 +155,13 @@ fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
 /// Runs the agent of one pool until SIGTERM.
 async fn run_pool(
     file: &AgentFile,
+    hidden: &[PathBuf],
     client: Client,
     clock: Clock,
     pool_health: &Arc<PoolHealth>,
 ) -> Result<(), Failure> {
     let _lock = claim(&file.state)?;
-    let backend = pool::backend(file)?;
+    let backend = pool::backend(file, hidden)?;
     let hello = hello(pool::spec(file, &backend)?, &file.state)?;
     match backend {
         Backend::Host(settings) => {

@@ -1,5 +1,7 @@
 //! Converts a pool file into the settings of its backend.
 
+use std::path::PathBuf;
+
 use crate::cli::Failure;
 use crate::cli::exit::INVALID;
 use crate::config::{self, AgentFile, Binding, KubernetesSection};
@@ -7,6 +9,7 @@ use crate::model::device;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::pool::{Capabilities, Device, PoolSpec};
 use crate::model::region::RegionCode;
+use crate::pools::host::isolation::{Mode, RunAs};
 use crate::pools::simulated::{self, NodeKind, fleet};
 use crate::pools::{host, kubernetes};
 
@@ -21,11 +24,19 @@ fn region(file: &AgentFile) -> Result<RegionCode, Failure> {
     RegionCode::parse(&file.region).map_err(|error| Failure::new(INVALID, error.to_string()))
 }
 
-/// Makes the backend settings of a pool file.
+/// What tasks must not see: the state and the tokens of all pools of this process, and of this user's other brokers and
+/// clients.
+pub(super) fn hidden(files: &[AgentFile]) -> Vec<PathBuf> {
+    let of_pool = |file: &AgentFile| [Some(file.state.clone()), file.token_file.clone()];
+    let of_pools = files.iter().flat_map(of_pool).flatten();
+    of_pools.chain([config::state_directory()]).collect()
+}
+
+/// Makes the backend settings of a pool file. Tasks of a host pool don't see what is `hidden`.
 ///
 /// # Errors
 /// If the file has no backend section, or the agent's identity can't be read or written.
-pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
+pub(super) fn backend(file: &AgentFile, hidden: &[PathBuf]) -> Result<Backend, Failure> {
     let region = region(file)?;
     if let Some(section) = &file.host {
         return Ok(Backend::Host(host::Settings {
@@ -39,6 +50,13 @@ pub(super) fn backend(file: &AgentFile) -> Result<Backend, Failure> {
             cgroup_parent: section.cgroup_parent.clone(),
             log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
             processes_max: section.processes_max.unwrap_or(host::PROCESSES_MAX),
+            isolation: match section.isolation {
+                config::Isolation::IfPossible => Mode::IfPossible,
+                config::Isolation::Required => Mode::Required,
+                config::Isolation::None => Mode::None,
+            },
+            run_as: section.run_as.clone().map_or(RunAs::Unprivileged, RunAs::Named),
+            hidden: hidden.to_vec(),
         }));
     }
     if let Some(section) = &file.kubernetes {

@@ -100,7 +100,12 @@ impl TrackedAttempt {
         journal: &mut Journal,
     ) -> Result<(), Exit> {
         if let (Some(groups), Some(group), Some(start)) = (groups, &group, self.request.group_of(rank)) {
-            let processes_max = self.request.processes_max;
+            // The first process of the task's namespaces counts, too.
+            let more = u64::from(self.request.isolation.is_some());
+            let processes_max = match self.request.processes_max {
+                0 => 0,
+                count => count + more,
+            };
             let limited = groups.limit(group, start.cpu_max_millis, start.memory_max_bytes, processes_max);
             limited.map_err(|error| {
                 Exit::plain(EndKind::StartFailed, &format!("its limits can't be set: {error}"))

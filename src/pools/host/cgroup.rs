@@ -15,11 +15,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use super::{cgroup_exec, process};
+use super::process;
+use super::shim::{self, Confinement, THIS_PROGRAM};
 
 /// The period over which CPU time is counted, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -92,7 +94,8 @@ impl Groups {
         create(&home).map_err(failed)?;
         let probe = home.join("probe");
         create(&probe).map_err(failed)?;
-        let entered = cgroup_exec::try_enter(&probe.join("cgroup.procs"));
+        let confinement = Confinement { procs: Some(probe.join("cgroup.procs")), namespaces: None };
+        let entered = shim::try_confinement(Path::new(THIS_PROGRAM), &confinement);
         let _ = fs::remove_dir(&probe);
         entered.map_err(failed)?;
         // If this fails, the next supervisor uses its own group as the base: usually the same one.
@@ -259,6 +262,13 @@ impl Group {
         }
         found
     }
+}
+
+/// Where control groups are mounted, if they are.
+pub(super) fn mount_point() -> Option<PathBuf> {
+    static POINT: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| Some(Mount::find(&fs::read_to_string("/proc/self/mountinfo").ok()?)?.point));
+    POINT.clone()
 }
 
 /// The base that an earlier supervisor of this folder used, if the pool's group still exists there. This

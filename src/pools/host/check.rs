@@ -2,6 +2,7 @@
 
 use super::Settings;
 use super::cgroup::Groups;
+use super::isolation::{self, Resolved};
 use crate::pools::check::Finding;
 
 /// Checks what the pool's agent needs of this machine, without changing anything.
@@ -42,6 +43,16 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
             Err(why) => Finding::limited(what, format!("{otherwise}: {why}")),
         });
     }
-    found.push(Finding::limited("users", super::notes::same_user()));
+    found.push(match isolation::resolve(settings) {
+        Ok(Resolved { isolation: Some(_), notes }) => {
+            let shared = notes.join("; ");
+            Finding::of(
+                "isolation",
+                Ok(format!("tasks see neither each other's processes nor the agent's files; {shared}")),
+            )
+        }
+        Ok(Resolved { isolation: None, notes }) => Finding::limited("isolation", notes.join("; ")),
+        Err(error) => Finding::of("isolation", Err(error.to_string())),
+    });
     found
 }

@@ -1,6 +1,6 @@
 //! Memory use of tasks by `/proc`, where the kernel doesn't enforce their limits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::attempt::TrackedAttempt;
 use super::process::{self, Stat};
@@ -54,15 +54,21 @@ fn shared_once(processes: &[Stat], page: u64) -> u64 {
     processes.iter().map(of).sum()
 }
 
-/// The processes of each task, by attempt and rank.
+/// The processes of each task, by attempt and rank, without its shim and the first process of its namespaces: their memory
+/// is Weir's, not the job's.
 fn processes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, usize), Vec<Stat>> {
     let (mut found, mut mains) = (BTreeMap::<_, Vec<Stat>>::new(), BTreeMap::new());
+    let mut shims = BTreeSet::new();
     for (name, attempt) in attempts {
         for task in attempt.tasks() {
             let owner = (name.clone(), task.rank());
+            if attempt.request.isolation.is_some() {
+                shims.insert(task.pid());
+            }
             match task.group() {
                 Some(group) => {
-                    found.insert(owner, group.pids().into_iter().filter_map(process::stat).collect());
+                    let stats = group.pids().into_iter().filter_map(process::stat);
+                    found.insert(owner, stats.filter(|stat| !shims.contains(&stat.parent)).collect());
                 }
                 None => {
                     mains.insert(task.pid(), owner);
@@ -75,7 +81,8 @@ fn processes(attempts: &BTreeMap<String, TrackedAttempt>) -> BTreeMap<(String, u
     }
     let own = rustix::process::getpid().as_raw_nonzero().get();
     let all: BTreeMap<i32, Stat> = process::all().into_iter().map(|stat| (stat.pid, stat)).collect();
-    for stat in all.values().filter(|stat| stat.resident_pages > 0) {
+    let is_weirs = |stat: &Stat| shims.contains(&stat.pid) || shims.contains(&stat.parent);
+    for stat in all.values().filter(|stat| stat.resident_pages > 0 && !is_weirs(stat)) {
         if let Some(owner) = owner(stat, &all, &mains, own) {
             found.entry(owner).or_default().push(*stat);
         }
@@ -97,7 +104,7 @@ fn owner(
             return Some(owner.clone());
         }
         if at.parent == own {
-            return process::owner_of(at.pid);
+            return process::owner_of(at.pid).map(|owner| (owner.attempt, owner.rank));
         }
         at = all.get(&at.parent)?;
     }

@@ -8,15 +8,15 @@
 //! Supervisor side: `supervisor` is the main loop, `connection` its connection to the agent,
 //! `attempt` and `task` the state of what runs, `recover` the adoption after a supervisor was killed,
 //! `store` and `output` the files, `space` their disk, `probe` the search for
-//! the jobs' own files, `cgroup` and `cgroup_exec` the limits that the kernel enforces, `memory`,
+//! the jobs' own files, `cgroup` the limits that the kernel enforces, `shim` and `isolation` what separates tasks, `memory`,
 //! `orphans` and `process` the replacement where the kernel enforces none, `notes` what is not promised.
 
 mod attempt;
 mod cgroup;
-pub mod cgroup_exec;
 pub mod check;
 mod client;
 mod connection;
+pub mod isolation;
 mod logs;
 mod memory;
 mod notes;
@@ -26,6 +26,7 @@ mod probe;
 mod process;
 mod protocol;
 mod recover;
+pub mod shim;
 mod space;
 mod start;
 mod store;
@@ -52,7 +53,8 @@ use crate::model::pool::{Capabilities, Device, NodeSpec};
 use crate::model::region::RegionCode;
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
-use notes::same_user;
+use isolation::{Mode, Resolved, RunAs};
+use notes::UNCONTAINED;
 use protocol::{Attempt, EndKind, FromSupervisor, Status, ToSupervisor};
 use space::Space;
 use start::{Pool, start_request};
@@ -97,6 +99,11 @@ pub struct Settings {
     pub log_max_bytes: u64,
     /// Bound of the processes and threads of each task, where control groups enforce it.
     pub processes_max: u64,
+    pub isolation: Mode,
+    pub run_as: RunAs,
+    /// Files and folders that tasks must not see, such as the agent's state and tokens. Those that don't exist are
+    /// skipped.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// The agent side of a host pool.
@@ -107,13 +114,15 @@ pub struct Host {
     /// The other end of `requests`, until the backend is opened.
     to_send: Option<mpsc::UnboundedReceiver<ToSupervisor>>,
     events: Option<mpsc::UnboundedSender<Event>>,
+    /// How tasks are separated, once the backend is open.
+    isolation: Option<protocol::Isolation>,
 }
 
 impl Host {
     /// Makes a backend, which is not opened yet.
     pub fn new(settings: Settings, clock: Clock) -> Self {
         let (requests, to_send) = mpsc::unbounded_channel();
-        Self { settings, clock, requests, to_send: Some(to_send), events: None }
+        Self { settings, clock, requests, to_send: Some(to_send), events: None, isolation: None }
     }
 
     fn folder(&self) -> PathBuf {
@@ -137,8 +146,7 @@ impl Host {
     /// What this pool does not enforce, as far as it is not the supervisor's part.
     fn notes(&self) -> Vec<String> {
         let note = "a part of a device is counted, not enforced: the task sees the whole device";
-        let of_devices = (!self.settings.devices.is_empty()).then(|| note.to_owned());
-        of_devices.into_iter().chain([same_user()]).collect()
+        (!self.settings.devices.is_empty()).then(|| note.to_owned()).into_iter().collect()
     }
 }
 
@@ -339,7 +347,13 @@ impl PoolBackend for Host {
         let mut lines = BufReader::new(read).lines();
         let host_name = host_name();
         let name = node_name(&self.folder(), &host_name).map_err(failed)?;
+        let settings = self.settings.clone();
+        let resolved = tokio::task::spawn_blocking(move || isolation::resolve(&settings)).await;
+        let resolved = resolved.map_err(std::io::Error::other).and_then(|resolved| resolved);
+        let Resolved { isolation, notes: of_isolation } = resolved.map_err(failed)?;
+        self.isolation = isolation;
         let mut notes = self.notes();
+        notes.extend(of_isolation);
         if name != host_name {
             notes.push(format!("this machine is called {host_name} now; its node keeps the name {name}"));
         }
@@ -367,6 +381,10 @@ impl PoolBackend for Host {
                 }
                 FromSupervisor::StatusChanged(_) | FromSupervisor::Pong => {}
             }
+        }
+        if self.isolation.is_some() {
+            // The namespaces of a task contain its processes.
+            initial.notes.retain(|note| note != UNCONTAINED);
         }
         for note in &initial.notes {
             tracing::warn!(pool = self.settings.pool, note);
@@ -415,6 +433,7 @@ impl PoolBackend for Host {
             devices: &self.settings.devices,
             log_max_bytes: self.settings.log_max_bytes,
             processes_max: self.settings.processes_max,
+            isolation: self.isolation.as_ref(),
         };
         match start_request(&pool, &start, self.clock) {
             Ok(request) => self.send(ToSupervisor::StartAttempt(request)),

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use rustix::process::geteuid;
+
+use super::protocol::User;
+
 /// The limits of CPU, memory and processes that are not enforced here, and why. Memory is watched at an interval
 /// instead.
 pub(super) fn unenforced(limits: [Option<&String>; 3], interval: Duration) -> Vec<String> {
@@ -22,12 +26,33 @@ pub(super) fn unenforced(limits: [Option<&String>; 3], interval: Duration) -> Ve
 pub(super) const UNCONTAINED: &str = "no control group holds the processes of a task: one that leaves its session and clears its \
                            environment may live until all attempts of its time have ended";
 
-/// What is not promised because all tasks run as the agent's user.
-pub(super) fn same_user() -> String {
-    let user = rustix::process::geteuid();
+/// What is not promised because tasks run beside the agent, as its user.
+pub(super) fn not_separated(why: &str) -> String {
+    let user = geteuid();
     let power = if user.is_root() { ", and do whatever root may" } else { "" };
     format!(
-        "all tasks run as the agent's user ({}): they can read and stop each other, and read the pool's key{power}",
+        "tasks are not separated: {why}. All run as the agent's user ({}): they can read and stop each other, and read \
+         the pool's key{power}",
         user.as_raw()
     )
+}
+
+/// What tasks share although each has namespaces of its own.
+pub(super) fn shared(user: Option<&User>) -> String {
+    match user {
+        None if geteuid().is_root() => {
+            "tasks run as root, and may do whatever root may: they can also read the \
+                                        pool's key"
+                .to_owned()
+        }
+        None => format!(
+            "all tasks run as the agent's user ({}): they share its files outside of the agent's own, /tmp, \
+             /dev/shm and the network",
+            geteuid().as_raw()
+        ),
+        Some(user) => format!(
+            "all tasks run as user {}: they share that user's files, /tmp, /dev/shm and the network",
+            user.name
+        ),
+    }
 }

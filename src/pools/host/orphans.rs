@@ -32,8 +32,8 @@ impl Orphans {
         let mut unnamed = BTreeMap::new();
         for pid in children.into_iter().filter(|pid| !mains.contains(pid)) {
             let Some(stat) = process::stat(pid).filter(|stat| !stat.dead) else { continue };
-            match process::owner_of(pid).filter(|(attempt, _)| attempts.contains_key(attempt)) {
-                Some((attempt, _)) => self.named.entry(attempt).or_default().push(pid),
+            match process::owner_of(pid).filter(|owner| attempts.contains_key(&owner.attempt)) {
+                Some(owner) => self.named.entry(owner.attempt).or_default().push(pid),
                 None => {
                     let key = (pid, stat.started_ticks);
                     let earlier = self.unnamed.remove(&key);

@@ -182,6 +182,7 @@ mod tests {
             grace_ms: 0,
             log_max_bytes: 0,
             processes_max: 0,
+            isolation: None,
         }
     }
 

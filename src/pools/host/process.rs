@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 pub(super) const ATTEMPT_VARIABLE: &str = "WEIR_ATTEMPT_ID";
 /// The same for the task's rank in a gang; absent if the task is not in a gang.
 pub(super) const RANK_VARIABLE: &str = "WEIR_GANG_RANK";
+/// Only shims have it, not the programs that they start.
+pub(super) const SHIM_VARIABLE: &str = "WEIR_SHIM";
 
 /// The fields of `/proc/PID/stat` that the supervisor uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,11 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// The process group of this process; 0 if it can't be seen from here.
+pub(super) fn own_group() -> i32 {
+    stat(rustix::process::getpid().as_raw_nonzero().get()).map_or(0, |stat| stat.group)
+}
+
 /// Reads the memory of a process, in bytes, in which pages that it shares with others count in part: its proportional
 /// set size. `None` if it has ended or belongs to another user.
 pub(super) fn proportional_bytes(pid: i32) -> Option<u64> {
@@ -43,21 +50,29 @@ pub(super) fn all() -> Vec<Stat> {
     entries.flatten().filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// Returns the live processes that carry an attempt in their environment, by attempt, with the rank
-/// of the task that they belong to.
-pub(super) fn by_attempt() -> BTreeMap<String, Vec<(Stat, usize)>> {
-    let mut found: BTreeMap<String, Vec<(Stat, usize)>> = BTreeMap::new();
+/// The task that a process belongs to, by its environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) attempt: String,
+    pub(super) rank: usize,
+    /// The process is a task's shim.
+    pub(super) is_shim: bool,
+}
+
+/// Returns the live processes that carry an attempt in their environment, by attempt.
+pub(super) fn by_attempt() -> BTreeMap<String, Vec<(Stat, Owner)>> {
+    let mut found: BTreeMap<String, Vec<(Stat, Owner)>> = BTreeMap::new();
     for stat in all().into_iter().filter(|stat| !stat.dead) {
-        if let Some((attempt, rank)) = owner_of(stat.pid) {
-            found.entry(attempt).or_default().push((stat, rank));
+        if let Some(owner) = owner_of(stat.pid) {
+            found.entry(owner.attempt.clone()).or_default().push((stat, owner));
         }
     }
     found
 }
 
-/// Returns the attempt that a process carries in its environment, and the task's rank in it. A
-/// process that has ended or belongs to another user carries none.
-pub(super) fn owner_of(pid: i32) -> Option<(String, usize)> {
+/// Returns the task that a process carries in its environment. A process that has ended or belongs to another user
+/// carries none.
+pub(super) fn owner_of(pid: i32) -> Option<Owner> {
     let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = |name: &str| {
         environ.split(|byte| *byte == 0).find_map(|variable| {
@@ -66,7 +81,7 @@ pub(super) fn owner_of(pid: i32) -> Option<(String, usize)> {
         })
     };
     let rank = value(RANK_VARIABLE).and_then(|rank| rank.parse().ok()).unwrap_or(0);
-    Some((value(ATTEMPT_VARIABLE)?, rank))
+    Some(Owner { attempt: value(ATTEMPT_VARIABLE)?, rank, is_shim: value(SHIM_VARIABLE).is_some() })
 }
 
 /// Returns the children of this process, live or dead, of all its threads.

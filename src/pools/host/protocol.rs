@@ -1,5 +1,7 @@
 //! Messages between an agent and its supervisor: one JSON value per line, in both directions.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::limit::LEASE_MS_DEFAULT;
@@ -60,15 +62,38 @@ pub struct StartAttempt {
     /// Bound of the processes and threads of each task; 0, as in journals of older supervisors: no limit.
     #[serde(default)]
     pub processes_max: u64,
+    /// `None`: the tasks run beside the supervisor, as its user. So did those of older agents.
+    #[serde(default)]
+    pub isolation: Option<Isolation>,
     /// Bound of the output of all tasks together. Each stream gets an equal share.
     pub log_max_bytes: u64,
+}
+
+/// What separates tasks from each other and from their supervisor: each has namespaces of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// Files and folders that tasks can't read, such as the agent's state.
+    pub hidden: Vec<PathBuf>,
+    /// The user that tasks run as; `None`: the supervisor's.
+    pub user: Option<User>,
+}
+
+/// A user of this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub home: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// All groups, also that of `gid`.
+    pub groups: Vec<u32>,
 }
 
 /// What the tasks of one group run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStart {
     pub command: Vec<String>,
-    /// Variables that are added to `PATH`, `HOME`, `LANG` and `USER` of the supervisor.
+    /// Variables that are added to `PATH`, `HOME`, `LANG` and `USER` of the supervisor, or of the tasks' user.
     pub env: Vec<(String, String)>,
     /// `None`: each task starts in an empty directory, which is emptied again when the attempt is forgotten.
     pub workdir: Option<String>,

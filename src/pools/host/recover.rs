@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::attempt::TrackedAttempt;
 use super::cgroup::Groups;
-use super::process::{self, Stat};
+use super::process::{self, Owner, Stat};
 use super::protocol::{Attempt, StartAttempt};
 use super::store::{self, Entry, ProcessRecord};
 use super::task::Now;
@@ -139,16 +139,18 @@ fn replay(entries: Vec<Entry>, boot_id: &str) -> (Unfinished, BTreeMap<String, A
 
 /// Adds records of main processes that were started, but not recorded before the supervisor was killed.
 ///
-/// `found` are the live processes that name the attempt in their environment, each with its rank. A main
-/// process is the one that leads its process group.
+/// `found` are the live processes that name the attempt in their environment. A main process is a shim, or without
+/// isolation the one that leads its process group.
 fn add_unrecorded(
     records: &mut Vec<ProcessRecord>,
     request: &StartAttempt,
-    found: &[(Stat, usize)],
+    found: &[(Stat, Owner)],
     now: Now,
     boot_id: &str,
 ) {
-    for (stat, rank) in found.iter().filter(|(stat, _)| stat.pid == stat.group) {
+    let is_main =
+        |stat: &Stat, owner: &Owner| owner.is_shim || request.isolation.is_none() && stat.pid == stat.group;
+    for (stat, Owner { rank, .. }) in found.iter().filter(|(stat, owner)| is_main(stat, owner)) {
         if !records.iter().any(|record| record.rank == *rank) && *rank < request.tasks.len() {
             records.push(ProcessRecord {
                 attempt: request.attempt.clone(),

@@ -22,6 +22,7 @@ pub(super) struct Pool<'a> {
     pub(super) devices: &'a [Device],
     pub(super) log_max_bytes: u64,
     pub(super) processes_max: u64,
+    pub(super) isolation: Option<&'a protocol::Isolation>,
 }
 
 /// Makes the request that starts an attempt.
@@ -76,6 +77,7 @@ pub(super) fn start_request(
         grace_ms: start.spec.grace_ms,
         log_max_bytes: pool.log_max_bytes,
         processes_max: pool.processes_max,
+        isolation: pool.isolation.cloned(),
     })
 }
 
@@ -189,6 +191,7 @@ mod tests {
             devices: &devices,
             log_max_bytes: 1 << 20,
             processes_max: 9,
+            isolation: None,
         };
         start_request(&pool, &start, Clock::start())
     }

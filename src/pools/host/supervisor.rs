@@ -15,7 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
-use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setrlimit, wait};
+use rustix::process::{
+    Resource, Rlimit, WaitOptions, getrlimit, set_child_subreaper, setpgid, setrlimit, wait,
+};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::attempt::{TrackedAttempt, attempt};
@@ -27,9 +29,10 @@ use super::orphans::Orphans;
 use super::probe::{ANSWER_MS_MAX, Begun, Probed, Probes};
 use super::protocol::{Attempt, EndKind, FromSupervisor, StartAttempt, Status, ToSupervisor};
 use super::recover::recover;
+use super::shim::EXIT_NOT_EXECUTABLE;
 use super::space::Space;
 use super::store::{self, Entry, Journal, LeaseRecord};
-use super::task::{Exit, NOT_EXECUTABLE, Now};
+use super::task::{Exit, Now};
 use crate::files::{self, private};
 use crate::pools::clean::empty_subfolders;
 use crate::pools::retention::collect;
@@ -65,6 +68,8 @@ pub fn run(state: &Path, cgroup_parent: Option<&Path>) -> io::Result<()> {
     }
     store::create_private_dir(&store::attempts_dir(state))?;
     store::create_private_dir(&store::logs_dir(state))?;
+    // Shims are members of this process's group. That of an agent may get signals from a terminal.
+    let _ = setpgid(None, None);
     // Orphans of tasks become children of this process, so that none is lost.
     set_child_subreaper(rustix::process::Pid::from_raw(1))?;
     raise_file_limit();
@@ -402,8 +407,10 @@ impl Supervisor {
                         "the file system of its directory or program does not answer within {} s",
                         ANSWER_MS_MAX / 1_000
                     );
-                    let exit =
-                        Exit { exit_code: Some(NOT_EXECUTABLE), ..Exit::plain(EndKind::Failed, &message) };
+                    let exit = Exit {
+                        exit_code: Some(EXIT_NOT_EXECUTABLE),
+                        ..Exit::plain(EndKind::Failed, &message)
+                    };
                     self.end(attempt(&request, unstarted(exit)));
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{chown, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,11 +12,13 @@ use std::process::{Child, Command, Stdio};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitStatus, pidfd_open, test_kill_process_group};
 
-use super::cgroup::Group;
-use super::cgroup_exec::{self, Exchange, Failure};
+use super::cgroup::{self, Group};
 use super::output::{self, Growth};
-use super::process;
-use super::protocol::{EndKind, StartAttempt};
+use super::process::{self, ATTEMPT_VARIABLE, RANK_VARIABLE, SHIM_VARIABLE};
+use super::protocol::{EndKind, StartAttempt, User};
+use super::shim::{
+    self, Confinement, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Exchange, Namespaces, Report, THIS_PROGRAM,
+};
 use super::store::{self, ProcessRecord};
 use crate::pools::Stream;
 
@@ -29,9 +32,6 @@ pub(super) struct Now {
     pub(super) boot_ms: u64,
 }
 
-/// The exit code for a program that may not be executed: the same as a shell's.
-pub(super) const NOT_EXECUTABLE: i32 = 126;
-
 /// A task that was started.
 pub(super) struct Task {
     rank: usize,
@@ -42,7 +42,7 @@ pub(super) struct Task {
     /// Readable when the main process ends; `None` after that, or if it could not be opened.
     pub(super) pidfd: Option<OwnedFd>,
     group: Option<Group>,
-    /// With what the shim was started that starts the program in its control group.
+    /// With what the shim was started; `None` without one, or if an earlier supervisor started it.
     exchange: Option<Exchange>,
     /// How the main process ended; `None` while it runs.
     exit: Option<Exit>,
@@ -72,9 +72,9 @@ impl Exit {
     /// as everything else can be caused by the job's command, environment or directory.
     pub(super) fn of_spawn_error(error: &io::Error) -> Self {
         let exit_code = match error.kind() {
-            io::ErrorKind::NotFound => Some(cgroup_exec::EXIT_NOT_STARTED),
-            _ if cgroup_exec::is_of_machine(error) => None,
-            _ => Some(NOT_EXECUTABLE),
+            io::ErrorKind::NotFound => Some(EXIT_NOT_FOUND),
+            _ if shim::is_of_machine(error) => None,
+            _ => Some(EXIT_NOT_EXECUTABLE),
         };
         let kind = if exit_code.is_some() { EndKind::Failed } else { EndKind::StartFailed };
         Self { exit_code, ..Self::plain(kind, &error.to_string()) }
@@ -92,7 +92,13 @@ impl Task {
         rank: usize,
         group: Option<Group>,
     ) -> io::Result<Self> {
-        let output = |stream| output::create(directory, rank, stream);
+        let user = request.isolation.as_ref().and_then(|isolation| isolation.user.as_ref());
+        let output = |stream| {
+            let file = output::create(directory, rank, stream)?;
+            // Programs open their output again, by `/dev/stdout`.
+            user.map_or(Ok(()), |user| fchown(&file, Some(user.uid), Some(user.gid)))?;
+            Ok::<_, io::Error>(file)
+        };
         let spawn = |shell| -> io::Result<(Child, Option<Exchange>)> {
             let (mut command, exchange) = command(request, directory, rank, group.as_ref(), shell)?;
             let stdin = exchange.as_ref().map_or(Ok(Stdio::null()), Exchange::stdin)?;
@@ -166,27 +172,23 @@ impl Task {
 
     /// Records the exit status of the main process.
     pub(super) fn record_exit(&mut self, status: WaitStatus) {
-        let (exit_code, signal) = (status.exit_status(), status.terminating_signal());
-        let (kind, message) = match (exit_code, signal) {
-            (Some(0), _) => (EndKind::Succeeded, String::new()),
+        let (code, signal, failure) = match self.exchange.as_ref().and_then(Exchange::read) {
+            Some(Report::Ended { code, signal }) => (code, signal, None),
+            Some(Report::Failed(failure)) => (Some(failure.exit_code), None, Some(failure)),
+            _ => (status.exit_status(), status.terminating_signal(), None),
+        };
+        let (kind, message) = match (code, signal, failure) {
+            (Some(0), ..) => (EndKind::Succeeded, String::new()),
             _ if self.group.as_ref().is_some_and(Group::ran_out_of_memory) => {
                 (EndKind::OutOfMemory, "used more memory than was asked for".to_owned())
             }
-            (Some(cgroup_exec::EXIT_NOT_STARTED), _) if self.group.is_some() => self.why_not_started(),
-            (None, Some(signal)) => (EndKind::Failed, format!("killed by signal {signal}")),
+            (.., Some(failure)) if failure.of_machine => (EndKind::StartFailed, failure.message),
+            (.., Some(failure)) => (EndKind::Failed, failure.message),
+            (None, Some(signal), None) => (EndKind::Failed, format!("killed by signal {signal}")),
             _ => (EndKind::Failed, String::new()),
         };
-        let exit_code = exit_code.filter(|_| kind != EndKind::StartFailed);
+        let exit_code = code.filter(|_| kind != EndKind::StartFailed);
         self.end(Exit { kind, exit_code, signal, message });
-    }
-
-    /// Distinguishes a program that the shim could not start from one that itself exited with the same code.
-    fn why_not_started(&self) -> (EndKind, String) {
-        match self.exchange.as_ref().and_then(Exchange::failure) {
-            Some(Failure { of_machine: true, message }) => (EndKind::StartFailed, message),
-            Some(Failure { of_machine: false, message }) => (EndKind::Failed, message),
-            None => (EndKind::Failed, String::new()),
-        }
     }
 
     /// Checks whether an adopted main process has ended: another process waits for it.
@@ -252,6 +254,8 @@ fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<
         None => {
             let path = directory.join(format!("{rank}.{}", store::WORK));
             store::create_private_dir(&path)?;
+            let user = request.isolation.as_ref().and_then(|isolation| isolation.user.as_ref());
+            user.map_or(Ok(()), |user| chown(&path, Some(user.uid), Some(user.gid)))?;
             Ok(path)
         }
     }
@@ -259,7 +263,7 @@ fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<
 
 /// Builds the command of a task, without its streams.
 ///
-/// With a control group, the shim starts the program, from an exchange. Without one, `shell` runs it, if given.
+/// With a control group or isolation, the shim starts the program, from an exchange. Without, `shell` runs it, if given.
 fn command(
     request: &StartAttempt,
     directory: &Path,
@@ -281,30 +285,50 @@ fn command(
     let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
     let path = set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
     let found = find_program(program, &path, &workdir)?;
-    let inherited = ["HOME", "LANG", "USER"].map(|name| (OsString::from(name), std::env::var_os(name)));
-    let inherited = inherited.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let isolation = request.isolation.as_ref();
+    let user = isolation.and_then(|isolation| isolation.user.as_ref());
+    let inherited = ["HOME", "LANG", "USER"].into_iter().filter_map(|name| inherited(name, user));
     let path = [(OsString::from("PATH"), path)];
     let own = env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     // The last one of a name counts.
     let variables: BTreeMap<OsString, OsString> = inherited.chain(path).chain(own).collect();
-    let (mut command, exchange) = match (group, shell) {
-        (Some(group), _) => {
-            let variables = variables.iter().map(|(name, value)| (&**name, &**value));
-            let command = cgroup_exec::command(&group.procs(), Some((&found, program)));
-            (command, Some(Exchange::new(variables)?))
-        }
-        (None, shell) => {
-            let mut command = Command::new(shell.map_or(&*found, Path::new));
-            match shell {
-                Some(_) => command.arg(&found),
-                None => command.arg0(program),
-            };
-            command.env_clear().envs(&variables);
-            (command, None)
-        }
+    if group.is_none() && isolation.is_none() {
+        let mut command = Command::new(shell.map_or(&*found, Path::new));
+        match shell {
+            Some(_) => command.arg(&found),
+            None => command.arg0(program),
+        };
+        command.args(arguments).env_clear().envs(&variables).current_dir(&workdir);
+        return Ok((command, None));
+    }
+    let namespaces = isolation.map(|isolation| Namespaces {
+        hidden: isolation.hidden.clone(),
+        private: start.workdir.is_none().then(|| workdir.clone()),
+        directory: workdir.clone(),
+        cgroup_mount: cgroup::mount_point(),
+        user: isolation.user.clone(),
+        shares_memory: request.tasks.len() > 1,
+        supervisors_group: process::own_group(),
+    });
+    // In namespaces the first process changes to the directory: there its path may lead elsewhere.
+    let directory = if namespaces.is_some() { Path::new("/") } else { &workdir };
+    let confinement = Confinement { procs: group.map(Group::procs), namespaces };
+    let mut command = shim::command(Path::new(THIS_PROGRAM), &confinement, Some((&found, program)))?;
+    // By these a later supervisor finds the shim.
+    let names = [(ATTEMPT_VARIABLE, request.attempt.clone()), (RANK_VARIABLE, rank.to_string())];
+    command.envs(names).env(SHIM_VARIABLE, "1").args(arguments).current_dir(directory);
+    let variables = variables.iter().map(|(name, value)| (&**name, &**value));
+    Ok((command, Some(Exchange::new(variables)?)))
+}
+
+/// A variable that the task gets without asking for it: the supervisor's, or that of the user that it runs as.
+fn inherited(name: &str, user: Option<&User>) -> Option<(OsString, OsString)> {
+    let value = match (name, user) {
+        ("HOME", Some(user)) => user.home.clone().into(),
+        ("USER", Some(user)) => user.name.clone().into(),
+        _ => std::env::var_os(name)?,
     };
-    command.args(arguments).current_dir(&workdir);
-    Ok((command, exchange))
+    Some((name.into(), value))
 }
 
 /// Finds a program as a shell in `workdir` would.
