@@ -46,7 +46,7 @@ pub enum Policy {
 
 impl Policy {
     /// Raised with every change that could alter a plan.
-    pub const VERSION: u32 = 9;
+    pub const VERSION: u32 = 10;
 
     /// The stable name, as recorded in the journal and accepted by `--policy`.
     pub fn name(self) -> &'static str {

@@ -66,6 +66,17 @@ impl BlockedClasses {
         }
     }
 
+    /// Moves a class to the place in the order of its first job: the one before may have been cancelled.
+    pub(super) fn reorder(&mut self, key: RunKey) {
+        if let Some((_, current)) = self.classes.get_mut(&key.2)
+            && *current != key
+        {
+            self.order.remove(current);
+            self.order.insert(key);
+            *current = key;
+        }
+    }
+
     /// Notes freed capacity for the next round, unless no class is blocked.
     pub(super) fn note_freed(&mut self, freed: FreedCapacity) {
         if !self.classes.is_empty() {

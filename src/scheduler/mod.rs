@@ -232,8 +232,13 @@ impl Scheduler {
                 self.remove_class(class, current);
                 self.drop_idle_shapes(state);
             }
-            // New units change nothing for a class that waits for capacity or its queue.
-            (Some(_), Some(ClassState::Blocked | ClassState::Limited(_))) => {}
+            // New units change nothing for a class that waits for capacity or its queue, but for its place in the order.
+            (Some(head), Some(ClassState::Blocked)) => {
+                let key = (Reverse(class.priority), head, class);
+                self.blocked.reorder(key);
+                self.reorder_reserved(key);
+            }
+            (Some(_), Some(ClassState::Limited(_))) => {}
             (Some(head), Some(ClassState::Runnable(old))) => {
                 self.runnable.remove(&old);
                 self.make_runnable(class, head);
@@ -342,6 +347,7 @@ impl Scheduler {
         let placed = self.place(state, class.shape, unit, avoid, round);
         let placed = placed.or_else(|| avoid.and_then(|_| self.place(state, class.shape, unit, None, round)));
         let key = (Reverse(class.priority), (job, group), class);
+        self.reorder_reserved(key);
         let placed = placed.or_else(|| self.place_on_reserved(state, key, unit, avoid, round));
         let placed = placed.or_else(|| self.place_gang_on_reserved(state, key, unit, avoid, round));
         let start = match placed {

@@ -416,6 +416,17 @@ impl Scheduler {
         }
     }
 
+    /// Moves the nodes that are reserved for a class to its place in the order. Classes that are ahead of it now may use
+    /// them: two gangs that hold nodes of one pool would wait for each other for ever.
+    pub(super) fn reorder_reserved(&mut self, key: RunKey) {
+        let own =
+            self.reserved.owners.iter_mut().filter(|(_, owner)| owner.class() == key.2 && owner.key != key);
+        for (at, owner) in own {
+            owner.key = key;
+            self.blocked.note_freed(FreedCapacity::Node(*at));
+        }
+    }
+
     /// Returns a reserved node to the main packer and notifies the blocked classes of it.
     fn release(&mut self, at: NodeRef) {
         if self.reserved.hand_over(at, &mut self.packer) {

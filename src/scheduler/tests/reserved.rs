@@ -223,6 +223,38 @@ fn gang_uses_nodes_that_are_reserved_for_jobs_behind_it() {
     assert!(scheduler.same_nodes(&Scheduler::rebuild(&world.state)));
 }
 
+/// Else two gangs that hold nodes of one pool wait for each other for ever.
+#[test]
+fn gang_uses_the_nodes_of_one_behind_it_also_if_a_cancelled_job_had_been_ahead() {
+    let gang = |tasks| {
+        let mut spec = JobSpec { priority: 1_000, ..with_devices(DeviceAmount::Whole(4)) };
+        (spec.groups[0].count, spec.groups[0].gang) = (tasks, true);
+        spec
+    };
+    let mut world = Fixture::new();
+    world.pool("p", "CN-CQ", (0..3).map(|at| node_spec(&format!("n{at}"), 8, 4)).collect());
+    let mut scheduler = Scheduler::rebuild(&world.state);
+    let small: Vec<JobId> = (0..3).map(|_| world.submit_spec(with_devices(DeviceAmount::Whole(4)))).collect();
+    plan_until_idle(&mut world, &mut scheduler);
+    let cancelled = world.submit_spec(gang(3));
+    plan_until_idle(&mut world, &mut scheduler);
+    for ended in &small[..2] {
+        end_after_long(&mut world, unit(*ended, 0));
+        assert_eq!(
+            plan_until_idle(&mut world, &mut scheduler),
+            [],
+            "both nodes are reserved for the gang of three"
+        );
+    }
+    let narrow = world.submit_spec(gang(2));
+    let behind = world.submit_spec(gang(3));
+    assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
+    world.must(Command::Cancel { jobs: vec![cancelled] });
+    let started = plan_until_idle(&mut world, &mut scheduler);
+    let jobs: Vec<JobId> = started.iter().map(|(job, ..)| *job).collect();
+    assert_eq!(jobs, [narrow], "not {behind}, nor none");
+}
+
 /// A gang that no longer fits its pool, as a node is gone, holds none of the others.
 #[test]
 fn gang_holds_no_node_of_a_pool_that_became_too_small() {
