@@ -203,3 +203,41 @@ fn a_user_that_tasks_can_not_have_is_named_before_anything_runs() {
     let message = "host.run_as: \"nobody\" needs namespaces, and host.isolation is \"none\"";
     assert!(home.log().contains(message), "{}", home.log());
 }
+
+/// Cordons and drains are the admin's, not the agent's: they outlive both processes, until they are taken back.
+#[test]
+fn what_an_admin_decided_outlives_a_kill_of_broker_and_agent() {
+    let mut home = Home::new();
+    let ran = |home: &Home, arguments: &[&str]| {
+        let (code, output, errors) = home.run(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {errors}");
+        output
+    };
+    let mut broker = home.start_broker("server");
+    let mut agent = home.start_agent(4);
+    until("the pool is READY", LOST, || home.run(&["get", "pools"]).1.contains(" READY "));
+    let nodes = ran(&home, &["get", "nodes"]);
+    let node = nodes.lines().nth(1).and_then(|row| row.split_whitespace().next()).expect("a node").to_owned();
+    let decisions: [(&[&str], &[&str], &str, &str); 3] = [
+        (&["cordon", "local", "--node", &node], &["uncordon", "local", "--node", &node], "nodes", "CORDONED"),
+        (&["cordon", "local"], &["uncordon", "local"], "pools", "READY,CORDONED"),
+        (&["drain", "local", "--deadline", "1h"], &["uncordon", "local"], "pools", "READY,DRAINING"),
+    ];
+    for (decision, undo, kind, state) in decisions {
+        ran(&home, decision);
+        for process in [&mut agent, &mut broker] {
+            process.0.kill().expect("it is killed");
+            process.0.wait().expect("it is waited for");
+        }
+        broker = home.start_broker("server");
+        agent = home.start_agent(4);
+        until(&format!("{decision:?} is in effect"), LOST, || {
+            let pools = home.run(&["get", "pools"]).1;
+            pools.contains(" READY") && home.run(&["get", kind]).1.contains(state)
+        });
+        ran(&home, undo);
+        assert!(!ran(&home, &["get", kind]).contains(state));
+    }
+    let (code, output, errors) = home.run(&["run", "--", "echo", "again"]);
+    assert_eq!((code, output.as_str()), (0, "again\n"), "{errors}");
+}
