@@ -148,8 +148,12 @@ fn add_unrecorded(
     now: Now,
     boot_id: &str,
 ) {
-    let is_main =
-        |stat: &Stat, owner: &Owner| owner.is_shim || request.isolation.is_none() && stat.pid == stat.group;
+    // The first process of a task's namespaces is a copy of its shim.
+    let shims = || found.iter().filter(|(_, owner)| owner.is_shim);
+    let is_main = |stat: &Stat, owner: &Owner| {
+        let is_copy = || shims().any(|(other, _)| other.pid == stat.parent);
+        owner.is_shim && !is_copy() || request.isolation.is_none() && stat.pid == stat.group
+    };
     for (stat, Owner { rank, .. }) in found.iter().filter(|(stat, owner)| is_main(stat, owner)) {
         if !records.iter().any(|record| record.rank == *rank) && *rank < request.tasks.len() {
             records.push(ProcessRecord {

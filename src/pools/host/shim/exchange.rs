@@ -100,17 +100,11 @@ impl Exchange {
 /// Takes the exchange from standard input, which is empty then, and reads the environment. The program doesn't inherit
 /// the file.
 pub(super) fn take_stdin() -> io::Result<(OwnedFd, Vec<u8>)> {
-    let exchange = File::from(replace_stdin()?);
+    let exchange = File::from(fcntl_dupfd_cloexec(io::stdin(), 3)?);
+    dup2_stdin(File::open("/dev/null")?)?;
     let mut environment = vec![0; exchange.metadata()?.len() as usize];
     exchange.read_exact_at(&mut environment, 0)?;
     Ok((exchange.into(), environment))
-}
-
-/// Moves standard input to a descriptor that programs don't inherit; standard input is empty then.
-pub(super) fn replace_stdin() -> io::Result<OwnedFd> {
-    let stdin = fcntl_dupfd_cloexec(io::stdin(), 3)?;
-    dup2_stdin(File::open("/dev/null")?)?;
-    Ok(stdin)
 }
 
 /// The variables of an environment.

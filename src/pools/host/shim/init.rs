@@ -2,42 +2,35 @@
 //! parents. When it ends, the kernel kills what is left.
 
 use std::env::set_current_dir;
-use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitCode};
+use std::process::Child;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount};
 use rustix::process::{Gid, Uid, WaitOptions, geteuid, wait};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_thread_gid,
-    set_thread_groups, set_thread_uid,
+    CapabilitySet, CapabilitySets, set_capabilities, set_thread_gid, set_thread_groups, set_thread_uid,
 };
 
-use super::exchange::replace_stdin;
-use super::{Failure, Namespaces, Program, Report, confinement, enter};
+use super::{Confinement, Failure, Namespaces, Program, Report, enter};
 
-/// The first argument that makes this program the first process of a namespace.
-pub(super) const ARGUMENT: &str = "task-init";
-
-/// Starts a task's program, and lives until no process of the namespace is left.
-pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let Ok(mut shim) = replace_stdin().map(UnixStream::from) else { return ExitCode::FAILURE };
-    let Ok(environment) = read_environment(&mut shim) else { return ExitCode::FAILURE };
-    let confined = confinement(arguments.next()).and_then(|confinement| {
-        confinement.procs.as_deref().map_or(Ok(()), enter)?;
-        confine(&confinement.namespaces.unwrap_or_default())
-    });
-    let program = Program::of(arguments);
-    let started =
-        confined.and_then(|()| program.as_ref().map(|program| spawn(program, &environment)).transpose());
-    drop(environment);
+/// Starts a task's program, and lives until no process of the namespace is left. Returns this process's exit code.
+pub(super) fn run(
+    mut shim: UnixStream,
+    confinement: &Confinement,
+    namespaces: &Namespaces,
+    program: Option<&Program>,
+    environment: &[u8],
+) -> i32 {
+    let entered = confinement.procs.as_deref().map_or(Ok(()), enter);
+    let confined = entered.and_then(|()| confine(namespaces));
+    let started = confined.and_then(|()| program.map(|program| spawn(program, environment)).transpose());
     let child = match started {
         Ok(Some(child)) => child,
         Ok(None) => return send(&mut shim, &Report::Ended { code: Some(0), signal: None }),
@@ -46,26 +39,17 @@ pub(super) fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     send(&mut shim, &Report::Started);
     // A stop before this point ends the shim; then the program must end, too.
     if shim.read_exact(&mut [0]).is_err() {
-        return ExitCode::FAILURE;
+        return 1;
     }
     attend(&child, &mut shim)
 }
 
-fn read_environment(shim: &mut UnixStream) -> io::Result<Vec<u8>> {
-    let mut len = [0; 8];
-    shim.read_exact(&mut len)?;
-    let mut environment = Vec::new();
-    let len = u64::from_le_bytes(len);
-    let read = shim.take(len).read_to_end(&mut environment)? as u64;
-    if read == len { Ok(environment) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-}
-
 /// Sends a report to the shim. If that has ended, nothing waits for it.
-fn send(shim: &mut UnixStream, report: &Report) -> ExitCode {
+fn send(shim: &mut UnixStream, report: &Report) -> i32 {
     let mut line = serde_json::to_vec(report).unwrap_or_default();
     line.push(b'\n');
     let _ = shim.write_all(&line);
-    ExitCode::SUCCESS
+    0
 }
 
 fn spawn(program: &Program, environment: &[u8]) -> Result<Child, Failure> {
@@ -79,7 +63,7 @@ fn spawn(program: &Program, environment: &[u8]) -> Result<Child, Failure> {
 }
 
 /// Reports how the program ends, and waits for everything that it leaves behind.
-fn attend(program: &Child, shim: &mut UnixStream) -> ExitCode {
+fn attend(program: &Child, shim: &mut UnixStream) -> i32 {
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid.as_raw_nonzero().get().cast_unsigned() == program.id() => {
@@ -88,7 +72,7 @@ fn attend(program: &Child, shim: &mut UnixStream) -> ExitCode {
             }
             Ok(_) | Err(Errno::INTR) => {}
             // No children: no process of the namespace is left.
-            Err(_) => return ExitCode::SUCCESS,
+            Err(_) => return 0,
         }
     }
 }
@@ -176,7 +160,6 @@ fn drop_privileges(namespaces: &Namespaces) -> io::Result<()> {
         return Ok(set_thread_uid(Uid::from_raw(user.uid))?);
     }
     if !geteuid().is_root() {
-        clear_ambient_capability_set()?;
         let none = CapabilitySet::empty();
         set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     }

@@ -139,26 +139,24 @@ impl Program {
     }
 }
 
-/// Acts as the shim, or as the first process of a task's namespaces, if the arguments of this process request it.
+/// Acts as the shim, if the arguments of this process request it.
 ///
 /// Returns `None` if they don't; else the exit code of the process.
 pub fn run_if_requested() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    let requested = arguments.next()?;
-    if requested == init::ARGUMENT {
-        return Some(init::run(arguments));
-    }
-    (requested == ARGUMENT).then(|| run(arguments))
+    (arguments.next()? == ARGUMENT).then(|| run(arguments))
 }
 
 fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let failed = ExitCode::from(EXIT_NOT_FOUND as u8);
     let Ok((stdin, environment)) = take_stdin() else { return failed };
     let exchange = Exchange::at(stdin, environment.len());
-    let ended = match confinement(arguments.next()) {
+    let confinement = confinement(arguments.next());
+    let program = Program::of(arguments);
+    let ended = match confinement {
         Ok(confinement) => match &confinement.namespaces {
-            Some(namespaces) => namespaces::run(&confinement, namespaces, arguments, &environment),
-            None => execute(&confinement, Program::of(arguments), &environment),
+            Some(namespaces) => namespaces::run(&confinement, namespaces, program.as_ref(), &environment),
+            None => execute(&confinement, program.as_ref(), &environment),
         },
         Err(failure) => Report::Failed(failure),
     };
@@ -179,7 +177,7 @@ fn enter(procs: &Path) -> Result<(), Failure> {
 }
 
 /// Becomes the program. Returns only if that failed, or there is no program: then entering was only tried.
-fn execute(confinement: &Confinement, program: Option<Program>, environment: &[u8]) -> Report {
+fn execute(confinement: &Confinement, program: Option<&Program>, environment: &[u8]) -> Report {
     if let Some(Err(failure)) = confinement.procs.as_deref().map(enter) {
         return Report::Failed(failure);
     }
