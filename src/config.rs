@@ -8,8 +8,10 @@ use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, private};
+use crate::model::device;
 use crate::model::limit::{BYTES_MAX, DEVICES_PER_NODE_MAX, NODE_CPU_MILLIS_MAX, NODES_PER_POOL_MAX};
 use crate::model::region::RegionCode;
+use crate::model::suggest::{nearest, question};
 use crate::model::text;
 use crate::model::validate::quote;
 
@@ -136,6 +138,57 @@ pub struct Devices {
     pub count: u16,
     /// Memory of each, in GiB. Absent: from the table of models.
     pub memory_gib: Option<u64>,
+    /// Whose devices they are, for a model that the table lacks.
+    pub vendor: Option<Vendor>,
+    /// The environment variable by which the vendor's software is restricted to some devices, as numbers from 0. Only
+    /// for a model and a vendor that Weir doesn't know.
+    pub visible_devices: Option<String>,
+}
+
+/// A vendor whose variable Weir knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vendor {
+    Nvidia,
+    Huawei,
+    Amd,
+    Hygon,
+    Cambricon,
+}
+
+impl Devices {
+    /// The environment variable that restricts a task to its devices.
+    ///
+    /// # Errors
+    /// If neither the table of models nor the entry has it: tasks would share devices without knowing.
+    pub fn variable(&self) -> Result<String, String> {
+        if let Some(name) = &self.visible_devices {
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let is_name = name.chars().all(plain) && name.starts_with(|c: char| c.is_ascii_alphabetic());
+            let wrong = || format!("visible_devices: {} is not a variable's name", quote(name));
+            return if is_name { Ok(name.clone()) } else { Err(wrong()) };
+        }
+        let of_vendor = self.vendor.map(|vendor| match vendor {
+            Vendor::Nvidia => "CUDA_VISIBLE_DEVICES",
+            Vendor::Huawei => "ASCEND_RT_VISIBLE_DEVICES",
+            Vendor::Amd | Vendor::Hygon => "HIP_VISIBLE_DEVICES",
+            Vendor::Cambricon => "MLU_VISIBLE_DEVICES",
+        });
+        if let Some(name) = of_vendor {
+            return Ok(name.to_owned());
+        }
+        let models: Vec<_> = device::built_in().collect();
+        if let Some(known) = models.iter().find(|known| known.name == self.model) {
+            return Ok(known.visible_devices.clone());
+        }
+        let near = nearest(&self.model, models.iter().map(|known| known.name.as_str()));
+        let hint = if near.is_empty() { ".".to_owned() } else { question(&near) };
+        Err(format!(
+            "model: {} is not in Weir's table{hint} For another model, set vendor (nvidia, huawei, amd, hygon, cambricon) \
+             or visible_devices, the variable by which its software selects devices",
+            quote(&self.model)
+        ))
+    }
 }
 
 /// Settings of a simulated pool.
@@ -245,6 +298,7 @@ impl HostSection {
             if !text::is_label(&devices.model) || devices.model.is_empty() {
                 return Err(format!("{}: {} is not a model's name", field("model"), quote(&devices.model)));
             }
+            devices.variable().map_err(|error| format!("host.devices[{index}].{error}"))?;
             within(&field("count"), u64::from(devices.count), DEVICES_PER_NODE_MAX as u64)?;
             devices.memory_gib.map_or(Ok(()), |gib| within(&field("memory_gib"), gib, BYTES_MAX >> 30))?;
             count += usize::from(devices.count);

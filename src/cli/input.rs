@@ -12,6 +12,7 @@ use serde_saphyr::budget::BudgetBreach;
 
 use super::Failure;
 use super::exit::INVALID;
+use crate::model::suggest::{nearest, question};
 use crate::model::text;
 use crate::model::validate::quote;
 
@@ -26,9 +27,6 @@ const DOCUMENTS_MAX: usize = 1_024;
 const DEPTH_MAX: usize = 64;
 /// Bytes of an error about a file: an invalid value may be as long as the file.
 const MESSAGE_BYTES_MAX: usize = 1_024;
-/// Bytes of an unknown name up to which a similar name is suggested: the time to compare two names grows with
-/// the product of their lengths.
-const HINTED_LEN_MAX: usize = 64;
 
 /// The argument that names a command's input file.
 #[derive(clap::Args)]
@@ -182,15 +180,85 @@ fn with_suggestion(message: &str) -> String {
         return message.to_owned();
     };
     let known = &ticked[1..];
-    let near = known.iter().filter(|_| wrong.len() <= HINTED_LEN_MAX);
-    let near = near.map(|known| (strsim::damerau_levenshtein(wrong, known), known));
-    let near = near.filter(|(distance, known)| *distance <= 2.max(known.len() / 3)).min();
     let what = message.split('`').next().unwrap_or_default().trim();
-    match near {
-        Some((_, known)) => format!("{what} {}, did you mean {}?", quote(wrong), quote(known)),
-        None => format!("{what} {}; expected one of {}", quote(wrong), known.join(", ")),
+    let lower = wrong.to_ascii_lowercase();
+    let synonym = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, field)| *field);
+    let meant = synonym.unwrap_or(wrong);
+    let place = PLACES.iter().find(|(fields, place, _)| fields.contains(&meant) && known.contains(place));
+    let near = match (synonym.filter(|field| known.contains(field)), place) {
+        (Some(field), _) => vec![field],
+        (None, Some((_, _, place))) => {
+            let hint = synonym.map_or_else(|| ".".to_owned(), |field| question(&[field]));
+            return format!("{what} {} here{hint} Write it in {place}.", quote(wrong));
+        }
+        (None, None) => nearest(wrong, known.iter().copied()),
+    };
+    if near.is_empty() {
+        return format!("{what} {}; expected one of {}", quote(wrong), known.join(", "));
     }
+    let example = EXAMPLES.iter().find(|(field, _)| near == [*field]);
+    let example = example.map_or_else(String::new, |(_, example)| format!(" Write {example}."));
+    format!("{what} {}{}{example}", quote(wrong), question(&near))
 }
+
+/// Fields that belong into another one of a job file, the name of that, and where to write them.
+const PLACES: &[(&[&str], &str, &str)] = &[
+    (
+        &[
+            "cpus",
+            "memory",
+            "storage",
+            "devices",
+            "other",
+            "command",
+            "args",
+            "env",
+            "workdir",
+            "image",
+            "pod",
+            "simulate",
+            "count",
+            "gang",
+            "indices",
+            "index_count",
+        ],
+        "groups",
+        "an entry of groups",
+    ),
+    (
+        &["regions", "regions_denied", "pools", "node_labels", "tolerations", "real_only"],
+        "constraints",
+        "constraints",
+    ),
+    (&["max_attempts", "backoff", "backoff_max", "max_node_losses"], "retry", "retry"),
+];
+
+/// What other systems call a field, in lower case.
+const SYNONYMS: &[(&[&str], &str)] = &[
+    (
+        &["gpu", "gpus", "gres", "npu", "npus", "dcu", "mlu", "accelerator", "accelerators", "device"],
+        "devices",
+    ),
+    (&["cpu", "cores", "vcpu", "vcpus", "cpus_per_task"], "cpus"),
+    (&["mem", "ram", "memory_mb", "memory_mib"], "memory"),
+    (&["disk", "ephemeral_disk", "ephemeral_storage", "tmp"], "storage"),
+    (&["cmd", "entrypoint", "run", "script"], "command"),
+    (&["environment", "envs", "export"], "env"),
+    (&["working_dir", "workingdir", "chdir", "cwd"], "workdir"),
+    (&["replicas", "array", "ntasks", "parallelism", "completions", "tasks"], "count"),
+    (&["partition", "account", "project", "queue_name", "namespace"], "queue"),
+    (&["retries", "backofflimit", "restart", "requeue"], "retry"),
+    (&["timeout", "time", "time_limit", "walltime", "activedeadlineseconds", "max_runtime"], "max_run"),
+    (&["dependency", "dependencies", "after", "needs"], "depends_on"),
+    (&["task_groups", "taskgroups", "steps", "containers"], "groups"),
+    (&["terminationgraceperiodseconds", "kill_timeout", "grace_period"], "grace"),
+    (&["job_name", "jobname"], "name"),
+    (&["region", "datacenters", "datacenter"], "regions"),
+    (&["node_selector", "nodeselector"], "node_labels"),
+];
+
+/// How a field is written that other systems write in another form.
+const EXAMPLES: &[(&str, &str)] = &[("devices", "devices: MODEL:COUNT, such as devices: A100-80G:2")];
 
 /// Any value without duplicate keys: the parsers would use the last one without an error.
 struct Tree(Value);

@@ -385,6 +385,50 @@ mod tests {
     }
 
     #[test]
+    fn words_of_other_systems_and_fields_in_the_wrong_place_are_recognised() {
+        check(
+            "groups: [{gpu: 1}]",
+            expect![[
+                r#"groups[0].gpu: unknown field "gpu", did you mean "devices"? Write devices: MODEL:COUNT, such as devices: A100-80G:2."#
+            ]],
+        );
+        check(
+            "groups: [{gres: \"gpu:2\"}]",
+            expect![[
+                r#"groups[0].gres: unknown field "gres", did you mean "devices"? Write devices: MODEL:COUNT, such as devices: A100-80G:2."#
+            ]],
+        );
+        check(
+            "gpus: 1",
+            expect![[
+                r#"gpus: unknown field "gpus" here, did you mean "devices"? Write it in an entry of groups."#
+            ]],
+        );
+        check(
+            "command: [\"true\"]",
+            expect![[r#"command: unknown field "command" here. Write it in an entry of groups."#]],
+        );
+        check(
+            "replicas: 3",
+            expect![[
+                r#"replicas: unknown field "replicas" here, did you mean "count"? Write it in an entry of groups."#
+            ]],
+        );
+        check(
+            "partition: batch",
+            expect![[r#"partition: unknown field "partition", did you mean "queue"?"#]],
+        );
+        check("walltime: 1h", expect![[r#"walltime: unknown field "walltime", did you mean "max_run"?"#]]);
+        check("pools: [a]", expect![[r#"pools: unknown field "pools" here. Write it in constraints."#]]);
+        check(
+            "nonsense: 1",
+            expect![[
+                r#"nonsense: unknown field "nonsense"; expected one of name, queue, labels, priority, groups, gang_job, constraints, retry, on_pool_lost, may_overlap, lease, max_failed, max_run, start_limit, grace, depends_on, required_features"#
+            ]],
+        );
+    }
+
+    #[test]
     fn alias_bomb_is_refused() {
         let mut text = "a: &a [x, x, x, x, x, x, x, x, x]\n".to_owned();
         for (previous, name) in "abcdefgh".chars().zip("bcdefghi".chars()) {

@@ -73,14 +73,6 @@ pub fn order_variable(variable: &str) -> Option<(&'static str, &'static str)> {
     (variable == "CUDA_VISIBLE_DEVICES").then_some(("CUDA_DEVICE_ORDER", "PCI_BUS_ID"))
 }
 
-/// Returns the environment variable that restricts a task to its devices of this model.
-pub fn visible_devices_variable(model: &str) -> String {
-    built_in()
-        .find(|listed| listed.name == model)
-        .unwrap_or_else(|| DeviceModel::unlisted(model))
-        .visible_devices
-}
-
 /// The amount of devices that a task requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceAmount {
@@ -116,6 +108,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table_parses() {
         assert_eq!(built_in().count(), TABLE.lines().count() - 1);
-        assert_eq!(visible_devices_variable("Ascend910B3"), "ASCEND_RT_VISIBLE_DEVICES");
+        let variable = |name| built_in().find(|model| model.name == name).map(|model| model.visible_devices);
+        assert_eq!(variable("Ascend910B3").as_deref(), Some("ASCEND_RT_VISIBLE_DEVICES"));
     }
 }

@@ -25,6 +25,7 @@ pub mod reservation;
 pub mod resource;
 pub mod shape;
 pub mod spec;
+pub mod suggest;
 pub mod text;
 pub mod time;
 pub mod validate;

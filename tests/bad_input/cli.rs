@@ -284,6 +284,18 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
         (format!("{head}[host]\n[simulated]\nnodes = []\n"), "set exactly one backend"),
         (head.replace("\"p\"", "\"P\\u202e\"") + "[host]\n", "name: \"P\\u{202e}\" is not 1 to 63"),
         (head.replace("CN-CQ", "Mars") + "[host]\n", "region: \"Mars\" is not a region"),
+        (
+            format!("{head}[host]\n[[host.devices]]\nmodel = \"RTX6000\"\ncount = 2\n"),
+            "host.devices[0].model: \"RTX6000\" is not in Weir's table. For another model, set vendor",
+        ),
+        (
+            format!("{head}[host]\n[[host.devices]]\nmodel = \"H800\"\ncount = 2\n"),
+            "host.devices[0].model: \"H800\" is not in Weir's table, did you mean \"H800-80G\"?",
+        ),
+        (
+            format!("{head}[host]\n[[host.devices]]\nmodel = \"X\"\ncount = 2\nvisible_devices = \"A=B\"\n"),
+            "host.devices[0].visible_devices: \"A=B\" is not a variable's name",
+        ),
         (format!("{head}[host]\ncpus = 0\n"), "host.cpus: 0 is not within 1 and 10000"),
         (format!("{head}[host]\ncpus = -1\n"), "invalid value: integer `-1`"),
         (

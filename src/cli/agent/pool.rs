@@ -9,6 +9,7 @@ use crate::model::device;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::pool::{Capabilities, Device, PoolSpec};
 use crate::model::region::RegionCode;
+use crate::pools::host::HostDevice;
 use crate::pools::host::isolation::{Mode, RunAs};
 use crate::pools::simulated::{self, NodeKind, fleet};
 use crate::pools::{host, kubernetes};
@@ -46,7 +47,7 @@ pub(super) fn backend(file: &AgentFile, hidden: &[PathBuf]) -> Result<Backend, F
             state: file.state.clone(),
             cpus: section.cpus,
             memory_bytes: section.memory_mib.map(|mib| mib << 20),
-            devices: section.devices.iter().flat_map(devices).collect(),
+            devices: section.devices.iter().map(devices).collect::<Result<Vec<_>, _>>()?.concat(),
             cgroup_parent: section.cgroup_parent.clone(),
             log_max_bytes: section.log_max_mib.map_or(host::LOG_MAX_BYTES, |mib| mib << 20),
             processes_max: section.processes_max.unwrap_or(host::PROCESSES_MAX),
@@ -123,7 +124,8 @@ fn cluster(
 }
 
 /// The devices of one `devices` entry. Memory not given is that of the built-in model, or 0.
-fn devices(entry: &config::Devices) -> Vec<Device> {
+fn devices(entry: &config::Devices) -> Result<Vec<HostDevice>, Failure> {
+    let variable = entry.variable().map_err(|error| Failure::new(INVALID, error))?;
     let known = device::built_in().find(|known| known.name == entry.model);
     let of_model = known.map_or(0, |known| known.memory_bytes);
     let device = Device {
@@ -134,7 +136,7 @@ fn devices(entry: &config::Devices) -> Vec<Device> {
         topology_group: 0,
         profiles: Vec::new(),
     };
-    vec![device; usize::from(entry.count)]
+    Ok(vec![HostDevice { device, variable }; usize::from(entry.count)])
 }
 
 fn node_kind(kind: &config::NodeKind) -> NodeKind {

@@ -91,7 +91,7 @@ pub struct Settings {
     /// Memory that Weir may use; `None` means seven eighths of it.
     pub memory_bytes: Option<u64>,
     /// Accelerators, in the order in which the tools of their makers list them.
-    pub devices: Vec<Device>,
+    pub devices: Vec<HostDevice>,
     /// The control group below which the attempts' groups are created; `None` means the
     /// supervisor's own.
     pub cgroup_parent: Option<PathBuf>,
@@ -104,6 +104,14 @@ pub struct Settings {
     /// Files and folders that tasks must not see, such as the agent's state and tokens. Those that don't exist are
     /// skipped.
     pub hidden: Vec<PathBuf>,
+}
+
+/// An accelerator of a host pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostDevice {
+    pub device: Device,
+    /// The environment variable that restricts a task to its devices, as indices in the maker's numbering.
+    pub variable: String,
 }
 
 /// The agent side of a host pool.
@@ -274,7 +282,7 @@ fn node(settings: &Settings, name: String) -> NodeSpec {
         taints: Vec::new(),
         cordoned: false,
         allocatable,
-        devices: settings.devices.clone(),
+        devices: settings.devices.iter().map(|device| device.device.clone()).collect(),
     }
 }
 

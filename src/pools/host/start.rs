@@ -6,9 +6,9 @@ use crate::agent::StartRequest;
 use crate::clock::Clock;
 use crate::model::device::{self, DeviceShare};
 use crate::model::exchange::TaskStart;
-use crate::model::pool::Device;
 use crate::model::region::RegionCode;
 use crate::model::spec::{EnvValue, Run, TaskGroup};
+use crate::pools::host::HostDevice;
 
 /// The address at which the members of a gang reach each other. All of them are on this machine.
 /// The loopback address is right on every machine; its host name may resolve to anything.
@@ -19,7 +19,7 @@ pub(super) struct Pool<'a> {
     pub(super) name: &'a str,
     pub(super) region: RegionCode,
     /// The node's devices, in the order of its declaration.
-    pub(super) devices: &'a [Device],
+    pub(super) devices: &'a [HostDevice],
     pub(super) log_max_bytes: u64,
     pub(super) processes_max: u64,
     pub(super) isolation: Option<&'a protocol::Isolation>,
@@ -103,7 +103,7 @@ fn group_start(group: &TaskGroup) -> Result<protocol::GroupStart, String> {
     })
 }
 
-fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[Device]) -> Vec<(String, String)> {
+fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[HostDevice]) -> Vec<(String, String)> {
     let mut env = vec![
         ("WEIR_TASK_GROUP".to_owned(), group.name.clone()),
         ("WEIR_TASK_INDEX".to_owned(), group.index_of(task.task).to_string()),
@@ -116,10 +116,9 @@ fn task_env(group: &TaskGroup, task: &TaskStart, devices: &[Device]) -> Vec<(Str
 
 /// Returns, for each maker of the node's devices, the variable that names the task's devices by the
 /// maker's own numbering, or a value that hides all of them.
-fn device_env(devices: &[Device], shares: &[DeviceShare]) -> Vec<(String, String)> {
+fn device_env(devices: &[HostDevice], shares: &[DeviceShare]) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = Vec::new();
-    let variables: Vec<String> =
-        devices.iter().map(|device| device::visible_devices_variable(&device.model)).collect();
+    let variables: Vec<&String> = devices.iter().map(|device| &device.variable).collect();
     for (index, variable) in variables.iter().enumerate() {
         if variables[..index].contains(variable) {
             continue;
@@ -131,7 +130,7 @@ fn device_env(devices: &[Device], shares: &[DeviceShare]) -> Vec<(String, String
             .filter(|(_, (place, _))| shares.iter().any(|share| usize::from(share.index) == *place));
         let of_task: Vec<String> = of_task.map(|(own, _)| own.to_string()).collect();
         let hidden = device::NO_DEVICE.to_owned();
-        env.push((variable.clone(), if of_task.is_empty() { hidden } else { of_task.join(",") }));
+        env.push((variable.to_string(), if of_task.is_empty() { hidden } else { of_task.join(",") }));
         if let Some((name, value)) = device::order_variable(variable) {
             env.push((name.to_owned(), value.to_owned()));
         }
@@ -146,17 +145,21 @@ mod tests {
     use super::*;
     use crate::model::exchange::StartOrder;
     use crate::model::id::{AttemptId, JobId, JournalId, Revision};
+    use crate::model::pool::Device;
     use crate::model::spec::{self, JobSpec, Program};
     use crate::model::time::Timestamp;
 
-    fn devices(models: &[(&str, usize)]) -> Vec<Device> {
-        let device = |model: &str| Device {
-            model: model.to_owned(),
-            memory_bytes: 0,
-            healthy: true,
-            millis: 1_000,
-            topology_group: 0,
-            profiles: Vec::new(),
+    fn devices(models: &[(&str, usize)]) -> Vec<HostDevice> {
+        let device = |model: &str| HostDevice {
+            device: Device {
+                model: model.to_owned(),
+                memory_bytes: 0,
+                healthy: true,
+                millis: 1_000,
+                topology_group: 0,
+                profiles: Vec::new(),
+            },
+            variable: device::built_in().find(|known| known.name == model).expect("a model").visible_devices,
         };
         models.iter().flat_map(|(model, count)| vec![device(model); *count]).collect()
     }

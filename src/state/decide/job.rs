@@ -15,6 +15,7 @@ use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::queue::QueueSpec;
 use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy};
+use crate::model::suggest::{nearest, question};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
@@ -53,7 +54,11 @@ impl State {
             let field = format!("{path}.queue");
             return Err(Rejection::invalid(
                 &field,
-                format!("queue {} does not exist{}", quote(queue_name), nearest(queue_name, names)),
+                format!(
+                    "queue {} does not exist{}",
+                    quote(queue_name),
+                    question(&nearest(queue_name, names))
+                ),
             ));
         };
         let name = self.name_of(path, id, submission)?;
@@ -155,7 +160,7 @@ impl State {
         ] {
             for region in regions.iter().filter(|region| !self.catalogue.regions.contains_key(region)) {
                 let known = self.catalogue.regions.keys().map(|code| code.as_str());
-                let hint = nearest(region.as_str(), known);
+                let hint = question(&nearest(region.as_str(), known));
                 out.push(
                     format!("{path}.constraints.{field}"),
                     format!("region {region} does not exist{hint}"),
@@ -166,11 +171,31 @@ impl State {
         for (index, group) in spec.groups.iter().enumerate() {
             let models = group.request.devices.iter().flat_map(|devices| &devices.models);
             for model in models.filter(|model| self.model_named(model).is_none()) {
-                let names = self.catalogue.models.iter().map(|known| known.name.as_str());
-                let hint = hints.next().map_or_else(String::new, |_| nearest(model, names));
+                let hint = hints.next().map_or_else(String::new, |_| self.hint_for_model(model));
                 let field = format!("{path}.groups[{index}].resources.devices.models");
                 out.push(field, format!("device model {} is not known{hint}", quote(model)));
             }
+        }
+    }
+
+    /// What the author of an unknown model's name may have meant: of equally near names those that pools have, or else
+    /// what pools have.
+    fn hint_for_model(&self, model: &str) -> String {
+        let nodes = self.pools.values().flat_map(|pool| pool.nodes.values()).take(HINT_NODES_MAX);
+        let in_pools: BTreeSet<&str> =
+            nodes.flat_map(|node| &node.spec.devices).map(|device| device.model.as_str()).collect();
+        let mut near = nearest(model, self.catalogue.models.iter().map(|known| known.name.as_str()));
+        if near.iter().any(|name| in_pools.contains(name)) {
+            near.retain(|name| in_pools.contains(name));
+        }
+        if !near.is_empty() {
+            return question(&near);
+        }
+        let some: Vec<String> = in_pools.iter().take(HINT_MODELS_MAX).map(|name| quote(name)).collect();
+        match in_pools.len() {
+            0 => "; no pool has devices now".to_owned(),
+            count if count > some.len() => format!("; pools have {} and others", some.join(", ")),
+            _ => format!("; pools have {}", some.join(", ")),
         }
     }
 
@@ -325,28 +350,11 @@ fn end_of(why: Closing) -> JobEnd {
     }
 }
 
-/// Bytes of an unknown name up to which a hint is looked for.
-const HINTED_LEN_MAX: usize = 64;
-/// Names that one hint is chosen from: a catalogue may have tens of thousands.
-const HINTS_COMPARED_MAX: usize = 2_048;
+/// Nodes whose devices are looked at for a hint, and models that one names.
+const HINT_NODES_MAX: usize = 2_048;
+const HINT_MODELS_MAX: usize = 8;
 /// Misspelt device models of one job that get a hint.
 const HINTS_MAX: usize = 2;
-
-/// `, did you mean "…"?` for the candidate that is nearest to `text`, if any is near.
-fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    // Comparing takes time and memory by the product of both lengths: only what can be near is
-    // compared, and no user misspells a name of this length.
-    let within = |candidate: &str| 1 + candidate.len() / 4;
-    let near = candidates
-        .take(HINTS_COMPARED_MAX)
-        .filter(|candidate| {
-            text.len() <= HINTED_LEN_MAX && text.len().abs_diff(candidate.len()) <= within(candidate) * 4
-        })
-        .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= within(candidate))
-        .min();
-    near.map_or_else(String::new, |(_, candidate)| format!(", did you mean \"{candidate}\"?"))
-}
 
 /// The outcome that a stopped attempt ends with, if it ended because of the stop.
 pub(super) fn outcome_of_stop(reason: StopReason) -> OutcomeKind {

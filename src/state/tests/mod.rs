@@ -145,7 +145,7 @@ fn misspelt_names_are_answered_with_the_nearest_known() {
     refused(
         submit("", &|spec| spec.constraints.regions_allowed = vec![RegionCode::parse("CN-CK").unwrap()]),
         expect![[
-            r#"Invalid: jobs[0].spec.constraints.regions_allowed: region CN-CK does not exist, did you mean "CN-CQ"?"#
+            r#"Invalid: jobs[0].spec.constraints.regions_allowed: region CN-CK does not exist, did you mean "CN-CQ" or "CN-HK"?"#
         ]],
     );
 }
