@@ -424,17 +424,19 @@ impl ClientFile {
         }
     }
 
-    /// Records the data directory of the broker at `address` for clients on this machine, and makes that
+    /// Records the data directory of the broker at `address` for clients on this machine, and if asked makes that
     /// broker the current one.
     ///
     /// # Errors
     /// If the file can't be read or written.
-    pub fn remember(address: &str, data: &Path) -> Result<(), FileError> {
+    pub fn remember(address: &str, data: &Path, is_current: bool) -> Result<(), FileError> {
         // A file that can't be parsed may be the user's own, so it is not overwritten.
         let mut file = Self::read()?;
         // A missing folder means a removed broker. A broker has one address, so its old one is dropped.
         file.contexts.retain(|_, other| other.is_dir() && other != data);
-        file.current = Some(address.to_owned());
+        if is_current {
+            file.current = Some(address.to_owned());
+        }
         file.contexts.insert(address.to_owned(), data.to_owned());
         let path = client_file_path();
         let failed = |message: String| FileError { path: path.clone(), message };

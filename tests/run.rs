@@ -458,3 +458,41 @@ fn failed_tasks_run_again_with_the_indices_that_they_had() {
     let (code, _, errors) = home.run(&["rerun", first.trim(), "--name", "no name"]);
     assert!(code == 8 && errors.starts_with("error: name: "), "{code}: {errors}");
 }
+
+/// A second broker is named, and clients go on with the first while it runs.
+#[test]
+fn a_broker_that_starts_takes_no_clients_of_one_that_runs() {
+    let (home, _dev) = dev();
+    let data = home.path().join("second");
+    let second =
+        home.start(&["server", "--data", data.to_str().expect("a plain path"), "--listen", "127.0.0.1:0"]);
+    let endpoint = data.join("endpoint");
+    until("the second broker listens", Duration::from_secs(60), || endpoint.exists());
+    let own = home.address.replace("127.0.0.1", "localhost");
+    let token = data.join("token");
+    let other = std::fs::read_to_string(&endpoint).expect("an address");
+    let pools = |arguments: &[&str]| {
+        let output = home.weir(&[&["get", "pools"], arguments].concat()).env_remove("WEIR_SERVER").output();
+        let output = output.expect("weir runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).contains("local"))
+    };
+    assert_eq!(pools(&[]), (Some(0), true), "the first is still the default");
+    assert_eq!(pools(&["--server", &own]), (Some(0), true), "localhost has its token, too");
+    let token_file = ["--server", &other, "--token-file", token.to_str().expect("a plain path")];
+    assert_eq!(pools(&token_file), (Some(0), false));
+    assert!(home.log().contains(&format!("clients on this machine use the broker at {}", home.address)));
+    drop(second);
+}
+
+#[test]
+fn verbs_of_other_systems_lead_to_ours() {
+    let home = Home::new();
+    for (verb, ours) in
+        [("ps", "weir get jobs"), ("sbatch", "weir submit FILE"), ("scancel", "weir cancel job/NAME")]
+    {
+        let (code, _, errors) = home.run(&[verb]);
+        assert!(code == 2 && errors.contains(&format!("for that, write: {ours}")), "{verb}: {code} {errors}");
+    }
+    let (code, _, errors) = home.run(&["nonsense"]);
+    assert!(code == 2 && !errors.contains("for that, write"), "{errors}");
+}

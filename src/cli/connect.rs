@@ -1,5 +1,6 @@
 //! Broker address and token, job names, request tokens, and retries.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -24,30 +25,40 @@ pub struct Connect {
     /// last started on this machine, then 127.0.0.1:7411.
     #[arg(long, global = true, env = "WEIR_SERVER", value_name = "URL")]
     pub server: Option<String>,
+    /// File with the broker's token. Default: WEIR_TOKEN, then the data directory of a broker on this machine.
+    #[arg(long, global = true, env = "WEIR_TOKEN_FILE", value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
     /// Queue of jobs that are named, submitted or listed without a queue.
     #[arg(long, short, global = true, default_value = "default")]
     pub queue: String,
 }
 
 impl Connect {
-    /// Makes a client of the selected broker. The token is `WEIR_TOKEN`, or that in the data directory of a
-    /// broker on this machine. Does not connect yet.
+    /// Makes a client of the selected broker. The token is that in `--token-file`, `WEIR_TOKEN`, or that in the data
+    /// directory of a broker on this machine. Does not connect yet.
     ///
     /// # Errors
-    /// If the config file can't be read, or the address or token is invalid.
+    /// If the config file or the token's file can't be read, or the address or token is invalid.
     pub fn client(&self) -> Result<Client, Failure> {
         let file = ClientFile::read()?;
         let named = self.server.clone().filter(|server| !server.is_empty());
         let named = named.or_else(|| file.server.clone()).or_else(|| file.current.clone());
         let server = named.unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
         let address = server.split("://").last().unwrap_or_default().trim_end_matches('/').to_owned();
-        let token = match std::env::var("WEIR_TOKEN") {
-            Ok(token) if !token.is_empty() => Some(token),
+        let token = match (&self.token_file, std::env::var("WEIR_TOKEN")) {
+            (Some(path), _) => Some(std::fs::read_to_string(path).map_err(|error| {
+                Failure::new(INVALID, format!("--token-file {}: {error}", path.display()))
+            })?),
+            (None, Ok(token)) if !token.is_empty() => Some(token),
             _ => {
-                file.contexts.get(&address).and_then(|data| std::fs::read_to_string(data.join("token")).ok())
+                // Brokers on this machine are recorded by number.
+                let numeric = address.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+                let data = file.contexts.get(numeric.as_ref().unwrap_or(&address));
+                data.and_then(|data| std::fs::read_to_string(data.join("token")).ok())
             }
         };
-        Client::new(&server, token.as_deref()).map_err(|error| Failure::new(INVALID, format!("{error:#}")))
+        Client::new(&server, token.as_deref().map(str::trim))
+            .map_err(|error| Failure::new(INVALID, format!("{error:#}")))
     }
 
     /// Reports on standard error if the broker can't write its journal: what it answers is its last durable state.

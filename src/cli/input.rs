@@ -155,7 +155,7 @@ fn looks_like_json(text: &str) -> bool {
 pub(super) fn strict<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
-        let message = with_suggestion(&error.inner().to_string());
+        let message = in_plain_words(&with_suggestion(&error.inner().to_string()));
         short(if path == "." { message } else { format!("{}: {message}", cut(path)) })
     })
 }
@@ -171,6 +171,24 @@ fn short(mut message: String) -> String {
         message.push('…');
     }
     message
+}
+
+/// Replaces the parser's words for types, of which some are names in this program.
+fn in_plain_words(message: &str) -> String {
+    let Some((before, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let name_end = expected.find(|c: char| !c.is_alphanumeric() && c != ' ').unwrap_or(expected.len());
+    let (name, rest) = expected.split_at(name_end);
+    let plain = match name {
+        "a sequence" => "a list: [a, b]",
+        "a map" => "fields: {name: value}",
+        "u64" => "a whole number, not negative",
+        "u32" => "a whole number from 0 to 4294967295",
+        "i32" => "a whole number from -2147483648 to 2147483647",
+        "f64" => "a number",
+        _ if name.starts_with("struct ") => "fields: {name: value}",
+        _ => name,
+    };
+    format!("{before}, expected {plain}{rest}")
 }
 
 /// Replaces serde's list of expected names by the most similar one, if one is similar.

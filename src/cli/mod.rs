@@ -152,11 +152,32 @@ fn print_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
+    if let Some(clap::error::ContextValue::String(verb)) =
+        error.get(clap::error::ContextKind::InvalidSubcommand)
+        && let Some((_, ours)) = VERBS.iter().find(|(others, _)| others.contains(&verb.as_str()))
+    {
+        eprintln!("\n  for that, write: {ours}");
+    }
     // `run` returns its command's exit code, so its own failures need a code of their own.
     let matches = Cli::command().ignore_errors(true).try_get_matches();
     let is_run = matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"));
     ExitCode::from(if is_run { exit::RUN_FAILED } else { exit::USAGE })
 }
+
+/// Verbs of other systems, and what does the same here.
+const VERBS: &[(&[&str], &str)] = &[
+    (&["list", "ls", "ps", "jobs", "squeue", "qstat", "queue"], "weir get jobs"),
+    (&["status", "show", "info", "inspect", "scontrol", "job"], "weir describe job/NAME"),
+    (&["nodes", "node", "sinfo"], "weir get nodes"),
+    (&["pools", "clusters", "members"], "weir get pools"),
+    (&["queues", "sacctmgr", "quota"], "weir get queues"),
+    (&["sbatch", "qsub", "create", "bsub"], "weir submit FILE, or weir run --detach -- COMMAND"),
+    (&["srun", "exec", "start"], "weir run -- COMMAND"),
+    (&["scancel", "qdel", "delete", "kill", "stop", "rm"], "weir cancel job/NAME"),
+    (&["sacct", "history"], "weir get jobs --all"),
+    (&["log", "tail", "attach"], "weir logs job/NAME --follow"),
+    (&["explain", "pending"], "weir why job/NAME"),
+];
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let connect = cli.connect;

@@ -43,6 +43,23 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The least memory that a task may ask for, in bytes: with less no program starts.
+const MEMORY_MIN: u64 = 1 << 20;
+
+/// Parses the memory of a task: as [`bytes`], but not less than a program needs. 0 asks for none.
+///
+/// # Errors
+/// A message, if `text` is not such an amount.
+pub fn memory(text: &str) -> Result<u64, String> {
+    let found = bytes(text)?;
+    if found == 0 || found >= MEMORY_MIN {
+        return Ok(found);
+    }
+    let without_unit = text.parse::<u64>().is_ok();
+    let hint = if without_unit { format!(": did you mean {text}Mi?") } else { String::new() };
+    Err(format!("{} is {found} bytes, and a task needs at least 1Mi{hint}", quote(text)))
+}
+
 /// Parses a duration into milliseconds: `90s`, `5m`, `1h30m`, `2d`.
 ///
 /// # Errors

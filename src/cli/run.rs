@@ -32,7 +32,7 @@ pub struct Run {
     #[arg(long, value_name = "CPUS", default_value = "1", value_parser = quantity::cpus)]
     cpus: u64,
     /// Memory per task: 512Mi, 2Gi or a number of bytes; at most 1024Ti.
-    #[arg(long, value_name = "BYTES", default_value = "128Mi", value_parser = quantity::bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "128Mi", value_parser = quantity::memory)]
     memory: u64,
     /// Run N tasks as a gang: they start and end together. 1 to 4096.
     #[arg(long, value_name = "N")]

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::{DENIED, INVALID};
+use super::output::report;
 use super::quantity::{bytes, duration_ms};
 use super::{Failure, memory, start_logging, terminated};
 use crate::api::Limits;
@@ -140,11 +142,27 @@ pub(super) async fn listen(
         tracing::warn!(%error, "can't write the file `endpoint`: clients on this machine may look elsewhere");
     }
     let absolute = std::fs::canonicalize(data)?;
-    if let Err(error) = ClientFile::remember(&address.to_string(), &absolute) {
+    let other = current_broker(&address.to_string()).await;
+    if let Some(other) = &other {
+        report(&format!(
+            "clients on this machine use the broker at {other}; for this one write --server {address} or set WEIR_SERVER"
+        ));
+    }
+    if let Err(error) = ClientFile::remember(&address.to_string(), &absolute, other.is_none()) {
         tracing::warn!(%error, "can't write the client config file: clients need WEIR_SERVER and WEIR_TOKEN");
     }
     Ok(Listening { broker, thread, listener, address, token, connections_max, _path_lock: path_lock })
 }
+
+/// The address of the broker that clients on this machine use, if it is not `own` and answers.
+async fn current_broker(own: &str) -> Option<String> {
+    let current = ClientFile::read().ok()?.current.filter(|current| current != own)?;
+    let connected = tokio::time::timeout(CURRENT_ANSWER_MAX, tokio::net::TcpStream::connect(&current)).await;
+    matches!(connected, Ok(Ok(_))).then_some(current)
+}
+
+/// How long the broker that clients use may take to accept a connection.
+const CURRENT_ANSWER_MAX: Duration = Duration::from_millis(500);
 
 async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
     let mut found = tokio::net::lookup_host(listen).await.map_err(|error| {

@@ -339,7 +339,7 @@ fn task_group(file: GroupFile) -> Result<v1::TaskGroup, String> {
         gang: file.gang,
         resources: Some(v1::TaskResources {
             cpu_millis: amount("cpus", &file.cpus, quantity::cpus)?,
-            memory_bytes: amount("memory", &file.memory, quantity::bytes)?,
+            memory_bytes: amount("memory", &file.memory, quantity::memory)?,
             storage_bytes: amount("storage", &file.storage, quantity::bytes)?,
             devices: devices.map_err(|error| format!("devices: {error}"))?,
             other: file.other,

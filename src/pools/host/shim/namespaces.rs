@@ -3,8 +3,10 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 
-use rustix::process::{Pid, Signal, getegid, geteuid, setpgid};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, WaitOptions, getegid, geteuid, setpgid, wait};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::time::Timespec;
 
 use super::{Confinement, Failure, Namespaces, Program, Report, init};
 
@@ -64,13 +66,19 @@ fn unshare(namespaces: &Namespaces) -> io::Result<()> {
     Ok(())
 }
 
+/// How long the shim waits for the first process after the program has ended. If the program left no processes, that ends
+/// at once, and then no process of the task is left when the supervisor gets to know the end.
+const END_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
 /// Waits until the program has ended, and returns how.
 fn attend(init: UnixStream, supervisors: i32) -> Report {
     // If the first process dies, all others of the namespace do.
     let killed = Report::Ended { code: None, signal: Some(Signal::KILL.as_raw()) };
     let Ok(mut confirm) = init.try_clone() else { return killed };
-    for line in BufReader::new(init).lines() {
-        let report = line.ok().and_then(|line| serde_json::from_str(&line).ok());
+    let mut reports = BufReader::new(init);
+    loop {
+        let mut line = String::new();
+        let report = reports.read_line(&mut line).ok().and_then(|_| serde_json::from_str(&line).ok());
         match report {
             Some(Report::Started) => {
                 leave_process_group(supervisors);
@@ -78,11 +86,16 @@ fn attend(init: UnixStream, supervisors: i32) -> Report {
                     return killed;
                 }
             }
-            Some(report) => return report,
+            Some(report) => {
+                let mut end = [PollFd::new(&confirm, PollFlags::IN)];
+                if poll(&mut end, Some(&END_WAIT)).is_ok_and(|ended| ended > 0) {
+                    let _ = wait(WaitOptions::empty());
+                }
+                return report;
+            }
             None => return killed,
         }
     }
-    killed
 }
 
 /// Moves this process to the supervisor's process group. Its own has its pid as number, and contains the program: a
