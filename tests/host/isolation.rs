@@ -67,6 +67,15 @@ fn a_task_sees_nothing_of_the_supervisors_folder_but_its_own_directory() {
     assert_eq!(std::fs::read_to_string(supervisor.state().join("key")).expect("the file"), "secret");
 }
 
+/// The first process of the namespace belongs to the task's user, who may open what it has open.
+#[test]
+fn a_task_can_not_open_the_file_of_its_shims_report() {
+    let Some(supervisor) = isolated(NO_GROUPS) else { return };
+    let mut supervisor = supervisor.isolated_as(Value::Null);
+    let (_, found, errors) = output_of(&mut supervisor, "for fd in /proc/1/fd/*; do readlink $fd; done");
+    assert!(found.contains("/dev/null") && !found.contains("memfd"), "{found} {errors}");
+}
+
 #[test]
 fn a_hidden_file_is_empty_and_one_that_does_not_exist_is_no_error() {
     let Some(mut supervisor) = isolated(NO_GROUPS) else { return };

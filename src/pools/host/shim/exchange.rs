@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -33,7 +33,7 @@ pub(in crate::pools::host) enum Report {
 
 impl Report {
     /// The exit code of a shim with this report: as a shell's.
-    pub(super) fn exit_code(&self) -> i32 {
+    fn exit_code(&self) -> i32 {
         match self {
             Self::Failed(failure) => failure.exit_code,
             Self::Started => EXIT_NOT_FOUND,
@@ -83,10 +83,11 @@ impl Exchange {
         Ok(Stdio::from(self.file.try_clone()?))
     }
 
-    /// Writes a report for the supervisor. If this fails, only the exit code has it.
-    pub(super) fn report(&self, report: &Report) {
+    /// Writes the last report for the supervisor, and returns the shim's exit code. If this fails, only that has it.
+    pub(super) fn end(&self, report: &Report) -> ExitCode {
         let text = serde_json::to_vec(report).unwrap_or_default();
         let _ = self.file.write_all_at(&text, self.environment_len);
+        ExitCode::from(report.exit_code() as u8)
     }
 
     /// What the shim reported; `None` if it wrote nothing.

@@ -1,6 +1,7 @@
 //! The first process of a task's PID namespace: it starts the program, and waits for all processes that lose their
 //! parents. When it ends, the kernel kills what is left.
 
+use std::collections::BTreeSet;
 use std::env::set_current_dir;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -8,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitCode};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -27,7 +28,7 @@ pub(super) fn run(
     namespaces: &Namespaces,
     program: Option<&Program>,
     environment: &[u8],
-) -> i32 {
+) -> ExitCode {
     let entered = confinement.procs.as_deref().map_or(Ok(()), enter);
     let confined = entered.and_then(|()| confine(namespaces));
     let started = confined.and_then(|()| program.map(|program| spawn(program, environment)).transpose());
@@ -39,17 +40,17 @@ pub(super) fn run(
     send(&mut shim, &Report::Started);
     // A stop before this point ends the shim; then the program must end, too.
     if shim.read_exact(&mut [0]).is_err() {
-        return 1;
+        return ExitCode::FAILURE;
     }
     attend(&child, &mut shim)
 }
 
 /// Sends a report to the shim. If that has ended, nothing waits for it.
-fn send(shim: &mut UnixStream, report: &Report) -> i32 {
+fn send(shim: &mut UnixStream, report: &Report) -> ExitCode {
     let mut line = serde_json::to_vec(report).unwrap_or_default();
     line.push(b'\n');
     let _ = shim.write_all(&line);
-    0
+    ExitCode::SUCCESS
 }
 
 fn spawn(program: &Program, environment: &[u8]) -> Result<Child, Failure> {
@@ -63,7 +64,7 @@ fn spawn(program: &Program, environment: &[u8]) -> Result<Child, Failure> {
 }
 
 /// Reports how the program ends, and waits for everything that it leaves behind.
-fn attend(program: &Child, shim: &mut UnixStream) -> i32 {
+fn attend(program: &Child, shim: &mut UnixStream) -> ExitCode {
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid.as_raw_nonzero().get().cast_unsigned() == program.id() => {
@@ -72,7 +73,7 @@ fn attend(program: &Child, shim: &mut UnixStream) -> i32 {
             }
             Ok(_) | Err(Errno::INTR) => {}
             // No children: no process of the namespace is left.
-            Err(_) => return 0,
+            Err(_) => return ExitCode::SUCCESS,
         }
     }
 }
@@ -107,7 +108,8 @@ const PROC_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union
 
 /// Covers what is hidden.
 fn hide_all(namespaces: &Namespaces) -> Result<(), Failure> {
-    let hidden: Vec<PathBuf> = namespaces.hidden.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    let hidden: BTreeSet<PathBuf> =
+        namespaces.hidden.iter().filter_map(|path| path.canonicalize().ok()).collect();
     let private = namespaces.private.as_ref().map(|path| path.canonicalize()).transpose();
     let private = private.map_err(|error| Failure::of_machine("the task's folder", &error))?;
     for path in &hidden {

@@ -155,13 +155,14 @@ fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let program = Program::of(arguments);
     let ended = match confinement {
         Ok(confinement) => match &confinement.namespaces {
-            Some(namespaces) => namespaces::run(&confinement, namespaces, program.as_ref(), &environment),
+            Some(namespaces) => {
+                return namespaces::run(exchange, &confinement, namespaces, program.as_ref(), &environment);
+            }
             None => execute(&confinement, program.as_ref(), &environment),
         },
         Err(failure) => Report::Failed(failure),
     };
-    exchange.report(&ended);
-    ExitCode::from(ended.exit_code() as u8)
+    exchange.end(&ended)
 }
 
 /// Reads the confinement from an argument.

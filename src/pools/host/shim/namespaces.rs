@@ -2,45 +2,45 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
 
+use nix::unistd::ForkResult;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitOptions, getegid, geteuid, setpgid, wait};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use rustix::time::Timespec;
 
-use super::{Confinement, Failure, Namespaces, Program, Report, init};
+use super::{Confinement, Exchange, Failure, Namespaces, Program, Report, init};
 
-/// Runs the program of a task in namespaces of its own, until it has ended.
+/// Runs the program of a task in namespaces of its own, until it has ended. Returns the shim's exit code.
 pub(super) fn run(
+    exchange: Exchange,
     confinement: &Confinement,
     namespaces: &Namespaces,
     program: Option<&Program>,
     environment: &[u8],
-) -> Report {
-    let started = unshare(namespaces).and_then(|()| fork(confinement, namespaces, program, environment));
-    match started {
-        Ok(init) => attend(init, namespaces.supervisors_group),
-        Err(error) => Report::Failed(Failure::of_machine("namespaces", &error)),
-    }
-}
-
-/// Starts the first process of the namespaces. Returns the connection to it.
-fn fork(
-    confinement: &Confinement,
-    namespaces: &Namespaces,
-    program: Option<&Program>,
-    environment: &[u8],
-) -> io::Result<UnixStream> {
-    let (ours, inits) = UnixStream::pair()?;
+) -> ExitCode {
+    let failed = |error: &io::Error| Report::Failed(Failure::of_machine("namespaces", error));
+    let (ours, inits) = match unshare(namespaces).and_then(|()| UnixStream::pair()) {
+        Ok(pair) => pair,
+        Err(error) => return exchange.end(&failed(&error)),
+    };
     // A copy of this process starts in half the time that its execution would take.
     #[expect(unsafe_code, reason = "a copy of a process with several threads may find their locks held")]
     // SAFETY: this process has one thread.
-    let forked = unsafe { nix::unistd::fork() }?;
-    if let nix::unistd::ForkResult::Child = forked {
-        drop(ours);
-        std::process::exit(init::run(inits, confinement, namespaces, program, environment));
+    let forked = unsafe { nix::unistd::fork() };
+    match forked {
+        Ok(ForkResult::Child) => {
+            // The program may open what the first process has open.
+            drop((ours, exchange));
+            init::run(inits, confinement, namespaces, program, environment)
+        }
+        Ok(ForkResult::Parent { .. }) => {
+            drop(inits);
+            exchange.end(&attend(ours, namespaces.supervisors_group))
+        }
+        Err(error) => exchange.end(&failed(&error.into())),
     }
-    Ok(ours)
 }
 
 /// Moves this process into new namespaces, and its next child into a new PID namespace.
@@ -76,16 +76,20 @@ fn attend(init: UnixStream, supervisors: i32) -> Report {
     let killed = Report::Ended { code: None, signal: Some(Signal::KILL.as_raw()) };
     let Ok(mut confirm) = init.try_clone() else { return killed };
     let mut reports = BufReader::new(init);
+    let mut started = false;
     loop {
         let mut line = String::new();
         let report = reports.read_line(&mut line).ok().and_then(|_| serde_json::from_str(&line).ok());
         match report {
             Some(Report::Started) => {
+                started = true;
                 leave_process_group(supervisors);
                 if confirm.write_all(b"\n").is_err() {
                     return killed;
                 }
             }
+            // The program may control the first process, and must not blame the machine.
+            Some(Report::Failed(_)) if started => return killed,
             Some(report) => {
                 let mut end = [PollFd::new(&confirm, PollFlags::IN)];
                 if poll(&mut end, Some(&END_WAIT)).is_ok_and(|ended| ended > 0) {
