@@ -394,8 +394,7 @@ fn every_example_is_accepted() {
     let names =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut files: Vec<String> = names.filter(|name| name.ends_with(".yaml")).collect();
-    // The example of a dependency names job 1.
-    files.sort_by_key(|name| (name != "array.yaml", name.clone()));
+    files.sort();
     assert!(files.len() >= 10, "{files:?}");
     for file in files {
         let path = folder.join(&file);
@@ -495,4 +494,73 @@ fn verbs_of_other_systems_lead_to_ours() {
     }
     let (code, _, errors) = home.run(&["nonsense"]);
     assert!(code == 2 && !errors.contains("for that, write"), "{errors}");
+}
+
+#[test]
+fn a_pipeline_in_one_file_runs_in_the_order_of_its_names() {
+    let (home, _dev) = dev();
+    let done = home.path().join("done");
+    let job = |name: &str, after: &str| {
+        format!(
+            "- name: {name}\n  {after}groups: [{{cpus: 100m, memory: 16Mi, command: [sh, -c, 'echo {name} >> {}']}}]\n",
+            done.display()
+        )
+    };
+    let on = |names: &str| format!("depends_on: [{names}]\n  ");
+    let text = [
+        job("prepare", ""),
+        job("train", &on("{job: prepare}")),
+        job("report", &on("{job: job/train}, {job: prepare}")),
+    ];
+    let file = home.path().join("pipeline.yaml");
+    std::fs::write(&file, text.concat()).expect("a file");
+    let (code, output, errors) = home.run(&["submit", file.to_str().expect("a plain path")]);
+    assert_eq!((code, output.as_str()), (0, "job/prepare\njob/train\njob/report\n"), "{errors}");
+    let script = format!("echo after >> {}", done.display());
+    let (code, _, errors) =
+        home.run(&["run", "--after", "report", "--pool", "local", "--", "sh", "-c", &script]);
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(std::fs::read_to_string(&done).expect("a file"), "prepare\ntrain\nreport\nafter\n");
+    std::fs::write(&file, job("lonely", &on("{job: nowhere}"))).expect("a file");
+    let (code, _, errors) = home.run(&["submit", file.to_str().expect("a plain path")]);
+    assert!(
+        code == 3 && errors.contains("depends_on[0].job: job \"nowhere\" does not exist"),
+        "{code} {errors}"
+    );
+}
+
+#[test]
+fn jobs_are_cancelled_by_label_by_queue_and_all_and_each_is_named() {
+    let (home, _dev) = dev();
+    let submit = |name: &str, label: &str| {
+        let arguments =
+            ["run", "--detach", "--name", name, "--label", label, "--pool", "local", "--", "sleep", "1000"];
+        assert_eq!(home.run(&arguments).0, 0);
+    };
+    submit("a", "team=vision");
+    submit("b", "team=vision");
+    submit("c", "team=speech");
+    let sorted = |(code, output, errors): (i32, String, String)| {
+        let mut lines: Vec<String> = output.lines().map(str::to_owned).collect();
+        lines.sort();
+        (code, lines, errors)
+    };
+    let (code, lines, errors) = sorted(home.run(&["cancel", "-l", "team=vision"]));
+    assert_eq!(
+        (code, lines),
+        (0, vec!["job/a cancelled".to_owned(), "job/b cancelled".to_owned()]),
+        "{errors}"
+    );
+    let (code, lines, errors) = sorted(home.run(&["cancel", "--all", "--queue", "nowhere"]));
+    assert!(code == 8 && lines.is_empty(), "{code} {errors}");
+    assert_eq!(home.run(&["cancel"]).0, 2, "all jobs only if that is asked for");
+    let (code, lines, errors) = sorted(home.run(&["cancel", "--all"]));
+    assert_eq!((code, lines), (0, vec!["job/c cancelled".to_owned()]), "{errors}");
+    until("they have ended", Duration::from_secs(60), || {
+        home.run(&["get", "jobs", "-o", "name"]).1.is_empty()
+    });
+    let (code, lines, errors) = sorted(home.run(&["cancel", "--all"]));
+    assert!(code == 0 && lines.is_empty() && errors.contains("no such job waits or runs"), "{errors}");
+    let (code, _, errors) = home.run(&["cancel", "job/a"]);
+    assert!(code == 0 && errors.contains("job/a had ended before"), "{code} {errors}");
 }

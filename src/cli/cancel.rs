@@ -1,8 +1,11 @@
 //! `weir cancel`: cancels jobs.
 
-use super::connect::{RETRY_TIMEOUT, new_token, with_retries};
+use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
+use super::job_list::{JobFilter, find_job};
+use super::output::{print, report};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
+use crate::model::limit::JOBS_PER_SUBMIT_MAX;
 
 /// Cancel jobs.
 ///
@@ -10,20 +13,51 @@ use crate::api::proto::v1;
 /// changed.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir cancel job/train-7 job/train-8\n  weir cancel $(weir get jobs -l team=vision -o name)"
+    after_help = "Examples:\n  weir cancel job/train-7 job/train-8\n  weir cancel -l team=vision\n  weir cancel --all --queue research       all jobs of one queue\n  weir cancel --all                        all jobs of all queues"
 )]
 pub struct Cancel {
     /// Jobs to cancel: job/NAME, job/QUEUE/NAME or the id.
-    #[arg(required = true)]
+    #[arg(required_unless_present_any = ["label", "all"], conflicts_with_all = ["label", "all"])]
     jobs: Vec<String>,
+    /// All jobs with these labels, separated by commas; with --queue, those of that queue. May be repeated: jobs must
+    /// have all labels.
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// All jobs; with --queue, those of that queue.
+    #[arg(long)]
+    all: bool,
 }
 
 impl Cancel {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
-        let jobs = self.jobs.iter().map(|text| connect.job_ref(text)).collect::<Result<Vec<_>, _>>()?;
-        let request = v1::CancelRequest { token: new_token(), jobs };
-        with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
+        let mut jobs = Vec::new();
+        if self.jobs.is_empty() {
+            jobs = JobFilter::of(&connect.queue, &self.label)?.list(&client, false, None).await?.0;
+            if jobs.is_empty() {
+                report("no such job waits or runs");
+            }
+        }
+        for text in &self.jobs {
+            jobs.push(find_job(&client, connect.job_ref(text)?).await?);
+        }
+        // By number: another job may have the name by now.
+        let (ended, live): (Vec<_>, Vec<_>) = jobs.into_iter().partition(has_ended);
+        for job in &ended {
+            report(&format!("{} had ended before", job_name(&job.queue, &job.name)));
+        }
+        for batch in live.chunks(JOBS_PER_SUBMIT_MAX) {
+            let reference = |job: &v1::Job| v1::JobRef { id: job.id, ..v1::JobRef::default() };
+            let request =
+                v1::CancelRequest { token: new_token(), jobs: batch.iter().map(reference).collect() };
+            with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
+            let lines = batch.iter().map(|job| format!("{} cancelled\n", job_name(&job.queue, &job.name)));
+            print(&lines.collect::<String>())?;
+        }
         Ok(0)
     }
+}
+
+fn has_ended(job: &v1::Job) -> bool {
+    matches!(job.phase(), v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled)
 }

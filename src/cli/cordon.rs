@@ -1,6 +1,7 @@
 //! `weir cordon`, `weir uncordon` and `weir drain`.
 
 use super::connect::new_token;
+use super::output::{print, span};
 use super::{Connect, Failure, quantity};
 use crate::api::proto::v1;
 
@@ -45,11 +46,16 @@ impl Cordon {
     pub async fn run(self, connect: &Connect, cordon: bool) -> Result<u8, Failure> {
         let client = connect.client()?;
         let (token, pool, node) = (new_token(), pool_name(&self.pool), self.node);
-        if cordon {
+        let what =
+            if node.is_empty() { format!("pool/{pool}") } else { format!("node {node} of pool/{pool}") };
+        let done = if cordon {
             client.pools().cordon(v1::CordonRequest { token, pool, node }).await?;
+            "cordoned: running tasks go on"
         } else {
             client.pools().uncordon(v1::UncordonRequest { token, pool, node }).await?;
-        }
+            "takes new work"
+        };
+        print(&format!("{what} {done}\n"))?;
         Ok(0)
     }
 }
@@ -63,7 +69,16 @@ impl Drain {
             mode,
             deadline_ms: self.deadline.unwrap_or(0),
         };
-        connect.client()?.pools().drain(request).await?;
+        let (client, name) = (connect.client()?, request.pool.clone());
+        client.pools().drain(request).await?;
+        let after = match (self.evict, self.deadline) {
+            (true, _) => "running tasks are stopped and start elsewhere".to_owned(),
+            (false, Some(ms)) => {
+                format!("tasks that still run in {} are stopped and start elsewhere", span(ms))
+            }
+            (false, None) => "running tasks go on until they end".to_owned(),
+        };
+        print(&format!("pool/{name} drains: {after}\n"))?;
         Ok(0)
     }
 }

@@ -1,15 +1,13 @@
 //! `weir get`: lists of jobs, pools, nodes and queues.
 
-use std::collections::BTreeMap;
-
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
+use super::job_list::{JobFilter, find_job};
 use super::job_text::{doubt, outcome_text};
 use super::output::{Format, age, bytes, now_ms, print, print_value, report, span, table, thousandths, time};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
-use crate::model::text;
 use crate::model::validate::quote;
 
 /// List jobs, pools, nodes or queues.
@@ -48,40 +46,6 @@ pub struct Get {
     limit: Option<usize>,
 }
 
-/// Which jobs are listed or watched.
-struct JobFilter {
-    /// Empty selects all queues.
-    queue: String,
-    labels: BTreeMap<String, String>,
-}
-
-impl JobFilter {
-    fn matches(&self, job: &v1::Job) -> bool {
-        let labels = job.spec.as_ref().map(|spec| &spec.labels);
-        let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
-        (self.queue.is_empty() || self.queue == job.queue) && self.labels.iter().all(has)
-    }
-}
-
-/// Parses label selectors: `KEY=VALUE`, several separated by commas.
-fn selected_labels(selectors: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-    let mut labels = BTreeMap::new();
-    for part in selectors.iter().flat_map(|selector| selector.split(',')) {
-        let pair = part
-            .split_once('=')
-            .filter(|(key, value)| !key.is_empty() && text::is_label(key) && text::is_label(value));
-        let Some((key, value)) = pair else {
-            let allowed = "write KEY=VALUE, or several separated by commas; jobs must have all of them";
-            return Err(Failure::new(INVALID, format!("--label {}: {allowed}", quote(part))));
-        };
-        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|before| before != value) {
-            let both = format!("--label: {} is selected with two values, which no job has", quote(key));
-            return Err(Failure::new(INVALID, both));
-        }
-    }
-    Ok(labels)
-}
-
 impl Get {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let of_job = self.name.as_deref().is_some_and(|_| ATTEMPTS.contains(&self.what.as_str()));
@@ -101,7 +65,7 @@ impl Get {
                 self.show_jobs(&[job], true)
             }
             ("job" | "jobs" | "j", None) => {
-                let filter = self.job_filter(&connect.queue)?;
+                let filter = JobFilter::of(if self.all_queues { "" } else { &connect.queue }, &self.label)?;
                 if self.watch {
                     // A watch of a queue that does not exist would print nothing for ever.
                     let queue = filter.queue.clone();
@@ -155,33 +119,10 @@ impl Get {
         }
     }
 
-    fn job_filter(&self, queue: &str) -> Result<JobFilter, Failure> {
-        Ok(JobFilter {
-            // Users who don't use queues expect all jobs, so the default queue selects all.
-            queue: if self.all_queues || queue == "default" { String::new() } else { queue.to_owned() },
-            labels: selected_labels(&self.label)?,
-        })
-    }
-
     async fn list_jobs(&self, client: &Client, filter: JobFilter) -> Result<Vec<v1::Job>, Failure> {
-        let mut request = v1::ListJobsRequest {
-            queue: filter.queue,
-            labels: filter.labels,
-            with_ended: self.all,
-            page_size: 500,
-            ..v1::ListJobsRequest::default()
-        };
-        let mut jobs = Vec::new();
-        loop {
-            let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
-            jobs.extend(page.jobs);
-            let is_last = page.next_page_token.is_empty();
-            if is_last || self.limit.is_some_and(|limit| jobs.len() >= limit) {
-                self.cut(&mut jobs, !is_last);
-                return Ok(jobs);
-            }
-            request.page_token = page.next_page_token;
-        }
+        let (mut jobs, more) = filter.list(client, self.all, self.limit).await?;
+        self.cut(&mut jobs, more);
+        Ok(jobs)
     }
 
     async fn list_attempts(&self, client: &Client, job: u64) -> Result<Vec<v1::Attempt>, Failure> {
@@ -420,12 +361,6 @@ fn attempt_row(attempt: &v1::Attempt) -> Vec<String> {
         attempt.started_unix_ms.map(time).unwrap_or_default(),
         ran_ms.map(span).unwrap_or_default(),
     ]
-}
-
-/// Fetches a job by reference, without its attempts.
-pub(super) async fn find_job(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
-    let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
-    Ok(client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default())
 }
 
 fn job_heading(wide: bool) -> Vec<String> {

@@ -32,7 +32,7 @@ pub struct Logs {
 impl Logs {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
-        let job = super::get::find_job(&client, connect.job_ref(&self.job)?).await?;
+        let job = super::job_list::find_job(&client, connect.job_ref(&self.job)?).await?;
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };
         let unit = self.unit.unwrap_or_else(|| default_unit(&job));
         if self.follow {

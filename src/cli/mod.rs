@@ -15,6 +15,7 @@ mod exit;
 mod follow;
 mod get;
 mod input;
+mod job_list;
 mod job_text;
 mod job_wait;
 mod logs;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
 use super::follow::follow;
+use super::job_list::find_job;
 use super::job_wait::{Contact, current, ended};
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
@@ -37,8 +38,8 @@ pub struct Run {
     /// Run N tasks as a gang: they start and end together. 1 to 4096.
     #[arg(long, value_name = "N")]
     gang: Option<u32>,
-    /// Run N independent tasks. If one fails after its last attempt, the others are cancelled. 1 to 1000000
-    /// [default: 1].
+    /// Run N independent tasks. If one fails after its last attempt, the others go on, and the job fails. 1 to
+    /// 1000000 [default: 1].
     #[arg(long, value_name = "N", conflicts_with = "gang")]
     count: Option<u32>,
     /// Job name: lower-case letters, digits and hyphens. Default: the command's name and a number.
@@ -63,6 +64,9 @@ pub struct Run {
     /// Label of the job. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
+    /// Start only after this job has succeeded: job/NAME, job/QUEUE/NAME or the id. May be repeated.
+    #[arg(long, value_name = "JOB")]
+    after: Vec<String>,
     /// Also submit the job if no present pool can ever run it: it waits for a pool that can.
     #[arg(long)]
     allow_pending: bool,
@@ -101,7 +105,13 @@ impl Run {
     async fn start(self, connect: &Connect) -> Result<u8, Failure> {
         refuse_input()?;
         let client = connect.client()?;
-        let submission = self.submission(&connect.queue)?;
+        let mut submission = self.submission(&connect.queue)?;
+        for text in &self.after {
+            let job_id = find_job(&client, connect.job_ref(text)?).await?.id;
+            let condition = v1::DependencyCondition::Succeeded as i32;
+            let spec = submission.spec.get_or_insert_default();
+            spec.depends_on.push(v1::Dependency { job_id, condition });
+        }
         let request = v1::SubmitRequest {
             token: new_token(),
             jobs: vec![submission],

@@ -182,7 +182,8 @@ enum OnPoolLostFile {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DependencyFile {
-    job: u64,
+    /// Its name or id.
+    job: Text,
     #[serde(default)]
     condition: ConditionFile,
 }
@@ -196,12 +197,30 @@ enum ConditionFile {
     Failed,
 }
 
+/// A job of a file.
+#[derive(Debug)]
+pub struct FileJob {
+    pub submission: v1::Submission,
+    /// Dependencies on jobs by name, of this file or submitted before.
+    pub after: Vec<NamedDependency>,
+}
+
+/// A dependency on a job that the file names.
+#[derive(Debug)]
+pub struct NamedDependency {
+    /// The field, for errors: `depends_on[0].job`.
+    pub field: String,
+    /// `NAME`, `QUEUE/NAME` or either after `job/`.
+    pub job: String,
+    pub condition: i32,
+}
+
 /// Parses the jobs of a file: one job, a list of jobs, or `jobs:` with a list, in one or several YAML
 /// documents.
 ///
 /// # Errors
 /// A message with the position or field, and a suggestion for an unknown field.
-pub fn read_jobs(text: &str) -> Result<Vec<v1::Submission>, String> {
+pub fn read_jobs(text: &str) -> Result<Vec<FileJob>, String> {
     let documents: Vec<serde_json::Value> = read_documents(text)?;
     let mut files: Vec<serde_json::Value> = Vec::new();
     for document in documents {
@@ -232,17 +251,24 @@ fn time(field: &str, text: Option<&String>) -> Result<u64, String> {
     text.map_or(Ok(0), |text| quantity::duration_ms(text).map_err(|error| format!("{field}: {error}")))
 }
 
-fn submission(file: JobFile) -> Result<v1::Submission, String> {
+fn submission(file: JobFile) -> Result<FileJob, String> {
     let constraints = file.constraints.unwrap_or_default();
     let toleration = |t: TolerationFile| v1::Toleration { key: t.key, value: t.value };
-    let edge = |edge: DependencyFile| v1::Dependency {
-        job_id: edge.job,
-        condition: match edge.condition {
+    let (mut depends_on, mut after) = (Vec::new(), Vec::new());
+    for (index, edge) in file.depends_on.into_iter().enumerate() {
+        let condition = match edge.condition {
             ConditionFile::Any => v1::DependencyCondition::Any as i32,
             ConditionFile::Succeeded => v1::DependencyCondition::Succeeded as i32,
             ConditionFile::Failed => v1::DependencyCondition::Failed as i32,
-        },
-    };
+        };
+        match edge.job.0.parse() {
+            Ok(job_id) => depends_on.push(v1::Dependency { job_id, condition }),
+            Err(_) => {
+                let field = format!("depends_on[{index}].job");
+                after.push(NamedDependency { field, job: edge.job.0, condition });
+            }
+        }
+    }
     let groups = file.groups.into_iter().enumerate();
     let groups =
         groups.map(|(index, group)| task_group(group).map_err(|error| format!("groups[{index}].{error}")));
@@ -270,10 +296,12 @@ fn submission(file: JobFile) -> Result<v1::Submission, String> {
         max_run_ms: time("max_run", file.max_run.as_ref())?,
         start_limit_ms: time("start_limit", file.start_limit.as_ref())?,
         grace_ms: file.grace.as_ref().map(|text| time("grace", Some(text))).transpose()?,
-        depends_on: file.depends_on.into_iter().map(edge).collect(),
+        depends_on,
         required_features: file.required_features,
     };
-    Ok(v1::Submission { name: file.name, name_prefix: String::new(), queue: file.queue, spec: Some(spec) })
+    let submission =
+        v1::Submission { name: file.name, name_prefix: String::new(), queue: file.queue, spec: Some(spec) };
+    Ok(FileJob { submission, after })
 }
 
 fn retry(file: RetryFile) -> Result<v1::RetryPolicy, String> {
@@ -426,6 +454,37 @@ mod tests {
                 r#"nonsense: unknown field "nonsense"; expected one of name, queue, labels, priority, groups, gang_job, constraints, retry, on_pool_lost, may_overlap, lease, max_failed, max_run, start_limit, grace, depends_on, required_features"#
             ]],
         );
+    }
+
+    /// The parser lists the fields that it knows in its error about an unknown one.
+    #[test]
+    fn every_field_is_in_the_reference_and_in_an_example() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(root.join("docs/reference/job-file.md")).expect("the reference");
+        let examples = std::fs::read_dir(root.join("examples")).expect("examples").flatten();
+        let examples: String =
+            examples.map(|file| std::fs::read_to_string(file.path()).expect("an example")).collect();
+        let mut count = 0;
+        for unknown in [
+            "zzzzzzzz: 1",
+            "groups: [{zzzzzzzz: 1}]",
+            "constraints: {zzzzzzzz: 1}",
+            "constraints: {tolerations: [{zzzzzzzz: 1}]}",
+            "retry: {zzzzzzzz: 1}",
+            "depends_on: [{zzzzzzzz: 1}]",
+            "groups: [{simulate: {zzzzzzzz: 1}}]",
+            "groups: [{env: {A: {value_from: {zzzzzzzz: 1}}}}]",
+        ] {
+            let error = read_jobs(unknown).map(|_| ()).expect_err("an unknown field");
+            let fields = error.split_once("expected one of ").unwrap_or_else(|| panic!("{error}")).1;
+            for field in fields.split(", ") {
+                let in_page = ["`", " ", "{"].iter().any(|before| page.contains(&format!("{before}{field}")));
+                assert!(in_page, "{unknown}: {field} is not in docs/reference/job-file.md");
+                assert!(examples.contains(&format!("{field}:")), "{unknown}: {field} is in no example");
+                count += 1;
+            }
+        }
+        assert!(count > 45, "{count} fields");
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! `weir submit`: submits the jobs of a file.
 
+use std::collections::BTreeMap;
+
 use prost::Message;
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
+use super::job_list::find_job;
 use super::output::print;
+use super::spec_file::{FileJob, NamedDependency};
 use super::{Connect, Failure, input, spec_file};
+use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::limit::MESSAGE_BYTES_MAX;
+use crate::model::validate::quote;
 
 /// Submit jobs from a YAML or JSON file.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir submit train.yaml\n  weir submit -f train.yaml\n  ./make-jobs | weir submit -\n\nA file contains one job, a list of jobs, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']"
+    after_help = "Examples:\n  weir submit train.yaml\n  weir submit -f train.yaml\n  ./make-jobs | weir submit -\n\nA file contains one job, a list of jobs, or several YAML documents:\n  name: hello\n  groups:\n  - count: 3\n    cpus: 500m\n    memory: 64Mi\n    command: [sh, -c, 'echo task $WEIR_TASK_INDEX in $WEIR_REGION']\n\nA job that waits for one before it in the file, or for one submitted earlier:\n  depends_on: [{job: hello}]         succeeded; or condition: any, failed"
 )]
 pub struct Submit {
     #[command(flatten)]
@@ -42,28 +48,85 @@ impl Submit {
         let text = input::read_text(&file)?;
         let mut jobs = spec_file::read_jobs(&text).map_err(|error| input::in_file(&file, error))?;
         for job in &mut jobs {
-            if job.queue.is_empty() {
-                job.queue = connect.queue.clone();
+            if job.submission.queue.is_empty() {
+                job.submission.queue = connect.queue.clone();
             }
         }
+        check_order(&jobs).map_err(|error| input::in_file(&file, error))?;
         let client = connect.client()?;
-        let mut rest = &jobs[..];
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at(batch_len(rest));
-            rest = after;
-            let request = v1::SubmitRequest {
-                token: new_token(),
-                jobs: batch.to_vec(),
-                allow_pending: self.allow_pending,
-            };
-            let response =
-                with_retries(RETRY_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
-            let response = response.await.map_err(|status| Failure::from(status).in_file(&file))?;
-            // The response lists one job per submission, in the same order.
-            for (job, asked) in response.into_inner().jobs.iter().zip(batch) {
-                print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
+        let (mut batch, mut ids) = (Vec::new(), BTreeMap::new());
+        for FileJob { mut submission, after } in jobs {
+            // What a job depends on has a number once it is submitted.
+            if !after.is_empty() {
+                submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
             }
+            for NamedDependency { field, job, condition } in after {
+                let job_id = match ids.get(&key(&submission.queue, &job)) {
+                    Some(id) => *id,
+                    None => {
+                        let known = Connect { queue: submission.queue.clone(), ..connect.clone() };
+                        let found = find_job(&client, known.job_ref(&job)?).await;
+                        let named = |failure: Failure| {
+                            let message = format!("{file}: {field}: {}", failure.message);
+                            Failure { message, ..failure }
+                        };
+                        found.map_err(named)?.id
+                    }
+                };
+                submission.spec.get_or_insert_default().depends_on.push(v1::Dependency { job_id, condition });
+            }
+            batch.push(submission);
         }
+        submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
         Ok(0)
     }
+}
+
+/// Submits jobs, prints their names, and records their numbers.
+async fn submit(
+    client: &Client,
+    file: &str,
+    jobs: &mut Vec<v1::Submission>,
+    allow_pending: bool,
+    ids: &mut BTreeMap<(String, String), u64>,
+) -> Result<(), Failure> {
+    let mut rest = &jobs[..];
+    while !rest.is_empty() {
+        let (batch, after) = rest.split_at(batch_len(rest));
+        rest = after;
+        let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec(), allow_pending };
+        let response = with_retries(RETRY_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
+        let response = response.await.map_err(|status| Failure::from(status).in_file(file))?;
+        // The response lists one job per submission, in the same order.
+        for (job, asked) in response.into_inner().jobs.iter().zip(batch) {
+            ids.insert((asked.queue.clone(), job.name.clone()), job.id);
+            print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
+        }
+    }
+    jobs.clear();
+    Ok(())
+}
+
+/// The queue and the name of a job that a job of `queue` refers to.
+fn key(queue: &str, job: &str) -> (String, String) {
+    let job = job.strip_prefix("job/").unwrap_or(job);
+    let (queue, name) = job.rsplit_once('/').unwrap_or((queue, job));
+    (queue.to_owned(), name.to_owned())
+}
+
+/// Checks, before anything is submitted, that no job depends on itself or one that comes after it in the file.
+fn check_order(jobs: &[FileJob]) -> Result<(), String> {
+    let name = |job: &FileJob| (job.submission.queue.clone(), job.submission.name.clone());
+    let at: BTreeMap<_, usize> = jobs.iter().enumerate().map(|(index, job)| (name(job), index)).collect();
+    for (index, job) in jobs.iter().enumerate() {
+        for dependency in &job.after {
+            let of = at.get(&key(&job.submission.queue, &dependency.job));
+            if of.is_some_and(|of| *of >= index) {
+                let (field, job) = (&dependency.field, quote(&dependency.job));
+                let place = if jobs.len() == 1 { String::new() } else { format!("jobs[{index}].") };
+                return Err(format!("{place}{field}: {job} comes later in the file: put it before"));
+            }
+        }
+    }
+    Ok(())
 }

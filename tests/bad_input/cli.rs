@@ -130,9 +130,14 @@ fn fields_of_job_files_are_read_strictly() {
             ],
         ),
         row("retry: {max_attempts: 2, on: [failled]}", &["retry.on[0]: unknown variant", "\"failed\""]),
+        row("depends_on: [{job: [a]}]", &["depends_on[0].job: invalid type: sequence, expected"]),
         row(
-            "depends_on: [{job: train}]",
-            &["depends_on[0].job: invalid type: string \"train\", expected a whole number"],
+            "name: a\ndepends_on: [{job: a}]",
+            &["depends_on[0].job: \"a\" comes later in the file: put it before"],
+        ),
+        row(
+            "- {name: a, depends_on: [{job: b}]}\n- {name: b}",
+            &["jobs[0].depends_on[0].job: \"b\" comes later in the file: put it before"],
         ),
         row("max_run: soon", &["max_run: \"soon\" is not a duration", "write 90s, 5m or 1h30m"]),
         row("lease: long", &["lease: \"long\" is not a duration", "write 90s, 5m or 1h30m"]),

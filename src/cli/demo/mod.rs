@@ -24,8 +24,9 @@ const LABEL: &str = "demo";
 /// # Errors
 /// If the broker rejects a request or is unavailable.
 pub(super) async fn run(client: &Client) -> Result<(), Failure> {
-    let mut jobs =
-        spec_file::read_jobs(JOBS).map_err(|error| Failure::new(1, format!("the demo's jobs: {error}")))?;
+    let jobs = spec_file::read_jobs(JOBS);
+    let jobs = jobs.map_err(|error| Failure::new(1, format!("the demo's jobs: {error}")))?;
+    let mut jobs: Vec<_> = jobs.into_iter().map(|job| job.submission).collect();
     let demo_id = format!("{:08x}", rand::random::<u32>());
     let mut arrivals = Vec::new();
     for job in &mut jobs {
