@@ -564,3 +564,38 @@ fn jobs_are_cancelled_by_label_by_queue_and_all_and_each_is_named() {
     let (code, _, errors) = home.run(&["cancel", "job/a"]);
     assert!(code == 0 && errors.contains("job/a had ended before"), "{code} {errors}");
 }
+
+#[test]
+fn run_ends_its_job_when_its_terminal_or_the_reader_of_its_output_is_gone() {
+    let (home, _dev) = dev();
+    let live = || home.run(&["get", "jobs", "-o", "name"]).1;
+    // Until then the command has long waited for signals.
+    let runs = || home.run(&["get", "jobs"]).1.contains("RUNNING");
+    // One that prints, one that is silent.
+    for script in ["while :; do echo line; sleep 0.1; done", "sleep 1000"] {
+        let mut command = home.weir(&["run", "--pool", "local", "--", "sh", "-c", script]);
+        let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("weir run");
+        until("the job runs", Duration::from_secs(60), runs);
+        drop(run.stdout.take());
+        assert_eq!(run.wait().expect("its status").code(), Some(130), "{script}");
+        assert_eq!(live(), "", "{script}");
+    }
+    let mut command = home.weir(&["run", "--pool", "local", "--", "sleep", "1000"]);
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    until("the job runs", Duration::from_secs(60), runs);
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("a signal");
+    assert_eq!(run.wait().expect("its status").code(), Some(130));
+    assert_eq!(live(), "");
+    // Who asks for it by `nohup` gets a job that goes on.
+    let script = "trap '' HUP; exec \"$@\"";
+    let weir = home.weir(&["run", "--pool", "local", "--", "sleep", "2"]);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(weir.get_program()).args(weir.get_args());
+    command.envs(weir.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    until("the job runs", Duration::from_secs(60), runs);
+    let pid = rustix::process::Pid::from_child(&run);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("a signal");
+    assert_eq!(run.wait().expect("its status").code(), Some(0));
+}

@@ -14,8 +14,8 @@ use crate::model::limit::PAGE_MAX;
 
 /// Prints the output of one task and of its later attempts until the unit has ended. After a broken
 /// connection it continues at the offset it had reached. Returns how many bytes were not stored, so not printed: at least
-/// so many.
-pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<u64, Failure> {
+/// so many. `None` if the reader of standard output has closed it.
+pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<Option<u64>, Failure> {
     let (mut offsets, mut attempt, mut number, mut lost) = ([0u64; 2], String::new(), 0, 0);
     // The timeout counts from the last message of the broker.
     let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
@@ -35,7 +35,10 @@ pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Re
                 let mut parts = response.into_inner();
                 loop {
                     match parts.message().await {
-                        Ok(Some(part)) => lost += print_part(&part, &mut offsets, &mut attempt)?,
+                        Ok(Some(part)) => match print_part(&part, &mut offsets, &mut attempt)? {
+                            Some(more) => lost += more,
+                            None => return Ok(None),
+                        },
                         Ok(None) => break None,
                         Err(status) => break Some(status),
                     }
@@ -52,10 +55,10 @@ pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Re
                     (offsets, number) = ([0; 2], next);
                     continue;
                 }
-                Next::None { lost: false } => return Ok(lost),
+                Next::None { lost: false } => return Ok(Some(lost)),
                 Next::None { lost: true } => {
                     report(&format!("weir: {OUTPUT_MAY_BE_LOST}"));
-                    return Ok(lost.max(1));
+                    return Ok(Some(lost.max(1)));
                 }
             }
         };
@@ -109,12 +112,12 @@ async fn next_attempt(client: &Client, at: &v1::JobRef, unit: u32, shown: u32) -
 }
 
 /// Prints a part of the output. A gap before it, where the pool did not store the output, is reported on
-/// standard error; its length is returned.
+/// standard error; its length is returned. `None` if the reader of standard output has closed it.
 pub fn print_part(
     part: &v1::LogsResponse,
     offsets: &mut [u64; 2],
     attempt: &mut String,
-) -> Result<u64, Failure> {
+) -> Result<Option<u64>, Failure> {
     if *attempt != part.attempt {
         attempt.clone_from(&part.attempt);
     }
@@ -127,11 +130,11 @@ pub fn print_part(
     // The output is not sanitised: a local command could print the same bytes.
     if index == 1 {
         std::io::stderr().write_all(&part.data)?;
-        return Ok(lost);
+        return Ok(Some(lost));
     }
     let mut stdout = std::io::stdout();
     match stdout.write_all(&part.data).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
-        outcome => Ok(outcome.map(|()| lost)?),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(None),
+        outcome => Ok(outcome.map(|()| Some(lost))?),
     }
 }

@@ -49,7 +49,9 @@ impl Logs {
         let mut parts = client.jobs().logs(request).await?.into_inner();
         let (mut offsets, mut attempt) = ([0; 2], String::new());
         while let Some(part) = parts.message().await? {
-            follow::print_part(&part, &mut offsets, &mut attempt)?;
+            if follow::print_part(&part, &mut offsets, &mut attempt)?.is_none() {
+                break;
+            }
         }
         Ok(0)
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
 use super::follow::follow;
@@ -17,7 +19,7 @@ use crate::model::text::escape;
 /// Run a command in a pool and stream its output, like a local command.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C cancels the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed, the output is not complete, or the pool only simulated the command.\nStandard input is not forwarded: `run` refuses to start while it holds data."
+    after_help = "Examples:\n  weir run -- sh -c 'echo hello from $WEIR_REGION'\n  weir run --cpus 2 --memory 1Gi -- make test\n  weir run --region CN-XJ --device Ascend910B3:8 --detach -- ./train.sh\n  weir run --gang 2 --pool local -- hostname\n\nSimulated pools take the job only if --pool names one; then nothing runs.\nCtrl-C, SIGTERM, a closed terminal or a closed pipe after it cancel the job.\nExit codes: that of the command, 128+N if signal N ended it, 124 if it exceeded --max-run, 130 if cancelled,\n125 if Weir failed, the output is not complete, or the pool only simulated the command.\nStandard input is not forwarded: `run` refuses to start while it holds data."
 )]
 pub struct Run {
     /// Allowed regions, comma-separated: CN-CQ,CN-GZ. Default: any.
@@ -225,7 +227,8 @@ const WAIT_REASON_DELAY: Duration = Duration::from_secs(2);
 /// How often `run` checks whether the job's pool is still in contact.
 const CONTACT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Streams the output of a job until it has ended. Ctrl-C or SIGTERM cancels the job, a second one exits.
+/// Streams the output of a job until it has ended. Ctrl-C, SIGTERM, the end of the terminal or of standard output's reader
+/// cancels the job; a second signal exits.
 async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
     let streams = async {
         let mut following = Vec::new();
@@ -242,7 +245,7 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
         let mut complete = true;
         for follow in following {
             match follow.await {
-                Ok(Ok(lost)) => complete &= lost == 0,
+                Ok(Ok(lost)) => complete &= lost == Some(0),
                 // A failure to read output does not change how the job ends, so report it and continue.
                 Ok(Err(failure)) => {
                     complete = false;
@@ -258,6 +261,8 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
     tokio::select! {
         done = &mut streams => return done.and_then(|(job, complete)| exit_code(&job, complete)),
         () = terminated() => {}
+        () = hung_up() => {}
+        () = reader_gone() => report("weir: the reader of standard output has closed it"),
     }
     obstacles.abort();
     report("cancelling the job; press Ctrl-C again to exit without waiting for it");
@@ -266,6 +271,40 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
     tokio::select! {
         done = &mut streams => done.and_then(|(job, complete)| exit_code(&job, complete)),
         () = terminated() => Ok(130),
+    }
+}
+
+/// Completes at SIGHUP: the terminal is closed. Never under `nohup`.
+async fn hung_up() {
+    if is_hangup_ignored() {
+        return std::future::pending().await;
+    }
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
+        Ok(mut signals) => drop(signals.recv().await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Returns whether this process was started with SIGHUP ignored.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is that of signal 1, SIGHUP.
+    ignored.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).is_some_and(|bits| bits & 1 == 1)
+}
+
+/// Completes when the reader of standard output has closed it, if that is a pipe, also while there is nothing to write.
+async fn reader_gone() {
+    let (sender, gone) = tokio::sync::oneshot::channel();
+    // It may wait for ever, so the runtime must not wait for it.
+    std::thread::spawn(move || {
+        let stdout = std::io::stdout();
+        let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+        while !matches!(poll(&mut polled, None), Ok(1..)) {}
+        let _ = sender.send(());
+    });
+    if gone.await.is_err() {
+        std::future::pending().await
     }
 }
 
