@@ -21,7 +21,7 @@ pub fn skip(test: &str, why: &str) {
 }
 
 /// Reports on standard error that `test` can't run here.
-fn report_skipped(test: &str, why: &str) {
+pub fn report_skipped(test: &str, why: &str) {
     let line = format!("SKIPPED: {test}: {why}\n");
     // This bypasses the test runner's capture: a test that did not run must be visible.
     std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).expect("standard error");
