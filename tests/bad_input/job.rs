@@ -315,7 +315,7 @@ fn policy_cases() -> Vec<Case> {
         c.regions_denied = vec!["500000".to_owned()];
     });
     vec![
-        invalid(region("Chongqing"), &at("constraints.regions_allowed[0]"), "\"Chongqing\" is not a region"),
+        invalid(region("Chongking"), &at("constraints.regions_allowed[0]"), "\"Chongking\" is not a region"),
         invalid(region("999999"), &at("constraints.regions_allowed[0]"), "\"999999\" is not a region"),
         invalid(
             region("CN-CX"),
@@ -323,9 +323,9 @@ fn policy_cases() -> Vec<Case> {
             "region CN-CX does not exist, did you mean",
         ),
         invalid(
-            constraints(|c| c.regions_denied = vec!["cn-cq".to_owned()]),
+            constraints(|c| c.regions_denied = vec!["cn-qq".to_owned()]),
             &at("constraints.regions_denied[0]"),
-            "\"cn-cq\" is not a region",
+            "\"cn-qq\" is not a region",
         ),
         invalid(both, &at("constraints.regions_denied"), "CN-CQ is both allowed and denied"),
         invalid(constraints(|c| c.pools = many(65)), &at("constraints.pools"), "65 entries, at most 64"),

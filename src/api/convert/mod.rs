@@ -12,7 +12,7 @@ pub use view::{
     pool_message, queue_message, queue_spec, resources_message, why_message,
 };
 
-use crate::model::region::RegionCode;
+use crate::model::region::{ParseRegionError, RegionCode};
 use crate::model::resource::Resources;
 use crate::model::validate::{Violation, Violations, quote};
 
@@ -30,10 +30,7 @@ pub(crate) fn invalid(field: &str, description: impl Into<String>) -> Invalid {
 
 /// Converts a region code.
 pub(crate) fn region(field: &str, text: &str) -> Result<RegionCode, Invalid> {
-    RegionCode::parse(text).map_err(|_| {
-        let rule = "is not a region: use ISO 3166-2 such as CN-CQ, or GB/T 2260 such as 500000";
-        invalid(field, format!("{} {rule}", quote(text)))
-    })
+    RegionCode::parse(text).map_err(|_| invalid(field, format!("{} {}", quote(text), ParseRegionError::RULE)))
 }
 
 /// Converts amounts. Entries of zero are dropped.
