@@ -521,12 +521,13 @@ fn a_pipeline_in_one_file_runs_in_the_order_of_its_names() {
         home.run(&["run", "--after", "report", "--pool", "local", "--", "sh", "-c", &script]);
     assert_eq!(code, 0, "{errors}");
     assert_eq!(std::fs::read_to_string(&done).expect("a file"), "prepare\ntrain\nreport\nafter\n");
-    std::fs::write(&file, job("lonely", &on("{job: nowhere}"))).expect("a file");
+    std::fs::write(&file, [job("first", ""), job("lonely", &on("{job: nowhere}"))].concat()).expect("a file");
     let (code, _, errors) = home.run(&["submit", file.to_str().expect("a plain path")]);
     assert!(
         code == 3 && errors.contains("depends_on[0].job: job \"nowhere\" does not exist"),
         "{code} {errors}"
     );
+    assert_eq!(home.run(&["describe", "job/first"]).0, 3, "nothing of the file is submitted");
 }
 
 #[test]
@@ -551,6 +552,9 @@ fn jobs_are_cancelled_by_label_by_queue_and_all_and_each_is_named() {
         (0, vec!["job/a cancelled".to_owned(), "job/b cancelled".to_owned()]),
         "{errors}"
     );
+    until("two have ended", Duration::from_secs(60), || {
+        home.run(&["get", "jobs", "-o", "name"]).1 == "job/c\n"
+    });
     let (code, lines, errors) = sorted(home.run(&["cancel", "--all", "--queue", "nowhere"]));
     assert!(code == 8 && lines.is_empty(), "{code} {errors}");
     assert_eq!(home.run(&["cancel"]).0, 2, "all jobs only if that is asked for");

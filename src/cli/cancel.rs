@@ -1,7 +1,7 @@
 //! `weir cancel`: cancels jobs.
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
-use super::job_list::{JobFilter, find_job};
+use super::job_list::{JobFilter, find_job_with_retries};
 use super::output::{print, report};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
@@ -39,7 +39,7 @@ impl Cancel {
             }
         }
         for text in &self.jobs {
-            jobs.push(find_job(&client, connect.job_ref(text)?).await?);
+            jobs.push(find_job_with_retries(&client, connect.job_ref(text)?).await?);
         }
         // By number: another job may have the name by now.
         let (ended, live): (Vec<_>, Vec<_>) = jobs.into_iter().partition(has_ended);

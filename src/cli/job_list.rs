@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Failure;
+use super::connect::{RETRY_TIMEOUT, with_retries};
 use super::exit::INVALID;
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -78,6 +79,13 @@ fn selected_labels(selectors: &[String]) -> Result<BTreeMap<String, String>, Fai
         }
     }
     Ok(labels)
+}
+
+/// Fetches a job for a command that changes something: such commands wait for a broker that restarts.
+pub(super) async fn find_job_with_retries(client: &Client, at: v1::JobRef) -> Result<v1::Job, Failure> {
+    let request = v1::GetJobRequest { job: Some(at), with_attempts: false };
+    let call = || async { client.jobs().get_job(request.clone()).await };
+    Ok(with_retries(RETRY_TIMEOUT, call).await?.into_inner().job.unwrap_or_default())
 }
 
 /// Fetches a job by reference, without its attempts.

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
 use super::follow::follow;
-use super::job_list::find_job;
+use super::job_list::find_job_with_retries;
 use super::job_wait::{Contact, current, ended};
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
@@ -109,7 +109,7 @@ impl Run {
         let client = connect.client()?;
         let mut submission = self.submission(&connect.queue)?;
         for text in &self.after {
-            let job_id = find_job(&client, connect.job_ref(text)?).await?.id;
+            let job_id = find_job_with_retries(&client, connect.job_ref(text)?).await?.id;
             let condition = v1::DependencyCondition::Succeeded as i32;
             let spec = submission.spec.get_or_insert_default();
             spec.depends_on.push(v1::Dependency { job_id, condition });

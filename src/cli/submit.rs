@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
-use super::job_list::find_job;
+use super::job_list::find_job_with_retries;
 use super::output::print;
 use super::spec_file::{FileJob, NamedDependency};
 use super::{Connect, Failure, input, spec_file};
@@ -54,27 +54,21 @@ impl Submit {
         }
         check_order(&jobs).map_err(|error| input::in_file(&file, error))?;
         let client = connect.client()?;
-        let (mut batch, mut ids) = (Vec::new(), BTreeMap::new());
+        // Before anything is submitted: a wrong name must not leave half of a pipeline.
+        let mut ids = find_others(&client, connect, &file, &jobs).await?;
+        let mut batch = Vec::new();
         for FileJob { mut submission, after } in jobs {
             // What a job depends on has a number once it is submitted.
             if !after.is_empty() {
                 submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
             }
-            for NamedDependency { field, job, condition } in after {
-                let job_id = match ids.get(&key(&submission.queue, &job)) {
-                    Some(id) => *id,
-                    None => {
-                        let known = Connect { queue: submission.queue.clone(), ..connect.clone() };
-                        let found = find_job(&client, known.job_ref(&job)?).await;
-                        let named = |failure: Failure| {
-                            let message = format!("{file}: {field}: {}", failure.message);
-                            Failure { message, ..failure }
-                        };
-                        found.map_err(named)?.id
-                    }
-                };
-                submission.spec.get_or_insert_default().depends_on.push(v1::Dependency { job_id, condition });
-            }
+            let id =
+                |dependency: &NamedDependency| ids.get(&key(&submission.queue, &dependency.job)).copied();
+            let edge = |dependency: &NamedDependency| {
+                Some(v1::Dependency { job_id: id(dependency)?, condition: dependency.condition })
+            };
+            let edges: Vec<v1::Dependency> = after.iter().filter_map(edge).collect();
+            submission.spec.get_or_insert_default().depends_on.extend(edges);
             batch.push(submission);
         }
         submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
@@ -82,13 +76,42 @@ impl Submit {
     }
 }
 
+/// The numbers of the jobs that those of the file depend on and that are not in it, by queue and name.
+async fn find_others(
+    client: &Client,
+    connect: &Connect,
+    file: &str,
+    jobs: &[FileJob],
+) -> Result<Ids, Failure> {
+    let (own, mut ids) = (positions(jobs), Ids::new());
+    for (queue, dependency) in
+        jobs.iter().flat_map(|job| job.after.iter().map(|dependency| (&job.submission.queue, dependency)))
+    {
+        let key = key(queue, &dependency.job);
+        if own.contains_key(&key) || ids.contains_key(&key) {
+            continue;
+        }
+        let connect = Connect { queue: queue.clone(), ..connect.clone() };
+        let found = find_job_with_retries(client, connect.job_ref(&dependency.job)?).await;
+        let named = |failure: Failure| {
+            let message = format!("{file}: {}: {}", dependency.field, failure.message);
+            Failure { message, ..failure }
+        };
+        ids.insert(key, found.map_err(named)?.id);
+    }
+    Ok(ids)
+}
+
+/// Numbers of jobs by queue and name.
+type Ids = BTreeMap<(String, String), u64>;
+
 /// Submits jobs, prints their names, and records their numbers.
 async fn submit(
     client: &Client,
     file: &str,
     jobs: &mut Vec<v1::Submission>,
     allow_pending: bool,
-    ids: &mut BTreeMap<(String, String), u64>,
+    ids: &mut Ids,
 ) -> Result<(), Failure> {
     let mut rest = &jobs[..];
     while !rest.is_empty() {
@@ -114,10 +137,15 @@ fn key(queue: &str, job: &str) -> (String, String) {
     (queue.to_owned(), name.to_owned())
 }
 
+/// The positions of jobs in their file, by queue and name.
+fn positions(jobs: &[FileJob]) -> BTreeMap<(String, String), usize> {
+    let name = |job: &FileJob| (job.submission.queue.clone(), job.submission.name.clone());
+    jobs.iter().enumerate().map(|(index, job)| (name(job), index)).collect()
+}
+
 /// Checks, before anything is submitted, that no job depends on itself or one that comes after it in the file.
 fn check_order(jobs: &[FileJob]) -> Result<(), String> {
-    let name = |job: &FileJob| (job.submission.queue.clone(), job.submission.name.clone());
-    let at: BTreeMap<_, usize> = jobs.iter().enumerate().map(|(index, job)| (name(job), index)).collect();
+    let at = positions(jobs);
     for (index, job) in jobs.iter().enumerate() {
         for dependency in &job.after {
             let of = at.get(&key(&job.submission.queue, &dependency.job));
