@@ -130,11 +130,19 @@ fn a_task_of_another_user_has_that_users_name_home_files_and_streams() {
         return skip("tasks of another user", "only root can start them");
     }
     let Some(mut supervisor) = isolated(NO_GROUPS) else { return };
-    let script = "id -u; id -g; id -G; echo $USER $HOME; echo again >> /dev/stdout; touch file; stat -c %u . file; \
+    let script = "id -u; id -g; id -G; echo $USER $HOME $PATH; echo again >> /dev/stdout; touch file; stat -c %u . file; \
                   cat /etc/shadow";
     let (_, found, errors) = output_of(&mut supervisor, script);
     let lines: Vec<&str> = found.lines().collect();
-    let expected = ["65534", "65534", "65534", "nobody /nonexistent", "again", "65534", "65534"];
+    let expected = [
+        "65534",
+        "65534",
+        "65534",
+        "nobody /nonexistent /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "again",
+        "65534",
+        "65534",
+    ];
     assert_eq!(lines, expected, "{errors}");
     assert!(errors.contains("/etc/shadow: Permission denied"), "{errors}");
     let closed = supervisor.scratch().join("closed");

@@ -22,7 +22,8 @@ use super::shim::{
 use super::store::{self, ProcessRecord};
 use crate::pools::Stream;
 
-/// Where programs are searched if neither the request nor the supervisor's environment sets `PATH`.
+/// Where programs are searched if neither the request nor the supervisor's environment sets `PATH`, and for tasks of
+/// another user.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The time on both clocks, read once per iteration of the supervisor's loop.
@@ -283,10 +284,12 @@ fn command(
     let (program, arguments) = start.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let env: Vec<&(String, String)> = start.env.iter().chain(&request.env).chain(&task.env).collect();
     let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
-    let path = set.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| PATH_DEFAULT.into());
-    let found = find_program(program, &path, &workdir)?;
     let isolation = request.isolation.as_ref();
     let user = isolation.and_then(|isolation| isolation.user.as_ref());
+    // The supervisor's may begin with folders that are closed to another user.
+    let own_path = || std::env::var_os("PATH").filter(|_| user.is_none());
+    let path = set.or_else(own_path).unwrap_or_else(|| PATH_DEFAULT.into());
+    let found = find_program(program, &path, &workdir)?;
     let inherited = ["HOME", "LANG", "USER"].into_iter().filter_map(|name| inherited(name, user));
     let path = [(OsString::from("PATH"), path)];
     let own = env.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
