@@ -584,22 +584,29 @@ fn run_ends_its_job_when_its_terminal_or_the_reader_of_its_output_is_gone() {
         assert_eq!(run.wait().expect("its status").code(), Some(130), "{script}");
         assert_eq!(live(), "", "{script}");
     }
-    let mut command = home.weir(&["run", "--pool", "local", "--", "sleep", "1000"]);
-    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    // A test that was started by `nohup` ignores the signal, and so would its children.
+    let mut run = hung_up(&home, "--default-signal=HUP", "1000");
     until("the job runs", Duration::from_secs(60), runs);
-    let pid = rustix::process::Pid::from_child(&run);
-    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("a signal");
+    hang_up(&run);
     assert_eq!(run.wait().expect("its status").code(), Some(130));
     assert_eq!(live(), "");
     // Who asks for it by `nohup` gets a job that goes on.
-    let script = "trap '' HUP; exec \"$@\"";
-    let weir = home.weir(&["run", "--pool", "local", "--", "sleep", "2"]);
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", script, "sh"]).arg(weir.get_program()).args(weir.get_args());
-    command.envs(weir.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    let mut run = hung_up(&home, "--ignore-signal=HUP", "2");
     until("the job runs", Duration::from_secs(60), runs);
-    let pid = rustix::process::Pid::from_child(&run);
-    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("a signal");
+    hang_up(&run);
     assert_eq!(run.wait().expect("its status").code(), Some(0));
+}
+
+/// Starts a command that sleeps, by a `weir run` that gets SIGHUP as `env` sets it.
+fn hung_up(home: &Home, signal: &str, seconds: &str) -> std::process::Child {
+    let weir = home.weir(&["run", "--pool", "local", "--", "sleep", seconds]);
+    let mut command = std::process::Command::new("env");
+    command.arg(signal).arg(weir.get_program()).args(weir.get_args());
+    command.envs(weir.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run")
+}
+
+fn hang_up(run: &std::process::Child) {
+    let pid = rustix::process::Pid::from_child(run);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("a signal");
 }
