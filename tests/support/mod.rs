@@ -170,11 +170,15 @@ fn find_supervisors(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Shuts down a supervisor through its protocol. It refuses while it runs attempts.
+/// Shuts down a supervisor through its protocol. It refuses while it runs attempts, such as one that was just stopped.
 fn stop_supervisor(folder: &Path) {
     use std::io::Write;
-    if let Ok(mut stream) = std::os::unix::net::UnixStream::connect(folder.join("supervisor.sock")) {
+    for _ in 0..40 {
+        let Ok(mut stream) = std::os::unix::net::UnixStream::connect(folder.join("supervisor.sock")) else {
+            return;
+        };
         let _ = stream.write_all(b"\"shutdown\"\n");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
