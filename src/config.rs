@@ -140,8 +140,8 @@ pub struct Devices {
     pub memory_gib: Option<u64>,
     /// Whose devices they are, for a model that the table lacks.
     pub vendor: Option<Vendor>,
-    /// The environment variable by which the vendor's software is restricted to some devices, as numbers from 0. Only
-    /// for a model and a vendor that Weir doesn't know.
+    /// The environment variable by which the vendor's software is restricted to some devices, as numbers from 0, in
+    /// place of that of the table or the vendor.
     pub visible_devices: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::job_list::{JobFilter, find_job_with_retries};
+use super::job_wait::has_ended;
 use super::output::{print, report};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
@@ -56,8 +57,4 @@ impl Cancel {
         }
         Ok(0)
     }
-}
-
-fn has_ended(job: &v1::Job) -> bool {
-    matches!(job.phase(), v1::JobPhase::Succeeded | v1::JobPhase::Failed | v1::JobPhase::Cancelled)
 }

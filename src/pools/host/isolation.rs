@@ -8,8 +8,7 @@ use nix::unistd::{Uid, User as SystemUser, getgrouplist};
 
 use super::protocol::{Isolation, User};
 use super::shim::{self, Confinement, Namespaces};
-use super::{Settings, notes};
-use super::{cgroup, process};
+use super::{Settings, cgroup, notes, process};
 
 /// Whether tasks have namespaces of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -41,9 +41,8 @@ pub(super) fn not_separated(why: &str) -> String {
 pub(super) fn shared(user: Option<&User>) -> String {
     match user {
         None if geteuid().is_root() => {
-            "tasks run as root, and may do whatever root may: they can also read the \
-                                        pool's key"
-                .to_owned()
+            let note = "tasks run as root, and may do whatever root may: they can also read the pool's key";
+            note.to_owned()
         }
         None => format!(
             "all tasks run as the agent's user ({}): they share its files outside of the agent's own, /tmp, \

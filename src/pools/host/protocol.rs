@@ -123,6 +123,11 @@ impl StartAttempt {
         self.groups.get(self.tasks.get(rank)?.group)
     }
 
+    /// Returns the user that the tasks run as, if that is not the supervisor's.
+    pub fn user(&self) -> Option<&User> {
+        self.isolation.as_ref()?.user.as_ref()
+    }
+
     /// Returns the bound of each stream of each task, in bytes.
     pub fn stream_max_bytes(&self) -> u64 {
         self.log_max_bytes / 2 / self.tasks.len().max(1) as u64

@@ -93,7 +93,7 @@ impl Task {
         rank: usize,
         group: Option<Group>,
     ) -> io::Result<Self> {
-        let user = request.isolation.as_ref().and_then(|isolation| isolation.user.as_ref());
+        let user = request.user();
         let output = |stream| {
             let file = output::create(directory, rank, stream)?;
             // Programs open their output again, by `/dev/stdout`.
@@ -255,8 +255,7 @@ fn workdir(request: &StartAttempt, directory: &Path, rank: usize) -> io::Result<
         None => {
             let path = directory.join(format!("{rank}.{}", store::WORK));
             store::create_private_dir(&path)?;
-            let user = request.isolation.as_ref().and_then(|isolation| isolation.user.as_ref());
-            user.map_or(Ok(()), |user| chown(&path, Some(user.uid), Some(user.gid)))?;
+            request.user().map_or(Ok(()), |user| chown(&path, Some(user.uid), Some(user.gid)))?;
             Ok(path)
         }
     }
@@ -284,8 +283,7 @@ fn command(
     let (program, arguments) = start.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let env: Vec<&(String, String)> = start.env.iter().chain(&request.env).chain(&task.env).collect();
     let set = env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.into());
-    let isolation = request.isolation.as_ref();
-    let user = isolation.and_then(|isolation| isolation.user.as_ref());
+    let (isolation, user) = (request.isolation.as_ref(), request.user());
     // The supervisor's may begin with folders that are closed to another user.
     let own_path = || std::env::var_os("PATH").filter(|_| user.is_none());
     let path = set.or_else(own_path).unwrap_or_else(|| PATH_DEFAULT.into());
