@@ -40,7 +40,6 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub use connect::{Connect, new_token};
 pub use exit::Failure;
-pub use spec_file::read_jobs;
 
 /// Weir, a compute broker: many compute pools behind one API.
 #[derive(Parser)]
