@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, private};
@@ -16,7 +17,7 @@ use crate::model::text;
 use crate::model::validate::quote;
 
 /// An agent's configuration file, which describes one pool.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentFile {
     /// The pool's name: a DNS label.
@@ -41,7 +42,7 @@ pub struct AgentFile {
 }
 
 /// Settings of a Kubernetes pool.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KubernetesSection {
     /// Absent: `$KUBECONFIG`, `~/.kube/config`, or the service account of the pod in which the agent runs.
@@ -81,7 +82,7 @@ pub struct KubernetesSection {
 }
 
 /// How pods are bound to nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Binding {
     /// Pods are created with the name of their node.
@@ -92,7 +93,7 @@ pub enum Binding {
 }
 
 /// Settings of a host pool: the agent's own machine.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostSection {
     /// CPUs that Weir may use. Absent: all.
@@ -118,7 +119,7 @@ pub struct HostSection {
 }
 
 /// Whether each task of a host pool has namespaces of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Isolation {
     /// If this machine allows it; if not, a note of the pool reports it.
@@ -130,11 +131,12 @@ pub enum Isolation {
 }
 
 /// Accelerators of one model.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Devices {
     /// Model as jobs name it, such as `A100-80G` or `Ascend910B3`.
     pub model: String,
+    /// How many there are, up to 64 in all.
     pub count: u16,
     /// Memory of each, in GiB. Absent: from the table of models.
     pub memory_gib: Option<u64>,
@@ -146,7 +148,7 @@ pub struct Devices {
 }
 
 /// A vendor whose variable Weir knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Vendor {
     Nvidia,
@@ -192,9 +194,10 @@ impl Devices {
 }
 
 /// Settings of a simulated pool.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SimulatedSection {
+    /// The nodes, by kind.
     pub nodes: Vec<NodeKind>,
     /// Factor by which tasks run faster than real time.
     #[serde(default = "one")]
@@ -202,13 +205,16 @@ pub struct SimulatedSection {
 }
 
 /// Simulated nodes of one kind.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeKind {
+    /// How many nodes there are.
     pub count: u32,
     /// Prefix of the nodes' names.
     pub prefix: String,
+    /// CPUs of each node.
     pub cpus: u64,
+    /// Memory of each node, in GiB.
     pub memory_gib: u64,
     /// Device model. Empty: no devices.
     #[serde(default)]

@@ -11,7 +11,7 @@ use crate::journal::sqlite;
 /// Administrative commands.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin backup --data /var/lib/weir weir.sqlite\n  weir admin reasons | less"
+    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin backup --data /var/lib/weir weir.sqlite"
 )]
 pub struct Admin {
     #[command(subcommand)]
@@ -57,18 +57,11 @@ enum Command {
         /// File to write.
         to: PathBuf,
     },
-    /// Print the reference of reason and error codes as Markdown.
-    #[command(after_help = "Example:\n  weir admin reasons > docs/reference/reasons.md")]
-    Reasons,
 }
 
 impl Admin {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         match self.command {
-            Command::Reasons => {
-                super::output::print(&super::reasons::manual())?;
-                Ok(0)
-            }
             Command::Backup { data, to } => {
                 let data = data.unwrap_or_else(|| config::state_directory().join("server"));
                 sqlite::backup(&data, &to)?;

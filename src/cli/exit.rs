@@ -43,12 +43,14 @@ pub struct Failure {
     pub code: u8,
     pub message: String,
     pub hint: Option<String>,
+    /// The fields that the broker refused, each with its value and what is allowed. The message names them, too.
+    pub fields: Vec<(String, String)>,
 }
 
 impl Failure {
     /// Makes a failure without a hint.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
+        Self { code, message: message.into(), hint: None, fields: Vec::new() }
     }
 
     /// Adds what the user can do about it.
@@ -58,12 +60,12 @@ impl Failure {
         self
     }
 
-    /// Prefixes an `INVALID` message of the broker with the file that it is about; `-` is standard input.
+    /// Names the refused fields as `name` does, in place of the API's names.
     #[must_use]
-    pub fn in_file(mut self, path: &str) -> Self {
-        if self.code == INVALID {
-            let path = if path == "-" { "standard input" } else { path };
-            self.message = format!("{path}: {}", self.message);
+    pub fn with_fields(mut self, name: impl Fn(&str) -> String) -> Self {
+        if !self.fields.is_empty() {
+            let line = |(field, description): &(String, String)| format!("{}: {description}", name(field));
+            self.message = self.fields.iter().map(line).collect::<Vec<_>>().join(SEPARATOR);
         }
         self
     }
@@ -77,6 +79,9 @@ impl Failure {
         ExitCode::from(self.code)
     }
 }
+
+/// Between the lines of a message, of which the first is after `error: `.
+pub const SEPARATOR: &str = "\n       ";
 
 fn escape_lines(message: &str) -> String {
     message.lines().map(text::escape).collect::<Vec<_>>().join("\n")
@@ -115,15 +120,12 @@ impl From<Status> for Failure {
             false => (code, hint),
         };
         let fields = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-        let mut message = if fields.is_empty() { status.message().to_owned() } else { String::new() };
-        for (index, field) in fields.iter().enumerate() {
-            let separator = if index > 0 { "\n       " } else { "" };
-            message.push_str(&format!("{separator}{}: {}", field.field, field.description));
-        }
+        let fields: Vec<_> = fields.into_iter().map(|field| (field.field, field.description)).collect();
+        let mut message = status.message().to_owned();
         if unreachable {
             message = format!("the broker can't be reached: {message}");
         }
-        Self { code, message, hint: hint.map(str::to_owned) }
+        Self { code, message, hint: hint.map(str::to_owned), fields }.with_fields(str::to_owned)
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
 use super::exit::{INVALID, NOT_FOUND, USAGE};
+use super::job_file::{devices_text, job_value};
 use super::job_list::{JobFilter, find_job};
 use super::job_text::{doubt, outcome_text};
 use super::output::{Format, age, bytes, now_ms, print, print_value, report, span, table, thousandths, time};
+use super::queue_file::queue_value;
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
@@ -192,8 +194,14 @@ impl Get {
                     print(&format!("{}\n", job_name(&job.queue, &job.name)))?;
                 }
             }
-            Format::Json | Format::Yaml if single => print_value(self.output, &jobs.first())?,
-            Format::Json | Format::Yaml => print_value(self.output, &jobs)?,
+            Format::Json | Format::Yaml => {
+                let values =
+                    jobs.iter().map(job_value).collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::from)?;
+                match values.first().filter(|_| single) {
+                    Some(value) => print_value(self.output, value)?,
+                    None => print_value(self.output, &values)?,
+                }
+            }
         }
         Ok(0)
     }
@@ -222,7 +230,9 @@ impl Get {
                             match self.output {
                                 Format::Table | Format::Wide => print(&table(&[job_row(job, wide)]))?,
                                 Format::Name => print(&format!("{}\n", job_name(&job.queue, &job.name)))?,
-                                Format::Json | Format::Yaml => print_value(self.output, job)?,
+                                Format::Json | Format::Yaml => {
+                                    print_value(self.output, &job_value(job).map_err(anyhow::Error::from)?)?;
+                                }
                             }
                         }
                     }
@@ -333,7 +343,14 @@ impl Get {
                 print(&table(&rows))?;
             }
             Format::Name => queues.iter().try_for_each(|queue| print(&format!("queue/{}\n", queue.name)))?,
-            Format::Json | Format::Yaml => print_value(self.output, &queues)?,
+            Format::Json | Format::Yaml => {
+                let values = queues
+                    .iter()
+                    .map(queue_value)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(anyhow::Error::from)?;
+                print_value(self.output, &values)?;
+            }
         }
         Ok(0)
     }
@@ -389,16 +406,7 @@ fn job_row(job: &v1::Job, wide: bool) -> Vec<String> {
     if wide {
         let spec = job.spec.clone().unwrap_or_default();
         let first = spec.groups.first().and_then(|group| group.resources.clone()).unwrap_or_default();
-        let devices = first.devices.map(|devices| {
-            let models = if devices.models.is_empty() { "any".to_owned() } else { devices.models.join("|") };
-            match devices.amount {
-                Some(v1::device_request::Amount::Count(count)) => format!("{models}:{count}"),
-                Some(v1::device_request::Amount::Millis(millis)) => {
-                    format!("{models}:{}", thousandths(u64::from(millis)))
-                }
-                None => models,
-            }
-        });
+        let devices = first.devices.as_ref().map(devices_text);
         row.extend([
             spec.priority.to_string(),
             thousandths(first.cpu_millis),

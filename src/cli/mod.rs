@@ -15,6 +15,7 @@ mod exit;
 mod follow;
 mod get;
 mod input;
+mod job_file;
 mod job_list;
 mod job_text;
 mod job_wait;
@@ -23,11 +24,11 @@ mod memory;
 mod output;
 mod plan;
 mod quantity;
-mod reasons;
+mod queue_file;
+mod reference;
 mod rerun;
 mod run;
 mod server;
-mod spec_file;
 mod submit;
 mod top;
 mod wait;
@@ -100,6 +101,8 @@ enum Command {
     Apply(apply::Apply),
     /// Administrative commands.
     Admin(admin::Admin),
+    /// Explain a field of a file, or a code that `why` or an error prints.
+    Explain(reference::Explain),
     /// Print a shell completion script.
     Completion(completion::Completion),
     /// Measure the throughput of a running broker, or the commit latency of a disk.
@@ -176,7 +179,7 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["scancel", "qdel", "delete", "kill", "stop", "rm"], "weir cancel job/NAME"),
     (&["sacct", "history"], "weir get jobs --all"),
     (&["log", "tail", "attach"], "weir logs job/NAME --follow"),
-    (&["explain", "pending"], "weir why job/NAME"),
+    (&["pending"], "weir why job/NAME"),
 ];
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {
@@ -202,6 +205,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Apply(command) => command.run(&connect).await,
         Command::Admin(command) => command.run(&connect).await,
         Command::Bench(command) => command.run(&connect).await,
+        Command::Explain(command) => command.run(),
         Command::Completion(command) => command.run(),
         Command::Supervise(_) => Ok(0),
     }

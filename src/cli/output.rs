@@ -3,10 +3,13 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use unicode_width::UnicodeWidthStr;
 
 use super::Failure;
+pub use crate::model::amount::thousandths;
 use crate::model::text;
+use crate::model::time::Timestamp;
 
 /// Output format of the commands that print objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -24,17 +27,36 @@ pub enum Format {
     Name,
 }
 
-/// Prints `value` as JSON or YAML that parses back to the same value. Control and bidirectional
-/// characters are escaped.
+/// Prints `value` as JSON or YAML. Beside each time in milliseconds, `NAME_unix_ms`, there is the same as `NAME_at` in
+/// RFC 3339. Control and bidirectional characters are escaped.
 ///
 /// # Errors
 /// If `value` can't be serialised or standard output can't be written.
 pub fn print_value(format: Format, value: &impl Serialize) -> Result<(), Failure> {
+    let value = with_times(serde_json::to_value(value).map_err(anyhow::Error::from)?);
     let text = match format {
-        Format::Yaml => yaml(value)?,
-        Format::Json | Format::Table | Format::Wide | Format::Name => json(value, json_escape)?,
+        Format::Yaml => yaml(&value)?,
+        Format::Json | Format::Table | Format::Wide | Format::Name => json(&value, json_escape)?,
     };
     print(&text)
+}
+
+/// Adds the times that people can read.
+fn with_times(value: Value) -> Value {
+    match value {
+        Value::Array(list) => list.into_iter().map(with_times).collect(),
+        Value::Object(map) => {
+            let mut out = Map::new();
+            for (key, value) in map {
+                if let (Some(name), Some(ms)) = (key.strip_suffix("_unix_ms"), value.as_u64()) {
+                    out.insert(format!("{name}_at"), Timestamp(ms).to_string().into());
+                }
+                out.insert(key, with_times(value));
+            }
+            Value::Object(out)
+        }
+        scalar => scalar,
+    }
 }
 
 fn json(value: &impl Serialize, escape: fn(char) -> String) -> Result<String, Failure> {
@@ -130,6 +152,37 @@ pub fn padded(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
 }
 
+/// Wraps text into lines of the terminal's width, 100 columns at most, each indented.
+pub fn wrapped(text: &str, indent: usize) -> String {
+    let width = terminal_columns().unwrap_or(LINE_COLUMNS_MAX).clamp(40, LINE_COLUMNS_MAX);
+    let (mut out, mut column) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        if column > 0 && column + 1 + word.width() <= width {
+            out.push(' ');
+            column += 1;
+        } else {
+            if column > 0 {
+                out.push('\n');
+            }
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        }
+        out.push_str(word);
+        column += word.width();
+    }
+    out.push('\n');
+    out
+}
+
+/// Longer lines are hard to read.
+const LINE_COLUMNS_MAX: usize = 100;
+
+/// The width of the terminal that standard output is, in columns; `None` if it is none.
+pub fn terminal_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// Formats an aligned table. The first row is the heading. Spaces in cells become `_` and empty cells `-`,
 /// so that `awk` can split the columns.
 pub fn table(rows: &[Vec<String>]) -> String {
@@ -199,14 +252,6 @@ pub fn bytes(amount: u64) -> String {
         }
     }
     amount.to_string()
-}
-
-/// Formats thousandths as a decimal number: 1,500 as `1.5`.
-pub fn thousandths(amount: u64) -> String {
-    match amount % 1_000 {
-        0 => (amount / 1_000).to_string(),
-        rest => format!("{}.{}", amount / 1_000, format!("{rest:03}").trim_end_matches('0')),
-    }
 }
 
 /// True if standard output is a terminal.

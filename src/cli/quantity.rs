@@ -60,6 +60,14 @@ pub fn memory(text: &str) -> Result<u64, String> {
     Err(format!("{} is {found} bytes, and a task needs at least 1Mi{hint}", quote(text)))
 }
 
+/// Parses a number of devices of any model into thousandths: `8`, `0.5`.
+///
+/// # Errors
+/// A message, if `text` is not such an amount.
+pub fn device_count(text: &str) -> Result<u64, String> {
+    cpus(text).map_err(|_| format!("{} is not an amount of devices: write 8 or 0.5", quote(text)))
+}
+
 /// Parses a duration into milliseconds: `90s`, `5m`, `1h30m`, `2d`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
 use super::follow::follow;
+use super::job_file::{as_flag, in_file};
 use super::job_list::find_job_with_retries;
 use super::job_wait::{Contact, current, ended};
 use super::output::{print, report};
@@ -120,7 +121,13 @@ impl Run {
             allow_pending: self.allow_pending,
         };
         let call = || async { client.jobs().submit(request.clone()).await };
-        let response = with_retries(SUBMIT_TIMEOUT, call).await?;
+        let response = with_retries(SUBMIT_TIMEOUT, call).await;
+        let response = response.map_err(|status| {
+            Failure::from(status).with_fields(|field| {
+                let field = field.strip_prefix("jobs[0].").unwrap_or(field);
+                as_flag(&in_file(field, |_, number| self.env.get(number).cloned()))
+            })
+        })?;
         let Some(job) = response.into_inner().jobs.pop() else {
             return Err(Failure::new(RUN_FAILED, "the broker accepted no job"));
         };

@@ -1,14 +1,16 @@
 //! `weir submit`: submits the jobs of a file.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use prost::Message;
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
+use super::input::Problem;
+use super::job_file::{FileJob, JobsFile, NamedDependency, read_jobs};
 use super::job_list::find_job_with_retries;
 use super::output::print;
-use super::spec_file::{FileJob, NamedDependency};
-use super::{Connect, Failure, input, spec_file};
+use super::{Connect, Failure, input};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::limit::MESSAGE_BYTES_MAX;
@@ -33,10 +35,10 @@ const BATCH: usize = 500;
 const BATCH_BYTES: usize = MESSAGE_BYTES_MAX / 2;
 
 /// Number of jobs in the next request. At least one, even if it is larger than the broker accepts.
-fn batch_len(jobs: &[v1::Submission]) -> usize {
+fn batch_len(jobs: &[FileJob]) -> usize {
     let mut bytes = 0;
     let fitting = jobs.iter().take(BATCH).take_while(|job| {
-        bytes += job.encoded_len();
+        bytes += job.submission.encoded_len();
         bytes <= BATCH_BYTES
     });
     fitting.count().max(1)
@@ -46,22 +48,25 @@ impl Submit {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let file = self.file.name();
         let text = input::read_text(&file)?;
-        let mut jobs = spec_file::read_jobs(&text).map_err(|error| input::in_file(&file, error))?;
-        for job in &mut jobs {
+        let mut jobs = read_jobs(&text).map_err(|problems| input::failure(&file, &problems))?;
+        for job in &mut jobs.jobs {
             if job.submission.queue.is_empty() {
                 job.submission.queue = connect.queue.clone();
             }
         }
-        check_order(&jobs).map_err(|error| input::in_file(&file, error))?;
+        check_order(&jobs).map_err(|problems| input::failure(&file, &problems))?;
         let client = connect.client()?;
         // Before anything is submitted: a wrong name must not leave half of a pipeline.
         let mut ids = find_others(&client, connect, &file, &jobs).await?;
-        let mut batch = Vec::new();
-        for FileJob { mut submission, after } in jobs {
+        let mut submitted = 0;
+        for index in 0..jobs.jobs.len() {
+            let after = std::mem::take(&mut jobs.jobs[index].after);
             // What a job depends on has a number once it is submitted.
             if !after.is_empty() {
-                submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
+                self.submit(&client, &file, &jobs, submitted..index, &mut ids).await?;
+                submitted = index;
             }
+            let submission = &mut jobs.jobs[index].submission;
             let id =
                 |dependency: &NamedDependency| ids.get(&key(&submission.queue, &dependency.job)).copied();
             let edge = |dependency: &NamedDependency| {
@@ -69,10 +74,54 @@ impl Submit {
             };
             let edges: Vec<v1::Dependency> = after.iter().filter_map(edge).collect();
             submission.spec.get_or_insert_default().depends_on.extend(edges);
-            batch.push(submission);
         }
-        submit(&client, &file, &mut batch, self.allow_pending, &mut ids).await?;
+        self.submit(&client, &file, &jobs, submitted..jobs.jobs.len(), &mut ids).await?;
         Ok(0)
+    }
+
+    /// Submits some of the jobs, prints their names, and records their numbers.
+    async fn submit(
+        &self,
+        client: &Client,
+        file: &str,
+        jobs: &JobsFile,
+        which: Range<usize>,
+        ids: &mut Ids,
+    ) -> Result<(), Failure> {
+        let mut rest = &jobs.jobs[which];
+        while !rest.is_empty() {
+            let (batch, after) = rest.split_at(batch_len(rest));
+            rest = after;
+            let asked = batch.iter().map(|job| job.submission.clone()).collect();
+            let request =
+                v1::SubmitRequest { token: new_token(), jobs: asked, allow_pending: self.allow_pending };
+            let call = || async { client.jobs().submit(request.clone()).await };
+            let response = with_retries(RETRY_TIMEOUT, call).await;
+            let response = response.map_err(|status| located(status.into(), file, jobs, batch))?;
+            // The response lists one job per submission, in the same order.
+            for (job, asked) in response.into_inner().jobs.iter().zip(&request.jobs) {
+                ids.insert((asked.queue.clone(), job.name.clone()), job.id);
+                print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A failure of a batch, with the fields as they are in the file.
+fn located(failure: Failure, file: &str, jobs: &JobsFile, batch: &[FileJob]) -> Failure {
+    let mut problems = Vec::new();
+    for (field, description) in &failure.fields {
+        let inner = field.strip_prefix("jobs[").and_then(|rest| rest.split_once(']'));
+        let job = inner.and_then(|(index, _)| batch.get(index.parse::<usize>().ok()?));
+        if let (Some((_, field)), Some(job)) = (inner, job) {
+            problems.extend(jobs.located(job, field.trim_start_matches('.'), description));
+        }
+    }
+    if problems.is_empty() {
+        failure
+    } else {
+        Failure { message: input::failure(file, &problems).message, ..failure }
     }
 }
 
@@ -81,12 +130,12 @@ async fn find_others(
     client: &Client,
     connect: &Connect,
     file: &str,
-    jobs: &[FileJob],
+    jobs: &JobsFile,
 ) -> Result<Ids, Failure> {
-    let (own, mut ids) = (positions(jobs), Ids::new());
-    for (queue, dependency) in
-        jobs.iter().flat_map(|job| job.after.iter().map(|dependency| (&job.submission.queue, dependency)))
+    let (own, mut ids) = (positions(&jobs.jobs), Ids::new());
+    for (job, dependency) in jobs.jobs.iter().flat_map(|job| job.after.iter().map(move |after| (job, after)))
     {
+        let queue = &job.submission.queue;
         let key = key(queue, &dependency.job);
         if own.contains_key(&key) || ids.contains_key(&key) {
             continue;
@@ -94,8 +143,8 @@ async fn find_others(
         let connect = Connect { queue: queue.clone(), ..connect.clone() };
         let found = find_job_with_retries(client, connect.job_ref(&dependency.job)?).await;
         let named = |failure: Failure| {
-            let message = format!("{file}: {}: {}", dependency.field, failure.message);
-            Failure { message, ..failure }
+            let problems = jobs.located(job, &dependency.field, &failure.message);
+            Failure { message: input::failure(file, &problems).message, ..failure }
         };
         ids.insert(key, found.map_err(named)?.id);
     }
@@ -104,31 +153,6 @@ async fn find_others(
 
 /// Numbers of jobs by queue and name.
 type Ids = BTreeMap<(String, String), u64>;
-
-/// Submits jobs, prints their names, and records their numbers.
-async fn submit(
-    client: &Client,
-    file: &str,
-    jobs: &mut Vec<v1::Submission>,
-    allow_pending: bool,
-    ids: &mut Ids,
-) -> Result<(), Failure> {
-    let mut rest = &jobs[..];
-    while !rest.is_empty() {
-        let (batch, after) = rest.split_at(batch_len(rest));
-        rest = after;
-        let request = v1::SubmitRequest { token: new_token(), jobs: batch.to_vec(), allow_pending };
-        let response = with_retries(RETRY_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
-        let response = response.await.map_err(|status| Failure::from(status).in_file(file))?;
-        // The response lists one job per submission, in the same order.
-        for (job, asked) in response.into_inner().jobs.iter().zip(batch) {
-            ids.insert((asked.queue.clone(), job.name.clone()), job.id);
-            print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
-        }
-    }
-    jobs.clear();
-    Ok(())
-}
 
 /// The queue and the name of a job that a job of `queue` refers to.
 fn key(queue: &str, job: &str) -> (String, String) {
@@ -144,15 +168,14 @@ fn positions(jobs: &[FileJob]) -> BTreeMap<(String, String), usize> {
 }
 
 /// Checks, before anything is submitted, that no job depends on itself or one that comes after it in the file.
-fn check_order(jobs: &[FileJob]) -> Result<(), String> {
-    let at = positions(jobs);
-    for (index, job) in jobs.iter().enumerate() {
+fn check_order(jobs: &JobsFile) -> Result<(), Vec<Problem>> {
+    let at = positions(&jobs.jobs);
+    for (index, job) in jobs.jobs.iter().enumerate() {
         for dependency in &job.after {
             let of = at.get(&key(&job.submission.queue, &dependency.job));
             if of.is_some_and(|of| *of >= index) {
-                let (field, job) = (&dependency.field, quote(&dependency.job));
-                let place = if jobs.len() == 1 { String::new() } else { format!("jobs[{index}].") };
-                return Err(format!("{place}{field}: {job} comes later in the file: put it before"));
+                let message = format!("{} comes later in the file: put it before", quote(&dependency.job));
+                return Err(jobs.located(job, &dependency.field, &message));
             }
         }
     }

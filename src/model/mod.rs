@@ -2,6 +2,7 @@
 //!
 //! Layer 0: imports nothing of Weir. No I/O, no clocks, no floats, no wire or disk formats.
 
+pub mod amount;
 pub mod attempt;
 pub mod backoff;
 pub mod change;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::amount::thousandths;
 use super::id::JobId;
 use super::region::RegionCode;
 use super::resource::ResourceKind;
@@ -231,23 +232,9 @@ pub struct Amount<'a>(pub &'a ResourceKind, pub u64);
 
 impl fmt::Display for Amount<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let thousandths = |f: &mut fmt::Formatter<'_>, value: u64| {
-            let (whole, fraction) = (value / 1_000, value % 1_000);
-            if fraction == 0 {
-                write!(f, "{whole}")
-            } else {
-                write!(f, "{whole}.{}", format!("{fraction:03}").trim_end_matches('0'))
-            }
-        };
         match self.0 {
-            ResourceKind::Cpu => {
-                thousandths(f, self.1)?;
-                f.write_str(" CPUs")
-            }
-            ResourceKind::Device => {
-                thousandths(f, self.1)?;
-                f.write_str(" devices")
-            }
+            ResourceKind::Cpu => write!(f, "{} CPUs", thousandths(self.1)),
+            ResourceKind::Device => write!(f, "{} devices", thousandths(self.1)),
             ResourceKind::Memory | ResourceKind::Storage => {
                 // Tenths, rounded down: "1.0 GiB free" must not stand for less.
                 let (unit, bytes) = if self.1 >= 1 << 30 { ("GiB", 1u64 << 30) } else { ("MiB", 1 << 20) };

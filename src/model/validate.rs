@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::amount;
 use super::device::DeviceAmount;
 use super::limit;
 use super::pool::{NodeSpec, PoolSpec};
@@ -45,6 +46,13 @@ impl Violations {
         }
     }
 
+    /// Adds violations that were found elsewhere.
+    pub fn extend(&mut self, violations: Vec<Violation>) {
+        for Violation { field, description } in violations {
+            self.push(field, description);
+        }
+    }
+
     /// Ends the validation.
     ///
     /// # Errors
@@ -61,6 +69,13 @@ impl Violations {
         }
     }
 
+    /// Checks that an amount is between `min` and `max`, inclusive. `show` formats them if it is not.
+    pub fn amount(&mut self, field: &str, value: u64, [min, max]: [u64; 2], show: fn(u64) -> String) {
+        if !(min..=max).contains(&value) {
+            self.push(field, format!("{} is not within {} and {}", show(value), show(min), show(max)));
+        }
+    }
+
     /// Checks that a list has at most `max` entries.
     pub fn list_len(&mut self, field: &str, len: usize, max: usize) {
         if len > max {
@@ -73,6 +88,14 @@ impl Violations {
         if !text::is_name(value) {
             let rule = "is not 1 to 63 lower-case letters, digits and inner hyphens";
             self.push(field, format!("{} {rule}", quote(value)));
+        }
+    }
+
+    /// Checks that `value` can be the name of a job: a number would be taken for a job's id.
+    pub fn job_name(&mut self, field: &str, value: &str) {
+        self.name(field, value);
+        if text::is_name(value) && value.bytes().all(|byte| byte.is_ascii_digit()) {
+            self.push(field, format!("{} has only digits, like a job's number: add a letter", quote(value)));
         }
     }
 
@@ -111,9 +134,13 @@ impl Violations {
     }
 
     fn resources(&mut self, field: &str, resources: &Resources) {
-        self.range(&format!("{field}.cpu_millis"), resources.cpu_millis, 0, limit::CPU_MILLIS_MAX);
-        self.range(&format!("{field}.memory_bytes"), resources.memory_bytes, 0, limit::BYTES_MAX);
-        self.range(&format!("{field}.storage_bytes"), resources.storage_bytes, 0, limit::BYTES_MAX);
+        let cpus_max = [0, limit::CPU_MILLIS_MAX];
+        self.amount(&format!("{field}.cpu_millis"), resources.cpu_millis, cpus_max, amount::cpus);
+        for (name, bytes) in
+            [("memory_bytes", resources.memory_bytes), ("storage_bytes", resources.storage_bytes)]
+        {
+            self.amount(&format!("{field}.{name}"), bytes, [0, limit::BYTES_MAX], amount::bytes);
+        }
         self.other_kinds(field, resources);
     }
 
@@ -202,10 +229,7 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
     let request = &group.request;
     out.resources(&format!("{path}.resources"), &request.resources);
     if request.total() == Resources::default() {
-        out.push(
-            format!("{path}.resources"),
-            "nothing is requested: set cpu_millis, memory_bytes or devices",
-        );
+        out.push(format!("{path}.resources"), "nothing is requested: set CPUs, memory or devices");
     }
     if let Some(devices) = &request.devices {
         let field = format!("{path}.resources.devices");
@@ -240,7 +264,8 @@ fn task_group(path: &str, group: &TaskGroup, gang_job: bool, out: &mut Violation
         }
     }
     if let Some(simulate) = group.simulate {
-        out.range(&format!("{path}.simulate.duration_ms"), simulate.duration_ms, 0, limit::DURATION_MS_MAX);
+        let field = format!("{path}.simulate.duration_ms");
+        out.amount(&field, simulate.duration_ms, [0, limit::DURATION_MS_MAX], amount::duration);
     }
 }
 
@@ -313,22 +338,25 @@ fn constraints(path: &str, spec: &JobSpec, out: &mut Violations) {
 }
 
 fn policies(path: &str, spec: &JobSpec, out: &mut Violations) {
-    let duration_max = limit::DURATION_MS_MAX;
     out.range(&format!("{path}.retry.max_attempts"), spec.retry.max_attempts, 1, limit::ATTEMPTS_MAX);
     let losses = spec.retry.max_node_losses.0;
     out.range(&format!("{path}.retry.max_node_losses"), losses, 0, limit::NODE_LOSSES_MAX);
-    out.range(&format!("{path}.retry.backoff_ms"), spec.retry.backoff_ms, 0, duration_max);
-    out.range(&format!("{path}.retry.backoff_max_ms"), spec.retry.backoff_max_ms, 0, duration_max);
-    out.range(&format!("{path}.max_run_ms"), spec.max_run_ms, 0, duration_max);
-    out.range(&format!("{path}.start_limit_ms"), spec.start_limit_ms, 0, duration_max);
+    for (name, ms, max) in [
+        ("retry.backoff_ms", spec.retry.backoff_ms, limit::DURATION_MS_MAX),
+        ("retry.backoff_max_ms", spec.retry.backoff_max_ms, limit::DURATION_MS_MAX),
+        ("max_run_ms", spec.max_run_ms, limit::DURATION_MS_MAX),
+        ("start_limit_ms", spec.start_limit_ms, limit::DURATION_MS_MAX),
+        ("grace_ms", spec.grace_ms, limit::GRACE_MS_MAX),
+    ] {
+        out.amount(&format!("{path}.{name}"), ms, [0, max], amount::duration);
+    }
     if spec.lease_ms > 0 {
         let field = format!("{path}.lease_ms");
-        out.range(&field, spec.lease_ms, limit::LEASE_MS_MIN, limit::LEASE_MS_MAX);
+        out.amount(&field, spec.lease_ms, [limit::LEASE_MS_MIN, limit::LEASE_MS_MAX], amount::duration);
         if spec.on_pool_lost == OnPoolLost::Wait {
             out.push(field, "has no effect without on_pool_lost: requeue".to_owned());
         }
     }
-    out.range(&format!("{path}.grace_ms"), spec.grace_ms, 0, limit::GRACE_MS_MAX);
     out.list_len(&format!("{path}.depends_on"), spec.depends_on.len(), limit::DEPENDENCIES_MAX);
     for feature in &spec.required_features {
         out.push(
@@ -350,9 +378,12 @@ pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
         out.push(&field, format!("{} {rule}", quote(&spec.name)));
     }
     out.range(&format!("{path}.weight"), spec.weight, 1, 1_000_000);
-    out.range(&format!("{path}.max_run_ms_default"), spec.max_run_ms_default, 1, limit::DURATION_MS_MAX);
-    let lease_ms = spec.lease_ms_default;
-    out.range(&format!("{path}.lease_ms_default"), lease_ms, limit::LEASE_MS_MIN, limit::LEASE_MS_MAX);
+    for (name, ms, bounds) in [
+        ("max_run_ms_default", spec.max_run_ms_default, [1, limit::DURATION_MS_MAX]),
+        ("lease_ms_default", spec.lease_ms_default, [limit::LEASE_MS_MIN, limit::LEASE_MS_MAX]),
+    ] {
+        out.amount(&format!("{path}.{name}"), ms, bounds, amount::duration);
+    }
     out.other_kinds(&format!("{path}.guarantee"), &spec.guarantee);
     if let Some(excess) = spec.limit.first_excess(&spec.guarantee) {
         let kind = excess.kind;
@@ -443,9 +474,7 @@ mod tests {
         );
         check(
             |s| s.groups[0].request.resources = Resources::default(),
-            expect![
-                "spec.groups[0].resources: nothing is requested: set cpu_millis, memory_bytes or devices"
-            ],
+            expect!["spec.groups[0].resources: nothing is requested: set CPUs, memory or devices"],
         );
         check(
             |s| {

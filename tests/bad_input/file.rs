@@ -32,7 +32,7 @@ fn check_refused(home: &Home, what: &str, path: &Path, expected: &str) {
         let took = sent_at.elapsed();
         assert_eq!((code, stdout.as_str()), (8, ""), "{command}, {what}: {stderr}");
         assert!(
-            stderr.starts_with("error: ") && stderr.contains("given.yaml: "),
+            stderr.starts_with("error: ") && stderr.contains("given.yaml:"),
             "{command}, {what}: {stderr}"
         );
         assert!(

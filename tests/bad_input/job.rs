@@ -222,9 +222,13 @@ fn group_cases() -> Vec<Case> {
         invalid(overflow, "jobs[0].spec.groups", "add up to more than 2^64-1"),
         invalid(nothing, &at("resources"), "nothing is requested"),
         invalid(group(|g| g.run = None), GROUP, "set what to run: process, container or pod"),
-        invalid(cpu(1_000_001), &at("resources.cpu_millis"), "1000001 is not within 0 and 1000000"),
+        invalid(
+            cpu(1_000_001),
+            &at("resources.cpu_millis"),
+            "1000.001 CPUs is not within 0 CPUs and 1000 CPUs",
+        ),
         // A negative number as it is encoded on the wire.
-        invalid(cpu(u64::MAX), &at("resources.cpu_millis"), "18446744073709551615 is not within"),
+        invalid(cpu(u64::MAX), &at("resources.cpu_millis"), "18446744073709551.615 CPUs is not within"),
         invalid(resources(|r| r.memory_bytes = u64::MAX), &at("resources.memory_bytes"), "is not within"),
         invalid(resources(|r| r.storage_bytes = u64::MAX), &at("resources.storage_bytes"), "is not within"),
         invalid(other("nic/roce", u64::MAX), &at("resources.other"), "of \"nic/roce\" is not within"),
@@ -252,7 +256,7 @@ fn group_cases() -> Vec<Case> {
         invalid(container("", |_| {}), &at("container.image"), "\"\" is not an image reference"),
         invalid(container("a b", |_| {}), &at("container.image"), "\"a b\" is not an image reference"),
         invalid(container(&"i".repeat(254), |_| {}), &at("container.image"), "254 bytes, at most 253"),
-        invalid(simulate(u64::MAX, 0), &at("simulate.duration_ms"), "is not within 0 and"),
+        invalid(simulate(u64::MAX, 0), &at("simulate.duration_ms"), "is not within 0s and 366d"),
         invalid(simulate(1, 256), &at("simulate.exit_code"), "256 is not within 0 and 255"),
     ]
 }
@@ -354,7 +358,7 @@ fn policy_cases() -> Vec<Case> {
         invalid(retry(|r| r.backoff_ms = u64::MAX), &at("retry.backoff_ms"), "is not within"),
         invalid(retry(|r| r.backoff_max_ms = u64::MAX), &at("retry.backoff_max_ms"), "is not within"),
         invalid(spec(|s| s.on_pool_lost = 9), &at("on_pool_lost"), "9 is not a value of this enum"),
-        invalid(spec(|s| s.max_run_ms = u64::MAX), &at("max_run_ms"), "is not within 0 and 31622400000"),
+        invalid(spec(|s| s.max_run_ms = u64::MAX), &at("max_run_ms"), "is not within 0s and 366d"),
         invalid(
             spec(|s| s.lease_ms = 20_000),
             &at("lease_ms"),
@@ -363,10 +367,10 @@ fn policy_cases() -> Vec<Case> {
         invalid(
             spec(|s| (s.on_pool_lost, s.lease_ms) = (v1::OnPoolLost::Requeue as i32, 19_999)),
             &at("lease_ms"),
-            "is not within 20000 and 86400000",
+            "is not within 20s and 1d",
         ),
         invalid(spec(|s| s.start_limit_ms = u64::MAX), &at("start_limit_ms"), "is not within"),
-        invalid(spec(|s| s.grace_ms = Some(3_600_001)), &at("grace_ms"), "is not within 0 and 3600000"),
+        invalid(spec(|s| s.grace_ms = Some(3_600_001)), &at("grace_ms"), "is not within 0s and 1h"),
         invalid(edge(0, 0), &at("depends_on[0].job_id"), "job 0 does not exist"),
         invalid(edge(u64::MAX, 0), &at("depends_on[0].job_id"), "job 18446744073709551615 does not exist"),
         invalid(edge(1, 9), &at("depends_on[0].condition"), "9 is not a value of this enum"),

@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
             invalid(call(queue("a/b/c/d/e/f/g/h/i")), "queue.name", "9 levels, at most 8"),
             invalid(with(|q| q.weight = 1_000_001), "queue.weight", "1000001 is not within 1 and 1000000"),
             invalid(with(|q| q.max_run_ms_default = u64::MAX), "queue.max_run_ms_default", "is not within 1"),
-            invalid(with(|q| q.lease_ms_default = 1), "queue.lease_ms_default", "is not within 20000"),
+            invalid(with(|q| q.lease_ms_default = 1), "queue.lease_ms_default", "is not within 20s"),
             invalid(
                 with(|q| {
                     q.guarantee = Some(v1::Resources { cpu_millis: 2_000, ..Default::default() });

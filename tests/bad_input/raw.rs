@@ -158,7 +158,7 @@ async fn numbers_out_of_range_are_refused_with_their_field() {
     let status = call(&broker, SUBMIT, field(2, &field(4, &spec))).await.expect_err("out of range");
     for part in [
         "jobs[0].spec.groups[0].count: 4294967295 is not within 1 and 1000000",
-        "jobs[0].spec.groups[0].resources.cpu_millis: 18446744073709551615 is not within",
+        "jobs[0].spec.groups[0].resources.cpu_millis: 18446744073709551.615 CPUs is not within",
         "jobs[0].spec.priority: -2147483648 is not within",
     ] {
         assert!(status.message().contains(part), "{status:?}");

@@ -169,7 +169,7 @@ fn apply_prints_what_it_changes() {
     assert_eq!(apply(limited), ("queue/a created\n".to_owned(), String::new()));
     assert_eq!(apply(limited), ("queue/a unchanged\n".to_owned(), String::new()));
     let (printed, notes) = apply("{name: a, weight: 3, limit: {memory: 2049Mi}}");
-    let changes = "limit.cpus 8 → none, limit.memory 2Gi → 2148532224, max_run 1h → 1day, weight 1 → 3";
+    let changes = "limit.cpus 8 → none, limit.memory 2Gi → 2049Mi, max_run 1h → 1d, weight 1 → 3";
     assert_eq!(printed, format!("queue/a updated: {changes}\n"));
     assert_eq!(notes, "queue/a: weight and guarantee are stored, but have no effect yet\n");
 }

@@ -1,6 +1,6 @@
 //! Job specs.
 
-use super::{Invalid, invalid, other};
+use super::{Invalid, other};
 use crate::api::proto::v1;
 use crate::model::device::DeviceAmount;
 use crate::model::id::JobId;
@@ -13,6 +13,7 @@ use crate::model::spec::{
     OnPoolLost, OnUnitFailure, Program, RetryOn, RetryPolicy, Run, Selection, Simulate, TaskGroup,
     TaskRequest, Toleration,
 };
+use crate::model::validate::Violations;
 
 /// Time between SIGTERM and SIGKILL if the spec sets none.
 const GRACE_MS_DEFAULT: u64 = 10_000;
@@ -22,23 +23,32 @@ const GRACE_MS_DEFAULT: u64 = 10_000;
 /// # Errors
 /// The fields that the model can't represent: unknown enum values, missing alternatives.
 pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
+    let mut out = Violations::default();
+    let spec = read_job_spec(path, message, &mut out);
+    out.finish().map(|()| spec)
+}
+
+/// Converts a spec like [`job_spec`]. Fields that the model can't represent become violations, and have some valid value
+/// in the result, so that the others can be checked at the same time.
+pub fn read_job_spec(path: &str, message: &v1::JobSpec, out: &mut Violations) -> JobSpec {
     let groups = message.groups.iter().enumerate();
-    let groups = groups.map(|(index, group)| task_group(&format!("{path}.groups[{index}]"), group));
+    let groups = groups.map(|(index, group)| task_group(&format!("{path}.groups[{index}]"), group, out));
+    let groups = groups.collect();
     let none = v1::Constraints::default();
     let constraints = message.constraints.as_ref().unwrap_or(&none);
     let on_pool_lost = match message.on_pool_lost() {
         v1::OnPoolLost::Unspecified | v1::OnPoolLost::Wait => OnPoolLost::Wait,
         v1::OnPoolLost::Requeue => OnPoolLost::Requeue,
     };
-    check_enum::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost)?;
+    check_enum::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost, out);
     let max_failed = message.on_unit_failure.as_ref().and_then(|policy| policy.max_failed);
-    Ok(JobSpec {
+    JobSpec {
         labels: message.labels.clone(),
         priority: message.priority,
-        groups: groups.collect::<Result<_, _>>()?,
+        groups,
         gang_job: message.gang_job,
-        constraints: read_constraints(&format!("{path}.constraints"), constraints)?,
-        retry: retry(&format!("{path}.retry"), message.retry.as_ref())?,
+        constraints: read_constraints(&format!("{path}.constraints"), constraints, out),
+        retry: retry(&format!("{path}.retry"), message.retry.as_ref(), out),
         on_pool_lost,
         may_overlap: message.may_overlap,
         lease_ms: message.lease_ms,
@@ -53,18 +63,20 @@ pub fn job_spec(path: &str, message: &v1::JobSpec) -> Result<JobSpec, Invalid> {
             .depends_on
             .iter()
             .enumerate()
-            .map(|(index, edge)| dependency(&format!("{path}.depends_on[{index}]"), edge))
-            .collect::<Result<_, _>>()?,
+            .map(|(index, edge)| dependency(&format!("{path}.depends_on[{index}]"), edge, out))
+            .collect(),
         required_features: message.required_features.clone(),
-    })
+    }
 }
 
-fn check_enum<E: TryFrom<i32>>(field: &str, value: i32) -> Result<(), Invalid> {
-    E::try_from(value).map(|_| ()).map_err(|_| invalid(field, format!("{value} is not a value of this enum")))
+fn check_enum<E: TryFrom<i32>>(field: &str, value: i32, out: &mut Violations) {
+    if E::try_from(value).is_err() {
+        out.push(field, format!("{value} is not a value of this enum"));
+    }
 }
 
-fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> {
-    check_enum::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition)?;
+fn dependency(path: &str, edge: &v1::Dependency, out: &mut Violations) -> Dependency {
+    check_enum::<v1::DependencyCondition>(&format!("{path}.condition"), edge.condition, out);
     let condition = match edge.condition() {
         v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => {
             DependencyCondition::Succeeded
@@ -72,10 +84,10 @@ fn dependency(path: &str, edge: &v1::Dependency) -> Result<Dependency, Invalid> 
         v1::DependencyCondition::Any => DependencyCondition::Any,
         v1::DependencyCondition::Failed => DependencyCondition::Failed,
     };
-    Ok(Dependency { job: JobId(edge.job_id), condition })
+    Dependency { job: JobId(edge.job_id), condition }
 }
 
-fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
+fn task_group(path: &str, group: &v1::TaskGroup, out: &mut Violations) -> TaskGroup {
     let none = v1::TaskResources::default();
     let requested = group.resources.as_ref().unwrap_or(&none);
     let resources = Resources {
@@ -89,21 +101,24 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
         let amount = match devices.amount {
             Some(v1::device_request::Amount::Count(count)) => DeviceAmount::Whole(count),
             Some(v1::device_request::Amount::Millis(millis)) => DeviceAmount::Fraction(millis),
-            None => return Err(invalid(&format!("{path}.resources.devices"), "set count or millis")),
+            None => {
+                out.push(format!("{path}.resources.devices"), "set count or millis");
+                DeviceAmount::Whole(1)
+            }
         };
         let mut models = devices.models.clone();
         models.sort_unstable();
         models.dedup();
-        Ok(DeviceRequest { models, amount })
+        DeviceRequest { models, amount }
     });
     let run = match &group.run {
         Some(v1::task_group::Run::Process(program)) => {
-            Run::Process(read_program(&format!("{path}.process"), program)?)
+            Run::Process(read_program(&format!("{path}.process"), program, out))
         }
         Some(v1::task_group::Run::Container(container)) => {
             let none = v1::Program::default();
             let program = container.program.as_ref().unwrap_or(&none);
-            let program = read_program(&format!("{path}.container.program"), program)?;
+            let program = read_program(&format!("{path}.container.program"), program, out);
             Run::Container { image: container.image.clone(), program }
         }
         Some(v1::task_group::Run::Pod(pod)) => {
@@ -112,95 +127,103 @@ fn task_group(path: &str, group: &v1::TaskGroup) -> Result<TaskGroup, Invalid> {
                 // The model's own check reports an empty or too long text.
                 _ if pod.spec_json.is_empty() || pod.spec_json.len() > POD_SPEC_LEN_MAX => {}
                 Ok(_) => {}
-                Err(error) => return Err(invalid(&field, format!("not a JSON object: {error}"))),
+                Err(error) => out.push(field, format!("not a JSON object: {error}")),
             }
             Run::Pod { spec: pod.spec_json.clone() }
         }
-        None => return Err(invalid(path, "set what to run: process, container or pod")),
+        None => {
+            out.push(path, "set what to run: process, container or pod");
+            Run::Process(Program { command: vec![String::from("true")], ..Program::default() })
+        }
     };
-    let selection = read_selection(path, group)?;
+    let selection = read_selection(path, group, out);
     let selected = selection.as_ref().map(|selection| selection.indices.len());
     let simulate = group.simulate.as_ref().map(|simulate| {
-        let exit_code = u8::try_from(simulate.exit_code).map_err(|_| {
-            invalid(
-                &format!("{path}.simulate.exit_code"),
-                format!("{} is not within 0 and 255", simulate.exit_code),
-            )
-        })?;
-        Ok::<_, Invalid>(Simulate { duration_ms: simulate.duration_ms, exit_code })
+        out.range(&format!("{path}.simulate.exit_code"), simulate.exit_code, 0, 255);
+        Simulate {
+            duration_ms: simulate.duration_ms,
+            exit_code: u8::try_from(simulate.exit_code).unwrap_or_default(),
+        }
     });
-    Ok(TaskGroup {
+    TaskGroup {
         name: if group.name.is_empty() { "main".to_owned() } else { group.name.clone() },
         count: group.count.unwrap_or(selected.unwrap_or(1)),
         gang: group.gang,
-        request: TaskRequest { resources, devices: devices.transpose()? },
+        request: TaskRequest { resources, devices },
         run,
-        simulate: simulate.transpose()?,
+        simulate,
         selection,
-    })
+    }
 }
 
-fn read_selection(path: &str, group: &v1::TaskGroup) -> Result<Option<Selection>, Invalid> {
+fn read_selection(path: &str, group: &v1::TaskGroup, out: &mut Violations) -> Option<Selection> {
     let field = format!("{path}.indices");
     if group.indices.is_empty() {
-        return match group.index_count {
-            Some(_) => Err(invalid(&format!("{path}.index_count"), "needs indices")),
-            None => Ok(None),
-        };
+        if group.index_count.is_some() {
+            out.push(format!("{path}.index_count"), "needs indices");
+        }
+        return None;
     }
     let parts = group.indices.bytes().filter(|byte| *byte == b',').count() + 1;
     if parts > INDEX_RANGES_MAX {
-        return Err(invalid(&field, format!("{parts} ranges, at most {INDEX_RANGES_MAX} are allowed")));
+        out.push(field, format!("{parts} ranges, at most {INDEX_RANGES_MAX} are allowed"));
+        return None;
     }
-    let indices = IntervalSet::parse(&group.indices).map_err(|error| invalid(&field, error))?;
+    let indices = IntervalSet::parse(&group.indices).map_err(|error| out.push(field, error)).ok()?;
     let past = indices.intervals().last().map_or(0, |[_, end]| *end);
-    Ok(Some(Selection { of: group.index_count.unwrap_or(past), indices }))
+    Some(Selection { of: group.index_count.unwrap_or(past), indices })
 }
 
-fn read_program(path: &str, program: &v1::Program) -> Result<Program, Invalid> {
+fn read_program(path: &str, program: &v1::Program, out: &mut Violations) -> Program {
     let var = |(index, var): (usize, &v1::EnvVar)| {
         let value = match &var.source {
             Some(v1::env_var::Source::Value(value)) => EnvValue::Plain(value.clone()),
             Some(v1::env_var::Source::ValueFrom(secret)) => {
                 EnvValue::Secret { name: secret.name.clone(), key: secret.key.clone() }
             }
-            None => return Err(invalid(&format!("{path}.env[{index}]"), "set value or value_from")),
+            None => {
+                out.push(format!("{path}.env[{index}]"), "set value or value_from");
+                EnvValue::Plain(String::new())
+            }
         };
-        Ok(EnvVar { name: var.name.clone(), value })
+        EnvVar { name: var.name.clone(), value }
     };
-    Ok(Program {
+    Program {
         command: program.command.clone(),
         args: program.args.clone(),
-        env: program.env.iter().enumerate().map(var).collect::<Result<_, _>>()?,
+        env: program.env.iter().enumerate().map(var).collect(),
         workdir: program.workdir.clone(),
-    })
+    }
 }
 
-fn read_constraints(path: &str, message: &v1::Constraints) -> Result<Constraints, Invalid> {
-    let regions = |field: &str, list: &[String]| -> Result<Vec<RegionCode>, Invalid> {
+fn read_constraints(path: &str, message: &v1::Constraints, out: &mut Violations) -> Constraints {
+    let mut regions = |field: &str, list: &[String]| -> Vec<RegionCode> {
         let mut codes = Vec::new();
         for (index, text) in list.iter().enumerate() {
-            codes.push(super::region(&format!("{path}.{field}[{index}]"), text)?);
+            match super::region(&format!("{path}.{field}[{index}]"), text) {
+                Ok(code) => codes.push(code),
+                Err(violations) => out.extend(violations),
+            }
         }
         codes.sort_unstable();
         codes.dedup();
-        Ok(codes)
+        codes
     };
     let mut pools = message.pools.clone();
     pools.sort_unstable();
     pools.dedup();
     let toleration = |t: &v1::Toleration| Toleration { key: t.key.clone(), value: t.value.clone() };
-    Ok(Constraints {
-        regions_allowed: regions("regions_allowed", &message.regions_allowed)?,
-        regions_denied: regions("regions_denied", &message.regions_denied)?,
+    Constraints {
+        regions_allowed: regions("regions_allowed", &message.regions_allowed),
+        regions_denied: regions("regions_denied", &message.regions_denied),
         pools,
         node_labels: message.node_labels.clone(),
         tolerations: message.tolerations.iter().map(toleration).collect(),
         real_only: message.real_only,
-    })
+    }
 }
 
-fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, Invalid> {
+fn retry(path: &str, message: Option<&v1::RetryPolicy>, out: &mut Violations) -> RetryPolicy {
     let none = v1::RetryPolicy::default();
     let message = message.unwrap_or(&none);
     let max_attempts = message.max_attempts.unwrap_or(1);
@@ -213,7 +236,7 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
             Ok(v1::RetryOn::StartFailed) => on.push(RetryOn::StartFailed),
             Ok(v1::RetryOn::Unknown) => on.push(RetryOn::Unknown),
             Ok(v1::RetryOn::Unspecified) | Err(_) => {
-                return Err(invalid(&field, format!("{value} is not an outcome to retry on")));
+                out.push(field, format!("{value} is not an outcome to retry on"));
             }
         }
     }
@@ -222,13 +245,13 @@ fn retry(path: &str, message: Option<&v1::RetryPolicy>) -> Result<RetryPolicy, I
     }
     on.sort_unstable();
     on.dedup();
-    Ok(RetryPolicy {
+    RetryPolicy {
         max_attempts,
         on,
         backoff_ms: message.backoff_ms,
         backoff_max_ms: message.backoff_max_ms,
         max_node_losses: message.max_node_losses.map_or_else(NodeLosses::default, NodeLosses),
-    })
+    }
 }
 
 /// Converts a spec to its message.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::connect::new_token;
 use super::job_wait::has_ended;
 use super::output::{is_terminal, print, print_raw, sanitised, table};
-use super::{Failure, spec_file};
+use super::{Failure, input, job_file};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
@@ -24,9 +24,8 @@ const LABEL: &str = "demo";
 /// # Errors
 /// If the broker rejects a request or is unavailable.
 pub(super) async fn run(client: &Client) -> Result<(), Failure> {
-    let jobs = spec_file::read_jobs(JOBS);
-    let jobs = jobs.map_err(|error| Failure::new(1, format!("the demo's jobs: {error}")))?;
-    let mut jobs: Vec<_> = jobs.into_iter().map(|job| job.submission).collect();
+    let jobs = job_file::read_jobs(JOBS).map_err(|problems| input::failure("the demo's jobs", &problems))?;
+    let mut jobs: Vec<_> = jobs.jobs.into_iter().map(|job| job.submission).collect();
     let demo_id = format!("{:08x}", rand::random::<u32>());
     let mut arrivals = Vec::new();
     for job in &mut jobs {

@@ -93,12 +93,7 @@ impl State {
     fn name_of(&self, path: &str, id: JobId, submission: &Submission) -> Result<String, Rejection> {
         let mut out = Violations::default();
         if !submission.name.is_empty() {
-            let field = format!("{path}.name");
-            out.name(&field, &submission.name);
-            if submission.name.bytes().all(|byte| byte.is_ascii_digit()) {
-                let rule = "has only digits, like a job's number: add a letter";
-                out.push(field, format!("{} {rule}", quote(&submission.name)));
-            }
+            out.job_name(&format!("{path}.name"), &submission.name);
             out.finish().map_err(Rejection::Invalid)?;
             return Ok(submission.name.clone());
         }

@@ -1,18 +1,24 @@
 //! Input files: YAML or JSON, bounded in size and parsed strictly. What fields a file has is defined
 //! elsewhere.
 
+mod hint;
+mod problem;
+
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 
-use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use serde_saphyr::Error as YamlError;
 use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::{Error as YamlError, Options};
+
+pub(super) use problem::{Positions, Problem, Problems, failure, joined};
 
 use super::Failure;
 use super::exit::INVALID;
-use crate::model::suggest::{nearest, question};
 use crate::model::text;
 use crate::model::validate::quote;
 
@@ -41,9 +47,9 @@ pub(super) struct FileArgument {
 
 impl FileArgument {
     /// The path as given; `-` is standard input.
-    pub(super) fn name(self) -> String {
+    pub(super) fn name(&self) -> String {
         // The argument parser requires one of the two.
-        self.file.or(self.filename).unwrap_or_default()
+        self.file.as_ref().or(self.filename.as_ref()).cloned().unwrap_or_default()
     }
 }
 
@@ -96,15 +102,7 @@ pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
 
 fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
     COUNTED.set((0, 0));
-    let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_documents: DOCUMENTS_MAX,
-            max_nodes: VALUES_MAX,
-            max_events: 3 * VALUES_MAX,
-            max_depth: DEPTH_MAX,
-        },
-    };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| match error.without_snippet() {
+    serde_saphyr::from_multiple_with_options(text, limits()).map_err(|error| match error.without_snippet() {
         YamlError::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
             format!(
                 "holds more than {DOCUMENTS_MAX} YAML documents: write the jobs as one list, or several files"
@@ -116,6 +114,18 @@ fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
         YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => too_deep(),
         _ => first_line(&error.to_string()),
     })
+}
+
+/// What a YAML file may hold.
+fn limits() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: DOCUMENTS_MAX,
+            max_nodes: VALUES_MAX,
+            max_events: 3 * VALUES_MAX,
+            max_depth: DEPTH_MAX,
+        },
+    }
 }
 
 fn too_many() -> String {
@@ -148,23 +158,6 @@ fn looks_like_json(text: &str) -> bool {
     }
 }
 
-/// Deserialises a value into `T`. An error about an unknown field suggests the most similar field.
-///
-/// # Errors
-/// A message with the field's path.
-pub(super) fn strict<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let message = in_plain_words(&with_suggestion(&error.inner().to_string()));
-        short(if path == "." { message } else { format!("{}: {message}", cut(path)) })
-    })
-}
-
-fn cut(mut text: String) -> String {
-    text::truncate(&mut text, MESSAGE_BYTES_MAX / 4);
-    text
-}
-
 fn short(mut message: String) -> String {
     if message.len() > MESSAGE_BYTES_MAX {
         text::truncate(&mut message, MESSAGE_BYTES_MAX);
@@ -172,111 +165,6 @@ fn short(mut message: String) -> String {
     }
     message
 }
-
-/// Replaces the parser's words for types, of which some are names in this program.
-fn in_plain_words(message: &str) -> String {
-    let Some((before, expected)) = message.split_once(", expected ") else { return message.to_owned() };
-    let name_end = expected.find(|c: char| !c.is_alphanumeric() && c != ' ').unwrap_or(expected.len());
-    let (name, rest) = expected.split_at(name_end);
-    let plain = match name {
-        "a sequence" => "a list: [a, b]",
-        "a map" => "fields: {name: value}",
-        "u64" => "a whole number, not negative",
-        "u32" => "a whole number from 0 to 4294967295",
-        "i32" => "a whole number from -2147483648 to 2147483647",
-        "f64" => "a number",
-        _ if name.starts_with("struct ") => "fields: {name: value}",
-        _ => name,
-    };
-    format!("{before}, expected {plain}{rest}")
-}
-
-/// Replaces serde's list of expected names by the most similar one, if one is similar.
-fn with_suggestion(message: &str) -> String {
-    let ticked: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let (Some(wrong), true) = (ticked.first(), message.starts_with("unknown ")) else {
-        return message.to_owned();
-    };
-    let known = &ticked[1..];
-    let what = message.split('`').next().unwrap_or_default().trim();
-    let lower = wrong.to_ascii_lowercase();
-    let synonym = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, field)| *field);
-    let meant = synonym.unwrap_or(wrong);
-    let place = PLACES.iter().find(|(fields, place, _)| fields.contains(&meant) && known.contains(place));
-    let near = match (synonym.filter(|field| known.contains(field)), place) {
-        (Some(field), _) => vec![field],
-        (None, Some((_, _, place))) => {
-            let hint = synonym.map_or_else(|| ".".to_owned(), |field| question(&[field]));
-            return format!("{what} {} here{hint} Write it in {place}.", quote(wrong));
-        }
-        (None, None) => nearest(wrong, known.iter().copied()),
-    };
-    if near.is_empty() {
-        return format!("{what} {}; expected one of {}", quote(wrong), known.join(", "));
-    }
-    let example = EXAMPLES.iter().find(|(field, _)| near == [*field]);
-    let example = example.map_or_else(String::new, |(_, example)| format!(" Write {example}."));
-    format!("{what} {}{}{example}", quote(wrong), question(&near))
-}
-
-/// Fields that belong into another one of a job file, the name of that, and where to write them.
-const PLACES: &[(&[&str], &str, &str)] = &[
-    (
-        &[
-            "cpus",
-            "memory",
-            "storage",
-            "devices",
-            "other",
-            "command",
-            "args",
-            "env",
-            "workdir",
-            "image",
-            "pod",
-            "simulate",
-            "count",
-            "gang",
-            "indices",
-            "index_count",
-        ],
-        "groups",
-        "an entry of groups",
-    ),
-    (
-        &["regions", "regions_denied", "pools", "node_labels", "tolerations", "real_only"],
-        "constraints",
-        "constraints",
-    ),
-    (&["max_attempts", "backoff", "backoff_max", "max_node_losses"], "retry", "retry"),
-];
-
-/// What other systems call a field, in lower case.
-const SYNONYMS: &[(&[&str], &str)] = &[
-    (
-        &["gpu", "gpus", "gres", "npu", "npus", "dcu", "mlu", "accelerator", "accelerators", "device"],
-        "devices",
-    ),
-    (&["cpu", "cores", "vcpu", "vcpus", "cpus_per_task"], "cpus"),
-    (&["mem", "ram", "memory_mb", "memory_mib"], "memory"),
-    (&["disk", "ephemeral_disk", "ephemeral_storage", "tmp"], "storage"),
-    (&["cmd", "entrypoint", "run", "script"], "command"),
-    (&["environment", "envs", "export"], "env"),
-    (&["working_dir", "workingdir", "chdir", "cwd"], "workdir"),
-    (&["replicas", "array", "ntasks", "parallelism", "completions", "tasks"], "count"),
-    (&["partition", "account", "project", "queue_name", "namespace"], "queue"),
-    (&["retries", "backofflimit", "restart", "requeue"], "retry"),
-    (&["timeout", "time", "time_limit", "walltime", "activedeadlineseconds", "max_runtime"], "max_run"),
-    (&["dependency", "dependencies", "after", "needs"], "depends_on"),
-    (&["task_groups", "taskgroups", "steps", "containers"], "groups"),
-    (&["terminationgraceperiodseconds", "kill_timeout", "grace_period"], "grace"),
-    (&["job_name", "jobname"], "name"),
-    (&["region", "datacenters", "datacenter"], "regions"),
-    (&["node_selector", "nodeselector"], "node_labels"),
-];
-
-/// How a field is written that other systems write in another form.
-const EXAMPLES: &[(&str, &str)] = &[("devices", "devices: MODEL:COUNT, such as devices: A100-80G:2")];
 
 /// Any value without duplicate keys: the parsers would use the last one without an error.
 struct Tree(Value);
@@ -362,8 +250,22 @@ impl<'de> Visitor<'de> for TreeVisitor {
 }
 
 /// A quantity given as a number or a string: `cpus: 2` or `cpus: 500m`.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Text(pub(super) String);
+
+impl JsonSchema for Text {
+    fn schema_name() -> Cow<'static, str> {
+        "Text".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "number"] })
+    }
+}
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

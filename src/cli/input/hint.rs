@@ -1,0 +1,110 @@
+//! Errors about fields in plain words, with what was probably meant.
+
+use crate::model::suggest::{nearest, question};
+use crate::model::validate::quote;
+
+/// Replaces the parser's words for types, of which some are names in this program.
+pub(super) fn in_plain_words(message: &str) -> String {
+    let Some((before, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let name_end = expected.find(|c: char| !c.is_alphanumeric() && c != ' ').unwrap_or(expected.len());
+    let (name, rest) = expected.split_at(name_end);
+    let plain = match name {
+        "a string" => "a text: write it in quotes",
+        "a sequence" => "a list: [a, b]",
+        "a map" => "fields: {name: value}",
+        "u64" => "a whole number, not negative",
+        "u32" => "a whole number from 0 to 4294967295",
+        "i32" => "a whole number from -2147483648 to 2147483647",
+        "f64" => "a number",
+        _ if name.starts_with("struct ") => "fields: {name: value}",
+        _ => name,
+    };
+    format!("{before}, expected {plain}{rest}")
+}
+
+/// Replaces serde's list of expected names by the most similar one, if one is similar.
+pub(super) fn with_suggestion(message: &str) -> String {
+    let ticked: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some(wrong), true) = (ticked.first(), message.starts_with("unknown ")) else {
+        return message.to_owned();
+    };
+    let known = &ticked[1..];
+    let what = message.split('`').next().unwrap_or_default().trim();
+    let lower = wrong.to_ascii_lowercase();
+    let synonym = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, field)| *field);
+    let meant = synonym.unwrap_or(wrong);
+    let place = PLACES.iter().find(|(fields, place, _)| fields.contains(&meant) && known.contains(place));
+    let near = match (synonym.filter(|field| known.contains(field)), place) {
+        (Some(field), _) => vec![field],
+        (None, Some((_, _, place))) => {
+            let hint = synonym.map_or_else(|| ".".to_owned(), |field| question(&[field]));
+            return format!("{what} {} here{hint} Write it in {place}.", quote(wrong));
+        }
+        (None, None) => nearest(wrong, known.iter().copied()),
+    };
+    if near.is_empty() {
+        return format!("{what} {}; expected one of {}", quote(wrong), known.join(", "));
+    }
+    let example = EXAMPLES.iter().find(|(field, _)| near == [*field]);
+    let example = example.map_or_else(String::new, |(_, example)| format!(" Write {example}."));
+    format!("{what} {}{}{example}", quote(wrong), question(&near))
+}
+
+/// Fields that belong into another one of a job file, the name of that, and where to write them.
+const PLACES: &[(&[&str], &str, &str)] = &[
+    (
+        &[
+            "cpus",
+            "memory",
+            "storage",
+            "devices",
+            "other",
+            "command",
+            "args",
+            "env",
+            "workdir",
+            "image",
+            "pod",
+            "simulate",
+            "count",
+            "gang",
+            "indices",
+            "index_count",
+        ],
+        "groups",
+        "an entry of groups",
+    ),
+    (
+        &["regions", "regions_denied", "pools", "node_labels", "tolerations", "real_only"],
+        "constraints",
+        "constraints",
+    ),
+    (&["max_attempts", "backoff", "backoff_max", "max_node_losses"], "retry", "retry"),
+];
+
+/// What other systems call a field, in lower case.
+const SYNONYMS: &[(&[&str], &str)] = &[
+    (
+        &["gpu", "gpus", "gres", "npu", "npus", "dcu", "mlu", "accelerator", "accelerators", "device"],
+        "devices",
+    ),
+    (&["cpu", "cores", "vcpu", "vcpus", "cpus_per_task"], "cpus"),
+    (&["mem", "ram", "memory_mb", "memory_mib"], "memory"),
+    (&["disk", "ephemeral_disk", "ephemeral_storage", "tmp"], "storage"),
+    (&["cmd", "entrypoint", "run", "script"], "command"),
+    (&["environment", "envs", "export"], "env"),
+    (&["working_dir", "workingdir", "chdir", "cwd"], "workdir"),
+    (&["replicas", "array", "ntasks", "parallelism", "completions", "tasks"], "count"),
+    (&["partition", "account", "project", "queue_name", "namespace"], "queue"),
+    (&["retries", "backofflimit", "restart", "requeue"], "retry"),
+    (&["timeout", "time", "time_limit", "walltime", "activedeadlineseconds", "max_runtime"], "max_run"),
+    (&["dependency", "dependencies", "after", "needs"], "depends_on"),
+    (&["task_groups", "taskgroups", "steps", "containers"], "groups"),
+    (&["terminationgraceperiodseconds", "kill_timeout", "grace_period"], "grace"),
+    (&["job_name", "jobname"], "name"),
+    (&["region", "datacenters", "datacenter"], "regions"),
+    (&["node_selector", "nodeselector"], "node_labels"),
+];
+
+/// How a field is written that other systems write in another form.
+const EXAMPLES: &[(&str, &str)] = &[("devices", "devices: MODEL:COUNT, such as devices: A100-80G:2")];

@@ -1,0 +1,108 @@
+//! `weir explain`: what a field of a file or a code means.
+
+use super::{FILES, Field, QUANTITIES, reasons};
+use crate::cli::Failure;
+use crate::cli::exit::NOT_FOUND;
+use crate::cli::output::{Format, print, print_value, wrapped};
+use crate::model::suggest::{nearest, question};
+use crate::model::validate::quote;
+
+/// Explain a field of a file, or a code that `why` or an error prints.
+///
+/// Files are job (weir submit), queues (weir apply) and agent (weir agent); a field is written with those around it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir explain job\n  weir explain job.groups.devices\n  weir explain agent.host\n  weir explain NodeFragmentation\n  weir explain job -o json > job.schema.json     a JSON schema, for editors"
+)]
+pub struct Explain {
+    /// FILE, FILE.FIELD, FILE.FIELD.FIELD …, or a code. Without it, the files and codes are listed.
+    what: Option<String>,
+    /// Output format: json and yaml print the JSON schema of a whole file.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Explain {
+    pub fn run(self) -> Result<u8, Failure> {
+        let Some(what) = &self.what else {
+            print(&overview())?;
+            return Ok(0);
+        };
+        if let Some((column, (code, meaning, help))) = reasons::find(what) {
+            let meaning = wrapped(&format!("meaning: {meaning}"), 2);
+            print(&format!("{code}\n{meaning}{}", wrapped(&format!("{column}: {help}"), 2)))?;
+            return Ok(0);
+        }
+        let mut path = what.split('.').peekable();
+        let named = FILES
+            .iter()
+            .find(|file| path.peek() == Some(&file.name) || path.peek() == Some(&plural(file.name)));
+        // Fields of jobs are what most people look for.
+        let file = named.unwrap_or(&FILES[0]);
+        if named.is_some() {
+            path.next();
+        }
+        let root = serde_json::to_value((file.schema)()).map_err(anyhow::Error::from)?;
+        if matches!(self.output, Format::Json | Format::Yaml) {
+            return print_value(self.output, &root).map(|()| 0);
+        }
+        let (mut field, mut name) = (Field::of(&root), file.name.to_owned());
+        for part in path {
+            let fields = field.fields();
+            let part = part.split('[').next().unwrap_or(part);
+            let Some((found, inner)) = fields.into_iter().find(|(known, _)| *known == part) else {
+                return Err(unknown(what, &name, part, &field));
+            };
+            name = format!("{name}.{found}");
+            field = inner;
+        }
+        print(&text(&name, &field))?;
+        Ok(0)
+    }
+}
+
+fn plural(name: &'static str) -> &'static str {
+    match name {
+        "job" => "jobs",
+        "queues" => "queue",
+        other => other,
+    }
+}
+
+fn overview() -> String {
+    let mut text = "files, with `weir explain FILE`:\n".to_owned();
+    for file in FILES {
+        text.push_str(&format!("  {}\n", file.name));
+    }
+    text.push_str("codes of `weir why`, errors and outcomes, with `weir explain CODE`:\n");
+    text.push_str(&wrapped(&reasons::codes().join(", "), 2));
+    text
+}
+
+fn unknown(what: &str, at: &str, part: &str, field: &Field<'_>) -> Failure {
+    let known: Vec<&str> = field.fields().into_iter().map(|(name, _)| name).collect();
+    let mut near = nearest(part, known.iter().copied());
+    if !what.contains('.') {
+        near.extend(nearest(what, reasons::codes()));
+    }
+    let message = format!("{} is not a field of {at}, and not a code{}", quote(part), question(&near));
+    let failure = Failure::new(NOT_FOUND, message);
+    if known.is_empty() { failure } else { failure.hint(format!("{at} has {}", known.join(", "))) }
+}
+
+/// A field with the fields inside of it.
+fn text(name: &str, field: &Field<'_>) -> String {
+    let kind = field.type_text();
+    let mut out = format!("{name}  <{kind}>\n{}", wrapped(&field.description(), 2));
+    if let Some((_, help)) = QUANTITIES.iter().find(|(title, _)| *title == kind) {
+        out.push_str(&wrapped(&format!("Written as {}.", help.replace("\\|", "|")), 2));
+    }
+    let fields = field.fields();
+    if !fields.is_empty() {
+        out.push_str("\nfields\n");
+    }
+    for (name, inner) in fields {
+        out.push_str(&format!("  {name}  <{}>\n{}", inner.type_text(), wrapped(&inner.description(), 6)));
+    }
+    out
+}
