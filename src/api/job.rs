@@ -1,6 +1,6 @@
 //! JobService: submits, cancels, lists and explains jobs. Watches and logs are in their own files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use tonic::{Request, Response, Status};
@@ -38,6 +38,8 @@ pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_mi
 
 /// How often one submit is decided if its dependencies end in the meantime.
 const SUBMIT_ATTEMPTS_MAX: u32 = 3;
+/// Attempts of an ended job that are read for the pools in which it ran.
+const ATTEMPTS_SHOWN: usize = 4;
 /// Phases in a filter: as many as there are.
 const PHASES_MAX: usize = 8;
 
@@ -92,7 +94,8 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let message = request.into_inner();
-        let job = self.find("job", message.job.as_ref()).await?;
+        let mut job = self.find("job", message.job.as_ref()).await?;
+        self.add_pools(std::slice::from_mut(&mut job)).await?;
         let (attempts, next) = match message.with_attempts {
             true => self.attempts(&job, (0, 0), PAGE_MAX).await?,
             false => (Vec::new(), None),
@@ -337,6 +340,35 @@ impl Jobs {
         found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &shown))
     }
 
+    /// Adds the pools in which ended jobs ran: those of their first attempts.
+    async fn add_pools(&self, jobs: &mut [JobView]) -> Result<(), Status> {
+        let ended: Vec<JobId> = jobs.iter().filter(|job| job.phase.is_end()).map(|job| job.id).collect();
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let journal = self.journal().await?;
+        let read = self.broker.archive_page(move |archive| {
+            let pools = |id: JobId| -> Result<_, _> {
+                let attempts = archive.attempts(id, (0, 0), ATTEMPTS_SHOWN)?;
+                let mut pools: Vec<String> = Vec::new();
+                for pool in attempts.iter().map(|attempt| attempt.view(journal).pool) {
+                    if !pools.contains(&pool) {
+                        pools.push(pool);
+                    }
+                }
+                Ok((id, pools))
+            };
+            ended.into_iter().map(pools).collect::<Result<BTreeMap<_, _>, _>>()
+        });
+        let mut pools = read.await.map_err(error::call)?;
+        for job in jobs {
+            if let Some(pools) = pools.remove(&job.id) {
+                job.pools = pools;
+            }
+        }
+        Ok(())
+    }
+
     /// The jobs with these ids, live or ended, in the order of their ids. At most a page.
     pub(super) async fn find_all(&self, ids: &[JobId]) -> Result<Vec<JobView>, Status> {
         let (_, answer) = self.broker.query(Query::JobsById(ids.to_vec())).await.map_err(error::call)?;
@@ -383,6 +415,7 @@ impl Jobs {
         let cut = jobs.len() > limit;
         jobs.truncate(limit);
         let next = if cut { jobs.last().map(|job| job.id) } else { floor };
+        self.add_pools(&mut jobs).await?;
         Ok((jobs, next))
     }
 }

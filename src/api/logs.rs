@@ -97,9 +97,15 @@ impl Jobs {
         let Some(attempt) = self.wait_for_attempt(job, message, sender).await? else { return Ok(()) };
         let mut backoff = FOLLOW_BACKOFF;
         let mut ended_at = None;
+        let mut offsets = [message.stdout_offset, message.stderr_offset];
+        if message.tail_lines > 0 {
+            for (offset, stream) in offsets.iter_mut().zip([LogStream::Stdout, LogStream::Stderr]) {
+                *offset = self.tail_offset(&attempt, message, stream).await;
+            }
+        }
         let mut streams = [
-            (LogStream::Stdout, v1::LogStream::Stdout, message.stdout_offset, None, false),
-            (LogStream::Stderr, v1::LogStream::Stderr, message.stderr_offset, None, false),
+            (LogStream::Stdout, v1::LogStream::Stdout, offsets[0], None, false),
+            (LogStream::Stderr, v1::LogStream::Stderr, offsets[1], None, false),
         ];
         loop {
             let ended = attempt.phase == AttemptPhase::Ended || self.has_ended(job, &attempt).await?;
@@ -170,6 +176,39 @@ impl Jobs {
                 tokio::time::sleep(backoff.next_wait()).await;
             }
         }
+    }
+
+    /// The offset at which the last lines of a stream begin. 0 if the agent does not respond: the read from there
+    /// on reports that.
+    async fn tail_offset(&self, attempt: &AttemptView, message: &v1::LogsRequest, stream: LogStream) -> u64 {
+        let read = async |offset: u64, bytes_max: u32| {
+            let request = ReadRequest { attempt: attempt.id, task: message.task, stream, offset, bytes_max };
+            let read = self.broker.logs().read(&attempt.pool, request);
+            tokio::time::timeout(AGENT_TIMEOUT, read).await.ok().flatten().filter(is_valid)
+        };
+        // A read beyond the end shows where that is.
+        let Some(end) = read(u64::MAX, 0).await.map(|chunk| chunk.end) else { return 0 };
+        let (mut lines, mut from) = (0, end);
+        while from > 0 {
+            let before = from.saturating_sub(u64::from(LOG_BYTES));
+            let Some(chunk) = read(before, (from - before) as u32).await else { return 0 };
+            for (index, byte) in chunk.data.iter().enumerate().rev() {
+                let next = chunk.offset + index as u64 + 1;
+                // The line feed of the last line ends no line before it.
+                if *byte == b'\n' && next < end {
+                    lines += 1;
+                    if lines == message.tail_lines {
+                        return next;
+                    }
+                }
+            }
+            // What is before was not stored, or is not there any more.
+            if chunk.offset > before || chunk.data.is_empty() {
+                return chunk.offset;
+            }
+            from = before;
+        }
+        0
     }
 
     async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {

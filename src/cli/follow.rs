@@ -12,30 +12,62 @@ use crate::api::proto::v1;
 use crate::model::attempt::OUTPUT_MAY_BE_LOST;
 use crate::model::limit::PAGE_MAX;
 
+/// A task whose output is printed.
+#[derive(Clone, Debug, Default)]
+pub struct Task {
+    pub job: v1::JobRef,
+    pub unit: u32,
+    /// Its rank in its gang.
+    pub task: u32,
+    /// Print only the last lines of each stream; 0 prints all.
+    pub tail_lines: u32,
+    /// Printed before each line.
+    pub prefix: Option<String>,
+}
+
+impl Task {
+    /// Prints the output that there is. `attempt` 0 is the latest. False if the reader of standard output has closed it.
+    pub async fn print(&self, client: &Client, attempt: u32) -> Result<bool, Failure> {
+        let request = self.request(attempt, false, [0; 2]);
+        let mut parts = client.jobs().logs(request).await?.into_inner();
+        let mut output = Output::of(self);
+        while let Some(part) = parts.message().await? {
+            if output.print(&part)?.is_none() {
+                return Ok(false);
+            }
+        }
+        output.end_lines()
+    }
+
+    fn request(&self, attempt: u32, follow: bool, offsets: [u64; 2]) -> v1::LogsRequest {
+        v1::LogsRequest {
+            job: Some(self.job.clone()),
+            unit: self.unit,
+            task: self.task,
+            attempt,
+            follow,
+            stdout_offset: offsets[0],
+            stderr_offset: offsets[1],
+            tail_lines: if offsets == [0; 2] { self.tail_lines } else { 0 },
+        }
+    }
+}
+
 /// Prints the output of one task and of its later attempts until the unit has ended. After a broken
 /// connection it continues at the offset it had reached. Returns how many bytes were not stored, so not printed: at least
 /// so many. `None` if the reader of standard output has closed it.
-pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Result<Option<u64>, Failure> {
-    let (mut offsets, mut attempt, mut number, mut lost) = ([0u64; 2], String::new(), 0, 0);
+pub async fn follow(client: &Client, task: &Task) -> Result<Option<u64>, Failure> {
+    let (mut output, mut number, mut lost) = (Output::of(task), 0, 0);
     // The timeout counts from the last message of the broker.
     let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
     loop {
-        let request = v1::LogsRequest {
-            job: Some(at.clone()),
-            unit,
-            task,
-            attempt: number,
-            follow: true,
-            stdout_offset: offsets[0],
-            stderr_offset: offsets[1],
-        };
-        let status = match client.jobs().logs(request).await {
+        let status = match client.jobs().logs(task.request(number, true, output.offsets)).await {
             Err(status) => Some(status),
             Ok(response) => {
                 let mut parts = response.into_inner();
                 loop {
                     match parts.message().await {
-                        Ok(Some(part)) => match print_part(&part, &mut offsets, &mut attempt)? {
+                        Ok(Some(part)) => match output.print(&part)? {
                             Some(more) => lost += more,
                             None => return Ok(None),
                         },
@@ -47,12 +79,16 @@ pub async fn follow(client: &Client, at: v1::JobRef, unit: u32, task: u32) -> Re
             }
         };
         let Some(status) = status else {
-            let shown =
-                attempt.rsplit('-').next().and_then(|last| last.parse().ok()).unwrap_or(number.max(1));
-            match next_attempt(client, &at, unit, shown).await? {
+            if !output.end_lines()? {
+                return Ok(None);
+            }
+            let last = output.attempt.rsplit('-').next().and_then(|last| last.parse().ok());
+            let shown = last.unwrap_or(number.max(1));
+            match next_attempt(client, &task.job, task.unit, shown).await? {
                 Next::Attempt(next) => {
                     report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
-                    (offsets, number) = ([0; 2], next);
+                    // All of it is new, so it is not cut.
+                    (output, number) = (Output { is_cut: [false; 2], ..Output::of(task) }, next);
                     continue;
                 }
                 Next::None { lost: false } => return Ok(Some(lost)),
@@ -111,30 +147,87 @@ async fn next_attempt(client: &Client, at: &v1::JobRef, unit: u32, shown: u32) -
     }
 }
 
-/// Prints a part of the output. A gap before it, where the pool did not store the output, is reported on
-/// standard error; its length is returned. `None` if the reader of standard output has closed it.
-pub fn print_part(
-    part: &v1::LogsResponse,
-    offsets: &mut [u64; 2],
-    attempt: &mut String,
-) -> Result<Option<u64>, Failure> {
-    if *attempt != part.attempt {
-        attempt.clone_from(&part.attempt);
+/// What was printed of the output of an attempt's task.
+struct Output {
+    /// The attempt; empty before the first part.
+    attempt: String,
+    /// Where each stream goes on.
+    offsets: [u64; 2],
+    /// The beginning of the stream was not asked for.
+    is_cut: [bool; 2],
+    prefix: Option<String>,
+    /// The beginning of a line of each stream whose end has not been received, if lines have a prefix.
+    open_lines: [Vec<u8>; 2],
+}
+
+/// Longer lines are printed in pieces, each with a prefix.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+impl Output {
+    fn of(task: &Task) -> Self {
+        Self {
+            attempt: String::new(),
+            offsets: [0; 2],
+            is_cut: [task.tail_lines > 0; 2],
+            prefix: task.prefix.clone(),
+            open_lines: [Vec::new(), Vec::new()],
+        }
     }
-    let index = usize::from(part.stream() == v1::LogStream::Stderr);
-    let lost = part.offset.saturating_sub(offsets[index]);
-    if lost > 0 {
-        report(&format!("… {lost} bytes were not stored …"));
+
+    /// Prints a part. A gap before it, where the pool did not store the output, is reported on standard error; its
+    /// length is returned. `None` if the reader of standard output has closed it.
+    fn print(&mut self, part: &v1::LogsResponse) -> Result<Option<u64>, Failure> {
+        self.attempt.clone_from(&part.attempt);
+        let stream = usize::from(part.stream() == v1::LogStream::Stderr);
+        let gap = part.offset.saturating_sub(self.offsets[stream]);
+        let lost = if std::mem::take(&mut self.is_cut[stream]) { 0 } else { gap };
+        if lost > 0 {
+            report(&format!("… {lost} bytes were not stored …"));
+        }
+        self.offsets[stream] = part.offset + part.data.len() as u64;
+        let is_open = match &self.prefix {
+            None => write(stream, &part.data)?,
+            Some(_) => {
+                self.open_lines[stream].extend_from_slice(&part.data);
+                self.print_lines(stream, false)?
+            }
+        };
+        Ok(is_open.then_some(lost))
     }
-    offsets[index] = part.offset + part.data.len() as u64;
-    // The output is not sanitised: a local command could print the same bytes.
-    if index == 1 {
-        std::io::stderr().write_all(&part.data)?;
-        return Ok(Some(lost));
+
+    /// Prints the lines that are complete, or all, each with its prefix. False if the reader has gone.
+    fn print_lines(&mut self, stream: usize, all: bool) -> Result<bool, Failure> {
+        let (Some(prefix), buffer) = (&self.prefix, &mut self.open_lines[stream]) else { return Ok(true) };
+        let mut out = Vec::new();
+        while !buffer.is_empty() {
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let line: Vec<u8> = match end {
+                Some(end) => buffer.drain(..=end).collect(),
+                None if all || buffer.len() >= LINE_BYTES_MAX => buffer.drain(..).chain([b'\n']).collect(),
+                None => break,
+            };
+            out.extend_from_slice(prefix.as_bytes());
+            out.extend(line);
+        }
+        write(stream, &out)
+    }
+
+    /// Prints lines that lack their end. False if the reader has gone.
+    fn end_lines(&mut self) -> Result<bool, Failure> {
+        Ok(self.print_lines(0, true)? && self.print_lines(1, true)?)
+    }
+}
+
+/// Writes to standard output, or standard error for stream 1. The output is not sanitised: a local command could print
+/// the same bytes. False if the reader of standard output has closed it.
+fn write(stream: usize, data: &[u8]) -> Result<bool, Failure> {
+    if stream == 1 {
+        std::io::stderr().write_all(data)?;
+        return Ok(true);
     }
     let mut stdout = std::io::stdout();
-    match stdout.write_all(&part.data).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(None),
-        outcome => Ok(outcome.map(|()| Some(lost))?),
+    match stdout.write_all(data).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        outcome => Ok(outcome.map(|()| true)?),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Failure;
 use super::connect::{RETRY_TIMEOUT, with_retries};
 use super::exit::INVALID;
+use super::output::now_ms;
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::queue::DEFAULT_QUEUE;
@@ -16,6 +17,10 @@ pub(super) struct JobFilter {
     /// Empty selects all queues.
     pub(super) queue: String,
     labels: BTreeMap<String, String>,
+    /// Empty selects jobs in any state.
+    pub(super) states: Vec<v1::JobPhase>,
+    /// Only jobs that were submitted at most so long ago.
+    pub(super) since_ms: Option<u64>,
 }
 
 impl JobFilter {
@@ -26,7 +31,7 @@ impl JobFilter {
     /// If a label selector can't be read.
     pub(super) fn of(queue: &str, labels: &[String]) -> Result<Self, Failure> {
         let queue = if queue == DEFAULT_QUEUE { String::new() } else { queue.to_owned() };
-        Ok(Self { queue, labels: selected_labels(labels)? })
+        Ok(Self { queue, labels: selected_labels(labels)?, states: Vec::new(), since_ms: None })
     }
 
     /// Lists the jobs, the newest first, and whether there are more than `limit`.
@@ -39,15 +44,19 @@ impl JobFilter {
         let mut request = v1::ListJobsRequest {
             queue: self.queue,
             labels: self.labels,
+            phases: self.states.iter().map(|state| *state as i32).collect(),
             with_ended,
             page_size: 500,
             ..v1::ListJobsRequest::default()
         };
-        let mut jobs = Vec::new();
+        let since = self.since_ms.map_or(0, |ms| now_ms().saturating_sub(ms));
+        let mut jobs: Vec<v1::Job> = Vec::new();
         loop {
             let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
-            jobs.extend(page.jobs);
-            let is_last = page.next_page_token.is_empty();
+            // The newest come first.
+            let older = page.jobs.iter().position(|job| job.submitted_unix_ms < since);
+            jobs.extend(page.jobs.into_iter().take(older.unwrap_or(usize::MAX)));
+            let is_last = page.next_page_token.is_empty() || older.is_some();
             if is_last || limit.is_some_and(|limit| jobs.len() >= limit) {
                 return Ok((jobs, !is_last));
             }
@@ -58,7 +67,9 @@ impl JobFilter {
     pub(super) fn matches(&self, job: &v1::Job) -> bool {
         let labels = job.spec.as_ref().map(|spec| &spec.labels);
         let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
-        (self.queue.is_empty() || self.queue == job.queue) && self.labels.iter().all(has)
+        (self.queue.is_empty() || self.queue == job.queue)
+            && self.labels.iter().all(has)
+            && (self.states.is_empty() || self.states.contains(&job.phase()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use unicode_width::UnicodeWidthStr;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::Failure;
 pub use crate::model::amount::thousandths;
@@ -154,7 +154,8 @@ pub fn padded(text: &str, width: usize) -> String {
 
 /// Wraps text into lines of the terminal's width, 100 columns at most, each indented.
 pub fn wrapped(text: &str, indent: usize) -> String {
-    let width = terminal_columns().unwrap_or(LINE_COLUMNS_MAX).clamp(40, LINE_COLUMNS_MAX);
+    let columns = terminal_size().map_or(LINE_COLUMNS_MAX, |(columns, _)| columns);
+    let width = columns.clamp(40, LINE_COLUMNS_MAX);
     let (mut out, mut column) = (String::new(), 0);
     for word in text.split_whitespace() {
         if column > 0 && column + 1 + word.width() <= width {
@@ -177,35 +178,71 @@ pub fn wrapped(text: &str, indent: usize) -> String {
 /// Longer lines are hard to read.
 const LINE_COLUMNS_MAX: usize = 100;
 
-/// The width of the terminal that standard output is, in columns; `None` if it is none.
-pub fn terminal_columns() -> Option<usize> {
+/// Columns and lines of the terminal that standard output is; `None` if it is none.
+pub fn terminal_size() -> Option<(usize, usize)> {
     let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+    (size.ws_col > 0 && size.ws_row > 0).then_some((usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
-/// Formats an aligned table. The first row is the heading. Spaces in cells become `_` and empty cells `-`,
-/// so that `awk` can split the columns.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |text: &str| {
-        let text = text::escape(text).replace(' ', "_");
-        if text.is_empty() { "-".to_owned() } else { text }
-    };
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|text| cell(text)).collect()).collect();
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, text) in row.iter().enumerate() {
-            line.push_str(&padded(text, widths[column] + 3));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
+/// The part of a text that fits a terminal, with a last line for how many lines it has more.
+pub fn fitted(text: &str, (columns, lines): (usize, usize)) -> String {
+    let total = text.lines().count();
+    // The cursor stands in a line of its own.
+    let shown = if total < lines { total } else { lines.saturating_sub(2) };
+    let mut out: String = text.lines().take(shown).map(|line| cut_to_width(line, columns) + "\n").collect();
+    if shown < total {
+        out.push_str(&format!("… and {} more\n", total - shown));
     }
     out
+}
+
+/// The line, cut to a width in columns.
+fn cut_to_width(line: &str, columns: usize) -> String {
+    if line.width() <= columns {
+        return line.to_owned();
+    }
+    let mut out = String::new();
+    for c in line.chars() {
+        if out.width() + c.width().unwrap_or(0) + 1 > columns {
+            break;
+        }
+        out.push(c);
+    }
+    out + "…"
+}
+
+/// Formats an aligned table, see [`Columns::format`].
+pub fn table(rows: &[Vec<String>]) -> String {
+    Columns::default().format(rows)
+}
+
+/// The widths of a table's columns, which stay or grow while rows are added.
+#[derive(Debug, Default)]
+pub struct Columns(Vec<usize>);
+
+impl Columns {
+    /// Formats aligned rows, the heading first. Spaces in cells become `_` and empty cells `-`, so that `awk` can split
+    /// the columns.
+    pub fn format(&mut self, rows: &[Vec<String>]) -> String {
+        let cell = |text: &String| {
+            let text = text::escape(text).replace(' ', "_");
+            if text.is_empty() { "-".to_owned() } else { text }
+        };
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
+        for row in &rows {
+            self.0.resize(self.0.len().max(row.len()), 0);
+            for (width, cell) in self.0.iter_mut().zip(row) {
+                *width = cell.width().max(*width);
+            }
+        }
+        let mut out = String::new();
+        for row in rows {
+            let cells = row.iter().zip(&self.0).map(|(text, width)| padded(text, width + 3));
+            out.push_str(cells.collect::<String>().trim_end());
+            out.push('\n');
+        }
+        out
+    }
 }
 
 /// Formats a duration like kubectl: `45s`, `7m`, `3h20m`, `2d4h`.
@@ -233,10 +270,13 @@ pub fn now_ms() -> u64 {
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Formats a time as RFC 3339 in UTC, to the second.
+/// Formats a time as RFC 3339 in the local time zone, to the second.
 pub fn time(unix_ms: u64) -> String {
-    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(unix_ms);
-    humantime::format_rfc3339_seconds(at).to_string()
+    let at = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    at.map_or_else(
+        || Timestamp(unix_ms).to_string(),
+        |at| at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
+    )
 }
 
 /// Formats bytes in binary units, rounded down to a tenth: `1.5Gi`.
@@ -252,6 +292,19 @@ pub fn bytes(amount: u64) -> String {
         }
     }
     amount.to_string()
+}
+
+/// Formats a command so that a shell reads the same words.
+pub fn shell_words(words: &[&str]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "%+,-./:=@_".contains(c);
+    let quoted = |word: &&str| {
+        if !word.is_empty() && word.chars().all(plain) {
+            (*word).to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// True if standard output is a terminal.

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::RUN_FAILED;
-use super::follow::follow;
+use super::follow::{Task, follow};
 use super::job_file::{as_flag, in_file};
 use super::job_list::find_job_with_retries;
 use super::job_wait::{Contact, current, ended};
@@ -245,8 +245,9 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
         }
         for unit in 0..units.min(STREAMED_MAX) {
             for task in 0..tasks.min(STREAMED_MAX) {
-                let (client, at) = (client.clone(), at.clone());
-                following.push(tokio::spawn(async move { follow(&client, at, unit, task).await }));
+                let task = Task { job: at.clone(), unit, task, ..Task::default() };
+                let client = client.clone();
+                following.push(tokio::spawn(async move { follow(&client, &task).await }));
             }
         }
         let mut complete = true;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::exit::NEVER_FITS;
 use super::job_text::{contact_text, state_text};
-use super::output::{age, print};
+use super::output::{Format, age, print, print_value};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -14,11 +14,14 @@ use crate::model::text::escape;
 /// Prints the reason per pool, and which change would let the job start now.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir why job/train-7\n  weir why job/vision/train-7     a job of queue vision\n\nEach reason is one of: never (needs another job spec or another pool), closed (an admin or an agent must\nact), busy (running work must end first), fits (the pool has capacity; the job is queued behind others).\nExit code 11: no pool can ever run one of the task groups."
+    after_help = "Examples:\n  weir why job/train-7\n  weir why job/vision/train-7     a job of queue vision\n  weir why job/train-7 -o json\n\nEach reason is one of: never (needs another job spec or another pool), closed (an admin or an agent must\nact), busy (running work must end first), fits (the pool has capacity; the job is queued behind others).\nExit code 11: no pool can ever run one of the task groups."
 )]
 pub struct Why {
     /// job/NAME, job/QUEUE/NAME or the id.
     job: String,
+    /// Output format: json and yaml list every pool with its reason.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
 }
 
 /// Pools listed per reason.
@@ -29,7 +32,10 @@ impl Why {
         let client = connect.client()?;
         let request = v1::WhyRequest { job: Some(connect.job_ref(&self.job)?) };
         let why = client.jobs().why(request).await?.into_inner();
-        print(&why_text(&why))?;
+        match self.output {
+            Format::Json | Format::Yaml => print_value(self.output, &why)?,
+            Format::Table | Format::Wide | Format::Name => print(&why_text(&why))?,
+        }
         let never =
             |group: &v1::GroupWhy| group.pools.iter().all(|pool| pool.permanence() == v1::Permanence::Never);
         Ok(if why.groups.iter().any(never) { NEVER_FITS } else { 0 })

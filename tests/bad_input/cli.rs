@@ -283,7 +283,7 @@ fn wrong_arguments_exit_with_2_and_those_of_run_with_125() {
         (&["get", "job/x", "-l", "a=b"], 2, "--label applies only to a list of jobs"),
         (&["get", "jobs", "--pool", "p"], 2, "--pool applies only to nodes"),
         (&["why", "pool/x"], 8, "\"pool\" is not a job: write job/NAME"),
-        (&["describe", "node/x"], 8, "can't be described"),
+        (&["describe", "thing/x"], 8, "can't be described"),
         (&["server", "--listen", "0.0.0.0:0"], 5, "not a loopback address"),
         (&["server", "--listen", "nonsense"], 8, "write ADDRESS:PORT"),
         (&["dev", "--listen", "[::]:0"], 5, "not a loopback address"),

@@ -88,8 +88,10 @@ fn retry_file(message: v1::RetryPolicy) -> RetryFile {
         v1::RetryOn::Unknown => Some(RetryOnFile::Unknown),
         v1::RetryOn::Unspecified => None,
     };
+    let on: Vec<RetryOnFile> = message.on().filter_map(on).collect();
     RetryFile {
-        on: message.on().filter_map(on).collect(),
+        // All is what an absent list means.
+        on: if on.len() == 4 { Vec::new() } else { on },
         max_attempts: message.max_attempts.filter(|attempts| *attempts != 1),
         backoff: time(message.backoff_ms),
         backoff_max: time(message.backoff_max_ms),

@@ -1,0 +1,147 @@
+//! `weir describe`: the details of a job, attempt, pool, node or queue.
+
+mod attempt;
+mod job;
+mod node;
+mod pool;
+mod queue;
+
+use serde_json::json;
+
+use super::exit::{INVALID, NOT_FOUND};
+use super::get::{list_nodes, list_queues};
+use super::job_file::job_value;
+use super::job_list::JobFilter;
+use super::output::{Format, print, print_value, report};
+use super::queue_file::queue_value;
+use super::{Connect, Failure};
+use crate::api::client::Client;
+use crate::api::proto::v1;
+use crate::model::id::AttemptId;
+use crate::model::text::escape;
+use crate::model::validate::quote;
+
+/// Show the details of a job, attempt, pool, node or queue.
+///
+/// A job: its task groups, attempts and a timeline. A pool: its state, allocation and free devices. A node: its devices.
+/// A queue: its limits and those above it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir describe job/train-7\n  weir describe job/vision/train-7       a job of queue vision\n  weir describe attempt/bcuovbmho6-10-0-1\n  weir describe pool/xj-ascend\n  weir describe node/gz-a100-3\n  weir describe queue/research/vision -o json"
+)]
+pub struct Describe {
+    /// job/NAME, job/QUEUE/NAME, attempt/ID, pool/NAME, node/NAME, queue/NAME, or TYPE followed by NAME. A name without
+    /// a type is a job.
+    what: String,
+    /// Name of the object, if only its type is given before.
+    name: Option<String>,
+    /// Output format: json and yaml have all fields.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Describe {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let client = connect.client()?;
+        let (kind, name) = match (self.what.split_once('/'), &self.name) {
+            (Some((kind, name)), _) => (kind.to_owned(), name.to_owned()),
+            (None, Some(name)) => (self.what.clone(), name.clone()),
+            (None, None) => ("job".to_owned(), self.what.clone()),
+        };
+        match kind.as_str() {
+            "job" | "jobs" | "j" => self.job(&client, connect, &name).await,
+            "attempt" | "attempts" | "at" => self.attempt(&client, &name).await,
+            "pool" | "pools" | "po" => {
+                let response = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
+                let pool = response.pool.clone().unwrap_or_default();
+                self.show(&response, || pool::pool_text(&pool, &response.free_blocks))
+            }
+            "node" | "nodes" | "no" => {
+                let (nodes, _) = list_nodes(&client, None, Some(&name), None).await?;
+                self.show(&nodes, || nodes.iter().map(node::node_text).collect::<Vec<_>>().join("\n"))
+            }
+            "queue" | "queues" | "qu" => self.queue(&client, &name).await,
+            other => Err(Failure::new(
+                INVALID,
+                format!("{} can't be described: use job, attempt, pool, node or queue", quote(other)),
+            )),
+        }
+    }
+
+    /// Prints an object as JSON or YAML, or as text.
+    fn show(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<u8, Failure> {
+        match self.output {
+            Format::Json | Format::Yaml => print_value(self.output, value)?,
+            Format::Table | Format::Wide | Format::Name => print(&text())?,
+        }
+        Ok(0)
+    }
+
+    async fn job(&self, client: &Client, connect: &Connect, name: &str) -> Result<u8, Failure> {
+        let at = connect.job_ref(&format!("job/{name}"))?;
+        let request = v1::GetJobRequest { job: Some(at), with_attempts: true };
+        let response = client.jobs().get_job(request).await?.into_inner();
+        let job = response.job.unwrap_or_default();
+        let mut value = job_value(&job).map_err(anyhow::Error::from)?;
+        value["attempts"] = json!(response.attempts);
+        self.show(&value, || job::job_text(&job, &response.attempts))?;
+        if response.more_attempts {
+            let shown = response.attempts.len();
+            report(&format!(
+                "only the first {shown} attempts are shown; `weir get attempts job/{}` lists all",
+                escape(&job.name)
+            ));
+        }
+        Ok(0)
+    }
+
+    async fn attempt(&self, client: &Client, name: &str) -> Result<u8, Failure> {
+        let id: AttemptId = name.parse().map_err(|_| {
+            let hint = "write JOURNAL-JOB-UNIT-NUMBER, as `weir describe job/NAME` prints it";
+            Failure::new(INVALID, format!("{} is not the id of an attempt: {hint}", quote(name)))
+        })?;
+        let job = Some(v1::JobRef { id: id.job.0, ..v1::JobRef::default() });
+        // The page that begins with the attempt.
+        let page_token = if id.number > 1 || id.unit > 0 {
+            format!("{}.{}", id.unit, id.number - 1)
+        } else {
+            String::new()
+        };
+        let request =
+            v1::ListAttemptsRequest { job: job.clone(), page_size: 1, page_token, ..Default::default() };
+        let found = client.jobs().list_attempts(request).await?.into_inner().attempts;
+        let missing = || Failure::new(NOT_FOUND, format!("attempt {} does not exist", quote(name)));
+        let attempt = found.into_iter().find(|attempt| attempt.id == name).ok_or_else(missing)?;
+        let request = v1::GetJobRequest { job, with_attempts: false };
+        let job = client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default();
+        self.show(&attempt, || attempt::attempt_text(&attempt, &job))
+    }
+
+    async fn queue(&self, client: &Client, name: &str) -> Result<u8, Failure> {
+        let all = list_queues(client, None).await?;
+        let named = all.iter().find(|queue| queue.name == name);
+        let Some(queue) = named else { return list_queues(client, Some(name)).await.map(|_| 0) };
+        let mut filter = JobFilter::of("", &[])?;
+        filter.queue = name.to_owned();
+        let (jobs, _) = filter.list(client, false, None).await?;
+        let value = queue_value(queue).map_err(anyhow::Error::from)?;
+        self.show(&value, || queue::queue_text(queue, &all, &jobs))
+    }
+}
+
+/// Adds a line: the field's name and its value.
+fn push_field(out: &mut String, key: &str, value: &str) {
+    out.push_str(&format!("{key:<12}{}\n", escape(value)));
+}
+
+/// Adds a line, if there is a value.
+fn push_given(out: &mut String, key: &str, value: &str) {
+    if !value.is_empty() {
+        push_field(out, key, value);
+    }
+}
+
+/// Labels as they are selected: `a=b,c=d`.
+fn pairs(labels: &std::collections::BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,367 @@
+//! `weir get`: lists of jobs, attempts, pools, nodes and queues.
+
+mod row;
+mod watch;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::connect::job_name;
+use super::exit::{INVALID, NOT_FOUND, USAGE};
+use super::job_file::job_value;
+use super::job_list::{JobFilter, find_job};
+use super::output::{Format, report};
+use super::queue_file::queue_value;
+use super::{Connect, Failure, quantity};
+use crate::api::client::Client;
+use crate::api::proto::v1;
+use crate::model::validate::quote;
+use row::JobColumns;
+pub(super) use row::{node_state, pool_state};
+
+/// List jobs, attempts, pools, nodes or queues.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  weir get jobs\n  weir get jobs --state failed --since 1d\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml      a file that can be submitted again\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total, of queues with\nthose below them used/limit. STRANDED is the number of free devices that no waiting task can use."
+)]
+pub struct Get {
+    /// Type: jobs (j), attempts (at), pools (po), nodes (no), queues (qu); or TYPE/NAME.
+    what: String,
+    /// Name of one object of the type; of attempts, the job: job/NAME, job/QUEUE/NAME or the id.
+    name: Option<String>,
+    /// Output format.
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+    /// Print changes as they happen, after the current list.
+    #[arg(long, short)]
+    watch: bool,
+    /// Include jobs that have ended.
+    #[arg(long, short)]
+    all: bool,
+    /// Only jobs in this state, several separated by commas: pending, running, cancelling, failing, succeeded, failed,
+    /// cancelled.
+    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = parse_state)]
+    state: Vec<v1::JobPhase>,
+    /// Only jobs that were submitted at most this long ago: 90s, 5m, 2d.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    since: Option<u64>,
+    /// List jobs of all queues.
+    #[arg(long, short = 'A')]
+    all_queues: bool,
+    /// Only jobs with these labels, separated by commas. May be repeated: jobs must have all labels.
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Only nodes of this pool.
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Only attempts of units that ended for good otherwise than by success.
+    #[arg(long)]
+    failed: bool,
+    /// Maximum number of jobs, attempts or nodes listed, the newest jobs first. Default: all.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+/// The states that `--state` takes.
+const STATES: [v1::JobPhase; 7] = [
+    v1::JobPhase::Pending,
+    v1::JobPhase::Running,
+    v1::JobPhase::Cancelling,
+    v1::JobPhase::Failing,
+    v1::JobPhase::Succeeded,
+    v1::JobPhase::Failed,
+    v1::JobPhase::Cancelled,
+];
+
+fn state_name(phase: v1::JobPhase) -> String {
+    phase.as_str_name().trim_start_matches("JOB_PHASE_").to_lowercase()
+}
+
+fn parse_state(text: &str) -> Result<v1::JobPhase, String> {
+    let found = STATES.into_iter().find(|state| state_name(*state) == text.to_lowercase());
+    found.ok_or_else(|| format!("use {}", STATES.map(state_name).join(", ")))
+}
+
+/// Whether one object was named, or a list was asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    One,
+    Many,
+}
+
+/// How objects of a type are printed.
+struct List<T> {
+    heading: &'static [&'static str],
+    row: fn(&T) -> Vec<String>,
+    /// `TYPE/NAME`.
+    name: fn(&T) -> String,
+    value: fn(&T) -> Result<Value, Failure>,
+}
+
+impl<T> List<T> {
+    fn heading(&self) -> Vec<String> {
+        self.heading.iter().map(|title| (*title).to_owned()).collect()
+    }
+}
+
+/// The object as the API has it.
+fn plain<T: Serialize>(object: &T) -> Result<Value, Failure> {
+    Ok(serde_json::to_value(object).map_err(anyhow::Error::from)?)
+}
+
+const ATTEMPT_LIST: List<v1::Attempt> = List {
+    heading: row::ATTEMPT_HEADING,
+    row: row::attempt,
+    name: |attempt| attempt.id.clone(),
+    value: plain,
+};
+const POOL_LIST: List<v1::Pool> = List {
+    heading: row::POOL_HEADING,
+    row: row::pool,
+    name: |pool| format!("pool/{}", pool.name),
+    value: plain,
+};
+const NODE_LIST: List<v1::Node> = List {
+    heading: row::NODE_HEADING,
+    row: row::node,
+    name: |node| format!("node/{}", node.name),
+    value: plain,
+};
+const QUEUE_LIST: List<v1::Queue> = List {
+    heading: row::QUEUE_HEADING,
+    row: row::queue,
+    name: |queue| format!("queue/{}", queue.name),
+    value: |queue| Ok(queue_value(queue).map_err(anyhow::Error::from)?),
+};
+
+impl Get {
+    pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
+        let of_job = self.name.as_deref().is_some_and(|_| ATTEMPTS.contains(&self.what.as_str()));
+        let (kind, name) = match self.what.split_once('/').filter(|_| !of_job) {
+            Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
+            None => (self.what.clone(), self.name.clone()),
+        };
+        self.check_flags(&kind, name.is_some())?;
+        let client = connect.client()?;
+        let which = if name.is_some() { Listed::One } else { Listed::Many };
+        match (kind.as_str(), name) {
+            (kind, name) if JOBS.contains(&kind) => self.jobs(&client, connect, name).await,
+            (kind, Some(job)) if ATTEMPTS.contains(&kind) => {
+                let job = find_job(&client, connect.job_ref(&job)?).await?;
+                if !self.watch {
+                    let attempts = self.list_attempts(&client, job.id).await?;
+                    return self.show_attempts(&attempts);
+                }
+                watch::objects(self.output, &ATTEMPT_LIST, async || self.list_attempts(&client, job.id).await)
+                    .await
+            }
+            (kind, None) if ATTEMPTS.contains(&kind) => {
+                Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME"))
+            }
+            ("pool" | "pools" | "po", name) => {
+                self.show(&POOL_LIST, which, async || list_pools(&client, name.as_deref()).await).await
+            }
+            ("node" | "nodes" | "no", name) => {
+                // Nodes of several pools may have one name.
+                self.show(&NODE_LIST, Listed::Many, async || self.list_nodes(&client, name.as_deref()).await)
+                    .await
+            }
+            ("queue" | "queues" | "qu", name) => {
+                self.show(&QUEUE_LIST, which, async || list_queues(&client, name.as_deref()).await).await
+            }
+            (other, _) => Err(Failure::new(
+                INVALID,
+                format!("{} is not a type: use jobs, attempts, pools, nodes or queues", quote(other)),
+            )),
+        }
+    }
+
+    /// Refuses a flag that this list would ignore.
+    fn check_flags(&self, kind: &str, named: bool) -> Result<(), Failure> {
+        let jobs = JOBS.contains(&kind) && !named;
+        let nodes = ["nodes", "node", "no"].contains(&kind);
+        let attempts = ATTEMPTS.contains(&kind);
+        let flags = [
+            ("--label", !self.label.is_empty(), jobs, "a list of jobs"),
+            ("--all", self.all, jobs, "a list of jobs"),
+            ("--all-queues", self.all_queues, jobs, "a list of jobs"),
+            ("--state", !self.state.is_empty(), jobs, "a list of jobs"),
+            ("--since", self.since.is_some(), jobs && !self.watch, "a list of jobs without --watch"),
+            (
+                "--limit",
+                self.limit.is_some(),
+                (jobs || nodes && !named || attempts) && !self.watch,
+                "a list of jobs, attempts or nodes without --watch",
+            ),
+            ("--pool", self.pool.is_some(), nodes, "nodes"),
+            ("--failed", self.failed, attempts, "attempts"),
+        ];
+        match flags.into_iter().find(|(_, is_set, applies, _)| *is_set && !applies) {
+            Some((flag, _, _, what)) => Err(Failure::new(USAGE, format!("{flag} applies only to {what}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Prints a list once or for as long as it is watched.
+    async fn show<T: Serialize>(
+        &self,
+        list: &List<T>,
+        which: Listed,
+        mut read: impl AsyncFnMut() -> Result<Vec<T>, Failure>,
+    ) -> Result<u8, Failure> {
+        if self.watch {
+            return watch::objects(self.output, list, read).await;
+        }
+        watch::once(self.output, list, &read().await?, which)
+    }
+
+    async fn jobs(&self, client: &Client, connect: &Connect, name: Option<String>) -> Result<u8, Failure> {
+        let ended = self.state.iter().any(|state| ENDED.contains(state));
+        let columns =
+            JobColumns { wide: self.output == Format::Wide, ended: self.all || ended || name.is_some() };
+        if let Some(name) = name {
+            let job = find_job(client, connect.job_ref(&format!("job/{name}"))?).await?;
+            if self.watch {
+                let only = v1::JobRef { id: job.id, ..v1::JobRef::default() };
+                return watch::jobs(client, self.output, columns, Some(only), None).await;
+            }
+            return self.show_jobs(&[job], columns, Listed::One);
+        }
+        let mut filter = JobFilter::of(if self.all_queues { "" } else { &connect.queue }, &self.label)?;
+        filter.states.clone_from(&self.state);
+        filter.since_ms = self.since;
+        if self.watch {
+            // A watch of a queue that does not exist would print nothing for ever.
+            let queue = filter.queue.clone();
+            let one = v1::ListJobsRequest { queue, page_size: 1, ..v1::ListJobsRequest::default() };
+            client.jobs().list_jobs(one).await?;
+            return watch::jobs(client, self.output, columns, None, Some(filter)).await;
+        }
+        let (mut jobs, more) = filter.list(client, self.all || ended, self.limit).await?;
+        self.cut(&mut jobs, more);
+        self.show_jobs(&jobs, columns, Listed::Many)
+    }
+
+    fn show_jobs(&self, jobs: &[v1::Job], columns: JobColumns, which: Listed) -> Result<u8, Failure> {
+        if jobs.is_empty() && matches!(self.output, Format::Table | Format::Wide) {
+            let all = self.all || !self.state.is_empty();
+            let text = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
+            report(text);
+            return Ok(0);
+        }
+        // The heading depends on the flags, so it is not that of a type.
+        if matches!(self.output, Format::Table | Format::Wide) {
+            let rows: Vec<_> =
+                std::iter::once(columns.heading()).chain(jobs.iter().map(|job| columns.row(job))).collect();
+            super::output::print(&super::output::table(&rows))?;
+            return Ok(0);
+        }
+        let list = List {
+            heading: &[],
+            row: |_| Vec::new(),
+            name: |job: &v1::Job| job_name(&job.queue, &job.name),
+            value: |job| Ok(job_value(job).map_err(anyhow::Error::from)?),
+        };
+        watch::once(self.output, &list, jobs, which)
+    }
+
+    async fn list_attempts(&self, client: &Client, job: u64) -> Result<Vec<v1::Attempt>, Failure> {
+        let mut request = v1::ListAttemptsRequest {
+            job: Some(v1::JobRef { id: job, ..v1::JobRef::default() }),
+            failed_units: self.failed,
+            page_size: 1_000,
+            page_token: String::new(),
+        };
+        let mut attempts = Vec::new();
+        loop {
+            let page = client.jobs().list_attempts(request.clone()).await?.into_inner();
+            attempts.extend(page.attempts);
+            let is_last = page.next_page_token.is_empty();
+            if is_last || self.limit.is_some_and(|limit| attempts.len() >= limit) {
+                self.cut(&mut attempts, !is_last);
+                return Ok(attempts);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    fn show_attempts(&self, attempts: &[v1::Attempt]) -> Result<u8, Failure> {
+        if attempts.is_empty() && matches!(self.output, Format::Table | Format::Wide) {
+            report(if self.failed { "no failed units" } else { "no attempts yet" });
+            return Ok(0);
+        }
+        watch::once(self.output, &ATTEMPT_LIST, attempts, Listed::Many)
+    }
+
+    /// Cuts a list to `--limit`, and reports on standard error if anything is missing then.
+    fn cut<T>(&self, list: &mut Vec<T>, more: bool) {
+        let Some(limit) = self.limit else { return };
+        if more || list.len() > limit {
+            report(&format!("only the first {limit} are listed, because of --limit; there are more"));
+        }
+        list.truncate(limit);
+    }
+
+    async fn list_nodes(&self, client: &Client, name: Option<&str>) -> Result<Vec<v1::Node>, Failure> {
+        let (mut nodes, more) =
+            super::get::list_nodes(client, self.pool.as_deref(), name, self.limit).await?;
+        self.cut(&mut nodes, more);
+        Ok(nodes)
+    }
+}
+
+/// The names of the types whose lists differ from those of other types.
+const JOBS: [&str; 3] = ["jobs", "job", "j"];
+const ATTEMPTS: [&str; 3] = ["attempts", "attempt", "at"];
+/// States of jobs that are only listed with those that have ended.
+const ENDED: [v1::JobPhase; 3] = [v1::JobPhase::Succeeded, v1::JobPhase::Failed, v1::JobPhase::Cancelled];
+
+/// All pools, or the one with this name.
+pub(super) async fn list_pools(client: &Client, name: Option<&str>) -> Result<Vec<v1::Pool>, Failure> {
+    let mut pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
+    pools.retain(|pool| name.is_none_or(|name| pool.name == name));
+    found(pools, "pool", name)
+}
+
+/// All queues, or the one with this name.
+pub(super) async fn list_queues(client: &Client, name: Option<&str>) -> Result<Vec<v1::Queue>, Failure> {
+    let mut queues = client.queues().list_queues(v1::ListQueuesRequest {}).await?.into_inner().queues;
+    queues.retain(|queue| name.is_none_or(|name| queue.name == name));
+    found(queues, "queue", name)
+}
+
+/// The nodes of a pool, or of all, those with this name if one is given; and whether there are more than `limit`.
+pub(super) async fn list_nodes(
+    client: &Client,
+    pool: Option<&str>,
+    name: Option<&str>,
+    limit: Option<usize>,
+) -> Result<(Vec<v1::Node>, bool), Failure> {
+    let pools = match pool {
+        Some(pool) => vec![pool.to_owned()],
+        None => list_pools(client, None).await?.into_iter().map(|pool| pool.name).collect(),
+    };
+    let (mut nodes, mut more) = (Vec::new(), false);
+    for pool in pools {
+        let mut request = v1::ListNodesRequest { pool, page_size: 500, page_token: String::new() };
+        while !more {
+            let page = client.pools().list_nodes(request.clone()).await?.into_inner();
+            let named = |node: &v1::Node| name.is_none_or(|name| node.name == *name);
+            nodes.extend(page.nodes.into_iter().filter(named));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+            more = limit.is_some_and(|limit| nodes.len() > limit);
+        }
+    }
+    Ok((found(nodes, "node", name)?, more))
+}
+
+/// Refuses a list that lacks the only object that it should have.
+fn found<T>(list: Vec<T>, kind: &str, name: Option<&str>) -> Result<Vec<T>, Failure> {
+    match name.filter(|_| list.is_empty()) {
+        Some(name) => Err(Failure::new(NOT_FOUND, format!("{kind} {} does not exist", quote(name)))),
+        None => Ok(list),
+    }
+}

@@ -1,0 +1,169 @@
+//! The rows of the tables of `weir get`.
+
+use crate::api::proto::{name_of, v1};
+use crate::cli::job_file::devices_text;
+use crate::cli::job_text::{doubt, outcome_text};
+use crate::cli::output::{age, bytes, now_ms, span, thousandths, time};
+
+/// Columns of the table of jobs.
+#[derive(Clone, Copy)]
+pub(super) struct JobColumns {
+    /// Also what is asked for, and the id.
+    pub(super) wide: bool,
+    /// Also how jobs ended.
+    pub(super) ended: bool,
+}
+
+impl JobColumns {
+    pub(super) fn heading(self) -> Vec<String> {
+        let mut heading = vec!["NAME", "QUEUE", "STATE", "UNITS", "POOL", "ELAPSED"];
+        if self.ended {
+            heading.push("OUTCOME");
+        }
+        if self.wide {
+            heading.extend(["PRIORITY", "CPUS", "DEVICES", "ID"]);
+        }
+        heading.push("AGE");
+        heading.into_iter().map(str::to_owned).collect()
+    }
+
+    pub(super) fn row(self, job: &v1::Job) -> Vec<String> {
+        let units = job.units.unwrap_or_default();
+        let phase = name_of::<v1::JobPhase>(job.phase);
+        let simulated = if job.simulated { ",SIMULATED" } else { "" };
+        let mut row = vec![
+            job.name.clone(),
+            job.queue.clone(),
+            format!("{phase}{}{simulated}", doubt(job)),
+            format!("{}/{}", units.succeeded, units.total),
+            job.pools.join(","),
+            elapsed(job.started_unix_ms, job.ended_unix_ms),
+        ];
+        if self.ended {
+            row.push(job.failure.as_ref().map(short_outcome).unwrap_or_default());
+        }
+        if self.wide {
+            let spec = job.spec.clone().unwrap_or_default();
+            let first = spec.groups.first().and_then(|group| group.resources.clone()).unwrap_or_default();
+            row.extend([
+                spec.priority.to_string(),
+                thousandths(first.cpu_millis),
+                first.devices.as_ref().map(devices_text).unwrap_or_default(),
+                job.id.to_string(),
+            ]);
+        }
+        row.push(age(job.submitted_unix_ms));
+        row
+    }
+}
+
+/// How long something ran, or has run; empty if it never started.
+fn elapsed(started_unix_ms: Option<u64>, ended_unix_ms: Option<u64>) -> String {
+    let ran = started_unix_ms.map(|at| ended_unix_ms.unwrap_or_else(now_ms).saturating_sub(at));
+    ran.map(span).unwrap_or_default()
+}
+
+/// An outcome without its message: `Failed:3`, `Failed:signal-9`, `TimedOut`.
+fn short_outcome(outcome: &v1::Outcome) -> String {
+    match (outcome.signal, outcome.exit_code) {
+        (Some(signal), _) => format!("{}:signal-{signal}", outcome.code),
+        (None, Some(code)) => format!("{}:{code}", outcome.code),
+        (None, None) => outcome.code.clone(),
+    }
+}
+
+pub(super) const ATTEMPT_HEADING: &[&str] =
+    &["UNIT", "ATTEMPT", "POOL", "NODE", "STATE", "OUTCOME", "STARTED", "ELAPSED"];
+
+pub(super) fn attempt(attempt: &v1::Attempt) -> Vec<String> {
+    // JOURNAL-JOB-UNIT-NUMBER.
+    let mut id = attempt.id.rsplit('-');
+    let (number, unit) = (id.next().unwrap_or_default(), id.next().unwrap_or_default());
+    let mut nodes: Vec<&str> = attempt.placements.iter().map(|placement| placement.node.as_str()).collect();
+    nodes.dedup();
+    vec![
+        unit.to_owned(),
+        number.to_owned(),
+        attempt.pool.clone(),
+        nodes.join(","),
+        name_of::<v1::AttemptPhase>(attempt.phase).to_owned(),
+        attempt.outcome.as_ref().map(outcome_text).unwrap_or_default(),
+        attempt.started_unix_ms.map(time).unwrap_or_default(),
+        elapsed(attempt.started_unix_ms, attempt.ended_unix_ms),
+    ]
+}
+
+pub(super) const POOL_HEADING: &[&str] =
+    &["NAME", "REGION", "BACKEND", "STATE", "NODES", "CPUS", "MEMORY", "DEVICES", "ATTEMPTS", "AGE"];
+
+pub(super) fn pool(pool: &v1::Pool) -> Vec<String> {
+    let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
+    vec![
+        pool.name.clone(),
+        pool.region.clone(),
+        pool.backend.clone(),
+        pool_state(pool),
+        pool.nodes.to_string(),
+        format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+        format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
+        format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
+        pool.attempts.to_string(),
+        age(pool.registered_unix_ms),
+    ]
+}
+
+/// Formats a pool's connectivity and scheduling state like kubectl: `READY,CORDONED`.
+pub(in crate::cli) fn pool_state(pool: &v1::Pool) -> String {
+    let connectivity = name_of::<v1::Connectivity>(pool.connectivity);
+    match (pool.drain.is_some(), pool.cordoned) {
+        (true, _) => format!("{connectivity},DRAINING"),
+        (false, true) => format!("{connectivity},CORDONED"),
+        (false, false) => connectivity.to_owned(),
+    }
+}
+
+pub(super) const NODE_HEADING: &[&str] =
+    &["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "STRANDED", "MODEL", "TASKS"];
+
+pub(super) fn node(node: &v1::Node) -> Vec<String> {
+    let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());
+    vec![
+        node.name.clone(),
+        node.pool.clone(),
+        node_state(node).to_owned(),
+        format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
+        format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
+        format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
+        node.stranded_millis.map_or_else(|| "-".to_owned(), thousandths),
+        node.devices.first().map(|device| device.model.clone()).unwrap_or_default(),
+        node.tasks.to_string(),
+    ]
+}
+
+/// Whether a node takes work, and if not, why.
+pub(in crate::cli) fn node_state(node: &v1::Node) -> &'static str {
+    match (node.gone, node.cordoned, node.quarantined_until_unix_ms) {
+        (true, ..) => "GONE",
+        (false, true, _) => "CORDONED",
+        (false, false, Some(_)) => "QUARANTINED",
+        (false, false, None) => "READY",
+    }
+}
+
+pub(super) const QUEUE_HEADING: &[&str] = &["NAME", "WEIGHT", "JOBS", "CPUS", "MEMORY", "STORAGE", "DEVICES"];
+
+pub(super) fn queue(queue: &v1::Queue) -> Vec<String> {
+    let (usage, limit) = (queue.usage.clone().unwrap_or_default(), queue.limit.unwrap_or_default());
+    let of = |used: u64, limit: Option<u64>, show: fn(u64) -> String| {
+        format!("{}/{}", show(used), limit.map_or_else(|| "∞".to_owned(), show))
+    };
+    vec![
+        queue.name.clone(),
+        queue.weight.to_string(),
+        queue.jobs.to_string(),
+        of(usage.cpu_millis, limit.cpu_millis, thousandths),
+        of(usage.memory_bytes, limit.memory_bytes, bytes),
+        of(usage.storage_bytes, limit.storage_bytes, bytes),
+        of(usage.device_millis, limit.device_millis, thousandths),
+    ]
+}

@@ -1,0 +1,126 @@
+//! `weir get --watch`: what changes, as it changes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::row::JobColumns;
+use super::{List, Listed};
+use crate::api::client::Client;
+use crate::api::proto::v1;
+use crate::cli::Failure;
+use crate::cli::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
+use crate::cli::job_file::job_value;
+use crate::cli::job_list::JobFilter;
+use crate::cli::output::{Columns, Format, print, print_value};
+
+/// Between two lists of objects that the broker sends no changes of.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a watch is begun again after its connection broke.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Prints the jobs, and then each that changes, until the reader of standard output is gone.
+pub(super) async fn jobs(
+    client: &Client,
+    output: Format,
+    columns: JobColumns,
+    only: Option<v1::JobRef>,
+    filter: Option<JobFilter>,
+) -> Result<u8, Failure> {
+    let selected = |job: &&v1::Job| filter.as_ref().is_none_or(|filter| filter.matches(job));
+    let mut widths = Columns::default();
+    // The first list comes in several messages; their rows are aligned with each other.
+    let mut rows = vec![columns.heading()];
+    let mut from_revision = 0;
+    loop {
+        let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
+        let call = || async { client.jobs().watch_jobs(request.clone()).await };
+        let mut changes = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
+        loop {
+            match changes.message().await {
+                Ok(Some(change)) => {
+                    from_revision = change.revision;
+                    for job in change.jobs.iter().filter(selected) {
+                        match output {
+                            Format::Table | Format::Wide => rows.push(columns.row(job)),
+                            Format::Name => print(&format!("{}\n", job_name(&job.queue, &job.name)))?,
+                            Format::Json | Format::Yaml => {
+                                print_value(output, &job_value(job).map_err(anyhow::Error::from)?)?;
+                            }
+                        }
+                    }
+                    if from_revision > 0 && matches!(output, Format::Table | Format::Wide) {
+                        print(&widths.format(&std::mem::take(&mut rows)))?;
+                    }
+                }
+                Ok(None) => break,
+                Err(status) if is_transient(&status) => break,
+                Err(status) => return Err(status.into()),
+            }
+        }
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Prints a list, and then each of its objects that differs from when it was printed.
+pub(super) async fn objects<T: Serialize>(
+    output: Format,
+    list: &List<T>,
+    mut read: impl AsyncFnMut() -> Result<Vec<T>, Failure>,
+) -> Result<u8, Failure> {
+    let mut printed: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    let mut widths = Columns::default();
+    let mut rows = vec![list.heading()];
+    loop {
+        let objects = match read().await {
+            Ok(objects) => objects,
+            // The broker may be restarting, and what was printed stays true.
+            Err(failure) if failure.code == crate::cli::exit::UNREACHABLE && !printed.is_empty() => {
+                Vec::new()
+            }
+            Err(failure) => return Err(failure),
+        };
+        for object in &objects {
+            let value = serde_json::to_value(object).map_err(anyhow::Error::from)?;
+            let name = (list.name)(object);
+            if printed.get(&name) == Some(&value) {
+                continue;
+            }
+            match output {
+                Format::Table | Format::Wide => rows.push((list.row)(object)),
+                Format::Name => print(&format!("{name}\n"))?,
+                Format::Json | Format::Yaml => print_value(output, &(list.value)(object)?)?,
+            }
+            printed.insert(name, value);
+        }
+        if matches!(output, Format::Table | Format::Wide) {
+            print(&widths.format(&std::mem::take(&mut rows)))?;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Prints what a list has now.
+pub(super) fn once<T: Serialize>(
+    output: Format,
+    list: &List<T>,
+    objects: &[T],
+    which: Listed,
+) -> Result<u8, Failure> {
+    match output {
+        Format::Table | Format::Wide => {
+            let rows: Vec<_> = std::iter::once(list.heading()).chain(objects.iter().map(list.row)).collect();
+            print(&Columns::default().format(&rows))?;
+        }
+        Format::Name => objects.iter().try_for_each(|object| print(&format!("{}\n", (list.name)(object))))?,
+        Format::Json | Format::Yaml => {
+            let values = objects.iter().map(list.value).collect::<Result<Vec<_>, _>>()?;
+            match values.first().filter(|_| which == Listed::One) {
+                Some(value) => print_value(output, value)?,
+                None => print_value(output, &values)?,
+            }
+        }
+    }
+    Ok(0)
+}
