@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::convert::Invalid;
+use crate::model::language::{Entry, Text};
 use crate::model::text;
 use crate::model::validate::Violation;
 use crate::runtime::error::CallError;
@@ -41,39 +42,54 @@ pub fn call(error: CallError) -> Status {
 }
 
 /// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
-pub const MANUAL: [(&str, &str, &str); 3] = [
-    (
+pub const MANUAL: [Entry; 3] = [
+    Entry::new(
         "Unreadable",
-        "the request body could not be decoded",
-        "encode requests with the definitions in proto/weir/v1",
+        Text::new("the request body could not be decoded", "无法解码请求体"),
+        Text::new(
+            "encode requests with the definitions in proto/weir/v1",
+            "按照 proto/weir/v1 的定义编码请求",
+        ),
     ),
-    (
+    Entry::new(
         "TooManyRequests",
-        "the client exceeds its request rate or its share of concurrent requests",
-        "repeat after the delay in RetryInfo plus a random part of it",
+        Text::new(
+            "the client exceeds its request rate or its share of concurrent requests",
+            "客户端超出了请求速率或并发请求的份额",
+        ),
+        Text::new(
+            "repeat after the delay in RetryInfo plus a random part of it",
+            "等待 RetryInfo 中的时间再加一段随机时间后重试",
+        ),
     ),
-    (
+    Entry::new(
         "NothingToRerun",
-        "the job has not ended, or all of its units succeeded",
-        "wait until it has ended; submit it again to run all of it",
+        Text::new(
+            "the job has not ended, or all of its units succeeded",
+            "作业尚未结束，或其所有单元都已成功",
+        ),
+        Text::new(
+            "wait until it has ended; submit it again to run all of it",
+            "等它结束；要全部重跑请重新提交",
+        ),
     ),
 ];
 
 /// `INVALID_ARGUMENT` for a request body that can't be decoded.
 pub(super) fn unreadable(message: &str) -> Status {
-    let details = ErrorDetails::with_error_info(MANUAL[0].0, DOMAIN, HashMap::new());
+    let details = ErrorDetails::with_error_info(MANUAL[0].code, DOMAIN, HashMap::new());
     Status::with_error_details(Code::InvalidArgument, header_text(message), details)
 }
 
 /// `FAILED_PRECONDITION` for a job of which nothing can be run once more.
 pub(super) fn nothing_to_rerun(message: &str) -> Status {
-    let details = ErrorDetails::with_error_info(MANUAL[2].0, DOMAIN, HashMap::new());
+    let details = ErrorDetails::with_error_info(MANUAL[2].code, DOMAIN, HashMap::new());
     Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
 }
 
 /// `RESOURCE_EXHAUSTED` for a client above its share, which may repeat the request after `wait`.
 pub(super) fn too_many(message: &str, wait: Duration) -> Status {
-    let mut details = ErrorDetails::with_error_info(MANUAL[1].0, DOMAIN, HashMap::new());
+    let mut details = ErrorDetails::with_error_info(MANUAL[1].code, DOMAIN, HashMap::new());
     details.set_retry_info(Some(wait));
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }

@@ -21,14 +21,14 @@ pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
 /// Flags that select the broker and the queue.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Connect {
-    /// Broker address, HOST:PORT or http://HOST:PORT. Default: `server` in the config file, then the broker
-    /// last started on this machine, then 127.0.0.1:7411.
-    #[arg(long, global = true, env = "WEIR_SERVER", value_name = "URL")]
+    /// Broker, HOST:PORT. Default: that of the config file, else the last one started here
+    // Short, so that `weir --help` fits a screen: docs/reference/environment.md has the details.
+    #[arg(long, global = true, hide_env_values = true, env = "WEIR_SERVER", value_name = "URL")]
     pub server: Option<String>,
-    /// File with the broker's token. Default: WEIR_TOKEN, then the data directory of a broker on this machine.
-    #[arg(long, global = true, env = "WEIR_TOKEN_FILE", value_name = "PATH")]
+    /// File with the broker's token. Default: WEIR_TOKEN, else that of a broker here
+    #[arg(long, global = true, hide_env_values = true, env = "WEIR_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
-    /// Queue of jobs that are named, submitted or listed without a queue.
+    /// Queue of jobs that are named, submitted or listed without one
     #[arg(long, short, global = true, default_value = "default")]
     pub queue: String,
 }

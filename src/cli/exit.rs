@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use super::language;
 use super::output::report;
+use super::reference::reasons;
+use crate::model::language::Language;
 use crate::model::text;
 
 /// Exit code: the arguments are invalid. clap uses 2, too.
@@ -45,12 +48,14 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The fields that the broker refused, each with its value and what is allowed. The message names them, too.
     pub fields: Vec<(String, String)>,
+    /// The broker's stable code; empty if the failure is not the broker's.
+    pub reason: String,
 }
 
 impl Failure {
     /// Makes a failure without a hint.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, fields: Vec::new() }
+        Self { code, message: message.into(), hint: None, fields: Vec::new(), reason: String::new() }
     }
 
     /// Adds what the user can do about it.
@@ -70,9 +75,15 @@ impl Failure {
         self
     }
 
-    /// Prints the message and the hint to standard error and returns the exit code of the process.
+    /// Prints the message and the hint to standard error and returns the exit code of the process. In other languages the
+    /// meaning of the broker's code comes first: the message itself has details that exist in English only.
     pub fn print(&self) -> ExitCode {
-        report(&format!("error: {}", escape_lines(&self.message)));
+        let entry = reasons::find(&self.reason)
+            .map(|(_, entry)| entry)
+            .filter(|_| language::current() != Language::English);
+        let meaning =
+            entry.map(|entry| format!("{}\n       ", entry.meaning.in_language(language::current())));
+        report(&format!("error: {}{}", meaning.unwrap_or_default(), escape_lines(&self.message)));
         if let Some(hint) = &self.hint {
             report(&format!("hint: {}", text::escape(hint)));
         }
@@ -111,8 +122,8 @@ impl From<Status> for Failure {
             Code::Unavailable => (UNREACHABLE, None),
             _ => (1, None),
         };
-        let never_fits = status.get_details_error_info().is_some_and(|info| info.reason == "NeverFits");
-        let (code, hint) = match never_fits {
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let (code, hint) = match reason == "NeverFits" {
             true => (
                 NEVER_FITS,
                 Some("correct the job, or add --allow-pending to wait for a pool that can run it"),
@@ -125,7 +136,7 @@ impl From<Status> for Failure {
         if unreachable {
             message = format!("the broker can't be reached: {message}");
         }
-        Self { code, message, hint: hint.map(str::to_owned), fields }.with_fields(str::to_owned)
+        Self { code, message, hint: hint.map(str::to_owned), fields, reason }.with_fields(str::to_owned)
     }
 }
 

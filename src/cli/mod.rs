@@ -19,6 +19,7 @@ mod job_file;
 mod job_list;
 mod job_text;
 mod job_wait;
+mod language;
 mod logs;
 mod memory;
 mod output;
@@ -48,6 +49,17 @@ pub use exit::Failure;
 pub struct Cli {
     #[command(flatten)]
     connect: Connect,
+    /// Language of reasons and codes, en or zh. Default: that of the locale
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "LANG",
+        env = "WEIR_LANG",
+        hide_env_values = true,
+        hide_possible_values = true
+    )]
+    lang: Option<language::Lang>,
     #[command(subcommand)]
     command: Command,
 }
@@ -73,15 +85,15 @@ enum Command {
     Run(run::Run),
     /// Submit jobs from a YAML or JSON file.
     Submit(submit::Submit),
-    /// List jobs, pools, nodes or queues.
+    /// List jobs, attempts, pools, nodes or queues.
     Get(get::Get),
-    /// Show the details of a job or pool.
+    /// Show the details of a job, attempt, pool, node or queue.
     Describe(describe::Describe),
     /// Explain why a job is waiting.
     Why(why::Why),
     /// Plan admin operations without executing them, such as defragmentation.
     Plan(plan::Plan),
-    /// Print the output of a job.
+    /// Print the output of a job's tasks.
     Logs(logs::Logs),
     /// Wait for jobs to end.
     Wait(wait::Wait),
@@ -119,10 +131,12 @@ pub fn main() -> ExitCode {
     if let Some(code) = crate::pools::host::shim::run_if_requested() {
         return code;
     }
+    completion::complete_if_requested();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return print_usage(&error),
     };
+    language::set(cli.lang);
     // The supervisor creates processes for as long as its tasks run, so it must stay single-threaded and
     // small.
     if let Command::Supervise(supervise) = cli.command {

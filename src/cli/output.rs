@@ -175,6 +175,30 @@ pub fn wrapped(text: &str, indent: usize) -> String {
     out
 }
 
+/// A line that begins with `start`; on a terminal its text is wrapped, and later lines are indented below it.
+pub fn hanging(start: &str, text: &str) -> String {
+    let Some((columns, _)) = terminal_size() else { return format!("{start}{text}\n") };
+    // Where little of the line would be left, a smaller indentation has to do.
+    let indent = if start.width() + 24 <= columns { start.width() } else { 6 };
+    let (mut out, mut column) = (start.trim_end().to_owned(), start.width());
+    if column > out.width() {
+        out.push_str(&" ".repeat(column - out.width()));
+    }
+    for (index, word) in text.split(' ').enumerate() {
+        let space = usize::from(index > 0);
+        if column + space + word.width() > columns && column > indent {
+            out.push_str(&format!("\n{}", " ".repeat(indent)));
+            column = indent;
+        } else if space > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += word.width();
+    }
+    out + "\n"
+}
+
 /// Longer lines are hard to read.
 const LINE_COLUMNS_MAX: usize = 100;
 

@@ -11,6 +11,7 @@ use super::follow::{Task, follow};
 use super::job_file::{as_flag, in_file};
 use super::job_list::find_job_with_retries;
 use super::job_wait::{Contact, current, ended};
+use super::language::reason_text;
 use super::output::{print, report};
 use super::{Connect, Failure, quantity, terminated};
 use crate::api::client::Client;
@@ -342,8 +343,8 @@ async fn print_wait_reason(client: &Client, at: &v1::JobRef) {
     let nearest = pools.iter().max_by_key(|pool| pool.permanence);
     let nearest = nearest.and_then(|pool| Some((pool.pool.clone(), pool.reason.as_ref()?)));
     let reason = match (why.reasons.first(), nearest) {
-        (Some(reason), _) => reason.message.clone(),
-        (None, Some((pool, reason))) => format!("{pool}: {}", reason.message),
+        (Some(reason), _) => reason_text(reason),
+        (None, Some((pool, reason))) => format!("{pool}: {}", reason_text(reason)),
         (None, None) => "there are no pools".to_owned(),
     };
     let what = if never { "is waiting, but fits no current pool" } else { "is waiting" };

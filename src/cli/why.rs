@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use super::exit::NEVER_FITS;
 use super::job_text::{contact_text, state_text};
-use super::output::{Format, age, print, print_value};
+use super::language::{self, reason_text, text};
+use super::output::{Format, age, hanging, padded, print, print_value};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
+use crate::model::language::Language;
 use crate::model::text::escape;
 
 /// Explain why a job is waiting.
@@ -47,39 +49,42 @@ fn why_text(why: &v1::WhyResponse) -> String {
     let state = state_text(&job);
     let mut out = format!("job/{}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
     if why.position > 0 && !why.groups.is_empty() {
-        out.push_str(&format!("   position {} of {}", why.position, why.waiting));
+        let (position, waiting) = (why.position, why.waiting);
+        out.push_str(&match language::current() {
+            Language::English => format!("   position {position} of {waiting}"),
+            Language::Chinese => format!("   排在第 {position} 位，共 {waiting} 个"),
+        });
     }
     out.push('\n');
     for contact in &job.pools_not_ready {
         out.push_str(&format!("{}\n", contact_text(contact)));
     }
     if why.groups.is_empty() && why.reasons.is_empty() {
-        out.push_str("no unit of the job is waiting\n");
+        out.push_str(text("no unit of the job is waiting\n", "作业没有正在等待的单元\n"));
     }
     for reason in &why.reasons {
-        out.push_str(&format!("{:<12}  {}\n", reason.code, escape(&reason.message)));
+        out.push_str(&hanging(&format!("{:<12}  ", reason.code), &escape(&reason_text(reason))));
     }
     for group in &why.groups {
-        out.push_str(&format!(
-            "group {}: {} waiting, {} pools considered\n",
-            group.group,
-            group.waiting,
-            group.pools.len()
-        ));
-        let mut by_code: BTreeMap<(i32, &str), Vec<(&str, &str)>> = BTreeMap::new();
+        let (name, waiting, pools) = (&group.group, group.waiting, group.pools.len());
+        out.push_str(&match language::current() {
+            Language::English => format!("group {name}: {waiting} waiting, {pools} pools considered\n"),
+            Language::Chinese => format!("任务组 {name}：{waiting} 个在等待，检查了 {pools} 个资源池\n"),
+        });
+        let mut by_code: BTreeMap<(i32, &str), Vec<(&str, String)>> = BTreeMap::new();
         for pool in &group.pools {
             let reason = pool.reason.as_ref();
             let code = reason.map_or("", |reason| reason.code.as_str());
-            let message = reason.map_or("", |reason| reason.message.as_str());
+            let message = reason.map(reason_text).unwrap_or_default();
             by_code.entry((pool.permanence, code)).or_default().push((&pool.pool, message));
         }
         for ((permanence, code), pools) in by_code {
             let permanence = match v1::Permanence::try_from(permanence).unwrap_or_default() {
-                v1::Permanence::Unspecified => "unknown",
-                v1::Permanence::Never => "never",
-                v1::Permanence::Closed => "closed",
-                v1::Permanence::Busy => "busy",
-                v1::Permanence::Fits => "fits",
+                v1::Permanence::Unspecified => text("unknown", "未知"),
+                v1::Permanence::Never => text("never", "永不"),
+                v1::Permanence::Closed => text("closed", "关闭"),
+                v1::Permanence::Busy => text("busy", "繁忙"),
+                v1::Permanence::Fits => text("fits", "可运行"),
             };
             let mut shown: Vec<String> = pools
                 .iter()
@@ -87,12 +92,19 @@ fn why_text(why: &v1::WhyResponse) -> String {
                 .map(|(pool, message)| format!("{pool}: {}", escape(message)))
                 .collect();
             if pools.len() > POOLS_SHOWN {
-                shown.push(format!("and {} more", pools.len() - POOLS_SHOWN));
+                let more = pools.len() - POOLS_SHOWN;
+                shown.push(match language::current() {
+                    Language::English => format!("and {more} more"),
+                    Language::Chinese => format!("另有 {more} 个"),
+                });
             }
-            out.push_str(&format!("{:>4}  {permanence:<7} {code:<20} {}\n", pools.len(), shown.join("; ")));
+            let start = format!("{:>4}  {} {code:<20} ", pools.len(), padded(permanence, 7));
+            out.push_str(&hanging(&start, &shown.join(text("; ", "； "))));
         }
         if !group.would_help.is_empty() {
-            out.push_str(&format!("Would start now with: {}\n", escape(&group.would_help.join(", or "))));
+            let help: Vec<String> = group.would_help.iter().map(reason_text).collect();
+            let start = text("Would start now with: ", "可立即启动的办法： ");
+            out.push_str(&hanging(start, &escape(&help.join(text(", or ", "，或 ")))));
         }
     }
     out

@@ -2,6 +2,7 @@
 
 use super::device::DeviceShare;
 use super::id::{AttemptId, NodeId, Revision};
+use super::language::Text;
 use super::time::Timestamp;
 
 /// Phase of a live attempt, in order. An attempt holds its capacity until it has ended, except while it is
@@ -166,24 +167,48 @@ impl OutcomeKind {
         matches!(self, Self::Succeeded | Self::Failed | Self::OutOfMemory | Self::TimedOut)
     }
 
-    /// Returns the meaning, one clause for `docs/reference/reasons.md`.
-    pub fn meaning(self) -> &'static str {
+    /// Returns the meaning, one clause.
+    pub fn meaning(self) -> Text {
         match self {
-            Self::Succeeded => "every task exited with code 0",
-            Self::Failed => "a task exited with a code other than 0, or a signal ended it",
-            Self::OutOfMemory => "a task used more memory than it requested and was killed",
-            Self::TimedOut => "it ran longer than its `max_run`",
-            Self::Cancelled => "its job was cancelled, or another unit of the job failed",
-            Self::StartFailed => "the backend could not start it, or not all tasks of the gang ran in time",
-            Self::Preempted => "it was stopped in favour of a job of higher priority",
-            Self::Drained => "its pool or node was drained",
-            Self::NodeLost => "its node failed or was removed",
-            Self::Vanished => "the backend has no record of it any more; how it ended is unknown",
-            Self::LeaseEnded => "its lease expired while its pool had no contact with the broker",
-            Self::Abandoned => "an admin abandoned it; it may still run",
-            Self::NotStarted => {
-                "nothing was started: the order came too late, or the node accepted no more work"
+            Self::Succeeded => Text::new("every task exited with code 0", "所有任务都以 0 退出"),
+            Self::Failed => Text::new(
+                "a task exited with a code other than 0, or a signal ended it",
+                "有任务以非 0 退出，或被信号终止",
+            ),
+            Self::OutOfMemory => Text::new(
+                "a task used more memory than it requested and was killed",
+                "有任务使用的内存超出请求而被终止",
+            ),
+            Self::TimedOut => Text::new("it ran longer than its `max_run`", "运行时间超过 `max_run`"),
+            Self::Cancelled => Text::new(
+                "its job was cancelled, or another unit of the job failed",
+                "作业被取消，或作业的另一个单元失败",
+            ),
+            Self::StartFailed => Text::new(
+                "the backend could not start it, or not all tasks of the gang ran in time",
+                "后端无法启动它，或任务组（gang）没有按时全部启动",
+            ),
+            Self::Preempted => Text::new(
+                "it was stopped in favour of a job of higher priority",
+                "为优先级更高的作业让出资源",
+            ),
+            Self::Drained => Text::new("its pool or node was drained", "其资源池或节点被排空"),
+            Self::NodeLost => Text::new("its node failed or was removed", "其节点故障或被移除"),
+            Self::Vanished => Text::new(
+                "the backend has no record of it any more; how it ended is unknown",
+                "后端已没有它的记录；无法得知如何结束",
+            ),
+            Self::LeaseEnded => Text::new(
+                "its lease expired while its pool had no contact with the broker",
+                "资源池与调度服务失联期间租约到期",
+            ),
+            Self::Abandoned => {
+                Text::new("an admin abandoned it; it may still run", "管理员放弃了它；它可能仍在运行")
             }
+            Self::NotStarted => Text::new(
+                "nothing was started: the order came too late, or the node accepted no more work",
+                "没有启动任何任务：指令到达过晚，或节点不再接受任务",
+            ),
         }
     }
 

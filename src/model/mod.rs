@@ -12,6 +12,7 @@ pub mod exchange;
 pub mod high_water;
 pub mod id;
 pub mod interval;
+pub mod language;
 pub mod limit;
 pub mod link;
 pub mod memory;

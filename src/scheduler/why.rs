@@ -15,7 +15,7 @@ use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
 use crate::model::pool::{Connectivity, Device};
-use crate::model::reason::{Permanence, PoolReason};
+use crate::model::reason::{Help, Permanence, PoolReason};
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::Shape;
 use crate::model::spec::TaskRequest;
@@ -28,7 +28,7 @@ pub struct Why {
     /// The reason of each pool, in the order of registration.
     pub pools: Vec<PoolWhy>,
     /// Changes after which the unit could start now, as English phrases; at most four. Empty if a pool fits.
-    pub would_help: Vec<String>,
+    pub would_help: Vec<Help>,
 }
 
 /// Why one pool does not take a unit, or [`PoolReason::Fits`].
@@ -479,8 +479,8 @@ fn larger(left: &Resources, right: &Resources) -> Resources {
     }
 }
 
-/// Single changes to the job, or to a pool, that could let the unit start, as English phrases.
-fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolWhy]) -> Vec<String> {
+/// Single changes to the job, or to a pool, that could let the unit start.
+fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolWhy]) -> Vec<Help> {
     let mut help = Vec::new();
     let mut relaxed = shape.clone();
     relaxed.constraints.regions_allowed.clear();
@@ -492,7 +492,7 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
             continue;
         };
         if pool_reason(packers, pool, &relaxed) == PoolReason::Fits {
-            help.push(format!("region {region} ({} has free capacity)", pool.spec.name));
+            help.push(Help::AllowRegion { region: *region, pool: pool.spec.name.clone() });
         }
     }
     let largest_block = pools.iter().filter_map(|why| match &why.reason {
@@ -502,12 +502,12 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
         _ => None,
     });
     if let Some(devices) = largest_block.max().filter(|devices| *devices > 0) {
-        help.push(format!("at most {devices} devices per task"));
+        help.push(Help::FewerDevices { devices });
     }
     for why in pools {
         let Some(pool) = state.pool(why.pool) else { continue };
         if why.reason.permanence() == Permanence::Closed && matches!(why.reason, PoolReason::PoolCordoned) {
-            help.push(format!("pool {} uncordoned", pool.spec.name));
+            help.push(Help::UncordonPool { pool: pool.spec.name.clone() });
         }
     }
     help.truncate(4);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::model::id::{Epoch, JobId, Revision};
+use crate::model::language::{Entry, Text};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::time::Timestamp;
 use crate::model::validate::{Violation, quote};
@@ -76,38 +77,110 @@ impl Rejection {
                                        if this is the pool's only agent, remove the file epoch from the folder";
 
     /// Stable codes with what each means and what helps, for the manual.
-    pub const MANUAL: [(&'static str, &'static str, &'static str); 16] = [
-        ("Invalid", "a field's value is not allowed; the error names it", "correct the field"),
-        ("NotFound", "the named object does not exist", "check the name"),
-        ("AlreadyExists", "the name is taken", "choose another name"),
-        ("Conflict", "the object has changed since you read it", "read it again and repeat"),
-        ("TokenReused", "the request token belongs to another request", "use a fresh token"),
-        ("BadDependency", "the job depends on a job that can't be waited for", "name a job that exists"),
-        (
+    pub const MANUAL: [Entry; 16] = [
+        Entry::new(
+            "Invalid",
+            Text::new(
+                "a field's value is not allowed; the error names it",
+                "字段的值不被允许；错误信息指出了该字段",
+            ),
+            Text::new("correct the field", "改正该字段"),
+        ),
+        Entry::new(
+            "NotFound",
+            Text::new("the named object does not exist", "指定的对象不存在"),
+            Text::new("check the name", "检查名称"),
+        ),
+        Entry::new(
+            "AlreadyExists",
+            Text::new("the name is taken", "名称已被占用"),
+            Text::new("choose another name", "换一个名称"),
+        ),
+        Entry::new(
+            "Conflict",
+            Text::new("the object has changed since you read it", "对象在读取之后已被修改"),
+            Text::new("read it again and repeat", "重新读取后再试"),
+        ),
+        Entry::new(
+            "TokenReused",
+            Text::new("the request token belongs to another request", "该请求令牌属于另一个请求"),
+            Text::new("use a fresh token", "使用新的令牌"),
+        ),
+        Entry::new(
+            "BadDependency",
+            Text::new("the job depends on a job that can't be waited for", "作业依赖一个无法等待的作业"),
+            Text::new("name a job that exists", "指定一个存在的作业"),
+        ),
+        Entry::new(
             "NeverFits",
-            "no pool could run the job, even if it were empty and open; the error has each pool's reason",
-            "correct the job, or submit it with `--allow-pending` to wait for a pool that can",
+            Text::new(
+                "no pool could run the job, even if it were empty and open; the error has each pool's reason",
+                "没有资源池能运行该作业，即使它空闲且开放；错误信息列出了各资源池的原因",
+            ),
+            Text::new(
+                "correct the job, or submit it with `--allow-pending` to wait for a pool that can",
+                "改正作业，或用 `--allow-pending` 提交，等待能运行它的资源池",
+            ),
         ),
-        (
+        Entry::new(
             "PoolClaimed",
-            "the pool's name is bound to another agent",
-            "use that agent's state folder, or another name",
+            Text::new("the pool's name is bound to another agent", "该资源池的名称已属于另一个代理"),
+            Text::new(
+                "use that agent's state folder, or another name",
+                "使用那个代理的状态目录，或换一个名称",
+            ),
         ),
-        (
+        Entry::new(
             "PoolServed",
-            "the agent's state folder is a copy, made before the original served the pool again",
-            "give the copy a pool name and an empty state folder of its own",
+            Text::new(
+                "the agent's state folder is a copy, made before the original served the pool again",
+                "该代理的状态目录是一份旧副本，此后原目录又服务过该资源池",
+            ),
+            Text::new(
+                "give the copy a pool name and an empty state folder of its own",
+                "给副本另起资源池名称，并使用空的状态目录",
+            ),
         ),
-        ("StaleEpoch", "a newer session of the pool is active", "nothing: the newer session continues"),
-        ("StaleTerm", "a newer broker writes the journal", "nothing: the newer one goes on"),
-        ("LimitReached", "the broker holds as many of these as it may", "remove some"),
-        ("UnknownAttempt", "the attempt is not live in the reporting pool", "nothing"),
-        ("Outdated", "the state changed after the command was computed", "nothing: it is computed again"),
-        ("ReadOnly", "the journal is older than what agents run", "restore the newer journal"),
-        (
+        Entry::new(
+            "StaleEpoch",
+            Text::new("a newer session of the pool is active", "该资源池有更新的会话"),
+            Text::new("nothing: the newer session continues", "无需处理：较新的会话会继续"),
+        ),
+        Entry::new(
+            "StaleTerm",
+            Text::new("a newer broker writes the journal", "较新的调度服务正在写日志"),
+            Text::new("nothing: the newer one goes on", "无需处理：较新的会继续"),
+        ),
+        Entry::new(
+            "LimitReached",
+            Text::new("the broker holds as many of these as it may", "调度服务中此类对象已达上限"),
+            Text::new("remove some", "删除一些"),
+        ),
+        Entry::new(
+            "UnknownAttempt",
+            Text::new("the attempt is not live in the reporting pool", "该尝试没有在上报的资源池中运行"),
+            Text::new("nothing", "无需处理"),
+        ),
+        Entry::new(
+            "Outdated",
+            Text::new("the state changed after the command was computed", "计算命令之后状态已改变"),
+            Text::new("nothing: it is computed again", "无需处理：会重新计算"),
+        ),
+        Entry::new(
+            "ReadOnly",
+            Text::new("the journal is older than what agents run", "日志比代理正在运行的任务旧"),
+            Text::new("restore the newer journal", "恢复较新的日志"),
+        ),
+        Entry::new(
             "TokenExpired",
-            "the request token is so old that what it did may be forgotten",
-            "look whether it was done, then use a fresh token",
+            Text::new(
+                "the request token is so old that what it did may be forgotten",
+                "请求令牌过旧，它执行过的操作可能已不再记录",
+            ),
+            Text::new(
+                "look whether it was done, then use a fresh token",
+                "先确认操作是否已完成，再使用新的令牌",
+            ),
         ),
     ];
 

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod comfort;
 mod jobs;
 
 use std::process::Stdio;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use strum::VariantNames;
 use weir::model::attempt::OutcomeKind;
-use weir::model::reason::{JobReason, PoolReason};
+use weir::model::reason::table;
 use weir::state::event::Event;
 use weir::state::rejection::Rejection;
 
@@ -80,11 +80,11 @@ impl Counts {
         let of = |counts: &BTreeMap<&'static str, u64>, code: &'static str| {
             (code, counts.get(code).copied().unwrap_or_default())
         };
-        let manual = |entry: &(&'static str, &'static str, &'static str)| of(&self.reasons, entry.0);
-        let reasons = PoolReason::manual().iter().chain(JobReason::manual());
+        let manual = |row: &table::Row| of(&self.reasons, row.entry.code);
+        let reasons = table::POOLS.iter().chain(table::JOBS);
         [
             ("events", Event::VARIANTS.iter().map(|kind| of(&self.events, kind)).collect()),
-            ("rejections", Rejection::MANUAL.iter().map(|entry| of(&self.rejections, entry.0)).collect()),
+            ("rejections", Rejection::MANUAL.iter().map(|entry| of(&self.rejections, entry.code)).collect()),
             ("outcomes", OutcomeKind::ALL.iter().map(|kind| of(&self.outcomes, kind.code())).collect()),
             ("reasons", reasons.map(manual).collect()),
             (

@@ -8,6 +8,7 @@ use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
 use crate::model::attempt::{Outcome, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, Revision};
+use crate::model::language::Parameter;
 use crate::model::pool::{Connectivity, Device, DrainMode};
 use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Permanence;
@@ -336,7 +337,11 @@ pub fn queue_message(view: &QueueView) -> v1::Queue {
 
 /// Converts the reasons why a job waits to their message.
 pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
-    let reason = |code: &str, message: String| v1::Reason { code: code.to_owned(), message };
+    let reason = |code: &str, message: String, parameters: Vec<Parameter>| v1::Reason {
+        code: code.to_owned(),
+        message,
+        parameters: parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+    };
     let group = |group: &crate::broker::GroupWhy| {
         let pools = group.why.pools.iter().zip(&group.pool_names).map(|(pool, name)| v1::PoolReason {
             pool: name.clone(),
@@ -346,18 +351,24 @@ pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
                 Permanence::Busy => v1::Permanence::Busy as i32,
                 Permanence::Fits => v1::Permanence::Fits as i32,
             },
-            reason: Some(reason(pool.reason.code(), pool.reason.to_string())),
+            reason: Some(reason(pool.reason.code(), pool.reason.to_string(), pool.reason.parameters())),
         });
         v1::GroupWhy {
             group: group.name.clone(),
             waiting: group.waiting,
             pools: pools.collect(),
-            would_help: group.why.would_help.clone(),
+            would_help: {
+                let help = group.why.would_help.iter();
+                help.map(|help| reason(help.code(), help.to_string(), help.parameters())).collect()
+            },
         }
     };
     v1::WhyResponse {
         job: Some(job_message(&why.job)),
-        reasons: why.reasons.iter().map(|r| reason(r.code(), r.to_string())).collect(),
+        reasons: {
+            let reasons = why.reasons.iter();
+            reasons.map(|found| reason(found.code(), found.to_string(), found.parameters())).collect()
+        },
         position: why.position,
         waiting: why.waiting,
         groups: why.groups.iter().map(group).collect(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::connect::new_token;
 use super::job_wait::has_ended;
+use super::language::reason_text;
 use super::output::{is_terminal, print, print_raw, sanitised, table};
 use super::{Failure, input, job_file};
 use crate::api::client::Client;
@@ -161,9 +162,9 @@ async fn wait_reason(client: &Client, job: Option<&v1::Job>) -> String {
     let mut counts: BTreeMap<String, (usize, String)> = BTreeMap::new();
     for pool in busy {
         let reason = pool.reason.clone().unwrap_or_default();
-        let entry = counts.entry(reason.code).or_default();
+        let entry = counts.entry(reason.code.clone()).or_default();
         entry.0 += 1;
-        entry.1 = format!("{}: {}", pool.pool, reason.message);
+        entry.1 = format!("{}: {}", pool.pool, reason_text(&reason));
     }
     let most = counts.into_iter().max_by_key(|(_, (count, _))| *count);
     most.map_or_else(String::new, |(code, (count, example))| format!(" ({code} in {count} pools; {example})"))

@@ -1,9 +1,10 @@
 //! `weir explain`: what a field of a file or a code means.
 
 use super::{FILES, Field, QUANTITIES, reasons};
-use crate::cli::Failure;
 use crate::cli::exit::NOT_FOUND;
 use crate::cli::output::{Format, print, print_value, wrapped};
+use crate::cli::{Failure, language};
+use crate::model::language::Text;
 use crate::model::suggest::{nearest, question};
 use crate::model::validate::quote;
 
@@ -28,9 +29,13 @@ impl Explain {
             print(&overview())?;
             return Ok(0);
         };
-        if let Some((column, (code, meaning, help))) = reasons::find(what) {
-            let meaning = wrapped(&format!("meaning: {meaning}"), 2);
-            print(&format!("{code}\n{meaning}{}", wrapped(&format!("{column}: {help}"), 2)))?;
+        if let Some((column, entry)) = reasons::find(what) {
+            let language = language::current();
+            let line = |name: Text, text: Text| {
+                wrapped(&format!("{}: {}", name.in_language(language), text.in_language(language)), 2)
+            };
+            let meaning = line(Text::new("meaning", "含义"), entry.meaning);
+            print(&format!("{}\n{meaning}{}", entry.code, line(column, entry.remedy)))?;
             return Ok(0);
         }
         let mut path = what.split('.').peekable();
@@ -74,8 +79,11 @@ fn overview() -> String {
     for file in FILES {
         text.push_str(&format!("  {}\n", file.name));
     }
-    text.push_str("codes of `weir why`, errors and outcomes, with `weir explain CODE`:\n");
-    text.push_str(&wrapped(&reasons::codes().join(", "), 2));
+    text.push_str("codes, with `weir explain CODE`:\n");
+    for table in reasons::tables() {
+        let codes: Vec<&str> = table.rows.iter().map(|entry| entry.code).collect();
+        text.push_str(&format!("  {}\n{}", table.title, wrapped(&codes.join(", "), 6)));
+    }
     text
 }
 
@@ -83,7 +91,10 @@ fn unknown(what: &str, at: &str, part: &str, field: &Field<'_>) -> Failure {
     let known: Vec<&str> = field.fields().into_iter().map(|(name, _)| name).collect();
     let mut near = nearest(part, known.iter().copied());
     if !what.contains('.') {
-        near.extend(nearest(what, reasons::codes()));
+        near.extend(nearest(
+            what,
+            reasons::tables().iter().flat_map(|table| table.rows.iter().map(|entry| entry.code)),
+        ));
     }
     let message = format!("{} is not a field of {at}, and not a code{}", quote(part), question(&near));
     let failure = Failure::new(NOT_FOUND, message);

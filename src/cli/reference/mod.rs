@@ -3,7 +3,7 @@
 mod explain;
 #[cfg(test)]
 mod pages;
-mod reasons;
+pub(super) mod reasons;
 
 use std::borrow::Cow;
 

@@ -143,10 +143,12 @@ fn page_of_agent_files_is_up_to_date() {
 fn page_of_reasons_is_up_to_date() {
     let mut page = "# Reasons\n\nStable codes. `weir explain CODE` prints what is below; this page is generated from the code.\n"
         .to_owned();
-    for (title, column, rows) in reasons::tables() {
+    for table in reasons::tables() {
+        let (title, column) = (table.title, table.column.english);
         page.push_str(&format!("\n## {title}\n\n| code | meaning | {column} |\n|---|---|---|\n"));
-        for (code, meaning, help) in rows {
-            page.push_str(&format!("| `{code}` | {meaning} | {help} |\n"));
+        for entry in table.rows {
+            let (meaning, remedy) = (entry.meaning.english, entry.remedy.english);
+            page.push_str(&format!("| `{}` | {meaning} | {remedy} |\n", entry.code));
         }
     }
     expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/reasons.md")].assert_eq(&page);

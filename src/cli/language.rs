@@ -1,0 +1,53 @@
+//! The language of messages: `--lang`, else that of the locale.
+
+use std::sync::OnceLock;
+
+use crate::api::proto::v1;
+use crate::model::language::{Language, Text};
+use crate::model::reason;
+
+/// The value of `--lang`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lang {
+    En,
+    Zh,
+}
+
+/// Set once, before a command runs: what prints is spread over many places.
+static CURRENT: OnceLock<Language> = OnceLock::new();
+
+/// Sets the language of this process: the flag, else that of the locale.
+pub fn set(flag: Option<Lang>) {
+    let language = flag.map_or_else(of_locale, |lang| match lang {
+        Lang::En => Language::English,
+        Lang::Zh => Language::Chinese,
+    });
+    let _ = CURRENT.set(language);
+}
+
+/// The language of this process.
+pub fn current() -> Language {
+    CURRENT.get().copied().unwrap_or_default()
+}
+
+/// The language of messages by the variables of POSIX, in their order.
+fn of_locale() -> Language {
+    let variables = ["LC_ALL", "LC_MESSAGES", "LANG"];
+    let set = variables.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    if set.is_some_and(|locale| locale.starts_with("zh")) { Language::Chinese } else { Language::English }
+}
+
+/// The text in the language of this process.
+pub fn text(english: &'static str, chinese: &'static str) -> &'static str {
+    Text::new(english, chinese).in_language(current())
+}
+
+/// A reason's message in the language of this process. A code that this build does not know keeps its English message.
+pub fn reason_text(reason: &v1::Reason) -> String {
+    let parameter = |name: &str| reason.parameters.get(name).map(String::as_str);
+    match current() {
+        Language::English => None,
+        Language::Chinese => reason::message(&reason.code, Language::Chinese, parameter),
+    }
+    .unwrap_or_else(|| reason.message.clone())
+}
