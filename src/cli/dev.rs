@@ -129,7 +129,7 @@ impl Dev {
         tokio::spawn(run_host(data.clone(), region, self.cpus, client.clone(), clock));
         let outcome = if self.demo {
             tokio::select! {
-                outcome = demo::run(&client) => outcome.map(|()| self.once),
+                outcome = demo::run(&client, !self.once) => outcome.map(|()| self.once),
                 () = terminated() => Ok(true),
             }
         } else {

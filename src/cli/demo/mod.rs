@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use tonic::Code;
+
 use super::connect::new_token;
 use super::job_wait::has_ended;
 use super::language::reason_text;
@@ -19,12 +21,14 @@ const TABLE_INTERVAL: Duration = Duration::from_millis(500);
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 /// Label with a random value per demo, which selects the jobs of this one.
 const LABEL: &str = "demo";
+/// The jobs that the demo leaves.
+const WAITING: &str = include_str!("waiting.yaml");
 
-/// Runs the demo until its last job has ended.
+/// Runs the demo until its last job has ended; with `leaves_waiting` two more jobs remain, one of which waits.
 ///
 /// # Errors
 /// If the broker rejects a request or is unavailable.
-pub(super) async fn run(client: &Client) -> Result<(), Failure> {
+pub(super) async fn run(client: &Client, leaves_waiting: bool) -> Result<(), Failure> {
     let jobs = job_file::read_jobs(JOBS).map_err(|problems| input::failure("the demo's jobs", &problems))?;
     let mut jobs: Vec<_> = jobs.jobs.into_iter().map(|job| job.submission).collect();
     let demo_id = format!("{:08x}", rand::random::<u32>());
@@ -62,11 +66,28 @@ pub(super) async fn run(client: &Client) -> Result<(), Failure> {
             let all = list(client, &demo_id).await?;
             lines = print_status(client, &all, jobs.len(), started.elapsed(), lines).await?;
             if next == jobs.len() && all.iter().all(has_ended) {
-                return summary(client, &all, started.elapsed()).await;
+                summary(client, &all, started.elapsed()).await?;
+                print(&format!("to see them: weir get jobs --all -l {LABEL}={demo_id}\n"))?;
+                return if leaves_waiting { leave_waiting(client).await } else { Ok(()) };
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Leaves a job that waits, so that there is something to ask `weir why` about. A job of an earlier demo may still wait.
+async fn leave_waiting(client: &Client) -> Result<(), Failure> {
+    let jobs =
+        job_file::read_jobs(WAITING).map_err(|problems| input::failure("the demo's jobs", &problems))?;
+    for job in jobs.jobs {
+        let request =
+            v1::SubmitRequest { token: new_token(), jobs: vec![job.submission], allow_pending: true };
+        match client.jobs().submit(request).await {
+            Err(status) if status.code() == Code::AlreadyExists => {}
+            outcome => drop(outcome?),
+        }
+    }
+    print("job/train-7 waits: ask `weir why job/train-7`; Ctrl-C ends the broker\n")
 }
 
 async fn wait_for_pools(client: &Client) -> Result<(), Failure> {
