@@ -47,7 +47,10 @@ impl Why {
 fn why_text(why: &v1::WhyResponse) -> String {
     let job = why.job.clone().unwrap_or_default();
     let state = state_text(&job);
-    let mut out = format!("job/{}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
+    let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
+    let shown = if name.is_empty() { String::new() } else { format!(" ({})", escape(name)) };
+    let mut out =
+        format!("job/{}{shown}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
     if why.position > 0 && !why.groups.is_empty() {
         let (position, waiting) = (why.position, why.waiting);
         out.push_str(&match language::current() {
@@ -69,7 +72,7 @@ fn why_text(why: &v1::WhyResponse) -> String {
         let (name, waiting, pools) = (&group.group, group.waiting, group.pools.len());
         out.push_str(&match language::current() {
             Language::English => format!("group {name}: {waiting} waiting, {pools} pools considered\n"),
-            Language::Chinese => format!("任务组 {name}：{waiting} 个在等待，检查了 {pools} 个资源池\n"),
+            Language::Chinese => format!("任务组 {name}：{waiting} 个在等待，检查了 {pools} 个算力池\n"),
         });
         let mut by_code: BTreeMap<(i32, &str), Vec<(&str, String)>> = BTreeMap::new();
         for pool in &group.pools {

@@ -186,13 +186,13 @@ impl OutcomeKind {
             ),
             Self::StartFailed => Text::new(
                 "the backend could not start it, or not all tasks of the gang ran in time",
-                "后端无法启动它，或任务组（gang）没有按时全部启动",
+                "后端无法启动它，或成组任务（gang）没有按时全部启动",
             ),
             Self::Preempted => Text::new(
                 "it was stopped in favour of a job of higher priority",
                 "为优先级更高的作业让出资源",
             ),
-            Self::Drained => Text::new("its pool or node was drained", "其资源池或节点被排空"),
+            Self::Drained => Text::new("its pool or node was drained", "其算力池或节点被排空"),
             Self::NodeLost => Text::new("its node failed or was removed", "其节点故障或被移除"),
             Self::Vanished => Text::new(
                 "the backend has no record of it any more; how it ended is unknown",
@@ -200,7 +200,7 @@ impl OutcomeKind {
             ),
             Self::LeaseEnded => Text::new(
                 "its lease expired while its pool had no contact with the broker",
-                "资源池与调度服务失联期间租约到期",
+                "算力池与调度服务失联期间租约到期",
             ),
             Self::Abandoned => {
                 Text::new("an admin abandoned it; it may still run", "管理员放弃了它；它可能仍在运行")

@@ -71,7 +71,7 @@ fn value<'a>(name: &str, language: Language, parameter: &impl Fn(&str) -> Option
             amount(parameter("kind").unwrap_or_default(), given.parse().unwrap_or_default(), language)
         }
         "until" => given.parse().map_or_else(|_| given.to_owned(), |ms| Timestamp(ms).to_string()),
-        "models" if given.is_empty() => Text::new("devices", "设备").in_language(language).to_owned(),
+        "models" if given.is_empty() => Text::new("devices", "加速卡").in_language(language).to_owned(),
         "models" => given.replace('|', if chinese { " 或 " } else { " or " }),
         "needs" if chinese => match given {
             "processes" => "进程",
@@ -89,7 +89,7 @@ pub fn amount(kind: &str, amount: u64, language: Language) -> String {
     let unit = |text: Text| text.in_language(language);
     match kind {
         "cpu" => format!("{} {}", thousandths(amount), unit(Text::new("CPUs", "核 CPU"))),
-        "devices" => format!("{} {}", thousandths(amount), unit(Text::new("devices", "个设备"))),
+        "devices" => format!("{} {}", thousandths(amount), unit(Text::new("devices", "张加速卡"))),
         "memory" | "storage" => {
             // Tenths, rounded down: "1.0 GiB free" must not stand for less.
             let (name, bytes) = if amount >= 1 << 30 { ("GiB", 1u64 << 30) } else { ("MiB", 1 << 20) };

@@ -6,6 +6,8 @@
 
 // Jobs
 
+/// Bytes of a job's display name: eighty Chinese characters.
+pub const DISPLAY_NAME_LEN_MAX: usize = 240;
 /// Tasks in one group. Interval sets make a large group cheap; the largest is one spec's share of the broker.
 pub const TASKS_PER_GROUP_MAX: u32 = 1_000_000;
 /// Ranges of indices that select tasks of a group: half of [`SPEC_BYTES_MAX`] as a record.

@@ -16,6 +16,9 @@ pub type Labels = BTreeMap<String, String>;
 /// except through [`Run::Pod`]. Bounds are in [`limit`](super::limit).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobSpec {
+    /// A name for people, in any script, at most [`DISPLAY_NAME_LEN_MAX`](super::limit::DISPLAY_NAME_LEN_MAX) bytes;
+    /// may be empty. Not unique.
+    pub display_name: String,
     pub labels: Labels,
     /// Jobs of higher priority go first within their queue's share; at most
     /// [`PRIORITY_MAX`](super::limit::PRIORITY_MAX) above or below 0.
@@ -371,6 +374,7 @@ impl TaskGroup {
 pub fn minimal() -> JobSpec {
     let resources = Resources { cpu_millis: 1_000, memory_bytes: 64 << 20, ..Resources::default() };
     JobSpec {
+        display_name: String::new(),
         labels: Labels::new(),
         priority: 0,
         groups: vec![TaskGroup {

@@ -162,6 +162,7 @@ impl Violations {
 
 /// Validates a job's spec. `path` prefixes the fields in violations.
 pub fn job_spec(path: &str, spec: &JobSpec, out: &mut Violations) {
+    out.display_line(&format!("{path}.display_name"), &spec.display_name, limit::DISPLAY_NAME_LEN_MAX);
     out.labels(&format!("{path}.labels"), &spec.labels);
     let priority_max = limit::PRIORITY_MAX;
     out.range(&format!("{path}.priority"), spec.priority, -priority_max, priority_max);

@@ -115,16 +115,16 @@ impl Rejection {
             "NeverFits",
             Text::new(
                 "no pool could run the job, even if it were empty and open; the error has each pool's reason",
-                "没有资源池能运行该作业，即使它空闲且开放；错误信息列出了各资源池的原因",
+                "没有算力池能运行该作业，即使它空闲且开放；错误信息列出了各算力池的原因",
             ),
             Text::new(
                 "correct the job, or submit it with `--allow-pending` to wait for a pool that can",
-                "改正作业，或用 `--allow-pending` 提交，等待能运行它的资源池",
+                "改正作业，或用 `--allow-pending` 提交，等待能运行它的算力池",
             ),
         ),
         Entry::new(
             "PoolClaimed",
-            Text::new("the pool's name is bound to another agent", "该资源池的名称已属于另一个代理"),
+            Text::new("the pool's name is bound to another agent", "该算力池的名称已属于另一个代理"),
             Text::new(
                 "use that agent's state folder, or another name",
                 "使用那个代理的状态目录，或换一个名称",
@@ -134,16 +134,16 @@ impl Rejection {
             "PoolServed",
             Text::new(
                 "the agent's state folder is a copy, made before the original served the pool again",
-                "该代理的状态目录是一份旧副本，此后原目录又服务过该资源池",
+                "该代理的状态目录是一份旧副本，此后原目录又服务过该算力池",
             ),
             Text::new(
                 "give the copy a pool name and an empty state folder of its own",
-                "给副本另起资源池名称，并使用空的状态目录",
+                "给副本另起算力池名称，并使用空的状态目录",
             ),
         ),
         Entry::new(
             "StaleEpoch",
-            Text::new("a newer session of the pool is active", "该资源池有更新的会话"),
+            Text::new("a newer session of the pool is active", "该算力池有更新的会话"),
             Text::new("nothing: the newer session continues", "无需处理：较新的会话会继续"),
         ),
         Entry::new(
@@ -158,7 +158,7 @@ impl Rejection {
         ),
         Entry::new(
             "UnknownAttempt",
-            Text::new("the attempt is not live in the reporting pool", "该尝试没有在上报的资源池中运行"),
+            Text::new("the attempt is not live in the reporting pool", "该尝试没有在上报的算力池中运行"),
             Text::new("nothing", "无需处理"),
         ),
         Entry::new(

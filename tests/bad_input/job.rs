@@ -521,6 +521,7 @@ pub fn text_cases() -> Vec<Case> {
         ("jobs[0].spec.constraints.tolerations[0].key", |t| {
             constraints(|c| c.tolerations = vec![v1::Toleration { key: t.to_owned(), value: None }])
         }),
+        ("jobs[0].spec.display_name", |t| spec(|s| s.display_name = t.to_owned())),
         ("jobs[0].spec.required_features", |t| spec(|s| s.required_features = vec![t.to_owned()])),
     ];
     let texts = ["a\u{202e}b", "a\u{0}b", "a\u{200b}", "a\nb", "\u{1b}[31m", &"n".repeat(1 << 20)];

@@ -43,6 +43,7 @@ pub fn read_job_spec(path: &str, message: &v1::JobSpec, out: &mut Violations) ->
     check_enum::<v1::OnPoolLost>(&format!("{path}.on_pool_lost"), message.on_pool_lost, out);
     let max_failed = message.on_unit_failure.as_ref().and_then(|policy| policy.max_failed);
     JobSpec {
+        display_name: message.display_name.clone(),
         labels: message.labels.clone(),
         priority: message.priority,
         groups,
@@ -279,6 +280,7 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
         OnUnitFailure::Continue { max_failed } => Some(max_failed),
     };
     v1::JobSpec {
+        display_name: spec.display_name.clone(),
         labels: spec.labels.clone(),
         priority: spec.priority,
         groups: spec.groups.iter().map(group_message).collect(),

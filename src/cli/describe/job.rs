@@ -13,6 +13,7 @@ pub(super) fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let spec = job.spec.clone().unwrap_or_default();
     let mut out = String::new();
     push_field(&mut out, "job", &format!("{} (id {}, queue {})", job.name, job.id, job.queue));
+    push_given(&mut out, "name", &spec.display_name);
     push_field(&mut out, "state", &state_text(job).to_uppercase());
     for contact in &job.pools_not_ready {
         push_field(&mut out, "contact", &contact_text(contact));

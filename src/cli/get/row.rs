@@ -21,7 +21,7 @@ impl JobColumns {
             heading.push("OUTCOME");
         }
         if self.wide {
-            heading.extend(["PRIORITY", "CPUS", "DEVICES", "ID"]);
+            heading.extend(["PRIORITY", "CPUS", "DEVICES", "ID", "DISPLAY_NAME"]);
         }
         heading.push("AGE");
         heading.into_iter().map(str::to_owned).collect()
@@ -50,6 +50,7 @@ impl JobColumns {
                 thousandths(first.cpu_millis),
                 first.devices.as_ref().map(devices_text).unwrap_or_default(),
                 job.id.to_string(),
+                spec.display_name,
             ]);
         }
         row.push(age(job.submitted_unix_ms));

@@ -34,6 +34,9 @@ pub struct JobFile {
     /// digits. Default: `job-` and a number.
     #[serde(skip_serializing_if = "is_default")]
     name: String,
+    /// A name for people, in any script, such as `气象预报`: one line of up to 240 bytes. Default: none.
+    #[serde(skip_serializing_if = "is_default")]
+    display_name: String,
     /// Path of the queue whose limits count, such as `research/vision`. Default: `--queue`, else `default`.
     #[serde(skip_serializing_if = "is_default")]
     queue: String,

@@ -188,6 +188,7 @@ fn submission(file: JobFile, path: &str, problems: &mut Problems) -> (v1::Submis
     let mut duration =
         |field: &str, text: &Option<String>| time(problems, &joined(path, field), text.as_ref());
     let spec = v1::JobSpec {
+        display_name: file.display_name,
         labels: file.labels,
         priority: file.priority,
         groups,
@@ -438,7 +439,7 @@ mod tests {
             "nonsense: 1",
             expect![[r#"
                 groups: 0 task groups, at least 1 is needed
-                1:1: nonsense: unknown field "nonsense"; expected one of name, queue, labels, priority, groups, gang_job, constraints, retry, on_pool_lost, may_overlap, lease, max_failed, max_run, start_limit, grace, depends_on, required_features, status
+                1:1: nonsense: unknown field "nonsense"; expected one of name, display_name, queue, labels, priority, groups, gang_job, constraints, retry, on_pool_lost, may_overlap, lease, max_failed, max_run, start_limit, grace, depends_on, required_features, status
             "#]],
         );
     }

@@ -36,6 +36,7 @@ fn job_file(job: &v1::Job) -> JobFile {
     let spec = job.spec.clone().unwrap_or_default();
     JobFile {
         name: job.name.clone(),
+        display_name: spec.display_name,
         queue: job.queue.clone(),
         labels: spec.labels,
         priority: spec.priority,

@@ -56,7 +56,7 @@ const AGENTS: [(RefusedCode, Text, Text); 6] = [
         RefusedCode::PoolClaimed,
         Text::new(
             "the pool's name is bound to another agent, or served from another copy of this one's state folder",
-            "该资源池的名称已属于另一个代理，或由该代理状态目录的另一份副本在服务",
+            "该算力池的名称已属于另一个代理，或由该代理状态目录的另一份副本在服务",
         ),
         Text::new("use that agent's state folder, or another name", "使用那个代理的状态目录，或换一个名称"),
     ),
@@ -64,20 +64,20 @@ const AGENTS: [(RefusedCode, Text, Text); 6] = [
         RefusedCode::InvalidPool,
         Text::new(
             "the hello message, or the pool that it declares, is invalid",
-            "问候消息或其中声明的资源池无效",
+            "问候消息或其中声明的算力池无效",
         ),
         Text::new("correct the agent's file", "改正代理的配置文件"),
     ),
     (
         RefusedCode::Superseded,
-        Text::new("a newer session is the active session of the pool", "该资源池已有更新的会话"),
+        Text::new("a newer session is the active session of the pool", "该算力池已有更新的会话"),
         Text::new("nothing: the newer session continues", "无需处理：较新的会话会继续"),
     ),
     (
         RefusedCode::UnknownWork,
         Text::new(
             "the pool runs attempts that this journal never ordered",
-            "该资源池正在运行这份日志从未下达的尝试",
+            "该算力池正在运行这份日志从未下达的尝试",
         ),
         Text::new(
             "restore the newer journal, if this one is an older copy",

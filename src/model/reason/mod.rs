@@ -336,7 +336,7 @@ mod tests {
         let find =
             |name: &str| parameters.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
         let chinese = message(reason.code(), Language::Chinese, find);
-        assert_eq!(chinese.as_deref(), Some("空闲 9 个设备，单个节点上最多 2.5 个设备，需要 4 个设备"));
+        assert_eq!(chinese.as_deref(), Some("空闲 9 张加速卡，单个节点上最多 2.5 张加速卡，需要 4 张加速卡"));
         let missing = |models: &[&str]| PoolReason::DeviceMissing {
             models: models.iter().map(|model| (*model).to_owned()).collect(),
         };

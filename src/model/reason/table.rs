@@ -22,36 +22,36 @@ const fn t(english: &'static str, chinese: &'static str) -> Text {
 pub const POOLS: &[Row] = &[
     row(
         "RegionNotAllowed",
-        t("in {region}, not allowed", "位于 {region}，不在允许的地区内"),
-        t("the job's constraints exclude this pool's region", "作业的约束排除了该资源池所在的地区"),
-        t("allow the region", "允许该地区"),
+        t("in {region}, not allowed", "位于 {region}，不在允许的地域内"),
+        t("the job's constraints exclude this pool's region", "作业的约束排除了该算力池所在的地域"),
+        t("allow the region", "允许该地域"),
     ),
     row(
         "PoolNotAllowed",
-        t("not among the job's pools", "不在作业指定的资源池之列"),
+        t("not among the job's pools", "不在作业指定的算力池之列"),
         t(
             "the job names its allowed pools, and this pool is not one of them",
-            "作业指定了允许的资源池，而该资源池不在其中",
+            "作业指定了允许的算力池，而该算力池不在其中",
         ),
-        t("add the pool, or name none", "加入该资源池，或不指定资源池"),
+        t("add the pool, or name none", "加入该算力池，或不指定算力池"),
     ),
     row(
         "PoolSimulated",
         t("only simulates tasks", "只模拟任务，不真正运行"),
         t(
             "the pool only simulates tasks. The job neither names it nor has `simulate` in all its groups, or sets `real_only`",
-            "该资源池只模拟任务。作业没有指定它，也不是所有任务组都有 `simulate`，或者设置了 `real_only`",
+            "该算力池只模拟任务。作业没有指定它，也不是所有任务组都有 `simulate`，或者设置了 `real_only`",
         ),
-        t("name the pool, or add `simulate` to all groups", "指定该资源池，或给所有任务组加上 `simulate`"),
+        t("name the pool, or add `simulate` to all groups", "指定该算力池，或给所有任务组加上 `simulate`"),
     ),
     row(
         "RunUnsupported",
         t("does not run {needs}", "不能运行{needs}"),
         t(
             "the pool does not run this kind of task (process, container or pod)",
-            "该资源池不能运行这类任务（进程、容器或 Pod）",
+            "该算力池不能运行这类任务（进程、容器或 Pod）",
         ),
-        t("use another kind of task, or another pool", "换一类任务，或换一个资源池"),
+        t("use another kind of task, or another pool", "换一类任务，或换一个算力池"),
     ),
     row(
         "LeaseUnsupported",
@@ -61,7 +61,7 @@ pub const POOLS: &[Row] = &[
         ),
         t(
             "the job's `on_pool_lost: requeue` needs leases, which this pool does not support",
-            "作业的 `on_pool_lost: requeue` 需要租约，而该资源池不支持",
+            "作业的 `on_pool_lost: requeue` 需要租约，而该算力池不支持",
         ),
         t("set `on_pool_lost: wait`, or `may_overlap`", "设置 `on_pool_lost: wait`，或设置 `may_overlap`"),
     ),
@@ -70,29 +70,29 @@ pub const POOLS: &[Row] = &[
         t("does not resolve secrets", "不能解析密钥"),
         t(
             "the job refers to secrets, and this pool does not resolve secrets",
-            "作业引用了密钥，而该资源池不能解析密钥",
+            "作业引用了密钥，而该算力池不能解析密钥",
         ),
-        t("use another pool", "换一个资源池"),
+        t("use another pool", "换一个算力池"),
     ),
     row(
         "SharesUnsupported",
-        t("assigns whole devices only", "只能分配整个设备"),
+        t("assigns whole devices only", "只能分配整张加速卡"),
         t(
             "a task requests a fraction of a device, and this pool assigns whole devices only",
-            "任务请求设备的一部分，而该资源池只能分配整个设备",
+            "任务请求加速卡的一部分，而该算力池只能分配整张加速卡",
         ),
-        t("request a whole device", "请求整个设备"),
+        t("request a whole device", "请求整张加速卡"),
     ),
     row(
         "NoNodes",
         t("has no nodes", "没有节点"),
-        t("the pool has no nodes", "该资源池没有节点"),
+        t("the pool has no nodes", "该算力池没有节点"),
         t("wait until its agent reports nodes", "等待其代理上报节点"),
     ),
     row(
         "DeviceMissing",
         t("has no {models}", "没有 {models}"),
-        t("no node has a device of a requested model", "没有节点拥有所请求型号的设备"),
+        t("no node has a device of a requested model", "没有节点拥有所请求型号的加速卡"),
         t("allow other models", "允许其他型号"),
     ),
     row(
@@ -127,26 +127,26 @@ pub const POOLS: &[Row] = &[
         t("{needed} needed, {total} in total", "需要 {needed}，总共有 {total}"),
         t(
             "the gang requests more than the pool has, even if the pool were empty",
-            "任务组（gang）的请求超过资源池的总量，即使资源池空闲",
+            "成组任务（gang）的请求超过算力池的总量，即使算力池空闲",
         ),
-        t("make the gang smaller", "缩小任务组（gang）"),
+        t("make the gang smaller", "缩小成组任务（gang）"),
     ),
     row(
         "PoolCordoned",
         t("cordoned", "已停止调度"),
-        t("an admin has closed the pool to new work", "管理员已停止向该资源池调度新任务"),
-        t("uncordon the pool", "恢复该资源池的调度（uncordon）"),
+        t("an admin has closed the pool to new work", "管理员已停止向该算力池调度新任务"),
+        t("uncordon the pool", "恢复该算力池的调度（uncordon）"),
     ),
     row(
         "PoolDraining",
         t("being drained", "正在排空"),
-        t("an admin is draining the pool", "管理员正在排空该资源池"),
-        t("uncordon the pool", "恢复该资源池的调度（uncordon）"),
+        t("an admin is draining the pool", "管理员正在排空该算力池"),
+        t("uncordon the pool", "恢复该算力池的调度（uncordon）"),
     ),
     row(
         "PoolSuspect",
         t("its agent has missed heartbeats", "其代理没有按时发送心跳"),
-        t("the pool's agent has missed heartbeats", "该资源池的代理没有按时发送心跳"),
+        t("the pool's agent has missed heartbeats", "该算力池的代理没有按时发送心跳"),
         t("wait, or check the agent", "等待，或检查代理"),
     ),
     row(
@@ -154,7 +154,7 @@ pub const POOLS: &[Row] = &[
         t("its agent is unreachable", "无法联系其代理"),
         t(
             "the pool's agent has missed heartbeats for longer than the timeout",
-            "该资源池的代理超过时限没有发送心跳",
+            "该算力池的代理超过时限没有发送心跳",
         ),
         t("check the agent and its connection", "检查代理及其网络连接"),
     ),
@@ -163,7 +163,7 @@ pub const POOLS: &[Row] = &[
         t("its agent has been unreachable for so long that leases expire", "其代理失联过久，租约正在到期"),
         t(
             "the pool's agent has been unreachable for so long that leases expire",
-            "该资源池的代理失联过久，租约正在到期",
+            "该算力池的代理失联过久，租约正在到期",
         ),
         t("start the agent", "启动代理"),
     ),
@@ -200,7 +200,7 @@ pub const POOLS: &[Row] = &[
     row(
         "ResourcesBusy",
         t("{free} free, {needed} needed", "空闲 {free}，需要 {needed}"),
-        t("the pool has too little free capacity of one resource", "该资源池某种资源的空闲量不足"),
+        t("the pool has too little free capacity of one resource", "该算力池某种资源的空闲量不足"),
         t("wait until running work ends", "等待正在运行的任务结束"),
     ),
     row(
@@ -211,7 +211,7 @@ pub const POOLS: &[Row] = &[
         ),
         t(
             "the pool has enough free capacity in total, but too little on each node",
-            "该资源池的空闲总量足够，但每个节点上的都不够",
+            "该算力池的空闲总量足够，但每个节点上的都不够",
         ),
         t("wait, or request smaller tasks", "等待，或请求更小的任务"),
     ),
@@ -262,11 +262,11 @@ pub const JOBS: &[Row] = &[
         "RecoveryGracePeriod",
         t(
             "the broker has just started and waits for reports from {pools} pools, until {until}",
-            "调度服务刚刚启动，正在等待 {pools} 个资源池上报，最迟到 {until}",
+            "调度服务刚刚启动，正在等待 {pools} 个算力池上报，最迟到 {until}",
         ),
         t(
             "the broker has just started, and starts no work until its pools have reported what they run",
-            "调度服务刚刚启动，在资源池上报正在运行的任务之前不启动新任务",
+            "调度服务刚刚启动，在算力池上报正在运行的任务之前不启动新任务",
         ),
         t("wait some seconds", "等待几秒"),
     ),
@@ -276,8 +276,8 @@ pub const JOBS: &[Row] = &[
 pub const HELP: &[(&str, Text)] = &[
     (
         "AllowRegion",
-        t("region {region} ({pool} has free capacity)", "允许地区 {region}（{pool} 有空闲资源）"),
+        t("region {region} ({pool} has free capacity)", "允许地域 {region}（{pool} 有空闲资源）"),
     ),
-    ("FewerDevices", t("at most {devices} devices per task", "每个任务最多请求 {devices} 个设备")),
-    ("UncordonPool", t("pool {pool} uncordoned", "恢复资源池 {pool} 的调度")),
+    ("FewerDevices", t("at most {devices} devices per task", "每个任务最多请求 {devices} 张加速卡")),
+    ("UncordonPool", t("pool {pool} uncordoned", "恢复算力池 {pool} 的调度")),
 ];

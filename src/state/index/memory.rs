@@ -124,6 +124,7 @@ fn of_spec(spec: &JobSpec) -> u64 {
         + MAP_ENTRY
         + lists
         + texts(&constraints.pools)
+        + text(&spec.display_name)
         + labels(&spec.labels)
         + labels(&constraints.node_labels)
         + groups

@@ -436,6 +436,7 @@ message!(JobSpec as JobSpec {
     depends_on: depends_on,
     required_features: required_features,
     lease_ms: lease_ms,
+    display_name: display_name,
 });
 
 impl Translate<proto::Link> for Link {
