@@ -100,8 +100,15 @@ impl Load {
         let submitter =
             tokio::spawn(submit(client.clone(), jobs(&tasks, &pools, &run, speedup), span_s, started));
         let observed = watch(&client, &pools, &run, tasks.len(), &bar).await?;
-        let ids = submitter.await??;
+        let (ids, took_s) = submitter.await??;
         bar.finish_and_clear();
+        if took_s > span_s * (1.0 + LATE_MAX) {
+            println!(
+                "too slow: the arrivals took {took_s:.1} s instead of {span_s:.1} s, so the offered load was {:.2}, not {:.2}",
+                self.offered_load * span_s / took_s,
+                self.offered_load
+            );
+        }
         summary(&client, &ids, &observed, started.elapsed()).await
     }
 }
@@ -202,12 +209,14 @@ fn jobs(tasks: &[Task], pools: &[String], run: &str, speedup: f64) -> Vec<(f64, 
     jobs
 }
 
+/// Submits each job when it is due. Returns their numbers, and how long that took in seconds: more than `span_s` if the
+/// broker or this machine is too slow for the load.
 async fn submit(
     client: Client,
     jobs: Vec<(f64, v1::Submission)>,
     span_s: f64,
     started: Instant,
-) -> anyhow::Result<Vec<u64>> {
+) -> anyhow::Result<(Vec<u64>, f64)> {
     let (mut ids, mut next) = (Vec::new(), 0);
     while next < jobs.len() {
         let now = started.elapsed().as_secs_f64();
@@ -233,8 +242,11 @@ async fn submit(
         }
         next += due;
     }
-    Ok(ids)
+    Ok((ids, started.elapsed().as_secs_f64()))
 }
+
+/// Share by which arrivals may be late before the offered load is reported as missed.
+const LATE_MAX: f64 = 0.05;
 
 /// Samples taken while the trace was played.
 #[derive(Default)]

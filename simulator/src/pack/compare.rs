@@ -1,7 +1,7 @@
 //! Command `compare`: compares placement policies in tables and in an HTML report with charts.
 
-use std::io::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -92,13 +92,15 @@ impl Compare {
         }
         let cluster = self.files.cluster(1)?;
         let workload = self.workload()?;
-        // Create the file first, to fail before the work and not after it.
-        let unwritable = || format!("can't write {}", self.html.display());
-        let mut file = std::fs::File::create(&self.html).with_context(unwritable)?;
+        self.check_writable()?;
         let arrivals = cluster.arrivals(self.seed, self.inflate);
         let bounds = bound::of(&cluster, &arrivals)?;
-        let compared: Vec<Compared> =
-            self.policies.iter().map(|policy| self.play(*policy, &cluster, &arrivals)).collect();
+        let mut compared = Vec::new();
+        for policy in &self.policies {
+            let started = Instant::now();
+            compared.push(self.play(*policy, &cluster, &arrivals));
+            print_progress!("{policy}: filled in {:.0} s", started.elapsed().as_secs_f64());
+        }
         let mut tables = vec![self.table(&compared, bounds)];
         print_line!("{}", tables[0].text());
         let replayed = self.replay(workload.as_ref())?;
@@ -122,8 +124,21 @@ impl Compare {
             tables,
             charts: charts(&compared, &replayed),
         };
-        file.write_all(report.html()?.as_bytes()).with_context(unwritable)?;
+        // Only now: a comparison that is stopped leaves no empty report in place of an earlier one.
+        std::fs::write(&self.html, report.html()?)
+            .with_context(|| format!("can't write {}", self.html.display()))?;
         print_line!("report: {}", self.html.display());
+        Ok(())
+    }
+
+    /// Fails before the work, and not after it, if the report can't be written.
+    fn check_writable(&self) -> anyhow::Result<()> {
+        let existed = self.html.exists();
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(&self.html);
+        opened.with_context(|| format!("can't write {}", self.html.display()))?;
+        if !existed {
+            std::fs::remove_file(&self.html)?;
+        }
         Ok(())
     }
 
@@ -163,7 +178,12 @@ impl Compare {
             let figures: Vec<anyhow::Result<Figures>> = std::thread::scope(|scope| {
                 let play = |(name, policy): &(PolicyName, Policy)| {
                     let (name, policy) = (*name, *policy);
-                    scope.spawn(move || workload.play(name, policy, 1))
+                    scope.spawn(move || {
+                        let started = Instant::now();
+                        let figures = workload.play(name, policy, 1);
+                        print_progress!("{name}: replayed in {:.0} s", started.elapsed().as_secs_f64());
+                        figures
+                    })
                 };
                 let threads: Vec<_> = some.iter().map(play).collect();
                 let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
