@@ -138,6 +138,12 @@ fn field_of(submission: &v1::Submission, path: &str) -> String {
 
 /// Reads one job. Problems are added under the path that is shown of it.
 fn read_job(value: Value, place: Place, problems: &mut Problems) -> Option<FileJob> {
+    if value.get("apiVersion").is_some() && value.get("kind").is_some() {
+        let text = "is a Kubernetes manifest: Weir's job files are simpler, see `weir explain job` and \
+                    docs/guide/coming-from.md; a PodSpec can be used as groups[].pod";
+        problems.push(&joined(&place.shown, "apiVersion"), text);
+        return None;
+    }
     let file: JobFile = problems.read(&place.shown, value)?;
     let (submission, after) = submission(file, &place.shown, problems);
     let mut out = Violations::default();
@@ -368,6 +374,12 @@ mod tests {
                 groups: 0 task groups, at least 1 is needed
                 1:1: max_run: "soon" is not a duration: expected number at 0; write 90s, 5m or 1h30m
             "#]],
+        );
+        check(
+            "apiVersion: batch/v1\nkind: Job",
+            expect![[r#"
+            1:1: apiVersion: is a Kubernetes manifest: Weir's job files are simpler, see `weir explain job` and docs/guide/coming-from.md; a PodSpec can be used as groups[].pod
+        "#]],
         );
         check(
             "",

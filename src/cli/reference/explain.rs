@@ -38,10 +38,15 @@ impl Explain {
             print(&format!("{}\n{meaning}{}", entry.code, line(column, entry.remedy)))?;
             return Ok(0);
         }
-        let mut path = what.split('.').peekable();
-        let named = FILES
-            .iter()
-            .find(|file| path.peek() == Some(&file.name) || path.peek() == Some(&plural(file.name)));
+        // One queue is meant, not the list of them that a file has.
+        let path = match what.strip_prefix("queue") {
+            Some(rest) if rest.is_empty() || rest.starts_with('.') => format!("queues.queues{rest}"),
+            _ => what.clone(),
+        };
+        let mut path = path.split('.').peekable();
+        let named = FILES.iter().find(|file| {
+            path.peek().is_some_and(|first| *first == file.name || first.strip_suffix('s') == Some(file.name))
+        });
         // Fields of jobs are what most people look for.
         let file = named.unwrap_or(&FILES[0]);
         if named.is_some() {
@@ -63,14 +68,6 @@ impl Explain {
         }
         print(&text(&name, &field))?;
         Ok(0)
-    }
-}
-
-fn plural(name: &'static str) -> &'static str {
-    match name {
-        "job" => "jobs",
-        "queues" => "queue",
-        other => other,
     }
 }
 
