@@ -102,7 +102,8 @@ impl Queues {
         for (field, description) in fields {
             problems.push(&joined(&queue.path, &in_file(field)), description);
         }
-        problems.located(|field| Positions::of(&self.text).find(queue.document, field))
+        let positions = Positions::of(&self.text);
+        problems.located(|field| positions.find(queue.document, field))
     }
 }
 

@@ -4,7 +4,7 @@ use super::push_field;
 use crate::api::proto::{name_of, v1};
 use crate::cli::connect::job_name;
 use crate::cli::job_text::outcome_text;
-use crate::cli::output::{now_ms, span, time};
+use crate::cli::output::{now_ms, span, thousandths, time};
 
 pub(super) fn attempt_text(attempt: &v1::Attempt, job: &v1::Job) -> String {
     let mut out = String::new();
@@ -38,7 +38,6 @@ pub(super) fn attempt_text(attempt: &v1::Attempt, job: &v1::Job) -> String {
 
 /// The devices of a task: `, devices 0-3,6`, `, device 2 (0.5)`; empty without devices.
 pub(super) fn devices_text(devices: &[v1::DeviceShare]) -> String {
-    use crate::cli::output::thousandths;
     let part = devices.iter().find(|share| share.millis < 1_000);
     let mut ranges: Vec<[u32; 2]> = Vec::new();
     for share in devices {

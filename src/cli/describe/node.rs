@@ -3,8 +3,7 @@
 use super::{pairs, push_field, push_given};
 use crate::api::proto::v1;
 use crate::cli::get::node_state;
-use crate::cli::output::now_ms;
-use crate::cli::output::{bytes, span, table, thousandths, time};
+use crate::cli::output::{bytes, now_ms, span, table, thousandths, time};
 
 pub(super) fn node_text(node: &v1::Node) -> String {
     let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());

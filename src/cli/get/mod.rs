@@ -10,7 +10,7 @@ use super::connect::job_name;
 use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::job_file::job_value;
 use super::job_list::{JobFilter, find_job};
-use super::output::{Format, report};
+use super::output::{Format, print, print_value, report, table};
 use super::queue_file::queue_value;
 use super::{Connect, Failure, quantity};
 use crate::api::client::Client;
@@ -212,7 +212,7 @@ impl Get {
         if self.watch {
             return watch::objects(self.output, list, read).await;
         }
-        watch::once(self.output, list, &read().await?, which)
+        print_list(self.output, list, &read().await?, which)
     }
 
     async fn jobs(&self, client: &Client, connect: &Connect, name: Option<String>) -> Result<u8, Failure> {
@@ -253,7 +253,7 @@ impl Get {
         if matches!(self.output, Format::Table | Format::Wide) {
             let rows: Vec<_> =
                 std::iter::once(columns.heading()).chain(jobs.iter().map(|job| columns.row(job))).collect();
-            super::output::print(&super::output::table(&rows))?;
+            print(&table(&rows))?;
             return Ok(0);
         }
         let list = List {
@@ -262,7 +262,7 @@ impl Get {
             name: |job: &v1::Job| job_name(&job.queue, &job.name),
             value: |job| Ok(job_value(job).map_err(anyhow::Error::from)?),
         };
-        watch::once(self.output, &list, jobs, which)
+        print_list(self.output, &list, jobs, which)
     }
 
     async fn list_attempts(&self, client: &Client, job: u64) -> Result<Vec<v1::Attempt>, Failure> {
@@ -290,7 +290,7 @@ impl Get {
             report(if self.failed { "no failed units" } else { "no attempts yet" });
             return Ok(0);
         }
-        watch::once(self.output, &ATTEMPT_LIST, attempts, Listed::Many)
+        print_list(self.output, &ATTEMPT_LIST, attempts, Listed::Many)
     }
 
     /// Cuts a list to `--limit`, and reports on standard error if anything is missing then.
@@ -303,11 +303,34 @@ impl Get {
     }
 
     async fn list_nodes(&self, client: &Client, name: Option<&str>) -> Result<Vec<v1::Node>, Failure> {
-        let (mut nodes, more) =
-            super::get::list_nodes(client, self.pool.as_deref(), name, self.limit).await?;
+        let (mut nodes, more) = list_nodes(client, self.pool.as_deref(), name, self.limit).await?;
         self.cut(&mut nodes, more);
         Ok(nodes)
     }
+}
+
+/// Prints objects, or the only one that was named.
+fn print_list<T: Serialize>(
+    output: Format,
+    list: &List<T>,
+    objects: &[T],
+    which: Listed,
+) -> Result<u8, Failure> {
+    match output {
+        Format::Table | Format::Wide => {
+            let rows: Vec<_> = std::iter::once(list.heading()).chain(objects.iter().map(list.row)).collect();
+            print(&table(&rows))?;
+        }
+        Format::Name => objects.iter().try_for_each(|object| print(&format!("{}\n", (list.name)(object))))?,
+        Format::Json | Format::Yaml => {
+            let values = objects.iter().map(list.value).collect::<Result<Vec<_>, _>>()?;
+            match values.first().filter(|_| which == Listed::One) {
+                Some(value) => print_value(output, value)?,
+                None => print_value(output, &values)?,
+            }
+        }
+    }
+    Ok(0)
 }
 
 /// The names of the types whose lists differ from those of other types.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::List;
 use super::row::JobColumns;
-use super::{List, Listed};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::cli::Failure;
@@ -99,28 +99,4 @@ pub(super) async fn objects<T: Serialize>(
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-}
-
-/// Prints what a list has now.
-pub(super) fn once<T: Serialize>(
-    output: Format,
-    list: &List<T>,
-    objects: &[T],
-    which: Listed,
-) -> Result<u8, Failure> {
-    match output {
-        Format::Table | Format::Wide => {
-            let rows: Vec<_> = std::iter::once(list.heading()).chain(objects.iter().map(list.row)).collect();
-            print(&Columns::default().format(&rows))?;
-        }
-        Format::Name => objects.iter().try_for_each(|object| print(&format!("{}\n", (list.name)(object))))?,
-        Format::Json | Format::Yaml => {
-            let values = objects.iter().map(list.value).collect::<Result<Vec<_>, _>>()?;
-            match values.first().filter(|_| which == Listed::One) {
-                Some(value) => print_value(output, value)?,
-                None => print_value(output, &values)?,
-            }
-        }
-    }
-    Ok(0)
 }

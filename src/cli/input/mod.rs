@@ -18,7 +18,6 @@ use serde_saphyr::{Error as YamlError, Options};
 pub(super) use problem::{Positions, Problem, Problems, failure, joined};
 
 use super::Failure;
-use super::exit::INVALID;
 use crate::model::text;
 use crate::model::validate::quote;
 
@@ -80,10 +79,9 @@ fn bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Makes an `INVALID` failure that names the file.
-pub(super) fn in_file(path: &str, message: impl fmt::Display) -> Failure {
-    let path = if path == "-" { "standard input" } else { path };
-    Failure::new(INVALID, format!("{path}: {message}"))
+/// Makes an `INVALID` failure about a whole file.
+fn in_file(path: &str, message: String) -> Failure {
+    failure(path, &[Problem { at: None, field: String::new(), message }])
 }
 
 /// Parses YAML documents, or JSON, within the limits above. Aliases count as often as they are expanded.
