@@ -26,7 +26,7 @@ pub struct Connect {
     #[arg(long, global = true, hide_env_values = true, env = "WEIR_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// File with the broker's token. Default: WEIR_TOKEN, else that of a broker here
-    #[arg(long, global = true, hide_env_values = true, env = "WEIR_TOKEN_FILE", value_name = "PATH")]
+    #[arg(long, global = true, hide_env_values = true, env = "WEIR_TOKEN_FILE", value_name = "PATH", value_parser = path)]
     pub token_file: Option<PathBuf>,
     /// Queue of jobs that are named, submitted or listed without one
     #[arg(long, short, global = true, default_value = "default")]
@@ -45,7 +45,8 @@ impl Connect {
         let named = named.or_else(|| file.server.clone()).or_else(|| file.current.clone());
         let server = named.unwrap_or_else(|| ADDRESS_DEFAULT.to_owned());
         let address = server.split("://").last().unwrap_or_default().trim_end_matches('/').to_owned();
-        let token = match (&self.token_file, std::env::var("WEIR_TOKEN")) {
+        let token_file = self.token_file.as_ref().filter(|path| !path.as_os_str().is_empty());
+        let token = match (token_file, std::env::var("WEIR_TOKEN")) {
             (Some(path), _) => Some(std::fs::read_to_string(path).map_err(|error| {
                 Failure::new(INVALID, format!("--token-file {}: {error}", path.display()))
             })?),
@@ -93,6 +94,11 @@ impl Connect {
             }
         }
     }
+}
+
+/// Any path; an empty one stands for none, as that of an empty variable.
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }
 
 /// Formats a job reference that commands accept again: `job/NAME`, or `job/QUEUE/NAME` if the queue is not

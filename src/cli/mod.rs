@@ -236,8 +236,16 @@ async fn read(connect: &Connect, run: impl Future<Output = Result<u8, Failure>>)
 
 /// Logs to standard error at level `default`, unless `WEIR_LOG` sets a filter.
 fn start_logging(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let wanted = std::env::var("WEIR_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = wanted.as_deref().map_or_else(
+        || tracing_subscriber::EnvFilter::new(default),
+        |wanted| {
+            tracing_subscriber::EnvFilter::try_new(wanted).unwrap_or_else(|error| {
+                output::report(&format!("warning: WEIR_LOG: {error}; the level is {default}"));
+                tracing_subscriber::EnvFilter::new(default)
+            })
+        },
+    );
     let coloured = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -44,6 +44,12 @@ impl Why {
     }
 }
 
+/// Returns whether a unit needs more than its queue may ever use.
+fn exceeds_limit(reason: &v1::Reason) -> bool {
+    let amount = |name: &str| reason.parameters.get(name)?.parse::<u64>().ok();
+    reason.code == "QueueLimit" && amount("needed") > amount("limit")
+}
+
 fn why_text(why: &v1::WhyResponse) -> String {
     let job = why.job.clone().unwrap_or_default();
     let state = state_text(&job);
@@ -66,7 +72,14 @@ fn why_text(why: &v1::WhyResponse) -> String {
         out.push_str(text("no unit of the job is waiting\n", "作业没有正在等待的单元\n"));
     }
     for reason in &why.reasons {
-        out.push_str(&hanging(&format!("{:<12}  ", reason.code), &escape(&reason_text(reason))));
+        let mut message = reason_text(reason);
+        if exceeds_limit(reason) {
+            message.push_str(text(
+                "; one unit alone exceeds the limit, so it waits until the limit is raised",
+                "；单个单元就超出上限，提高上限之前会一直等待",
+            ));
+        }
+        out.push_str(&hanging(&format!("{:<12}  ", reason.code), &escape(&message)));
     }
     for group in &why.groups {
         let (name, waiting, pools) = (&group.group, group.waiting, group.pools.len());

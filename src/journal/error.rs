@@ -8,8 +8,8 @@ use crate::state::record;
 /// Why an operation of a journal failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The data directory can't be created, opened or written.
-    #[error("data directory {} can't be used", path.display())]
+    /// A directory or file can't be created, opened or written.
+    #[error("{} can't be used", path.display())]
     Directory {
         path: PathBuf,
         #[source]

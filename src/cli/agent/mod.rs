@@ -144,7 +144,7 @@ impl AgentCommand {
 
 fn client(connect: &Connect, file: &AgentFile) -> Result<Client, Failure> {
     let mut connect = connect.clone();
-    connect.server = connect.server.or(file.server.clone());
+    connect.server = connect.server.filter(|server| !server.is_empty()).or(file.server.clone());
     let Some(path) = &file.token_file else { return connect.client() };
     let token = std::fs::read_to_string(path)
         .map_err(|error| Failure::new(INVALID, format!("token_file {}: {error}", path.display())))?;

@@ -83,7 +83,7 @@ fn sqlite_names_a_directory_that_it_can_not_write() {
     disk.remount("ro").unwrap();
     let Err(error) = SqliteJournal::open(&directory) else { panic!("a read-only disk is written") };
     assert!(matches!(error, Error::Directory { .. }), "{error:?}");
-    assert_eq!(error.to_string(), format!("data directory {} can't be used", directory.display()));
+    assert_eq!(error.to_string(), format!("{} can't be used", directory.display()));
     let source = std::error::Error::source(&error).map(ToString::to_string);
     assert!(source.as_ref().is_some_and(|text| text.contains("Read-only file system")), "{source:?}");
 }
