@@ -13,13 +13,14 @@ use super::proto::v1;
 use super::response_stream::{ResponseStream, response_stream};
 use super::{Mutation, error, mutate};
 use crate::broker::{Answer, JobFilter, JobRef, Query};
+
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::model::validate::quote;
 use crate::runtime::error::CallError;
-use crate::runtime::handle::Handle;
+use crate::runtime::handle::{Archive, Handle};
 use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
 use crate::state::job::JobEnd;
@@ -347,7 +348,8 @@ impl Jobs {
             return Ok(());
         }
         let journal = self.journal().await?;
-        let read = self.broker.archive_page(move |archive| {
+        let single = ended.len() == 1;
+        let read = move |archive: &mut dyn Archive| {
             let pools = |id: JobId| -> Result<_, _> {
                 let attempts = archive.attempts(id, (0, 0), ATTEMPTS_SHOWN)?;
                 let mut pools: Vec<String> = Vec::new();
@@ -359,8 +361,11 @@ impl Jobs {
                 Ok((id, pools))
             };
             ended.into_iter().map(pools).collect::<Result<BTreeMap<_, _>, _>>()
-        });
-        let mut pools = read.await.map_err(error::call)?;
+        };
+        // A look-up of one job does not wait behind pages.
+        let read =
+            if single { self.broker.archive(read).await } else { self.broker.archive_page(read).await };
+        let mut pools = read.map_err(error::call)?;
         for job in jobs {
             if let Some(pools) = pools.remove(&job.id) {
                 job.pools = pools;
