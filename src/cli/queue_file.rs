@@ -117,7 +117,7 @@ fn in_file(path: &str) -> String {
 /// # Errors
 /// All problems of the file, up to one screen.
 pub fn read_queues(text: &str) -> Result<Queues, Vec<Problem>> {
-    let whole = |message: String| vec![Problem { at: None, field: String::new(), message }];
+    let whole = |message: String| vec![Problem::of_file(message)];
     let mut queues = Vec::new();
     let positions = std::cell::OnceCell::new();
     for (document, value) in read_documents(text).map_err(whole)?.into_iter().enumerate() {

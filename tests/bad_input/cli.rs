@@ -68,15 +68,15 @@ fn unreadable_job_files_are_refused_with_the_position() {
         row("just words", &["expected fields: {name: value}"]),
         row("7", &["expected fields: {name: value}"]),
         row("jobs: 7", &["jobs: is not a list"]),
-        row("name: [unclosed", &["line 1"]),
-        row("name: a\n\tqueue: b\n", &["line 1", "found a tab"]),
-        row("name: a\n name: b\n", &["line 2"]),
-        row("{\"name\": \"a\",}", &["line 1 column 14"]),
-        row("{\"name\": \"a\"", &["line 1 column"]),
-        row("name: a\nname: b\n", &["name", "line 2"]),
-        row("{\"name\": \"a\", \"name\": \"b\"}", &["\"name\" is given twice at line 1 column"]),
+        row("name: [unclosed", &[".yaml:1:"]),
+        row("name: a\n\tqueue: b\n", &[".yaml:", "tab"]),
+        row("name: a\n name: b\n", &[".yaml:2:"]),
+        row("{\"name\": \"a\",}", &[".yaml:1:14: "]),
+        row("{\"name\": \"a\"", &[".yaml:1:"]),
+        row("name: a\nname: b\n", &[".yaml:2:1: \"name\" is given twice"]),
+        row("{\"name\": \"a\", \"name\": \"b\"}", &[".yaml:1:", "\"name\" is given twice"]),
         row("{\"groups\": [{\"cpus\": 1, \"cpus\": 2}]}", &["\"cpus\" is given twice"]),
-        row(b"name: a\0b".as_slice(), &["line 1"]),
+        row(b"name: a\0b".as_slice(), &[".yaml:1:"]),
         row(b"name: \xc3\x28".as_slice(), &["is not UTF-8 text: byte 6 is invalid"]),
         row(b"\xff\xfen\0a\0m\0e\0".as_slice(), &["is not UTF-8 text: byte 0"]),
         row(alias_bomb(), &[]),
@@ -95,7 +95,7 @@ fn fields_of_job_files_are_read_strictly() {
     let long_name = format!("{{\"{}\": 1}}", "n".repeat(1 << 20));
     let rows = [
         row("priorty: 3", &["priorty: unknown field \"priorty\", did you mean \"priority\"?"]),
-        row("frobnicate: 3", &["unknown field \"frobnicate\"; expected one of name, queue"]),
+        row("frobnicate: 3", &["unknown field \"frobnicate\"; expected one of name, display_name, queue"]),
         row(long_name, &["unknown field \"nnnn"]),
         row("na\u{202e}me: 3", &["unknown field \"na\\u{202e}me\""]),
         row("groups: 3", &["groups: invalid type: integer `3`, expected a list: [a, b]"]),
@@ -179,8 +179,8 @@ fn quantities_in_job_files_are_exact_and_in_range() {
     const MEMORY: &[&str] = &["groups[0].memory: ", "write 512Mi, 2Gi or a number of bytes"];
     const DEVICES: &[&str] = &["groups[0].devices: "];
     let mut rows = vec![
-        row(group("cpus: .nan"), &["line 3 column 9", ".nan"]),
-        row(group("cpus: .inf"), &["line 3 column 9", ".inf"]),
+        row(group("cpus: .nan"), &[".yaml:3:9: ", ".nan"]),
+        row(group("cpus: .inf"), &[".yaml:3:9: ", ".inf"]),
         row(group("cpus: 0.0001"), &["groups[0].cpus: \"0.0001\" is finer than a thousandth"]),
     ];
     let cpus =

@@ -80,6 +80,26 @@ const PLACES: &[(&[&str], &str, &str)] = &[
         "constraints",
     ),
     (&["max_attempts", "backoff", "backoff_max", "max_node_losses"], "retry", "retry"),
+    // Entries of groups are recognised by `command`.
+    (
+        &[
+            "queue",
+            "labels",
+            "priority",
+            "gang_job",
+            "constraints",
+            "retry",
+            "on_pool_lost",
+            "lease",
+            "max_failed",
+            "max_run",
+            "start_limit",
+            "grace",
+            "depends_on",
+        ],
+        "command",
+        "the job, beside groups",
+    ),
 ];
 
 /// What other systems call a field, in lower case.

@@ -81,7 +81,7 @@ fn bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
 
 /// Makes an `INVALID` failure about a whole file.
 fn in_file(path: &str, message: String) -> Failure {
-    failure(path, &[Problem { at: None, field: String::new(), message }])
+    failure(path, &[Problem::of_file(message)])
 }
 
 /// Parses YAML documents, or JSON, within the limits above. Aliases count as often as they are expanded.
@@ -110,7 +110,22 @@ fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
             too_many()
         }
         YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => too_deep(),
-        _ => first_line(&error.to_string()),
+        _ => {
+            let message = first_line(&error.to_string());
+            // What follows is for users of the parser.
+            match message
+                .split_once("duplicate mapping key: ")
+                .zip(message.split_once(", set DuplicateKeyPolicy"))
+            {
+                Some(((at, key), _)) => {
+                    let key = key.split(", set DuplicateKeyPolicy").next().unwrap_or(key);
+                    format!("{at}{} is given twice", quote(key))
+                }
+                None => message
+                    .replace("non-finite float ", "")
+                    .replace(" rejected by the configured policy", " is not a finite number"),
+            }
+        }
     })
 }
 

@@ -25,6 +25,23 @@ pub(in crate::cli) struct Problem {
     pub(in crate::cli) message: String,
 }
 
+impl Problem {
+    /// A problem of the whole file, or of its syntax: then the parsers' messages have the position.
+    pub(in crate::cli) fn of_file(message: String) -> Self {
+        let of_yaml = message.strip_prefix("line ").and_then(|rest| {
+            let (position, message) = rest.split_once(": ")?;
+            Some((position, message.to_owned()))
+        });
+        let of_json =
+            message.rsplit_once(" at line ").map(|(message, position)| (position, message.to_owned()));
+        let found = of_yaml.or(of_json).and_then(|(position, message)| {
+            let (line, column) = position.split_once(" column ")?;
+            Some(Self { at: Some((line.parse().ok()?, column.parse().ok()?)), field: String::new(), message })
+        });
+        found.unwrap_or_else(|| Self { at: None, field: String::new(), message })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((line, column)) = self.at {

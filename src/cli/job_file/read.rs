@@ -10,7 +10,7 @@ use crate::api::convert::read_job_spec;
 use crate::api::proto::v1;
 use crate::cli::input::{Positions, Problem, Problems, Text, joined, read_documents};
 use crate::cli::quantity;
-use crate::model::validate::{self, Violation, Violations};
+use crate::model::validate::{self, Violation, Violations, quote};
 
 /// A job of a file.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl JobsFile {
 /// # Errors
 /// All problems of the file, up to one screen.
 pub fn read_jobs(text: &str) -> Result<JobsFile, Vec<Problem>> {
-    let whole = |message: String| vec![Problem { at: None, field: String::new(), message }];
+    let whole = |message: String| vec![Problem::of_file(message)];
     let values = jobs_of(read_documents(text).map_err(whole)?).map_err(whole)?;
     if values.is_empty() {
         return Err(whole("the file contains no job".to_owned()));
@@ -98,8 +98,13 @@ fn jobs_of(documents: Vec<Value>) -> Result<Vec<(usize, String, Value)>, String>
     for (document, value) in documents.into_iter().enumerate() {
         match value {
             Value::Array(list) => add(document, "", list),
-            Value::Object(mut map) if map.len() == 1 && map.contains_key("jobs") => {
-                match map.remove("jobs") {
+            Value::Object(mut map) if map.contains_key("jobs") => {
+                let jobs = map.shift_remove("jobs");
+                if let Some(other) = map.keys().next() {
+                    let rule = "stands alone in its document: write what all jobs share in each of them";
+                    return Err(format!("jobs: {rule}, not {} beside it", quote(other)));
+                }
+                match jobs {
                     Some(Value::Array(list)) => add(document, "jobs", list),
                     _ => return Err("jobs: is not a list".to_owned()),
                 }
@@ -379,6 +384,36 @@ mod tests {
             "apiVersion: batch/v1\nkind: Job",
             expect![[r#"
             1:1: apiVersion: is a Kubernetes manifest: Weir's job files are simpler, see `weir explain job` and docs/guide/coming-from.md; a PodSpec can be used as groups[].pod
+        "#]],
+        );
+        check(
+            "name: a\nname: b",
+            expect![[r#"
+            2:1: "name" is given twice
+        "#]],
+        );
+        check(
+            "name: a\n\tqueue: b",
+            expect![[r#"
+            1:7: while scanning a plain scalar, found a tab
+        "#]],
+        );
+        check(
+            "{\"name\": \"a\",}",
+            expect![[r#"
+            1:14: trailing comma
+        "#]],
+        );
+        check(
+            "queue: a\njobs: []",
+            expect![[r#"
+            jobs: stands alone in its document: write what all jobs share in each of them, not "queue" beside it
+        "#]],
+        );
+        check(
+            "groups: [{constraints: {pools: [a]}, cpus: 1, command: [a]}]",
+            expect![[r#"
+            1:11: groups[0].constraints: unknown field "constraints" here. Write it in the job, beside groups.
         "#]],
         );
         check(
