@@ -7,10 +7,24 @@ use crate::model::language::{Language, Text};
 use crate::model::reason;
 
 /// The value of `--lang`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lang {
     En,
     Zh,
+    OfLocale,
+}
+
+/// Reads a language, also as a locale: `zh`, `zh_CN.UTF-8`. An empty text is that of an empty variable.
+///
+/// # Errors
+/// What is allowed, if the text is no such language.
+pub fn parse(text: &str) -> Result<Lang, String> {
+    match text.to_lowercase() {
+        empty if empty.is_empty() => Ok(Lang::OfLocale),
+        english if english.starts_with("en") => Ok(Lang::En),
+        chinese if chinese.starts_with("zh") => Ok(Lang::Zh),
+        _ => Err("use en or zh".to_owned()),
+    }
 }
 
 /// Set once, before a command runs: what prints is spread over many places.
@@ -21,6 +35,7 @@ pub fn set(flag: Option<Lang>) {
     let language = flag.map_or_else(of_locale, |lang| match lang {
         Lang::En => Language::English,
         Lang::Zh => Language::Chinese,
+        Lang::OfLocale => of_locale(),
     });
     let _ = CURRENT.set(language);
 }

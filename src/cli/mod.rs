@@ -50,15 +50,7 @@ pub struct Cli {
     #[command(flatten)]
     connect: Connect,
     /// Language of reasons and codes, en or zh. Default: that of the locale
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        value_name = "LANG",
-        env = "WEIR_LANG",
-        hide_env_values = true,
-        hide_possible_values = true
-    )]
+    #[arg(long, global = true, value_name = "LANG", env = "WEIR_LANG", hide_env_values = true, value_parser = language::parse)]
     lang: Option<language::Lang>,
     #[command(subcommand)]
     command: Command,

@@ -97,7 +97,16 @@ impl Submit {
                 v1::SubmitRequest { token: new_token(), jobs: asked, allow_pending: self.allow_pending };
             let call = || async { client.jobs().submit(request.clone()).await };
             let response = with_retries(RETRY_TIMEOUT, call).await;
-            let response = response.map_err(|status| located(status.into(), file, jobs, batch))?;
+            let response = response.map_err(|status| {
+                let failure = located(status.into(), file, jobs, batch);
+                let (all, before) = (jobs.jobs.len(), all_before(&jobs.jobs, batch));
+                let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));
+                match before {
+                    0 => failure,
+                    _ => failure
+                        .hint(format!("the first {before} of {all} jobs of the file were submitted{hint}")),
+                }
+            })?;
             // The response lists one job per submission, in the same order.
             for (job, asked) in response.into_inner().jobs.iter().zip(&request.jobs) {
                 ids.insert((asked.queue.clone(), job.name.clone()), job.id);
@@ -106,6 +115,11 @@ impl Submit {
         }
         Ok(())
     }
+}
+
+/// How many jobs come before a batch of them.
+fn all_before(jobs: &[FileJob], batch: &[FileJob]) -> usize {
+    jobs.iter().position(|job| batch.first().is_some_and(|first| std::ptr::eq(first, job))).unwrap_or(0)
 }
 
 /// A failure of a batch, with the fields as they are in the file.

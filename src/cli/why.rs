@@ -57,7 +57,8 @@ fn why_text(why: &v1::WhyResponse) -> String {
     let shown = if name.is_empty() { String::new() } else { format!(" ({})", escape(name)) };
     let mut out =
         format!("job/{}{shown}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
-    if why.position > 0 && !why.groups.is_empty() {
+    // A job that waits for another one is not in the order of those that wait for pools.
+    if (1..=why.waiting).contains(&why.position) && !why.groups.is_empty() {
         let (position, waiting) = (why.position, why.waiting);
         out.push_str(&match language::current() {
             Language::English => format!("   position {position} of {waiting}"),

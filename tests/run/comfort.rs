@@ -45,6 +45,17 @@ fn printed_jobs_and_queues_can_be_given_back() {
     );
 }
 
+/// Large files are submitted in batches: what was submitted before an error is named.
+#[test]
+fn an_error_in_a_later_batch_names_what_was_submitted() {
+    let (home, _dev) = dev();
+    let job = |index: usize| format!("- {{name: j{index}, groups: [{{cpus: 900, command: [a]}}]}}\n");
+    let text: String = (0..600).map(job).collect::<String>() + &job(0);
+    let (code, printed, errors) = submit(&home, &text);
+    assert_eq!((code, printed.lines().count()), (4, 500), "{errors}");
+    assert!(errors.contains("the first 500 of 601 jobs of the file were submitted"), "{errors}");
+}
+
 #[test]
 fn reasons_and_codes_are_printed_in_the_users_language() {
     let (home, _dev) = dev();
@@ -55,6 +66,9 @@ fn reasons_and_codes_are_printed_in_the_users_language() {
     assert!(why.contains("任务组 main：1 个在等待") && why.contains("单个任务需要 900 核 CPU"), "{why}");
     let by_locale = home.weir(&["why", "job/large"]).env("LC_ALL", "zh_CN.UTF-8").output().expect("weir");
     assert_eq!(String::from_utf8_lossy(&by_locale.stdout), why);
+    let by_variable =
+        home.weir(&["why", "job/large"]).env("WEIR_LANG", "zh_CN.UTF-8").output().expect("weir");
+    assert_eq!(String::from_utf8_lossy(&by_variable.stdout), why);
     let english = home.weir(&["why", "job/large"]).env("LC_ALL", "C.UTF-8").output().expect("weir");
     assert!(String::from_utf8_lossy(&english.stdout).contains("900 CPUs needed by one task"));
     let (code, _, errors) = home.run(&["get", "job/nope", "--lang", "zh"]);
@@ -173,6 +187,12 @@ fn every_kind_of_object_is_described() {
     {
         let (found, _, errors) = home.run(&["describe", what]);
         assert_eq!(found, code, "{what}: {errors}");
+    }
+    // What would be ignored is refused.
+    for arguments in
+        [&["describe", "nodes"][..], &["get", "job/shown", "job/x"], &["describe", "job/shown", "job/x"]]
+    {
+        assert_eq!(home.run(arguments).0, 2, "{arguments:?}");
     }
     home.run(&["cancel", "job/shown"]);
 }

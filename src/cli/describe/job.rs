@@ -140,8 +140,12 @@ fn push_policies(out: &mut String, spec: &v1::JobSpec) {
         push_field(out, "start limit", &amount::duration(spec.start_limit_ms));
     }
     for edge in &spec.depends_on {
-        let how = name_of::<v1::DependencyCondition>(edge.condition).to_lowercase();
-        push_field(out, "after", &format!("job {} ({how})", edge.job_id));
+        let how = match edge.condition() {
+            v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => "has succeeded",
+            v1::DependencyCondition::Failed => "has failed",
+            v1::DependencyCondition::Any => "has ended",
+        };
+        push_field(out, "after", &format!("starts once job {} {how}", edge.job_id));
     }
 }
 

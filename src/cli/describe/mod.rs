@@ -8,7 +8,7 @@ mod queue;
 
 use serde_json::json;
 
-use super::exit::{INVALID, NOT_FOUND};
+use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::get::{list_nodes, list_queues};
 use super::job_file::job_value;
 use super::job_list::JobFilter;
@@ -43,8 +43,20 @@ pub struct Describe {
 impl Describe {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
+        const TYPES: [&str; 15] = [
+            "job", "jobs", "j", "attempt", "attempts", "at", "pool", "pools", "po", "node", "nodes", "no",
+            "queue", "queues", "qu",
+        ];
         let (kind, name) = match (self.what.split_once('/'), &self.name) {
-            (Some((kind, name)), _) => (kind.to_owned(), name.to_owned()),
+            (Some(_), Some(second)) => {
+                let message = format!("{} would be ignored: name one object", quote(second));
+                return Err(Failure::new(USAGE, message));
+            }
+            (None, None) if TYPES.contains(&self.what.as_str()) => {
+                let kind = &self.what;
+                return Err(Failure::new(USAGE, format!("name the object: weir describe {kind}/NAME")));
+            }
+            (Some((kind, name)), None) => (kind.to_owned(), name.to_owned()),
             (None, Some(name)) => (self.what.clone(), name.clone()),
             (None, None) => ("job".to_owned(), self.what.clone()),
         };

@@ -141,6 +141,11 @@ impl Get {
             Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
             None => (self.what.clone(), self.name.clone()),
         };
+        if let Some(second) = self.name.as_ref().filter(|_| !of_job && self.what.contains('/')) {
+            let message =
+                format!("{} would be ignored: name one object, or list and filter them", quote(second));
+            return Err(Failure::new(USAGE, message));
+        }
         self.check_flags(&kind, name.is_some())?;
         let client = connect.client()?;
         let which = if name.is_some() { Listed::One } else { Listed::Many };
