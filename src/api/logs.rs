@@ -100,7 +100,15 @@ impl Jobs {
         let mut offsets = [message.stdout_offset, message.stderr_offset];
         if message.tail_lines > 0 {
             for (offset, stream) in offsets.iter_mut().zip([LogStream::Stdout, LogStream::Stderr]) {
-                *offset = self.tail_offset(&attempt, message, stream).await;
+                // A followed log waits for an agent that is not connected, as below.
+                *offset = loop {
+                    match self.tail_offset(&attempt, message, stream).await {
+                        Some(offset) => break offset,
+                        None if sender.is_closed() => return Ok(()),
+                        None if message.follow => tokio::time::sleep(AGENT_RETRY).await,
+                        None => return Err(not_connected(&attempt.pool)),
+                    }
+                };
             }
         }
         let mut streams = [
@@ -123,15 +131,12 @@ impl Jobs {
                     bytes_max: LOG_BYTES,
                 };
                 let response = tokio::select! {
-                    response = self.broker.logs().read(&attempt.pool, request) => response,
-                    () = tokio::time::sleep(AGENT_TIMEOUT) => None,
+                    response = self.read_chunk(&attempt.pool, request) => response,
                     () = sender.closed() => return Ok(()),
                 };
-                // An invalid chunk is treated like an agent that is not connected.
-                let Some(mut chunk) = response.filter(is_valid) else {
+                let Some(mut chunk) = response else {
                     if !message.follow {
-                        let text = format!("the agent of pool {} is not connected", quote(&attempt.pool));
-                        return Err(Status::unavailable(text));
+                        return Err(not_connected(&attempt.pool));
                     }
                     tokio::time::sleep(AGENT_RETRY).await;
                     continue;
@@ -178,37 +183,47 @@ impl Jobs {
         }
     }
 
-    /// The offset at which the last lines of a stream begin. 0 if the agent does not respond: the read from there
-    /// on reports that.
-    async fn tail_offset(&self, attempt: &AttemptView, message: &v1::LogsRequest, stream: LogStream) -> u64 {
+    /// Reads a chunk of output. `None` if the agent is not connected or does not respond in time. An invalid chunk is
+    /// treated alike.
+    async fn read_chunk(&self, pool: &str, request: ReadRequest) -> Option<Chunk> {
+        let read = self.broker.logs().read(pool, request);
+        tokio::time::timeout(AGENT_TIMEOUT, read).await.ok().flatten().filter(is_valid)
+    }
+
+    /// The offset at which the last lines of a stream begin. `None` if the agent does not respond.
+    async fn tail_offset(
+        &self,
+        attempt: &AttemptView,
+        message: &v1::LogsRequest,
+        stream: LogStream,
+    ) -> Option<u64> {
         let read = async |offset: u64, bytes_max: u32| {
             let request = ReadRequest { attempt: attempt.id, task: message.task, stream, offset, bytes_max };
-            let read = self.broker.logs().read(&attempt.pool, request);
-            tokio::time::timeout(AGENT_TIMEOUT, read).await.ok().flatten().filter(is_valid)
+            self.read_chunk(&attempt.pool, request).await
         };
         // A read beyond the end shows where that is.
-        let Some(end) = read(u64::MAX, 0).await.map(|chunk| chunk.end) else { return 0 };
+        let end = read(u64::MAX, 0).await?.end;
         let (mut lines, mut from) = (0, end);
         while from > 0 {
             let before = from.saturating_sub(u64::from(LOG_BYTES));
-            let Some(chunk) = read(before, (from - before) as u32).await else { return 0 };
+            let chunk = read(before, (from - before) as u32).await?;
             for (index, byte) in chunk.data.iter().enumerate().rev() {
                 let next = chunk.offset + index as u64 + 1;
                 // The line feed of the last line ends no line before it.
                 if *byte == b'\n' && next < end {
                     lines += 1;
                     if lines == message.tail_lines {
-                        return next;
+                        return Some(next);
                     }
                 }
             }
             // What is before was not stored, or is not there any more.
             if chunk.offset > before || chunk.data.is_empty() {
-                return chunk.offset;
+                return Some(chunk.offset);
             }
             from = before;
         }
-        0
+        Some(0)
     }
 
     async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {
@@ -219,6 +234,10 @@ impl Jobs {
         };
         Ok(!live.iter().any(|live| live.id == attempt.id))
     }
+}
+
+fn not_connected(pool: &str) -> Status {
+    Status::unavailable(format!("the agent of pool {} is not connected", quote(pool)))
 }
 
 /// True for a chunk that an agent may send: at most as long as requested, with offsets in range.

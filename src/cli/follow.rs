@@ -28,9 +28,8 @@ pub struct Task {
 impl Task {
     /// Prints the output that there is. `attempt` 0 is the latest. False if the reader of standard output has closed it.
     pub async fn print(&self, client: &Client, attempt: u32) -> Result<bool, Failure> {
-        let request = self.request(attempt, false, [0; 2]);
-        let mut parts = client.jobs().logs(request).await?.into_inner();
         let mut output = Output::of(self);
+        let mut parts = client.jobs().logs(self.request(attempt, false, &output)).await?.into_inner();
         while let Some(part) = parts.message().await? {
             if output.print(&part)?.is_none() {
                 return Ok(false);
@@ -39,16 +38,18 @@ impl Task {
         output.end_lines()
     }
 
-    fn request(&self, attempt: u32, follow: bool, offsets: [u64; 2]) -> v1::LogsRequest {
+    /// The request for what follows `output`.
+    fn request(&self, attempt: u32, follow: bool, output: &Output) -> v1::LogsRequest {
         v1::LogsRequest {
             job: Some(self.job.clone()),
             unit: self.unit,
             task: self.task,
             attempt,
             follow,
-            stdout_offset: offsets[0],
-            stderr_offset: offsets[1],
-            tail_lines: if offsets == [0; 2] { self.tail_lines } else { 0 },
+            stdout_offset: output.offsets[0],
+            stderr_offset: output.offsets[1],
+            // Only before the first part: an attempt that follows is printed whole.
+            tail_lines: if output.is_cut == [true; 2] { self.tail_lines } else { 0 },
         }
     }
 }
@@ -61,7 +62,7 @@ pub async fn follow(client: &Client, task: &Task) -> Result<Option<u64>, Failure
     // The timeout counts from the last message of the broker.
     let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
     loop {
-        let status = match client.jobs().logs(task.request(number, true, output.offsets)).await {
+        let status = match client.jobs().logs(task.request(number, true, &output)).await {
             Err(status) => Some(status),
             Ok(response) => {
                 let mut parts = response.into_inner();
@@ -198,17 +199,20 @@ impl Output {
     /// Prints the lines that are complete, or all, each with its prefix. False if the reader has gone.
     fn print_lines(&mut self, stream: usize, all: bool) -> Result<bool, Failure> {
         let (Some(prefix), buffer) = (&self.prefix, &mut self.open_lines[stream]) else { return Ok(true) };
-        let mut out = Vec::new();
-        while !buffer.is_empty() {
-            let end = buffer.iter().position(|byte| *byte == b'\n');
-            let line: Vec<u8> = match end {
-                Some(end) => buffer.drain(..=end).collect(),
-                None if all || buffer.len() >= LINE_BYTES_MAX => buffer.drain(..).chain([b'\n']).collect(),
-                None => break,
-            };
+        let (mut out, mut printed) = (Vec::new(), 0);
+        for line in buffer.split_inclusive(|byte| *byte == b'\n') {
+            let is_whole = line.ends_with(b"\n");
+            if !is_whole && !all && line.len() < LINE_BYTES_MAX {
+                break;
+            }
             out.extend_from_slice(prefix.as_bytes());
-            out.extend(line);
+            out.extend_from_slice(line);
+            if !is_whole {
+                out.push(b'\n');
+            }
+            printed += line.len();
         }
+        buffer.drain(..printed);
         write(stream, &out)
     }
 

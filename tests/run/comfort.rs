@@ -123,6 +123,16 @@ fn output_of_all_tasks_or_only_its_end_is_printed() {
         home.run(&["logs", "-f", "job/array", "--all", "--tail", "1"]).1.lines().map(str::to_owned).collect();
     followed.sort_unstable();
     assert_eq!(followed, ["[0] end", "[1] end", "[2] end"]);
+    // Only the attempt that runs is cut: what follows it is new, and nothing of it is reported as missing.
+    let script = "case $WEIR_ATTEMPT_ID in *-1) echo a; echo b; sleep 4; exit 1;; esac; echo c; echo d";
+    let run =
+        ["run", "-d", "--name", "again", "--attempts", "2", "--pool", "local", "--", "sh", "-c", script];
+    assert_eq!(home.run(&run).0, 0);
+    until("the first attempt prints", Duration::from_secs(30), || {
+        home.run(&["logs", "job/again"]).1 == "a\nb\n"
+    });
+    let (code, followed, errors) = home.run(&["logs", "-f", "job/again", "--tail", "1"]);
+    assert_eq!((code, followed.as_str(), errors.contains("not stored")), (0, "b\nc\nd\n", false), "{errors}");
     // A tail that is longer than one part of the output.
     let script = "i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done";
     assert_eq!(home.run(&["run", "-d", "--name", "long", "--pool", "local", "--", "sh", "-c", script]).0, 0);
