@@ -61,7 +61,7 @@ pub struct KubernetesSection {
     /// How pods are bound to nodes.
     #[serde(default)]
     pub binding: Binding,
-    /// Name of the scheduler, for [`Binding::Scheduler`].
+    /// Name of the scheduler, for `binding = "scheduler"`.
     #[serde(default = "default_scheduler")]
     pub scheduler: String,
     /// Image for jobs that are plain commands. Absent: such jobs are refused.
@@ -136,7 +136,7 @@ pub enum Isolation {
 pub struct Devices {
     /// Model as jobs name it, such as `A100-80G` or `Ascend910B3`.
     pub model: String,
-    /// How many there are, up to 64 in all.
+    /// How many there are, up to 256 in all.
     pub count: u16,
     /// Memory of each, in GiB. Absent: from the table of models.
     pub memory_gib: Option<u64>,

@@ -59,9 +59,12 @@ appears in one of them.
       devices: 'A100-80G:2'
       command: [python, train.py]
 
-All problems of a file are reported at once, each with line and column, before anything is submitted. An unknown field is an
-error, which names the field that was probably meant, also where other systems call it otherwise (`gpu`, `partition`,
-`walltime`), or where it belongs.
+All problems that can be found without the broker are reported at once, each with line and column, before anything is
+submitted. An unknown field is an error, which names the field that was probably meant, also where other systems call it
+otherwise (`gpu`, `partition`, `walltime`), or where it belongs. What only the broker knows, such as queues, device models
+and names that are taken, is checked when the jobs are submitted. The jobs of one request are accepted all or none; a file of
+more than 500 jobs goes in several requests, and so do jobs with dependencies by name. An error then reports how many jobs of
+the file were submitted before.
 
 `weir explain job.groups.devices` prints what is below. [job.schema.json](job.schema.json) is the JSON schema for editors
 (`weir explain job -o json`). `weir get job/NAME -o yaml` prints a job as a file that can be submitted again.
@@ -71,8 +74,9 @@ This page is generated from the code.
 
 const QUEUES: &str = "# Queue files
 
-`weir apply FILE` creates and updates the queues of a file in YAML or JSON, and prints what it changed. All problems of a file
-are reported at once, and then nothing is changed.
+`weir apply FILE` creates and updates the queues of a file in YAML or JSON, and prints what it changed. All problems that can
+be found without the broker are reported at once, and then nothing is changed. What the broker refuses, such as a queue
+whose parent does not exist, ends the command; the queues before it are changed.
 
     queues:
     - name: research
