@@ -100,12 +100,8 @@ impl Apply {
             let done = result.map_err(|status| {
                 let failure = Failure::from(status);
                 let problems = queues.located(read, &failure.fields);
-                let message = if problems.is_empty() {
-                    format!("queue/{name}: {}", failure.message)
-                } else {
-                    input::failure(&file, &problems).message
-                };
-                Failure { message, ..failure }
+                let named = Failure { message: format!("queue/{name}: {}", failure.message), ..failure };
+                input::relocated(named, &file, &problems)
             })?;
             print(&format!("queue/{name} {done}\n"))?;
         }

@@ -78,12 +78,12 @@ impl Failure {
     /// Prints the message and the hint to standard error and returns the exit code of the process. In other languages the
     /// meaning of the broker's code comes first: the message itself has details that exist in English only.
     pub fn print(&self) -> ExitCode {
-        let entry = reasons::find(&self.reason)
-            .map(|(_, entry)| entry)
-            .filter(|_| language::current() != Language::English);
-        let meaning =
-            entry.map(|entry| format!("{}\n       ", entry.meaning.in_language(language::current())));
-        report(&format!("error: {}{}", meaning.unwrap_or_default(), escape_lines(&self.message)));
+        let meaning = match language::current() {
+            Language::English => None,
+            other => reasons::find(&self.reason).map(|(_, entry)| entry.meaning.in_language(other)),
+        };
+        let meaning = meaning.map_or_else(String::new, |meaning| format!("{meaning}{SEPARATOR}"));
+        report(&format!("error: {meaning}{}", escape_lines(&self.message)));
         if let Some(hint) = &self.hint {
             report(&format!("hint: {}", text::escape(hint)));
         }

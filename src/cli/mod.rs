@@ -19,6 +19,7 @@ mod job_file;
 mod job_list;
 mod job_text;
 mod job_wait;
+mod kind;
 mod language;
 mod logs;
 mod memory;

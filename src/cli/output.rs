@@ -31,14 +31,22 @@ pub enum Format {
 /// RFC 3339. Control and bidirectional characters are escaped.
 ///
 /// # Errors
-/// If `value` can't be serialised or standard output can't be written.
-pub fn print_value(format: Format, value: &impl Serialize) -> Result<(), Failure> {
-    let value = with_times(serde_json::to_value(value).map_err(anyhow::Error::from)?);
+/// If standard output can't be written.
+pub fn print_value(format: Format, value: Value) -> Result<(), Failure> {
+    let value = with_times(value);
     let text = match format {
         Format::Yaml => yaml(&value)?,
         Format::Json | Format::Table | Format::Wide | Format::Name => json(&value, json_escape)?,
     };
     print(&text)
+}
+
+/// An object as it is printed in JSON.
+///
+/// # Errors
+/// If it can't be represented in JSON.
+pub fn value_of(object: &impl Serialize) -> Result<Value, Failure> {
+    Ok(serde_json::to_value(object).map_err(anyhow::Error::from)?)
 }
 
 /// Adds the times that people can read.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::exit::INVALID;
-use super::output::{Format, print, print_value, span, thousandths};
+use super::output::{Format, print, print_value, span, thousandths, value_of};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -85,7 +85,7 @@ impl Defrag {
                 let text: String = plans.iter().map(|(pool, plan)| plan_text(pool, plan)).collect();
                 print(if text.is_empty() { "no pools\n" } else { &text })?;
             }
-            format => print_value(format, &plans)?,
+            format => print_value(format, value_of(&plans)?)?,
         }
         Ok(0)
     }

@@ -1,5 +1,6 @@
 //! Queue files: what fields they have, and how they become messages of the API and are made of them.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -7,9 +8,10 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::input::{Positions, Problem, Problems, Text, joined, read_documents};
-use super::quantity;
+use super::input::{Positions, Problem, Problems, Text, is_default, joined, read_documents};
+use super::output::value_of;
 use super::reference::{Bytes, Cpus, DeviceCount, Duration};
+use super::{Failure, quantity};
 use crate::api::proto::v1;
 use crate::model::amount;
 use crate::model::validate::{self, Violation, Violations};
@@ -77,10 +79,6 @@ struct AmountsFile {
     devices: Option<Text>,
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
 /// A queue of a file, with where it is.
 pub struct FileQueue {
     pub queue: v1::Queue,
@@ -118,8 +116,8 @@ fn in_file(path: &str) -> String {
 /// All problems of the file, up to one screen.
 pub fn read_queues(text: &str) -> Result<Queues, Vec<Problem>> {
     let whole = |message: String| vec![Problem::of_file(message)];
-    let mut queues = Vec::new();
-    let positions = std::cell::OnceCell::new();
+    let (mut queues, mut found) = (Vec::new(), Vec::new());
+    let positions = LazyCell::new(|| Positions::of(text));
     for (document, value) in read_documents(text).map_err(whole)?.into_iter().enumerate() {
         let mut problems = Problems::default();
         let mut read =
@@ -144,9 +142,11 @@ pub fn read_queues(text: &str) -> Result<Queues, Vec<Problem>> {
             queues.push(FileQueue { queue, document, path });
         }
         if !problems.is_empty() {
-            let positions = positions.get_or_init(|| Positions::of(text));
-            return Err(problems.located(|field| positions.find(document, field)));
+            found.extend(problems.located(|field| positions.find(document, field)));
         }
+    }
+    if !found.is_empty() {
+        return Err(found);
     }
     if queues.is_empty() {
         return Err(whole("the file contains no queue".to_owned()));
@@ -211,8 +211,8 @@ fn queue_message(file: &QueueFile, path: &str, problems: &mut Problems) -> v1::Q
 ///
 /// # Errors
 /// If a value can't be represented in JSON.
-pub fn queue_value(queue: &v1::Queue) -> serde_json::Result<Value> {
-    let mut value = serde_json::to_value(queue_file(queue))?;
+pub fn queue_value(queue: &v1::Queue) -> Result<Value, Failure> {
+    let mut value = value_of(&queue_file(queue))?;
     let status = json!({ "jobs": queue.jobs, "usage": queue.usage, "revision": queue.revision });
     if let Some(value) = value.as_object_mut() {
         value.insert("status".to_owned(), status);

@@ -126,7 +126,7 @@ impl Run {
         let response = response.map_err(|status| {
             Failure::from(status).with_fields(|field| {
                 let field = field.strip_prefix("jobs[0].").unwrap_or(field);
-                as_flag(&in_file(field, |_, number| self.env.get(number).cloned()))
+                as_flag(&in_file(field, |_, _| None))
             })
         })?;
         let Some(job) = response.into_inner().jobs.pop() else {

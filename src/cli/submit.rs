@@ -88,10 +88,10 @@ impl Submit {
         which: Range<usize>,
         ids: &mut Ids,
     ) -> Result<(), Failure> {
-        let mut rest = &jobs.jobs[which];
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at(batch_len(rest));
-            rest = after;
+        let mut next = which.start;
+        while next < which.end {
+            let rest = &jobs.jobs[next..which.end];
+            let batch = &rest[..batch_len(rest)];
             let asked = batch.iter().map(|job| job.submission.clone()).collect();
             let request =
                 v1::SubmitRequest { token: new_token(), jobs: asked, allow_pending: self.allow_pending };
@@ -99,27 +99,22 @@ impl Submit {
             let response = with_retries(RETRY_TIMEOUT, call).await;
             let response = response.map_err(|status| {
                 let failure = located(status.into(), file, jobs, batch);
-                let (all, before) = (jobs.jobs.len(), all_before(&jobs.jobs, batch));
-                let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));
-                match before {
-                    0 => failure,
-                    _ => failure
-                        .hint(format!("the first {before} of {all} jobs of the file were submitted{hint}")),
+                if next == 0 {
+                    return failure;
                 }
+                let all = jobs.jobs.len();
+                let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));
+                failure.hint(format!("the first {next} of {all} jobs of the file were submitted{hint}"))
             })?;
             // The response lists one job per submission, in the same order.
             for (job, asked) in response.into_inner().jobs.iter().zip(&request.jobs) {
                 ids.insert((asked.queue.clone(), job.name.clone()), job.id);
                 print(&format!("{}\n", job_name(&asked.queue, &job.name)))?;
             }
+            next += batch.len();
         }
         Ok(())
     }
-}
-
-/// How many jobs come before a batch of them.
-fn all_before(jobs: &[FileJob], batch: &[FileJob]) -> usize {
-    jobs.iter().position(|job| batch.first().is_some_and(|first| std::ptr::eq(first, job))).unwrap_or(0)
 }
 
 /// A failure of a batch, with the fields as they are in the file.
@@ -132,11 +127,7 @@ fn located(failure: Failure, file: &str, jobs: &JobsFile, batch: &[FileJob]) -> 
             problems.extend(jobs.located(job, field.trim_start_matches('.'), description));
         }
     }
-    if problems.is_empty() {
-        failure
-    } else {
-        Failure { message: input::failure(file, &problems).message, ..failure }
-    }
+    input::relocated(failure, file, &problems)
 }
 
 /// The numbers of the jobs that those of the file depend on and that are not in it, by queue and name.
@@ -158,7 +149,7 @@ async fn find_others(
         let found = find_job_with_retries(client, connect.job_ref(&dependency.job)?).await;
         let named = |failure: Failure| {
             let problems = jobs.located(job, &dependency.field, &failure.message);
-            Failure { message: input::failure(file, &problems).message, ..failure }
+            input::relocated(failure, file, &problems)
         };
         ids.insert(key, found.map_err(named)?.id);
     }

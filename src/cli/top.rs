@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::get::pool_state;
 use super::output::{
     Format, bytes, fitted, is_terminal, print, print_raw, print_value, table, terminal_size, thousandths,
+    value_of,
 };
 use super::{Connect, Failure};
 use crate::api::proto::v1;
@@ -33,7 +34,7 @@ impl Top {
             let mut pools = client.pools().list_pools(v1::ListPoolsRequest {}).await?.into_inner().pools;
             pools.sort_by(|left, right| (&left.region, &left.name).cmp(&(&right.region, &right.name)));
             if matches!(self.output, Format::Json | Format::Yaml) {
-                return print_value(self.output, &pools).map(|()| 0);
+                return print_value(self.output, value_of(&pools)?).map(|()| 0);
             }
             let heading = ["REGION", "NAME", "STATE", "CPU%", "MEMORY", "DEVICE%", "ATTEMPTS"];
             let mut rows = vec![heading.map(str::to_owned).to_vec()];

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::exit::NEVER_FITS;
 use super::job_text::{contact_text, state_text};
 use super::language::{self, reason_text, text};
-use super::output::{Format, age, hanging, padded, print, print_value};
+use super::output::{Format, age, hanging, padded, print, print_value, value_of};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::language::Language;
@@ -35,7 +35,7 @@ impl Why {
         let request = v1::WhyRequest { job: Some(connect.job_ref(&self.job)?) };
         let why = client.jobs().why(request).await?.into_inner();
         match self.output {
-            Format::Json | Format::Yaml => print_value(self.output, &why)?,
+            Format::Json | Format::Yaml => print_value(self.output, value_of(&why)?)?,
             Format::Table | Format::Wide | Format::Name => print(&why_text(&why))?,
         }
         let never =

@@ -216,6 +216,11 @@ fn queue_files_are_validated_before_anything_is_applied() {
             &["queues[0].weight: invalid value: integer `-1`, expected a whole number from 0 to 4294967295"],
         ),
         row("queues: [{name: a, max_run: soon}]", &["queues[0].max_run: \"soon\" is not a duration"]),
+        // Of all documents.
+        row(
+            "queues: [{name: A}]\n---\nqueues: [{name: b, limit: {cpus: x}}]\n",
+            &["given.yaml:1:", "\"A\" is not a path", "given.yaml:3:", "queues[0].limit.cpus: \"x\""],
+        ),
         row("queues: [{name: a}]\n---\nqueues: 7\n", &["queues: invalid type: integer `7`"]),
     ];
     check(&home, "apply", &rows);

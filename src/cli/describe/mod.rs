@@ -6,13 +6,14 @@ mod node;
 mod pool;
 mod queue;
 
-use serde_json::json;
+use serde_json::Value;
 
 use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::get::{list_nodes, list_queues};
 use super::job_file::job_value;
 use super::job_list::JobFilter;
-use super::output::{Format, print, print_value, report};
+use super::kind::Kind;
+use super::output::{Format, print, print_value, report, value_of};
 use super::queue_file::queue_value;
 use super::{Connect, Failure};
 use crate::api::client::Client;
@@ -27,7 +28,7 @@ use crate::model::validate::quote;
 /// A queue: its limits and those above it.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir describe job/train-7\n  weir describe job/vision/train-7       a job of queue vision\n  weir describe attempt/bcuovbmho6-10-0-1\n  weir describe pool/xj-ascend\n  weir describe node/gz-a100-3\n  weir describe queue/research/vision -o json"
+    after_help = "Examples:\n  weir describe job/train-7\n  weir describe job/vision/train-7       a job of queue vision\n  weir describe attempt/bcuovbmho6-10-0-1\n  weir describe pool/xj-ascend\n  weir describe node/dgx-0001\n  weir describe queue/research/vision -o json"
 )]
 pub struct Describe {
     /// job/NAME, job/QUEUE/NAME, attempt/ID, pool/NAME, node/NAME, queue/NAME, or TYPE followed by NAME. A name without
@@ -42,61 +43,65 @@ pub struct Describe {
 
 impl Describe {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let client = connect.client()?;
-        const TYPES: [&str; 15] = [
-            "job", "jobs", "j", "attempt", "attempts", "at", "pool", "pools", "po", "node", "nodes", "no",
-            "queue", "queues", "qu",
-        ];
         let (kind, name) = match (self.what.split_once('/'), &self.name) {
             (Some(_), Some(second)) => {
                 let message = format!("{} would be ignored: name one object", quote(second));
                 return Err(Failure::new(USAGE, message));
             }
-            (None, None) if TYPES.contains(&self.what.as_str()) => {
+            (None, None) if Kind::parse(&self.what).is_some() => {
                 let kind = &self.what;
                 return Err(Failure::new(USAGE, format!("name the object: weir describe {kind}/NAME")));
             }
-            (Some((kind, name)), None) => (kind.to_owned(), name.to_owned()),
-            (None, Some(name)) => (self.what.clone(), name.clone()),
-            (None, None) => ("job".to_owned(), self.what.clone()),
+            (Some((kind, name)), None) => (kind, name),
+            (None, Some(name)) => (self.what.as_str(), name.as_str()),
+            (None, None) => ("job", self.what.as_str()),
         };
-        match kind.as_str() {
-            "job" | "jobs" | "j" => self.job(&client, connect, &name).await,
-            "attempt" | "attempts" | "at" => self.attempt(&client, &name).await,
-            "pool" | "pools" | "po" => {
-                let response = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
+        let rule = "can't be described: use job, attempt, pool, node or queue";
+        let kind =
+            Kind::parse(kind).ok_or_else(|| Failure::new(INVALID, format!("{} {rule}", quote(kind))))?;
+        let client = connect.client()?;
+        match kind {
+            Kind::Jobs => self.job(&client, connect, name).await?,
+            Kind::Attempts => self.attempt(&client, name).await?,
+            Kind::Pools => {
+                let request = v1::GetPoolRequest { name: name.to_owned() };
+                let response = client.pools().get_pool(request).await?.into_inner();
                 let pool = response.pool.clone().unwrap_or_default();
-                self.show(&response, || pool::pool_text(&pool, &response.free_blocks))
+                self.show(|| value_of(&response), || pool::pool_text(&pool, &response.free_blocks))?;
             }
-            "node" | "nodes" | "no" => {
-                let (nodes, _) = list_nodes(&client, None, Some(&name), None).await?;
-                self.show(&nodes, || nodes.iter().map(node::node_text).collect::<Vec<_>>().join("\n"))
+            Kind::Nodes => {
+                let (nodes, _) = list_nodes(&client, None, Some(name), None).await?;
+                let text = || nodes.iter().map(node::node_text).collect::<Vec<_>>().join("\n");
+                self.show(|| value_of(&nodes), text)?;
             }
-            "queue" | "queues" | "qu" => self.queue(&client, &name).await,
-            other => Err(Failure::new(
-                INVALID,
-                format!("{} can't be described: use job, attempt, pool, node or queue", quote(other)),
-            )),
-        }
-    }
-
-    /// Prints an object as JSON or YAML, or as text.
-    fn show(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<u8, Failure> {
-        match self.output {
-            Format::Json | Format::Yaml => print_value(self.output, value)?,
-            Format::Table | Format::Wide | Format::Name => print(&text())?,
+            Kind::Queues => self.queue(&client, name).await?,
         }
         Ok(0)
     }
 
-    async fn job(&self, client: &Client, connect: &Connect, name: &str) -> Result<u8, Failure> {
+    /// Prints an object as JSON or YAML, or as text.
+    fn show(
+        &self,
+        value: impl FnOnce() -> Result<Value, Failure>,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        match self.output {
+            Format::Json | Format::Yaml => print_value(self.output, value()?),
+            Format::Table | Format::Wide | Format::Name => print(&text()),
+        }
+    }
+
+    async fn job(&self, client: &Client, connect: &Connect, name: &str) -> Result<(), Failure> {
         let at = connect.job_ref(&format!("job/{name}"))?;
         let request = v1::GetJobRequest { job: Some(at), with_attempts: true };
         let response = client.jobs().get_job(request).await?.into_inner();
         let job = response.job.unwrap_or_default();
-        let mut value = job_value(&job).map_err(anyhow::Error::from)?;
-        value["attempts"] = json!(response.attempts);
-        self.show(&value, || job::job_text(&job, &response.attempts))?;
+        let value = || {
+            let mut value = job_value(&job)?;
+            value["attempts"] = value_of(&response.attempts)?;
+            Ok(value)
+        };
+        self.show(value, || job::job_text(&job, &response.attempts))?;
         if response.more_attempts {
             let shown = response.attempts.len();
             report(&format!(
@@ -104,10 +109,10 @@ impl Describe {
                 escape(&job.name)
             ));
         }
-        Ok(0)
+        Ok(())
     }
 
-    async fn attempt(&self, client: &Client, name: &str) -> Result<u8, Failure> {
+    async fn attempt(&self, client: &Client, name: &str) -> Result<(), Failure> {
         let id: AttemptId = name.parse().map_err(|_| {
             let hint = "write JOURNAL-JOB-UNIT-NUMBER, as `weir describe job/NAME` prints it";
             Failure::new(INVALID, format!("{} is not the id of an attempt: {hint}", quote(name)))
@@ -126,18 +131,18 @@ impl Describe {
         let attempt = found.into_iter().find(|attempt| attempt.id == name).ok_or_else(missing)?;
         let request = v1::GetJobRequest { job, with_attempts: false };
         let job = client.jobs().get_job(request).await?.into_inner().job.unwrap_or_default();
-        self.show(&attempt, || attempt::attempt_text(&attempt, &job))
+        self.show(|| value_of(&attempt), || attempt::attempt_text(&attempt, &job))
     }
 
-    async fn queue(&self, client: &Client, name: &str) -> Result<u8, Failure> {
+    async fn queue(&self, client: &Client, name: &str) -> Result<(), Failure> {
         let all = list_queues(client, None).await?;
-        let named = all.iter().find(|queue| queue.name == name);
-        let Some(queue) = named else { return list_queues(client, Some(name)).await.map(|_| 0) };
+        let Some(queue) = all.iter().find(|queue| queue.name == name) else {
+            return Err(Failure::new(NOT_FOUND, format!("queue {} does not exist", quote(name))));
+        };
         let mut filter = JobFilter::of("", &[])?;
         filter.queue = name.to_owned();
         let (jobs, _) = filter.list(client, false, None).await?;
-        let value = queue_value(queue).map_err(anyhow::Error::from)?;
-        self.show(&value, || queue::queue_text(queue, &all, &jobs))
+        self.show(|| queue_value(queue), || queue::queue_text(queue, &all, &jobs))
     }
 }
 

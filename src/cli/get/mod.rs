@@ -1,21 +1,20 @@
 //! `weir get`: lists of jobs, attempts, pools, nodes and queues.
 
+mod list;
 mod row;
 mod watch;
 
 use serde::Serialize;
-use serde_json::Value;
 
-use super::connect::job_name;
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::job_file::job_value;
 use super::job_list::{JobFilter, find_job};
-use super::output::{Format, print, print_value, report, table};
-use super::queue_file::queue_value;
+use super::kind::Kind;
+use super::output::{Format, report};
 use super::{Connect, Failure, quantity};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::validate::quote;
+use list::{List, Listed};
 use row::JobColumns;
 pub(super) use row::{node_state, pool_state};
 
@@ -82,110 +81,53 @@ fn parse_state(text: &str) -> Result<v1::JobPhase, String> {
     found.ok_or_else(|| format!("use {}", STATES.map(state_name).join(", ")))
 }
 
-/// Whether one object was named, or a list was asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Listed {
-    One,
-    Many,
-}
-
-/// How objects of a type are printed.
-struct List<T> {
-    heading: &'static [&'static str],
-    row: fn(&T) -> Vec<String>,
-    /// `TYPE/NAME`.
-    name: fn(&T) -> String,
-    value: fn(&T) -> Result<Value, Failure>,
-}
-
-impl<T> List<T> {
-    fn heading(&self) -> Vec<String> {
-        self.heading.iter().map(|title| (*title).to_owned()).collect()
-    }
-}
-
-/// The object as the API has it.
-fn plain<T: Serialize>(object: &T) -> Result<Value, Failure> {
-    Ok(serde_json::to_value(object).map_err(anyhow::Error::from)?)
-}
-
-const ATTEMPT_LIST: List<v1::Attempt> = List {
-    heading: row::ATTEMPT_HEADING,
-    row: row::attempt,
-    name: |attempt| attempt.id.clone(),
-    value: plain,
-};
-const POOL_LIST: List<v1::Pool> = List {
-    heading: row::POOL_HEADING,
-    row: row::pool,
-    name: |pool| format!("pool/{}", pool.name),
-    value: plain,
-};
-const NODE_LIST: List<v1::Node> = List {
-    heading: row::NODE_HEADING,
-    row: row::node,
-    name: |node| format!("node/{}", node.name),
-    value: plain,
-};
-const QUEUE_LIST: List<v1::Queue> = List {
-    heading: row::QUEUE_HEADING,
-    row: row::queue,
-    name: |queue| format!("queue/{}", queue.name),
-    value: |queue| Ok(queue_value(queue).map_err(anyhow::Error::from)?),
-};
-
 impl Get {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
-        let of_job = self.name.as_deref().is_some_and(|_| ATTEMPTS.contains(&self.what.as_str()));
+        let of_job = self.name.is_some() && Kind::parse(&self.what) == Some(Kind::Attempts);
         let (kind, name) = match self.what.split_once('/').filter(|_| !of_job) {
-            Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
-            None => (self.what.clone(), self.name.clone()),
+            Some((kind, name)) => (kind, Some(name.to_owned())),
+            None => (self.what.as_str(), self.name.clone()),
         };
         if let Some(second) = self.name.as_ref().filter(|_| !of_job && self.what.contains('/')) {
             let message =
                 format!("{} would be ignored: name one object, or list and filter them", quote(second));
             return Err(Failure::new(USAGE, message));
         }
-        self.check_flags(&kind, name.is_some())?;
+        let rule = "is not a type: use jobs, attempts, pools, nodes or queues";
+        let kind =
+            Kind::parse(kind).ok_or_else(|| Failure::new(INVALID, format!("{} {rule}", quote(kind))))?;
+        self.check_flags(kind, name.is_some())?;
         let client = connect.client()?;
         let which = if name.is_some() { Listed::One } else { Listed::Many };
-        match (kind.as_str(), name) {
-            (kind, name) if JOBS.contains(&kind) => self.jobs(&client, connect, name).await,
-            (kind, Some(job)) if ATTEMPTS.contains(&kind) => {
+        match (kind, name) {
+            (Kind::Jobs, name) => self.jobs(&client, connect, name).await,
+            (Kind::Attempts, Some(job)) => {
                 let job = find_job(&client, connect.job_ref(&job)?).await?;
-                if !self.watch {
-                    let attempts = self.list_attempts(&client, job.id).await?;
-                    return self.show_attempts(&attempts);
-                }
-                watch::objects(self.output, &ATTEMPT_LIST, async || self.list_attempts(&client, job.id).await)
-                    .await
+                let none = if self.failed { "no failed units" } else { "no attempts yet" };
+                let read = async || self.list_attempts(&client, job.id).await;
+                self.show(&list::attempts(), Listed::Many, Some(none), read).await
             }
-            (kind, None) if ATTEMPTS.contains(&kind) => {
-                Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME"))
+            (Kind::Attempts, None) => Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME")),
+            (Kind::Pools, name) => {
+                let read = async || list_pools(&client, name.as_deref()).await;
+                self.show(&list::pools(), which, None, read).await
             }
-            ("pool" | "pools" | "po", name) => {
-                self.show(&POOL_LIST, which, async || list_pools(&client, name.as_deref()).await).await
-            }
-            ("node" | "nodes" | "no", name) => {
+            (Kind::Nodes, name) => {
                 // Nodes of several pools may have one name.
-                self.show(&NODE_LIST, Listed::Many, async || self.list_nodes(&client, name.as_deref()).await)
-                    .await
+                let read = async || self.list_nodes(&client, name.as_deref()).await;
+                self.show(&list::nodes(), Listed::Many, None, read).await
             }
-            ("queue" | "queues" | "qu", name) => {
-                self.show(&QUEUE_LIST, which, async || list_queues(&client, name.as_deref()).await).await
+            (Kind::Queues, name) => {
+                let read = async || list_queues(&client, name.as_deref()).await;
+                self.show(&list::queues(), which, None, read).await
             }
-            (other, _) => Err(Failure::new(
-                INVALID,
-                format!("{} is not a type: use jobs, attempts, pools, nodes or queues", quote(other)),
-            )),
         }
     }
 
     /// Refuses a flag that this list would ignore.
-    fn check_flags(&self, kind: &str, named: bool) -> Result<(), Failure> {
-        let jobs = JOBS.contains(&kind) && !named;
-        let nodes = ["nodes", "node", "no"].contains(&kind);
-        let attempts = ATTEMPTS.contains(&kind);
+    fn check_flags(&self, kind: Kind, named: bool) -> Result<(), Failure> {
+        let jobs = kind == Kind::Jobs && !named;
+        let (nodes, attempts) = (kind == Kind::Nodes, kind == Kind::Attempts);
         let flags = [
             ("--label", !self.label.is_empty(), jobs, "a list of jobs"),
             ("--all", self.all, jobs, "a list of jobs"),
@@ -207,30 +149,35 @@ impl Get {
         }
     }
 
-    /// Prints a list once or for as long as it is watched.
-    async fn show<T: Serialize>(
+    /// Prints a list once or for as long as it is watched. `none` is reported in place of a table without rows.
+    async fn show<T: Serialize + 'static>(
         &self,
         list: &List<T>,
         which: Listed,
+        none: Option<&str>,
         mut read: impl AsyncFnMut() -> Result<Vec<T>, Failure>,
     ) -> Result<u8, Failure> {
         if self.watch {
             return watch::objects(self.output, list, read).await;
         }
-        print_list(self.output, list, &read().await?, which)
+        list.print(self.output, &read().await?, which, none)?;
+        Ok(0)
     }
 
     async fn jobs(&self, client: &Client, connect: &Connect, name: Option<String>) -> Result<u8, Failure> {
         let ended = self.state.iter().any(|state| ENDED.contains(state));
-        let columns =
-            JobColumns { wide: self.output == Format::Wide, ended: self.all || ended || name.is_some() };
+        let list = list::jobs(JobColumns {
+            wide: self.output == Format::Wide,
+            ended: self.all || ended || name.is_some(),
+        });
         if let Some(name) = name {
             let job = find_job(client, connect.job_ref(&format!("job/{name}"))?).await?;
             if self.watch {
                 let only = v1::JobRef { id: job.id, ..v1::JobRef::default() };
-                return watch::jobs(client, self.output, columns, Some(only), None).await;
+                return watch::jobs(client, self.output, &list, Some(only), None).await;
             }
-            return self.show_jobs(&[job], columns, Listed::One);
+            list.print(self.output, &[job], Listed::One, None)?;
+            return Ok(0);
         }
         let mut filter = JobFilter::of(if self.all_queues { "" } else { &connect.queue }, &self.label)?;
         filter.states.clone_from(&self.state);
@@ -240,34 +187,14 @@ impl Get {
             let queue = filter.queue.clone();
             let one = v1::ListJobsRequest { queue, page_size: 1, ..v1::ListJobsRequest::default() };
             client.jobs().list_jobs(one).await?;
-            return watch::jobs(client, self.output, columns, None, Some(filter)).await;
+            return watch::jobs(client, self.output, &list, None, Some(filter)).await;
         }
         let (mut jobs, more) = filter.list(client, self.all || ended, self.limit).await?;
         self.cut(&mut jobs, more);
-        self.show_jobs(&jobs, columns, Listed::Many)
-    }
-
-    fn show_jobs(&self, jobs: &[v1::Job], columns: JobColumns, which: Listed) -> Result<u8, Failure> {
-        if jobs.is_empty() && matches!(self.output, Format::Table | Format::Wide) {
-            let all = self.all || !self.state.is_empty();
-            let text = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
-            report(text);
-            return Ok(0);
-        }
-        // The heading depends on the flags, so it is not that of a type.
-        if matches!(self.output, Format::Table | Format::Wide) {
-            let rows: Vec<_> =
-                std::iter::once(columns.heading()).chain(jobs.iter().map(|job| columns.row(job))).collect();
-            print(&table(&rows))?;
-            return Ok(0);
-        }
-        let list = List {
-            heading: &[],
-            row: |_| Vec::new(),
-            name: |job: &v1::Job| job_name(&job.queue, &job.name),
-            value: |job| Ok(job_value(job).map_err(anyhow::Error::from)?),
-        };
-        print_list(self.output, &list, jobs, which)
+        let all = self.all || !self.state.is_empty();
+        let none = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
+        list.print(self.output, &jobs, Listed::Many, Some(none))?;
+        Ok(0)
     }
 
     async fn list_attempts(&self, client: &Client, job: u64) -> Result<Vec<v1::Attempt>, Failure> {
@@ -290,14 +217,6 @@ impl Get {
         }
     }
 
-    fn show_attempts(&self, attempts: &[v1::Attempt]) -> Result<u8, Failure> {
-        if attempts.is_empty() && matches!(self.output, Format::Table | Format::Wide) {
-            report(if self.failed { "no failed units" } else { "no attempts yet" });
-            return Ok(0);
-        }
-        print_list(self.output, &ATTEMPT_LIST, attempts, Listed::Many)
-    }
-
     /// Cuts a list to `--limit`, and reports on standard error if anything is missing then.
     fn cut<T>(&self, list: &mut Vec<T>, more: bool) {
         let Some(limit) = self.limit else { return };
@@ -314,33 +233,6 @@ impl Get {
     }
 }
 
-/// Prints objects, or the only one that was named.
-fn print_list<T: Serialize>(
-    output: Format,
-    list: &List<T>,
-    objects: &[T],
-    which: Listed,
-) -> Result<u8, Failure> {
-    match output {
-        Format::Table | Format::Wide => {
-            let rows: Vec<_> = std::iter::once(list.heading()).chain(objects.iter().map(list.row)).collect();
-            print(&table(&rows))?;
-        }
-        Format::Name => objects.iter().try_for_each(|object| print(&format!("{}\n", (list.name)(object))))?,
-        Format::Json | Format::Yaml => {
-            let values = objects.iter().map(list.value).collect::<Result<Vec<_>, _>>()?;
-            match values.first().filter(|_| which == Listed::One) {
-                Some(value) => print_value(output, value)?,
-                None => print_value(output, &values)?,
-            }
-        }
-    }
-    Ok(0)
-}
-
-/// The names of the types whose lists differ from those of other types.
-const JOBS: [&str; 3] = ["jobs", "job", "j"];
-const ATTEMPTS: [&str; 3] = ["attempts", "attempt", "at"];
 /// States of jobs that are only listed with those that have ended.
 const ENDED: [v1::JobPhase; 3] = [v1::JobPhase::Succeeded, v1::JobPhase::Failed, v1::JobPhase::Cancelled];
 

@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::List;
-use super::row::JobColumns;
+use super::list::List;
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::cli::Failure;
-use crate::cli::connect::{RETRY_TIMEOUT, is_transient, job_name, with_retries};
-use crate::cli::job_file::job_value;
+use crate::cli::connect::{RETRY_TIMEOUT, is_transient, with_retries};
 use crate::cli::job_list::JobFilter;
-use crate::cli::output::{Columns, Format, print, print_value};
+use crate::cli::output::{Columns, Format, print, print_value, value_of};
 
 /// Between two lists of objects that the broker sends no changes of.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,14 +22,14 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) async fn jobs(
     client: &Client,
     output: Format,
-    columns: JobColumns,
+    list: &List<v1::Job>,
     only: Option<v1::JobRef>,
     filter: Option<JobFilter>,
 ) -> Result<u8, Failure> {
     let selected = |job: &&v1::Job| filter.as_ref().is_none_or(|filter| filter.matches(job));
     let mut widths = Columns::default();
     // The first list comes in several messages; their rows are aligned with each other.
-    let mut rows = vec![columns.heading()];
+    let mut rows = vec![list.heading.clone()];
     let mut from_revision = 0;
     loop {
         let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
@@ -43,11 +41,9 @@ pub(super) async fn jobs(
                     from_revision = change.revision;
                     for job in change.jobs.iter().filter(selected) {
                         match output {
-                            Format::Table | Format::Wide => rows.push(columns.row(job)),
-                            Format::Name => print(&format!("{}\n", job_name(&job.queue, &job.name)))?,
-                            Format::Json | Format::Yaml => {
-                                print_value(output, &job_value(job).map_err(anyhow::Error::from)?)?;
-                            }
+                            Format::Table | Format::Wide => rows.push((list.row)(job)),
+                            Format::Name => print(&format!("{}\n", (list.name)(job)))?,
+                            Format::Json | Format::Yaml => print_value(output, (list.value)(job)?)?,
                         }
                     }
                     if from_revision > 0 && matches!(output, Format::Table | Format::Wide) {
@@ -71,7 +67,7 @@ pub(super) async fn objects<T: Serialize>(
 ) -> Result<u8, Failure> {
     let mut printed: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     let mut widths = Columns::default();
-    let mut rows = vec![list.heading()];
+    let mut rows = vec![list.heading.clone()];
     loop {
         let objects = match read().await {
             Ok(objects) => objects,
@@ -82,17 +78,16 @@ pub(super) async fn objects<T: Serialize>(
             Err(failure) => return Err(failure),
         };
         for object in &objects {
-            let value = serde_json::to_value(object).map_err(anyhow::Error::from)?;
-            let name = (list.name)(object);
-            if printed.get(&name) == Some(&value) {
+            let (key, value) = ((list.key)(object), value_of(object)?);
+            if printed.get(&key) == Some(&value) {
                 continue;
             }
             match output {
                 Format::Table | Format::Wide => rows.push((list.row)(object)),
-                Format::Name => print(&format!("{name}\n"))?,
-                Format::Json | Format::Yaml => print_value(output, &(list.value)(object)?)?,
+                Format::Name => print(&format!("{}\n", (list.name)(object)))?,
+                Format::Json | Format::Yaml => print_value(output, (list.value)(object)?)?,
             }
-            printed.insert(name, value);
+            printed.insert(key, value);
         }
         if matches!(output, Format::Table | Format::Wide) {
             print(&widths.format(&std::mem::take(&mut rows)))?;

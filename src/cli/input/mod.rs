@@ -13,9 +13,9 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::{Error as YamlError, Options};
+use serde_saphyr::{Error as YamlError, Location, Options};
 
-pub(super) use problem::{Positions, Problem, Problems, failure, joined};
+pub(super) use problem::{Positions, Problem, Problems, failure, joined, relocated};
 
 use super::Failure;
 use crate::model::text;
@@ -110,23 +110,21 @@ fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
             too_many()
         }
         YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => too_deep(),
-        _ => {
-            let message = first_line(&error.to_string());
-            // What follows is for users of the parser.
-            match message
-                .split_once("duplicate mapping key: ")
-                .zip(message.split_once(", set DuplicateKeyPolicy"))
-            {
-                Some(((at, key), _)) => {
-                    let key = key.split(", set DuplicateKeyPolicy").next().unwrap_or(key);
-                    format!("{at}{} is given twice", quote(key))
-                }
-                None => message
-                    .replace("non-finite float ", "")
-                    .replace(" rejected by the configured policy", " is not a finite number"),
-            }
+        // The parser's own messages of these have advice for programmers.
+        YamlError::DuplicateMappingKey { key, location } => {
+            let key = key.as_deref().unwrap_or("a key");
+            format!("{}{} is given twice", position_text(*location), quote(key))
         }
+        YamlError::NonFiniteFloat { value, location } => {
+            format!("{}{value} is not a finite number", position_text(*location))
+        }
+        _ => first_line(&error.to_string()),
     })
+}
+
+/// A position as the parser's own messages begin with it.
+fn position_text(at: Location) -> String {
+    format!("line {} column {}: ", at.line(), at.column())
 }
 
 /// What a YAML file may hold.
@@ -169,6 +167,11 @@ fn looks_like_json(text: &str) -> bool {
         Some('[') => rest.as_str().trim_start().starts_with(['{', '[', '"', ']']),
         _ => false,
     }
+}
+
+/// Returns whether a field has the value that it has if it is left out.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn short(mut message: String) -> String {

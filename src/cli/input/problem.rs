@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 use super::hint::{in_plain_words, with_suggestion};
 use super::{limits, short};
 use crate::cli::Failure;
-use crate::cli::exit::INVALID;
+use crate::cli::exit::{INVALID, SEPARATOR};
 use crate::model::text;
 
 /// A value of a file that is not allowed.
@@ -128,7 +128,15 @@ pub(in crate::cli) fn failure(path: &str, problems: &[Problem]) -> Failure {
         format!("{path}{separator}{problem}")
     };
     let lines: Vec<String> = problems.iter().map(line).collect();
-    Failure::new(INVALID, lines.join("\n       "))
+    Failure::new(INVALID, lines.join(SEPARATOR))
+}
+
+/// A failure of the broker with the problems of a file as its message, if there are any.
+pub(in crate::cli) fn relocated(found: Failure, path: &str, problems: &[Problem]) -> Failure {
+    match problems {
+        [] => found,
+        problems => Failure { message: failure(path, problems).message, ..found },
+    }
 }
 
 /// The path of a field inside of `path`.

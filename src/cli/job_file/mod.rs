@@ -15,13 +15,8 @@ pub use field::{as_flag, in_file};
 pub use read::{FileJob, JobsFile, NamedDependency, read_jobs};
 pub use write::{devices_text, job_value};
 
-use super::input::Text;
+use super::input::{Text, is_default};
 use super::reference::{Bytes, Cpus, Devices, Duration, Indices};
-
-/// Returns whether a field has the value that it has if it is left out.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 /// A job: one or more groups of equal tasks, with what they share.
 ///

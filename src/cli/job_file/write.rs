@@ -7,7 +7,9 @@ use super::{
     RetryOnFile, SecretFile, SimulateFile, TolerationFile, ValueFromFile,
 };
 use crate::api::proto::v1;
-use crate::cli::input::Text;
+use crate::cli::Failure;
+use crate::cli::input::{Text, is_default};
+use crate::cli::output::value_of;
 use crate::model::amount::{bytes, duration, thousandths};
 
 /// A duration, unless it is zero, which stands for an absent one.
@@ -19,9 +21,9 @@ fn time(ms: u64) -> Option<String> {
 ///
 /// # Errors
 /// If a value can't be represented in JSON.
-pub fn job_value(job: &v1::Job) -> serde_json::Result<Value> {
-    let mut value = serde_json::to_value(job_file(job))?;
-    let mut status = serde_json::to_value(v1::Job { spec: None, ..job.clone() })?;
+pub fn job_value(job: &v1::Job) -> Result<Value, Failure> {
+    let mut value = value_of(&job_file(job))?;
+    let mut status = value_of(&v1::Job { spec: None, ..job.clone() })?;
     if let (Some(value), Some(status)) = (value.as_object_mut(), status.as_object_mut()) {
         for in_file in ["name", "queue", "spec"] {
             status.shift_remove(in_file);
@@ -42,8 +44,8 @@ fn job_file(job: &v1::Job) -> JobFile {
         priority: spec.priority,
         groups: spec.groups.into_iter().map(group_file).collect(),
         gang_job: spec.gang_job,
-        constraints: spec.constraints.map(constraints_file).filter(|file| !super::is_default(file)),
-        retry: spec.retry.map(retry_file).filter(|file| !super::is_default(file)),
+        constraints: spec.constraints.map(constraints_file).filter(|file| !is_default(file)),
+        retry: spec.retry.map(retry_file).filter(|file| !is_default(file)),
         on_pool_lost: match v1::OnPoolLost::try_from(spec.on_pool_lost).unwrap_or_default() {
             v1::OnPoolLost::Unspecified | v1::OnPoolLost::Wait => OnPoolLostFile::Wait,
             v1::OnPoolLost::Requeue => OnPoolLostFile::Requeue,

@@ -2,7 +2,7 @@
 
 use super::{FILES, Field, QUANTITIES, reasons};
 use crate::cli::exit::NOT_FOUND;
-use crate::cli::output::{Format, print, print_value, wrapped};
+use crate::cli::output::{Format, print, print_value, value_of, wrapped};
 use crate::cli::{Failure, language};
 use crate::model::language::Text;
 use crate::model::suggest::{nearest, question};
@@ -52,9 +52,9 @@ impl Explain {
         if named.is_some() {
             path.next();
         }
-        let root = serde_json::to_value((file.schema)()).map_err(anyhow::Error::from)?;
+        let root = value_of(&(file.schema)())?;
         if matches!(self.output, Format::Json | Format::Yaml) {
-            return print_value(self.output, &root).map(|()| 0);
+            return print_value(self.output, root).map(|()| 0);
         }
         let (mut field, mut name) = (Field::of(&root), file.name.to_owned());
         for part in path {
