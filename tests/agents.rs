@@ -136,6 +136,52 @@ fn a_pool_that_fails_ends_no_other_pool_of_its_process_and_is_started_again() {
     });
 }
 
+#[test]
+fn a_deleted_pool_is_gone_for_good_unless_its_agent_comes_back() {
+    let mut home = Home::new();
+    let mut broker = home.start_broker("server");
+    let mut agent = home.start_agent(2);
+    let ready = || home.run(&["get", "pools"]).1.contains(" READY ");
+    until("the pool is ready", LOST, ready);
+    let (code, _, error) = home.run(&["delete", "pool/local"]);
+    assert_eq!(code, 4, "{error}");
+    assert!(error.contains("its agent is connected; stop the agent, then wait 15 s"), "{error}");
+    agent.kill();
+    until("the pool can be deleted", LOST, || {
+        home.run(&["delete", "pool", "local"]).1 == "pool/local deleted\n"
+    });
+    let none = |home: &Home| home.run(&["get", "pools", "-o", "name"]).1.is_empty();
+    assert!(none(&home));
+    assert_eq!(home.run(&["delete", "pool/local"]).0, 3);
+    assert_eq!(home.run(&["delete", "pool/local", "--ignore-not-found"]).0, 0);
+    broker.kill();
+    broker = home.start_broker("server");
+    assert!(none(&home));
+    let _agent = home.start_agent(2);
+    let (code, output, errors) = home.run(&["run", "--allow-pending", "--", "echo", "runs"]);
+    assert_eq!((code, output.as_str()), (0, "runs\n"), "{errors}");
+    assert!(home.log().contains("the pool is deleted"), "{}", home.log());
+    drop(broker);
+}
+
+#[test]
+fn queues_are_deleted_from_below_and_other_types_have_their_own_verbs() {
+    let mut home = Home::new();
+    let _broker = home.start_broker("server");
+    let file = home.path().join("queues.yaml");
+    std::fs::write(&file, "name: research\n---\nname: research/vision\n").expect("a file");
+    let (code, _, error) = home.run(&["apply", file.to_str().expect("a plain path")]);
+    assert_eq!(code, 0, "{error}");
+    let (code, output, error) =
+        home.run(&["delete", "queue/research", "queue/research/vision", "queue/nope"]);
+    assert_eq!((code, output.as_str()), (4, "queue/research/vision deleted\n"), "{error}");
+    assert!(error.contains("\"research/vision\" is below it; delete that first"), "{error}");
+    assert!(error.contains("queue \"nope\" does not exist"), "{error}");
+    assert_eq!(home.run(&["delete", "queue", "research"]).1, "queue/research deleted\n");
+    let (code, _, error) = home.run(&["delete", "job/x"]);
+    assert!(code == 8 && error.contains("`weir cancel job/NAME`"), "{code} {error}");
+}
+
 /// Copies what names an agent: the files of its state folder, as a machine's image would.
 fn copy_identity(from: &Path, to: &Path) {
     std::fs::DirBuilder::new().mode(0o700).create(to).expect("a folder");

@@ -126,6 +126,7 @@ pub fn status(rejection: &Rejection) -> Status {
         Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } | Rejection::PoolServed { .. } => {
             Code::AlreadyExists
         }
+        Rejection::InUse { .. } => Code::FailedPrecondition,
         Rejection::Conflict { .. } | Rejection::TokenReused | Rejection::TokenExpired { .. } => Code::Aborted,
         Rejection::NeverFits { .. }
         | Rejection::StaleEpoch { .. }

@@ -16,7 +16,7 @@ use super::watch::resume_revision;
 use super::{Mutation, convert, error, mutate};
 use crate::broker::{Answer, NodeView, PoolView, Query, defrag};
 use crate::model::change::Change;
-use crate::model::id::{AttemptId, NodeId, Revision};
+use crate::model::id::{AttemptId, NodeId, PoolId, Revision};
 use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
 use crate::model::pool::DrainMode;
 use crate::model::validate::quote;
@@ -132,6 +132,18 @@ impl v1::pool_service_server::PoolService for Pools {
         let fingerprint = v1::DrainRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let revision = self.change(&identity, "Drain", &message.token, &fingerprint, command).await?;
         Ok(Response::new(v1::DrainResponse { revision: revision.0 }))
+    }
+
+    async fn delete_pool(
+        &self,
+        request: Request<v1::DeletePoolRequest>,
+    ) -> Result<Response<v1::DeletePoolResponse>, Status> {
+        let identity = identity_of(&request);
+        let message = request.into_inner();
+        let fingerprint = v1::DeletePoolRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let command = Command::DeletePool { name: message.name, based_on: Revision(message.revision) };
+        let revision = self.change(&identity, "DeletePool", &message.token, &fingerprint, command).await?;
+        Ok(Response::new(v1::DeletePoolResponse { revision: revision.0 }))
     }
 
     async fn plan_defrag(
@@ -302,14 +314,18 @@ impl Pools {
             let mut updates = watchers.subscribe();
             let through = *updates.borrow_and_update();
             let missed = if reached == Revision(0) { Missed::Unknown } else { watchers.since(reached) };
-            let changes = match &missed {
-                Missed::Unknown => None,
-                Missed::Changes(changes) => Some(changes),
-            };
             let Ok(permit) = sender.reserve().await else { return };
             let (revision, pools) = match self.all().await {
                 Ok(all) => all,
                 Err(status) => return sender.fail(status).await,
+            };
+            let listed = |id: &PoolId| pools.iter().any(|pool| pool.pool.id == *id);
+            let changes = match &missed {
+                Missed::Unknown => None,
+                // What was deleted can only be left out of a new list.
+                Missed::Changes(changes) => Some(changes).filter(|changes| {
+                    changes.iter().all(|change| !matches!(change, Change::Pool(id) if !listed(id)))
+                }),
             };
             let changed = |pool: &&PoolView| {
                 changes.is_none_or(|changes| {

@@ -63,6 +63,26 @@ impl v1::queue_service_server::QueueService for Queues {
         Ok(Response::new(v1::UpdateQueueResponse { revision: revision.0 }))
     }
 
+    async fn delete_queue(
+        &self,
+        request: Request<v1::DeleteQueueRequest>,
+    ) -> Result<Response<v1::DeleteQueueResponse>, Status> {
+        let identity = identity_of(&request);
+        let message = request.into_inner();
+        let fingerprint = v1::DeleteQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
+        let mutation = Mutation {
+            identity: &identity,
+            method: "DeleteQueue",
+            token: &message.token,
+            fingerprint: &fingerprint,
+            jobs: 0,
+            command: Command::DeleteQueue { name: message.name, based_on: Revision(message.revision) },
+        };
+        let decided = mutate(&self.broker, &self.admission, mutation).await?;
+        let (_, revision) = decided.map_err(error::call)?;
+        Ok(Response::new(v1::DeleteQueueResponse { revision: revision.0 }))
+    }
+
     async fn list_queues(
         &self,
         _: Request<v1::ListQueuesRequest>,

@@ -59,6 +59,13 @@ impl Broker {
         self.set_deadline(pool);
     }
 
+    /// A pool is deleted: its heartbeats are no longer expected.
+    pub(super) fn forget_heartbeats(&mut self, pool: PoolId) {
+        if let Some(last) = self.liveness.last_heartbeat.remove(&pool) {
+            self.liveness.remove_deadline(last, pool, self.state.settings());
+        }
+    }
+
     /// Sets the pool's next deadline.
     fn set_deadline(&mut self, pool: PoolId) {
         let settings = *self.state.settings();

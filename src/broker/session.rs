@@ -264,6 +264,13 @@ impl Broker {
                     message: ToAgent::Stops { term, stops },
                 });
             }
+            Event::PoolDeleted { pool, .. } => {
+                if let Some(id) = self.sessions.active.get(pool).copied() {
+                    self.refuse(id, RefusedCode::Superseded, "the pool is deleted");
+                }
+                self.forget_heartbeats(*pool);
+                self.recovery.unreported.remove(pool);
+            }
             _ => {}
         }
     }
@@ -389,6 +396,7 @@ fn refused_code(rejection: &Rejection) -> RefusedCode {
         | Rejection::NotFound { .. }
         | Rejection::AlreadyExists { .. }
         | Rejection::Conflict { .. }
+        | Rejection::InUse { .. }
         | Rejection::TokenReused
         | Rejection::TokenExpired { .. }
         | Rejection::BadDependency { .. }

@@ -60,7 +60,7 @@ type Completer = fn() -> ArgValueCompleter;
 /// The command line with what completes its arguments. A table here, since commands must not import this file, which
 /// imports what they share.
 fn command() -> Command {
-    let arguments: [(&str, &str, Completer); 17] = [
+    let arguments: [(&str, &str, Completer); 18] = [
         // `mut_arg` puts an argument last, so positional ones must all be here, in their order.
         ("get", "what", objects),
         ("get", "name", jobs),
@@ -75,6 +75,7 @@ fn command() -> Command {
         ("cordon", "pool", pools),
         ("uncordon", "pool", pools),
         ("drain", "pool", pools),
+        ("delete", "objects", pools_and_queues),
         ("plan defrag", "pools", pools),
         ("run", "pool", pools),
         ("run", "device", devices),
@@ -149,6 +150,18 @@ fn jobs() -> ArgValueCompleter {
 fn pools() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
         candidates(typed, ask(async |client| pool_names(&client, "").await))
+    })
+}
+
+/// Completes `pool/NAME` and `queue/NAME`.
+fn pools_and_queues() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let names = ask(async |client| {
+            let mut names = pool_names(&client, "pool/").await?;
+            names.extend(queue_names(&client, "queue/").await?);
+            Ok(names)
+        });
+        candidates(typed, names)
     })
 }
 

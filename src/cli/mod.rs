@@ -8,6 +8,7 @@ mod cancel;
 mod completion;
 mod connect;
 mod cordon;
+mod delete;
 mod demo;
 mod describe;
 mod dev;
@@ -104,6 +105,8 @@ enum Command {
     Drain(cordon::Drain),
     /// Create or update queues from a file.
     Apply(apply::Apply),
+    /// Delete pools and queues.
+    Delete(delete::Delete),
     /// Administrative commands.
     Admin(admin::Admin),
     /// Explain a field of a file, or a code that `why` or an error prints.
@@ -183,7 +186,7 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["queues", "sacctmgr", "quota"], "weir get queues"),
     (&["sbatch", "qsub", "create", "bsub"], "weir submit FILE, or weir run --detach -- COMMAND"),
     (&["srun", "exec", "start"], "weir run -- COMMAND"),
-    (&["scancel", "qdel", "delete", "kill", "stop", "rm"], "weir cancel job/NAME"),
+    (&["scancel", "qdel", "kill", "stop", "rm"], "weir cancel job/NAME"),
     (&["sacct", "history"], "weir get jobs --all"),
     (&["log", "tail", "attach"], "weir logs job/NAME --follow"),
     (&["pending"], "weir why job/NAME"),
@@ -210,6 +213,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Uncordon(command) => command.run(&connect, false).await,
         Command::Drain(command) => command.run(&connect).await,
         Command::Apply(command) => command.run(&connect).await,
+        Command::Delete(command) => command.run(&connect).await,
         Command::Admin(command) => command.run(&connect).await,
         Command::Bench(command) => command.run(&connect).await,
         Command::Explain(command) => command.run(),

@@ -44,6 +44,7 @@ pub(super) fn log(state: &State, event: &Event) {
         Event::PoolDrainChanged { pool, drain: None } => {
             info!(pool = name(pool), "the pool is no longer draining");
         }
+        Event::PoolDeleted { name, .. } => info!(pool = &**name, "the pool is deleted"),
         Event::NodeQuarantined { pool, node, .. } => {
             let at = state.node(NodeRef { pool: *pool, node: *node });
             let node = at.map_or("", |node| node.spec.name.as_str());

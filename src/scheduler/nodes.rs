@@ -31,7 +31,10 @@ impl Scheduler {
     /// Updates a pool and, if its traits changed, all of its nodes. Only the nodes of an open pool are
     /// packed.
     pub(super) fn fold_pool(&mut self, state: &State, id: PoolId) {
-        let Some(pool) = state.pool(id) else { return };
+        let Some(pool) = state.pool(id) else {
+            self.pools.remove(&id);
+            return self.packer.remove_pool(id);
+        };
         let spec = &pool.spec;
         let traits =
             PoolTraits { open: pool.is_open(), region: spec.region, capabilities: spec.capabilities };

@@ -55,6 +55,11 @@ pub enum Command {
         spec: QueueSpec,
         based_on: Revision,
     },
+    /// By name, so that a repeated request finds its token and not a queue that is gone. `based_on` is as above.
+    DeleteQueue {
+        name: String,
+        based_on: Revision,
+    },
     CordonPool {
         pool: PoolId,
         cordoned: bool,
@@ -69,6 +74,11 @@ pub enum Command {
         pool: PoolId,
         node: NodeId,
         cordoned: bool,
+    },
+    /// By name, as a queue is.
+    DeletePool {
+        name: String,
+        based_on: Revision,
     },
     /// Gives up a live attempt of a pool that can't be reached.
     Abandon {

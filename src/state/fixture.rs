@@ -193,7 +193,7 @@ impl Fixture {
     pub(crate) fn act(&mut self, rng: &mut StdRng) {
         let units: Vec<UnitId> = self.state.attempts().map(|attempt| attempt.unit).collect();
         let jobs: Vec<JobId> = self.state.jobs_from(JobId(0)).map(|job| job.id).collect();
-        let pools = self.state.pools().count() as u32;
+        let pools: Vec<PoolId> = self.state.pools().map(|pool| pool.id).collect();
         match rng.random_range(0..12) {
             0..3 => {
                 let principal = Principal::Anonymous;
@@ -202,7 +202,7 @@ impl Fixture {
                 let jobs = vec![submission("", queue, random_spec(rng))];
                 let _refused = self.request(&Request { principal, token, command: Command::Submit { jobs } });
             }
-            3..6 => self.start_at_random(rng, &jobs, pools),
+            3..6 => self.start_at_random(rng, &jobs, &pools),
             6..8 if !units.is_empty() => {
                 let unit = units[rng.random_range(0..units.len())];
                 let kinds = [OutcomeKind::Succeeded, OutcomeKind::Failed, OutcomeKind::NodeLost];
@@ -215,9 +215,14 @@ impl Fixture {
             8 if !jobs.is_empty() => {
                 self.must(Command::Cancel { jobs: vec![jobs[rng.random_range(0..jobs.len())]] });
             }
-            9 => self.change_pools(rng, pools),
+            9 => self.change_pools(rng, &pools),
             10 => {
                 let name = ["team", "team/a", "default"][rng.random_range(0..3)];
+                if rng.random_bool(0.1) {
+                    let _refused =
+                        self.command(Command::DeleteQueue { name: name.to_owned(), based_on: Revision(0) });
+                    return;
+                }
                 let mut spec = default_settings(name);
                 spec.limit.cpu_millis = rng.random_bool(0.5).then_some(16_000);
                 let _exists = self.command(Command::CreateQueue { spec: spec.clone() });
@@ -230,13 +235,13 @@ impl Fixture {
         }
     }
 
-    fn start_at_random(&mut self, rng: &mut StdRng, jobs: &[JobId], pools: u32) {
-        if jobs.is_empty() || pools == 0 {
+    fn start_at_random(&mut self, rng: &mut StdRng, jobs: &[JobId], pools: &[PoolId]) {
+        if jobs.is_empty() || pools.is_empty() {
             return;
         }
         let job = jobs[rng.random_range(0..jobs.len())];
         let Some(unit) = self.state.job(job).and_then(|job| job.groups[0].waiting.first()) else { return };
-        let pool = PoolId(rng.random_range(1..=pools));
+        let pool = pools[rng.random_range(0..pools.len())];
         let spec = self.state.job(job).and_then(|job| self.state.spec(job.spec)).unwrap().spec.clone();
         let from = rng.random_range(0..4);
         let devices: Vec<DeviceShare> = match spec.groups[0].request.devices.as_ref().map(|d| d.amount) {
@@ -249,15 +254,15 @@ impl Fixture {
         let _refused = self.start_on(UnitId { job, unit }, pool, NodeId(rng.random_range(1..4)), &devices);
     }
 
-    fn change_pools(&mut self, rng: &mut StdRng, pools: u32) {
-        if pools == 0 {
+    fn change_pools(&mut self, rng: &mut StdRng, pools: &[PoolId]) {
+        if pools.is_empty() {
             return;
         }
-        let pool = PoolId(rng.random_range(1..=pools));
+        let pool = pools[rng.random_range(0..pools.len())];
         let node = NodeId(rng.random_range(1..4));
         let cordoned = rng.random_bool(0.3);
         let epoch = self.state.pool(pool).unwrap().epoch;
-        match rng.random_range(0..6) {
+        match rng.random_range(0..7) {
             0 => drop(self.command(Command::CordonPool { pool, cordoned })),
             1 => drop(self.command(Command::CordonNode { pool, node, cordoned })),
             2 => drop(self.command(Command::DrainPool { pool, mode: DrainMode::Wait, deadline_ms: 500 })),
@@ -268,6 +273,13 @@ impl Fixture {
                 let removed = vec![format!("n{}", rng.random_range(6..9))];
                 let inventory = Inventory { epoch, part: Part::Delta, nodes, removed };
                 let _refused = self.command(Command::ReportNodes { pool, inventory });
+            }
+            5 => {
+                let name = self.state.pool(pool).unwrap().spec.name.clone();
+                let deleted = self.command(Command::DeletePool { name: name.clone(), based_on: Revision(0) });
+                if deleted.is_ok() && rng.random_bool(0.8) {
+                    self.pool(&name, "CN-XJ", vec![node_spec("n1", 16, 4)]);
+                }
             }
             _ => {
                 let _refused =

@@ -19,6 +19,8 @@ pub enum Rejection {
     AlreadyExists { kind: &'static str, name: String },
     #[error("{kind} {} is at revision {current}, not {based_on}", quote(name))]
     Conflict { kind: &'static str, name: String, current: Revision, based_on: Revision },
+    #[error("{kind} {} is in use: {why}", quote(name))]
+    InUse { kind: &'static str, name: String, why: String },
     #[error("this request token was used with another request")]
     TokenReused,
     #[error("this request token was made at {made_at} and is older than {TOKEN_RETENTION_MS} ms")]
@@ -77,7 +79,7 @@ impl Rejection {
                                        if this is the pool's only agent, remove the file epoch from the folder";
 
     /// Stable codes with what each means and what helps, for the manual.
-    pub const MANUAL: [Entry; 16] = [
+    pub const MANUAL: [Entry; 17] = [
         Entry::new(
             "Invalid",
             Text::new(
@@ -100,6 +102,14 @@ impl Rejection {
             "Conflict",
             Text::new("the object has changed since you read it", "对象在读取之后已被修改"),
             Text::new("read it again and repeat", "重新读取后再试"),
+        ),
+        Entry::new(
+            "InUse",
+            Text::new(
+                "the pool or queue can't be deleted while something depends on it; the error names it",
+                "算力池或队列仍被使用，不能删除；错误信息说明了原因",
+            ),
+            Text::new("do as the error asks, then delete it", "按错误信息处理后再删除"),
         ),
         Entry::new(
             "TokenReused",
@@ -204,6 +214,7 @@ impl Rejection {
             Self::NotFound { .. }
             | Self::AlreadyExists { .. }
             | Self::Conflict { .. }
+            | Self::InUse { .. }
             | Self::TokenReused
             | Self::PoolClaimed { .. }
             | Self::PoolServed { .. }

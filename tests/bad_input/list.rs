@@ -25,6 +25,34 @@ async fn watch_from_a_future_revision_starts_with_a_list() {
     agent.check_session(&client).await;
 }
 
+/// Names of the pools in the next message of a watch, if it is a whole list.
+async fn next_list(watch: &mut tonic::Streaming<v1::WatchPoolsResponse>) -> Vec<String> {
+    loop {
+        let message = watch.message().await.expect("a message").expect("more");
+        if message.relisted {
+            return message.pools.into_iter().map(|pool| pool.name).collect();
+        }
+    }
+}
+
+#[tokio::test]
+async fn watch_lists_the_pools_again_when_one_is_deleted() {
+    let broker = Broker::start();
+    let client = broker.client();
+    let (_stays, goes) = (Agent::ready(&client, "stays", 1).await, Agent::ready(&client, "goes", 1).await);
+    let request = v1::WatchPoolsRequest { from_revision: 0 };
+    let mut watch = client.pools().watch_pools(request).await.expect("a watch").into_inner();
+    assert_eq!(next_list(&mut watch).await, ["stays", "goes"]);
+    drop(goes);
+    let request = v1::DeletePoolRequest { name: "goes".to_owned(), ..Default::default() };
+    // Until the broker counts the agent as gone.
+    while let Err(status) = client.pools().delete_pool(request.clone()).await {
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    assert_eq!(next_list(&mut watch).await, ["stays"]);
+}
+
 #[tokio::test]
 async fn list_of_large_jobs_comes_in_pages_of_bounded_size() {
     let broker = Broker::start();

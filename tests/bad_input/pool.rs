@@ -20,6 +20,9 @@ pub fn cases() -> Vec<Case> {
     let drain = |token: &str, pool: &str, mode: i32, deadline_ms: u64| {
         Call::Drain(v1::DrainRequest { token: text(token), pool: text(pool), mode, deadline_ms })
     };
+    let delete = |token: &str, name: &str, revision: u64| {
+        Call::DeletePool(v1::DeletePoolRequest { token: text(token), name: text(name), revision })
+    };
     let abandon = |token: &str, attempt: &str| {
         Call::Abandon(v1::AbandonRequest { token: text(token), attempt: text(attempt) })
     };
@@ -61,6 +64,9 @@ pub fn cases() -> Vec<Case> {
         invalid(drain("", "normal", 0, 0), "mode", "0 is not a drain mode: use WAIT or EVICT"),
         invalid(drain("", "normal", 7, 0), "mode", "7 is not a drain mode: use WAIT or EVICT"),
         invalid(drain("", "normal", 1, u64::MAX), "deadline_ms", "is not within 0 and 31622400000"),
+        invalid(delete(&long, "normal", 0), "token", "129 bytes, at most 128"),
+        refused(delete("", "normal", 999_999), "revision", Code::Aborted, "not 999999"),
+        refused(delete("", "normal", 0), "name", Code::FailedPrecondition, "its agent is connected"),
         invalid(abandon(&long, "aaaaaaaaaa-1-0-1"), "token", "129 bytes, at most 128"),
         refused(
             abandon("", "aaaaaaaaaa-1-0-1"),
@@ -80,6 +86,7 @@ pub fn cases() -> Vec<Case> {
         all.push(refused(plan, "pool", Code::NotFound, "does not exist"));
         all.push(refused(cordon("", name, ""), "pool", Code::NotFound, "does not exist"));
         all.push(refused(uncordon("", name, ""), "pool", Code::NotFound, "does not exist"));
+        all.push(refused(delete("", name, 0), "name", Code::NotFound, "does not exist"));
         all.push(refused(drain("", name, 1, 0), "pool", Code::NotFound, "does not exist"));
     }
     all

@@ -18,6 +18,11 @@ fn update(queue: v1::Queue) -> Call {
     Call::UpdateQueue(v1::UpdateQueueRequest { token: String::new(), queue: Some(queue) })
 }
 
+fn delete(token: &str, name: &str, revision: u64) -> Call {
+    let (token, name) = (token.to_owned(), name.to_owned());
+    Call::DeleteQueue(v1::DeleteQueueRequest { token, name, revision })
+}
+
 /// Bad values of everything about queues.
 pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
@@ -84,7 +89,13 @@ pub fn cases() -> Vec<Case> {
             Code::Aborted,
             "not 999999",
         ),
+        invalid(delete(&token(), "default", 0), "token", "129 bytes, at most 128"),
+        invalid(delete("", "default", 0), "name", "the default queue can't be deleted"),
+        refused(delete("", "default", 999_999), "revision", Code::Aborted, "not 999999"),
     ]);
+    for name in ["nope", "", "\u{202e}", &"n".repeat(1 << 20)] {
+        all.push(refused(delete("", name, 0), "name", Code::NotFound, "does not exist"));
+    }
     all
 }
 

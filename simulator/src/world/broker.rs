@@ -12,6 +12,7 @@ use weir::scheduler::ReservationPolicy;
 use weir::state::rejection::Rejection;
 
 use super::World;
+use super::checks::pool_ids;
 use super::clock::Clock;
 use super::event::{BrokerEvent, Event};
 use super::journal::{SimJournal, Writing, Written};
@@ -218,7 +219,8 @@ impl World {
                 self.broker_step(host, Input::Request { call, request })
             }
             BrokerEvent::Query { call, query } => {
-                let pools = process.machine.as_ref().map_or(0, |broker| broker.state().pools().count());
+                let pools =
+                    process.machine.as_ref().map(|broker| pool_ids(broker.state())).unwrap_or_default();
                 self.client.pools_at_query.insert(call, pools);
                 self.broker_step(host, Input::Query { call, query })
             }

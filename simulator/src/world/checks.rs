@@ -8,9 +8,10 @@ use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, ToAgent};
 use weir::model::high_water::HighWaterMark;
-use weir::model::id::{AttemptId, Epoch, Revision, UnitId};
+use weir::model::id::{AttemptId, Epoch, PoolId, Revision, UnitId};
 use weir::model::pool::Connectivity;
 use weir::scheduler::{Budget, Scheduler};
+use weir::state::State;
 use weir::state::decide::Reply;
 use weir::state::rejection::Rejection;
 
@@ -19,6 +20,11 @@ use super::backend::{DEVICE_MILLIS, NODE_CPU_MILLIS};
 
 /// Expensive checks run once in this many revisions.
 const SAMPLED_EVERY: u64 = 160;
+
+/// The pools of a state.
+pub(crate) fn pool_ids(state: &State) -> BTreeSet<PoolId> {
+    state.pools().map(|pool| pool.id).collect()
+}
 
 impl World {
     /// Checks the state after a step of a broker; the expensive checks run on a sample of revisions.
@@ -107,17 +113,19 @@ impl World {
     /// Checks that an answer to `why` has each pool once, and counts its reasons.
     pub(crate) fn check_answer(&mut self, host: usize, call: CallId, answer: &Answer) -> Result<(), String> {
         let Answer::Why(Some(why)) = answer else { return Ok(()) };
-        // Pools may be registered between the query and its answer, and are never removed.
-        let now = self.brokers[host].machine.as_ref().map_or(0, |broker| broker.state().pools().count());
+        // Pools may be registered and deleted between the query and its answer.
+        let now =
+            self.brokers[host].machine.as_ref().map(|broker| pool_ids(broker.state())).unwrap_or_default();
         let then = self.client.pools_at_query.remove(&call).unwrap_or_default();
         for group in &why.groups {
-            let distinct: BTreeSet<_> = group.why.pools.iter().map(|pool| pool.pool).collect();
+            let listed: BTreeSet<PoolId> = group.why.pools.iter().map(|pool| pool.pool).collect();
             let counted = group.why.pools.len();
-            if distinct.len() != counted || counted > now || counted < then {
-                let distinct = distinct.len();
-                return Err(format!(
-                    "why lists {counted} pools, {distinct} of them distinct, of {then} to {now}"
-                ));
+            let unknown = listed.iter().any(|pool| !now.contains(pool) && !then.contains(pool));
+            if listed.len() != counted
+                || unknown
+                || !then.intersection(&now).all(|pool| listed.contains(pool))
+            {
+                return Err(format!("why lists {counted} pools, {listed:?}, of {then:?} to {now:?}"));
             }
             for pool in &group.why.pools {
                 self.counts.reason(pool.reason.code());

@@ -18,10 +18,12 @@ use weir::state::State;
 use weir::state::command::{Command, Request, Submission};
 use weir::state::decide::Reply;
 use weir::state::job::Principal;
+use weir::state::pool::Pool;
 use weir::state::rejection::Rejection;
 use weir::state::token::{RequestToken, TokenKey};
 
 use super::event::{BrokerEvent, Event};
+use super::invalid_requests::CLAIMED_POOL;
 use super::network::LinkConditions;
 use super::specs::{burst_spec, make_alike, random_spec};
 use super::{Purpose, World, split};
@@ -47,8 +49,8 @@ pub(crate) struct Client {
     prices_filled: bool,
     /// All its tasks ask for the same: what arrives does not change.
     tasks_alike: bool,
-    /// Number of pools when a query arrived at the broker.
-    pub(crate) pools_at_query: BTreeMap<CallId, usize>,
+    /// Pools when a query arrived at the broker.
+    pub(crate) pools_at_query: BTreeMap<CallId, BTreeSet<PoolId>>,
 }
 
 /// Time without a reply after which the client repeats a request.
@@ -269,10 +271,13 @@ impl World {
         self.command(Command::Cancel { jobs: vec![job] });
     }
 
-    /// Creates the queue `team` or changes its limit and weight.
+    /// Creates the queue `team`, changes its limit and weight, or deletes it.
     fn configure(&mut self) {
         let mut spec = default_settings("team");
         let create = self.client.rng.random_bool(0.5);
+        if self.client.rng.random_bool(0.3) {
+            return self.command(Command::DeleteQueue { name: spec.name, based_on: Revision(0) });
+        }
         spec.limit.device_millis = self.client.rng.random_bool(0.5).then_some(3_000);
         spec.weight = self.client.rng.random_range(1..4);
         if create {
@@ -318,18 +323,31 @@ impl World {
         self.command(command);
     }
 
-    /// Cordons, drains or abandons, as an admin does.
+    /// Cordons, drains, deletes or abandons, as an admin does.
     fn operate(&mut self) {
         let pool = PoolId(self.client.rng.random_range(1..6));
         let cordoned = self.client.rng.random_bool(0.3);
         let deadline_ms = self.client.rng.random_range(0..20_000);
-        match self.client.rng.random_range(0..5) {
+        match self.client.rng.random_range(0..6) {
             0 => self.command(Command::CordonPool { pool, cordoned }),
             1 => self.command(Command::DrainPool { pool, mode: DrainMode::Wait, deadline_ms }),
             2 => self.command(Command::DrainPool { pool, mode: DrainMode::Evict, deadline_ms: 0 }),
             3 => {
                 let node = NodeId(self.client.rng.random_range(1..4));
                 self.command(Command::CordonNode { pool, node, cordoned });
+            }
+            4 => {
+                // Mostly one that can be deleted; not the one whose name another agent claims: it would get it.
+                let any = self.client.rng.random_bool(0.2);
+                let name = self.writers_state().and_then(|state| {
+                    let silent = |pool: &&Pool| pool.connectivity > Connectivity::Suspect;
+                    let mut pools = state.pools().filter(|pool| pool.spec.name != CLAIMED_POOL);
+                    let pool = pools.find(|pool| any || silent(pool) && pool.attempts.is_empty())?;
+                    Some(pool.spec.name.clone())
+                });
+                if let Some(name) = name {
+                    self.command(Command::DeletePool { name, based_on: Revision(0) });
+                }
             }
             _ => {
                 let attempt = self.writers_state().and_then(|state| {

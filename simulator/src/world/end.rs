@@ -105,8 +105,8 @@ impl World {
                 }
                 let succeeded = self.agents.iter().any(|host| host.backend.succeeded.contains(&unit_id));
                 let byzantine = self.schedule.byzantine.is_some_and(|agent| {
-                    let pool = self.journal.replica.pool_named(&self.agents[agent].hello.pool.name);
-                    pool.is_some_and(|pool| Some(pool.id) == unit.pool)
+                    let pool = unit.pool.and_then(|pool| self.journal.history.pools.get(&pool));
+                    pool == Some(&self.agents[agent].hello.pool.name)
                 });
                 if !succeeded && !byzantine {
                     return Err(format!(

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use weir::model::attempt::{OutcomeKind, Phase};
-use weir::model::id::{AttemptId, Epoch, JobId, PoolId, Revision, SpecId, Term, UnitId};
+use weir::model::id::{AttemptId, Epoch, JobId, PoolId, QueueId, Revision, SpecId, Term, UnitId};
 use weir::model::spec::OnUnitFailure;
 use weir::model::time::Timestamp;
 use weir::state::event::{Event, EventRecord, NextTry, OrderedAttempt};
@@ -19,6 +19,8 @@ pub(crate) struct History {
     at: Timestamp,
     term: Term,
     epochs: BTreeMap<PoolId, Epoch>,
+    /// Names of all pools, also of deleted ones.
+    pub(crate) pools: BTreeMap<PoolId, String>,
     specs: BTreeMap<SpecId, Spec>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
 }
@@ -33,6 +35,7 @@ struct Spec {
 
 /// A job with each of its units.
 pub(crate) struct Job {
+    queue: QueueId,
     spec: Spec,
     closing: Option<Closing>,
     pub(crate) end: Option<JobEnd>,
@@ -110,7 +113,23 @@ impl History {
                 let losses_max = body.retry.max_node_losses.0;
                 self.specs.insert(*spec, Spec { units, failures_max, losses_max, failed_units_max });
             }
-            Event::JobSubmitted { job, spec, .. } => self.submit(*job, *spec)?,
+            Event::JobSubmitted { job, queue, spec, .. } => self.submit(*job, *queue, *spec)?,
+            Event::PoolRegistered { pool, spec, .. } => {
+                if self.pools.insert(*pool, spec.name.clone()).is_some() {
+                    return Err(format!("pool {pool} is registered again"));
+                }
+            }
+            Event::PoolDeleted { pool, .. } => {
+                let mut units = self.jobs.values().flat_map(|job| &job.units);
+                if units.any(|unit| unit.pool == Some(*pool) && matches!(unit.state, UnitState::Live(_))) {
+                    return Err(format!("pool {pool} is deleted with a live attempt"));
+                }
+            }
+            Event::QueueDeleted { queue, .. } => {
+                if self.jobs.values().any(|job| job.queue == *queue && job.end.is_none()) {
+                    return Err(format!("queue {queue} is deleted with a job that has not ended"));
+                }
+            }
             Event::JobClosing { job, why } => {
                 let job = self.open_job(*job)?;
                 if job.closing.replace(*why).is_some() {
@@ -153,7 +172,7 @@ impl History {
         Ok(())
     }
 
-    fn submit(&mut self, id: JobId, spec: SpecId) -> Result<(), String> {
+    fn submit(&mut self, id: JobId, queue: QueueId, spec: SpecId) -> Result<(), String> {
         if let Some((last, _)) = self.jobs.last_key_value()
             && id <= *last
         {
@@ -161,7 +180,7 @@ impl History {
         }
         let spec = *self.specs.get(&spec).ok_or(format!("job {id} has a spec that was not added"))?;
         let units = vec![Unit::default(); spec.units as usize];
-        self.jobs.insert(id, Job { spec, closing: None, end: None, units });
+        self.jobs.insert(id, Job { queue, spec, closing: None, end: None, units });
         Ok(())
     }
 

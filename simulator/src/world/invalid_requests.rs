@@ -27,6 +27,9 @@ fn submission(name: &str, spec: JobSpec) -> Submission {
     Submission { name, name_prefix: String::new(), queue: String::new(), allow_pending: true, spec }
 }
 
+/// The pool that another agent claims: that of the first agent.
+pub(crate) const CLAIMED_POOL: &str = "pool-0";
+
 impl World {
     /// Sends a random invalid request.
     pub(crate) fn send_invalid_request(&mut self) -> Result<(), String> {
@@ -97,7 +100,7 @@ impl World {
         let Some(host) = self.writer().filter(|host| !self.brokers[*host].on_stale_copy) else {
             return Ok(());
         };
-        if self.brokers[host].paused || self.journal.replica.pool_named("pool-0").is_none() {
+        if self.brokers[host].paused || self.journal.replica.pool_named(CLAIMED_POOL).is_none() {
             return Ok(());
         }
         let mut hello: Hello = self.agents[0].hello.clone();

@@ -84,7 +84,10 @@ impl View {
                 Some(view) => drop(self.jobs.insert(id, short(&view))),
                 None => drop(self.jobs.remove(&id)),
             },
-            Change::Pool(id) => self.pools.extend(state.pool(id).map(|pool| (id, pool.revision))),
+            Change::Pool(id) => match state.pool(id) {
+                Some(pool) => drop(self.pools.insert(id, pool.revision)),
+                None => drop(self.pools.remove(&id)),
+            },
             Change::Node(at) => match state.node(at) {
                 Some(node) => drop(self.nodes.insert(at, (node.revision, node.tasks))),
                 None => drop(self.nodes.remove(&at)),

@@ -1,6 +1,6 @@
 //! `weir get --watch`: what changes, as it changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,7 +11,7 @@ use crate::api::proto::v1;
 use crate::cli::Failure;
 use crate::cli::connect::{RETRY_TIMEOUT, is_transient, with_retries};
 use crate::cli::job_list::JobFilter;
-use crate::cli::output::{Columns, Format, print, print_value, value_of};
+use crate::cli::output::{Columns, Format, print, print_value, report, value_of};
 
 /// Between two lists of objects that the broker sends no changes of.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,13 +59,13 @@ pub(super) async fn jobs(
     }
 }
 
-/// Prints a list, and then each of its objects that differs from when it was printed.
+/// Prints a list, and then each of its objects that differs from when it was printed, or is no longer there.
 pub(super) async fn objects<T: Serialize>(
     output: Format,
     list: &List<T>,
     mut read: impl AsyncFnMut() -> Result<Vec<T>, Failure>,
 ) -> Result<u8, Failure> {
-    let mut printed: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    let mut printed: BTreeMap<String, (String, serde_json::Value)> = BTreeMap::new();
     let mut widths = Columns::default();
     let mut rows = vec![list.heading.clone()];
     loop {
@@ -73,13 +73,22 @@ pub(super) async fn objects<T: Serialize>(
             Ok(objects) => objects,
             // The broker may be restarting, and what was printed stays true.
             Err(failure) if failure.code == crate::cli::exit::UNREACHABLE && !printed.is_empty() => {
-                Vec::new()
+                tokio::time::sleep(POLL_INTERVAL).await;
+                continue;
             }
             Err(failure) => return Err(failure),
         };
+        let keys: BTreeSet<String> = objects.iter().map(list.key).collect();
+        printed.retain(|key, (name, _)| {
+            let is_listed = keys.contains(key);
+            if !is_listed {
+                report(&format!("{name} is no longer listed"));
+            }
+            is_listed
+        });
         for object in &objects {
             let (key, value) = ((list.key)(object), value_of(object)?);
-            if printed.get(&key) == Some(&value) {
+            if printed.get(&key).is_some_and(|(_, before)| *before == value) {
                 continue;
             }
             match output {
@@ -87,7 +96,7 @@ pub(super) async fn objects<T: Serialize>(
                 Format::Name => print(&format!("{}\n", (list.name)(object)))?,
                 Format::Json | Format::Yaml => print_value(output, (list.value)(object)?)?,
             }
-            printed.insert(key, value);
+            printed.insert(key, ((list.name)(object), value));
         }
         if matches!(output, Format::Table | Format::Wide) {
             print(&widths.format(&std::mem::take(&mut rows)))?;

@@ -166,6 +166,11 @@ impl Packer {
         self.pools.insert(name.to_owned(), id);
     }
 
+    /// Removes a pool; its nodes are removed one by one.
+    pub fn remove_pool(&mut self, id: PoolId) {
+        self.pools.retain(|_, other| *other != id);
+    }
+
     /// Inserts or replaces a node. Returns whether something may fit it now that did not fit before.
     pub fn set(&mut self, at: NodeRef, node: Node) -> bool {
         let bucket = node.bucket();

@@ -120,6 +120,7 @@ impl State {
             }
             Event::QueueCreated { queue, spec } => self.create_queue(*queue, spec, out),
             Event::QueueUpdated { queue, spec } => self.update_queue(*queue, spec, out),
+            Event::QueueDeleted { queue, .. } => self.delete_queue(*queue, out),
             Event::SpecAdded { spec, body } => self.add_spec(*spec, body),
             Event::JobSubmitted { job, name, queue, spec } => {
                 self.submit_job(*job, name, *queue, *spec, record, out);
@@ -149,6 +150,7 @@ impl State {
                 self.register_pool(*pool, spec, *instance, *key_digest, out);
             }
             Event::PoolUpdated { pool, spec } => self.update_pool(*pool, spec, out),
+            Event::PoolDeleted { pool, .. } => self.delete_pool(*pool, out),
             Event::SessionOpened { pool, epoch } => {
                 self.change_pool(*pool, out, |pool| {
                     assert!(*epoch > pool.epoch, "epoch {epoch} follows {}", pool.epoch);
@@ -199,6 +201,13 @@ impl State {
             queue.spec = spec.clone();
             queue.revision = revision;
         }
+        out.changes.push(Change::Queue(id));
+    }
+
+    fn delete_queue(&mut self, id: QueueId, out: &mut Applied) {
+        let Some(queue) = self.queues.remove(&id) else { panic!("queue {id} is deleted but is not there") };
+        assert!(queue.jobs == 0, "queue {id} is deleted with {} jobs", queue.jobs);
+        self.index.names.queues.remove(&queue.spec.name);
         out.changes.push(Change::Queue(id));
     }
 

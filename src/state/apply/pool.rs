@@ -62,6 +62,31 @@ impl State {
         self.change_pool(id, out, |pool| pool.spec = spec.clone());
     }
 
+    /// Drops a pool with its nodes and prices. Its number is never given again.
+    pub(super) fn delete_pool(&mut self, id: PoolId, out: &mut Applied) {
+        self.change_drain(id, None, out);
+        let Some(pool) = self.pools.get(&id) else { return };
+        assert!(pool.attempts.is_empty(), "pool {id} is deleted with live attempts");
+        let nodes: Vec<NodeId> = pool.nodes.keys().copied().collect();
+        for node in nodes {
+            let at = NodeRef { pool: id, node };
+            self.forget_node(at);
+            out.changes.push(Change::Node(at));
+        }
+        let prices: Vec<Timestamp> = self.prices_of(id).map(|price| price.valid_from).collect();
+        for from in prices {
+            self.touch(Key::Price((id, from)));
+            self.market.prices.remove(&(id, from));
+        }
+        self.touch(Key::Pool(id));
+        if let Some(pool) = self.pools.remove(&id) {
+            self.index.names.pools.remove(&pool.spec.name);
+        }
+        self.index.not_ready.remove(&id);
+        self.index.memory.remove_pool(id);
+        out.changes.push(Change::Pool(id));
+    }
+
     pub(super) fn change_pool(&mut self, id: PoolId, out: &mut Applied, change: impl FnOnce(&mut Pool)) {
         let revision = self.revision;
         let Some(pool) = self.pool_mut(id) else { panic!("pool {id} changes but is not registered") };

@@ -112,6 +112,8 @@ impl State {
             Command::Cancel { jobs } => self.decide_cancel(jobs),
             Command::CreateQueue { spec } => self.decide_create_queue(spec),
             Command::UpdateQueue { spec, based_on } => self.decide_update_queue(spec, *based_on),
+            Command::DeleteQueue { name, based_on } => self.decide_delete_queue(name, *based_on),
+            Command::DeletePool { name, based_on } => self.decide_delete_pool(name, *based_on),
             Command::CordonPool { pool, cordoned } => self.decide_cordon_pool(*pool, *cordoned),
             Command::DrainPool { pool, mode, deadline_ms } => {
                 self.decide_drain(now, *pool, *mode, *deadline_ms)
@@ -152,6 +154,11 @@ impl State {
 struct Ending {
     unit: UnitId,
     ended: super::event::EndedAttempt,
+}
+
+/// A count with its noun.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// Checks that `based_on` is what the caller saw; 0 stands for anything.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Decision, Reply};
+use super::{Decision, Reply, check_revision, counted};
 use crate::model::attempt::OutcomeKind;
 use crate::model::device::DeviceModel;
 use crate::model::exchange::{Hello, Inventory};
-use crate::model::id::{AttemptId, Epoch, NodeId, PoolId};
+use crate::model::id::{AttemptId, Epoch, NodeId, PoolId, Revision};
 use crate::model::limit::{DURATION_MS_MAX, EPOCH_MAX, NODES_PER_POOL_MAX, POOLS_MAX};
 use crate::model::mutant::Mutant;
 use crate::model::pool::{Connectivity, Drain, DrainMode};
@@ -205,6 +205,28 @@ impl State {
             events.push(Event::NodeReleased { pool: id, node });
         }
         Ok(Decision::done(events))
+    }
+
+    /// Only a pool that no agent serves and where nothing may run: what it still held would be lost.
+    pub(super) fn decide_delete_pool(&self, name: &str, based_on: Revision) -> Result<Decision, Rejection> {
+        let Some(pool) = self.pool_named(name) else {
+            return Err(Rejection::NotFound { kind: "pool", name: name.to_owned() });
+        };
+        check_revision("pool", name, pool.revision, based_on)?;
+        let in_use = |why: String| Rejection::InUse { kind: "pool", name: name.to_owned(), why };
+        if pool.connectivity < Connectivity::Unreachable {
+            let seconds = self.settings.unreachable_ms / 1_000;
+            return Err(in_use(format!("its agent is connected; stop the agent, then wait {seconds} s")));
+        }
+        if !pool.attempts.is_empty() {
+            let attempts = counted(pool.attempts.len() as u64, "attempt", "attempts");
+            return Err(in_use(format!(
+                "{attempts} may still run there; drain the pool while its agent runs, or abandon them"
+            )));
+        }
+        let reservations = self.market.reservations.values().filter(|entry| entry.pool == Some(pool.id));
+        let ended = reservations.map(|entry| Event::ReservationEnded { reservation: entry.id });
+        Ok(Decision::done(ended.chain([Event::PoolDeleted { pool: pool.id, name: name.into() }]).collect()))
     }
 
     pub(super) fn decide_abandon(&self, now: Timestamp, id: AttemptId) -> Result<Decision, Rejection> {

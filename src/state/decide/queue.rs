@@ -1,6 +1,6 @@
 //! Decides on the journal's beginning and on queues.
 
-use super::{Decision, check_revision};
+use super::{Decision, check_revision, counted};
 use crate::model::device;
 use crate::model::high_water::JournalKey;
 use crate::model::id::{JournalId, QueueId, Revision, Term};
@@ -91,6 +91,30 @@ impl State {
             return Ok(Decision::done(Vec::new()));
         }
         Ok(Decision::done(vec![Event::QueueUpdated { queue: queue.id, spec: spec.clone() }]))
+    }
+
+    /// Only a queue that nothing refers to: its jobs keep their place, and its children their parent.
+    pub(super) fn decide_delete_queue(&self, name: &str, based_on: Revision) -> Result<Decision, Rejection> {
+        let Some(queue) = self.queue_named(name) else {
+            return Err(Rejection::NotFound { kind: "queue", name: name.to_owned() });
+        };
+        check_revision("queue", name, queue.revision, based_on)?;
+        if name == DEFAULT_QUEUE {
+            return Err(Rejection::invalid("name", "the default queue can't be deleted"));
+        }
+        let in_use = |why: String| Rejection::InUse { kind: "queue", name: name.to_owned(), why };
+        if let Some(child) = self.queues.values().find(|other| other.parent == Some(queue.id)) {
+            return Err(in_use(format!("{} is below it; delete that first", quote(&child.spec.name))));
+        }
+        if queue.jobs > 0 {
+            let jobs = counted(queue.jobs, "job that has", "jobs that have");
+            return Err(in_use(format!("it has {jobs} not ended; cancel them, or wait")));
+        }
+        let reservations = self.market.reservations.values().filter(|entry| entry.queue == queue.id);
+        let ended = reservations.map(|entry| Event::ReservationEnded { reservation: entry.id });
+        Ok(Decision::done(
+            ended.chain([Event::QueueDeleted { queue: queue.id, name: name.into() }]).collect(),
+        ))
     }
 
     fn check_queue(&self, spec: &QueueSpec) -> Result<(), Rejection> {

@@ -65,6 +65,11 @@ impl Memory {
         *bytes = *bytes + after - before;
         self.all_pools = self.all_pools + after - before;
     }
+
+    /// A pool is deleted.
+    pub(in crate::state) fn remove_pool(&mut self, pool: PoolId) {
+        self.all_pools -= self.pools.remove(&pool).unwrap_or_default();
+    }
 }
 
 impl State {

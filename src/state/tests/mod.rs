@@ -1,5 +1,6 @@
 //! The rules of decide, apply, records and snapshots, each by its smallest example.
 
+mod deletion;
 mod retries;
 
 use expect_test::{Expect, expect};
