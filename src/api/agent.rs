@@ -15,6 +15,7 @@ use super::{body_limit, convert, error};
 use crate::broker::{Answer, Query};
 use crate::model::exchange::{FrameCheck, FrameCounter, FromAgent, Hello, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
+use crate::model::time::Timestamp;
 use crate::pools::{ReadLogs, Stream as PoolStream};
 use crate::runtime::agent::{Connection, Dial};
 use crate::runtime::handle::Handle;
@@ -119,8 +120,10 @@ impl v1::agent_service_server::AgentService for Agents {
                         let Some(Ok(message)) = message else { break };
                         let Some(v1::serve_logs_request::Body::Part(part)) = message.body else { break };
                         if let Some(response) = waiting.remove(&part.request) {
-                            let v1::LogPart { offset, data, end, complete, error, .. } = part;
-                            let chunk = Chunk { offset, data, end, complete, error };
+                            let v1::LogPart { offset, data, end, complete, error, timed, times, .. } = part;
+                            let times = times.into_iter().map(|time| (time.end, Timestamp(time.at_unix_ms)));
+                            let times = times.collect();
+                            let chunk = Chunk { offset, data, end, complete, error, timed, times };
                             let _ = response.send(chunk);
                         }
                     }
@@ -146,6 +149,8 @@ impl v1::agent_service_server::AgentService for Agents {
                             },
                             offset: read.offset,
                             bytes_max: read.bytes_max,
+                            since_unix_ms: read.since.map_or(0, |since| since.0),
+                            with_times: read.with_times,
                         };
                         if sender.send(Ok(message)).await.is_err() {
                             break;
@@ -256,14 +261,7 @@ async fn serve_reads(
         tokio::task::spawn_blocking(move || {
             let request = read.request;
             let part = match read_part(&*logs, read) {
-                Ok(part) => v1::LogPart {
-                    request,
-                    offset: part.offset,
-                    data: part.data,
-                    end: part.end,
-                    complete: part.complete,
-                    error: String::new(),
-                },
+                Ok(part) => v1::LogPart { request, ..part },
                 Err(error) => v1::LogPart { request, error, ..v1::LogPart::default() },
             };
             let body = Some(v1::serve_logs_request::Body::Part(part));
@@ -273,7 +271,7 @@ async fn serve_reads(
     Ok(())
 }
 
-fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<crate::pools::LogPart, String> {
+fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<v1::LogPart, String> {
     let attempt: AttemptId =
         read.attempt.parse().map_err(|error: crate::model::id::ParseIdError| error.to_string())?;
     let stream = match read.stream() {
@@ -281,5 +279,34 @@ fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<crate::
         v1::LogStream::Stdout | v1::LogStream::Unspecified => PoolStream::Stdout,
     };
     let bytes_max = read.bytes_max.min(READ_BYTES_MAX) as usize;
-    logs.read(attempt, read.task, stream, read.offset, bytes_max).map_err(|error| error.to_string())
+    let text = |error: std::io::Error| error.to_string();
+    let read_from = |offset| logs.read(attempt, read.task, stream, offset, bytes_max).map_err(text);
+    let since = Timestamp(read.since_unix_ms);
+    let asks_times = read.with_times || since > Timestamp(0);
+    let times = if asks_times { logs.times(attempt, read.task, stream).map_err(text)? } else { None };
+    let mut part = match &times {
+        Some(times) if since > Timestamp(0) => {
+            // A read beyond the end shows where that is.
+            let end = read_from(u64::MAX)?.end;
+            read_from(times.since(since, end).map_err(text)?)?
+        }
+        _ => read_from(read.offset)?,
+    };
+    let range = part.offset..part.offset + part.data.len() as u64;
+    let within = times.as_ref().filter(|_| read.with_times).map(|times| times.within(range));
+    let within = within.transpose().map_err(text)?.unwrap_or_default();
+    if let Some(last) = within.last() {
+        // What has no time in this part comes with the next one.
+        part.data.truncate(usize::try_from(last.end - part.offset).unwrap_or(usize::MAX));
+    }
+    Ok(v1::LogPart {
+        request: read.request,
+        offset: part.offset,
+        data: part.data,
+        end: part.end,
+        complete: part.complete,
+        error: String::new(),
+        timed: times.is_some(),
+        times: within.iter().map(|time| convert::output_time_message(time.end, time.at)).collect(),
+    })
 }

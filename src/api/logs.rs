@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-use super::error;
 use super::job::Jobs;
 use super::proto::v1;
 use super::response_stream::ResponseSender;
+use super::{convert, error};
 use crate::broker::{Answer, Query};
 use crate::model::backoff::Backoff;
-use crate::model::limit::{MESSAGE_LEN_MAX, PAGE_MAX};
+use crate::model::limit::{MESSAGE_LEN_MAX, OUTPUT_TIMES_MAX, PAGE_MAX};
 use crate::model::text;
+use crate::model::time::Timestamp;
 use crate::model::validate::quote;
 use crate::runtime::logs::{Chunk, ReadRequest, Stream as LogStream};
 use crate::state::view::{AttemptPhase, AttemptView, JobView};
@@ -98,18 +99,16 @@ impl Jobs {
         let mut backoff = FOLLOW_BACKOFF;
         let mut ended_at = None;
         let mut offsets = [message.stdout_offset, message.stderr_offset];
-        if message.tail_lines > 0 {
-            for (offset, stream) in offsets.iter_mut().zip([LogStream::Stdout, LogStream::Stderr]) {
-                // A followed log waits for an agent that is not connected, as below.
-                *offset = loop {
-                    match self.tail_offset(&attempt, message, stream).await {
-                        Some(offset) => break offset,
-                        None if sender.is_closed() => return Ok(()),
-                        None if message.follow => tokio::time::sleep(AGENT_RETRY).await,
-                        None => return Err(not_connected(&attempt.pool)),
-                    }
-                };
-            }
+        for (offset, stream) in offsets.iter_mut().zip([LogStream::Stdout, LogStream::Stderr]) {
+            // A followed log waits for an agent that is not connected, as below.
+            *offset = loop {
+                match self.first_offset(&attempt, message, stream, *offset).await? {
+                    Some(offset) => break offset,
+                    None if sender.is_closed() => return Ok(()),
+                    None if message.follow => tokio::time::sleep(AGENT_RETRY).await,
+                    None => return Err(not_connected(&attempt.pool)),
+                }
+            };
         }
         let mut streams = [
             (LogStream::Stdout, v1::LogStream::Stdout, offsets[0], None, false),
@@ -129,6 +128,8 @@ impl Jobs {
                     stream: *stream,
                     offset: *offset,
                     bytes_max: LOG_BYTES,
+                    since: None,
+                    with_times: message.with_times,
                 };
                 let response = tokio::select! {
                     response = self.read_chunk(&attempt.pool, request) => response,
@@ -146,6 +147,7 @@ impl Jobs {
                     text::truncate(&mut error, MESSAGE_LEN_MAX);
                     return Err(Status::not_found(error));
                 }
+                check_timed(&chunk, message.with_times)?;
                 // A chunk before the requested offset answers a read beyond the end. Data written there since
                 // was not requested.
                 if chunk.offset < *offset {
@@ -169,6 +171,11 @@ impl Jobs {
                     offset: chunk.offset,
                     data: chunk.data,
                     attempt: attempt.id.to_string(),
+                    times: chunk
+                        .times
+                        .iter()
+                        .map(|(end, at)| convert::output_time_message(*end, *at))
+                        .collect(),
                 };
                 // Reserved only now: a slow agent must not take permits from the client's other streams.
                 sender.send(sender.reserve().await?, message).await?;
@@ -190,6 +197,42 @@ impl Jobs {
         tokio::time::timeout(AGENT_TIMEOUT, read).await.ok().flatten().filter(is_valid)
     }
 
+    /// The offset at which a stream begins as requested: at `offset`, with the last lines, since a time. `None` if the
+    /// agent does not respond.
+    async fn first_offset(
+        &self,
+        attempt: &AttemptView,
+        message: &v1::LogsRequest,
+        stream: LogStream,
+        offset: u64,
+    ) -> Result<Option<u64>, Status> {
+        let mut first = offset;
+        if message.tail_lines > 0 {
+            match self.tail_offset(attempt, message, stream).await {
+                Some(tail) => first = tail,
+                None => return Ok(None),
+            }
+        }
+        if message.since_unix_ms > 0 {
+            let request = ReadRequest {
+                attempt: attempt.id,
+                task: message.task,
+                stream,
+                offset: 0,
+                bytes_max: 0,
+                since: Some(Timestamp(message.since_unix_ms)),
+                with_times: false,
+            };
+            let Some(chunk) = self.read_chunk(&attempt.pool, request).await else { return Ok(None) };
+            // Output that is not there, or not yet, is reported by the reads that follow.
+            if chunk.error.is_empty() {
+                check_timed(&chunk, true)?;
+                first = first.max(chunk.offset);
+            }
+        }
+        Ok(Some(first))
+    }
+
     /// The offset at which the last lines of a stream begin. `None` if the agent does not respond.
     async fn tail_offset(
         &self,
@@ -198,7 +241,9 @@ impl Jobs {
         stream: LogStream,
     ) -> Option<u64> {
         let read = async |offset: u64, bytes_max: u32| {
-            let request = ReadRequest { attempt: attempt.id, task: message.task, stream, offset, bytes_max };
+            let (attempt_id, task, since, with_times) = (attempt.id, message.task, None, false);
+            let request =
+                ReadRequest { attempt: attempt_id, task, stream, offset, bytes_max, since, with_times };
             self.read_chunk(&attempt.pool, request).await
         };
         // A read beyond the end shows where that is.
@@ -240,8 +285,17 @@ fn not_connected(pool: &str) -> Status {
     Status::unavailable(format!("the agent of pool {} is not connected", quote(pool)))
 }
 
-/// True for a chunk that an agent may send: at most as long as requested, with offsets in range.
+/// Fails if a request is about times and the pool does not store them.
+fn check_timed(chunk: &Chunk, is_about_times: bool) -> Result<(), Status> {
+    if !is_about_times || chunk.timed || chunk.end == 0 || !chunk.error.is_empty() {
+        return Ok(());
+    }
+    Err(Status::failed_precondition("when this output was written is not stored"))
+}
+
+/// True for a chunk that an agent may send: at most as long as requested, with offsets in range, and no more times than
+/// an index returns.
 fn is_valid(chunk: &Chunk) -> bool {
     let end = chunk.offset.checked_add(chunk.data.len() as u64);
-    end.is_some() && chunk.data.len() <= LOG_BYTES as usize
+    end.is_some() && chunk.data.len() <= LOG_BYTES as usize && chunk.times.len() <= OUTPUT_TIMES_MAX
 }

@@ -1,12 +1,13 @@
 //! Prints the output of a task while it runs.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::time::Duration;
 
 use super::Failure;
 use super::connect::{RETRY_TIMEOUT, is_transient, with_retries};
 use super::job_wait::{current, has_ended};
-use super::output::report;
+use super::output::{report, time};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::attempt::OUTPUT_MAY_BE_LOST;
@@ -21,6 +22,10 @@ pub struct Task {
     pub task: u32,
     /// Print only the last lines of each stream; 0 prints all.
     pub tail_lines: u32,
+    /// Print only what was written from then on, in milliseconds of Unix time; 0 prints all.
+    pub since_unix_ms: u64,
+    /// Print before each line when it was written.
+    pub timestamps: bool,
     /// Printed before each line.
     pub prefix: Option<String>,
 }
@@ -50,6 +55,8 @@ impl Task {
             stderr_offset: output.offsets[1],
             // Only before the first part: an attempt that follows is printed whole.
             tail_lines: if output.is_cut == [true; 2] { self.tail_lines } else { 0 },
+            since_unix_ms: output.since_unix_ms,
+            with_times: self.timestamps,
         }
     }
 }
@@ -89,7 +96,8 @@ pub async fn follow(client: &Client, task: &Task) -> Result<Option<u64>, Failure
                 Next::Attempt(next) => {
                     report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
                     // All of it is new, so it is not cut.
-                    (output, number) = (Output { is_cut: [false; 2], ..Output::of(task) }, next);
+                    (output, number) =
+                        (Output { is_cut: [false; 2], since_unix_ms: 0, ..Output::of(task) }, next);
                     continue;
                 }
                 Next::None { lost: false } => return Ok(Some(lost)),
@@ -156,9 +164,14 @@ struct Output {
     offsets: [u64; 2],
     /// The beginning of the stream was not asked for.
     is_cut: [bool; 2],
-    prefix: Option<String>,
-    /// The beginning of a line of each stream whose end has not been received, if lines have a prefix.
+    since_unix_ms: u64,
+    /// Printed before each line, after its time.
+    prefix: String,
+    timestamps: bool,
+    /// The beginning of a line of each stream whose end has not been received, if something is printed before lines.
     open_lines: [Vec<u8>; 2],
+    /// When it was written, and what comes after it.
+    times: [VecDeque<v1::OutputTime>; 2],
 }
 
 /// Longer lines are printed in pieces, each with a prefix.
@@ -169,9 +182,12 @@ impl Output {
         Self {
             attempt: String::new(),
             offsets: [0; 2],
-            is_cut: [task.tail_lines > 0; 2],
-            prefix: task.prefix.clone(),
+            is_cut: [task.tail_lines > 0 || task.since_unix_ms > 0; 2],
+            since_unix_ms: task.since_unix_ms,
+            prefix: task.prefix.clone().unwrap_or_default(),
+            timestamps: task.timestamps,
             open_lines: [Vec::new(), Vec::new()],
+            times: [VecDeque::new(), VecDeque::new()],
         }
     }
 
@@ -182,30 +198,44 @@ impl Output {
         let stream = usize::from(part.stream() == v1::LogStream::Stderr);
         let gap = part.offset.saturating_sub(self.offsets[stream]);
         let lost = if std::mem::take(&mut self.is_cut[stream]) { 0 } else { gap };
+        if gap > 0 && !self.print_lines(stream, true)? {
+            return Ok(None);
+        }
         if lost > 0 {
             report(&format!("… {lost} bytes were not stored …"));
         }
         self.offsets[stream] = part.offset + part.data.len() as u64;
-        let is_open = match &self.prefix {
-            None => write(stream, &part.data)?,
-            Some(_) => {
-                self.open_lines[stream].extend_from_slice(&part.data);
-                self.print_lines(stream, false)?
-            }
+        self.times[stream].extend(part.times.iter().copied());
+        let is_open = if self.timestamps || !self.prefix.is_empty() {
+            self.open_lines[stream].extend_from_slice(&part.data);
+            self.print_lines(stream, false)?
+        } else {
+            write(stream, &part.data)?
         };
         Ok(is_open.then_some(lost))
     }
 
-    /// Prints the lines that are complete, or all, each with its prefix. False if the reader has gone.
+    /// Prints the lines that are complete, or all, each with its time and prefix. False if the reader has gone.
     fn print_lines(&mut self, stream: usize, all: bool) -> Result<bool, Failure> {
-        let (Some(prefix), buffer) = (&self.prefix, &mut self.open_lines[stream]) else { return Ok(true) };
+        let (buffer, times) = (&mut self.open_lines[stream], &mut self.times[stream]);
+        // Where the buffer begins in the stream. What was printed needs no time any more.
+        let begin = self.offsets[stream] - buffer.len() as u64;
         let (mut out, mut printed) = (Vec::new(), 0);
         for line in buffer.split_inclusive(|byte| *byte == b'\n') {
             let is_whole = line.ends_with(b"\n");
             if !is_whole && !all && line.len() < LINE_BYTES_MAX {
                 break;
             }
-            out.extend_from_slice(prefix.as_bytes());
+            if self.timestamps {
+                let at = begin + printed as u64;
+                while times.front().is_some_and(|time| time.end <= at) {
+                    times.pop_front();
+                }
+                let written = times.front().map_or_else(|| "-".to_owned(), |piece| time(piece.at_unix_ms));
+                out.extend_from_slice(written.as_bytes());
+                out.push(b' ');
+            }
+            out.extend_from_slice(self.prefix.as_bytes());
             out.extend_from_slice(line);
             if !is_whole {
                 out.push(b'\n');

@@ -1,8 +1,8 @@
 //! `weir logs`: prints the output of tasks.
 
 use super::follow::{self, Task};
-use super::output::report;
-use super::{Connect, Failure};
+use super::output::{now_ms, report};
+use super::{Connect, Failure, quantity};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 
@@ -11,7 +11,7 @@ use crate::api::proto::v1;
 /// Prints standard output and standard error of one task, or of all.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir logs job/train-7\n  weir logs -f job/train-7 --unit 3\n  weir logs job/train-7 --tail 20\n  weir logs job/train-7 --all             each line with the unit that printed it\n  weir logs job/train-7 --attempt 1     the output of the first attempt"
+    after_help = "Examples:\n  weir logs job/train-7\n  weir logs -f job/train-7 --unit 3\n  weir logs job/train-7 --tail 20\n  weir logs job/train-7 --since 10m --timestamps\n  weir logs job/train-7 --all             each line with the unit that printed it\n  weir logs job/train-7 --attempt 1     the output of the first attempt"
 )]
 pub struct Logs {
     /// job/NAME, job/QUEUE/NAME or the id.
@@ -35,6 +35,12 @@ pub struct Logs {
     /// Only the last lines of each stream of a task.
     #[arg(long, value_name = "LINES", value_parser = clap::value_parser!(u32).range(1..))]
     tail: Option<u32>,
+    /// Only what was written in this time until now: 30s, 5m, 2h, 1d; by the clock of the pool's agent.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    since: Option<u64>,
+    /// Print before each line when it was written, to the second.
+    #[arg(long)]
+    timestamps: bool,
     /// Attempt of the unit, from 1; 0 is the latest.
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "follow")]
     attempt: u32,
@@ -48,11 +54,14 @@ impl Logs {
         let client = connect.client()?;
         let job = super::job_list::find_job(&client, connect.job_ref(&self.job)?).await?;
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };
+        let now = now_ms();
         let of = |unit: u32, task: u32, is_gang: bool| Task {
             job: at.clone(),
             unit,
             task,
             tail_lines: self.tail.unwrap_or(0),
+            since_unix_ms: self.since.map_or(0, |since| now.saturating_sub(since).max(1)),
+            timestamps: self.timestamps,
             prefix: (self.prefix || self.all)
                 .then(|| if is_gang { format!("[{unit}.{task}] ") } else { format!("[{unit}] ") }),
         };

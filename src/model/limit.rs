@@ -211,3 +211,5 @@ pub const CONNECTIONS_MAX: usize = 4_096;
 /// Changes stored for watchers that reconnect; the oldest are dropped. A watcher that missed a dropped change
 /// receives the full list again.
 pub const WATCH_BACKLOG_MAX: usize = 65_536;
+/// Pieces of output with a time in one part of a log: their times take no more than the part's data.
+pub const OUTPUT_TIMES_MAX: usize = 4_096;

@@ -8,12 +8,14 @@ pub mod check;
 mod clean;
 pub mod host;
 pub mod kubernetes;
+mod output_times;
 mod retention;
 pub mod simulated;
 
 use std::future::Future;
 use std::sync::Arc;
 
+pub use output_times::{OutputTime, OutputTimes};
 use tokio::sync::mpsc;
 
 use crate::agent::{ObservedAttempt, StartRequest};
@@ -136,4 +138,10 @@ pub trait ReadLogs: Send + Sync {
         offset: u64,
         bytes_max: usize,
     ) -> std::io::Result<LogPart>;
+
+    /// Returns when the output was written; `None` if that is not stored.
+    ///
+    /// # Errors
+    /// If the times can't be read.
+    fn times(&self, attempt: AttemptId, task: u32, stream: Stream) -> std::io::Result<Option<OutputTimes>>;
 }

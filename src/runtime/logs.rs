@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::model::id::AttemptId;
+use crate::model::time::Timestamp;
 
 /// One of a task's two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct ReadRequest {
     /// Byte offset in the stream.
     pub offset: u64,
     pub bytes_max: u32,
+    /// Begin with what was written from then on, in place of the offset.
+    pub since: Option<Timestamp>,
+    /// Also read when the data was written.
+    pub with_times: bool,
 }
 
 /// A chunk of output, as the agent returned it.
@@ -39,6 +44,10 @@ pub struct Chunk {
     pub complete: bool,
     /// Why there is no data; empty if the read succeeded.
     pub error: String,
+    /// The pool stores when this output was written; false if the request was not about times.
+    pub timed: bool,
+    /// The pieces that the data belongs to: where each ends, and the time by which it was written.
+    pub times: Vec<(u64, Timestamp)>,
 }
 
 /// A read with the channel for its response.

@@ -127,7 +127,7 @@ async fn invalid_output_of_an_agent_affects_its_own_readers_only() {
         Ok::<usize, Status>(bytes)
     };
     type Respond = fn(v1::ServeLogsResponse) -> v1::LogPart;
-    let invalid: [(&str, Respond); 2] = [
+    let invalid: [(&str, Respond); 3] = [
         ("an offset that overflows", |read| v1::LogPart {
             request: read.request,
             offset: u64::MAX,
@@ -139,6 +139,12 @@ async fn invalid_output_of_an_agent_affects_its_own_readers_only() {
             offset: read.offset,
             data: vec![b'x'; 1 << 20],
             end: u64::MAX,
+            ..Default::default()
+        }),
+        ("more times than a part has", |read| v1::LogPart {
+            request: read.request,
+            offset: read.offset,
+            times: vec![v1::OutputTime::default(); 4_097],
             ..Default::default()
         }),
     ];
@@ -162,6 +168,25 @@ async fn invalid_output_of_an_agent_affects_its_own_readers_only() {
     };
     let serving = serve(&client, endless).await;
     assert_eq!(read().await.expect("nothing"), 0);
+    serving.abort();
+    // An agent that stores no times, or is too old to know of them.
+    let untimed: Respond = |read| v1::LogPart {
+        request: read.request,
+        offset: read.offset,
+        data: vec![b'x'; 2],
+        end: 12,
+        complete: true,
+        ..Default::default()
+    };
+    let serving = serve(&client, untimed).await;
+    for (with_times, since_unix_ms) in [(true, 0), (false, 1)] {
+        let job = Some(v1::JobRef { id, ..Default::default() });
+        let request = v1::LogsRequest { job, with_times, since_unix_ms, ..Default::default() };
+        let mut parts = client.jobs().logs(request).await.expect("a stream").into_inner();
+        let status = parts.message().await.expect_err("no times");
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        assert!(status.message().contains("is not stored"), "{status:?}");
+    }
     serving.abort();
     // An error with a bidirectional override.
     let error: Respond =

@@ -19,7 +19,7 @@ use weir::model::pool::{Capabilities, NodeSpec, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::model::resource::Resources;
 use weir::model::time::Timestamp;
-use weir::pools::{Error, Event, InitialSync, LogPart, PoolBackend, ReadLogs, Stream};
+use weir::pools::{Error, Event, InitialSync, LogPart, OutputTimes, PoolBackend, ReadLogs, Stream};
 use weir::runtime::agent::{Connection, Dial};
 use weir::telemetry::PoolHealth;
 
@@ -82,6 +82,10 @@ struct NoLogs;
 impl ReadLogs for NoLogs {
     fn read(&self, _: AttemptId, _: u32, _: Stream, _: u64, _: usize) -> std::io::Result<LogPart> {
         Ok(LogPart::default())
+    }
+
+    fn times(&self, _: AttemptId, _: u32, _: Stream) -> std::io::Result<Option<OutputTimes>> {
+        Ok(None)
     }
 }
 

@@ -193,6 +193,7 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Logs stdout_offset", "no output beyond the end: see the output tests"),
     ("Logs stderr_offset", "the same"),
     ("Logs tail_lines", "more lines than there are print all"),
+    ("Logs since_unix_ms", "nothing was written in the future"),
     ("CreateQueue queue.limit.*", "a limit of zero blocks all jobs, which may be intended"),
     ("UpdateQueue queue.limit.*", "the same"),
     ("CreateQueue queue.usage.*", "output only: not read"),

@@ -143,6 +143,42 @@ fn output_of_all_tasks_or_only_its_end_is_printed() {
 }
 
 #[test]
+fn output_is_printed_with_its_times_and_since_a_time() {
+    let (home, _dev) = dev();
+    let script = "echo early; sleep 8; echo late; printf end; echo error >&2";
+    assert_eq!(home.run(&["run", "-d", "--name", "timed", "--pool", "local", "--", "sh", "-c", script]).0, 0);
+    let (code, followed, errors) = home.run(&["logs", "-f", "job/timed", "--timestamps", "--prefix"]);
+    assert_eq!(code, 0, "{errors}");
+    let lines: Vec<(jiff::Timestamp, &str)> = followed.lines().map(timed).collect();
+    assert_eq!(lines.iter().map(|(_, line)| *line).collect::<Vec<_>>(), ["[0] early", "[0] late", "[0] end"]);
+    let pause = lines[1].0.duration_since(lines[0].0).as_secs();
+    assert!((7..20).contains(&pause), "{followed}");
+    assert_eq!(timed(errors.lines().last().expect("a line")).1, "[0] error");
+    // The same times are read again after the end.
+    assert_eq!(home.run(&["logs", "job/timed", "--timestamps", "--prefix"]).1, followed);
+    let age = jiff::Timestamp::now().duration_since(lines[1].0).as_secs();
+    let since = |seconds: i64| home.run(&["logs", "job/timed", "--since", &format!("{}s", age + seconds)]).1;
+    assert_eq!((since(4).as_str(), since(3_600).as_str()), ("late\nend", "early\nlate\nend"));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(home.run(&["logs", "job/timed", "--since", "1s"]).1, "");
+    assert_eq!(home.run(&["logs", "job/timed", "--since", "1h", "--tail", "1"]).1, "end");
+    // A simulated task has no output of its own, and no times.
+    let group = "{cpus: 1, memory: 32Mi, command: ['true'], simulate: {duration: 1s}}";
+    let file = format!("name: simulated\nconstraints: {{pools: [xj-ascend]}}\ngroups: [{group}]\n");
+    assert_eq!(submit(&home, &file).0, 0);
+    home.run(&["wait", "job/simulated"]);
+    let (code, _, errors) = home.run(&["logs", "job/simulated", "--timestamps"]);
+    assert_eq!(code, 4, "{errors}");
+    assert!(errors.contains("when this output was written is not stored"), "{errors}");
+}
+
+/// A line of output with the time before it.
+fn timed(line: &str) -> (jiff::Timestamp, &str) {
+    let (at, rest) = line.split_once(' ').expect("a time and a line");
+    (at.parse().unwrap_or_else(|error| panic!("{line}: {error}")), rest)
+}
+
+#[test]
 fn history_is_selected_by_state_and_shows_how_jobs_ended() {
     let (home, _dev) = dev();
     for (name, script) in [("good", "exit 0"), ("bad", "exit 3")] {

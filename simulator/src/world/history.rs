@@ -114,22 +114,9 @@ impl History {
                 self.specs.insert(*spec, Spec { units, failures_max, losses_max, failed_units_max });
             }
             Event::JobSubmitted { job, queue, spec, .. } => self.submit(*job, *queue, *spec)?,
-            Event::PoolRegistered { pool, spec, .. } => {
-                if self.pools.insert(*pool, spec.name.clone()).is_some() {
-                    return Err(format!("pool {pool} is registered again"));
-                }
-            }
-            Event::PoolDeleted { pool, .. } => {
-                let mut units = self.jobs.values().flat_map(|job| &job.units);
-                if units.any(|unit| unit.pool == Some(*pool) && matches!(unit.state, UnitState::Live(_))) {
-                    return Err(format!("pool {pool} is deleted with a live attempt"));
-                }
-            }
-            Event::QueueDeleted { queue, .. } => {
-                if self.jobs.values().any(|job| job.queue == *queue && job.end.is_none()) {
-                    return Err(format!("queue {queue} is deleted with a job that has not ended"));
-                }
-            }
+            Event::PoolRegistered { pool, spec, .. } => self.register_pool(*pool, &spec.name)?,
+            Event::PoolDeleted { pool, .. } => self.delete_pool(*pool)?,
+            Event::QueueDeleted { queue, .. } => self.delete_queue(*queue)?,
             Event::JobClosing { job, why } => {
                 let job = self.open_job(*job)?;
                 if job.closing.replace(*why).is_some() {
@@ -168,6 +155,28 @@ impl History {
                 self.unit(*unit)?.transition(UnitState::BackingOff, UnitState::Waiting)?;
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn register_pool(&mut self, id: PoolId, name: &str) -> Result<(), String> {
+        match self.pools.insert(id, name.to_owned()) {
+            Some(_) => Err(format!("pool {id} is registered again")),
+            None => Ok(()),
+        }
+    }
+
+    fn delete_pool(&self, id: PoolId) -> Result<(), String> {
+        let mut units = self.jobs.values().flat_map(|job| &job.units);
+        if units.any(|unit| unit.pool == Some(id) && matches!(unit.state, UnitState::Live(_))) {
+            return Err(format!("pool {id} is deleted with a live attempt"));
+        }
+        Ok(())
+    }
+
+    fn delete_queue(&self, id: QueueId) -> Result<(), String> {
+        if self.jobs.values().any(|job| job.queue == id && job.end.is_none()) {
+            return Err(format!("queue {id} is deleted with a job that has not ended"));
         }
         Ok(())
     }

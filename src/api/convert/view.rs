@@ -13,6 +13,7 @@ use crate::model::pool::{Connectivity, Device, DrainMode};
 use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
+use crate::model::time::Timestamp;
 use crate::state::job::Principal;
 use crate::state::view::{AttemptPhase, AttemptView, FailedUnits, JobPhase, JobView, PoolContact};
 
@@ -373,4 +374,9 @@ pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
         waiting: why.waiting,
         groups: why.groups.iter().map(group).collect(),
     }
+}
+
+/// A piece of output with its time.
+pub fn output_time_message(end: u64, at: Timestamp) -> v1::OutputTime {
+    v1::OutputTime { end, at_unix_ms: at.0 }
 }

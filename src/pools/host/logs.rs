@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{output, store};
 use crate::model::id::AttemptId;
-use crate::pools::{LogPart, ReadLogs, Stream};
+use crate::pools::{LogPart, OutputTimes, ReadLogs, Stream, output_times};
 
 /// Tries of one read: a try fails if the supervisor moves the files or drops the bytes that are being
 /// read. After the last one the read fails and the client repeats it.
@@ -26,14 +26,32 @@ impl ReadLogs for Logs {
         offset: u64,
         bytes_max: usize,
     ) -> io::Result<LogPart> {
+        self.repeat(attempt, |directory| read_once(directory, task as usize, stream, offset, bytes_max))
+    }
+
+    fn times(&self, attempt: AttemptId, task: u32, stream: Stream) -> io::Result<Option<OutputTimes>> {
+        self.repeat(attempt, |directory| {
+            let path = output::path(directory, task as usize, stream);
+            let times = match path.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                found => OutputTimes::open(&path, output_times::written_at(&found?))?,
+            };
+            Ok(directory.is_dir().then_some(times))
+        })
+    }
+}
+
+impl Logs {
+    /// Reads from an attempt's directory, again if the supervisor moves or changes what is read.
+    fn repeat<T>(&self, attempt: AttemptId, read: impl Fn(&Path) -> io::Result<Option<T>>) -> io::Result<T> {
         let name = attempt.to_string();
         let places = [store::attempts_dir(&self.state).join(&name), store::logs_dir(&self.state).join(&name)];
         for _ in 0..TRIES_MAX {
             let Some(directory) = places.iter().find(|place| place.is_dir()) else {
                 return Err(io::Error::new(io::ErrorKind::NotFound, "no output of the attempt is stored"));
             };
-            if let Some(part) = read_once(directory, task as usize, stream, offset, bytes_max)? {
-                return Ok(part);
+            if let Some(value) = read(directory)? {
+                return Ok(value);
             }
         }
         Err(io::Error::new(io::ErrorKind::Interrupted, "the output changes faster than it can be read"))

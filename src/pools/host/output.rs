@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::pools::Stream;
+use crate::pools::{Stream, output_times};
 
 /// The file mode of complete output: no write bits.
 const SEALED: u32 = 0o400;
@@ -73,7 +73,12 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 
 /// Opens the file of one stream for its task to append to; creates it if it does not exist.
 pub(super) fn create(directory: &Path, rank: usize, stream: Stream) -> io::Result<File> {
-    let file = open(&path(directory, rank, stream), OpenOptions::new().create(true).append(true))?;
+    let path = path(directory, rank, stream);
+    let file = open(&path, OpenOptions::new().create(true).append(true))?;
+    // A task that is started by a shell instead has its files already.
+    if file.metadata()?.len() == 0 {
+        output_times::begin(&path)?;
+    }
     // The task inherits the flags.
     rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
     Ok(file)
@@ -103,7 +108,7 @@ pub(super) fn dropped(file: &Path) -> Option<Dropped> {
     files::read_json(&record_of(file)).ok().flatten()
 }
 
-/// Bounds each stream of the task with this rank to `stream_max_bytes`.
+/// Bounds each stream of the task with this rank to `stream_max_bytes`, and records when it grew.
 ///
 /// `sizes` are the sizes at the last poll; this updates them.
 pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, sizes: &mut [u64; 2]) -> Growth {
@@ -116,6 +121,11 @@ pub(super) fn bound(directory: &Path, rank: usize, stream_max_bytes: u64, sizes:
         if size < *last {
             // The task truncated the file: the dropped range belongs to output that is gone.
             let _ = std::fs::remove_file(record_of(&file));
+            let _ = output_times::begin(&file);
+        }
+        if size != *last {
+            // Without its time, output is printed all the same.
+            let _ = output_times::record(&file, size, output_times::written_at(&found));
         }
         if size > stream_max_bytes && size != *last {
             growth.unbounded |= drop_middle(&file, size, stream_max_bytes).is_err();

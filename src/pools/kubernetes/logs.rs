@@ -25,7 +25,7 @@ use super::timestamped::{Position, TimestampedLog};
 use crate::files;
 use crate::model::backoff::Backoff;
 use crate::model::id::AttemptId;
-use crate::pools::{LogPart, ReadLogs, Stream, retention};
+use crate::pools::{LogPart, OutputTimes, ReadLogs, Stream, output_times, retention};
 
 /// The longest time without data before a fetch of an ended task's output fails.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -318,8 +318,11 @@ impl Shared {
             tokio::fs::create_dir_all(folder).await?;
         }
         let mut options = tokio::fs::OpenOptions::new();
-        let mut file = options.create(true).append(true).open(path).await?;
+        let mut file = options.create(true).append(true).open(&path).await?;
         let mut len = file.metadata().await?.len();
+        if len == 0 {
+            output_times::begin(&path)?;
+        }
         let mut log = TimestampedLog::new(position, len);
         let (mut buffer, mut new) = (vec![0; 16 * 1024], Vec::new());
         let mut stream = std::pin::pin!(stream);
@@ -341,12 +344,17 @@ impl Shared {
             }
             new.clear();
             log.read(&buffer[..count], &mut new);
+            let cuts = log.take_cuts();
             new.truncate(usize::try_from(self.bytes_max - len).unwrap_or(usize::MAX));
             if new.is_empty() {
                 continue;
             }
             file.write_all(&new).await?;
             file.flush().await?;
+            for cut in cuts.into_iter().filter(|cut| cut.len <= new.len()) {
+                // Without its time, output is printed all the same.
+                let _ = output_times::record(&path, len + cut.len as u64, cut.at);
+            }
             len += new.len() as u64;
             if let Some(position) = log.position(len) {
                 let path = self.position_file(key);
@@ -426,6 +434,20 @@ impl ReadLogs for Logs {
         let count = file.read_at(&mut data, offset)?;
         data.truncate(count);
         Ok(LogPart { offset, data, end, complete })
+    }
+
+    fn times(&self, attempt: AttemptId, task: u32, _: Stream) -> io::Result<Option<OutputTimes>> {
+        let key = (attempt, task);
+        let position: Option<Position> = files::read_json(&self.shared.position_file(key)).ok().flatten();
+        // What was appended after the position was stored is newer than it.
+        let path = self.shared.file(key);
+        let found = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        let known = position.filter(|position| position.len() >= found.len());
+        let rest = known.map_or_else(|| output_times::written_at(&found), |position| position.written_at());
+        OutputTimes::open(&path, rest)
     }
 }
 

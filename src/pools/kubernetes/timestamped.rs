@@ -14,6 +14,8 @@
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::model::time::Timestamp as WrittenAt;
+
 /// Upper bound of a timestamp's length in bytes. The longest is `2006-01-02T15:04:05.000000000+08:00`.
 const TIMESTAMP_LEN_MAX: usize = 40;
 /// How many bytes of a kubelet's error message are retained.
@@ -34,7 +36,24 @@ pub(super) struct Position {
     len: u64,
 }
 
+/// What was read before a line of a later second begins, and the latest time until there.
+pub(super) struct Cut {
+    /// Of the output that a call of [`TimestampedLog::read`] has appended to.
+    pub(super) len: usize,
+    pub(super) at: WrittenAt,
+}
+
 impl Position {
+    /// When the last of what was read was written.
+    pub(super) fn written_at(&self) -> WrittenAt {
+        WrittenAt(u64::try_from(self.at.as_millisecond()).unwrap_or_default())
+    }
+
+    /// Bytes read in all.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// The `sinceTime` with which to request more output. In whole seconds: the API accepts no fractions.
     pub(super) fn since(&self) -> Option<Timestamp> {
         Timestamp::from_second(self.lowest.as_second().saturating_sub(DISORDER_MAX_S)).ok()
@@ -52,6 +71,7 @@ pub(super) struct TimestampedLog {
     /// The present position, without the bytes in all.
     line: Option<Position>,
     kubelet_error: Vec<u8>,
+    cuts: Vec<Cut>,
 }
 
 /// What the next byte belongs to.
@@ -72,7 +92,7 @@ impl TimestampedLog {
         let skip = from.map_or(len, |from| (from.of_line + len).saturating_sub(from.len));
         let after_from = from.map_or(0, |from| len.saturating_sub(from.len));
         let part = Part::Timestamp(Vec::new());
-        Self { from, skip, after_from, part, line: None, kubelet_error: Vec::new() }
+        Self { from, skip, after_from, part, line: None, kubelet_error: Vec::new(), cuts: Vec::new() }
     }
 
     /// Parses more data, and appends the output that was not read before to `new`.
@@ -105,6 +125,11 @@ impl TimestampedLog {
                 self.part = Part::Timestamp(Vec::new());
             }
         }
+    }
+
+    /// The cuts in what was read since the last call.
+    pub(super) fn take_cuts(&mut self) -> Vec<Cut> {
+        std::mem::take(&mut self.cuts)
     }
 
     /// The position after `len` bytes of output in all; `None` until a line of this response has begun.
@@ -142,6 +167,12 @@ impl TimestampedLog {
             Some(line) if at <= line.at => line.lowest = line.lowest.min(at),
             line => {
                 let before = line.replace(Position { at, lowest: at, of_line: 0, len: 0 });
+                // What was read in an earlier response comes before the first line of this one.
+                if let Some(before) =
+                    before.or(self.from).filter(|before| before.at.as_second() < at.as_second())
+                {
+                    self.cuts.push(Cut { len: new.len(), at: before.written_at() });
+                }
                 if self.from.is_some_and(|from| at > from.at) {
                     // If the line of the stored position was rotated away, so was all that was read before it.
                     self.skip = self.skip.min(before.map_or(0, |_| self.after_from));

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Error, Event, InitialSync, LogPart, PoolBackend, ReadLogs, Stream};
+use super::{Error, Event, InitialSync, LogPart, OutputTimes, PoolBackend, ReadLogs, Stream};
 use crate::agent::{ObservedAttempt, StartRequest};
 use crate::clock::Clock;
 use crate::model::attempt::{AttemptStatus, Outcome, OutcomeKind};
@@ -178,6 +178,10 @@ impl ReadLogs for Banners {
         let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
         let data = text.as_bytes()[from..].iter().take(bytes_max).copied().collect();
         Ok(LogPart { offset: from as u64, data, end: text.len() as u64, complete: true })
+    }
+
+    fn times(&self, _: AttemptId, _: u32, _: Stream) -> std::io::Result<Option<OutputTimes>> {
+        Ok(None)
     }
 }
 

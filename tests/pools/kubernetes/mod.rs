@@ -11,6 +11,7 @@ use weir::model::attempt::OutcomeKind;
 use weir::model::id::AttemptId;
 use weir::model::region::RegionCode;
 use weir::model::spec::{Program, Run};
+use weir::model::time::Timestamp;
 use weir::pools::kubernetes::{Binding, Kubernetes, LOG_MAX_BYTES, Settings};
 use weir::pools::{PoolBackend, Stream};
 
@@ -434,14 +435,14 @@ fn output_is_streamed_and_outlives_its_pod() {
     // While no agent runs, the node rotates the log away.
     life.kill();
     std::fs::rename(bench.plane.task_log(), bench.plane.path("task.log.1")).expect("rotated");
-    write(1, "third");
+    write(40, "third");
     let mut life = bench.life();
     life.until_running(attempt);
     let read = reader(&mut life);
     until("reading continues at the same offset", TIMEOUT, || read(13).data == b"third\n");
     life.stop(attempt);
     assert_kind(&life.until_ended(attempt), OutcomeKind::Cancelled);
-    write(1, "fourth");
+    write(59, "fourth");
     until("all of it is stored", TIMEOUT, || read(0).complete);
     let whole = read(0).data;
     assert!(whole.starts_with(b"first\nsecond\nthird\n"), "{:?}", String::from_utf8_lossy(&whole));
@@ -452,6 +453,13 @@ fn output_is_streamed_and_outlives_its_pod() {
     life.call(|backend| {
         let part = backend.logs().read(attempt, 0, Stream::Stdout, 0, 1 << 16).expect("still stored");
         assert_eq!((part.data, part.complete), (whole, true));
+        let times = backend.logs().times(attempt, 0, Stream::Stdout).expect("readable").expect("stored");
+        let pieces = times.within(0..19).expect("times");
+        let pieces: Vec<(u64, u64)> = pieces.iter().map(|piece| (piece.end, piece.at.0)).collect();
+        // 2026-01-01T00:00:00Z.
+        let begin = 1_767_225_600_000;
+        assert_eq!(pieces, [(13, begin), (19, begin + 40_000)]);
+        assert_eq!(times.since(Timestamp(begin + 1_000), 26).expect("an offset"), 13);
     });
     life.kill();
 }
