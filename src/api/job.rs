@@ -17,13 +17,11 @@ use crate::broker::{Answer, JobFilter, JobRef, Query};
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::model::validate::quote;
 use crate::runtime::error::CallError;
 use crate::runtime::handle::{Archive, Handle};
 use crate::state::command::{Command, Submission};
 use crate::state::decide::Reply;
-use crate::state::job::JobEnd;
 use crate::state::rejection::Rejection;
 use crate::state::view::JobView;
 
@@ -101,8 +99,10 @@ impl v1::job_service_server::JobService for Jobs {
             true => self.attempts(&job, (0, 0), PAGE_MAX).await?,
             false => (Vec::new(), None),
         };
+        let mut job = convert::job_message(&job);
+        self.name_dependencies(std::slice::from_mut(&mut job)).await?;
         Ok(Response::new(v1::GetJobResponse {
-            job: Some(convert::job_message(&job)),
+            job: Some(job),
             attempts: attempts.iter().map(convert::attempt_message).collect(),
             more_attempts: next.is_some(),
         }))
@@ -151,9 +151,10 @@ impl v1::job_service_server::JobService for Jobs {
             (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
         }
         let all = jobs.len();
-        let jobs = fill_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
+        let mut jobs = fill_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
         // Jobs that did not fit are on the next page.
         let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
+        self.name_dependencies(&mut jobs).await?;
         Ok(Response::new(v1::ListJobsResponse {
             jobs,
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -283,26 +284,6 @@ impl Jobs {
             });
         }
         Ok(jobs)
-    }
-
-    /// Removes dependencies on archived jobs whose condition is met. Those that can never be met remain:
-    /// the kernel refuses them, unless the request repeats one that it accepted.
-    async fn resolve_dependencies(&self, spec: &mut JobSpec) -> Result<(), Status> {
-        let mut pending = Vec::new();
-        for edge in std::mem::take(&mut spec.depends_on) {
-            let id = edge.job;
-            let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
-            let met = ended.is_some_and(|job| match edge.condition {
-                DependencyCondition::Any => true,
-                DependencyCondition::Succeeded => job.end == JobEnd::Succeeded,
-                DependencyCondition::Failed => job.end == JobEnd::Failed,
-            });
-            if !met {
-                pending.push(edge);
-            }
-        }
-        spec.depends_on = pending;
-        Ok(())
     }
 
     /// The job with this id, live or ended.

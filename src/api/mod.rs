@@ -8,6 +8,7 @@ mod body_limit;
 pub mod client;
 pub mod connection;
 pub mod convert;
+mod dependencies;
 pub mod descriptor;
 pub mod error;
 mod in_flight;

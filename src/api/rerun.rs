@@ -39,9 +39,10 @@ impl Jobs {
         let id = job.id;
         let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
         let Some(ended) = ended else { return Err(error::not_found("job", &job.name)) };
-        let Some((spec, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
+        let Some((mut spec, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
             return Err(error::nothing_to_rerun(&format!("every unit of job {name} succeeded")));
         };
+        let without = self.remove_ended_dependencies(&mut spec).await?;
         let mut name_prefix = job.name.clone();
         name_prefix.truncate(NAME_LEN_MAX - SUFFIX.len() - NUMBER_LEN);
         name_prefix.push_str(SUFFIX);
@@ -66,7 +67,7 @@ impl Jobs {
             return Err(Status::internal("unexpected reply to a rerun"));
         };
         let name = if message.name.is_empty() { format!("{name_prefix}-{first}") } else { message.name };
-        Ok(v1::RerunResponse { id: first.0, name, units, revision: revision.0 })
+        Ok(v1::RerunResponse { id: first.0, name, units, revision: revision.0, without })
     }
 }
 
@@ -96,8 +97,7 @@ fn selected(spec: &JobSpec, units: &IntervalSet) -> Option<(JobSpec, u32)> {
     if units.is_empty() {
         return None;
     }
-    // Those of the ended job were fulfilled, or can't be any more.
-    let mut selected = JobSpec { depends_on: Vec::new(), ..spec.clone() };
+    let mut selected = spec.clone();
     if spec.gang_job {
         return Some((selected, 1));
     }

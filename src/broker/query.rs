@@ -305,8 +305,13 @@ impl Broker {
             reasons.push(JobReason::RecoveryGracePeriod { pools, until });
         }
         for dependency in &view.spec.depends_on {
-            if job.pending_dependencies > 0 && self.state.job(dependency.job).is_some() {
-                reasons.push(JobReason::DependencyPending { job: dependency.job });
+            if job.pending_dependencies > 0
+                && let Some(other) = self.state.job(dependency.job)
+            {
+                let queue =
+                    self.state.queue(other.queue).map_or_else(String::new, |queue| queue.spec.name.clone());
+                let name = other.name.to_string();
+                reasons.push(JobReason::DependencyPending { job: other.id, queue, name });
             }
         }
         let mut groups = Vec::new();

@@ -1,8 +1,17 @@
 //! What is printed about jobs and their attempts, the same in every command.
 
+use super::connect::job_name;
 use super::output::{age, time};
 use crate::api::proto::{name_of, v1};
 use crate::model::text::escape;
+
+/// What a job depends on: `job/NAME`, or its number where its name is not stored any more.
+pub fn dependency_name(edge: &v1::Dependency) -> String {
+    match edge.name.is_empty() {
+        true => format!("job {}", edge.job_id),
+        false => job_name(&edge.queue, &edge.name),
+    }
+}
 
 /// The phase of a job, in a sentence, with whether the job was simulated.
 pub fn state_text(job: &v1::Job) -> String {

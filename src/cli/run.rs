@@ -114,7 +114,7 @@ impl Run {
             let job_id = find_job_with_retries(&client, connect.job_ref(text)?).await?.id;
             let condition = v1::DependencyCondition::Succeeded as i32;
             let spec = submission.spec.get_or_insert_default();
-            spec.depends_on.push(v1::Dependency { job_id, condition });
+            spec.depends_on.push(v1::Dependency { job_id, condition, ..v1::Dependency::default() });
         }
         let request = v1::SubmitRequest {
             token: new_token(),

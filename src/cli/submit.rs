@@ -70,7 +70,11 @@ impl Submit {
             let id =
                 |dependency: &NamedDependency| ids.get(&key(&submission.queue, &dependency.job)).copied();
             let edge = |dependency: &NamedDependency| {
-                Some(v1::Dependency { job_id: id(dependency)?, condition: dependency.condition })
+                Some(v1::Dependency {
+                    job_id: id(dependency)?,
+                    condition: dependency.condition,
+                    ..v1::Dependency::default()
+                })
             };
             let edges: Vec<v1::Dependency> = after.iter().filter_map(edge).collect();
             submission.spec.get_or_insert_default().depends_on.extend(edges);

@@ -30,9 +30,19 @@ pub enum JobPhase {
 }
 
 impl JobPhase {
+    /// How the job ended; `None` if it has not.
+    pub fn end(self) -> Option<JobEnd> {
+        match self {
+            Self::Succeeded => Some(JobEnd::Succeeded),
+            Self::Failed => Some(JobEnd::Failed),
+            Self::Cancelled => Some(JobEnd::Cancelled),
+            Self::Pending | Self::Running | Self::Cancelling | Self::Failing => None,
+        }
+    }
+
     /// It won't change any more.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        self.end().is_some()
     }
 }
 

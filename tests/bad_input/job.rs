@@ -312,7 +312,9 @@ fn policy_cases() -> Vec<Case> {
         let toleration = v1::Toleration { key: key.to_owned(), value: Some(value.to_owned()) };
         constraints(|c| c.tolerations = vec![toleration])
     };
-    let edge = |job_id, condition| spec(|s| s.depends_on = vec![v1::Dependency { job_id, condition }]);
+    let edge = |job_id, condition| {
+        spec(|s| s.depends_on = vec![v1::Dependency { job_id, condition, ..Default::default() }])
+    };
     let region = |text: &str| constraints(|c| c.regions_allowed = vec![text.to_owned()]);
     let both = constraints(|c| {
         c.regions_allowed = vec!["CN-CQ".to_owned()];
@@ -375,7 +377,7 @@ fn policy_cases() -> Vec<Case> {
         invalid(edge(u64::MAX, 0), &at("depends_on[0].job_id"), "job 18446744073709551615 does not exist"),
         invalid(edge(1, 9), &at("depends_on[0].condition"), "9 is not a value of this enum"),
         invalid(
-            spec(|s| s.depends_on = vec![v1::Dependency { job_id: 1, condition: 0 }; 65]),
+            spec(|s| s.depends_on = vec![v1::Dependency { job_id: 1, ..Default::default() }; 65]),
             &at("depends_on"),
             "65 entries, 0 to 64 are allowed",
         ),
@@ -557,7 +559,7 @@ async fn token_of_the_same_request_returns_the_same_jobs_and_of_another_is_refus
     let mut request = valid();
     request.token = "once".to_owned();
     let spec = request.jobs[0].spec.as_mut().expect("a spec");
-    spec.depends_on = vec![v1::Dependency { job_id: first, condition: 0 }];
+    spec.depends_on = vec![v1::Dependency { job_id: first, ..Default::default() }];
     let given = client.jobs().submit(request.clone()).await.expect("accepted").into_inner();
     // Its dependency now ends with the wrong outcome. The repeated request still returns the jobs.
     let job = v1::JobRef { id: first, ..Default::default() };

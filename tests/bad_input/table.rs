@@ -188,6 +188,8 @@ async fn every_bad_value_is_refused_with_its_field() {
 /// Fields that allow any value, with the reason. A star stands for all nested fields.
 const ANY_VALUE: &[(&str, &str)] = &[
     ("Submit jobs.spec.on_unit_failure.max_failed", "more than the number of units means all"),
+    ("Submit jobs.spec.depends_on.queue", "output only: not read"),
+    ("Submit jobs.spec.depends_on.name", "output only: not read"),
     ("WatchJobs from_revision", "a future revision starts with a list: see the list tests"),
     ("WatchPools from_revision", "the same"),
     ("Logs stdout_offset", "no output beyond the end: see the output tests"),

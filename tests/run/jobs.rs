@@ -264,6 +264,44 @@ fn a_pipeline_in_one_file_runs_in_the_order_of_its_names() {
 }
 
 #[test]
+fn dependencies_are_shown_by_name_and_a_printed_chain_is_one_when_submitted_again() {
+    let (home, _dev) = dev();
+    let file = home.path().join("chain.yaml");
+    let path = file.to_str().expect("a plain path");
+    let first = "- name: first\n  groups: [{cpus: 100m, memory: 16Mi, command: [sleep, '1000']}]\n";
+    let second = "- name: second\n  depends_on: [{job: first}]\n  groups: [{cpus: 100m, memory: 16Mi, command: ['true']}]\n";
+    std::fs::write(&file, [first, second].concat()).expect("a file");
+    assert_eq!(home.run(&["submit", path]).0, 0);
+    let shown = |arguments: &[&str], what: &str| {
+        let output = home.run(arguments).1;
+        assert!(output.contains(what), "{arguments:?}: {output}");
+    };
+    shown(&["describe", "job/second"], "starts once job/first has succeeded");
+    shown(&["why", "job/second"], "waits for job/default/first to end");
+    shown(&["get", "job/second", "-o", "yaml"], "- job: first\n");
+    // A job that still waits for another waits for it again.
+    assert_eq!(home.run(&["cancel", "job/second"]).0, 0);
+    let (code, again, errors) = home.run(&["rerun", "job/second"]);
+    assert!(code == 0 && !errors.contains("dependency"), "{code}: {errors}");
+    shown(&["describe", again.trim()], "starts once job/first has succeeded");
+    assert_eq!(home.run(&["cancel", again.trim()]).0, 0);
+    let chain = home.run(&["get", "job/first", "-o", "yaml"]).1;
+    let printed = home.run(&["get", "jobs", "--all", "-o", "yaml"]).1;
+    assert!(chain.contains("name: first") && printed.find("name: first") < printed.find("name: second"));
+    assert_eq!(home.run(&["cancel", "job/first"]).0, 0);
+    // What it waited for has ended otherwise: that is reported, not left out in silence.
+    let (code, alone, errors) = home.run(&["rerun", "job/second"]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(errors.contains("without its dependency on job/first, which can't be met any more"), "{errors}");
+    assert_eq!(home.run(&["wait", alone.trim(), "--timeout", "60s"]).0, 0);
+    std::fs::write(&file, printed).expect("a file");
+    let (code, output, errors) = home.run(&["submit", path]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(output.starts_with("job/first\njob/second\n"), "{output}");
+    shown(&["why", "job/second"], "waits for job/default/first to end");
+}
+
+#[test]
 fn jobs_are_cancelled_by_label_by_queue_and_all_and_each_is_named() {
     let (home, _dev) = dev();
     let submit = |name: &str, label: &str| {

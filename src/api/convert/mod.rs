@@ -6,7 +6,7 @@ mod view;
 
 pub use agent::{from_agent, hello, sync_request, sync_response, to_agent};
 pub(crate) use agent::{hello_message, parse};
-pub use spec::{job_spec, read_job_spec, spec_message};
+pub use spec::{dependency_message, job_spec, read_job_spec, spec_message};
 pub use view::{
     attempt_message, defrag_message, free_block_message, job_message, limits, node_message,
     output_time_message, parse_phase, pool_message, queue_message, queue_spec, resources_message,

@@ -266,14 +266,6 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
         RetryOn::StartFailed => v1::RetryOn::StartFailed as i32,
         RetryOn::Unknown => v1::RetryOn::Unknown as i32,
     };
-    let edge = |edge: &Dependency| v1::Dependency {
-        job_id: edge.job.0,
-        condition: match edge.condition {
-            DependencyCondition::Any => v1::DependencyCondition::Any as i32,
-            DependencyCondition::Succeeded => v1::DependencyCondition::Succeeded as i32,
-            DependencyCondition::Failed => v1::DependencyCondition::Failed as i32,
-        },
-    };
     let max_failed = match spec.on_unit_failure {
         OnUnitFailure::FailJob => Some(0),
         OnUnitFailure::Continue { max_failed: u32::MAX } => None,
@@ -310,8 +302,21 @@ pub fn spec_message(spec: &JobSpec) -> v1::JobSpec {
         max_run_ms: spec.max_run_ms,
         start_limit_ms: spec.start_limit_ms,
         grace_ms: Some(spec.grace_ms),
-        depends_on: spec.depends_on.iter().map(edge).collect(),
+        depends_on: spec.depends_on.iter().map(dependency_message).collect(),
         required_features: spec.required_features.clone(),
+    }
+}
+
+/// A dependency without the name of its job.
+pub fn dependency_message(edge: &Dependency) -> v1::Dependency {
+    v1::Dependency {
+        job_id: edge.job.0,
+        condition: match edge.condition {
+            DependencyCondition::Any => v1::DependencyCondition::Any as i32,
+            DependencyCondition::Succeeded => v1::DependencyCondition::Succeeded as i32,
+            DependencyCondition::Failed => v1::DependencyCondition::Failed as i32,
+        },
+        ..v1::Dependency::default()
     }
 }
 

@@ -4,7 +4,7 @@ use super::attempt::devices_text;
 use super::{pairs, push_field, push_given};
 use crate::api::proto::{name_of, v1};
 use crate::cli::job_file::devices_text as request_text;
-use crate::cli::job_text::{contact_text, failed_units_text, outcome_text, state_text};
+use crate::cli::job_text::{contact_text, dependency_name, failed_units_text, outcome_text, state_text};
 use crate::cli::output::{bytes, shell_words, span, thousandths, time};
 use crate::model::amount;
 use crate::model::text::escape;
@@ -145,7 +145,7 @@ fn push_policies(out: &mut String, spec: &v1::JobSpec) {
             v1::DependencyCondition::Failed => "has failed",
             v1::DependencyCondition::Any => "has ended",
         };
-        push_field(out, "after", &format!("starts once job {} {how}", edge.job_id));
+        push_field(out, "after", &format!("starts once {} {how}", escape(&dependency_name(edge))));
     }
 }
 

@@ -191,6 +191,10 @@ impl Get {
         }
         let (mut jobs, more) = filter.list(client, self.all || ended, self.limit).await?;
         self.cut(&mut jobs, more);
+        if matches!(self.output, Format::Json | Format::Yaml) {
+            // A file that is submitted again has jobs before those that depend on them.
+            jobs.sort_unstable_by_key(|job| job.id);
+        }
         let all = self.all || !self.state.is_empty();
         let none = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
         list.print(self.output, &jobs, Listed::Many, Some(none))?;

@@ -185,7 +185,7 @@ fn submission(file: JobFile, path: &str, problems: &mut Problems) -> (v1::Submis
             ConditionFile::Failed => v1::DependencyCondition::Failed as i32,
         };
         match edge.job.0.parse() {
-            Ok(job_id) => depends_on.push(v1::Dependency { job_id, condition }),
+            Ok(job_id) => depends_on.push(v1::Dependency { job_id, condition, ..v1::Dependency::default() }),
             Err(_) => {
                 let field = format!("depends_on[{index}].job");
                 after.push(NamedDependency { field, job: edge.job.0, condition });

@@ -56,19 +56,25 @@ fn job_file(job: &v1::Job) -> JobFile {
         max_run: time(spec.max_run_ms),
         start_limit: time(spec.start_limit_ms),
         grace: spec.grace_ms.filter(|ms| *ms != 10_000).map(duration),
-        depends_on: spec.depends_on.iter().map(dependency_file).collect(),
+        depends_on: spec.depends_on.iter().map(|edge| dependency_file(&job.queue, edge)).collect(),
         required_features: spec.required_features,
         status: None,
     }
 }
 
-fn dependency_file(edge: &v1::Dependency) -> DependencyFile {
+/// A dependency of a job in `queue`: by name, which is right also where the other job is submitted again.
+fn dependency_file(queue: &str, edge: &v1::Dependency) -> DependencyFile {
     let condition = match edge.condition() {
         v1::DependencyCondition::Unspecified | v1::DependencyCondition::Succeeded => ConditionFile::Succeeded,
         v1::DependencyCondition::Any => ConditionFile::Any,
         v1::DependencyCondition::Failed => ConditionFile::Failed,
     };
-    DependencyFile { job: Text(edge.job_id.to_string()), condition }
+    let job = match (edge.name.is_empty(), edge.queue == queue) {
+        (true, _) => edge.job_id.to_string(),
+        (false, true) => edge.name.clone(),
+        (false, false) => format!("{}/{}", edge.queue, edge.name),
+    };
+    DependencyFile { job: Text(job), condition }
 }
 
 fn constraints_file(message: v1::Constraints) -> ConstraintsFile {

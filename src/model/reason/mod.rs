@@ -252,7 +252,7 @@ pub enum JobReason {
     /// `limit`.
     QueueLimit { queue: String, kind: ResourceKind, limit: u64, used: u64, needed: u64 },
     /// A job that this one depends on has not ended.
-    DependencyPending { job: JobId },
+    DependencyPending { job: JobId, queue: String, name: String },
     /// An attempt failed, and the unit's next one starts no earlier than `until`.
     BackingOff { until: Timestamp },
     /// The broker's journal is older than the work of its agents.
@@ -284,7 +284,9 @@ impl JobReason {
                 ("used", used.to_string()),
                 ("needed", needed.to_string()),
             ],
-            Self::DependencyPending { job } => vec![("job", job.to_string())],
+            Self::DependencyPending { job, queue, name } => {
+                vec![("job", job.to_string()), ("queue", queue.clone()), ("name", name.clone())]
+            }
             Self::BackingOff { until } => vec![("until", until.0.to_string())],
             Self::BrokerReadOnly => Vec::new(),
             Self::RecoveryGracePeriod { pools, until } => {

@@ -236,7 +236,7 @@ pub const JOBS: &[Row] = &[
     ),
     row(
         "DependencyPending",
-        t("waits for job {job} to end", "等待作业 {job} 结束"),
+        t("waits for job/{queue}/{name} to end", "等待作业 job/{queue}/{name} 结束"),
         t("a job that this one depends on has not ended", "所依赖的作业尚未结束"),
         t("wait for that job", "等待那个作业"),
     ),
