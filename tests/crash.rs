@@ -272,7 +272,7 @@ fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
         {
             let (code, list, errors) = home.run(command);
             assert!(code == 0 && !list.is_empty(), "{command:?}: {list}{errors}");
-            assert!(errors.contains("warning: the broker can't write its journal now"), "{errors}");
+            assert!(errors.contains("warning: the broker is read-only: this is the last state"), "{errors}");
         }
     };
     check_reads(&home);
@@ -439,6 +439,13 @@ fn broker_on_an_older_copy_of_its_journal_becomes_read_only_and_stops_no_attempt
             code != 0 && errors.contains("read-only")
         },
     );
+    // Every view of the old state warns that it is old.
+    for read in [&["get", "jobs"][..], &["get", "pools"], &["describe", "job/before"]] {
+        until("reads warn", Duration::from_secs(30), || {
+            home.run(read).2.contains("warning: the broker is read-only")
+        });
+    }
+    assert!(home.log().contains("restore the newer journal"), "{}", home.log());
     std::fs::write(&checked, "").expect("a file");
     until("both attempts have ended by themselves", Duration::from_secs(30), || written("ended") == 2);
     broker.kill();

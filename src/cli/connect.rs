@@ -62,14 +62,17 @@ impl Connect {
             .map_err(|error| Failure::new(INVALID, format!("{error:#}")))
     }
 
-    /// Reports on standard error if the broker can't write its journal: what it answers is its last durable state.
+    /// Reports on standard error if the broker can't write its journal, or must not, as it is an old copy: what it answers
+    /// is its last durable state.
     pub async fn warn_if_read_only(&self) {
         let writes = match self.client() {
             Ok(client) => client.can_write().await,
             Err(_) => return,
         };
         if writes.is_ok_and(|writes| !writes) {
-            report("warning: the broker can't write its journal now: this is the state when it last could");
+            report(
+                "warning: the broker is read-only: this is the last state that it could write; its log has the reason",
+            );
         }
     }
 

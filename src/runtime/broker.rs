@@ -24,6 +24,7 @@ use crate::state::apply::Applied;
 use crate::state::command::Request;
 use crate::state::decide::Reply;
 use crate::state::record;
+use crate::state::rejection::Rejection;
 
 /// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
@@ -277,7 +278,7 @@ impl Shell {
                 biased;
                 done = written.recv() => match done {
                     Some(Written::Append(through)) => {
-                        if !std::mem::replace(&mut self.is_confirmed, true) {
+                        if !std::mem::replace(&mut self.is_confirmed, true) && self.broker.outdated().is_none() {
                             shared.set_write_error(None);
                         }
                         Input::Appended { through }
@@ -302,6 +303,9 @@ impl Shell {
             self.step(input);
             while let Some(session) = self.ended.pop() {
                 self.step(Input::AgentGone { session });
+            }
+            if let Some(seen) = self.broker.outdated() {
+                shared.set_outdated(&Rejection::ReadOnly { seen, at: self.broker.state().revision() });
             }
         }
     }

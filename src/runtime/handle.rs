@@ -16,6 +16,7 @@ use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::Revision;
 use crate::state::command::Request;
 use crate::state::decide::Reply;
+use crate::state::rejection::Rejection;
 
 /// Inputs queued for the state machine. Beyond that callers wait.
 const INPUTS_MAX: usize = 8_192;
@@ -58,16 +59,28 @@ impl Shared {
     /// Publishes that the journal can't be written, or with `None` that it can, and logs it if it is new.
     pub(super) fn set_write_error(&self, error: Option<&Error>) {
         let text = error.map(|error| causes(error));
-        let changed = self.write_error.send_if_modified(|last| {
-            let changed = *last != text;
-            last.clone_from(&text);
-            changed
-        });
         match text {
-            _ if !changed => {}
+            text if !self.replace_write_error(text.as_ref()) => {}
             Some(error) => tracing::error!(error, "the journal can't be written: only reads are answered"),
             None => tracing::info!("the journal can be written again"),
         }
+    }
+
+    /// Publishes that the journal must not be written, because it is an old copy, and logs it if it is new.
+    pub(super) fn set_outdated(&self, why: &Rejection) {
+        let text = why.to_string();
+        if self.replace_write_error(Some(&text)) {
+            tracing::error!("{text}");
+        }
+    }
+
+    /// Returns whether the error is another than before.
+    fn replace_write_error(&self, error: Option<&String>) -> bool {
+        self.write_error.send_if_modified(|last| {
+            let changed = last.as_ref() != error;
+            *last = error.cloned();
+            changed
+        })
     }
 
     /// Why the journal can't be written.
