@@ -38,6 +38,8 @@ fn a_lost_pool_shows_in_every_view_of_its_jobs_and_is_back_with_its_agent() {
     agent.kill();
     until("the pool is lost", LOST, || view(1).contains("pool local is LOST since "));
     assert!(view(0).contains(" RUNNING? "), "{}", view(0));
+    let nodes = home.run(&["get", "nodes"]).1;
+    assert!(nodes.contains(" LOST ") && !nodes.contains(" READY "), "{nodes}");
     assert!(view(1).contains("RUNNING?") && view(1).contains("whether its attempts still run is unknown"));
     assert!(view(2).contains("running?") && view(2).contains("pool local is LOST since "), "{}", view(2));
     let (_, json, _) = home.run(&["get", "job/lasting", "-o", "json"]);

@@ -295,7 +295,7 @@ fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<v1::Log
     let range = part.offset..part.offset + part.data.len() as u64;
     let within = times.as_ref().filter(|_| read.with_times).map(|times| times.within(range));
     let within = within.transpose().map_err(text)?.unwrap_or_default();
-    if let Some(last) = within.last() {
+    if let Some(last) = within.last().filter(|last| last.end > part.offset) {
         // What has no time in this part comes with the next one.
         part.data.truncate(usize::try_from(last.end - part.offset).unwrap_or(usize::MAX));
     }

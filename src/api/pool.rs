@@ -79,10 +79,10 @@ impl v1::pool_service_server::PoolService for Pools {
         request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let message = request.into_inner();
-        let pool = self.find(&message.pool).await?.pool.spec.name;
+        let pool = self.find(&message.pool).await?.pool;
         let after = NodeId(page_token(&message.page_token)?.unwrap_or(0));
         let limit = page_size(message.page_size)?;
-        let query = Query::Nodes { pool: pool.clone(), after, limit };
+        let query = Query::Nodes { pool: pool.spec.name.clone(), after, limit };
         let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
         let Answer::Nodes { nodes, next } = answer else {
             return Err(Status::internal("unexpected answer to a query of nodes"));

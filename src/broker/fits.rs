@@ -1,6 +1,7 @@
 //! Refuses jobs that no pool can ever run, unless they are to wait for one that can.
 
 use super::Broker;
+use crate::model::reason::PoolReason;
 use crate::model::shape::Shape;
 use crate::model::time::Timestamp;
 use crate::scheduler::never_fits;
@@ -38,7 +39,9 @@ impl Broker {
             last = Some(&job.spec);
             for group in 0..job.spec.unit_group_count() {
                 let shape = Shape::of(&job.spec, group);
-                let Some(pools) = never_fits(&self.state, &shape, &mut budget) else { continue };
+                let Some(mut pools) = never_fits(&self.state, &shape, &mut budget) else { continue };
+                // What a simulated pool lacks is of the least interest.
+                pools.sort_by_key(|why| why.reason == PoolReason::PoolSimulated);
                 let name = |why: &crate::scheduler::PoolWhy| {
                     let pool = self.state.pool(why.pool).map_or("", |pool| pool.spec.name.as_str());
                     format!("{pool}: {}", why.reason)

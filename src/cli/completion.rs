@@ -9,8 +9,8 @@ use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 
 use super::connect::job_name;
-use super::get::{list_pools, list_queues};
-use super::{Cli, Connect, Failure};
+use super::get::{list_nodes, list_pools, list_queues, state_names};
+use super::{Cli, Connect, Failure, reference};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::device;
@@ -60,13 +60,15 @@ type Completer = fn() -> ArgValueCompleter;
 /// The command line with what completes its arguments. A table here, since commands must not import this file, which
 /// imports what they share.
 fn command() -> Command {
-    let arguments: [(&str, &str, Completer); 18] = [
+    let arguments: [(&str, &str, Completer); 20] = [
         // `mut_arg` puts an argument last, so positional ones must all be here, in their order.
         ("get", "what", objects),
         ("get", "name", jobs),
         ("get", "pool", pools),
         ("describe", "what", objects),
         ("describe", "name", jobs),
+        ("explain", "what", topics),
+        ("get", "state", states),
         ("why", "job", jobs),
         ("logs", "job", jobs),
         ("rerun", "job", jobs),
@@ -193,15 +195,33 @@ fn devices() -> ArgValueCompleter {
     })
 }
 
+/// Completes what can be explained: codes, files, and the fields of what is typed before the last dot.
+fn topics() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| candidates(typed, reference::topics(&typed.to_string_lossy())))
+}
+
+/// Completes states of jobs, also after a comma.
+fn states() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        let typed_text = typed.to_string_lossy();
+        let before = typed_text.rfind(',').map_or("", |at| &typed_text[..=at]);
+        candidates(typed, state_names().map(|name| format!("{before}{name}")).collect())
+    })
+}
+
 /// Completes types of objects, and TYPE/NAME once a type is typed.
 fn objects() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
         let kind = typed.to_string_lossy();
         let names = match kind.split_once('/').map(|(kind, _)| kind) {
-            None => ["jobs", "job/", "attempts", "pools", "pool/", "nodes", "queues", "queue/"]
+            None => ["jobs", "job/", "attempts", "pools", "pool/", "nodes", "node/", "queues", "queue/"]
                 .map(str::to_owned)
                 .to_vec(),
             Some("job") => ask(async |client| job_names(&client, true).await),
+            Some("node") => ask(async |client| {
+                let (nodes, _) = list_nodes(&client, None, None, Some(CANDIDATES_MAX as usize)).await?;
+                Ok(nodes.into_iter().map(|node| format!("node/{}", node.name)).collect())
+            }),
             Some("pool") => ask(async |client| pool_names(&client, "pool/").await),
             Some("queue") => ask(async |client| queue_names(&client, "queue/").await),
             Some(_) => Vec::new(),

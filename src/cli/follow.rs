@@ -128,32 +128,41 @@ async fn next_attempt(client: &Client, at: &v1::JobRef, unit: u32, shown: u32) -
     loop {
         // Read first: an ended job gets no further attempt.
         let ended = has_ended(&current(client, at.clone()).await?);
-        // The page that begins with the unit: a job may have more attempts than one page has.
-        let page_token = if unit == 0 { String::new() } else { format!("{unit}.0") };
-        let job = Some(at.clone());
-        let request =
-            v1::ListAttemptsRequest { job, page_size: PAGE_MAX as u32, page_token, ..Default::default() };
-        let call = || async { client.jobs().list_attempts(request.clone()).await };
-        let attempts = with_retries(RETRY_TIMEOUT, call).await?.into_inner().attempts;
-        // JOURNAL-JOB-UNIT-NUMBER.
-        let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
-            let mut parts = attempt.id.rsplit('-');
-            let number = parts.next()?.parse().ok()?;
-            (parts.next()?.parse() == Ok(unit)).then_some(number)
-        };
-        let numbers = attempts.iter().filter_map(|attempt| Some((of_unit(attempt)?, attempt)));
-        let Some((last, attempt)) = numbers.max_by_key(|(number, _)| *number) else {
+        let Some((last, attempt)) = last_attempt(client, at, unit).await? else {
             return Ok(Next::None { lost: false });
         };
         if last > shown {
             return Ok(Next::Attempt(last));
         }
-        let outcome = attempt.outcome.clone().unwrap_or_default();
+        let outcome = attempt.outcome.unwrap_or_default();
         if outcome.code == "Succeeded" || ended {
             return Ok(Next::None { lost: outcome.message == OUTPUT_MAY_BE_LOST });
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// The last attempt of a unit, with its number.
+pub async fn last_attempt(
+    client: &Client,
+    at: &v1::JobRef,
+    unit: u32,
+) -> Result<Option<(u32, v1::Attempt)>, Failure> {
+    // The page that begins with the unit: a job may have more attempts than one page has.
+    let page_token = if unit == 0 { String::new() } else { format!("{unit}.0") };
+    let job = Some(at.clone());
+    let request =
+        v1::ListAttemptsRequest { job, page_size: PAGE_MAX as u32, page_token, ..Default::default() };
+    let call = || async { client.jobs().list_attempts(request.clone()).await };
+    let attempts = with_retries(RETRY_TIMEOUT, call).await?.into_inner().attempts;
+    // JOURNAL-JOB-UNIT-NUMBER.
+    let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
+        let mut parts = attempt.id.rsplit('-');
+        let number = parts.next()?.parse().ok()?;
+        (parts.next()?.parse() == Ok(unit)).then_some(number)
+    };
+    let numbers = attempts.into_iter().filter_map(|attempt| Some((of_unit(&attempt)?, attempt)));
+    Ok(numbers.max_by_key(|(number, _)| *number))
 }
 
 /// What was printed of the output of an attempt's task.

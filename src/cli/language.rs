@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::output::time;
 use crate::api::proto::v1;
 use crate::model::language::{Language, Text};
 use crate::model::reason;
@@ -57,12 +58,15 @@ pub fn text(english: &'static str, chinese: &'static str) -> &'static str {
     Text::new(english, chinese).in_language(current())
 }
 
-/// A reason's message in the language of this process. A code that this build does not know keeps its English message.
+/// A reason's message in the language of this process, with times in the local zone. A code that this build does not know
+/// keeps the message of the broker.
 pub fn reason_text(reason: &v1::Reason) -> String {
-    let parameter = |name: &str| reason.parameters.get(name).map(String::as_str);
-    match current() {
-        Language::English => None,
-        Language::Chinese => reason::message(&reason.code, Language::Chinese, parameter),
+    let mut parameters = reason.parameters.clone();
+    if let Some(until) = parameters.get_mut("until")
+        && let Ok(unix_ms) = until.parse()
+    {
+        *until = time(unix_ms);
     }
-    .unwrap_or_else(|| reason.message.clone())
+    let parameter = |name: &str| parameters.get(name).map(String::as_str);
+    reason::message(&reason.code, current(), parameter).unwrap_or_else(|| reason.message.clone())
 }

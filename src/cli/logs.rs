@@ -1,5 +1,6 @@
 //! `weir logs`: prints the output of tasks.
 
+use super::connect::job_name;
 use super::follow::{self, Task};
 use super::output::{now_ms, report};
 use super::{Connect, Failure, quantity};
@@ -80,6 +81,13 @@ impl Logs {
             follow::follow(&client, &task).await?;
         } else {
             task.print(&client, self.attempt).await?;
+            // A job without output and one that waits must not look alike.
+            if follow::last_attempt(&client, &at, unit).await?.is_none() {
+                let name = job_name(&job.queue, &job.name);
+                report(&format!(
+                    "unit {unit} of {name} has not started; `weir why {name}` explains a waiting job"
+                ));
+            }
         }
         Ok(0)
     }

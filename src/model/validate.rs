@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::amount;
 use super::device::DeviceAmount;
+use super::language::{self, Language};
 use super::limit;
 use super::pool::{NodeSpec, PoolSpec};
 use super::queue::QueueSpec;
@@ -387,10 +388,11 @@ pub fn queue_spec(path: &str, spec: &QueueSpec, out: &mut Violations) {
     }
     out.other_kinds(&format!("{path}.guarantee"), &spec.guarantee);
     if let Some(excess) = spec.limit.first_excess(&spec.guarantee) {
-        let kind = excess.kind;
+        let kind = excess.kind.to_string();
+        let amount = |amount| language::amount(&kind, amount, Language::English);
         out.push(
             format!("{path}.guarantee"),
-            format!("{} of {kind} is above the limit of {}", excess.needed, excess.have),
+            format!("{} is above the limit of {}", amount(excess.needed), amount(excess.have)),
         );
     }
 }

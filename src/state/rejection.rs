@@ -208,7 +208,7 @@ impl Rejection {
                 vec![Violation { field: field.clone(), description }]
             }
             Self::NeverFits { field, why } => {
-                let description = format!("{}: {why}; {}", Self::NEVER_FITS, Self::NEVER_FITS_HINT);
+                let description = format!("{}: {why}", Self::NEVER_FITS);
                 vec![Violation { field: field.clone(), description }]
             }
             Self::NotFound { .. }

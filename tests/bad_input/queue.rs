@@ -46,7 +46,7 @@ pub fn cases() -> Vec<Case> {
                     q.limit = Some(v1::Limits { cpu_millis: Some(1_000), ..Default::default() });
                 }),
                 "queue.guarantee",
-                "2000 of cpu is above the limit of 1000",
+                "2 CPUs is above the limit of 1 CPUs",
             ),
             invalid(
                 with(|q| {

@@ -209,6 +209,7 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Sync inventory.nodes.quarantined_until_unix_ms", "output only: not read"),
     ("Sync inventory.nodes.stranded_millis", "output only: not read"),
     ("Sync inventory.nodes.devices.committed_millis", "output only: not read"),
+    ("Sync inventory.nodes.pool_connectivity", "output only: not read"),
     ("Sync inventory.nodes.tasks", "output only: not read"),
     ("Sync inventory.nodes.revision", "output only: not read"),
     ("Sync hello.high_water.writer_session", "a mark that this journal did not issue is ignored"),

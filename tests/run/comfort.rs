@@ -98,6 +98,11 @@ fn shells_are_offered_what_the_broker_knows() {
     assert_eq!(offered(&["run", "--device", "Ascend"]), ["Ascend910B3"]);
     assert_eq!(offered(&["describe", "queue/"]), ["queue/default"]);
     assert_eq!(offered(&["run", "--queue", "d"]), ["default"]);
+    assert_eq!(offered(&["delete", "queue/"]), ["queue/default"]);
+    assert_eq!(offered(&["explain", "NodeFrag"]), ["NodeFragmentation"]);
+    assert_eq!(offered(&["explain", "job.groups.dev"]), ["job.groups.devices"]);
+    assert_eq!(offered(&["get", "jobs", "--state", "failed,succ"]), ["failed,succeeded"]);
+    assert!(offered(&["describe", "node/"]).contains(&"node/dgx-0001".to_owned()));
     assert!(offered(&["get", "--s"]).contains(&"--since".to_owned()));
     let script = home.run(&["completion", "bash"]).1;
     assert!(script.contains("COMPLETE=\"bash\"") && script.contains("complete -o"), "{script}");

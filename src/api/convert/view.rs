@@ -15,6 +15,7 @@ use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
 use crate::state::job::Principal;
+use crate::state::pool::Pool;
 use crate::state::view::{AttemptPhase, AttemptView, FailedUnits, JobPhase, JobView, PoolContact};
 
 /// Converts amounts to their message.
@@ -258,7 +259,7 @@ pub fn free_block_message(block: FreeBlock) -> v1::FreeBlock {
 }
 
 /// Converts a node of `pool` to its message.
-pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
+pub fn node_message(pool: &Pool, view: &NodeView) -> v1::Node {
     let node = &view.node;
     let device = |(index, device): (usize, &Device)| v1::Device {
         model: device.model.clone(),
@@ -272,7 +273,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
     let taint = |t: &crate::model::spec::Taint| v1::Taint { key: t.key.clone(), value: t.value.clone() };
     v1::Node {
         name: node.spec.name.clone(),
-        pool: pool.to_owned(),
+        pool: pool.spec.name.clone(),
         labels: node.spec.labels.clone(),
         taints: node.spec.taints.iter().map(taint).collect(),
         cordoned: node.cordoned || node.spec.cordoned,
@@ -284,6 +285,7 @@ pub fn node_message(pool: &str, view: &NodeView) -> v1::Node {
         revision: node.revision.0,
         quarantined_until_unix_ms: node.failure_tracker.quarantined_until.map(|until| until.0),
         stranded_millis: view.stranded_millis,
+        pool_connectivity: connectivity_message(pool.connectivity) as i32,
     }
 }
 

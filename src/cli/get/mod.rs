@@ -76,6 +76,11 @@ fn state_name(phase: v1::JobPhase) -> String {
     phase.as_str_name().trim_start_matches("JOB_PHASE_").to_lowercase()
 }
 
+/// The states of jobs, as users write them.
+pub(super) fn state_names() -> impl Iterator<Item = String> {
+    STATES.into_iter().map(state_name)
+}
+
 fn parse_state(text: &str) -> Result<v1::JobPhase, String> {
     let found = STATES.into_iter().find(|state| state_name(*state) == text.to_lowercase());
     found.ok_or_else(|| format!("use {}", STATES.map(state_name).join(", ")))

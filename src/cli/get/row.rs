@@ -141,8 +141,11 @@ pub(super) fn node(node: &v1::Node) -> Vec<String> {
     ]
 }
 
-/// Whether a node takes work, and if not, why.
+/// Whether a node takes work, and if not, why. The node of a pool that is not READY has the pool's state.
 pub(in crate::cli) fn node_state(node: &v1::Node) -> &'static str {
+    if !matches!(node.pool_connectivity(), v1::Connectivity::Ready | v1::Connectivity::Unspecified) {
+        return name_of::<v1::Connectivity>(node.pool_connectivity);
+    }
     match (node.gone, node.cordoned, node.quarantined_until_unix_ms) {
         (true, ..) => "GONE",
         (false, true, _) => "CORDONED",

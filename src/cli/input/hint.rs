@@ -40,7 +40,10 @@ pub(super) fn with_suggestion(message: &str) -> String {
             let hint = synonym.map_or_else(|| ".".to_owned(), |field| question(&[field]));
             return format!("{what} {} here{hint} Write it in {place}.", quote(wrong));
         }
-        (None, None) => nearest(wrong, known.iter().copied()),
+        (None, None) => match nearest(wrong, known.iter().copied()) {
+            near if near.is_empty() => misspelt_synonym(&lower, known).into_iter().collect(),
+            near => near,
+        },
     };
     if near.is_empty() {
         return format!("{what} {}; expected one of {}", quote(wrong), known.join(", "));
@@ -48,6 +51,14 @@ pub(super) fn with_suggestion(message: &str) -> String {
     let example = EXAMPLES.iter().find(|(field, _)| near == [*field]);
     let example = example.map_or_else(String::new, |(_, example)| format!(" Write {example}."));
     format!("{what} {}{}{example}", quote(wrong), question(&near))
+}
+
+/// The field of a misspelt word of another system, if it is one of `known`.
+fn misspelt_synonym(word: &str, known: &[&str]) -> Option<&'static str> {
+    let words = SYNONYMS.iter().flat_map(|(words, _)| *words).copied();
+    let near = nearest(word, words).first().copied()?;
+    let (_, field) = SYNONYMS.iter().find(|(words, _)| words.contains(&near))?;
+    known.contains(field).then_some(*field)
 }
 
 /// Fields that belong into another one of a job file, the name of that, and where to write them.

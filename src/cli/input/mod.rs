@@ -100,16 +100,15 @@ pub(super) fn read_documents(text: &str) -> Result<Vec<Value>, String> {
 
 fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
     COUNTED.set((0, 0));
-    serde_saphyr::from_multiple_with_options(text, limits()).map_err(|error| match error.without_snippet() {
+    serde_saphyr::from_multiple_with_options(text, limits()).map_err(|error| match cause(&error) {
         YamlError::Budget { breach: BudgetBreach::Documents { .. }, .. } => {
             format!(
                 "holds more than {DOCUMENTS_MAX} YAML documents: write the jobs as one list, or several files"
             )
         }
-        YamlError::Budget { breach: BudgetBreach::Nodes { .. } | BudgetBreach::Events { .. }, .. } => {
-            too_many()
-        }
         YamlError::Budget { breach: BudgetBreach::Depth { .. }, .. } => too_deep(),
+        // Values, or what aliases repeat of them.
+        YamlError::Budget { .. } => too_many(),
         // The parser's own messages of these have advice for programmers.
         YamlError::DuplicateMappingKey { key, location } => {
             let key = key.as_deref().unwrap_or("a key");
@@ -120,6 +119,14 @@ fn read_yaml(text: &str) -> Result<Vec<Tree>, String> {
         }
         _ => first_line(&error.to_string()),
     })
+}
+
+/// The error itself, without what the parser shows around it.
+fn cause(error: &YamlError) -> &YamlError {
+    match error.without_snippet() {
+        YamlError::AliasError { error, .. } => cause(error),
+        other => other,
+    }
 }
 
 /// A position as the parser's own messages begin with it.

@@ -469,6 +469,12 @@ mod tests {
             "#]],
         );
         check(
+            "groups: [{command: [x], enviroment: {}}]",
+            expect![[r#"
+                1:25: groups[0].enviroment: unknown field "enviroment", did you mean "env"?
+            "#]],
+        );
+        check(
             "walltime: 1h",
             expect![[r#"
             groups: 0 task groups, at least 1 is needed
@@ -498,6 +504,7 @@ mod tests {
             let list = vec![format!("*{previous}"); 9].join(", ");
             text.push_str(&format!("{name}: &{name} [{list}]\n"));
         }
-        assert!(read_jobs(&text).is_err());
+        let error = format!("{:?}", read_jobs(&text).expect_err("too much"));
+        assert!(error.contains("values: write several files"), "{error}");
     }
 }

@@ -71,6 +71,29 @@ impl Explain {
     }
 }
 
+/// What can be explained, of which `typed` is the beginning: files and codes, or the fields of one that is typed before the
+/// last dot.
+pub fn topics(typed: &str) -> Vec<String> {
+    let Some((parent, _)) = typed.rsplit_once('.') else {
+        let files = FILES.iter().map(|file| file.name.to_owned());
+        let codes =
+            reasons::tables().into_iter().flat_map(|table| table.rows).map(|entry| entry.code.to_owned());
+        return files.chain(codes).collect();
+    };
+    let mut path = parent.split('.');
+    let Some(file) = FILES.iter().find(|file| Some(file.name) == path.clone().next()) else {
+        return Vec::new();
+    };
+    path.next();
+    let Ok(root) = value_of(&(file.schema)()) else { return Vec::new() };
+    let found = path.try_fold(Field::of(&root), |field, part| {
+        field.fields().into_iter().find(|(known, _)| *known == part).map(|(_, inner)| inner)
+    });
+    found.map_or_else(Vec::new, |field| {
+        field.fields().into_iter().map(|(name, _)| format!("{parent}.{name}")).collect()
+    })
+}
+
 fn overview() -> String {
     let mut text = "files, with `weir explain FILE`:\n".to_owned();
     for file in FILES {

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-pub use explain::Explain;
+pub use explain::{Explain, topics};
 
 /// Texts that stand for quantities in files. Each names itself in the reference.
 macro_rules! quantities {

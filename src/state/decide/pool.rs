@@ -239,7 +239,7 @@ impl State {
         let connectivity = self.pool(attempt.pool).map_or(Connectivity::Lost, |pool| pool.connectivity);
         if matches!(connectivity, Connectivity::Ready | Connectivity::Suspect) {
             return Err(Rejection::Outdated {
-                what: "the pool answers: cancel the job instead; that the pool is silent",
+                what: "the pool's agent was connected within 15 s: cancel the job instead, or wait; the pool's state",
             });
         }
         let message = "an admin gave it up; it may still run";
