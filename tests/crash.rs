@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use support::disk::{FaultyDisk, Tmpfs};
-use support::{Home, Process, supervisor_of, until};
+use support::{Home, Process, http_get, supervisor_of, until};
 use weir::api::client::Client;
 use weir::api::proto::v1;
 
@@ -268,6 +268,11 @@ fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
             refused.message().contains("only reads until its journal can be written again: ")
         });
         assert!(!writes(home));
+        let (code, why) = http_get(&home.address, "/readyz", "");
+        assert!(code == 503 && why.starts_with("not ready: "), "{code} {why}");
+        assert_eq!(http_get(&home.address, "/healthz", "").0, 200);
+        let token = format!("Authorization: Bearer {}\r\n", token.trim());
+        assert!(http_get(&home.address, "/metrics", &token).1.contains("weir_journal_writable 0\n"));
         for command in [&["get", "jobs"][..], &["describe", "job/crash-1"], &["get", "queues", "-o", "json"]]
         {
             let (code, list, errors) = home.run(command);
@@ -282,6 +287,7 @@ fn broker_on_a_full_disk_answers_reads_and_refuses_writes_with_the_reason() {
     std::fs::remove_file(filler).expect("the filler");
     until("the broker writes again", Duration::from_secs(30), || submit(&home, 200).is_ok());
     until("health reports it", Duration::from_secs(30), || writes(&home));
+    assert_eq!(http_get(&home.address, "/readyz", "").0, 200);
     let (code, list, errors) = home.run(&["get", "jobs", "-o", "name"]);
     assert!(code == 0 && list.contains("crash-200") && errors.is_empty(), "{list}{errors}");
     drop(restarted);

@@ -38,7 +38,7 @@ const TABLE: &[(&str, u32, &[&str])] = &[
     ),
     // The API carries what state and broker take and answer; it drives neither. Its agent side
     // reads the pools' logs.
-    ("api", 7, &["model", "state", "broker", "clock", "pools", "runtime"]),
+    ("api", 7, &["model", "state", "broker", "clock", "telemetry", "pools", "runtime"]),
     ("dashboard", 7, &["model", "runtime"]),
     (
         "cli",

@@ -154,7 +154,7 @@ fn start_pool(client: &Client, index: usize, count: u32) {
     let settings = Settings { pool: name, nodes: fleet(&[kind]), state: None, speedup_millis: 1_000 };
     let backend = Simulated::new(settings, clock);
     let dialer = Dialer { client: client.clone(), hello: hello.clone(), logs: backend.logs() };
-    let pool_health = Default::default();
+    let pool_health = std::sync::Arc::new(weir::telemetry::agent::PoolHealth::new("bench"));
     tokio::spawn(weir::runtime::agent::run(
         hello,
         backend,

@@ -21,7 +21,7 @@ use weir::model::pool::{Capabilities, NodeSpec, PoolSpec};
 use weir::model::region::RegionCode;
 use weir::pools::PoolBackend;
 use weir::pools::simulated::{Settings, Simulated};
-use weir::telemetry::PoolHealth;
+use weir::telemetry::agent::PoolHealth;
 
 use crate::traces::openb::{self, Task};
 

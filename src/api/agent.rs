@@ -271,6 +271,22 @@ async fn serve_reads(
     Ok(())
 }
 
+/// Bytes before an offset in which the beginning of its line is looked for.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+
+/// Where the line begins that `offset` is in, if `before`, which ends there, has its beginning; else `offset`. Pieces of
+/// output with a time end where a program's buffer was full, often within a line.
+fn line_start(before: &crate::pools::LogPart, offset: u64) -> u64 {
+    if before.offset + before.data.len() as u64 != offset {
+        return offset;
+    }
+    match before.data.iter().rposition(|byte| *byte == b'\n') {
+        Some(at) => before.offset + at as u64 + 1,
+        None if before.offset == 0 => 0,
+        None => offset,
+    }
+}
+
 fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<v1::LogPart, String> {
     let attempt: AttemptId =
         read.attempt.parse().map_err(|error: crate::model::id::ParseIdError| error.to_string())?;
@@ -280,17 +296,26 @@ fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<v1::Log
     };
     let bytes_max = read.bytes_max.min(READ_BYTES_MAX) as usize;
     let text = |error: std::io::Error| error.to_string();
-    let read_from = |offset| logs.read(attempt, read.task, stream, offset, bytes_max).map_err(text);
+    let read_from =
+        |offset, bytes_max| logs.read(attempt, read.task, stream, offset, bytes_max).map_err(text);
+    // Read before the times are: what is written meanwhile is newer than the data. An index that can't be read is as good as
+    // none.
+    let times = || logs.times(attempt, read.task, stream).ok().flatten();
     let since = Timestamp(read.since_unix_ms);
-    let asks_times = read.with_times || since > Timestamp(0);
-    let times = if asks_times { logs.times(attempt, read.task, stream).map_err(text)? } else { None };
-    let mut part = match &times {
-        Some(times) if since > Timestamp(0) => {
-            // A read beyond the end shows where that is.
-            let end = read_from(u64::MAX)?.end;
-            read_from(times.since(since, end).map_err(text)?)?
-        }
-        _ => read_from(read.offset)?,
+    let (mut part, times) = if since > Timestamp(0) {
+        // A read beyond the end shows where that is.
+        let end = read_from(u64::MAX, 0)?.end;
+        let times = times();
+        let from = times.as_ref().map_or(Ok(0), |times| times.since(since, end)).map_err(text)?;
+        // Where nothing was written since, nothing is to be read, not even the line that is open.
+        let before = from.saturating_sub(LINE_BYTES_MAX);
+        let line = read_from(before, (from - before) as usize)?;
+        let from = if from < end { line_start(&line, from) } else { from };
+        (read_from(from, bytes_max)?, times)
+    } else {
+        let part = read_from(read.offset, bytes_max)?;
+        let times = if read.with_times { times() } else { None };
+        (part, times)
     };
     let range = part.offset..part.offset + part.data.len() as u64;
     let within = times.as_ref().filter(|_| read.with_times).map(|times| times.within(range));
@@ -309,4 +334,21 @@ fn read_part(logs: &dyn ReadLogs, read: v1::ServeLogsResponse) -> Result<v1::Log
         timed: times.is_some(),
         times: within.iter().map(|time| convert::output_time_message(time.end, time.at)).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::line_start;
+    use crate::pools::LogPart;
+
+    #[test]
+    fn output_since_a_time_begins_with_a_whole_line() {
+        let before = |offset: u64, data: &[u8]| LogPart { offset, data: data.to_vec(), ..LogPart::default() };
+        assert_eq!(line_start(&before(10, b"one\ntw"), 16), 14);
+        assert_eq!(line_start(&before(10, b"one\n"), 14), 14);
+        assert_eq!(line_start(&before(0, b"on"), 2), 0);
+        // The line is too long, or a part before it is not stored.
+        assert_eq!(line_start(&before(10, b"on"), 12), 12);
+        assert_eq!(line_start(&before(10, b"\non"), 20), 20);
+    }
 }

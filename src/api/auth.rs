@@ -2,13 +2,14 @@
 
 use std::task::{Context, Poll};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::connection::ConnectionInfo;
+use super::http::{METRICS, WITHOUT_TOKEN};
 
 /// Refuses requests without the token, for a foreign host, or from a foreign web page.
 ///
@@ -48,7 +49,7 @@ impl AuthLayer {
         }
         let path = request.uri().path();
         // The health status is no secret, and a health probe should need no token.
-        if path.starts_with("/grpc.health.v1.Health/") {
+        if path.starts_with("/grpc.health.v1.Health/") || WITHOUT_TOKEN.contains(&path) {
             return Ok(());
         }
         let given = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -115,9 +116,24 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match self.auth.authorize(&request) {
             Ok(()) => Box::pin(self.inner.call(request)),
-            Err(status) => Box::pin(async move { Ok(status.into_http()) }),
+            Err(status) => {
+                let path = request.uri().path();
+                let is_plain = path == METRICS || WITHOUT_TOKEN.contains(&path);
+                let response = if is_plain { plain_refusal(&status) } else { status.into_http() };
+                Box::pin(async move { Ok(response) })
+            }
         }
     }
+}
+
+/// A refusal for clients that don't speak gRPC.
+fn plain_refusal(status: &Status) -> Response<Body> {
+    let mut response = Response::new(Body::new(format!("{}\n", status.message())));
+    *response.status_mut() = match status.code() {
+        tonic::Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::FORBIDDEN,
+    };
+    response
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::model::id::JobId;
 use crate::model::limit::PAGE_MAX;
 use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::state::job::JobEnd;
+use crate::state::rejection::Rejection;
 
 impl Jobs {
     /// Removes dependencies on archived jobs whose condition is met. Those that can never be met remain:
@@ -43,6 +44,8 @@ impl Jobs {
             match end {
                 Some(None) => live.push(edge),
                 Some(Some(end)) if is_met(edge.condition, end) => {}
+                // However it ended.
+                None if edge.condition == DependencyCondition::Any => {}
                 Some(Some(_)) | None => {
                     let mut message = convert::dependency_message(&edge);
                     if let Some(job) = job {
@@ -56,22 +59,39 @@ impl Jobs {
         Ok(unmet)
     }
 
-    /// Adds the names of the jobs that these depend on. One that is not stored any more has none.
-    pub(super) async fn name_dependencies(&self, jobs: &mut [v1::Job]) -> Result<(), Status> {
+    /// Adds to the refusal of a dependency which job it is and how that has ended, if it has.
+    pub(super) async fn explain_dependency(&self, rejection: Rejection) -> Rejection {
+        let Rejection::BadDependency { job, .. } = rejection else { return rejection };
+        let Ok(found) = self.find_all(&[job]).await else { return rejection };
+        let Rejection::BadDependency { field, .. } = rejection else { return rejection };
+        let why = match found.first() {
+            None => format!("job {job} does not exist"),
+            Some(found) => {
+                let how = found.phase.end().map_or("changed meanwhile: try again", JobEnd::text);
+                format!("job/{}/{} has {how}, which is not what the condition asks", found.queue, found.name)
+            }
+        };
+        Rejection::BadDependency { field, job, why }
+    }
+
+    /// Adds the names of the jobs that these depend on, of [`PAGE_MAX`] different ones at most. One that can't be read, or is
+    /// not stored any more, has none: jobs are shown all the same.
+    pub(super) async fn name_dependencies(&self, jobs: &mut [v1::Job]) {
         let mut edges: Vec<&mut v1::Dependency> =
             jobs.iter_mut().flat_map(|job| &mut job.spec).flat_map(|spec| &mut spec.depends_on).collect();
         let ids: BTreeSet<JobId> = edges.iter().map(|edge| JobId(edge.job_id)).collect();
-        let ids: Vec<JobId> = ids.into_iter().collect();
-        let mut names = BTreeMap::new();
-        for page in ids.chunks(PAGE_MAX) {
-            names.extend(self.find_all(page).await?.into_iter().map(|job| (job.id.0, (job.queue, job.name))));
+        if ids.is_empty() {
+            return;
         }
+        let ids: Vec<JobId> = ids.into_iter().take(PAGE_MAX).collect();
+        let found = self.find_all(&ids).await.unwrap_or_default();
+        let names: BTreeMap<u64, (String, String)> =
+            found.into_iter().map(|job| (job.id.0, (job.queue, job.name))).collect();
         for edge in &mut edges {
             if let Some((queue, name)) = names.get(&edge.job_id) {
                 (edge.queue, edge.name) = (queue.clone(), name.clone());
             }
         }
-        Ok(())
     }
 }
 

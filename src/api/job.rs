@@ -68,6 +68,9 @@ impl v1::job_service_server::JobService for Jobs {
                 // A dependency may end between its lookup and the decision. The archive has it then.
                 Err(CallError::Rejected(Rejection::BadDependency { .. }))
                     if attempts < SUBMIT_ATTEMPTS_MAX => {}
+                Err(CallError::Rejected(rejection)) => {
+                    return Err(error::status(&self.explain_dependency(rejection).await));
+                }
                 outcome => break outcome.map_err(error::call)?,
             }
         };
@@ -100,7 +103,7 @@ impl v1::job_service_server::JobService for Jobs {
             false => (Vec::new(), None),
         };
         let mut job = convert::job_message(&job);
-        self.name_dependencies(std::slice::from_mut(&mut job)).await?;
+        self.name_dependencies(std::slice::from_mut(&mut job)).await;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(job),
             attempts: attempts.iter().map(convert::attempt_message).collect(),
@@ -135,7 +138,7 @@ impl v1::job_service_server::JobService for Jobs {
         // The filter is evaluated for every job that a page reads.
         check_count("phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
         check_count("labels", "entries", message.labels.len(), 0, LABELS_MAX)?;
-        self.check_queue(&message.queue).await?;
+        self.check_queue(&message.queue, message.with_ended).await?;
         let phases = message.phases.iter().map(|value| parse_phase("phases", *value));
         let filter = JobFilter {
             queue: (!message.queue.is_empty()).then(|| message.queue.clone()),
@@ -152,9 +155,10 @@ impl v1::job_service_server::JobService for Jobs {
         }
         let all = jobs.len();
         let mut jobs = fill_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
+        self.name_dependencies(&mut jobs).await;
+        let jobs = fill_message(jobs.into_iter(), PAGE_BYTES_MAX);
         // Jobs that did not fit are on the next page.
         let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
-        self.name_dependencies(&mut jobs).await?;
         Ok(Response::new(v1::ListJobsResponse {
             jobs,
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -244,19 +248,24 @@ impl v1::job_service_server::JobService for Jobs {
 }
 
 impl Jobs {
-    /// Refuses a filter on a queue that does not exist, which is probably a typing error.
-    async fn check_queue(&self, name: &str) -> Result<(), Status> {
+    /// Refuses a filter on a queue that does not exist, which is probably a typing error. Jobs that have ended may be of a
+    /// queue that is deleted.
+    async fn check_queue(&self, name: &str, with_ended: bool) -> Result<(), Status> {
         if name.is_empty() {
             return Ok(());
         }
         let (_, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
-        match answer {
-            Answer::Queues(queues) if !queues.iter().any(|queue| queue.queue.spec.name == name) => {
-                let description = format!("queue {} does not exist", quote(name));
-                Err(error::invalid(convert::invalid("queue", description)))
-            }
-            _ => Ok(()),
+        let Answer::Queues(queues) = answer else { return Ok(()) };
+        if queues.iter().any(|queue| queue.queue.spec.name == name) {
+            return Ok(());
         }
+        let queue = name.to_owned();
+        let newest = move |archive: &mut dyn Archive| archive.jobs(Some(&queue), JobId(u64::MAX), 1);
+        if with_ended && !self.broker.archive_page(newest).await.map_err(error::call)?.is_empty() {
+            return Ok(());
+        }
+        let description = format!("queue {} does not exist", quote(name));
+        Err(error::invalid(convert::invalid("queue", description)))
     }
 
     /// Converts the jobs of a request and resolves their dependencies.

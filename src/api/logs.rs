@@ -105,8 +105,7 @@ impl Jobs {
                 match self.first_offset(&attempt, message, stream, *offset).await? {
                     Some(offset) => break offset,
                     None if sender.is_closed() => return Ok(()),
-                    None if message.follow => tokio::time::sleep(AGENT_RETRY).await,
-                    None => return Err(not_connected(&attempt.pool)),
+                    None => self.wait_for_agent(&attempt, message.follow).await?,
                 }
             };
         }
@@ -136,10 +135,7 @@ impl Jobs {
                     () = sender.closed() => return Ok(()),
                 };
                 let Some(mut chunk) = response else {
-                    if !message.follow {
-                        return Err(not_connected(&attempt.pool));
-                    }
-                    tokio::time::sleep(AGENT_RETRY).await;
+                    self.wait_for_agent(&attempt, message.follow).await?;
                     continue;
                 };
                 if !chunk.error.is_empty() && ended {
@@ -147,7 +143,7 @@ impl Jobs {
                     text::truncate(&mut error, MESSAGE_LEN_MAX);
                     return Err(Status::not_found(error));
                 }
-                check_timed(&chunk, message.with_times)?;
+                check_timed(&attempt.pool, &chunk, message.with_times)?;
                 // A chunk before the requested offset answers a read beyond the end. Data written there since
                 // was not requested.
                 if chunk.offset < *offset {
@@ -190,6 +186,23 @@ impl Jobs {
         }
     }
 
+    /// Waits a moment for an agent that does not answer, if a log is followed.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if it is not followed, `NOT_FOUND` if the pool is deleted: then no agent is expected any more.
+    async fn wait_for_agent(&self, attempt: &AttemptView, follow: bool) -> Result<(), Status> {
+        let (_, answer) = self.broker.query(Query::Pool(attempt.pool.clone())).await.map_err(error::call)?;
+        if matches!(answer, Answer::Pool(None)) {
+            let message = format!("pool {} is deleted, and the output with it", quote(&attempt.pool));
+            return Err(Status::not_found(message));
+        }
+        if !follow {
+            return Err(not_connected(&attempt.pool));
+        }
+        tokio::time::sleep(AGENT_RETRY).await;
+        Ok(())
+    }
+
     /// Reads a chunk of output. `None` if the agent is not connected or does not respond in time. An invalid chunk is
     /// treated alike.
     async fn read_chunk(&self, pool: &str, request: ReadRequest) -> Option<Chunk> {
@@ -226,7 +239,7 @@ impl Jobs {
             let Some(chunk) = self.read_chunk(&attempt.pool, request).await else { return Ok(None) };
             // Output that is not there, or not yet, is reported by the reads that follow.
             if chunk.error.is_empty() {
-                check_timed(&chunk, true)?;
+                check_timed(&attempt.pool, &chunk, true)?;
                 first = first.max(chunk.offset);
             }
         }
@@ -286,11 +299,14 @@ fn not_connected(pool: &str) -> Status {
 }
 
 /// Fails if a request is about times and the pool does not store them.
-fn check_timed(chunk: &Chunk, is_about_times: bool) -> Result<(), Status> {
+fn check_timed(pool: &str, chunk: &Chunk, is_about_times: bool) -> Result<(), Status> {
     if !is_about_times || chunk.timed || chunk.end == 0 || !chunk.error.is_empty() {
         return Ok(());
     }
-    Err(Status::failed_precondition("when this output was written is not stored"))
+    Err(Status::failed_precondition(format!(
+        "pool {} does not store when this output was written",
+        quote(pool)
+    )))
 }
 
 /// True for a chunk that an agent may send: at most as long as requested, with offsets in range, and no more times than

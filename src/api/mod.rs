@@ -11,9 +11,11 @@ pub mod convert;
 mod dependencies;
 pub mod descriptor;
 pub mod error;
+mod http;
 mod in_flight;
 mod job;
 mod logs;
+mod measured;
 mod message_counter;
 mod page;
 mod pool;
@@ -31,6 +33,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 use tonic::Status;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -88,7 +91,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let admission = admission::AdmissionQueue::new(limits.mutations_per_s);
-    let write_error = broker.write_error();
+    let (write_error, metrics, plain) = (broker.write_error(), broker.metrics().clone(), broker.clone());
     let jobs = job::Jobs { broker: broker.clone(), admission: admission.clone() };
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -115,6 +118,8 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
     let mut server = Server::builder()
+        // For the plain HTTP paths.
+        .accept_http1(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .max_concurrent_streams(STREAMS_MAX)
@@ -123,23 +128,21 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .layer(measured::MeasuredLayer(metrics))
         .layer(in_flight::InFlightLayer)
         .layer(auth::AuthLayer::new(token))
         .layer(response_limit::ResponseLimitLayer::new(limits.memory.responses))
         .layer(body_limit::BodyLimitLayer::new(limits.memory.requests));
-    let router = server
-        .add_service(health)
-        .add_service(jobs)
-        .add_service(pools)
-        .add_service(queues)
-        .add_service(agents);
-    let router = match reflection {
-        Ok(reflection) => router.add_service(reflection),
+    let mut routes = Routes::new(health);
+    routes = routes.add_service(jobs).add_service(pools).add_service(queues).add_service(agents);
+    match reflection {
+        Ok(reflection) => routes = routes.add_service(reflection),
         Err(error) => {
             tracing::error!(%error, "reflection is off: the compiled definitions can't be decoded");
-            router
         }
-    };
+    }
+    let routes = http::routes(routes.prepare().into_axum_router(), plain);
+    let router = server.add_routes(Routes::from(routes));
     let incoming = connection::accept(listener, limits.connections_max, AUTH_TIMEOUT);
     tokio::select! {
         served = router.serve_with_incoming_shutdown(incoming, stop) => served,

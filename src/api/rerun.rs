@@ -51,7 +51,7 @@ impl Jobs {
             name_prefix: name_prefix.clone(),
             queue: job.queue.clone(),
             spec,
-            allow_pending: false,
+            allow_pending: message.allow_pending,
         };
         let mutation = Mutation {
             identity,
@@ -73,13 +73,20 @@ impl Jobs {
 
 /// The error with its fields named as in a rerun: there is one job.
 fn without_path(error: CallError) -> CallError {
-    let CallError::Rejected(Rejection::Invalid(mut violations)) = error else { return error };
-    for violation in &mut violations {
-        if let Some(field) = violation.field.strip_prefix("jobs[0].") {
-            violation.field = field.to_owned();
+    let own = |field: &mut String| {
+        if let Some(rest) = field.strip_prefix("jobs[0].") {
+            *field = rest.to_owned();
         }
+    };
+    let CallError::Rejected(mut rejection) = error else { return error };
+    match &mut rejection {
+        Rejection::Invalid(violations) => {
+            violations.iter_mut().for_each(|violation| own(&mut violation.field))
+        }
+        Rejection::NeverFits { field, .. } | Rejection::BadDependency { field, .. } => own(field),
+        _ => {}
     }
-    CallError::Rejected(Rejection::Invalid(violations))
+    CallError::Rejected(rejection)
 }
 
 /// The units of an ended job that did not succeed: that failed, were stopped, or never started.

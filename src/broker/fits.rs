@@ -39,16 +39,22 @@ impl Broker {
             last = Some(&job.spec);
             for group in 0..job.spec.unit_group_count() {
                 let shape = Shape::of(&job.spec, group);
-                let Some(mut pools) = never_fits(&self.state, &shape, &mut budget) else { continue };
-                // What a simulated pool lacks is of the least interest.
-                pools.sort_by_key(|why| why.reason == PoolReason::PoolSimulated);
+                let Some(pools) = never_fits(&self.state, &shape, &mut budget) else { continue };
+                // Simulated pools would only hide what the others lack.
+                let (simulated, others): (Vec<_>, Vec<_>) =
+                    pools.into_iter().partition(|why| why.reason == PoolReason::PoolSimulated);
                 let name = |why: &crate::scheduler::PoolWhy| {
                     let pool = self.state.pool(why.pool).map_or("", |pool| pool.spec.name.as_str());
                     format!("{pool}: {}", why.reason)
                 };
-                let mut why: Vec<String> = pools.iter().take(POOLS_NAMED).map(name).collect();
-                if pools.len() > POOLS_NAMED {
-                    why.push(format!("and {} more pools", pools.len() - POOLS_NAMED));
+                let mut why: Vec<String> = others.iter().take(POOLS_NAMED).map(name).collect();
+                if others.len() > POOLS_NAMED {
+                    why.push(format!("and {} more pools", others.len() - POOLS_NAMED));
+                }
+                match simulated.len() {
+                    0 => {}
+                    1 => why.push("1 pool only simulates tasks".to_owned()),
+                    more => why.push(format!("{more} pools only simulate tasks")),
                 }
                 return Err(Rejection::NeverFits {
                     field: format!("jobs[{index}].spec.groups[{group}]"),

@@ -98,6 +98,14 @@ pub enum Answer {
         term: Term,
         revision: Revision,
         read_only: bool,
+        /// Live jobs and attempts, classes of waiting units, remembered request tokens.
+        jobs: u64,
+        attempts: u64,
+        classes: u64,
+        tokens: u64,
+        /// Estimated, and what is allowed.
+        memory_bytes: u64,
+        memory_max: u64,
     },
     /// `None`: not live; the archive may know it.
     Job(Option<Box<JobView>>),
@@ -187,6 +195,12 @@ impl Broker {
                 term: self.term,
                 revision: self.state.revision(),
                 read_only: self.recovery.newer_revision.is_some(),
+                jobs: self.state.job_count() as u64,
+                attempts: self.state.attempt_count() as u64,
+                classes: self.state.classes().len() as u64,
+                tokens: self.state.tokens().len() as u64,
+                memory_bytes: self.state.memory_bytes(),
+                memory_max: self.memory_max,
             },
             Query::Job(at) => Answer::Job(self.find_job(&at).map(Box::new)),
             Query::JobsById(ids) => {

@@ -11,7 +11,7 @@ use crate::journal::sqlite;
 /// Administrative commands.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir\n  weir admin backup --data /var/lib/weir weir.sqlite"
+    after_help = "Examples:\n  weir admin abandon aaaaaaaaab-7-0-1\n  weir admin verify --data /var/lib/weir/server\n  weir admin backup --data /var/lib/weir/server weir.sqlite"
 )]
 pub struct Admin {
     #[command(subcommand)]
@@ -35,7 +35,7 @@ enum Command {
     ///
     /// Reads everything and changes nothing. A broker may run meanwhile. Prints each damaged record and exits with 1 if
     /// there is any.
-    #[command(after_help = "Example:\n  weir admin verify --data /var/lib/weir")]
+    #[command(after_help = "Example:\n  weir admin verify --data /var/lib/weir/server")]
     Verify {
         /// Data directory of the broker.
         /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
@@ -47,7 +47,7 @@ enum Command {
     /// A broker may run meanwhile: the copy is of one revision. Only its owner can read it, as it has environment
     /// values of jobs and a secret key. An existing file is not replaced.
     #[command(
-        after_help = "Example:\n  weir admin backup --data /var/lib/weir /backup/weir-$(date +%F).sqlite"
+        after_help = "Example:\n  weir admin backup --data /var/lib/weir/server /backup/weir-$(date +%F).sqlite"
     )]
     Backup {
         /// Data directory of the broker.
@@ -73,8 +73,9 @@ impl Admin {
                 verify(&data.unwrap_or_else(|| config::state_directory().join("server")))
             }
             Command::Abandon { attempt } => {
-                let request = v1::AbandonRequest { token: new_token(), attempt };
+                let request = v1::AbandonRequest { token: new_token(), attempt: attempt.clone() };
                 connect.client()?.pools().abandon(request).await?;
+                super::output::print(&format!("attempt/{attempt} abandoned: it may still run\n"))?;
                 Ok(0)
             }
         }

@@ -7,6 +7,7 @@ use super::output::{print, report};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::limit::JOBS_PER_SUBMIT_MAX;
+use crate::model::text::escape;
 
 /// Cancel jobs.
 ///
@@ -52,7 +53,16 @@ impl Cancel {
             let request =
                 v1::CancelRequest { token: new_token(), jobs: batch.iter().map(reference).collect() };
             with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
-            let lines = batch.iter().map(|job| format!("{} cancelled\n", job_name(&job.queue, &job.name)));
+            let lines = batch.iter().map(|job| {
+                let name = job_name(&job.queue, &job.name);
+                match job.pools_not_ready.first() {
+                    None => format!("{name} cancelled\n"),
+                    // What runs there can not be stopped now, so the job has not ended.
+                    Some(pool) => {
+                        format!("{name} will be cancelled once pool {} answers\n", escape(&pool.pool))
+                    }
+                }
+            });
             print(&lines.collect::<String>())?;
         }
         Ok(0)

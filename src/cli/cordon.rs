@@ -1,7 +1,8 @@
 //! `weir cordon`, `weir uncordon` and `weir drain`.
 
 use super::connect::new_token;
-use super::output::{print, span};
+use super::get::pool_state;
+use super::output::{print, report, span};
 use super::{Connect, Failure, quantity};
 use crate::api::proto::v1;
 
@@ -79,6 +80,15 @@ impl Drain {
             (false, None) => "running tasks go on until they end".to_owned(),
         };
         print(&format!("pool/{name} drains: {after}\n"))?;
+        let found = client.pools().get_pool(v1::GetPoolRequest { name: name.clone() }).await?.into_inner();
+        let pool = found.pool.unwrap_or_default();
+        if pool.connectivity() != v1::Connectivity::Ready && pool.attempts > 0 {
+            let state = pool_state(&pool);
+            report(&format!(
+                "warning: the pool is {state}: what runs there can be stopped only when its agent is back, or be given up \
+                 with `weir admin abandon`"
+            ));
+        }
         Ok(0)
     }
 }

@@ -21,7 +21,7 @@ use crate::model::region::RegionCode;
 use crate::pools::host;
 use crate::pools::simulated::{self, NodeKind, Simulated, fleet};
 use crate::runtime::broker::Config;
-use crate::telemetry::PoolHealth;
+use crate::telemetry::agent::PoolHealth;
 
 /// Run a broker, a pool for this machine and five simulated pools in one process.
 #[derive(clap::Args)]

@@ -69,6 +69,8 @@ pub async fn follow(client: &Client, task: &Task) -> Result<Option<u64>, Failure
     // The timeout counts from the last message of the broker.
     let mut deadline = tokio::time::Instant::now() + RETRY_TIMEOUT;
     loop {
+        // Offsets count in one attempt: a later one may be the latest when a broken connection is replaced.
+        number = output.number().unwrap_or(number);
         let status = match client.jobs().logs(task.request(number, true, &output)).await {
             Err(status) => Some(status),
             Ok(response) => {
@@ -90,8 +92,7 @@ pub async fn follow(client: &Client, task: &Task) -> Result<Option<u64>, Failure
             if !output.end_lines()? {
                 return Ok(None);
             }
-            let last = output.attempt.rsplit('-').next().and_then(|last| last.parse().ok());
-            let shown = last.unwrap_or(number.max(1));
+            let shown = output.number().unwrap_or(number.max(1));
             match next_attempt(client, &task.job, task.unit, shown).await? {
                 Next::Attempt(next) => {
                     report(&format!("weir: attempt {shown} ended; continuing with attempt {next}"));
@@ -198,6 +199,11 @@ impl Output {
             open_lines: [Vec::new(), Vec::new()],
             times: [VecDeque::new(), VecDeque::new()],
         }
+    }
+
+    /// The number of the attempt; `None` before the first part.
+    fn number(&self) -> Option<u32> {
+        self.attempt.rsplit('-').next()?.parse().ok()
     }
 
     /// Prints a part. A gap before it, where the pool did not store the output, is reported on standard error; its

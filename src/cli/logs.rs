@@ -1,6 +1,7 @@
 //! `weir logs`: prints the output of tasks.
 
 use super::connect::job_name;
+use super::exit::{CONFLICT, NOT_FOUND};
 use super::follow::{self, Task};
 use super::output::{now_ms, report};
 use super::{Connect, Failure, quantity};
@@ -100,7 +101,7 @@ async fn print_all(client: &Client, tasks: impl Iterator<Item = Task>) -> Result
         match task.print(client, 0).await {
             Ok(true) => {}
             Ok(false) => break,
-            Err(failure) if failure.code == super::exit::NOT_FOUND => {
+            Err(failure) if [NOT_FOUND, CONFLICT].contains(&failure.code) => {
                 missing += 1;
                 last = Some(failure);
             }
@@ -110,7 +111,7 @@ async fn print_all(client: &Client, tasks: impl Iterator<Item = Task>) -> Result
     match last {
         Some(failure) => {
             let message =
-                format!("{missing} tasks have no stored output, the last of them: {}", failure.message);
+                format!("{missing} tasks have no such output, the last of them: {}", failure.message);
             Err(Failure { message, ..failure })
         }
         None => Ok(0),

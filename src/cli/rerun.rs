@@ -21,13 +21,17 @@ pub struct Rerun {
     /// Name of the new job. Default: the name of the ended job, `-rerun` and a number.
     #[arg(long, default_value = "", hide_default_value = true)]
     name: String,
+    /// Accept the job even if no pool can run it now, and wait for one that can.
+    #[arg(long)]
+    allow_pending: bool,
 }
 
 impl Rerun {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
         let job = connect.job_ref(&self.job)?;
-        let request = v1::RerunRequest { token: new_token(), job: Some(job), name: self.name };
+        let (token, allow_pending) = (new_token(), self.allow_pending);
+        let request = v1::RerunRequest { token, job: Some(job), name: self.name, allow_pending };
         let call = || async { client.jobs().rerun(request.clone()).await };
         let reply = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
         let units = if reply.units == 1 { "1 unit".to_owned() } else { format!("{} units", reply.units) };

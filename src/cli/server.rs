@@ -28,7 +28,7 @@ use crate::runtime::handle::Handle;
 /// Run a broker.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir server --data /var/lib/weir\n  weir server --data /var/lib/weir --policy best-fit\n\nSIGTERM stops the broker. Agents and running tasks continue, and reconnect when it is started again."
+    after_help = "Examples:\n  weir server --data /var/lib/weir/server\n  weir server --data /var/lib/weir/server --policy best-fit\n\nSIGTERM stops the broker. Agents and running tasks continue, and reconnect when it is started again."
 )]
 pub struct Server {
     /// Data directory: journal and token. Created if absent.

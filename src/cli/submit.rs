@@ -57,7 +57,7 @@ impl Submit {
         check_order(&jobs).map_err(|problems| input::failure(&file, &problems))?;
         let client = connect.client()?;
         // Before anything is submitted: a wrong name must not leave half of a pipeline.
-        let mut ids = find_others(&client, connect, &file, &jobs).await?;
+        let mut ids = find_others(&client, &file, &jobs).await?;
         let mut submitted = 0;
         for index in 0..jobs.jobs.len() {
             let after = std::mem::take(&mut jobs.jobs[index].after);
@@ -135,12 +135,7 @@ fn located(failure: Failure, file: &str, jobs: &JobsFile, batch: &[FileJob]) -> 
 }
 
 /// The numbers of the jobs that those of the file depend on and that are not in it, by queue and name.
-async fn find_others(
-    client: &Client,
-    connect: &Connect,
-    file: &str,
-    jobs: &JobsFile,
-) -> Result<Ids, Failure> {
+async fn find_others(client: &Client, file: &str, jobs: &JobsFile) -> Result<Ids, Failure> {
     let (own, mut ids) = (positions(&jobs.jobs), Ids::new());
     for (job, dependency) in jobs.jobs.iter().flat_map(|job| job.after.iter().map(move |after| (job, after)))
     {
@@ -149,8 +144,8 @@ async fn find_others(
         if own.contains_key(&key) || ids.contains_key(&key) {
             continue;
         }
-        let connect = Connect { queue: queue.clone(), ..connect.clone() };
-        let found = find_job_with_retries(client, connect.job_ref(&dependency.job)?).await;
+        let (queue, name) = key.clone();
+        let found = find_job_with_retries(client, v1::JobRef { id: 0, queue, name }).await;
         let named = |failure: Failure| {
             let problems = jobs.located(job, &dependency.field, &failure.message);
             input::relocated(failure, file, &problems)
@@ -176,10 +171,17 @@ fn positions(jobs: &[FileJob]) -> BTreeMap<(String, String), usize> {
     jobs.iter().enumerate().map(|(index, job)| (name(job), index)).collect()
 }
 
-/// Checks, before anything is submitted, that no job depends on itself or one that comes after it in the file.
+/// Checks, before anything is submitted, that no name is used twice in a queue, and that no job depends on itself or one that
+/// comes after it in the file.
 fn check_order(jobs: &JobsFile) -> Result<(), Vec<Problem>> {
     let at = positions(&jobs.jobs);
     for (index, job) in jobs.jobs.iter().enumerate() {
+        let name = &job.submission.name;
+        let own = at.get(&(job.submission.queue.clone(), name.clone()));
+        if !name.is_empty() && own != Some(&index) {
+            let message = format!("{} is used again further down in this file", quote(name));
+            return Err(jobs.located(job, "name", &message));
+        }
         for dependency in &job.after {
             let of = at.get(&key(&job.submission.queue, &dependency.job));
             if of.is_some_and(|of| *of >= index) {

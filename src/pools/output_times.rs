@@ -6,7 +6,7 @@
 //! stream has beyond the last entry was written by a time that the reader must know by itself.
 //!
 //! What is written within a second may share an entry: the last entry is replaced as long as it stays within that time
-//! of the one before it. So a time is late by a second at most, also after a long pause.
+//! of the one before it. So a time is late by a second at most, also after a long pause; in a stream of many hours by some seconds.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -24,9 +24,9 @@ use crate::model::time::Timestamp;
 const ENTRY_BYTES: u64 = 16;
 /// Pieces that are written within so many milliseconds may share an entry.
 const INTERVAL_MS: u64 = 1_000;
-/// That time grows with the age of the stream, so that an index stays small: at most 2 MiB for 18 hours and 15 MB for a
-/// year of output without a pause.
-const ENTRIES_PER_AGE: u64 = 65_536;
+/// After so many entries that time has doubled, after as many again tripled, and so on, so that an index stays small: less
+/// than 1 MiB for 10 hours and 20 MB for a year of output without a pause.
+const ENTRIES_PER_INTERVAL: u64 = 32_768;
 
 /// The end of a piece of output, and the time by which it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +63,12 @@ pub(super) fn record(stream: &Path, end: u64, at: Timestamp) -> io::Result<()> {
     };
     let entries = Entries::of(file)?;
     let (mut at, mut index) = (at, entries.count);
-    if let (Some(first), Some(last)) = (entries.read(0)?, entries.nth_last(1)?) {
+    if let Some(last) = entries.nth_last(1)? {
         if end <= last.end {
             return Ok(());
         }
         at = at.max(last.at);
-        let interval = INTERVAL_MS.max(last.at.ms_since(first.at) / ENTRIES_PER_AGE);
+        let interval = INTERVAL_MS * (1 + entries.count / ENTRIES_PER_INTERVAL);
         if entries.nth_last(2)?.is_some_and(|before| at.ms_since(before.at) < interval) {
             index -= 1;
         }

@@ -13,7 +13,7 @@ use crate::model::high_water::HighWaterMark;
 use crate::model::id::Epoch;
 use crate::model::time::Timestamp;
 use crate::pools::{Event, PoolBackend};
-use crate::telemetry::PoolHealth;
+use crate::telemetry::agent::PoolHealth;
 
 /// Both directions of a connection to the broker. When either channel ends, the connection is lost.
 pub struct Connection {

@@ -25,6 +25,7 @@ use crate::state::command::Request;
 use crate::state::decide::Reply;
 use crate::state::record;
 use crate::state::rejection::Rejection;
+use crate::telemetry::broker::BrokerMetrics;
 
 /// Steps longer than this are logged at debug level.
 const LONG_STEP: Duration = Duration::from_millis(20);
@@ -238,6 +239,8 @@ async fn serve(
         wake_at: clock.now(),
         ended: Vec::new(),
         is_confirmed: false,
+        appending_since: Instant::now(),
+        metrics: shared.metrics().clone(),
         broker,
         clock,
     };
@@ -263,6 +266,9 @@ struct Shell {
     ended: Vec<SessionId>,
     /// The journal has been written.
     is_confirmed: bool,
+    /// When the latest append was sent to the journal's thread.
+    appending_since: Instant,
+    metrics: BrokerMetrics,
 }
 
 impl Shell {
@@ -278,6 +284,7 @@ impl Shell {
                 biased;
                 done = written.recv() => match done {
                     Some(Written::Append(through)) => {
+                        self.metrics.count_append(self.appending_since.elapsed());
                         if !std::mem::replace(&mut self.is_confirmed, true) && self.broker.outdated().is_none() {
                             shared.set_write_error(None);
                         }
@@ -359,6 +366,7 @@ impl Shell {
             self.execute(effect);
         }
         let took = began.elapsed();
+        self.metrics.count_step(input_kind, took);
         if took > LONG_STEP {
             // Less than the elapsed time if the processor had other work.
             let cpu_ms = thread_cpu().saturating_sub(cpu).as_millis() as u64;
@@ -371,6 +379,8 @@ impl Shell {
         match effect {
             Effect::Append { after, events, archive } => {
                 events.iter().for_each(|record| pool_log::log(self.broker.state(), &record.event));
+                self.metrics.count_events(self.broker.state(), &events);
+                self.appending_since = Instant::now();
                 let batch = Batch { term: self.broker.term(), after, events, archive };
                 // If the thread has ended, its last result has the reason.
                 let _ = self.writes.send(Write::Append(batch));
@@ -380,6 +390,9 @@ impl Shell {
                 let _ = self.writes.send(Write::Chunk(self.broker.term(), chunk));
             }
             Effect::Reply { call, result } => {
+                if let Err(rejection) = &result {
+                    self.metrics.count_rejection(rejection);
+                }
                 if let Some(reply) = self.requests.remove(&call) {
                     let durable = self.broker.durable();
                     let _ = reply.send(result.map(|reply| (reply, durable)).map_err(CallError::Rejected));

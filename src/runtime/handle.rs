@@ -17,6 +17,7 @@ use crate::model::id::Revision;
 use crate::state::command::Request;
 use crate::state::decide::Reply;
 use crate::state::rejection::Rejection;
+use crate::telemetry::broker::BrokerMetrics;
 
 /// Inputs queued for the state machine. Beyond that callers wait.
 const INPUTS_MAX: usize = 8_192;
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     archive: Arc<SharedArchive>,
     next_session: AtomicU64,
     write_error: watch::Sender<Option<String>>,
+    metrics: BrokerMetrics,
 }
 
 impl Shared {
@@ -79,8 +81,14 @@ impl Shared {
         self.write_error.send_if_modified(|last| {
             let changed = last.as_ref() != error;
             *last = error.cloned();
+            self.metrics.set_writable(error.is_none());
             changed
         })
+    }
+
+    /// What the broker counts.
+    pub(super) fn metrics(&self) -> &BrokerMetrics {
+        &self.metrics
     }
 
     /// Why the journal can't be written.
@@ -107,6 +115,7 @@ impl Handle {
             archive: SharedArchive::open(journal)?,
             next_session: AtomicU64::new(1),
             write_error: watch::Sender::new(None),
+            metrics: BrokerMetrics::new(),
         });
         let (inputs, incoming) = mpsc::channel(INPUTS_MAX);
         Ok((Self { inputs, shared: shared.clone() }, shared, incoming))
@@ -183,6 +192,11 @@ impl Handle {
     /// Follows why the journal can't be written now; `None` if it can.
     pub fn write_error(&self) -> watch::Receiver<Option<String>> {
         self.shared.write_error.subscribe()
+    }
+
+    /// What the broker counts.
+    pub fn metrics(&self) -> &BrokerMetrics {
+        &self.shared.metrics
     }
 
     /// The router of log reads.

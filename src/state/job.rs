@@ -106,7 +106,7 @@ pub enum JobEnd {
 
 impl JobEnd {
     /// The end in a sentence.
-    pub(super) fn text(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",

@@ -229,6 +229,11 @@ impl State {
         self.attempts.range(range).map(|(_, attempt)| attempt)
     }
 
+    /// How many attempts are live.
+    pub fn attempt_count(&self) -> usize {
+        self.attempts.len()
+    }
+
     /// All live attempts.
     pub fn attempts(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.values()

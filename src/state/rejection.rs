@@ -25,8 +25,8 @@ pub enum Rejection {
     TokenReused,
     #[error("this request token was made at {made_at} and is older than {TOKEN_RETENTION_MS} ms")]
     TokenExpired { made_at: Timestamp },
-    #[error("{field}: job {job} {}", Self::DEPENDENCY_RULE)]
-    BadDependency { field: String, job: JobId },
+    #[error("{field}: {why}")]
+    BadDependency { field: String, job: JobId, why: String },
     #[error("{field}: {}: {why}; {}", Self::NEVER_FITS, Self::NEVER_FITS_HINT)]
     NeverFits { field: String, why: String },
     #[error("pool {} belongs to another agent", quote(pool))]
@@ -69,9 +69,6 @@ impl fmt::Display for Violations<'_> {
 }
 
 impl Rejection {
-    /// What is wrong with a dependency that can't be waited for.
-    const DEPENDENCY_RULE: &'static str = "does not exist, or has ended otherwise than the condition asks";
-
     const NEVER_FITS: &'static str = "no pool can ever run it";
     const NEVER_FITS_HINT: &'static str = "allow_pending lets it wait for a pool that can";
 
@@ -203,9 +200,8 @@ impl Rejection {
     pub fn violations(&self) -> Vec<Violation> {
         match self {
             Self::Invalid(violations) => violations.clone(),
-            Self::BadDependency { field, job } => {
-                let description = format!("job {job} {}", Self::DEPENDENCY_RULE);
-                vec![Violation { field: field.clone(), description }]
+            Self::BadDependency { field, why, .. } => {
+                vec![Violation { field: field.clone(), description: why.clone() }]
             }
             Self::NeverFits { field, why } => {
                 let description = format!("{}: {why}", Self::NEVER_FITS);

@@ -444,7 +444,12 @@ fn reader_cases() -> Vec<Case> {
         Call::Logs(v1::LogsRequest { job: waits(), unit, task, attempt, ..Default::default() })
     };
     let rerun = |token: &str, name: &str| {
-        Call::Rerun(v1::RerunRequest { token: token.to_owned(), job: waits(), name: name.to_owned() })
+        Call::Rerun(v1::RerunRequest {
+            token: token.to_owned(),
+            job: waits(),
+            name: name.to_owned(),
+            allow_pending: false,
+        })
     };
     let cancel = |token: &str, count| {
         let jobs = std::iter::repeat_with(|| waits().expect("a job")).take(count).collect();
@@ -573,5 +578,10 @@ async fn token_of_the_same_request_returns_the_same_jobs_and_of_another_is_refus
     request.token = "fresh".to_owned();
     let status = client.jobs().submit(request).await.expect_err("its dependency has failed");
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    assert!(status.message().contains("ended otherwise than the condition asks"), "{status:?}");
+    assert!(
+        status
+            .message()
+            .contains("job/default/first has been cancelled, which is not what the condition asks"),
+        "{status:?}"
+    );
 }

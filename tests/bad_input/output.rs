@@ -185,7 +185,7 @@ async fn invalid_output_of_an_agent_affects_its_own_readers_only() {
         let mut parts = client.jobs().logs(request).await.expect("a stream").into_inner();
         let status = parts.message().await.expect_err("no times");
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
-        assert!(status.message().contains("is not stored"), "{status:?}");
+        assert!(status.message().contains("does not store when"), "{status:?}");
     }
     serving.abort();
     // An error with a bidirectional override.

@@ -21,7 +21,7 @@ use weir::model::resource::Resources;
 use weir::model::time::Timestamp;
 use weir::pools::{Error, Event, InitialSync, LogPart, OutputTimes, PoolBackend, ReadLogs, Stream};
 use weir::runtime::agent::{Connection, Dial};
-use weir::telemetry::PoolHealth;
+use weir::telemetry::agent::PoolHealth;
 
 use crate::fake::{Broker, waiting_job};
 

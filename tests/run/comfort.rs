@@ -50,10 +50,21 @@ fn printed_jobs_and_queues_can_be_given_back() {
 fn an_error_in_a_later_batch_names_what_was_submitted() {
     let (home, _dev) = dev();
     let job = |index: usize| format!("- {{name: j{index}, groups: [{{cpus: 900, command: [a]}}]}}\n");
-    let text: String = (0..600).map(job).collect::<String>() + &job(0);
+    let last = "- {name: last, queue: nowhere, groups: [{cpus: 900, command: [a]}]}\n";
+    let text: String = (0..600).map(job).collect::<String>() + last;
     let (code, printed, errors) = submit(&home, &text);
-    assert_eq!((code, printed.lines().count()), (4, 500), "{errors}");
+    assert_eq!((code, printed.lines().count()), (8, 500), "{errors}");
     assert!(errors.contains("the first 500 of 601 jobs of the file were submitted"), "{errors}");
+}
+
+/// A name that is given twice is found before anything is submitted.
+#[test]
+fn a_name_is_used_once_in_a_file() {
+    let (home, _dev) = dev();
+    let job = |name: &str| format!("- {{name: {name}, groups: [{{cpus: 1, command: [a]}}]}}\n");
+    let (code, printed, errors) = submit(&home, &[job("a"), job("b"), job("a")].concat());
+    assert!(code == 8 && printed.is_empty(), "{code} {printed}");
+    assert!(errors.contains("given.yaml:1:4: jobs[0].name: \"a\" is used again further down"), "{errors}");
 }
 
 #[test]
@@ -174,7 +185,7 @@ fn output_is_printed_with_its_times_and_since_a_time() {
     home.run(&["wait", "job/simulated"]);
     let (code, _, errors) = home.run(&["logs", "job/simulated", "--timestamps"]);
     assert_eq!(code, 4, "{errors}");
-    assert!(errors.contains("when this output was written is not stored"), "{errors}");
+    assert!(errors.contains("does not store when this output was written"), "{errors}");
 }
 
 /// A line of output with the time before it.

@@ -108,7 +108,7 @@ fn dependent_of_a_failed_job_names_it() {
     assert_eq!(code, 0, "{errors}");
     assert_eq!(home.run(&["wait", "job/second"]).0, 12);
     let (_, described, _) = home.run(&["describe", "job/second"]);
-    assert!(described.contains(&format!("it depends on job {id}, which has failed")), "{described}");
+    assert!(described.contains("it depends on job/default/first, which has failed"), "{described}");
 }
 
 #[test]

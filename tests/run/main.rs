@@ -4,6 +4,7 @@
 mod support;
 
 mod comfort;
+mod http;
 mod jobs;
 
 use std::process::Stdio;

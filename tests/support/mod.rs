@@ -10,6 +10,8 @@ pub mod proxy;
 
 pub mod supervisor;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -234,4 +236,16 @@ pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool)
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// Sends a request of HTTP/1.1 and returns the response's code and body.
+pub fn http_get(address: &str, path: &str, headers: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("a response");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+    let code = head.split(' ').nth(1).expect("a code").parse().expect("a number");
+    (code, body.to_owned())
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::cli::Failure;
-use crate::telemetry::{PoolHealth, metrics};
+use crate::telemetry::{self, agent::PoolHealth};
 
 /// Time limit of a response.
 const RESPONSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -59,6 +59,6 @@ async fn ready(State(pools): State<Pools>) -> (StatusCode, String) {
 }
 
 async fn metrics_text(State(pools): State<Pools>) -> ([(&'static str, &'static str); 1], String) {
-    let text = metrics(pools.iter().map(|pool_health| &**pool_health));
-    ([("content-type", "text/plain; version=0.0.4")], text)
+    let families = telemetry::agent::families(pools.iter().map(|pool_health| &**pool_health));
+    ([("content-type", telemetry::CONTENT_TYPE)], telemetry::text(&families))
 }

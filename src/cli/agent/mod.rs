@@ -31,7 +31,7 @@ use crate::pools::kubernetes::Kubernetes;
 use crate::pools::simulated::Simulated;
 use crate::pools::{Error, PoolBackend};
 use crate::runtime::agent::Memory;
-use crate::telemetry::PoolHealth;
+use crate::telemetry::agent::PoolHealth;
 use pool::Backend;
 
 /// Run the agents of one or more pools.

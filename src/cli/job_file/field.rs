@@ -65,6 +65,8 @@ pub fn as_flag(field: &str) -> String {
     let field = field.strip_prefix("groups[0].").unwrap_or(field);
     let name = field.split(['[', '.']).next().unwrap_or_default();
     let flag = match field {
+        // The whole request.
+        "groups[0]" => "COMMAND",
         "retry.max_attempts" => "--attempts",
         _ if field.starts_with("constraints.regions") => "--region",
         _ if field.starts_with("constraints.pools") => "--pool",

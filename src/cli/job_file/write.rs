@@ -72,7 +72,7 @@ fn dependency_file(queue: &str, edge: &v1::Dependency) -> DependencyFile {
     let job = match (edge.name.is_empty(), edge.queue == queue) {
         (true, _) => edge.job_id.to_string(),
         (false, true) => edge.name.clone(),
-        (false, false) => format!("{}/{}", edge.queue, edge.name),
+        (false, false) => format!("job/{}/{}", edge.queue, edge.name),
     };
     DependencyFile { job: Text(job), condition }
 }

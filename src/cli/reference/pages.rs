@@ -1,11 +1,14 @@
 //! The pages of `docs/reference` that are made of the code. The tests fail if a page is stale;
 //! `UPDATE_EXPECT=1 cargo test --lib reference` writes them.
 
+use std::collections::BTreeSet;
+
 use clap::{Command, CommandFactory};
 use expect_test::expect_file;
 
 use super::{FILES, Field, QUANTITIES, reasons};
 use crate::cli::Cli;
+use crate::telemetry::{agent, broker};
 
 /// The root of a file's schema.
 fn schema(name: &str) -> serde_json::Value {
@@ -103,6 +106,35 @@ const AGENTS: &str = "# Agent files
 See [connect a host](../guide/connect-host.md) and [connect a Kubernetes cluster](../guide/connect-kubernetes.md). This page
 is generated from the code.
 ";
+
+const METRICS: &str = "# Metrics
+
+In Prometheus' text format. A broker serves `/metrics` on the port of its API, with the token:
+
+    curl -H \"Authorization: Bearer $(cat DATA/token)\" http://127.0.0.1:7411/metrics
+
+An agent serves `/metrics` on the address of `weir agent --listen`, without one. Counters begin at 0 with the process.
+Amounts of CPUs and devices are whole numbers or parts of them, those of memory and storage are bytes. This page is
+generated from the code.
+";
+
+#[test]
+fn page_of_metrics_is_up_to_date() {
+    let agent = agent::PoolHealth::new("local");
+    let families = [("Broker", broker::sample()), ("Agent", agent::families([&agent].into_iter()))];
+    let mut page = METRICS.to_owned();
+    for (title, families) in families {
+        page.push_str(&format!("\n## {title}\n\n| metric | labels | type | meaning |\n|---|---|---|---|\n"));
+        for family in families {
+            let labels = family.get_metric().iter().flat_map(|metric| metric.get_label());
+            let labels: BTreeSet<String> = labels.map(|label| format!("`{}`", label.name())).collect();
+            let labels = labels.into_iter().collect::<Vec<_>>().join(", ");
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            page.push_str(&format!("| `{}` | {labels} | {kind} | {} |\n", family.name(), family.help()));
+        }
+    }
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/metrics.md")].assert_eq(&page);
+}
 
 #[test]
 fn page_of_job_files_is_up_to_date() {

@@ -167,15 +167,15 @@ impl TimestampedLog {
             Some(line) if at <= line.at => line.lowest = line.lowest.min(at),
             line => {
                 let before = line.replace(Position { at, lowest: at, of_line: 0, len: 0 });
-                // What was read in an earlier response comes before the first line of this one.
-                if let Some(before) =
-                    before.or(self.from).filter(|before| before.at.as_second() < at.as_second())
-                {
-                    self.cuts.push(Cut { len: new.len(), at: before.written_at() });
-                }
                 if self.from.is_some_and(|from| at > from.at) {
                     // If the line of the stored position was rotated away, so was all that was read before it.
                     self.skip = self.skip.min(before.map_or(0, |_| self.after_from));
+                }
+                // What was read in an earlier response comes before the first line of this one. While bytes are skipped it
+                // is not known where a line of this one begins.
+                let earlier = before.or(self.from).filter(|_| self.skip == 0);
+                if let Some(before) = earlier.filter(|before| before.at.as_second() < at.as_second()) {
+                    self.cuts.push(Cut { len: new.len(), at: before.written_at() });
                 }
             }
         }

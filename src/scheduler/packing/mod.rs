@@ -169,6 +169,7 @@ impl Packer {
     /// Removes a pool; its nodes are removed one by one.
     pub fn remove_pool(&mut self, id: PoolId) {
         self.pools.retain(|_, other| *other != id);
+        self.bucket_counts.remove(&id);
     }
 
     /// Inserts or replaces a node. Returns whether something may fit it now that did not fit before.

@@ -174,7 +174,7 @@ impl State {
             queue.spec.name.clone()
         });
         let spec = self.release_spec(job.spec);
-        self.reconcile_dependents(id, end, out);
+        self.reconcile_dependents(id, &format!("job/{queue_name}/{}", job.name), end, out);
         out.changes.push(Change::Job(id));
         if let Some(spec) = spec {
             let (ended_at, revision) = (self.now, self.revision);
@@ -207,7 +207,8 @@ impl State {
         Some(spec)
     }
 
-    fn reconcile_dependents(&mut self, ended: JobId, end: JobEnd, out: &mut Applied) {
+    /// Notes at the jobs that wait for `ended`, which is called `name`, how it has ended.
+    fn reconcile_dependents(&mut self, ended: JobId, name: &str, end: JobEnd, out: &mut Applied) {
         let (revision, dependents) = (self.revision, self.index.dependents.of.remove(&ended));
         for id in dependents.unwrap_or_default() {
             let Some(job) = self.jobs.get(&id) else { continue };
@@ -227,7 +228,7 @@ impl State {
             job.pending_dependencies -= count;
             job.dependency_failed |= !met;
             if !met {
-                let message = format!("it depends on job {ended}, which has {}", end.text());
+                let message = format!("it depends on {name}, which has {}", end.text());
                 job.first_failure
                     .get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, &message)));
             }

@@ -126,7 +126,9 @@ impl State {
         let known = |edge: &Dependency| self.jobs.contains_key(&edge.job);
         if let Some((index, edge)) = spec.depends_on.iter().enumerate().find(|(_, edge)| !known(edge)) {
             let field = format!("{path}.depends_on[{index}].job_id");
-            return Err(Rejection::BadDependency { field, job: edge.job });
+            let why =
+                format!("job {} does not exist, or has ended otherwise than the condition asks", edge.job);
+            return Err(Rejection::BadDependency { field, job: edge.job, why });
         }
         let mut body = spec.clone();
         if body.max_run_ms == 0 {

@@ -214,14 +214,24 @@ impl State {
         };
         check_revision("pool", name, pool.revision, based_on)?;
         let in_use = |why: String| Rejection::InUse { kind: "pool", name: name.to_owned(), why };
-        if pool.connectivity < Connectivity::Unreachable {
-            let seconds = self.settings.unreachable_ms / 1_000;
-            return Err(in_use(format!("its agent is connected; stop the agent, then wait {seconds} s")));
+        let seconds = self.settings.unreachable_ms / 1_000;
+        match pool.connectivity {
+            Connectivity::Ready => {
+                return Err(in_use(format!("its agent is connected; stop the agent, then wait {seconds} s")));
+            }
+            Connectivity::Suspect => {
+                return Err(in_use(format!(
+                    "its agent was connected less than {seconds} s ago; wait, if it is stopped"
+                )));
+            }
+            Connectivity::Unreachable | Connectivity::Lost => {}
         }
-        if !pool.attempts.is_empty() {
+        if let Some(first) = pool.attempts.first().and_then(|unit| self.attempt(*unit)) {
             let attempts = counted(pool.attempts.len() as u64, "attempt", "attempts");
+            let first = first.id(self.identity.journal);
             return Err(in_use(format!(
-                "{attempts} may still run there; drain the pool while its agent runs, or abandon them"
+                "{attempts} may still run there, such as {first}; drain the pool while its agent runs, or give each \
+                 up with `weir admin abandon`"
             )));
         }
         let reservations = self.market.reservations.values().filter(|entry| entry.pool == Some(pool.id));

@@ -32,7 +32,7 @@ fn pool_is_deleted_once_its_agent_is_gone_and_nothing_may_run_there() {
     refused(
         world.command(delete_pool("p")),
         expect![[
-            r#"InUse: pool "p" is in use: 1 attempt may still run there; drain the pool while its agent runs, or abandon them"#
+            r#"InUse: pool "p" is in use: 1 attempt may still run there, such as aaaaaaaabk-1-0-1; drain the pool while its agent runs, or give each up with `weir admin abandon`"#
         ]],
     );
     let attempt = world.state.attempt(unit(job, 0)).unwrap().id(world.state.journal());

@@ -1,0 +1,89 @@
+//! What the API's port serves to plain HTTP clients: health, readiness and metrics.
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::broker::{Answer, Query};
+use crate::runtime::error::CallError;
+use crate::runtime::handle::Handle;
+use crate::telemetry;
+use crate::telemetry::broker::{Figures, PoolFigures};
+
+/// Paths that need no token: a probe should need none, and what they return is no secret.
+pub(super) const WITHOUT_TOKEN: [&str; 2] = ["/healthz", "/readyz"];
+/// Path that needs the token.
+pub(super) const METRICS: &str = "/metrics";
+
+/// Routes of the plain HTTP paths. Other paths stay those of `grpc`.
+pub(super) fn routes(grpc: Router, broker: Handle) -> Router {
+    let own = Router::new()
+        .route(WITHOUT_TOKEN[0], get(async || "ok\n"))
+        .route(WITHOUT_TOKEN[1], get(ready))
+        .route(METRICS, get(metrics))
+        .with_state(broker);
+    grpc.merge(own)
+}
+
+/// 200 while the journal can be written, else 503 with the reason.
+async fn ready(State(broker): State<Handle>) -> (StatusCode, String) {
+    match &*broker.write_error().borrow() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),
+    }
+}
+
+async fn metrics(State(broker): State<Handle>) -> Response {
+    match figures(&broker).await {
+        Ok(figures) => {
+            let text = telemetry::text(&broker.metrics().families(&figures));
+            ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], text).into_response()
+        }
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the broker does not answer now\n").into_response(),
+    }
+}
+
+/// Reads what there is now.
+async fn figures(broker: &Handle) -> Result<Figures, CallError> {
+    let figures = Figures::new();
+    let (revision, status) = broker.query(Query::Status).await?;
+    if let Answer::Status { term, jobs, attempts, classes, tokens, memory_bytes, memory_max, .. } = status {
+        figures.set_journal(revision.0, term.0);
+        figures.set_memory(memory_bytes, memory_max);
+        for (kind, count) in
+            [("jobs", jobs), ("attempts", attempts), ("waiting_classes", classes), ("request_tokens", tokens)]
+        {
+            figures.set_objects(kind, count);
+        }
+    }
+    if let (_, Answer::Pools(pools)) = broker.query(Query::Pools).await? {
+        figures.set_objects("pools", pools.len() as u64);
+        for (index, view) in pools.iter().enumerate() {
+            let pool = &view.pool;
+            figures.add_pool(
+                index,
+                &PoolFigures {
+                    name: &pool.spec.name,
+                    region: &pool.spec.region.to_string(),
+                    connectivity: pool.connectivity,
+                    is_open: pool.is_open(),
+                    nodes: view.nodes,
+                    attempts: view.attempts,
+                    total: &pool.total,
+                    committed: &pool.committed,
+                },
+            );
+        }
+    }
+    if let (_, Answer::Queues(queues)) = broker.query(Query::Queues).await? {
+        figures.set_objects("queues", queues.len() as u64);
+        for (index, view) in queues.iter().enumerate() {
+            let queue = &view.queue;
+            figures.add_queue(index, &queue.spec.name, queue.jobs, &queue.usage, &queue.spec.limit);
+        }
+    }
+    Ok(figures)
+}
