@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::connect::job_name;
 use super::exit::NEVER_FITS;
 use super::job_text::{contact_text, state_text};
 use super::language::{self, reason_text, text};
@@ -55,8 +56,12 @@ fn why_text(why: &v1::WhyResponse) -> String {
     let state = state_text(&job);
     let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
     let shown = if name.is_empty() { String::new() } else { format!(" ({})", escape(name)) };
-    let mut out =
-        format!("job/{}{shown}   queue {}   {state} {}", job.name, job.queue, age(job.submitted_unix_ms));
+    let mut out = format!(
+        "{}{shown}   queue {}   {state} {}",
+        job_name(&job.queue, &job.name),
+        job.queue,
+        age(job.submitted_unix_ms)
+    );
     // A job that waits for another one is not in the order of those that wait for pools.
     if (1..=why.waiting).contains(&why.position) && !why.groups.is_empty() {
         let (position, waiting) = (why.position, why.waiting);
@@ -77,7 +82,7 @@ fn why_text(why: &v1::WhyResponse) -> String {
         if exceeds_limit(reason) {
             message.push_str(text(
                 "; one unit alone exceeds the limit, so it waits until the limit is raised",
-                "；单个单元就超出上限，提高上限之前会一直等待",
+                "；仅这一个单元就超出上限，提高上限之前会一直等待",
             ));
         }
         out.push_str(&hanging(&format!("{:<12}  ", reason.code), &escape(&message)));
@@ -86,7 +91,7 @@ fn why_text(why: &v1::WhyResponse) -> String {
         let (name, waiting, pools) = (&group.group, group.waiting, group.pools.len());
         out.push_str(&match language::current() {
             Language::English => format!("group {name}: {waiting} waiting, {pools} pools considered\n"),
-            Language::Chinese => format!("任务组 {name}：{waiting} 个在等待，检查了 {pools} 个算力池\n"),
+            Language::Chinese => format!("任务组 {name}：{waiting} 个单元在等待，检查了 {pools} 个算力池\n"),
         });
         let mut by_code: BTreeMap<(i32, &str), Vec<(&str, String)>> = BTreeMap::new();
         for pool in &group.pools {
@@ -98,8 +103,8 @@ fn why_text(why: &v1::WhyResponse) -> String {
         for ((permanence, code), pools) in by_code {
             let permanence = match v1::Permanence::try_from(permanence).unwrap_or_default() {
                 v1::Permanence::Unspecified => text("unknown", "未知"),
-                v1::Permanence::Never => text("never", "永不"),
-                v1::Permanence::Closed => text("closed", "关闭"),
+                v1::Permanence::Never => text("never", "不可能"),
+                v1::Permanence::Closed => text("closed", "暂停"),
                 v1::Permanence::Busy => text("busy", "繁忙"),
                 v1::Permanence::Fits => text("fits", "可运行"),
             };
@@ -116,11 +121,11 @@ fn why_text(why: &v1::WhyResponse) -> String {
                 });
             }
             let start = format!("{:>4}  {} {code:<20} ", pools.len(), padded(permanence, 7));
-            out.push_str(&hanging(&start, &shown.join(text("; ", "； "))));
+            out.push_str(&hanging(&start, &shown.join(text("; ", "；"))));
         }
         if !group.would_help.is_empty() {
             let help: Vec<String> = group.would_help.iter().map(reason_text).collect();
-            let start = text("Would start now with: ", "可立即启动的办法： ");
+            let start = text("Would start now with: ", "这样修改即可立即启动：");
             out.push_str(&hanging(start, &escape(&help.join(text(", or ", "，或 ")))));
         }
     }

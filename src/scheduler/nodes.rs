@@ -157,6 +157,18 @@ pub(super) fn emptied_node(pool: &Pool, node: &StateNode) -> Node {
     emptied(node, ClassRef::new(class_of(pool, node)), devices_of(node).collect())
 }
 
+/// A copy of one pool that places by best fit: its open nodes as they are, as if the pool were open.
+pub(super) fn present_copy(pool: &Pool) -> Packer {
+    let mut packer = Packer::new(Scorer::BestFit);
+    for node in pool.nodes.values().filter(|node| node.is_open()) {
+        let device_free = (0..node.spec.devices.len()).map(|index| node.device_free(index)).collect();
+        let free = node.free();
+        let present = Node { free, device_free, ..emptied_node(pool, node) };
+        packer.set(NodeRef { pool: pool.id, node: node.id }, present);
+    }
+    packer
+}
+
 /// A copy of one pool that places by best fit: every node that is not gone, as if it were empty and open.
 pub(super) fn emptied_copy(pool: &Pool) -> Packer {
     let mut packer = Packer::new(Scorer::BestFit);

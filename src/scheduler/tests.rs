@@ -17,7 +17,7 @@ use crate::model::limit::{OVERTAKING_AGE_MS_MAX, OVERTAKING_JOBS_MAX};
 use crate::model::plan::Plan;
 use crate::model::pool::{Connectivity, DrainMode, NodeSpec};
 use crate::model::queue::default_settings;
-use crate::model::reason::{Permanence, PoolReason};
+use crate::model::reason::{Help, Permanence, PoolReason};
 use crate::model::region::RegionCode;
 use crate::model::resource::ResourceKind;
 use crate::model::shape::Shape;
@@ -95,6 +95,35 @@ fn why_has_each_pool_once_with_its_most_permanent_reason() {
         (busy, PoolReason::ResourcesBusy { kind: device, needed: 2_000, free: 1_000 }),
     ];
     assert_eq!(found, expected);
+}
+
+/// What `why` suggests for a job whose four devices per task, in `count` tasks that start together, are not free.
+fn suggested(world: &mut Fixture, count: u32, devices: u32) -> Vec<Help> {
+    let mut spec = with_devices(DeviceAmount::Whole(devices));
+    (spec.groups[0].count, spec.groups[0].gang) = (count, count > 1);
+    let scheduler = Scheduler::rebuild(&world.state);
+    scheduler.why(&world.state, &shape(&spec)).would_help
+}
+
+#[test]
+fn only_what_lets_the_unit_start_is_suggested() {
+    let mut world = Fixture::new();
+    let nodes = (1..4).map(|node| node_spec(&format!("n{node}"), 64, 4)).collect();
+    let pool = world.pool("p", "CN-CQ", nodes);
+    // One device of each node is taken.
+    for node in 1..4 {
+        let job = world.submit_spec(with_devices(DeviceAmount::Whole(1)));
+        let share = crate::model::device::DeviceShare { index: 0, millis: 1_000 };
+        world.start_on(unit(job, 0), pool, NodeId(node), &[share]).expect("free");
+    }
+    assert_eq!(suggested(&mut world, 1, 4), [Help::FewerDevices { devices: 3 }]);
+    // Its tasks ask for fewer already, and with three each they need more than there is.
+    assert_eq!(suggested(&mut world, 4, 2), []);
+    assert_eq!(suggested(&mut world, 4, 4), []);
+    world.must(Command::CordonPool { pool, cordoned: true });
+    let uncordon = Help::UncordonPool { pool: "p".to_owned() };
+    assert_eq!(suggested(&mut world, 1, 3), [uncordon]);
+    assert_eq!(suggested(&mut world, 1, 4), [], "it would not fit either");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::nodes::{class_of, emptied_copy, is_class};
+use super::nodes::{class_of, emptied_copy, is_class, present_copy};
 use super::packing::bucket::Bucket;
 use super::packing::{GangShortage, Packer, may_try_by_best_fit};
 use crate::model::demand::{Demand, NodeClass};
@@ -15,7 +15,7 @@ use crate::model::id::{NodeRef, PoolId};
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::mutant::Mutant;
 use crate::model::pool::{Connectivity, Device};
-use crate::model::reason::{Help, Permanence, PoolReason};
+use crate::model::reason::{Help, PoolReason};
 use crate::model::resource::{ResourceKind, Resources};
 use crate::model::shape::Shape;
 use crate::model::spec::TaskRequest;
@@ -479,7 +479,24 @@ fn larger(left: &Resources, right: &Resources) -> Resources {
     }
 }
 
-/// Single changes to the job, or to a pool, that could let the unit start.
+/// Cordoned pools of which is found out whether a unit would fit: each takes as long as its nodes are many.
+const CORDONED_TRIED_MAX: usize = 4;
+
+/// The same with at most so many devices for each task; `None` if no task asks for more.
+fn with_devices(shape: &Shape, devices: u64) -> Option<Shape> {
+    let devices = u32::try_from(devices).ok()?;
+    let (mut smaller, mut changed) = (shape.clone(), false);
+    for (request, _) in &mut smaller.tasks {
+        if let Some(DeviceAmount::Whole(count)) = request.devices.as_mut().map(|devices| &mut devices.amount)
+            && *count > devices
+        {
+            (*count, changed) = (devices, true);
+        }
+    }
+    changed.then_some(smaller)
+}
+
+/// Single changes to the job, or to a pool, that would let the unit start.
 fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolWhy]) -> Vec<Help> {
     let mut help = Vec::new();
     let mut relaxed = shape.clone();
@@ -501,12 +518,19 @@ fn would_help(state: &State, packers: Packers<'_>, shape: &Shape, pools: &[PoolW
         }
         _ => None,
     });
-    if let Some(devices) = largest_block.max().filter(|devices| *devices > 0) {
-        help.push(Help::FewerDevices { devices });
+    if let Some(devices) = largest_block.max().filter(|devices| *devices > 0)
+        && let Some(smaller) = with_devices(shape, devices)
+    {
+        let asked = Asked::of(state, &smaller);
+        if state.pools().any(|pool| pool_reason(packers, pool, &asked) == PoolReason::Fits) {
+            help.push(Help::FewerDevices { devices });
+        }
     }
-    for why in pools {
-        let Some(pool) = state.pool(why.pool) else { continue };
-        if why.reason.permanence() == Permanence::Closed && matches!(why.reason, PoolReason::PoolCordoned) {
+    let asked = Asked::of(state, shape);
+    let cordoned = pools.iter().filter(|why| why.reason == PoolReason::PoolCordoned);
+    for pool in cordoned.take(CORDONED_TRIED_MAX).filter_map(|why| state.pool(why.pool)) {
+        // Its nodes are in no packer.
+        if shortage_of_unit(Some(present_copy(pool)), pool, &asked).is_none() {
             help.push(Help::UncordonPool { pool: pool.spec.name.clone() });
         }
     }

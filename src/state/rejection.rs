@@ -156,7 +156,7 @@ impl Rejection {
         Entry::new(
             "StaleTerm",
             Text::new("a newer broker writes the journal", "较新的调度服务正在写日志"),
-            Text::new("nothing: the newer one goes on", "无需处理：较新的会继续"),
+            Text::new("nothing: the newer one goes on", "无需处理：较新的调度服务会继续工作"),
         ),
         Entry::new(
             "LimitReached",

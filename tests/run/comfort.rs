@@ -74,7 +74,7 @@ fn reasons_and_codes_are_printed_in_the_users_language() {
     assert_eq!(submit(&home, text).0, 0);
     let (code, why, _) = home.run(&["why", "job/large", "--lang", "zh"]);
     assert_eq!(code, 11);
-    assert!(why.contains("任务组 main：1 个在等待") && why.contains("单个任务需要 900 核 CPU"), "{why}");
+    assert!(why.contains("任务组 main：1 个单元在等待") && why.contains("单个任务需要 900 核 CPU"), "{why}");
     let by_locale = home.weir(&["why", "job/large"]).env("LC_ALL", "zh_CN.UTF-8").output().expect("weir");
     assert_eq!(String::from_utf8_lossy(&by_locale.stdout), why);
     let by_variable =

@@ -64,7 +64,7 @@ const AGENTS: [(RefusedCode, Text, Text); 6] = [
         RefusedCode::InvalidPool,
         Text::new(
             "the hello message, or the pool that it declares, is invalid",
-            "问候消息或其中声明的算力池无效",
+            "代理的注册消息（Hello）或其中的算力池定义无效",
         ),
         Text::new("correct the agent's file", "改正代理的配置文件"),
     ),

@@ -211,7 +211,7 @@ pub const POOLS: &[Row] = &[
         ),
         t(
             "the pool has enough free capacity in total, but too little on each node",
-            "该算力池的空闲总量足够，但每个节点上的都不够",
+            "该算力池的空闲总量足够，但分散在多个节点上，没有单个节点够用",
         ),
         t("wait, or request smaller tasks", "等待，或请求更小的任务"),
     ),

@@ -216,6 +216,12 @@ impl State {
         let in_use = |why: String| Rejection::InUse { kind: "pool", name: name.to_owned(), why };
         let seconds = self.settings.unreachable_ms / 1_000;
         match pool.connectivity {
+            Connectivity::Ready if !pool.attempts.is_empty() => {
+                let attempts = counted(pool.attempts.len() as u64, "attempt runs", "attempts run");
+                return Err(in_use(format!(
+                    "{attempts} there; drain the pool, and when it is empty stop its agent and wait {seconds} s"
+                )));
+            }
             Connectivity::Ready => {
                 return Err(in_use(format!("its agent is connected; stop the agent, then wait {seconds} s")));
             }

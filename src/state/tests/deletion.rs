@@ -26,7 +26,9 @@ fn pool_is_deleted_once_its_agent_is_gone_and_nothing_may_run_there() {
     world.must_start(unit(job, 0), pool);
     refused(
         world.command(delete_pool("p")),
-        expect![[r#"InUse: pool "p" is in use: its agent is connected; stop the agent, then wait 15 s"#]],
+        expect![[
+            r#"InUse: pool "p" is in use: 1 attempt runs there; drain the pool, and when it is empty stop its agent and wait 15 s"#
+        ]],
     );
     world.must(Command::ChangeConnectivity { pool, connectivity: Connectivity::Lost });
     refused(
