@@ -11,7 +11,7 @@ use crate::model::id::JobId;
 use crate::model::limit::PAGE_MAX;
 use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::state::job::JobEnd;
-use crate::state::rejection::Rejection;
+use crate::state::rejection::{Rejection, UnmetDependency};
 
 impl Jobs {
     /// Removes dependencies on archived jobs whose condition is met. Those that can never be met remain:
@@ -64,12 +64,12 @@ impl Jobs {
         let Rejection::BadDependency { job, .. } = rejection else { return rejection };
         let Ok(found) = self.find_all(&[job]).await else { return rejection };
         let Rejection::BadDependency { field, .. } = rejection else { return rejection };
-        let why = match found.first() {
-            None => format!("job {job} does not exist"),
-            Some(found) => {
-                let how = found.phase.end().map_or("changed meanwhile: try again", JobEnd::text);
-                format!("job/{}/{} has {how}, which is not what the condition asks", found.queue, found.name)
-            }
+        let why = match found.into_iter().next() {
+            None => UnmetDependency::Missing { job },
+            Some(found) => match found.phase.end() {
+                Some(end) => UnmetDependency::Ended { queue: found.queue, name: found.name, end },
+                None => UnmetDependency::Unknown { job },
+            },
         };
         Rejection::BadDependency { field, job, why }
     }

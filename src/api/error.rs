@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::convert::Invalid;
-use crate::model::language::{Entry, Text};
+use crate::model::language::{Entry, Language, Text};
 use crate::model::text;
 use crate::model::validate::Violation;
 use crate::runtime::error::CallError;
@@ -136,6 +136,13 @@ pub fn status(rejection: &Rejection) -> Status {
         Rejection::LimitReached { .. } => Code::ResourceExhausted,
     };
     let mut details = ErrorDetails::with_error_info(rejection.code(), DOMAIN, HashMap::new());
+    // The message itself is English. What is wrong with a field's value exists in English only, but for what the broker's
+    // state forbids: then the text is that of the one field.
+    if !matches!(rejection, Rejection::Invalid(_)) {
+        let of_field = rejection.field_text(Language::Chinese);
+        let text = if of_field.is_empty() { rejection.text(Language::Chinese) } else { of_field };
+        details.set_localized_message("zh-CN", header_text(&text));
+    }
     let fields = within_header(rejection.violations());
     if !fields.is_empty() {
         details.set_bad_request(fields);

@@ -43,22 +43,15 @@ impl Broker {
                 // Simulated pools would only hide what the others lack.
                 let (simulated, others): (Vec<_>, Vec<_>) =
                     pools.into_iter().partition(|why| why.reason == PoolReason::PoolSimulated);
-                let name = |why: &crate::scheduler::PoolWhy| {
-                    let pool = self.state.pool(why.pool).map_or("", |pool| pool.spec.name.as_str());
-                    format!("{pool}: {}", why.reason)
+                let named = |why: crate::scheduler::PoolWhy| {
+                    let pool = self.state.pool(why.pool).map(|pool| pool.spec.name.clone());
+                    (pool.unwrap_or_default(), why.reason)
                 };
-                let mut why: Vec<String> = others.iter().take(POOLS_NAMED).map(name).collect();
-                if others.len() > POOLS_NAMED {
-                    why.push(format!("and {} more pools", others.len() - POOLS_NAMED));
-                }
-                match simulated.len() {
-                    0 => {}
-                    1 => why.push("1 pool only simulates tasks".to_owned()),
-                    more => why.push(format!("{more} pools only simulate tasks")),
-                }
                 return Err(Rejection::NeverFits {
                     field: format!("jobs[{index}].spec.groups[{group}]"),
-                    why: why.join("; "),
+                    more: others.len().saturating_sub(POOLS_NAMED),
+                    pools: others.into_iter().take(POOLS_NAMED).map(named).collect(),
+                    simulated: simulated.len(),
                 });
             }
         }

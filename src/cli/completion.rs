@@ -1,5 +1,6 @@
 //! `weir completion`: shell completion, also of the names that the broker knows.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,9 +75,9 @@ fn command() -> Command {
         ("rerun", "job", jobs),
         ("wait", "jobs", jobs),
         ("cancel", "jobs", live_jobs),
-        ("cordon", "pool", pools),
-        ("uncordon", "pool", pools),
-        ("drain", "pool", pools),
+        ("cordon", "pools", pools),
+        ("uncordon", "pools", pools),
+        ("drain", "pools", pools),
         ("delete", "objects", pools_and_queues),
         ("plan defrag", "pools", pools),
         ("run", "pool", pools),
@@ -114,7 +115,9 @@ fn ask<T: Default>(read: impl AsyncFnOnce(Client) -> Result<T, Failure>) -> T {
 /// The names that begin with what was typed.
 fn candidates(typed: &OsStr, names: Vec<String>) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
-    names.into_iter().filter(|name| name.starts_with(&*typed)).map(CompletionCandidate::new).collect()
+    // Jobs that have ended may share a name.
+    let names: BTreeSet<String> = names.into_iter().filter(|name| name.starts_with(&*typed)).collect();
+    names.into_iter().map(CompletionCandidate::new).collect()
 }
 
 async fn job_names(client: &Client, with_ended: bool) -> Result<Vec<String>, Failure> {
@@ -148,10 +151,11 @@ fn jobs() -> ArgValueCompleter {
     })
 }
 
-/// Completes names of pools.
+/// Completes names of pools, also in the form `pool/NAME`.
 fn pools() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
-        candidates(typed, ask(async |client| pool_names(&client, "").await))
+        let prefix = if typed.to_string_lossy().starts_with("pool/") { "pool/" } else { "" };
+        candidates(typed, ask(async |client| pool_names(&client, prefix).await))
     })
 }
 

@@ -50,12 +50,21 @@ pub struct Failure {
     pub fields: Vec<(String, String)>,
     /// The broker's stable code; empty if the failure is not the broker's.
     pub reason: String,
+    /// The message is in the user's language.
+    pub is_localized: bool,
 }
 
 impl Failure {
     /// Makes a failure without a hint.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, fields: Vec::new(), reason: String::new() }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            fields: Vec::new(),
+            reason: String::new(),
+            is_localized: false,
+        }
     }
 
     /// Adds what the user can do about it.
@@ -80,6 +89,7 @@ impl Failure {
     pub fn print(&self) -> ExitCode {
         let meaning = match language::current() {
             Language::English => None,
+            _ if self.is_localized => None,
             other => reasons::find(&self.reason).map(|(_, entry)| entry.meaning.in_language(other)),
         };
         let meaning = meaning.map_or_else(String::new, |meaning| format!("{meaning}{SEPARATOR}"));
@@ -131,12 +141,23 @@ impl From<Status> for Failure {
             false => (code, hint),
         };
         let fields = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-        let fields: Vec<_> = fields.into_iter().map(|field| (field.field, field.description)).collect();
+        let mut fields: Vec<_> = fields.into_iter().map(|field| (field.field, field.description)).collect();
         let mut message = status.message().to_owned();
+        let localized = status
+            .get_details_localized_message()
+            .filter(|text| language::current() == Language::Chinese && text.locale.starts_with("zh"));
+        let is_localized = localized.is_some();
+        if let Some(text) = localized {
+            match &mut fields[..] {
+                [(_, description)] => *description = text.message,
+                _ => message = text.message,
+            }
+        }
         if unreachable {
             message = format!("the broker can't be reached: {message}");
         }
-        Self { code, message, hint: hint.map(str::to_owned), fields, reason }.with_fields(str::to_owned)
+        Self { code, message, hint: hint.map(str::to_owned), fields, reason, is_localized }
+            .with_fields(str::to_owned)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::connect::job_name;
 use super::exit::NEVER_FITS;
-use super::job_text::{contact_text, state_text};
+use super::job_text::{contact_text, localized_state_text};
 use super::language::{self, reason_text, text};
 use super::output::{Format, age, hanging, padded, print, print_value, value_of};
 use super::{Connect, Failure};
@@ -53,11 +53,11 @@ fn exceeds_limit(reason: &v1::Reason) -> bool {
 
 fn why_text(why: &v1::WhyResponse) -> String {
     let job = why.job.clone().unwrap_or_default();
-    let state = state_text(&job);
+    let (state, queue) = (localized_state_text(&job), text("queue", "队列"));
     let name = job.spec.as_ref().map_or("", |spec| spec.display_name.as_str());
     let shown = if name.is_empty() { String::new() } else { format!(" ({})", escape(name)) };
     let mut out = format!(
-        "{}{shown}   queue {}   {state} {}",
+        "{}{shown}   {queue} {}   {state} {}",
         job_name(&job.queue, &job.name),
         job.queue,
         age(job.submitted_unix_ms)

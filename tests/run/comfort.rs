@@ -83,7 +83,12 @@ fn reasons_and_codes_are_printed_in_the_users_language() {
     let english = home.weir(&["why", "job/large"]).env("LC_ALL", "C.UTF-8").output().expect("weir");
     assert!(String::from_utf8_lossy(&english.stdout).contains("900 CPUs needed by one task"));
     let (code, _, errors) = home.run(&["get", "job/nope", "--lang", "zh"]);
-    assert_eq!((code, errors.as_str()), (3, "error: 指定的对象不存在\n       job \"nope\" does not exist\n"));
+    assert_eq!((code, errors.as_str()), (3, "error: 作业 \"nope\" 不存在\n"));
+    let (code, _, errors) = home.run(&["delete", "pool/local", "--lang", "zh"]);
+    assert_eq!(
+        (code, errors.as_str()),
+        (4, "error: 算力池 \"local\" 仍在使用：它的代理已连接；请停止代理，再等 15 秒\n")
+    );
     assert!(home.run(&["explain", "tasktoolarge", "--lang", "zh"]).1.contains("减少每个任务的请求"));
     // JSON has the numbers, whatever the language.
     let (_, json, _) = home.run(&["why", "job/large", "-o", "json", "--lang", "zh"]);

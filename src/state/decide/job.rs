@@ -23,7 +23,7 @@ use crate::state::command::Submission;
 use crate::state::event::{Event, NextTry};
 use crate::state::job::{Closing, Job, JobEnd};
 use crate::state::record;
-use crate::state::rejection::Rejection;
+use crate::state::rejection::{Rejection, UnmetDependency};
 use crate::state::token::first_bytes;
 
 impl State {
@@ -126,8 +126,7 @@ impl State {
         let known = |edge: &Dependency| self.jobs.contains_key(&edge.job);
         if let Some((index, edge)) = spec.depends_on.iter().enumerate().find(|(_, edge)| !known(edge)) {
             let field = format!("{path}.depends_on[{index}].job_id");
-            let why =
-                format!("job {} does not exist, or has ended otherwise than the condition asks", edge.job);
+            let why = UnmetDependency::Unknown { job: edge.job };
             return Err(Rejection::BadDependency { field, job: edge.job, why });
         }
         let mut body = spec.clone();

@@ -156,11 +156,6 @@ struct Ending {
     ended: super::event::EndedAttempt,
 }
 
-/// A count with its noun.
-fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
 /// Checks that `based_on` is what the caller saw; 0 stands for anything.
 fn check_revision(
     kind: &'static str,

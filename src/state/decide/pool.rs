@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Decision, Reply, check_revision, counted};
+use super::{Decision, Reply, check_revision};
 use crate::model::attempt::OutcomeKind;
 use crate::model::device::DeviceModel;
 use crate::model::exchange::{Hello, Inventory};
@@ -15,7 +15,7 @@ use crate::model::validate::{self, Violations};
 use crate::state::State;
 use crate::state::event::Event;
 use crate::state::pool::{Pool, digest_of};
-use crate::state::rejection::Rejection;
+use crate::state::rejection::{InUse, Rejection};
 
 impl State {
     pub(super) fn decide_session(&self, hello: &Hello) -> Result<Decision, Rejection> {
@@ -213,32 +213,16 @@ impl State {
             return Err(Rejection::NotFound { kind: "pool", name: name.to_owned() });
         };
         check_revision("pool", name, pool.revision, based_on)?;
-        let in_use = |why: String| Rejection::InUse { kind: "pool", name: name.to_owned(), why };
-        let seconds = self.settings.unreachable_ms / 1_000;
+        let in_use = |by| Err(Rejection::InUse { kind: "pool", name: name.to_owned(), by });
+        let (count, wait_s) = (pool.attempts.len() as u64, self.settings.unreachable_ms / 1_000);
         match pool.connectivity {
-            Connectivity::Ready if !pool.attempts.is_empty() => {
-                let attempts = counted(pool.attempts.len() as u64, "attempt runs", "attempts run");
-                return Err(in_use(format!(
-                    "{attempts} there; drain the pool, and when it is empty stop its agent and wait {seconds} s"
-                )));
-            }
-            Connectivity::Ready => {
-                return Err(in_use(format!("its agent is connected; stop the agent, then wait {seconds} s")));
-            }
-            Connectivity::Suspect => {
-                return Err(in_use(format!(
-                    "its agent was connected less than {seconds} s ago; wait, if it is stopped"
-                )));
-            }
+            Connectivity::Ready if count > 0 => return in_use(InUse::RunningAttempts { count, wait_s }),
+            Connectivity::Ready => return in_use(InUse::Agent { wait_s }),
+            Connectivity::Suspect => return in_use(InUse::RecentAgent { wait_s }),
             Connectivity::Unreachable | Connectivity::Lost => {}
         }
         if let Some(first) = pool.attempts.first().and_then(|unit| self.attempt(*unit)) {
-            let attempts = counted(pool.attempts.len() as u64, "attempt", "attempts");
-            let first = first.id(self.identity.journal);
-            return Err(in_use(format!(
-                "{attempts} may still run there, such as {first}; drain the pool while its agent runs, or give each \
-                 up with `weir admin abandon`"
-            )));
+            return in_use(InUse::UnknownAttempts { count, first: first.id(self.identity.journal) });
         }
         let reservations = self.market.reservations.values().filter(|entry| entry.pool == Some(pool.id));
         let ended = reservations.map(|entry| Event::ReservationEnded { reservation: entry.id });

@@ -1,6 +1,6 @@
 //! Decides on the journal's beginning and on queues.
 
-use super::{Decision, check_revision, counted};
+use super::{Decision, check_revision};
 use crate::model::device;
 use crate::model::high_water::JournalKey;
 use crate::model::id::{JournalId, QueueId, Revision, Term};
@@ -10,7 +10,7 @@ use crate::model::region;
 use crate::model::validate::{self, Violations, quote};
 use crate::state::State;
 use crate::state::event::{Event, Settings};
-use crate::state::rejection::Rejection;
+use crate::state::rejection::{InUse, Rejection};
 
 impl State {
     pub(super) fn decide_term(
@@ -102,13 +102,12 @@ impl State {
         if name == DEFAULT_QUEUE {
             return Err(Rejection::invalid("name", "the default queue can't be deleted"));
         }
-        let in_use = |why: String| Rejection::InUse { kind: "queue", name: name.to_owned(), why };
+        let in_use = |by| Err(Rejection::InUse { kind: "queue", name: name.to_owned(), by });
         if let Some(child) = self.queues.values().find(|other| other.parent == Some(queue.id)) {
-            return Err(in_use(format!("{} is below it; delete that first", quote(&child.spec.name))));
+            return in_use(InUse::Child { name: child.spec.name.clone() });
         }
         if queue.jobs > 0 {
-            let jobs = counted(queue.jobs, "job that has", "jobs that have");
-            return Err(in_use(format!("it has {jobs} not ended; cancel them, or wait")));
+            return in_use(InUse::Jobs { count: queue.jobs });
         }
         let reservations = self.market.reservations.values().filter(|entry| entry.queue == queue.id);
         let ended = reservations.map(|entry| Event::ReservationEnded { reservation: entry.id });

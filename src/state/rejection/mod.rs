@@ -1,80 +1,141 @@
 //! Rejections: why a command changes nothing. Each has a stable code.
 
+mod text;
+
 use std::fmt;
 
-use crate::model::id::{Epoch, JobId, Revision};
-use crate::model::language::{Entry, Text};
-use crate::model::limit::TOKEN_RETENTION_MS;
+use crate::model::id::{AttemptId, Epoch, JobId, Revision};
+use crate::model::language::{Entry, Language, Text};
+use crate::model::reason::PoolReason;
 use crate::model::time::Timestamp;
-use crate::model::validate::{Violation, quote};
+use crate::model::validate::Violation;
+use crate::state::job::JobEnd;
 
-/// Why a command was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
+/// Why a command was refused. `text.rs` has the messages.
+#[derive(Clone, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 pub enum Rejection {
-    #[error("{}", Violations(.0))]
     Invalid(Vec<Violation>),
-    #[error("{kind} {} does not exist", quote(name))]
-    NotFound { kind: &'static str, name: String },
-    #[error("{kind} {} exists already", quote(name))]
-    AlreadyExists { kind: &'static str, name: String },
-    #[error("{kind} {} is at revision {current}, not {based_on}", quote(name))]
-    Conflict { kind: &'static str, name: String, current: Revision, based_on: Revision },
-    #[error("{kind} {} is in use: {why}", quote(name))]
-    InUse { kind: &'static str, name: String, why: String },
-    #[error("this request token was used with another request")]
+    NotFound {
+        kind: &'static str,
+        name: String,
+    },
+    AlreadyExists {
+        kind: &'static str,
+        name: String,
+    },
+    Conflict {
+        kind: &'static str,
+        name: String,
+        current: Revision,
+        based_on: Revision,
+    },
+    InUse {
+        kind: &'static str,
+        name: String,
+        by: InUse,
+    },
     TokenReused,
-    #[error("this request token was made at {made_at} and is older than {TOKEN_RETENTION_MS} ms")]
-    TokenExpired { made_at: Timestamp },
-    #[error("{field}: {why}")]
-    BadDependency { field: String, job: JobId, why: String },
-    #[error("{field}: {}: {why}; {}", Self::NEVER_FITS, Self::NEVER_FITS_HINT)]
-    NeverFits { field: String, why: String },
-    #[error("pool {} belongs to another agent", quote(pool))]
-    PoolClaimed { pool: String },
-    #[error(
-        "pool {} has been served in session {served} from another copy of this agent's state folder, which knows of \
-         session {last} only; {}",
-        quote(pool),
-        Self::COPIED_HINT
-    )]
-    PoolServed { pool: String, served: Epoch, last: Epoch },
-    #[error("pool {} is spoken for in epoch {current}, not {epoch}", quote(pool))]
-    StaleEpoch { pool: String, current: Epoch, epoch: Epoch },
-    #[error("term {0} is not above the current one")]
+    TokenExpired {
+        made_at: Timestamp,
+    },
+    BadDependency {
+        field: String,
+        job: JobId,
+        why: UnmetDependency,
+    },
+    /// Some pools with their reasons, how many more there are, and how many only simulate.
+    NeverFits {
+        field: String,
+        pools: Vec<(String, PoolReason)>,
+        more: usize,
+        simulated: usize,
+    },
+    PoolClaimed {
+        pool: String,
+    },
+    PoolServed {
+        pool: String,
+        served: Epoch,
+        last: Epoch,
+    },
+    StaleEpoch {
+        pool: String,
+        current: Epoch,
+        epoch: Epoch,
+    },
     StaleTerm(u64),
-    #[error("at most {max} {what} are allowed")]
-    LimitReached { what: &'static str, max: usize },
-    #[error("attempt {attempt} is not live in this pool")]
-    UnknownAttempt { attempt: String },
-    #[error("{what} is no longer as the command assumes")]
-    Outdated { what: &'static str },
-    #[error(
-        "the broker is read-only: an agent runs work of revision {seen}, the journal ends at {at}; restore the newer journal"
-    )]
-    ReadOnly { seen: Revision, at: Revision },
+    LimitReached {
+        what: &'static str,
+        max: usize,
+    },
+    UnknownAttempt {
+        attempt: String,
+    },
+    Outdated {
+        what: &'static str,
+    },
+    ReadOnly {
+        seen: Revision,
+        at: Revision,
+    },
 }
 
-struct Violations<'a>(&'a [Violation]);
+/// What keeps a pool or a queue from being deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InUse {
+    /// The pool's agent is connected. It counts as gone after `wait_s` seconds.
+    Agent {
+        wait_s: u64,
+    },
+    RunningAttempts {
+        count: u64,
+        wait_s: u64,
+    },
+    /// The pool's agent was connected less than `wait_s` seconds ago.
+    RecentAgent {
+        wait_s: u64,
+    },
+    /// Attempts that may still run, though the pool's agent is gone.
+    UnknownAttempts {
+        count: u64,
+        first: AttemptId,
+    },
+    /// A queue below the queue.
+    Child {
+        name: String,
+    },
+    /// Jobs that have not ended.
+    Jobs {
+        count: u64,
+    },
+}
 
-impl fmt::Display for Violations<'_> {
+/// Why a job can't be waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnmetDependency {
+    /// It is not live: it does not exist, or has ended otherwise than the condition asks.
+    Unknown {
+        job: JobId,
+    },
+    Missing {
+        job: JobId,
+    },
+    Ended {
+        queue: String,
+        name: String,
+        end: JobEnd,
+    },
+}
+
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, violation) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_str("; ")?;
-            }
-            violation.fmt(f)?;
-        }
-        Ok(())
+        f.write_str(&self.text(Language::English))
     }
 }
 
+impl std::error::Error for Rejection {}
+
 impl Rejection {
-    const NEVER_FITS: &'static str = "no pool can ever run it";
-    const NEVER_FITS_HINT: &'static str = "allow_pending lets it wait for a pool that can";
-
-    const COPIED_HINT: &'static str = "on another machine, give the pool a name and an empty state folder of its own; \
-                                       if this is the pool's only agent, remove the file epoch from the folder";
-
     /// Stable codes with what each means and what helps, for the manual.
     pub const MANUAL: [Entry; 17] = [
         Entry::new(
@@ -200,11 +261,8 @@ impl Rejection {
     pub fn violations(&self) -> Vec<Violation> {
         match self {
             Self::Invalid(violations) => violations.clone(),
-            Self::BadDependency { field, why, .. } => {
-                vec![Violation { field: field.clone(), description: why.clone() }]
-            }
-            Self::NeverFits { field, why } => {
-                let description = format!("{}: {why}", Self::NEVER_FITS);
+            Self::BadDependency { field, .. } | Self::NeverFits { field, .. } => {
+                let description = self.field_text(Language::English);
                 vec![Violation { field: field.clone(), description }]
             }
             Self::NotFound { .. }
