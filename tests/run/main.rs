@@ -6,6 +6,7 @@ mod support;
 mod comfort;
 mod http;
 mod jobs;
+mod logs;
 
 use std::process::Stdio;
 use std::time::Duration;
