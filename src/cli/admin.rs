@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::connect::new_token;
 use super::{Connect, Failure};
 use crate::api::proto::v1;
-use crate::config;
+use crate::config::{self, ClientFile};
 use crate::journal::sqlite;
 
 /// Administrative commands.
@@ -38,7 +38,8 @@ enum Command {
     #[command(after_help = "Example:\n  weir admin verify --data /var/lib/weir/server")]
     Verify {
         /// Data directory of the broker.
-        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
+        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server; if no broker was run there, that of the
+        /// current broker, such as of `weir dev`.
         #[arg(long, value_name = "PATH")]
         data: Option<PathBuf>,
     },
@@ -51,7 +52,8 @@ enum Command {
     )]
     Backup {
         /// Data directory of the broker.
-        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server.
+        /// Default: $XDG_STATE_HOME/weir/server or ~/.local/state/weir/server; if no broker was run there, that of the
+        /// current broker, such as of `weir dev`.
         #[arg(long, value_name = "PATH")]
         data: Option<PathBuf>,
         /// File to write.
@@ -63,16 +65,15 @@ impl Admin {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         match self.command {
             Command::Backup { data, to } => {
-                let data = data.unwrap_or_else(|| config::state_directory().join("server"));
+                let data = data.map_or_else(default_data, Ok)?;
                 sqlite::backup(&data, &to)?;
                 let size = std::fs::metadata(&to).map_or(0, |metadata| metadata.len());
                 super::output::print(&format!("{}: {}\n", to.display(), super::output::bytes(size)))?;
                 Ok(0)
             }
-            Command::Verify { data } => {
-                verify(&data.unwrap_or_else(|| config::state_directory().join("server")))
-            }
+            Command::Verify { data } => verify(&data.map_or_else(default_data, Ok)?),
             Command::Abandon { attempt } => {
+                let attempt = attempt.strip_prefix("attempt/").unwrap_or(&attempt).to_owned();
                 let request = v1::AbandonRequest { token: new_token(), attempt: attempt.clone() };
                 connect.client()?.pools().abandon(request).await?;
                 super::output::print(&format!("attempt/{attempt} abandoned: it may still run\n"))?;
@@ -80,6 +81,17 @@ impl Admin {
             }
         }
     }
+}
+
+/// The data of `weir server` without `--data`, or else of the broker that commands connect to by default.
+fn default_data() -> Result<PathBuf, Failure> {
+    let server = config::state_directory().join("server");
+    if server.is_dir() {
+        return Ok(server);
+    }
+    let file = ClientFile::read()?;
+    let current = file.current.and_then(|address| file.contexts.get(&address).cloned());
+    Ok(current.unwrap_or(server))
 }
 
 fn verify(data: &Path) -> Result<u8, Failure> {

@@ -38,6 +38,7 @@ impl Cancel {
             jobs = JobFilter::of(&connect.queue, &self.label)?.list(&client, false, None).await?.0;
             if jobs.is_empty() {
                 report("no such job waits or runs");
+                connect.warn_if_read_only().await;
             }
         }
         for text in &self.jobs {

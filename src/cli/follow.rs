@@ -156,14 +156,8 @@ pub async fn last_attempt(
         v1::ListAttemptsRequest { job, page_size: PAGE_MAX as u32, page_token, ..Default::default() };
     let call = || async { client.jobs().list_attempts(request.clone()).await };
     let attempts = with_retries(RETRY_TIMEOUT, call).await?.into_inner().attempts;
-    // JOURNAL-JOB-UNIT-NUMBER.
-    let of_unit = |attempt: &v1::Attempt| -> Option<u32> {
-        let mut parts = attempt.id.rsplit('-');
-        let number = parts.next()?.parse().ok()?;
-        (parts.next()?.parse() == Ok(unit)).then_some(number)
-    };
-    let numbers = attempts.into_iter().filter_map(|attempt| Some((of_unit(&attempt)?, attempt)));
-    Ok(numbers.max_by_key(|(number, _)| *number))
+    let of_unit = attempts.into_iter().filter(|attempt| attempt.unit == unit);
+    Ok(of_unit.max_by_key(|attempt| attempt.number).map(|attempt| (attempt.number, attempt)))
 }
 
 /// What was printed of the output of an attempt's task.

@@ -1,7 +1,7 @@
 //! `weir logs`: prints the output of tasks.
 
 use super::connect::job_name;
-use super::exit::{CONFLICT, NOT_FOUND};
+use super::exit::{CONFLICT, NOT_FOUND, USAGE};
 use super::follow::{self, Task};
 use super::output::{now_ms, report};
 use super::{Connect, Failure, quantity};
@@ -77,6 +77,11 @@ impl Logs {
         }
         let unit = self.unit.unwrap_or_else(|| default_unit(&job));
         let is_gang = tasks_of(&job).any(|(other, _, is_gang)| other == unit && is_gang);
+        if self.task > 0 && !is_gang {
+            let message =
+                "--task is a rank in a gang, and this unit has one task; --unit selects a task of an array";
+            return Err(Failure::new(USAGE, message));
+        }
         let task = of(unit, self.task, is_gang);
         if self.follow {
             follow::follow(&client, &task).await?;

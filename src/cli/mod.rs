@@ -190,6 +190,11 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["sacct", "history"], "weir get jobs --all"),
     (&["log", "tail", "attach"], "weir logs job/NAME --follow"),
     (&["pending"], "weir why job/NAME"),
+    (&["version"], "weir --version"),
+    (
+        &["config", "context", "login"],
+        "weir COMMAND --server URL --token-file FILE, or WEIR_SERVER and WEIR_TOKEN",
+    ),
 ];
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {

@@ -176,6 +176,8 @@ pub fn attempt_message(attempt: &AttemptView) -> v1::Attempt {
         });
     v1::Attempt {
         id: attempt.id.to_string(),
+        unit: attempt.id.unit,
+        number: attempt.id.number,
         pool: attempt.pool.clone(),
         region: attempt.region.to_string(),
         phase: phase as i32,

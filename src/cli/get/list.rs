@@ -79,8 +79,10 @@ pub(super) fn jobs(columns: JobColumns) -> List<v1::Job> {
     }
 }
 
-pub(super) fn attempts() -> List<v1::Attempt> {
-    List::of(row::ATTEMPT_HEADING, row::attempt, |attempt| attempt.id.clone())
+pub(super) fn attempts(wide: bool) -> List<v1::Attempt> {
+    let name = |attempt: &v1::Attempt| format!("attempt/{}", attempt.id);
+    let row = Box::new(move |attempt: &v1::Attempt| row::attempt(attempt, wide));
+    List { heading: row::attempt_heading(wide), row, name, key: name, value: |attempt| value_of(attempt) }
 }
 
 pub(super) fn pools() -> List<v1::Pool> {

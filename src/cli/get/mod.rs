@@ -110,7 +110,7 @@ impl Get {
                 let job = find_job(&client, connect.job_ref(&job)?).await?;
                 let none = if self.failed { "no failed units" } else { "no attempts yet" };
                 let read = async || self.list_attempts(&client, job.id).await;
-                self.show(&list::attempts(), Listed::Many, Some(none), read).await
+                self.show(&list::attempts(self.output == Format::Wide), Listed::Many, Some(none), read).await
             }
             (Kind::Attempts, None) => Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME")),
             (Kind::Pools, name) => {

@@ -73,25 +73,28 @@ fn short_outcome(outcome: &v1::Outcome) -> String {
     }
 }
 
-pub(super) const ATTEMPT_HEADING: &[&str] =
-    &["UNIT", "ATTEMPT", "POOL", "NODE", "STATE", "OUTCOME", "STARTED", "ELAPSED"];
+/// The heading of attempts; in a wide list also their ids, which `describe` and `abandon` take.
+pub(super) fn attempt_heading(wide: bool) -> Vec<String> {
+    let heading = ["UNIT", "ATTEMPT", "POOL", "NODE", "STATE", "OUTCOME", "STARTED", "ELAPSED"];
+    let id = wide.then_some("ID");
+    heading.into_iter().chain(id).map(str::to_owned).collect()
+}
 
-pub(super) fn attempt(attempt: &v1::Attempt) -> Vec<String> {
-    // JOURNAL-JOB-UNIT-NUMBER.
-    let mut id = attempt.id.rsplit('-');
-    let (number, unit) = (id.next().unwrap_or_default(), id.next().unwrap_or_default());
+pub(super) fn attempt(attempt: &v1::Attempt, wide: bool) -> Vec<String> {
     let mut nodes: Vec<&str> = attempt.placements.iter().map(|placement| placement.node.as_str()).collect();
     nodes.dedup();
-    vec![
-        unit.to_owned(),
-        number.to_owned(),
+    let mut row = vec![
+        attempt.unit.to_string(),
+        attempt.number.to_string(),
         attempt.pool.clone(),
         nodes.join(","),
         name_of::<v1::AttemptPhase>(attempt.phase).to_owned(),
         attempt.outcome.as_ref().map(outcome_text).unwrap_or_default(),
         attempt.started_unix_ms.map(time).unwrap_or_default(),
         elapsed(attempt.started_unix_ms, attempt.ended_unix_ms),
-    ]
+    ];
+    row.extend(wide.then(|| attempt.id.clone()));
+    row
 }
 
 pub(super) const POOL_HEADING: &[&str] =

@@ -31,6 +31,13 @@ pub(super) fn with_suggestion(message: &str) -> String {
     let known = &ticked[1..];
     let what = message.split('`').next().unwrap_or_default().trim();
     let lower = wrong.to_ascii_lowercase();
+    // What belongs into files of another kind.
+    if ["groups", "command"].contains(&lower.as_str()) && known.contains(&"weight") {
+        return format!("{what} {}; `weir apply` takes queues, `weir submit` takes jobs", quote(wrong));
+    }
+    if ["queues", "weight", "guarantee", "limit"].contains(&lower.as_str()) && known.contains(&"groups") {
+        return format!("{what} {}; `weir submit` takes jobs, `weir apply` takes queues", quote(wrong));
+    }
     let synonym = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, field)| *field);
     let meant = synonym.unwrap_or(wrong);
     let place = PLACES.iter().find(|(fields, place, _)| fields.contains(&meant) && known.contains(place));
