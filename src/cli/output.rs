@@ -165,10 +165,10 @@ pub fn wrapped(text: &str, indent: usize) -> String {
     let columns = terminal_size().map_or(LINE_COLUMNS_MAX, |(columns, _)| columns);
     let width = columns.clamp(40, LINE_COLUMNS_MAX);
     let (mut out, mut column) = (String::new(), 0);
-    for word in text.split_whitespace() {
-        if column > 0 && column + 1 + word.width() <= width {
-            out.push(' ');
-            column += 1;
+    for (space, word) in pieces(text) {
+        if column > 0 && column + space + word.width() <= width {
+            out.push_str(&" ".repeat(space));
+            column += space;
         } else {
             if column > 0 {
                 out.push('\n');
@@ -192,19 +192,28 @@ pub fn hanging(start: &str, text: &str) -> String {
     if column > out.width() {
         out.push_str(&" ".repeat(column - out.width()));
     }
-    for (index, word) in text.split(' ').enumerate() {
-        let space = usize::from(index > 0);
+    for (space, word) in pieces(text) {
         if column + space + word.width() > columns && column > indent {
             out.push_str(&format!("\n{}", " ".repeat(indent)));
             column = indent;
-        } else if space > 0 {
-            out.push(' ');
-            column += 1;
+        } else {
+            out.push_str(&" ".repeat(space));
+            column += space;
         }
         out.push_str(word);
         column += word.width();
     }
     out + "\n"
+}
+
+/// The pieces between which a text may be wrapped, each with the number of spaces before it: its words, and the clauses of
+/// Chinese, which has no spaces.
+fn pieces(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let words = text.split_whitespace().enumerate();
+    words.flat_map(|(index, word)| {
+        let clauses = word.split_inclusive(['，', '；', '。', '、']).enumerate();
+        clauses.map(move |(clause, piece)| (usize::from(index > 0 && clause == 0), piece))
+    })
 }
 
 /// Longer lines are hard to read.
@@ -347,6 +356,13 @@ pub fn is_terminal() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chinese_is_wrapped_after_its_clauses() {
+        let found: Vec<_> = pieces("a: 位于 CN-CQ，不在；b 2").collect();
+        assert_eq!(found, [(0, "a:"), (1, "位于"), (1, "CN-CQ，"), (0, "不在；"), (0, "b"), (1, "2")]);
+        assert!(pieces("").next().is_none());
+    }
 
     #[test]
     fn columns_are_aligned_where_characters_are_two_columns_wide() {
