@@ -33,14 +33,16 @@ mod store;
 pub mod supervisor;
 mod task;
 
+use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
 use super::{Error, Event, InitialSync, PoolBackend, ReadLogs};
@@ -337,22 +339,66 @@ fn observed(attempt: Attempt) -> Option<ObservedAttempt> {
     })
 }
 
-impl PoolBackend for Host {
-    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
-        let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
+/// A connection to the supervisor, with what it had to report at first.
+struct Supervised {
+    /// Its process, if that is known.
+    supervisor: Option<i32>,
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    write: OwnedWriteHalf,
+    attempts: Vec<Attempt>,
+    notes: Vec<String>,
+}
+
+/// Tries of a first exchange with the supervisor: one that is being killed may accept a connection and close it.
+const LIST_TRIES: usize = 5;
+/// Wait between two of them.
+const LIST_RETRY: Duration = Duration::from_millis(50);
+
+/// The supervisor has closed the connection.
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+impl Host {
+    /// Connects to the supervisor, which is started if none runs, and lists its attempts.
+    async fn list_attempts(&self) -> std::io::Result<Supervised> {
         let (program, folder) = (self.settings.program.clone(), self.folder());
         let parent = self.settings.cgroup_parent.clone();
         let connect = move || client::connect(&folder, &program, parent.as_deref());
-        let stream =
-            tokio::task::spawn_blocking(connect).await.map_err(std::io::Error::other).and_then(|s| s);
-        let stream = stream.and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
-        });
-        let stream = stream.map_err(failed)?;
+        let stream = tokio::task::spawn_blocking(connect).await.map_err(std::io::Error::other)??;
+        stream.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(stream)?;
         let supervisor = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let (read, mut write) = stream.into_split();
-        let mut lines = BufReader::new(read).lines();
+        let (mut lines, mut notes) = (BufReader::new(read).lines(), Vec::new());
+        write.write_all(&line_of(&ToSupervisor::List)).await?;
+        loop {
+            let line = tokio::time::timeout(ANSWER_MAX, lines.next_line()).await;
+            let line = line.map_err(|_| std::io::Error::other("the supervisor doesn't answer"))??;
+            let closed = || std::io::Error::new(UnexpectedEof, "the supervisor closed the connection");
+            match serde_json::from_str(&line.ok_or_else(closed)?)? {
+                FromSupervisor::Notes { notes: more } => notes.extend(more),
+                FromSupervisor::Attempts { attempts } => {
+                    return Ok(Supervised { supervisor, lines, write, attempts, notes });
+                }
+                FromSupervisor::StatusChanged(_) | FromSupervisor::Pong => {}
+            }
+        }
+    }
+}
+
+impl PoolBackend for Host {
+    async fn open(&mut self, events: mpsc::UnboundedSender<Event>) -> Result<InitialSync, Error> {
+        let failed = |source| Error::Open { pool: self.settings.pool.clone(), source };
+        let mut tries = 0;
+        let supervised = loop {
+            tries += 1;
+            match self.list_attempts().await {
+                Err(error) if tries < LIST_TRIES && is_gone(&error) => tokio::time::sleep(LIST_RETRY).await,
+                listed => break listed.map_err(failed)?,
+            }
+        };
+        let Supervised { supervisor, mut lines, mut write, attempts, notes: of_supervisor } = supervised;
         let host_name = host_name();
         let name = node_name(&self.folder(), &host_name).map_err(failed)?;
         let settings = self.settings.clone();
@@ -373,23 +419,8 @@ impl PoolBackend for Host {
         }
         let nodes = vec![NodeSpec { cordoned: is_low, ..node.clone() }];
         let mut initial = InitialSync { nodes, notes, ..InitialSync::default() };
-        let mut listed = false;
-        write.write_all(&line_of(&ToSupervisor::List)).await.map_err(failed)?;
-        while !listed {
-            let line = tokio::time::timeout(ANSWER_MAX, lines.next_line()).await;
-            let line = line.map_err(|_| failed(std::io::Error::other("the supervisor doesn't answer")))?;
-            let line = line.map_err(failed)?;
-            let line =
-                line.ok_or_else(|| failed(std::io::Error::other("the supervisor closed the connection")))?;
-            match serde_json::from_str(&line).map_err(|error| failed(error.into()))? {
-                FromSupervisor::Notes { notes } => initial.notes.extend(notes),
-                FromSupervisor::Attempts { attempts } => {
-                    initial.attempts = attempts.into_iter().filter_map(observed).collect();
-                    listed = true;
-                }
-                FromSupervisor::StatusChanged(_) | FromSupervisor::Pong => {}
-            }
-        }
+        initial.notes.extend(of_supervisor);
+        initial.attempts = attempts.into_iter().filter_map(observed).collect();
         if self.isolation.is_some() {
             // The namespaces of a task contain its processes.
             initial.notes.retain(|note| note != UNCONTAINED);
