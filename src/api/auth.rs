@@ -9,7 +9,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::connection::ConnectionInfo;
-use super::http::{METRICS, WITHOUT_TOKEN};
+use super::http::{WITHOUT_TOKEN, is_plain};
 
 /// Refuses requests without the token, for a foreign host, or from a foreign web page.
 ///
@@ -117,9 +117,8 @@ where
         match self.auth.authorize(&request) {
             Ok(()) => Box::pin(self.inner.call(request)),
             Err(status) => {
-                let path = request.uri().path();
-                let is_plain = path == METRICS || WITHOUT_TOKEN.contains(&path);
-                let response = if is_plain { plain_refusal(&status) } else { status.into_http() };
+                let plain = is_plain(request.uri().path());
+                let response = if plain { plain_refusal(&status) } else { status.into_http() };
                 Box::pin(async move { Ok(response) })
             }
         }

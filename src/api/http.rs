@@ -1,11 +1,17 @@
 //! What the API's port serves to plain HTTP clients: health, readiness and metrics.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http::Request;
+use tonic::body::Body;
+use tower::{Layer, Service, ServiceExt};
 
 use crate::broker::{Answer, Query};
 use crate::runtime::error::CallError;
@@ -16,16 +22,66 @@ use crate::telemetry::broker::{Figures, PoolFigures};
 /// Paths that need no token: a probe should need none, and what they return is no secret.
 pub(super) const WITHOUT_TOKEN: [&str; 2] = ["/healthz", "/readyz"];
 /// Path that needs the token.
-pub(super) const METRICS: &str = "/metrics";
+const METRICS: &str = "/metrics";
 
-/// Routes of the plain HTTP paths. Other paths stay those of `grpc`.
-pub(super) fn routes(grpc: Router, broker: Handle) -> Router {
-    let own = Router::new()
-        .route(WITHOUT_TOKEN[0], get(async || "ok\n"))
-        .route(WITHOUT_TOKEN[1], get(ready))
-        .route(METRICS, get(metrics))
-        .with_state(broker);
-    grpc.merge(own)
+/// True for a path that plain HTTP clients ask for.
+pub(super) fn is_plain(path: &str) -> bool {
+    path == METRICS || WITHOUT_TOKEN.contains(&path)
+}
+
+/// Answers plain HTTP requests; all others go on to gRPC, whose layers would refuse these.
+#[derive(Clone, Debug)]
+pub(super) struct HttpLayer(Router);
+
+impl HttpLayer {
+    pub(super) fn new(broker: Handle) -> Self {
+        let router = Router::new()
+            .route(WITHOUT_TOKEN[0], get(async || "ok\n"))
+            .route(WITHOUT_TOKEN[1], get(ready))
+            .route(METRICS, get(metrics));
+        Self(router.with_state(broker))
+    }
+}
+
+impl<S> Layer<S> for HttpLayer {
+    type Service = HttpService<S>;
+
+    fn layer(&self, inner: S) -> HttpService<S> {
+        HttpService { inner, router: self.0.clone() }
+    }
+}
+
+/// A service to which plain HTTP requests don't come.
+#[derive(Clone, Debug)]
+pub(super) struct HttpService<S> {
+    inner: S,
+    router: Router,
+}
+
+impl<S> Service<Request<Body>> for HttpService<S>
+where
+    S: Service<Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !is_plain(request.uri().path()) {
+            return Box::pin(self.inner.call(request));
+        }
+        let answer = self.router.clone().oneshot(request);
+        Box::pin(async move {
+            let response = answer.await.unwrap_or_else(|never| match never {});
+            Ok(response.map(Body::new))
+        })
+    }
 }
 
 /// 200 while the journal can be written, else 503 with the reason.

@@ -73,9 +73,11 @@ impl Call {
     }
 
     fn end(mut self, response: &Response<Body>) {
-        // An error has its code in the header; a response that begins well has none there.
+        // An error has its code in the header; a response that begins well has none there. Other failures than those of gRPC
+        // come from before the methods are looked up.
         let code = response.headers().get("grpc-status");
-        self.code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        self.code = if response.status().is_success() { code } else { Code::Unimplemented };
     }
 }
 

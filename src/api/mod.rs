@@ -131,6 +131,9 @@ pub async fn serve(
         .layer(measured::MeasuredLayer(metrics))
         .layer(in_flight::InFlightLayer)
         .layer(auth::AuthLayer::new(token))
+        .layer(http::HttpLayer::new(plain))
+        // Inside of it requests and responses are those of gRPC.
+        .layer(tonic_web::GrpcWebLayer::new())
         .layer(response_limit::ResponseLimitLayer::new(limits.memory.responses))
         .layer(body_limit::BodyLimitLayer::new(limits.memory.requests));
     let mut routes = Routes::new(health);
@@ -141,8 +144,7 @@ pub async fn serve(
             tracing::error!(%error, "reflection is off: the compiled definitions can't be decoded");
         }
     }
-    let routes = http::routes(routes.prepare().into_axum_router(), plain);
-    let router = server.add_routes(Routes::from(routes));
+    let router = server.add_routes(routes);
     let incoming = connection::accept(listener, limits.connections_max, AUTH_TIMEOUT);
     tokio::select! {
         served = router.serve_with_incoming_shutdown(incoming, stop) => served,

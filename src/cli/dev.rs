@@ -8,7 +8,7 @@ use super::connect::ADDRESS_DEFAULT;
 use super::exit::INVALID;
 use super::output::print;
 use super::server::{RETENTION_DEFAULT, listen};
-use super::{Failure, demo, memory, start_logging, terminated};
+use super::{Failure, LogFormat, demo, memory, start_logging, terminated};
 use crate::api::Limits;
 use crate::api::client::Client;
 use crate::clock::Clock;
@@ -91,7 +91,7 @@ const PROVINCES: [Province; 5] = [
 
 impl Dev {
     pub async fn run(self) -> Result<u8, Failure> {
-        start_logging("error");
+        start_logging("error", LogFormat::Text);
         let clock = Clock::start();
         let data = self.data.clone().unwrap_or_else(|| config::state_directory().join("dev"));
         let region = RegionCode::parse(&self.region)

@@ -236,8 +236,18 @@ async fn read(connect: &Connect, run: impl Future<Output = Result<u8, Failure>>)
     outcome
 }
 
+/// How a server writes its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// A line of text for each event.
+    #[default]
+    Text,
+    /// A JSON object for each event.
+    Json,
+}
+
 /// Logs to standard error at level `default`, unless `WEIR_LOG` sets a filter.
-fn start_logging(default: &str) {
+fn start_logging(default: &str, format: LogFormat) {
     let wanted = std::env::var("WEIR_LOG").ok().filter(|filter| !filter.is_empty());
     let filter = wanted.as_deref().map_or_else(
         || tracing_subscriber::EnvFilter::new(default),
@@ -248,14 +258,36 @@ fn start_logging(default: &str) {
             })
         },
     );
-    let coloured = std::io::stderr().is_terminal();
+    let coloured = std::io::stderr().is_terminal() && format == LogFormat::Text;
     let layer = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || output::SanitisedLog { coloured })
         .with_ansi(coloured)
         .with_target(false);
     // Fails if logging has been started already in this process: the first configuration stays.
-    let _ = layer.try_init();
+    let _ = match format {
+        LogFormat::Text => layer.try_init(),
+        LogFormat::Json => layer.json().flatten_event(true).try_init(),
+    };
+}
+
+/// Reports to the service manager that this process serves, if it asks for that (`Type=notify` of systemd).
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "the service manager can't be notified");
+    }
+}
+
+/// Ignores SIGHUP from now on: a service does not end with a terminal, and reads no file again.
+fn ignore_hangups() {
+    let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    if let Ok(mut hangups) = hangups {
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                tracing::info!("SIGHUP is ignored: restart the process to change its settings");
+            }
+        });
+    }
 }
 
 /// Completes at SIGINT or SIGTERM.

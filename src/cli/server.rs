@@ -10,7 +10,7 @@ use super::connect::ADDRESS_DEFAULT;
 use super::exit::{DENIED, INVALID};
 use super::output::report;
 use super::quantity::{bytes, duration_ms};
-use super::{Failure, memory, start_logging, terminated};
+use super::{Failure, LogFormat, ignore_hangups, memory, notify_ready, start_logging, terminated};
 use crate::api::Limits;
 use crate::api::connection::connections_max;
 use crate::clock::Clock;
@@ -53,6 +53,9 @@ pub struct Server {
     /// How long ended jobs can be looked up, e.g. 30d or 12h; `forever` removes none.
     #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = retention)]
     archive_retention: Retention,
+    /// Form of the log on standard error; its level is set by WEIR_LOG.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
 }
 
 /// How long ended jobs stay in the archive, in milliseconds; `None` without end.
@@ -135,12 +138,13 @@ pub(super) async fn listen(
     let file = journal.file();
     let reopen =
         move || SqliteJournal::reopen(&directory, file).map(|journal| Box::new(journal) as Box<dyn Journal>);
-    let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, config)?;
-    let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
+    // Before the broker begins to write: the journal must not take the last free page of a disk from it.
     if let Err(error) = config::write_private(&data.join("endpoint"), address.to_string().as_bytes()) {
         // On a full disk the broker still answers reads.
         tracing::warn!(%error, "can't write the file `endpoint`: clients on this machine may look elsewhere");
     }
+    let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, config)?;
+    let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
     let absolute = std::fs::canonicalize(data)?;
     let other = current_broker(&address.to_string()).await;
     if let Some(other) = &other {
@@ -181,7 +185,8 @@ async fn resolve(listen: &str) -> Result<SocketAddr, Failure> {
 
 impl Server {
     pub async fn run(self) -> Result<u8, Failure> {
-        start_logging("info");
+        start_logging("info", self.log_format);
+        ignore_hangups();
         let data = self.data.unwrap_or_else(|| config::state_directory().join("server"));
         let memory_max = self.memory_max.unwrap_or_else(memory::allowed_bytes).max(TOTAL_BYTES_MIN);
         let memory = MemoryBudget::of(memory_max);
@@ -192,6 +197,7 @@ impl Server {
         };
         let listening = listen(&data, &self.listen, Clock::start(), config).await?;
         tracing::info!(address = %listening.address, data = %data.display(), memory_max, "the broker listens");
+        notify_ready();
         let stop = terminated();
         let broker = listening.broker.clone();
         let limits = Limits {

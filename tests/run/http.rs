@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::support::http_get;
+use super::support::{http, http_get};
 use super::*;
 
 #[test]
@@ -64,4 +64,24 @@ fn the_apis_port_serves_health_without_and_metrics_with_the_token() {
     assert!(!read().1.contains("Method1"), "{}", read().1);
     // The same port still speaks gRPC.
     assert_eq!(home.run(&["get", "queues", "-o", "name"]).1, "queue/default\n");
+}
+
+/// The protocol of browsers, in which trailers are a part of the body.
+#[test]
+fn the_apis_port_serves_grpc_web() {
+    let (home, _dev) = dev();
+    let token = std::fs::read_to_string(home.data().join("token")).expect("the token");
+    let call = |more: &str| {
+        let headers = format!("Content-Type: application/grpc-web+proto\r\nX-Grpc-Web: 1\r\n{more}");
+        let empty_message = [0; 5];
+        http(&home.address, "POST", "/weir.v1.QueueService/ListQueues", &headers, &empty_message)
+    };
+    let (code, body) = call(&format!("Authorization: Bearer {}\r\n", token.trim()));
+    let text = String::from_utf8_lossy(&body);
+    assert_eq!(code, 200, "{text}");
+    assert!(text.contains("default") && text.contains("grpc-status:0"), "{text}");
+    let (_, refused) = call("Authorization: Bearer wrong\r\n");
+    assert!(!String::from_utf8_lossy(&refused).contains("default"));
+    let foreign = format!("Authorization: Bearer {}\r\nOrigin: http://evil.example\r\n", token.trim());
+    assert!(!String::from_utf8_lossy(&call(&foreign).1).contains("default"));
 }

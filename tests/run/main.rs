@@ -7,6 +7,7 @@ mod comfort;
 mod http;
 mod jobs;
 mod logs;
+mod service;
 
 use std::process::Stdio;
 use std::time::Duration;

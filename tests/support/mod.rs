@@ -240,12 +240,22 @@ pub fn until(what: &str, timeout: Duration, mut condition: impl FnMut() -> bool)
 
 /// Sends a request of HTTP/1.1 and returns the response's code and body.
 pub fn http_get(address: &str, path: &str, headers: &str) -> (u16, String) {
+    let (code, body) = http(address, "GET", path, headers, &[]);
+    (code, String::from_utf8(body).expect("text"))
+}
+
+/// Sends a request of HTTP/1.1, with a body whose length the headers don't name. Returns the response's code and body.
+pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = TcpStream::connect(address).expect("a connection");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
-    stream.write_all(request.as_bytes()).expect("sent");
-    let mut response = String::new();
-    stream.read_to_string(&mut response).expect("a response");
-    let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).expect("sent");
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).expect("a response");
+    let end = response.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+    let head = String::from_utf8_lossy(&response[..end]).into_owned();
     let code = head.split(' ').nth(1).expect("a code").parse().expect("a number");
-    (code, body.to_owned())
+    (code, response.split_off(end + 4))
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::exit::{CONFLICT, INVALID};
-use super::{Connect, Failure, start_logging, terminated};
+use super::{Connect, Failure, LogFormat, ignore_hangups, notify_ready, start_logging, terminated};
 use crate::api::agent::Dialer;
 use crate::api::client::Client;
 use crate::clock::Clock;
@@ -48,6 +48,9 @@ pub struct AgentCommand {
     /// Serve /healthz, /readyz and /metrics on this address, e.g. 127.0.0.1:9411. Default: not served.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// Form of the log on standard error; its level is set by WEIR_LOG.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -85,7 +88,8 @@ impl AgentCommand {
         }
         // The Kubernetes client logs each failed call without its pool. The backend logs it once, with the
         // pool.
-        start_logging("info,kube_client=off");
+        start_logging("info,kube_client=off", self.log_format);
+        ignore_hangups();
         // An invalid file must not leave a part of the pools running, so read all files first.
         let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
@@ -133,6 +137,7 @@ impl AgentCommand {
             let address = health::serve(address, all).await?;
             tracing::info!(%address, "serving health and metrics");
         }
+        notify_ready();
         // The agent of a single pool that fails ends the process. The service manager restarts it, and running tasks are
         // adopted. One of several must not end the others.
         while let Some(ended) = pools.join_next().await {
