@@ -138,13 +138,14 @@ pub(super) async fn listen(
     let file = journal.file();
     let reopen =
         move || SqliteJournal::reopen(&directory, file).map(|journal| Box::new(journal) as Box<dyn Journal>);
-    // Before the broker begins to write: the journal must not take the last free page of a disk from it.
+    let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
+    // After the token, which those who wait for this file read next; before the broker begins to write, as the journal must
+    // not take the last free page of a disk from it.
     if let Err(error) = config::write_private(&data.join("endpoint"), address.to_string().as_bytes()) {
         // On a full disk the broker still answers reads.
         tracing::warn!(%error, "can't write the file `endpoint`: clients on this machine may look elsewhere");
     }
     let (broker, thread) = broker::start(Box::new(journal), Box::new(reopen), clock, config)?;
-    let token = config::to_hex(&config::secret::<16>(&data.join("token"))?);
     let absolute = std::fs::canonicalize(data)?;
     let other = current_broker(&address.to_string()).await;
     if let Some(other) = &other {
