@@ -1,15 +1,13 @@
 //! Authentication middleware: admits holders of the token, and only under the broker's own host name.
 
-use std::task::{Context, Poll};
-
 use http::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::connection::ConnectionInfo;
 use super::http::{WITHOUT_TOKEN, is_plain};
+use super::middleware::{Inner, Middleware, ResponseFuture};
 
 /// Refuses requests without the token, for a foreign host, or from a foreign web page.
 ///
@@ -17,11 +15,11 @@ use super::http::{WITHOUT_TOKEN, is_plain};
 /// the machine has open. The token keeps out the former. The Host check keeps out the latter, which
 /// could otherwise reach a loopback port under a domain name of their own (DNS rebinding).
 #[derive(Clone, Debug)]
-pub(super) struct AuthLayer {
+pub(super) struct Auth {
     token: std::sync::Arc<str>,
 }
 
-impl AuthLayer {
+impl Auth {
     /// Admits requests that carry `token`.
     pub(super) fn new(token: &str) -> Self {
         Self { token: token.into() }
@@ -84,38 +82,10 @@ fn is_loopback(host: &str) -> bool {
         || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-impl<S> Layer<S> for AuthLayer {
-    type Service = AuthService<S>;
-
-    fn layer(&self, inner: S) -> AuthService<S> {
-        AuthService { inner, auth: self.clone() }
-    }
-}
-
-/// A service that only authorized requests reach.
-#[derive(Clone, Debug)]
-pub(super) struct AuthService<S> {
-    inner: S,
-    auth: AuthLayer,
-}
-
-impl<S, B> Service<Request<B>> for AuthService<S>
-where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.auth.authorize(&request) {
-            Ok(()) => Box::pin(self.inner.call(request)),
+impl Middleware for Auth {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
+        match self.authorize(&request) {
+            Ok(()) => Box::pin(inner.call(request)),
             Err(status) => {
                 let plain = is_plain(request.uri().path());
                 let response = if plain { plain_refusal(&status) } else { status.into_http() };

@@ -11,12 +11,12 @@ use http_body::{Frame, SizeHint};
 use prost::bytes::Bytes;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
 use super::admission::Identity;
 use super::connection::ConnectionInfo;
 use super::error;
 use super::message_counter::MessageCounter;
+use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX, REQUEST_ENTRIES_MAX};
 
 /// Agent sessions. Their messages are processed one at a time as they arrive, so only each message
@@ -39,63 +39,35 @@ const DECODE_ERRORS: [&str; 5] = [
 /// Without it each stream of a connection could send all but the last byte of a request of maximum
 /// size, and a request of four megabytes could decode to half a gigabyte.
 #[derive(Clone, Debug)]
-pub(super) struct BodyLimitLayer {
+pub(super) struct LimitBodies {
     total: Arc<AtomicUsize>,
     /// Bytes that the requests of all clients may take.
     all_max: usize,
 }
 
-impl BodyLimitLayer {
+impl LimitBodies {
     /// Limits the requests of all clients together to so many bytes.
     pub(super) fn new(all_max: usize) -> Self {
         Self { total: Arc::default(), all_max }
     }
 }
 
-impl<S> Layer<S> for BodyLimitLayer {
-    type Service = BodyLimitService<S>;
-
-    fn layer(&self, inner: S) -> BodyLimitService<S> {
-        BodyLimitService { inner, limit: self.clone() }
-    }
-}
-
-/// A service whose request bodies are limited.
-#[derive(Clone, Debug)]
-pub(super) struct BodyLimitService<S> {
-    inner: S,
-    limit: BodyLimitLayer,
-}
-
-impl<S> Service<Request<Body>> for BodyLimitService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Middleware for LimitBodies {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
         let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);
         let streamed = request.uri().path().starts_with(STREAMED);
         let charge = (!streamed).then(|| {
             Arc::new(MemoryCharge {
                 identity: identity.unwrap_or_default(),
-                total: self.limit.total.clone(),
-                all_max: self.limit.all_max,
+                total: self.total.clone(),
+                all_max: self.all_max,
                 charged: AtomicUsize::new(0),
             })
         });
         let counter = MessageCounter::for_method(request.uri().path());
         let request =
             request.map(|body| Body::new(LimitedBody { body, counter, bytes: 0, charge: charge.clone() }));
-        let response = self.inner.call(request);
+        let response = inner.call(request);
         Box::pin(async move {
             let response = response.await?;
             // The handler holds the decoded message until here.

@@ -353,14 +353,16 @@ mod tests {
 
     #[tokio::test]
     async fn request_with_the_token_authenticates_its_connection_and_one_without_does_not() {
-        use crate::api::auth::AuthLayer;
+        use crate::api::auth::Auth;
+        use crate::api::middleware::Before;
         use crate::api::proto::v1;
         let (listener, address) = listener().await;
         let (sender, mut infos) = tokio::sync::mpsc::unbounded_channel();
         let incoming = accept(listener, 4, Duration::from_secs(60))
             .map(move |accepted| accepted.inspect(|connection| drop(sender.send(connection.connect_info()))));
         let (_, health) = tonic_health::server::health_reporter();
-        let server = tonic::transport::Server::builder().layer(AuthLayer::new("right")).add_service(health);
+        let server =
+            tonic::transport::Server::builder().layer(Before(Auth::new("right"))).add_service(health);
         let server = tokio::spawn(server.serve_with_incoming(incoming));
         for (token, authenticated) in [("Bearer right", true), ("Bearer wrong", false)] {
             let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));

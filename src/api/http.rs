@@ -1,8 +1,5 @@
 //! What the API's port serves to plain HTTP clients: health, readiness and metrics.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,8 +8,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::Request;
 use tonic::body::Body;
-use tower::{Layer, Service, ServiceExt};
+use tower::ServiceExt;
 
+use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::broker::{Answer, Query};
 use crate::runtime::error::CallError;
 use crate::runtime::handle::Handle;
@@ -31,9 +29,9 @@ pub(super) fn is_plain(path: &str) -> bool {
 
 /// Answers plain HTTP requests; all others go on to gRPC, whose layers would refuse these.
 #[derive(Clone, Debug)]
-pub(super) struct HttpLayer(Router);
+pub(super) struct PlainHttp(Router);
 
-impl HttpLayer {
+impl PlainHttp {
     pub(super) fn new(broker: Handle) -> Self {
         let router = Router::new()
             .route(WITHOUT_TOKEN[0], get(async || "ok\n"))
@@ -43,40 +41,12 @@ impl HttpLayer {
     }
 }
 
-impl<S> Layer<S> for HttpLayer {
-    type Service = HttpService<S>;
-
-    fn layer(&self, inner: S) -> HttpService<S> {
-        HttpService { inner, router: self.0.clone() }
-    }
-}
-
-/// A service to which plain HTTP requests don't come.
-#[derive(Clone, Debug)]
-pub(super) struct HttpService<S> {
-    inner: S,
-    router: Router,
-}
-
-impl<S> Service<Request<Body>> for HttpService<S>
-where
-    S: Service<Request<Body>, Response = http::Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Middleware for PlainHttp {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
         if !is_plain(request.uri().path()) {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(inner.call(request));
         }
-        let answer = self.router.clone().oneshot(request);
+        let answer = self.0.clone().oneshot(request);
         Box::pin(async move {
             let response = answer.await.unwrap_or_else(|never| match never {});
             Ok(response.map(Body::new))

@@ -1,52 +1,22 @@
 //! Measures calls: how long each takes until its response begins, by method and code.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{Request, Response};
 use tonic::Code;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
+use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::telemetry::broker::BrokerMetrics;
 
 /// Measures the calls of a service.
 #[derive(Clone, Debug)]
-pub(super) struct MeasuredLayer(pub(super) BrokerMetrics);
+pub(super) struct Measure(pub(super) BrokerMetrics);
 
-impl<S> Layer<S> for MeasuredLayer {
-    type Service = MeasuredService<S>;
-
-    fn layer(&self, inner: S) -> MeasuredService<S> {
-        MeasuredService { inner, metrics: self.0.clone() }
-    }
-}
-
-/// A service whose calls are measured.
-#[derive(Clone, Debug)]
-pub(super) struct MeasuredService<S> {
-    inner: S,
-    metrics: BrokerMetrics,
-}
-
-impl<S> Service<Request<Body>> for MeasuredService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let call = Call::begin(self.metrics.clone(), request.uri().path());
-        let response = self.inner.call(request);
+impl Middleware for Measure {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
+        let call = Call::begin(self.0.clone(), request.uri().path());
+        let response = inner.call(request);
         Box::pin(async move {
             let response = response.await?;
             call.end(&response);

@@ -17,6 +17,7 @@ mod job;
 mod logs;
 mod measured;
 mod message_counter;
+mod middleware;
 mod page;
 mod pool;
 pub mod proto;
@@ -30,6 +31,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use middleware::Before;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 use tonic::Status;
@@ -128,14 +130,14 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .layer(measured::MeasuredLayer(metrics))
-        .layer(in_flight::InFlightLayer)
-        .layer(auth::AuthLayer::new(token))
-        .layer(http::HttpLayer::new(plain))
+        .layer(Before(measured::Measure(metrics)))
+        .layer(Before(in_flight::CountInFlight))
+        .layer(Before(auth::Auth::new(token)))
+        .layer(Before(http::PlainHttp::new(plain)))
         // Inside of it requests and responses are those of gRPC.
         .layer(tonic_web::GrpcWebLayer::new())
-        .layer(response_limit::ResponseLimitLayer::new(limits.memory.responses))
-        .layer(body_limit::BodyLimitLayer::new(limits.memory.requests));
+        .layer(Before(response_limit::LimitResponses::new(limits.memory.responses)))
+        .layer(Before(body_limit::LimitBodies::new(limits.memory.requests)));
     let mut routes = Routes::new(health);
     routes = routes.add_service(jobs).add_service(pools).add_service(queues).add_service(agents);
     match reflection {

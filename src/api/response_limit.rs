@@ -16,11 +16,11 @@ use prost::bytes::Bytes;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::admission::Identity;
 use super::connection::ConnectionInfo;
 use super::error;
+use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::model::limit::{RESPONSE_BYTES_HELD_MAX, RESPONSES_AT_ONCE_MAX};
 
 /// Methods whose responses are streams: their messages are counted one by one as they are made. The transport's own
@@ -38,7 +38,7 @@ const UNREAD_RETRY: Duration = Duration::from_secs(1);
 
 /// Limits the responses of a service.
 #[derive(Clone, Debug)]
-pub(super) struct ResponseLimitLayer {
+pub(super) struct LimitResponses {
     /// Bytes of all unread responses.
     total: Arc<AtomicUsize>,
     /// Bound of `total`.
@@ -47,7 +47,7 @@ pub(super) struct ResponseLimitLayer {
     making: Arc<Semaphore>,
 }
 
-impl ResponseLimitLayer {
+impl LimitResponses {
     /// Limits what all clients together leave unread to so many bytes.
     pub(super) fn new(all_max: usize) -> Self {
         let (total, making) = (Arc::default(), Arc::new(Semaphore::new(RESPONSES_AT_ONCE_MAX)));
@@ -55,45 +55,17 @@ impl ResponseLimitLayer {
     }
 }
 
-impl<S> Layer<S> for ResponseLimitLayer {
-    type Service = ResponseLimitService<S>;
-
-    fn layer(&self, inner: S) -> ResponseLimitService<S> {
-        ResponseLimitService { inner, limit: self.clone() }
-    }
-}
-
-/// A service whose responses are limited.
-#[derive(Clone, Debug)]
-pub(super) struct ResponseLimitService<S> {
-    inner: S,
-    limit: ResponseLimitLayer,
-}
-
-impl<S> Service<Request<Body>> for ResponseLimitService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Middleware for LimitResponses {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
         let path = request.uri().path();
         if STREAMED.iter().any(|method| path.ends_with(method) || path.starts_with(method)) {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(inner.call(request));
         }
         // Pages are large and take long. Other requests don't wait behind them.
         let is_page = path.rsplit('/').next().is_some_and(|method| method.starts_with("List"));
         let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);
-        let (identity, limit) = (identity.unwrap_or_default(), self.limit.clone());
-        let response = self.inner.call(request);
+        let (identity, limit) = (identity.unwrap_or_default(), self.clone());
+        let response = inner.call(request);
         Box::pin(async move {
             let own = identity.pages();
             // The semaphores are never closed.
