@@ -36,7 +36,7 @@ pub struct Jobs {
 pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// How often one submit is decided if its dependencies end in the meantime.
-const SUBMIT_ATTEMPTS_MAX: u32 = 3;
+pub(super) const SUBMIT_ATTEMPTS_MAX: u32 = 3;
 /// Attempts of an ended job that are read for the pools in which it ran.
 const ATTEMPTS_SHOWN: usize = 4;
 /// Phases in a filter: as many as there are.

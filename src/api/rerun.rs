@@ -4,7 +4,7 @@ use prost::Message;
 use tonic::Status;
 
 use super::admission::Identity;
-use super::job::Jobs;
+use super::job::{Jobs, SUBMIT_ATTEMPTS_MAX};
 use super::proto::v1;
 use super::{Mutation, error, mutate};
 use crate::model::attempt::OutcomeKind;
@@ -39,29 +39,39 @@ impl Jobs {
         let id = job.id;
         let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
         let Some(ended) = ended else { return Err(error::not_found("job", &job.name)) };
-        let Some((mut spec, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
+        let Some((asked, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
             return Err(error::nothing_to_rerun(&format!("every unit of job {name} succeeded")));
         };
-        let without = self.remove_ended_dependencies(&mut spec).await?;
         let mut name_prefix = job.name.clone();
         name_prefix.truncate(NAME_LEN_MAX - SUFFIX.len() - NUMBER_LEN);
         name_prefix.push_str(SUFFIX);
-        let submission = Submission {
-            name: message.name.clone(),
-            name_prefix: name_prefix.clone(),
-            queue: job.queue.clone(),
-            spec,
-            allow_pending: message.allow_pending,
+        let mut attempts = 0;
+        let (outcome, without) = loop {
+            let mut spec = asked.clone();
+            let without = self.remove_ended_dependencies(&mut spec).await?;
+            let submission = Submission {
+                name: message.name.clone(),
+                name_prefix: name_prefix.clone(),
+                queue: job.queue.clone(),
+                spec,
+                allow_pending: message.allow_pending,
+            };
+            let mutation = Mutation {
+                identity,
+                method: "Rerun",
+                token: &message.token,
+                fingerprint: &fingerprint,
+                jobs: 1,
+                command: Command::Submit { jobs: vec![submission] },
+            };
+            attempts += 1;
+            match mutate(&self.broker, &self.admission, mutation).await? {
+                // A dependency has ended since it was looked up.
+                Err(CallError::Rejected(Rejection::BadDependency { .. }))
+                    if attempts < SUBMIT_ATTEMPTS_MAX => {}
+                outcome => break (outcome, without),
+            }
         };
-        let mutation = Mutation {
-            identity,
-            method: "Rerun",
-            token: &message.token,
-            fingerprint: &fingerprint,
-            jobs: 1,
-            command: Command::Submit { jobs: vec![submission] },
-        };
-        let outcome = mutate(&self.broker, &self.admission, mutation).await?;
         let (reply, revision) = outcome.map_err(|error| error::call(without_path(error)))?;
         let Reply::Submitted { first, .. } = reply else {
             return Err(Status::internal("unexpected reply to a rerun"));

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::{defined, opts, process};
+use super::{defined, process};
 use crate::model::attempt::OutcomeKind;
 
 /// Health and counters of one pool's agent. Updated by the agent's loop, read by its web server.
@@ -27,7 +27,7 @@ pub struct PoolHealth {
 impl PoolHealth {
     /// The health of a pool whose backend is not open yet: all flags are false, all counts 0.
     pub fn new(pool: &str) -> Self {
-        let of = |name: &str, help: &str| opts(name, help).const_label("pool", pool);
+        let of = |name: &str, help: &str| Opts::new(name, help).const_label("pool", pool);
         let gauge = |name: &str, help: &str| defined(IntGauge::with_opts(of(name, help)));
         let counter = |name: &str, help: &str| defined(IntCounter::with_opts(of(name, help)));
         let ended = of("weir_agent_ended_total", "Attempts that ended, by outcome.");

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use strum::VariantNames;
 
-use super::{opts, process, registered};
+use super::{process, registered};
 use crate::model::attempt::OutcomeKind;
 use crate::model::pool::Connectivity;
 use crate::model::queue::Limits;
@@ -62,7 +62,7 @@ impl BrokerMetrics {
             registered(&registry, Histogram::with_opts(options))
         };
         let counters = |name: &str, help: &str, label: &str, values: &[&str]| {
-            let counters = registered(&registry, IntCounterVec::new(opts(name, help), &[label]));
+            let counters = registered(&registry, IntCounterVec::new(Opts::new(name, help), &[label]));
             // A rate needs the zero before the first event.
             for value in values {
                 counters.with_label_values(&[value]);
@@ -75,7 +75,7 @@ impl BrokerMetrics {
         };
         let codes: Vec<&str> = Rejection::MANUAL.iter().map(|entry| entry.code).collect();
         let outcomes: Vec<&str> = OutcomeKind::ALL.iter().map(|kind| kind.code()).collect();
-        let build = opts("weir_build_info", "The version that runs; always 1.")
+        let build = Opts::new("weir_build_info", "The version that runs; always 1.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
         registered(&registry, IntGauge::with_opts(build)).set(1);
         let metrics = Self {
@@ -135,11 +135,11 @@ impl BrokerMetrics {
             ),
             rpcs_in_flight: registered(
                 &registry,
-                IntGauge::with_opts(opts("weir_rpcs_in_flight", "Calls whose response has not begun.")),
+                IntGauge::with_opts(Opts::new("weir_rpcs_in_flight", "Calls whose response has not begun.")),
             ),
             writable: registered(
                 &registry,
-                IntGauge::with_opts(opts(
+                IntGauge::with_opts(Opts::new(
                     "weir_journal_writable",
                     "Whether the journal can be written. If not, only reads are answered.",
                 )),
@@ -260,12 +260,13 @@ impl Figures {
         let registry = Registry::new();
         process::register(&registry);
         let gauges = |name: &str, help: &str, labels: &[&str]| {
-            registered(&registry, IntGaugeVec::new(opts(name, help), labels))
+            registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
         };
         let amounts = |name: &str, help: &str, labels: &[&str]| {
-            registered(&registry, GaugeVec::new(opts(name, help), labels))
+            registered(&registry, GaugeVec::new(Opts::new(name, help), labels))
         };
-        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::with_opts(opts(name, help)));
+        let gauge =
+            |name: &str, help: &str| registered(&registry, IntGauge::with_opts(Opts::new(name, help)));
         let of_pool = ["pool", "resource"];
         let of_queue = ["queue", "resource"];
         Self {

@@ -7,7 +7,7 @@ mod process;
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{Opts, Registry, TextEncoder};
+use prometheus::{Registry, TextEncoder};
 
 /// The media type of [`text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
@@ -37,8 +37,4 @@ fn registered<M: Collector + Clone + 'static>(registry: &Registry, metric: prome
     let metric = defined(metric);
     defined(registry.register(Box::new(metric.clone())));
     metric
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help)
 }

@@ -1,14 +1,14 @@
 //! Metrics of the process, under the names that all Prometheus libraries give them.
 
-use prometheus::{Gauge, Registry};
+use prometheus::{Gauge, Opts, Registry};
 
-use super::{opts, registered};
+use super::registered;
 
 /// Registers the process's metrics with their present values. What can't be read is left out.
 pub(super) fn register(registry: &Registry) {
     let gauge = |name: &str, help: &str, value: Option<u64>| {
         if let Some(value) = value {
-            registered(registry, Gauge::with_opts(opts(name, help))).set(value as f64);
+            registered(registry, Gauge::with_opts(Opts::new(name, help))).set(value as f64);
         }
     };
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.", resident_bytes());
