@@ -36,6 +36,8 @@ pub const JOB_FAILED: u8 = 12;
 pub const SIMULATED: u8 = 13;
 /// Exit code: a timeout expired. The same as that of GNU `timeout`.
 pub const TIMED_OUT: u8 = 124;
+/// Exit code of `run` if the job was cancelled. The same as that of a command that Ctrl-C ends in a shell.
+pub const CANCELLED: u8 = 130;
 /// Exit code of `run` if Weir itself failed, since `run` otherwise returns the job's exit code. Docker uses
 /// the same.
 pub const RUN_FAILED: u8 = 125;

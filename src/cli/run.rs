@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
-use super::exit::RUN_FAILED;
+use super::exit::{CANCELLED, RUN_FAILED};
 use super::follow::{Task, follow};
 use super::job_file::{as_flag, in_file};
 use super::job_list::find_job_with_retries;
 use super::job_wait::{Contact, current, ended};
 use super::language::reason_text;
 use super::output::{print, report};
-use super::{Connect, Failure, quantity, terminated};
+use super::{Connect, Failure, quantity};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::text::escape;
@@ -121,8 +122,12 @@ impl Run {
             jobs: vec![submission],
             allow_pending: self.allow_pending,
         };
-        let call = || async { client.jobs().submit(request.clone()).await };
-        let response = with_retries(SUBMIT_TIMEOUT, call).await;
+        let mut interrupts = if self.detach { None } else { Some(Interrupts::listen()?) };
+        let submit = with_retries(SUBMIT_TIMEOUT, || async { client.jobs().submit(request.clone()).await });
+        let (response, interrupted) = match &mut interrupts {
+            Some(interrupts) => answer_despite(interrupts, submit).await?,
+            None => (submit.await, false),
+        };
         let response = response.map_err(|status| {
             Failure::from(status).with_fields(|field| {
                 let field = field.strip_prefix("jobs[0].").unwrap_or(field);
@@ -132,13 +137,13 @@ impl Run {
         let Some(job) = response.into_inner().jobs.pop() else {
             return Err(Failure::new(RUN_FAILED, "the broker accepted no job"));
         };
-        if self.detach {
+        let Some(mut interrupts) = interrupts else {
             print(&format!("{}\n", job_name(&connect.queue, &job.name)))?;
             return Ok(0);
-        }
+        };
         let at = v1::JobRef { id: job.id, ..v1::JobRef::default() };
         let units = if self.gang.is_some() { 1 } else { self.count.unwrap_or(1) };
-        stream_until_ended(&client, at, units, self.gang.unwrap_or(1)).await
+        stream_until_ended(&client, at, units, self.gang.unwrap_or(1), &mut interrupts, interrupted).await
     }
 
     fn submission(&self, queue: &str) -> Result<v1::Submission, Failure> {
@@ -235,9 +240,16 @@ const WAIT_REASON_DELAY: Duration = Duration::from_secs(2);
 /// How often `run` checks whether the job's pool is still in contact.
 const CONTACT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Streams the output of a job until it has ended. Ctrl-C, SIGTERM, the end of the terminal or of standard output's reader
-/// cancels the job; a second signal exits.
-async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: u32) -> Result<u8, Failure> {
+/// Streams the output of a job until it has ended. An interrupt, also an earlier one (`interrupted`), or the end of
+/// standard output's reader cancels the job; another interrupt exits.
+async fn stream_until_ended(
+    client: &Client,
+    at: v1::JobRef,
+    units: u32,
+    tasks: u32,
+    interrupts: &mut Interrupts,
+    interrupted: bool,
+) -> Result<u8, Failure> {
     let streams = async {
         let mut following = Vec::new();
         if units.max(tasks) > STREAMED_MAX {
@@ -269,8 +281,8 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
     let obstacles = tokio::spawn(print_obstacles(client.clone(), at.clone()));
     tokio::select! {
         done = &mut streams => return done.and_then(|(job, complete)| exit_code(&job, complete)),
-        () = terminated() => {}
-        () = hung_up() => {}
+        () = interrupts.next(), if !interrupted => {}
+        () = std::future::ready(()), if interrupted => {}
         () = reader_gone() => report("weir: the reader of standard output has closed it"),
     }
     obstacles.abort();
@@ -279,18 +291,65 @@ async fn stream_until_ended(client: &Client, at: v1::JobRef, units: u32, tasks: 
     with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
         done = &mut streams => done.and_then(|(job, complete)| exit_code(&job, complete)),
-        () = terminated() => Ok(130),
+        () = interrupts.next() => Ok(CANCELLED),
     }
 }
 
-/// Completes at SIGHUP: the terminal is closed. Never under `nohup`.
-async fn hung_up() {
-    if is_hangup_ignored() {
-        return std::future::pending().await;
+/// Awaits the answer to a submit, also when an interrupt comes first, and returns whether one did: the broker may
+/// have accepted the job already, and only its answer has the id by which the job can be cancelled.
+async fn answer_despite<T>(
+    interrupts: &mut Interrupts,
+    submit: impl Future<Output = T>,
+) -> Result<(T, bool), Failure> {
+    tokio::pin!(submit);
+    tokio::select! {
+        answer = &mut submit => return Ok((answer, false)),
+        () = interrupts.next() => {}
     }
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
-        Ok(mut signals) => drop(signals.recv().await),
-        Err(_) => std::future::pending().await,
+    report("waiting for the broker's answer, to cancel the job; press Ctrl-C again to exit without it");
+    tokio::select! {
+        answer = &mut submit => Ok((answer, true)),
+        () = interrupts.next() => {
+            let message = "interrupted before the broker answered: the job may have been submitted";
+            Err(Failure::new(RUN_FAILED, message).hint("weir get jobs"))
+        }
+    }
+}
+
+/// The signals that ask `run` to end: Ctrl-C, SIGTERM, and SIGHUP (the terminal is closed) unless this process was
+/// started with it ignored, as by `nohup`. From `listen` on they no longer end the process by themselves.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Option<Signal>,
+}
+
+impl Interrupts {
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(RUN_FAILED, format!("can't listen for signals: {error}")))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: if is_hangup_ignored() { None } else { Some(listen(SignalKind::hangup())?) },
+        })
+    }
+
+    /// Completes at the next signal since `listen`.
+    async fn next(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => drop(hangup.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = hangup => {}
+        }
     }
 }
 
@@ -392,7 +451,7 @@ fn exit_code(job: &v1::Job, complete: bool) -> Result<u8, Failure> {
             // A failed job must not exit with 0, regardless of the reported code.
             return Ok(u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(RUN_FAILED));
         }
-        _ if job.phase() == v1::JobPhase::Cancelled => 130,
+        _ if job.phase() == v1::JobPhase::Cancelled => CANCELLED,
         _ => RUN_FAILED,
     };
     if !failure.code.is_empty() {

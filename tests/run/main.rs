@@ -304,6 +304,35 @@ fn run_ends_its_job_when_its_terminal_or_the_reader_of_its_output_is_gone() {
     assert_eq!(run.wait().expect("its status").code(), Some(0));
 }
 
+/// A signal that comes while the broker is deciding about the job must not leave a job that nobody waits for.
+#[test]
+fn run_cancels_its_job_when_it_is_interrupted_before_the_broker_answers() {
+    let (home, dev) = dev();
+    let dev = rustix::process::Pid::from_child(&dev.0);
+    let signal = |pid, signal| rustix::process::kill_process(pid, signal).expect("a signal");
+    let mut run = home.weir(&["run", "--", "sleep", "1000"]);
+    signal(dev, rustix::process::Signal::STOP);
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("weir run");
+    let pid = rustix::process::Pid::from_child(&run);
+    until("run catches signals", Duration::from_secs(60), || catches_terminate(pid));
+    signal(pid, rustix::process::Signal::TERM);
+    // The signal arrives before the broker goes on.
+    std::thread::sleep(Duration::from_millis(100));
+    signal(dev, rustix::process::Signal::CONT);
+    assert_eq!(run.wait().expect("its status").code(), Some(130));
+    assert_eq!(home.run(&["get", "jobs", "-o", "name"]).1, "");
+    assert!(home.run(&["get", "jobs", "--all"]).1.contains("CANCELLED"));
+}
+
+/// Returns whether a process handles SIGTERM itself.
+fn catches_terminate(pid: rustix::process::Pid) -> bool {
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+    let terminate = 1 << (rustix::process::Signal::TERM.as_raw() - 1);
+    u64::from_str_radix(caught.trim(), 16).expect("a mask of signals") & terminate != 0
+}
+
 /// Starts a command that sleeps, by a `weir run` that gets SIGHUP as `env` sets it.
 fn hung_up(home: &Home, signal: &str, seconds: &str) -> std::process::Child {
     let weir = home.weir(&["run", "--pool", "local", "--", "sleep", seconds]);
