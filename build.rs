@@ -32,7 +32,8 @@ fn compile_api() -> Result<(), Box<dyn Error>> {
     std::fs::write(out_dir()?.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
     let mut config = tonic_prost_build::configure()
         .type_attribute(".", "#[derive(serde::Serialize)] #[serde(rename_all = \"snake_case\")]")
-        .btree_map(".");
+        .btree_map(".")
+        .codec_path("crate::api::codec::CountingCodec");
     // Enums print as their names; the client's JSON and YAML are made from these types.
     let set = compiler.file_descriptor_set();
     for message in
@@ -46,7 +47,10 @@ fn compile_api() -> Result<(), Box<dyn Error>> {
                 config.field_attribute(format!("weir.v1.{}.{}", message.name(), field.name()), attribute);
         }
     }
-    config.compile_fds(set)?;
+    // The codec looks a request's type up by name.
+    let mut names = prost_build::Config::new();
+    names.enable_type_names();
+    config.compile_fds_with_config(set, names)?;
     Ok(())
 }
 

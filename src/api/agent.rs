@@ -12,7 +12,7 @@ use super::client::Client;
 use super::proto::v1;
 use super::response_stream::ResponseStream;
 use super::{body_limit, convert, error};
-use crate::broker::{Answer, Query};
+use crate::broker::query::GetPool;
 use crate::model::exchange::{FrameCheck, FrameCounter, FromAgent, Hello, RefusedCode, ToAgent};
 use crate::model::id::AttemptId;
 use crate::model::time::Timestamp;
@@ -55,7 +55,7 @@ impl v1::agent_service_server::AgentService for Agents {
                             Some(Ok(frame)) => frame,
                             // Too long, or undecodable: report it if the agent still reads.
                             Some(Err(status)) => {
-                                let status = body_limit::decode_error(&status).unwrap_or(status);
+                                let status = body_limit::decode_error(status);
                                 let _ = sender.send(Err(status)).await;
                                 break;
                             }
@@ -92,15 +92,13 @@ impl v1::agent_service_server::AgentService for Agents {
     ) -> Result<Response<Self::ServeLogsStream>, Status> {
         let mut incoming = request.into_inner();
         let first = incoming.message().await;
-        let first = first.map_err(|status| body_limit::decode_error(&status).unwrap_or(status))?;
+        let first = first.map_err(body_limit::decode_error)?;
         let first = first.and_then(|message| message.body);
         let Some(v1::serve_logs_request::Body::Hello(hello)) = first else {
             return Err(error::invalid(convert::invalid("hello", "the first message must be a hello")));
         };
         let hello = convert::hello(&hello).map_err(error::invalid)?;
-        let query = Query::Pool(hello.pool.name.clone());
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Pool(Some(pool)) = answer else {
+        let Some(pool) = self.broker.query(GetPool(hello.pool.name.clone())).await?.1 else {
             return Err(error::not_found("pool", &hello.pool.name));
         };
         if !pool.pool.is_bound_to(&hello) {

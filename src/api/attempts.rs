@@ -2,10 +2,9 @@
 
 use tonic::Status;
 
-use super::error;
 use super::job::Jobs;
 use super::page::Place;
-use crate::broker::{Answer, Query};
+use crate::broker::query::{GetStatus, ListAttempts, ListFailedUnits};
 use crate::model::id::{JobId, JournalId};
 use crate::state::view::{AttemptView, JobView, failed_units_from};
 
@@ -20,14 +19,11 @@ impl Jobs {
     pub(super) async fn attempts(&self, job: &JobView, after: Place, limit: usize) -> Result<Page, Status> {
         let id = job.id;
         // One more than asked for shows whether another page follows.
-        let query = Query::Attempts { job: id, after: after.0.checked_sub(1), limit: limit + 2 };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else {
-            return Err(Status::internal("unexpected answer to a query of attempts"));
-        };
+        let query = ListAttempts { job: id, after: after.0.checked_sub(1), limit: limit + 2 };
+        let (_, live) = self.broker.query(query).await?;
         let journal = self.journal().await?;
         let ended = self.broker.archive_page(move |archive| archive.attempts(id, after, limit + 1));
-        let ended = ended.await.map_err(error::call)?;
+        let ended = ended.await?;
         let mut all: Vec<AttemptView> = ended.iter().map(|attempt| attempt.view(journal)).collect();
         let place = |attempt: &AttemptView| (attempt.id.unit, attempt.id.number);
         // One that ended between the two reads is in both.
@@ -75,27 +71,22 @@ impl Jobs {
             }
             Ok((attempts, next))
         });
-        let (attempts, next) = read.await.map_err(error::call)?;
+        let (attempts, next) = read.await?;
         Ok((attempts.iter().map(|attempt| attempt.view(journal)).collect(), next))
     }
 
     async fn failed_units(&self, job: &JobView, from: u32, limit: usize) -> Result<Vec<u32>, Status> {
         let id: JobId = job.id;
-        let query = Query::FailedUnits { job: id, from, limit };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        if let Answer::FailedUnits(Some(units)) = answer {
+        if let (_, Some(units)) = self.broker.query(ListFailedUnits { job: id, from, limit }).await? {
             return Ok(units);
         }
-        let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
+        let ended = self.broker.archive(move |archive| archive.job(id)).await?;
         Ok(ended.map_or_else(Vec::new, |ended| failed_units_from(&ended.job.groups, from, limit)))
     }
 
     /// The id of the broker's journal, with which the ids of attempts begin.
     pub(super) async fn journal(&self) -> Result<JournalId, Status> {
-        let (_, status) = self.broker.query(Query::Status).await.map_err(error::call)?;
-        let Answer::Status { journal, .. } = status else {
-            return Err(Status::internal("unexpected answer to a status query"));
-        };
-        Ok(journal)
+        let (_, status) = self.broker.query(GetStatus).await?;
+        Ok(status.journal)
     }
 }

@@ -13,27 +13,17 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::admission::Identity;
+use super::codec::CHARGE;
 use super::connection::ConnectionInfo;
 use super::error;
-use super::message_counter::MessageCounter;
 use super::middleware::{Inner, Middleware, ResponseFuture};
-use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX, REQUEST_ENTRIES_MAX};
+use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX};
 
 /// Agent sessions. Their messages are processed one at a time as they arrive, so only each message
 /// counts, not their sum.
 const STREAMED: &str = "/weir.v1.AgentService/";
 /// Retry delay for a client whose request exceeds the memory limits.
 const MEMORY_RETRY: Duration = Duration::from_millis(500);
-/// How tonic's messages begin for a body that can't be decoded. Tonic reports these as `INTERNAL`,
-/// an error of the server, which would alert an operator to a client's bug.
-const DECODE_ERRORS: [&str; 5] = [
-    "failed to decode Protobuf message",
-    "protocol error: received message",
-    "Unexpected EOF decoding stream",
-    "Missing request message",
-    "Error decompressing",
-];
-
 /// Limits the memory that request bodies take: received bytes plus an estimate of the decoded message.
 ///
 /// Without it each stream of a connection could send all but the last byte of a request of maximum
@@ -61,57 +51,62 @@ impl Middleware for LimitBodies {
                 identity: identity.unwrap_or_default(),
                 total: self.total.clone(),
                 all_max: self.all_max,
+                bytes: AtomicUsize::new(0),
                 charged: AtomicUsize::new(0),
             })
         });
-        let counter = MessageCounter::for_method(request.uri().path());
-        let request =
-            request.map(|body| Body::new(LimitedBody { body, counter, bytes: 0, charge: charge.clone() }));
-        let response = inner.call(request);
-        Box::pin(async move {
-            let response = response.await?;
-            // The handler holds the decoded message until here.
-            drop(charge);
-            Ok(as_client_error(response))
-        })
+        let Some(charge) = charge else { return Box::pin(inner.call(request)) };
+        let request = request.map(|body| Body::new(LimitedBody { body, charge: charge.clone() }));
+        // The handler holds the decoded message until the response begins, and with it the charge.
+        let response = CHARGE.scope(charge, inner.call(request));
+        Box::pin(async move { Ok(as_client_error(response.await?)) })
     }
 }
 
-/// Turns an internal error about an undecodable body into an invalid argument.
+/// Turns an error of the transport about an undecodable body into an invalid argument. The transport reports it as
+/// `INTERNAL`, an error of the server, which would alert an operator to a client's bug. Weir's own internal errors carry
+/// details.
 fn as_client_error(mut response: Response<Body>) -> Response<Body> {
     let internal = response.headers().get("grpc-status").is_some_and(|code| code.as_bytes() == b"13");
-    if internal
-        && let Some(status) = Status::from_header_map(response.headers())
-        && let Some(status) = decode_error(&status)
-    {
-        response = status.into_http();
+    if internal && let Some(status) = Status::from_header_map(response.headers()) {
+        response = decode_error(status).into_http();
     }
     response
 }
 
-/// The status of an undecodable body as a client error; `None` for every other status.
-pub(super) fn decode_error(status: &Status) -> Option<Status> {
-    let undecodable = DECODE_ERRORS.iter().any(|prefix| status.message().starts_with(prefix));
-    (status.code() == Code::Internal && undecodable).then(|| error::unreadable(status.message()))
+/// The error of a received body as the client's, if it could not be decoded; every other error as it is.
+pub(super) fn decode_error(status: Status) -> Status {
+    let undecodable = status.code() == Code::Internal && status.details().is_empty();
+    if undecodable { error::unreadable(status.message()) } else { status }
 }
 
-/// Memory charged to one request. The first [`REQUEST_BYTES_FREE`] bytes are free of charge: the limit
+/// Memory charged to one request: its bytes as they arrive, and its entries before they are decoded. The first [`REQUEST_BYTES_FREE`] bytes are free of charge: the limit
 /// on streams bounds the number of small requests.
 #[derive(Debug)]
-struct MemoryCharge {
+pub(super) struct MemoryCharge {
     identity: Identity,
     total: Arc<AtomicUsize>,
     /// Bound of `total`.
     all_max: usize,
+    bytes: AtomicUsize,
     charged: AtomicUsize,
 }
 
 impl MemoryCharge {
-    /// Charges the request for `bytes` in all.
+    /// Charges the request for messages and list entries that are about to be decoded.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub(super) fn add_entries(&self, entries: usize) -> Result<(), Status> {
+        self.add(ENTRY_BYTES * entries)
+    }
+
+    /// Charges the request for `bytes` more.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the client's or all requests then exceed their limit.
-    fn grow_to(&self, bytes: usize) -> Result<(), Status> {
+    fn add(&self, bytes: usize) -> Result<(), Status> {
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let charged = self.charged.load(Ordering::Relaxed);
         let more = bytes.saturating_sub(REQUEST_BYTES_FREE).saturating_sub(charged);
         if more == 0 {
@@ -144,31 +139,10 @@ impl Drop for MemoryCharge {
     }
 }
 
-/// A request body that is counted as it arrives.
+/// A request body that is charged as it arrives.
 struct LimitedBody {
     body: Body,
-    /// `None` for methods outside `weir.v1`.
-    counter: Option<MessageCounter>,
-    bytes: usize,
-    /// `None` for streams, whose messages are processed one at a time.
-    charge: Option<Arc<MemoryCharge>>,
-}
-
-impl LimitedBody {
-    fn count(&mut self, data: &[u8]) -> Result<(), Status> {
-        self.bytes += data.len();
-        let mut entries = 0;
-        if let Some(counter) = &mut self.counter {
-            counter.feed(data);
-            entries = counter.entries();
-        }
-        if entries > REQUEST_ENTRIES_MAX {
-            let message =
-                format!("the request has more than {REQUEST_ENTRIES_MAX} messages and list entries");
-            return Err(error::unreadable(&message));
-        }
-        self.charge.as_ref().map_or(Ok(()), |charge| charge.grow_to(self.bytes + ENTRY_BYTES * entries))
-    }
+    charge: Arc<MemoryCharge>,
 }
 
 impl http_body::Body for LimitedBody {
@@ -183,7 +157,7 @@ impl http_body::Body for LimitedBody {
         Poll::Ready(frame.map(|frame| {
             let frame = frame?;
             if let Some(data) = frame.data_ref() {
-                self.count(data)?;
+                self.charge.add(data.len())?;
             }
             Ok(frame)
         }))

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tonic::Status;
 
+use super::convert;
 use super::job::Jobs;
 use super::proto::v1;
-use super::{convert, error};
 use crate::model::id::JobId;
 use crate::model::limit::PAGE_MAX;
 use crate::model::spec::{DependencyCondition, JobSpec};
-use crate::state::job::JobEnd;
 use crate::state::rejection::{Rejection, UnmetDependency};
 
 impl Jobs {
@@ -20,8 +19,8 @@ impl Jobs {
         let mut pending = Vec::new();
         for edge in std::mem::take(&mut spec.depends_on) {
             let id = edge.job;
-            let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
-            if !ended.is_some_and(|job| is_met(edge.condition, job.end)) {
+            let ended = self.broker.archive(move |archive| archive.job(id)).await?;
+            if !ended.is_some_and(|job| job.end.meets(edge.condition)) {
                 pending.push(edge);
             }
         }
@@ -43,7 +42,7 @@ impl Jobs {
             let end = job.map(|job| job.phase.end());
             match end {
                 Some(None) => live.push(edge),
-                Some(Some(end)) if is_met(edge.condition, end) => {}
+                Some(Some(end)) if end.meets(edge.condition) => {}
                 // However it ended.
                 None if edge.condition == DependencyCondition::Any => {}
                 Some(Some(_)) | None => {
@@ -92,14 +91,5 @@ impl Jobs {
                 (edge.queue, edge.name) = (queue.clone(), name.clone());
             }
         }
-    }
-}
-
-/// A job that ended so fulfils the condition.
-fn is_met(condition: DependencyCondition, end: JobEnd) -> bool {
-    match condition {
-        DependencyCondition::Any => true,
-        DependencyCondition::Succeeded => end == JobEnd::Succeeded,
-        DependencyCondition::Failed => end == JobEnd::Failed,
     }
 }

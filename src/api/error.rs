@@ -41,8 +41,14 @@ pub fn call(error: CallError) -> Status {
     }
 }
 
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        call(error)
+    }
+}
+
 /// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
-pub const MANUAL: [Entry; 3] = [
+pub const MANUAL: [Entry; 4] = [
     Entry::new(
         "Unreadable",
         Text::new("the request body could not be decoded", "无法解码请求体"),
@@ -73,6 +79,11 @@ pub const MANUAL: [Entry; 3] = [
             "等它结束；要全部重跑请重新提交",
         ),
     ),
+    Entry::new(
+        "Internal",
+        Text::new("the broker made an error of its own", "调度服务自身出错"),
+        Text::new("report it with the broker's log", "请附上调度服务的日志进行报告"),
+    ),
 ];
 
 /// `INVALID_ARGUMENT` for a request body that can't be decoded.
@@ -85,6 +96,12 @@ pub(super) fn unreadable(message: &str) -> Status {
 pub(super) fn nothing_to_rerun(message: &str) -> Status {
     let details = ErrorDetails::with_error_info(MANUAL[2].code, DOMAIN, HashMap::new());
     Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
+}
+
+/// `INTERNAL` for an error of this program. The details distinguish it from the transport's errors of this code.
+pub(super) fn internal(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(MANUAL[3].code, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Internal, header_text(message), details)
 }
 
 /// `RESOURCE_EXHAUSTED` for a client above its share, which may repeat the request after `wait`.

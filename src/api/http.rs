@@ -11,7 +11,7 @@ use tonic::body::Body;
 use tower::ServiceExt;
 
 use super::middleware::{Inner, Middleware, ResponseFuture};
-use crate::broker::{Answer, Query};
+use crate::broker::query::{GetStatus, ListPools, ListQueues};
 use crate::runtime::error::CallError;
 use crate::runtime::handle::Handle;
 use crate::telemetry;
@@ -75,41 +75,40 @@ async fn metrics(State(broker): State<Handle>) -> Response {
 /// Reads what there is now.
 async fn figures(broker: &Handle) -> Result<Figures, CallError> {
     let figures = Figures::new();
-    let (revision, status) = broker.query(Query::Status).await?;
-    if let Answer::Status { term, jobs, attempts, classes, tokens, memory_bytes, memory_max, .. } = status {
-        figures.set_journal(revision.0, term.0);
-        figures.set_memory(memory_bytes, memory_max);
-        for (kind, count) in
-            [("jobs", jobs), ("attempts", attempts), ("waiting_classes", classes), ("request_tokens", tokens)]
-        {
-            figures.set_objects(kind, count);
-        }
+    let (revision, status) = broker.query(GetStatus).await?;
+    let (_, pools) = broker.query(ListPools).await?;
+    let (_, queues) = broker.query(ListQueues).await?;
+    figures.set_journal(revision.0, status.term.0);
+    figures.set_memory(status.memory_bytes, status.memory_max);
+    for (kind, count) in [
+        ("jobs", status.jobs),
+        ("attempts", status.attempts),
+        ("waiting_classes", status.classes),
+        ("request_tokens", status.tokens),
+        ("pools", pools.len() as u64),
+        ("queues", queues.len() as u64),
+    ] {
+        figures.set_objects(kind, count);
     }
-    if let (_, Answer::Pools(pools)) = broker.query(Query::Pools).await? {
-        figures.set_objects("pools", pools.len() as u64);
-        for (index, view) in pools.iter().enumerate() {
-            let pool = &view.pool;
-            figures.add_pool(
-                index,
-                &PoolFigures {
-                    name: &pool.spec.name,
-                    region: &pool.spec.region.to_string(),
-                    connectivity: pool.connectivity,
-                    is_open: pool.is_open(),
-                    nodes: view.nodes,
-                    attempts: view.attempts,
-                    total: &pool.total,
-                    committed: &pool.committed,
-                },
-            );
-        }
+    for (index, view) in pools.iter().enumerate() {
+        let pool = &view.pool;
+        figures.add_pool(
+            index,
+            &PoolFigures {
+                name: &pool.spec.name,
+                region: &pool.spec.region.to_string(),
+                connectivity: pool.connectivity,
+                is_open: pool.is_open(),
+                nodes: view.nodes,
+                attempts: view.attempts,
+                total: &pool.total,
+                committed: &pool.committed,
+            },
+        );
     }
-    if let (_, Answer::Queues(queues)) = broker.query(Query::Queues).await? {
-        figures.set_objects("queues", queues.len() as u64);
-        for (index, view) in queues.iter().enumerate() {
-            let queue = &view.queue;
-            figures.add_queue(index, &queue.spec.name, queue.jobs, &queue.usage, &queue.spec.limit);
-        }
+    for (index, view) in queues.iter().enumerate() {
+        let queue = &view.queue;
+        figures.add_queue(index, &queue.spec.name, queue.jobs, &queue.usage, &queue.spec.limit);
     }
     Ok(figures)
 }

@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::admission::AdmissionQueue;
 use super::connection::identity_of;
 use super::convert::{self, parse_phase};
+use super::error;
+use super::mutation::Mutations;
 use super::page::{attempts_token, check_count, fill_message, page_size, page_token};
 use super::proto::v1;
-use super::response_stream::{ResponseStream, response_stream};
-use super::{Mutation, error, mutate};
-use crate::broker::{Answer, JobFilter, JobRef, Query};
-
+use super::response_stream::{ResponseStream, spawn_response};
+use super::watch::{JobWatch, watch};
+use crate::broker::query::{GetJob, GetJobs, GetQueue, GetWhy, JobFilter, JobPage, JobRef, ListJobs};
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
@@ -29,11 +28,8 @@ use crate::state::view::JobView;
 #[derive(Clone)]
 pub struct Jobs {
     pub broker: Handle,
-    pub(super) admission: AdmissionQueue,
+    pub(super) mutations: Mutations,
 }
-
-/// Wait while the broker reopens its journal.
-pub(super) const REOPEN_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// How often one submit is decided if its dependencies end in the meantime.
 pub(super) const SUBMIT_ATTEMPTS_MAX: u32 = 3;
@@ -51,31 +47,23 @@ impl v1::job_service_server::JobService for Jobs {
         let identity = identity_of(&request);
         let message = request.into_inner();
         check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
-        let fingerprint = v1::SubmitRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let mut attempts = 0;
         let (reply, revision) = loop {
             let jobs = self.submissions(&message.jobs, message.allow_pending).await?;
-            let mutation = Mutation {
-                identity: &identity,
-                method: "Submit",
-                token: &message.token,
-                fingerprint: &fingerprint,
-                jobs: jobs.len(),
-                command: Command::Submit { jobs },
-            };
             attempts += 1;
-            match mutate(&self.broker, &self.admission, mutation).await? {
+            let count = jobs.len();
+            match self.mutations.decide(&identity, &message, count, Command::Submit { jobs }).await? {
                 // A dependency may end between its lookup and the decision. The archive has it then.
                 Err(CallError::Rejected(Rejection::BadDependency { .. }))
                     if attempts < SUBMIT_ATTEMPTS_MAX => {}
                 Err(CallError::Rejected(rejection)) => {
                     return Err(error::status(&self.explain_dependency(rejection).await));
                 }
-                outcome => break outcome.map_err(error::call)?,
+                outcome => break outcome?,
             }
         };
         let Reply::Submitted { first, .. } = reply else {
-            return Err(Status::internal("unexpected reply to a submit"));
+            return Err(error::internal("unexpected reply to a submit"));
         };
         let jobs =
             message.jobs.into_iter().enumerate().map(|(index, v1::Submission { name, name_prefix, .. })| {
@@ -145,11 +133,8 @@ impl v1::job_service_server::JobService for Jobs {
             phases: phases.collect::<Result<_, _>>().map_err(error::invalid)?,
             labels: message.labels.clone().into_iter().collect(),
         };
-        let query = Query::Jobs { filter: filter.clone(), before, limit };
-        let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Jobs { mut jobs, mut next } = answer else {
-            return Err(Status::internal("unexpected answer to a query of jobs"));
-        };
+        let query = ListJobs { filter: filter.clone(), before, limit };
+        let (revision, JobPage { mut jobs, mut next }) = self.broker.query(query).await?;
         if message.with_ended {
             (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
         }
@@ -178,10 +163,11 @@ impl v1::job_service_server::JobService for Jobs {
             Some(_) => Some(self.find("job", message.job.as_ref()).await?.id),
             None => None,
         };
-        let (sender, stream) = response_stream(&identity);
-        let jobs = self.clone();
-        tokio::spawn(async move { jobs.watch(only, Revision(message.from_revision), sender).await });
-        Ok(Response::new(stream))
+        let watched = JobWatch { jobs: self.clone(), only };
+        let (broker, from) = (self.broker.clone(), Revision(message.from_revision));
+        Ok(Response::new(spawn_response(&identity, |sender| async move {
+            watch(&broker, &watched, from, &sender).await
+        })))
     }
 
     async fn cancel(
@@ -195,26 +181,15 @@ impl v1::job_service_server::JobService for Jobs {
         for (index, at) in message.jobs.iter().enumerate() {
             jobs.push(self.find(&format!("jobs[{index}]"), Some(at)).await?.id);
         }
-        let fingerprint = v1::CancelRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let mutation = Mutation {
-            identity: &identity,
-            method: "Cancel",
-            token: &message.token,
-            fingerprint: &fingerprint,
-            jobs: jobs.len(),
-            command: Command::Cancel { jobs },
-        };
-        let decided = mutate(&self.broker, &self.admission, mutation).await?;
-        let (_, revision) = decided.map_err(error::call)?;
+        let count = jobs.len();
+        let decided = self.mutations.decide(&identity, &message, count, Command::Cancel { jobs }).await?;
+        let (_, revision) = decided?;
         Ok(Response::new(v1::CancelResponse { revision: revision.0 }))
     }
 
     async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
         let job = self.find("job", request.into_inner().job.as_ref()).await?;
-        let (_, answer) = self.broker.query(Query::Why(JobRef::Id(job.id))).await.map_err(error::call)?;
-        let Answer::Why(why) = answer else {
-            return Err(Status::internal("unexpected answer to a query of reasons"));
-        };
+        let (_, why) = self.broker.query(GetWhy(JobRef::Id(job.id))).await?;
         let ended =
             || v1::WhyResponse { job: Some(convert::job_message(&job)), ..v1::WhyResponse::default() };
         Ok(Response::new(why.map_or_else(ended, |why| convert::why_message(&why))))
@@ -236,14 +211,10 @@ impl v1::job_service_server::JobService for Jobs {
             let description = format!("{} is not within 0 and {}", message.task, tasks.saturating_sub(1));
             return Err(error::invalid(convert::invalid("task", description)));
         }
-        let (sender, stream) = response_stream(&identity);
         let jobs = self.clone();
-        tokio::spawn(async move {
-            if let Err(status) = jobs.stream_logs(&job, &message, &sender).await {
-                sender.fail(status).await;
-            }
-        });
-        Ok(Response::new(stream))
+        Ok(Response::new(spawn_response(&identity, |sender| async move {
+            jobs.stream_logs(&job, &message, &sender).await
+        })))
     }
 }
 
@@ -254,14 +225,12 @@ impl Jobs {
         if name.is_empty() {
             return Ok(());
         }
-        let (_, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
-        let Answer::Queues(queues) = answer else { return Ok(()) };
-        if queues.iter().any(|queue| queue.queue.spec.name == name) {
+        if self.broker.query(GetQueue(name.to_owned())).await?.1.is_some() {
             return Ok(());
         }
         let queue = name.to_owned();
         let newest = move |archive: &mut dyn Archive| archive.jobs(Some(&queue), JobId(u64::MAX), 1);
-        if with_ended && !self.broker.archive_page(newest).await.map_err(error::call)?.is_empty() {
+        if with_ended && !self.broker.archive_page(newest).await?.is_empty() {
             return Ok(());
         }
         let description = format!("queue {} does not exist", quote(name));
@@ -318,15 +287,14 @@ impl Jobs {
         } else {
             JobRef::Named { queue: queue.clone(), name: at.name.clone() }
         };
-        let (_, answer) = self.broker.query(Query::Job(reference)).await.map_err(error::call)?;
-        if let Answer::Job(Some(job)) = answer {
+        if let (_, Some(job)) = self.broker.query(GetJob(reference)).await? {
             return Ok(*job);
         }
         let (id, name) = (at.id, at.name.clone());
         let found = self.broker.archive(move |archive| {
             if id > 0 { archive.job(JobId(id)) } else { archive.job_named(&queue, &name) }
         });
-        let found = found.await.map_err(error::call)?;
+        let found = found.await?;
         let shown = if at.id > 0 { at.id.to_string() } else { at.name.clone() };
         found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &shown))
     }
@@ -355,7 +323,7 @@ impl Jobs {
         // A look-up of one job does not wait behind pages.
         let read =
             if single { self.broker.archive(read).await } else { self.broker.archive_page(read).await };
-        let mut pools = read.map_err(error::call)?;
+        let mut pools = read?;
         for job in jobs {
             if let Some(pools) = pools.remove(&job.id) {
                 job.pools = pools;
@@ -366,10 +334,7 @@ impl Jobs {
 
     /// The jobs with these ids, live or ended, in the order of their ids. At most a page.
     pub(super) async fn find_all(&self, ids: &[JobId]) -> Result<Vec<JobView>, Status> {
-        let (_, answer) = self.broker.query(Query::JobsById(ids.to_vec())).await.map_err(error::call)?;
-        let Answer::Jobs { jobs: mut found, .. } = answer else {
-            return Err(Status::internal("unexpected answer to a query of jobs"));
-        };
+        let (_, mut found) = self.broker.query(GetJobs(ids.to_vec())).await?;
         let live: BTreeSet<JobId> = found.iter().map(|job| job.id).collect();
         let gone: Vec<JobId> = ids.iter().filter(|id| !live.contains(id)).copied().collect();
         if !gone.is_empty() {
@@ -377,7 +342,7 @@ impl Jobs {
                 let ended = gone.iter().filter_map(|id| archive.job(*id).transpose());
                 ended.collect::<Result<Vec<_>, _>>()
             });
-            let ended = ended.await.map_err(error::call)?;
+            let ended = ended.await?;
             found.extend(ended.iter().map(|job| job.view()));
             found.sort_by_key(|job| job.id);
         }
@@ -395,7 +360,7 @@ impl Jobs {
     ) -> Result<(Vec<JobView>, Option<JobId>), Status> {
         let queue = filter.queue.clone();
         let ended = self.broker.archive_page(move |archive| archive.jobs(queue.as_deref(), before, limit));
-        let ended = ended.await.map_err(error::call)?;
+        let ended = ended.await?;
         let full = ended.len() == limit;
         let ended_to = ended.last().map(|job| job.job.id);
         // Both lists are complete down to the larger of the ids at which they stop.

@@ -8,7 +8,7 @@ use super::job::Jobs;
 use super::proto::v1;
 use super::response_stream::ResponseSender;
 use super::{convert, error};
-use crate::broker::{Answer, Query};
+use crate::broker::query::{GetPool, ListAttempts};
 use crate::model::backoff::Backoff;
 use crate::model::limit::{MESSAGE_LEN_MAX, OUTPUT_TIMES_MAX, PAGE_MAX};
 use crate::model::text;
@@ -43,18 +43,14 @@ impl Jobs {
             attempt.id.unit == message.unit && (message.attempt == 0 || attempt.id.number == message.attempt)
         };
         let after = message.unit.checked_sub(1);
-        let query = Query::Attempts { job: job.id, after, limit: 1 };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else {
-            return Err(Status::internal("unexpected answer to a query of attempts"));
-        };
+        let (_, live) = self.broker.query(ListAttempts { job: job.id, after, limit: 1 }).await?;
         if let Some(attempt) = live.into_iter().find(of_unit) {
             return Ok(Some(attempt));
         }
         let journal = self.journal().await?;
         let (id, unit) = (job.id, message.unit);
         let ended = self.broker.archive(move |archive| archive.attempts(id, (unit, 0), PAGE_MAX));
-        let ended = ended.await.map_err(error::call)?;
+        let ended = ended.await?;
         let found = ended.iter().map(|attempt| attempt.view(journal)).rfind(of_unit);
         if found.is_none() && message.attempt > 0 {
             let name = format!("{} of unit {} of job {}", message.attempt, message.unit, job.name);
@@ -191,8 +187,7 @@ impl Jobs {
     /// # Errors
     /// `UNAVAILABLE` if it is not followed, `NOT_FOUND` if the pool is deleted: then no agent is expected any more.
     async fn wait_for_agent(&self, attempt: &AttemptView, follow: bool) -> Result<(), Status> {
-        let (_, answer) = self.broker.query(Query::Pool(attempt.pool.clone())).await.map_err(error::call)?;
-        if matches!(answer, Answer::Pool(None)) {
+        if self.broker.query(GetPool(attempt.pool.clone())).await?.1.is_none() {
             let message = format!("pool {} is deleted, and the output with it", quote(&attempt.pool));
             return Err(Status::not_found(message));
         }
@@ -285,11 +280,8 @@ impl Jobs {
     }
 
     async fn has_ended(&self, job: &JobView, attempt: &AttemptView) -> Result<bool, Status> {
-        let query = Query::Attempts { job: job.id, after: attempt.id.unit.checked_sub(1), limit: 1 };
-        let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Attempts(live) = answer else {
-            return Err(Status::internal("unexpected answer to a query of attempts"));
-        };
+        let query = ListAttempts { job: job.id, after: attempt.id.unit.checked_sub(1), limit: 1 };
+        let (_, live) = self.broker.query(query).await?;
         Ok(!live.iter().any(|live| live.id == attempt.id))
     }
 }

@@ -6,6 +6,7 @@ mod attempts;
 mod auth;
 mod body_limit;
 pub mod client;
+pub mod codec;
 pub mod connection;
 pub mod convert;
 mod dependencies;
@@ -16,8 +17,8 @@ mod in_flight;
 mod job;
 mod logs;
 mod measured;
-mod message_counter;
 mod middleware;
+mod mutation;
 mod page;
 mod pool;
 pub mod proto;
@@ -34,20 +35,14 @@ use std::time::Duration;
 use middleware::Before;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
-use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::model::id::Revision;
-use crate::model::limit::{MESSAGE_BYTES_MAX, TOKEN_LEN_MAX};
+use crate::model::limit::MESSAGE_BYTES_MAX;
 use crate::model::memory::MemoryBudget;
-use crate::runtime::error::CallError;
 use crate::runtime::handle::Handle;
-use crate::state::command::{Command, Request};
-use crate::state::decide::Reply;
-use crate::state::token::RequestToken;
 use proto::v1;
 
 /// Bytes of one response, which may be a list of full pages.
@@ -93,20 +88,21 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let admission = admission::AdmissionQueue::new(limits.mutations_per_s);
+    let mutations = mutation::Mutations { broker: broker.clone(), admission };
     let (write_error, metrics, plain) = (broker.write_error(), broker.metrics().clone(), broker.clone());
-    let jobs = job::Jobs { broker: broker.clone(), admission: admission.clone() };
+    let jobs = job::Jobs { broker: broker.clone(), mutations: mutations.clone() };
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let pools = pool::Pools {
         broker: broker.clone(),
-        admission: admission.clone(),
+        mutations: mutations.clone(),
         planning: Arc::new(tokio::sync::Semaphore::new(1)),
     };
     let pools = v1::pool_service_server::PoolServiceServer::new(pools)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
-    let queues = queue::Queues { broker: broker.clone(), admission };
+    let queues = queue::Queues { broker: broker.clone(), mutations };
     let queues = v1::queue_service_server::QueueServiceServer::new(queues)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
@@ -176,38 +172,4 @@ async fn report_health(reporter: HealthReporter, mut write_error: Receiver<Optio
             return std::future::pending().await;
         }
     }
-}
-
-/// A mutation to admit and decide.
-struct Mutation<'a> {
-    identity: &'a admission::Identity,
-    method: &'static str,
-    /// Makes the request repeatable; empty if the client sent none.
-    token: &'a str,
-    /// Distinguishes the request from others with the same token.
-    fingerprint: &'a [u8],
-    /// Number of jobs it is about, from which its weight follows.
-    jobs: usize,
-    command: Command,
-}
-
-/// Waits for admission, then has the broker decide the mutation.
-///
-/// # Errors
-/// The outer error if it did not reach the broker: an invalid token, or the client's limits. The inner
-/// one is the broker's.
-async fn mutate(
-    broker: &Handle,
-    admission: &admission::AdmissionQueue,
-    mutation: Mutation<'_>,
-) -> Result<Result<(Reply, Revision), CallError>, Status> {
-    let Mutation { identity, method, token, fingerprint, jobs, command } = mutation;
-    if token.len() > TOKEN_LEN_MAX {
-        let description = format!("{} bytes, at most {TOKEN_LEN_MAX} are allowed", token.len());
-        return Err(error::invalid(convert::invalid("token", description)));
-    }
-    let principal = identity.principal().clone();
-    let token = (!token.is_empty()).then(|| RequestToken::new(&principal, method, token, fingerprint));
-    let _permit = admission.acquire(identity, jobs).await?;
-    Ok(broker.request(Request { principal, token, command }).await)
 }

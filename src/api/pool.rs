@@ -2,33 +2,32 @@
 
 use std::sync::Arc;
 
-use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::admission::{AdmissionQueue, Identity};
 use super::connection::identity_of;
-use super::job::REOPEN_WAIT;
+use super::mutation::Mutations;
 use super::page::{page_size, page_token};
 use super::proto::v1;
-use super::response_stream::{ResponseSender, ResponseStream, response_stream};
-use super::watch::resume_revision;
-use super::{Mutation, convert, error, mutate};
-use crate::broker::{Answer, NodeView, PoolView, Query, defrag};
-use crate::model::change::Change;
-use crate::model::id::{AttemptId, NodeId, PoolId, Revision};
+use super::response_stream::{ResponseStream, spawn_response};
+use super::watch::{PoolWatch, watch};
+use super::{convert, error};
+use crate::broker::query::{
+    GetInventory, GetPool, GetPoolInFull, ListMovable, ListNodes, ListPools, NodePage, NodeView, PoolView,
+    defrag,
+};
+use crate::model::id::{AttemptId, NodeId, Revision};
 use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
 use crate::model::pool::DrainMode;
 use crate::model::validate::quote;
 use crate::runtime::handle::Handle;
-use crate::runtime::watch::Missed;
 use crate::state::command::Command;
 
 /// Implements PoolService.
 #[derive(Clone)]
 pub struct Pools {
     pub broker: Handle,
-    pub(super) admission: AdmissionQueue,
+    pub(super) mutations: Mutations,
     /// Admits one plan at a time: each uses a whole core.
     pub(super) planning: Arc<Semaphore>,
 }
@@ -42,7 +41,7 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         _: Request<v1::ListPoolsRequest>,
     ) -> Result<Response<v1::ListPoolsResponse>, Status> {
-        let (revision, pools) = self.all().await?;
+        let (revision, pools) = self.broker.query(ListPools).await?;
         let pools = pools.iter().map(convert::pool_message).collect();
         Ok(Response::new(v1::ListPoolsResponse { pools, revision: revision.0 }))
     }
@@ -52,8 +51,8 @@ impl v1::pool_service_server::PoolService for Pools {
         request: Request<v1::GetPoolRequest>,
     ) -> Result<Response<v1::GetPoolResponse>, Status> {
         let name = request.into_inner().name;
-        let (_, answer) = self.broker.query(Query::PoolInFull(name.clone())).await.map_err(error::call)?;
-        let Answer::PoolInFull(Some(in_full)) = answer else { return Err(error::not_found("pool", &name)) };
+        let (_, in_full) = self.broker.query(GetPoolInFull(name.clone())).await?;
+        let Some(in_full) = in_full else { return Err(error::not_found("pool", &name)) };
         let (pool, blocks) = *in_full;
         Ok(Response::new(v1::GetPoolResponse {
             pool: Some(convert::pool_message(&pool)),
@@ -67,11 +66,12 @@ impl v1::pool_service_server::PoolService for Pools {
         &self,
         request: Request<v1::WatchPoolsRequest>,
     ) -> Result<Response<Self::WatchPoolsStream>, Status> {
-        let (sender, stream) = response_stream(&identity_of(&request));
+        let identity = identity_of(&request);
         let from = Revision(request.into_inner().from_revision);
-        let pools = self.clone();
-        tokio::spawn(async move { pools.watch(from, sender).await });
-        Ok(Response::new(stream))
+        let broker = self.broker.clone();
+        Ok(Response::new(spawn_response(&identity, |sender| async move {
+            watch(&broker, &PoolWatch(broker.clone()), from, &sender).await
+        })))
     }
 
     async fn list_nodes(
@@ -82,11 +82,8 @@ impl v1::pool_service_server::PoolService for Pools {
         let pool = self.find(&message.pool).await?.pool;
         let after = NodeId(page_token(&message.page_token)?.unwrap_or(0));
         let limit = page_size(message.page_size)?;
-        let query = Query::Nodes { pool: pool.spec.name.clone(), after, limit };
-        let (revision, answer) = self.broker.query(query).await.map_err(error::call)?;
-        let Answer::Nodes { nodes, next } = answer else {
-            return Err(Status::internal("unexpected answer to a query of nodes"));
-        };
+        let query = ListNodes { pool: pool.spec.name.clone(), after, limit };
+        let (revision, NodePage { nodes, next }) = self.broker.query(query).await?;
         Ok(Response::new(v1::ListNodesResponse {
             nodes: nodes.iter().map(|node| convert::node_message(&pool, node)).collect(),
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
@@ -100,8 +97,8 @@ impl v1::pool_service_server::PoolService for Pools {
     ) -> Result<Response<v1::CordonResponse>, Status> {
         let identity = identity_of(&request);
         let message = request.into_inner();
-        let (pool, node) = (&message.pool, &message.node);
-        let revision = self.set_cordoned(&identity, "Cordon", &message.token, pool, node, true).await?;
+        let command = self.cordon_command(&message.pool, &message.node, true).await?;
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::CordonResponse { revision: revision.0 }))
     }
 
@@ -111,8 +108,8 @@ impl v1::pool_service_server::PoolService for Pools {
     ) -> Result<Response<v1::UncordonResponse>, Status> {
         let identity = identity_of(&request);
         let message = request.into_inner();
-        let (pool, node) = (&message.pool, &message.node);
-        let revision = self.set_cordoned(&identity, "Uncordon", &message.token, pool, node, false).await?;
+        let command = self.cordon_command(&message.pool, &message.node, false).await?;
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::UncordonResponse { revision: revision.0 }))
     }
 
@@ -129,8 +126,7 @@ impl v1::pool_service_server::PoolService for Pools {
             }
         };
         let command = Command::DrainPool { pool, mode, deadline_ms: message.deadline_ms };
-        let fingerprint = v1::DrainRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let revision = self.change(&identity, "Drain", &message.token, &fingerprint, command).await?;
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::DrainResponse { revision: revision.0 }))
     }
 
@@ -140,9 +136,9 @@ impl v1::pool_service_server::PoolService for Pools {
     ) -> Result<Response<v1::DeletePoolResponse>, Status> {
         let identity = identity_of(&request);
         let message = request.into_inner();
-        let fingerprint = v1::DeletePoolRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let command = Command::DeletePool { name: message.name, based_on: Revision(message.revision) };
-        let revision = self.change(&identity, "DeletePool", &message.token, &fingerprint, command).await?;
+        let (name, based_on) = (message.name.clone(), Revision(message.revision));
+        let command = Command::DeletePool { name, based_on };
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::DeletePoolResponse { revision: revision.0 }))
     }
 
@@ -161,7 +157,7 @@ impl v1::pool_service_server::PoolService for Pools {
             drop(permit);
             convert::defrag_message(&found, &plan, revision)
         });
-        Ok(Response::new(planned.await.map_err(|_| Status::internal("the planning task panicked"))?))
+        Ok(Response::new(planned.await.map_err(|_| error::internal("the planning task panicked"))?))
     }
 
     async fn abandon(
@@ -171,28 +167,15 @@ impl v1::pool_service_server::PoolService for Pools {
         let identity = identity_of(&request);
         let message = request.into_inner();
         let attempt: AttemptId = convert::parse("attempt", &message.attempt).map_err(error::invalid)?;
-        let command = Command::Abandon { attempt };
-        let fingerprint = message.attempt.as_bytes();
-        let revision = self.change(&identity, "Abandon", &message.token, fingerprint, command).await?;
+        let revision = self.mutations.apply(&identity, &message, Command::Abandon { attempt }).await?;
         Ok(Response::new(v1::AbandonResponse { revision: revision.0 }))
     }
 }
 
 impl Pools {
-    async fn all(&self) -> Result<(Revision, Vec<PoolView>), Status> {
-        let (revision, answer) = self.broker.query(Query::Pools).await.map_err(error::call)?;
-        let Answer::Pools(pools) = answer else {
-            return Err(Status::internal("unexpected answer to a query of pools"));
-        };
-        Ok((revision, pools))
-    }
-
     async fn find(&self, name: &str) -> Result<PoolView, Status> {
-        let (_, answer) = self.broker.query(Query::Pool(name.to_owned())).await.map_err(error::call)?;
-        match answer {
-            Answer::Pool(Some(pool)) => Ok(*pool),
-            _ => Err(error::not_found("pool", name)),
-        }
+        let (_, pool) = self.broker.query(GetPool(name.to_owned())).await?;
+        pool.map(|pool| *pool).ok_or_else(|| error::not_found("pool", name))
     }
 
     /// Validates a request: the pool's name, the largest number of moves, and the tasks that may move.
@@ -236,16 +219,13 @@ impl Pools {
         pool: String,
         movable: defrag::Movable,
     ) -> Result<(Revision, defrag::Inventory), Status> {
-        let (revision, answer) =
-            self.broker.query(Query::FragmentedPool(pool.clone())).await.map_err(error::call)?;
-        let Answer::FragmentedPool(Some(mut found)) = answer else {
-            return Err(error::not_found("pool", &pool));
-        };
+        let (revision, found) = self.broker.query(GetInventory(pool.clone())).await?;
+        let Some(mut found) = found else { return Err(error::not_found("pool", &pool)) };
         let mut page = defrag::Page { after: None, until: revision };
         loop {
-            let query = Query::Movable { pool: pool.clone(), movable: movable.clone(), page };
-            let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-            let Answer::Movable(Some(tasks)) = answer else { return Err(error::not_found("pool", &pool)) };
+            let query = ListMovable { pool: pool.clone(), movable: movable.clone(), page };
+            let (_, tasks) = self.broker.query(query).await?;
+            let Some(tasks) = tasks else { return Err(error::not_found("pool", &pool)) };
             page.after = tasks.next;
             found.add(tasks);
             if page.after.is_none() {
@@ -257,11 +237,8 @@ impl Pools {
     async fn find_node(&self, pool: &str, name: &str) -> Result<NodeId, Status> {
         let mut after = NodeId(0);
         loop {
-            let query = Query::Nodes { pool: pool.to_owned(), after, limit: PAGE_MAX };
-            let (_, answer) = self.broker.query(query).await.map_err(error::call)?;
-            let Answer::Nodes { nodes, next } = answer else {
-                return Err(Status::internal("unexpected answer to a query of nodes"));
-            };
+            let query = ListNodes { pool: pool.to_owned(), after, limit: PAGE_MAX };
+            let (_, NodePage { nodes, next }) = self.broker.query(query).await?;
             let found = nodes.iter().find(|node: &&NodeView| node.node.spec.name == name);
             match (found, next) {
                 (Some(node), _) => return Ok(node.id),
@@ -271,86 +248,12 @@ impl Pools {
         }
     }
 
-    async fn change(
-        &self,
-        identity: &Identity,
-        method: &'static str,
-        token: &str,
-        fingerprint: &[u8],
-        command: Command,
-    ) -> Result<Revision, Status> {
-        let mutation = Mutation { identity, method, token, fingerprint, jobs: 0, command };
-        let decided = mutate(&self.broker, &self.admission, mutation).await?;
-        Ok(decided.map_err(error::call)?.1)
-    }
-
-    async fn set_cordoned(
-        &self,
-        identity: &Identity,
-        method: &'static str,
-        token: &str,
-        pool: &str,
-        node: &str,
-        cordoned: bool,
-    ) -> Result<Revision, Status> {
+    /// Cordons or uncordons a node, or the whole pool if `node` is empty.
+    async fn cordon_command(&self, pool: &str, node: &str, cordoned: bool) -> Result<Command, Status> {
         let id = self.find(pool).await?.pool.id;
-        let command = if node.is_empty() {
-            Command::CordonPool { pool: id, cordoned }
-        } else {
-            Command::CordonNode { pool: id, node: self.find_node(pool, node).await?, cordoned }
-        };
-        self.change(identity, method, token, format!("{pool}/{node}").as_bytes(), command).await
-    }
-
-    /// Sends the pools that changed since `from`, then further changes until the client closes the stream.
-    /// Starts with a list of all pools if `from` is 0 or too old.
-    async fn watch(&self, from: Revision, sender: ResponseSender<v1::WatchPoolsResponse>) {
-        let mut reached = match resume_revision(&self.broker, from).await {
-            Ok(reached) => reached,
-            Err(status) => return sender.fail(status).await,
-        };
-        loop {
-            let watchers = self.broker.watchers();
-            let mut updates = watchers.subscribe();
-            let through = *updates.borrow_and_update();
-            let missed = if reached == Revision(0) { Missed::Unknown } else { watchers.since(reached) };
-            let Ok(permit) = sender.reserve().await else { return };
-            let (revision, pools) = match self.all().await {
-                Ok(all) => all,
-                Err(status) => return sender.fail(status).await,
-            };
-            let listed = |id: &PoolId| pools.iter().any(|pool| pool.pool.id == *id);
-            let changes = match &missed {
-                Missed::Unknown => None,
-                // What was deleted can only be left out of a new list.
-                Missed::Changes(changes) => Some(changes).filter(|changes| {
-                    changes.iter().all(|change| !matches!(change, Change::Pool(id) if !listed(id)))
-                }),
-            };
-            let changed = |pool: &&PoolView| {
-                changes.is_none_or(|changes| {
-                    changes.contains(&Change::Pool(pool.pool.id))
-                        || changes.iter().any(|c| matches!(c, Change::Node(at) if at.pool == pool.pool.id))
-                })
-            };
-            let pools: Vec<v1::Pool> = pools.iter().filter(changed).map(convert::pool_message).collect();
-            let relisted = changes.is_none();
-            if (relisted || !pools.is_empty())
-                && sender
-                    .send(permit, v1::WatchPoolsResponse { pools, revision: revision.0, relisted })
-                    .await
-                    .is_err()
-            {
-                return;
-            }
-            reached = if relisted { revision } else { through.max(reached) };
-            tokio::select! {
-                changed = updates.changed() => if changed.is_err() {
-                    // The broker is reopening its journal, after which it has new watchers.
-                    tokio::time::sleep(REOPEN_WAIT).await;
-                },
-                () = sender.closed() => return,
-            }
-        }
+        Ok(match node {
+            "" => Command::CordonPool { pool: id, cordoned },
+            node => Command::CordonNode { pool: id, node: self.find_node(pool, node).await?, cordoned },
+        })
     }
 }

@@ -1,13 +1,12 @@
 //! QueueService: creates, updates and lists queues.
 
-use prost::Message;
 use tonic::{Request, Response, Status};
 
-use super::admission::AdmissionQueue;
 use super::connection::identity_of;
+use super::mutation::Mutations;
 use super::proto::v1;
-use super::{Mutation, convert, error, mutate};
-use crate::broker::{Answer, Query};
+use super::{convert, error};
+use crate::broker::query::ListQueues;
 use crate::model::id::Revision;
 use crate::runtime::handle::Handle;
 use crate::state::command::Command;
@@ -15,7 +14,7 @@ use crate::state::command::Command;
 /// Implements QueueService.
 pub struct Queues {
     pub broker: Handle,
-    pub(super) admission: AdmissionQueue,
+    pub(super) mutations: Mutations,
 }
 
 #[tonic::async_trait]
@@ -27,17 +26,8 @@ impl v1::queue_service_server::QueueService for Queues {
         let identity = identity_of(&request);
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
-        let fingerprint = v1::CreateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let mutation = Mutation {
-            identity: &identity,
-            method: "CreateQueue",
-            token: &message.token,
-            fingerprint: &fingerprint,
-            jobs: 0,
-            command: Command::CreateQueue { spec },
-        };
-        let decided = mutate(&self.broker, &self.admission, mutation).await?;
-        let (_, revision) = decided.map_err(error::call)?;
+        let command = Command::CreateQueue { spec };
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::CreateQueueResponse { revision: revision.0 }))
     }
 
@@ -49,17 +39,8 @@ impl v1::queue_service_server::QueueService for Queues {
         let message = request.into_inner();
         let spec = convert::queue_spec(message.queue.as_ref()).map_err(error::invalid)?;
         let based_on = Revision(message.queue.as_ref().map_or(0, |queue| queue.revision));
-        let fingerprint = v1::UpdateQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let mutation = Mutation {
-            identity: &identity,
-            method: "UpdateQueue",
-            token: &message.token,
-            fingerprint: &fingerprint,
-            jobs: 0,
-            command: Command::UpdateQueue { spec, based_on },
-        };
-        let decided = mutate(&self.broker, &self.admission, mutation).await?;
-        let (_, revision) = decided.map_err(error::call)?;
+        let command = Command::UpdateQueue { spec, based_on };
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::UpdateQueueResponse { revision: revision.0 }))
     }
 
@@ -69,17 +50,9 @@ impl v1::queue_service_server::QueueService for Queues {
     ) -> Result<Response<v1::DeleteQueueResponse>, Status> {
         let identity = identity_of(&request);
         let message = request.into_inner();
-        let fingerprint = v1::DeleteQueueRequest { token: String::new(), ..message.clone() }.encode_to_vec();
-        let mutation = Mutation {
-            identity: &identity,
-            method: "DeleteQueue",
-            token: &message.token,
-            fingerprint: &fingerprint,
-            jobs: 0,
-            command: Command::DeleteQueue { name: message.name, based_on: Revision(message.revision) },
-        };
-        let decided = mutate(&self.broker, &self.admission, mutation).await?;
-        let (_, revision) = decided.map_err(error::call)?;
+        let command =
+            Command::DeleteQueue { name: message.name.clone(), based_on: Revision(message.revision) };
+        let revision = self.mutations.apply(&identity, &message, command).await?;
         Ok(Response::new(v1::DeleteQueueResponse { revision: revision.0 }))
     }
 
@@ -87,10 +60,7 @@ impl v1::queue_service_server::QueueService for Queues {
         &self,
         _: Request<v1::ListQueuesRequest>,
     ) -> Result<Response<v1::ListQueuesResponse>, Status> {
-        let (revision, answer) = self.broker.query(Query::Queues).await.map_err(error::call)?;
-        let Answer::Queues(queues) = answer else {
-            return Err(Status::internal("unexpected answer to a query of queues"));
-        };
+        let (revision, queues) = self.broker.query(ListQueues).await?;
         let queues = queues.iter().map(convert::queue_message).collect();
         Ok(Response::new(v1::ListQueuesResponse { queues, revision: revision.0 }))
     }

@@ -1,12 +1,11 @@
 //! Rerun: submits the units of an ended job that did not succeed as a new job.
 
-use prost::Message;
 use tonic::Status;
 
 use super::admission::Identity;
+use super::error;
 use super::job::{Jobs, SUBMIT_ATTEMPTS_MAX};
 use super::proto::v1;
-use super::{Mutation, error, mutate};
 use crate::model::attempt::OutcomeKind;
 use crate::model::interval::IntervalSet;
 use crate::model::limit::NAME_LEN_MAX;
@@ -30,14 +29,13 @@ impl Jobs {
         identity: &Identity,
         message: v1::RerunRequest,
     ) -> Result<v1::RerunResponse, Status> {
-        let fingerprint = v1::RerunRequest { token: String::new(), ..message.clone() }.encode_to_vec();
         let job = self.find("job", message.job.as_ref()).await?;
         let name = quote(&job.name);
         if !matches!(job.phase, JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled) {
             return Err(error::nothing_to_rerun(&format!("job {name} has not ended")));
         }
         let id = job.id;
-        let ended = self.broker.archive(move |archive| archive.job(id)).await.map_err(error::call)?;
+        let ended = self.broker.archive(move |archive| archive.job(id)).await?;
         let Some(ended) = ended else { return Err(error::not_found("job", &job.name)) };
         let Some((asked, units)) = selected(&job.spec, &unsuccessful(&ended)) else {
             return Err(error::nothing_to_rerun(&format!("every unit of job {name} succeeded")));
@@ -56,16 +54,9 @@ impl Jobs {
                 spec,
                 allow_pending: message.allow_pending,
             };
-            let mutation = Mutation {
-                identity,
-                method: "Rerun",
-                token: &message.token,
-                fingerprint: &fingerprint,
-                jobs: 1,
-                command: Command::Submit { jobs: vec![submission] },
-            };
             attempts += 1;
-            match mutate(&self.broker, &self.admission, mutation).await? {
+            let command = Command::Submit { jobs: vec![submission] };
+            match self.mutations.decide(identity, &message, 1, command).await? {
                 // A dependency has ended since it was looked up.
                 Err(CallError::Rejected(Rejection::BadDependency { .. }))
                     if attempts < SUBMIT_ATTEMPTS_MAX => {}
@@ -74,7 +65,7 @@ impl Jobs {
         };
         let (reply, revision) = outcome.map_err(|error| error::call(without_path(error)))?;
         let Reply::Submitted { first, .. } = reply else {
-            return Err(Status::internal("unexpected reply to a rerun"));
+            return Err(error::internal("unexpected reply to a rerun"));
         };
         let name = if message.name.is_empty() { format!("{name_prefix}-{first}") } else { message.name };
         Ok(v1::RerunResponse { id: first.0, name, units, revision: revision.0, without })

@@ -23,6 +23,12 @@ pub(super) struct ResponseSender<T> {
     permits: Arc<Semaphore>,
 }
 
+impl<T> Clone for ResponseSender<T> {
+    fn clone(&self) -> Self {
+        Self { sender: self.sender.clone(), permits: self.permits.clone() }
+    }
+}
+
 /// A buffered message with the permit that it holds until it is read.
 struct Queued<T> {
     message: Result<T, Status>,
@@ -39,6 +45,24 @@ pub(super) fn response_stream<T: Send + 'static>(
     let (sender, receiver) = mpsc::channel(STREAM_MAX);
     let messages = ReceiverStream::new(receiver).map(|queued: Queued<T>| queued.message);
     (ResponseSender { sender, permits: identity.stream_permits() }, Box::pin(messages))
+}
+
+/// Opens a stream to this client, of what `send` sends and then of the error that it returns, if any.
+pub(super) fn spawn_response<T: Send + 'static, F>(
+    identity: &Identity,
+    send: impl FnOnce(ResponseSender<T>) -> F,
+) -> ResponseStream<T>
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let (sender, stream) = response_stream(identity);
+    let sending = send(sender.clone());
+    tokio::spawn(async move {
+        if let Err(status) = sending.await {
+            sender.fail(status).await;
+        }
+    });
+    stream
 }
 
 impl<T> ResponseSender<T> {

@@ -8,7 +8,7 @@ mod durability;
 mod fits;
 mod liveness;
 mod memory;
-mod query;
+pub mod query;
 mod reader;
 mod recovery;
 mod session;
@@ -16,9 +16,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use query::{
-    Answer, FreeBlock, GroupWhy, JobFilter, JobRef, JobWhy, NodeView, PoolView, Query, QueueView, defrag,
-};
+pub use query::{AnyAnswer, AnyQuery, Query};
 
 pub use reader::Reader;
 
@@ -66,7 +64,7 @@ pub enum Input {
     },
     Query {
         call: CallId,
-        query: Query,
+        query: Box<dyn AnyQuery>,
     },
     FromAgent {
         session: SessionId,
@@ -101,7 +99,7 @@ pub enum Effect {
     Answer {
         call: CallId,
         revision: Revision,
-        answer: Answer,
+        answer: AnyAnswer,
     },
     Direct {
         session: SessionId,
@@ -285,7 +283,7 @@ impl Broker {
                 if refused { self.hold_until_confirmed(reply) } else { self.hold_until_durable(reply) }
             }
             Input::Query { call, query } => {
-                let answer = self.query(query);
+                let answer = query.answer_any(self);
                 let revision = self.state.revision();
                 self.hold_until_durable(Effect::Answer { call, revision, answer });
             }

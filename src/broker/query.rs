@@ -1,10 +1,12 @@
 //! What readers may ask of the hot state, in pages of bounded cost.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use super::Broker;
-use crate::model::id::{JobId, JournalId, NodeId, PoolId, QueueId, Revision, Term, UnitId};
+use crate::model::id::{JobId, JournalId, NodeId, PoolId, QueueId, Term, UnitId};
 use crate::model::limit::PAGE_MAX;
 use crate::model::reason::JobReason;
 use crate::model::shape::Shape;
@@ -42,92 +44,297 @@ impl JobFilter {
     }
 }
 
-/// A question.
-#[derive(Clone, Debug)]
-pub enum Query {
-    /// Identity and the present revision.
-    Status,
-    Job(JobRef),
-    /// So many jobs at once, at most a page: those that are not live are left out.
-    JobsById(Vec<JobId>),
-    /// Live jobs with numbers below `before`, newest first.
-    Jobs {
-        filter: JobFilter,
-        before: JobId,
-        limit: usize,
-    },
-    /// Live attempts of a job.
-    Attempts {
-        job: JobId,
-        after: Option<u32>,
-        limit: usize,
-    },
-    /// Units of a live job that ended for good otherwise than by success, from a unit on.
-    FailedUnits {
-        job: JobId,
-        from: u32,
-        limit: usize,
-    },
-    Why(JobRef),
-    Pool(String),
-    /// The same, with its free capacity by block.
-    PoolInFull(String),
-    /// What a plan to defragment the pool is made from, but for what runs there: the plan itself would
-    /// take too long for a step.
-    FragmentedPool(String),
-    /// What runs there and may be moved, in pages.
-    Movable {
-        pool: String,
-        movable: Movable,
-        page: Page,
-    },
-    Pools,
-    Nodes {
-        pool: String,
-        after: NodeId,
-        limit: usize,
-    },
-    Queues,
+/// A question about the hot state. Its answer takes one step of the broker, so its work is bounded.
+pub trait Query: fmt::Debug + Send + 'static {
+    type Answer: fmt::Debug + Send + 'static;
+
+    fn answer(self, broker: &Broker) -> Self::Answer;
 }
 
-/// An answer, resting on the revision that comes with it.
+/// A query of any kind.
+pub trait AnyQuery: fmt::Debug + Send {
+    /// Answers the query, with its [`Query::Answer`].
+    fn answer_any(self: Box<Self>, broker: &Broker) -> AnyAnswer;
+}
+
+/// The [`Query::Answer`] of some kind of query.
+pub type AnyAnswer = Box<dyn Any + Send>;
+
+impl<Q: Query> AnyQuery for Q {
+    fn answer_any(self: Box<Self>, broker: &Broker) -> AnyAnswer {
+        Box::new((*self).answer(broker))
+    }
+}
+
+/// Asks for the broker's identity and how much it holds.
+#[derive(Clone, Copy, Debug)]
+pub struct GetStatus;
+
+/// The broker's identity, and how much it holds.
 #[derive(Clone, Debug)]
-pub enum Answer {
-    Status {
-        journal: JournalId,
-        term: Term,
-        revision: Revision,
-        read_only: bool,
-        /// Live jobs and attempts, classes of waiting units, remembered request tokens.
-        jobs: u64,
-        attempts: u64,
-        classes: u64,
-        tokens: u64,
-        /// Estimated, and what is allowed.
-        memory_bytes: u64,
-        memory_max: u64,
-    },
-    /// `None`: not live; the archive may know it.
-    Job(Option<Box<JobView>>),
-    /// Jobs, and where to go on, if anywhere.
-    Jobs {
-        jobs: Vec<JobView>,
-        next: Option<JobId>,
-    },
-    Attempts(Vec<AttemptView>),
-    /// `None` if the job is not live.
-    FailedUnits(Option<Vec<u32>>),
-    Why(Option<Box<JobWhy>>),
-    Pool(Option<Box<PoolView>>),
-    PoolInFull(Option<Box<(PoolView, Vec<FreeBlock>)>>),
-    FragmentedPool(Option<Box<Inventory>>),
-    Movable(Option<Tasks>),
-    Pools(Vec<PoolView>),
-    Nodes {
-        nodes: Vec<NodeView>,
-        next: Option<NodeId>,
-    },
-    Queues(Vec<QueueView>),
+pub struct Status {
+    pub journal: JournalId,
+    pub term: Term,
+    pub read_only: bool,
+    /// Live jobs and attempts, classes of waiting units, remembered request tokens.
+    pub jobs: u64,
+    pub attempts: u64,
+    pub classes: u64,
+    pub tokens: u64,
+    /// Estimated, and what is allowed.
+    pub memory_bytes: u64,
+    pub memory_max: u64,
+}
+
+impl Query for GetStatus {
+    type Answer = Status;
+
+    fn answer(self, broker: &Broker) -> Status {
+        let state = &broker.state;
+        Status {
+            journal: state.journal(),
+            term: broker.term,
+            read_only: broker.recovery.newer_revision.is_some(),
+            jobs: state.job_count() as u64,
+            attempts: state.attempt_count() as u64,
+            classes: state.classes().len() as u64,
+            tokens: state.tokens().len() as u64,
+            memory_bytes: state.memory_bytes(),
+            memory_max: broker.memory_max,
+        }
+    }
+}
+
+/// Asks for a job. `None`: it is not live; the archive may know it.
+#[derive(Clone, Debug)]
+pub struct GetJob(pub JobRef);
+
+impl Query for GetJob {
+    type Answer = Option<Box<JobView>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        broker.find_job(&self.0).map(Box::new)
+    }
+}
+
+/// Asks for so many jobs at once, at most a page. Those that are not live are left out.
+#[derive(Clone, Debug)]
+pub struct GetJobs(pub Vec<JobId>);
+
+impl Query for GetJobs {
+    type Answer = Vec<JobView>;
+
+    fn answer(self, broker: &Broker) -> Vec<JobView> {
+        let ids = self.0.into_iter().take(PAGE_MAX);
+        ids.filter_map(|id| broker.find_job(&JobRef::Id(id))).collect()
+    }
+}
+
+/// Asks for live jobs with ids below `before`, newest first.
+#[derive(Clone, Debug)]
+pub struct ListJobs {
+    pub filter: JobFilter,
+    pub before: JobId,
+    pub limit: usize,
+}
+
+/// Jobs, and the id below which the next page begins, if there is one.
+#[derive(Clone, Debug)]
+pub struct JobPage {
+    pub jobs: Vec<JobView>,
+    pub next: Option<JobId>,
+}
+
+impl Query for ListJobs {
+    type Answer = JobPage;
+
+    fn answer(self, broker: &Broker) -> JobPage {
+        let (mut jobs, mut looked_at, mut last) = (Vec::new(), 0, None);
+        for id in broker.state.job_ids_before(self.before) {
+            if jobs.len() >= self.limit || looked_at >= LOOKED_AT_MAX {
+                return JobPage { jobs, next: last };
+            }
+            (looked_at, last) = (looked_at + 1, Some(id));
+            jobs.extend(broker.state.job_view(id).filter(|job| self.filter.matches(job)));
+        }
+        JobPage { jobs, next: None }
+    }
+}
+
+/// Asks for live attempts of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct ListAttempts {
+    pub job: JobId,
+    /// Only those of units after this one.
+    pub after: Option<u32>,
+    pub limit: usize,
+}
+
+impl Query for ListAttempts {
+    type Answer = Vec<AttemptView>;
+
+    fn answer(self, broker: &Broker) -> Vec<AttemptView> {
+        let attempts = broker.state.attempts_of(self.job);
+        let attempts = attempts.filter(|attempt| self.after.is_none_or(|after| attempt.unit.unit > after));
+        attempts.take(self.limit).map(|attempt| broker.state.attempt_view(attempt)).collect()
+    }
+}
+
+/// Asks for units of a job, from a unit on, that ended for good otherwise than by success. `None` if the job is not
+/// live.
+#[derive(Clone, Copy, Debug)]
+pub struct ListFailedUnits {
+    pub job: JobId,
+    pub from: u32,
+    pub limit: usize,
+}
+
+impl Query for ListFailedUnits {
+    type Answer = Option<Vec<u32>>;
+
+    fn answer(self, broker: &Broker) -> Option<Vec<u32>> {
+        let ended = || broker.ended.get(&self.job).map(|ended| &ended.job);
+        let job = broker.state.job(self.job).or_else(ended)?;
+        Some(failed_units_from(&job.groups, self.from, self.limit))
+    }
+}
+
+/// Asks why a job waits. `None` if it is not live.
+#[derive(Clone, Debug)]
+pub struct GetWhy(pub JobRef);
+
+impl Query for GetWhy {
+    type Answer = Option<Box<JobWhy>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        broker.find_job(&self.0).and_then(|job| broker.why(job)).map(Box::new)
+    }
+}
+
+/// Asks for a pool by name.
+#[derive(Clone, Debug)]
+pub struct GetPool(pub String);
+
+impl Query for GetPool {
+    type Answer = Option<Box<PoolView>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        broker.state.pool_named(&self.0).map(|pool| Box::new(broker.pool_view(pool)))
+    }
+}
+
+/// Asks for a pool and its free capacity by block.
+#[derive(Clone, Debug)]
+pub struct GetPoolInFull(pub String);
+
+impl Query for GetPoolInFull {
+    type Answer = Option<Box<(PoolView, Vec<FreeBlock>)>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        let pool = broker.state.pool_named(&self.0)?;
+        Some(Box::new((broker.pool_view(pool), capacity::free_blocks(pool))))
+    }
+}
+
+/// Asks for what a plan to defragment a pool is made from, but for what runs there: the plan itself would take too
+/// long for a step.
+#[derive(Clone, Debug)]
+pub struct GetInventory(pub String);
+
+impl Query for GetInventory {
+    type Answer = Option<Box<Inventory>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        let pool = broker.state.pool_named(&self.0)?;
+        Some(Box::new(broker.scheduler.inventory(&broker.state, pool)))
+    }
+}
+
+/// Asks for a page of what runs in a pool and may be moved. `None` if there is no such pool.
+#[derive(Clone, Debug)]
+pub struct ListMovable {
+    pub pool: String,
+    pub movable: Movable,
+    pub page: Page,
+}
+
+impl Query for ListMovable {
+    type Answer = Option<Tasks>;
+
+    fn answer(self, broker: &Broker) -> Option<Tasks> {
+        let pool = broker.state.pool_named(&self.pool)?;
+        Some(defrag::movable_tasks(&broker.state, pool, &self.movable, self.page, broker.now))
+    }
+}
+
+/// Asks for all pools.
+#[derive(Clone, Copy, Debug)]
+pub struct ListPools;
+
+impl Query for ListPools {
+    type Answer = Vec<PoolView>;
+
+    fn answer(self, broker: &Broker) -> Vec<PoolView> {
+        broker.state.pools().map(|pool| broker.pool_view(pool)).collect()
+    }
+}
+
+/// Asks for nodes of a pool with ids above `after`.
+#[derive(Clone, Debug)]
+pub struct ListNodes {
+    pub pool: String,
+    pub after: NodeId,
+    pub limit: usize,
+}
+
+/// Nodes, and the id after which the next page begins, if there is one.
+#[derive(Clone, Debug, Default)]
+pub struct NodePage {
+    pub nodes: Vec<NodeView>,
+    pub next: Option<NodeId>,
+}
+
+impl Query for ListNodes {
+    type Answer = NodePage;
+
+    fn answer(self, broker: &Broker) -> NodePage {
+        let Some(pool) = broker.state.pool_named(&self.pool) else { return NodePage::default() };
+        let waiting = capacity::Waiting::for_pool(&broker.state, pool);
+        let view = |(id, node): (&NodeId, &Node)| NodeView {
+            id: *id,
+            node: node.clone(),
+            stranded_millis: waiting.stranded_millis(pool, node),
+        };
+        let range = (std::ops::Bound::Excluded(self.after), std::ops::Bound::Unbounded);
+        let mut nodes: Vec<NodeView> = pool.nodes.range(range).take(self.limit + 1).map(view).collect();
+        let more = nodes.len() > self.limit;
+        nodes.truncate(self.limit);
+        NodePage { next: nodes.last().map(|node| node.id).filter(|_| more), nodes }
+    }
+}
+
+/// Asks for all queues.
+#[derive(Clone, Copy, Debug)]
+pub struct ListQueues;
+
+impl Query for ListQueues {
+    type Answer = Vec<QueueView>;
+
+    fn answer(self, broker: &Broker) -> Vec<QueueView> {
+        broker.state.queues().map(|queue| broker.queue_view(queue)).collect()
+    }
+}
+
+/// Asks for a queue by name.
+#[derive(Clone, Debug)]
+pub struct GetQueue(pub String);
+
+impl Query for GetQueue {
+    type Answer = Option<QueueView>;
+
+    fn answer(self, broker: &Broker) -> Option<QueueView> {
+        broker.state.queue_named(&self.0).map(|queue| broker.queue_view(queue))
+    }
 }
 
 /// Why a job waits.
@@ -188,59 +395,6 @@ const LOOKED_AT_MAX: usize = 4 * PAGE_MAX;
 const POSITION_MAX: usize = 10_000;
 
 impl Broker {
-    pub(super) fn query(&self, query: Query) -> Answer {
-        match query {
-            Query::Status => Answer::Status {
-                journal: self.state.journal(),
-                term: self.term,
-                revision: self.state.revision(),
-                read_only: self.recovery.newer_revision.is_some(),
-                jobs: self.state.job_count() as u64,
-                attempts: self.state.attempt_count() as u64,
-                classes: self.state.classes().len() as u64,
-                tokens: self.state.tokens().len() as u64,
-                memory_bytes: self.state.memory_bytes(),
-                memory_max: self.memory_max,
-            },
-            Query::Job(at) => Answer::Job(self.find_job(&at).map(Box::new)),
-            Query::JobsById(ids) => {
-                let live = ids.into_iter().take(PAGE_MAX).filter_map(|id| self.find_job(&JobRef::Id(id)));
-                Answer::Jobs { jobs: live.collect(), next: None }
-            }
-            Query::Jobs { filter, before, limit } => self.list_jobs(&filter, before, limit),
-            Query::FailedUnits { job, from, limit } => {
-                let job = self.state.job(job).or_else(|| self.ended.get(&job).map(|ended| &ended.job));
-                Answer::FailedUnits(job.map(|job| failed_units_from(&job.groups, from, limit)))
-            }
-            Query::Attempts { job, after, limit } => {
-                let attempts = self.state.attempts_of(job);
-                let attempts = attempts.filter(|a| after.is_none_or(|after| a.unit.unit > after)).take(limit);
-                Answer::Attempts(attempts.map(|attempt| self.state.attempt_view(attempt)).collect())
-            }
-            Query::Why(at) => Answer::Why(self.find_job(&at).and_then(|job| self.why(job)).map(Box::new)),
-            Query::Pool(name) => {
-                Answer::Pool(self.state.pool_named(&name).map(|pool| Box::new(self.pool_view(pool))))
-            }
-            Query::PoolInFull(name) => {
-                let in_full = |pool: &Pool| Box::new((self.pool_view(pool), capacity::free_blocks(pool)));
-                Answer::PoolInFull(self.state.pool_named(&name).map(in_full))
-            }
-            Query::FragmentedPool(name) => {
-                let found = |pool: &Pool| Box::new(self.scheduler.inventory(&self.state, pool));
-                Answer::FragmentedPool(self.state.pool_named(&name).map(found))
-            }
-            Query::Movable { pool, movable, page } => {
-                let tasks = |pool: &Pool| defrag::movable_tasks(&self.state, pool, &movable, page, self.now);
-                Answer::Movable(self.state.pool_named(&pool).map(tasks))
-            }
-            Query::Pools => Answer::Pools(self.state.pools().map(|pool| self.pool_view(pool)).collect()),
-            Query::Nodes { pool, after, limit } => self.list_nodes(&pool, after, limit),
-            Query::Queues => {
-                Answer::Queues(self.state.queues().map(|queue| self.queue_view(queue)).collect())
-            }
-        }
-    }
-
     fn find_job(&self, at: &JobRef) -> Option<JobView> {
         let ended = |id: JobId| self.ended.get(&id).map(|job| job.view());
         match at {
@@ -255,35 +409,6 @@ impl Broker {
                 })
             }
         }
-    }
-
-    fn list_jobs(&self, filter: &JobFilter, before: JobId, limit: usize) -> Answer {
-        let (mut jobs, mut looked_at, mut last) = (Vec::new(), 0, None);
-        for id in self.state.job_ids_before(before) {
-            if jobs.len() >= limit || looked_at >= LOOKED_AT_MAX {
-                return Answer::Jobs { jobs, next: last };
-            }
-            (looked_at, last) = (looked_at + 1, Some(id));
-            jobs.extend(self.state.job_view(id).filter(|job| filter.matches(job)));
-        }
-        Answer::Jobs { jobs, next: None }
-    }
-
-    fn list_nodes(&self, pool: &str, after: NodeId, limit: usize) -> Answer {
-        let Some(pool) = self.state.pool_named(pool) else {
-            return Answer::Nodes { nodes: Vec::new(), next: None };
-        };
-        let waiting = capacity::Waiting::for_pool(&self.state, pool);
-        let view = |(id, node): (&NodeId, &Node)| NodeView {
-            id: *id,
-            node: node.clone(),
-            stranded_millis: waiting.stranded_millis(pool, node),
-        };
-        let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        let mut nodes: Vec<NodeView> = pool.nodes.range(range).take(limit + 1).map(view).collect();
-        let more = nodes.len() > limit;
-        nodes.truncate(limit);
-        Answer::Nodes { next: nodes.last().map(|node| node.id).filter(|_| more), nodes }
     }
 
     fn pool_view(&self, pool: &Pool) -> PoolView {

@@ -1,6 +1,6 @@
 //! A recovered state that is read while its journal can't be written: it answers queries and changes nothing.
 
-use super::{Answer, Broker, Query};
+use super::{AnyAnswer, AnyQuery, Broker};
 use crate::model::id::Revision;
 use crate::model::plan::Policy;
 use crate::model::time::Timestamp;
@@ -21,9 +21,9 @@ impl Reader {
     }
 
     /// Answers a query, with the revision of the answer.
-    pub fn query(&mut self, now: Timestamp, query: Query) -> (Revision, Answer) {
+    pub fn query(&mut self, now: Timestamp, query: Box<dyn AnyQuery>) -> (Revision, AnyAnswer) {
         self.broker.now = self.broker.now.max(now);
-        (self.broker.state.revision(), self.broker.query(query))
+        (self.broker.state.revision(), query.answer_any(&self.broker))
     }
 
     /// Ends reading and returns the state, for the broker that can write again.

@@ -12,7 +12,7 @@ use super::handle::{Handle, Message, ReplySender, Shared};
 use super::pool_log;
 use super::read_only::{read_until_writable, refuse_for_a_while};
 use super::watch::Watchers;
-use crate::broker::{Answer, Broker, CallId, Effect, Input, Random, SessionId};
+use crate::broker::{AnyAnswer, Broker, CallId, Effect, Input, Random, SessionId};
 use crate::clock::{Clock, thread_cpu};
 use crate::journal::{Batch, Chunk, Error, Journal, Loaded};
 use crate::model::exchange::ToAgent;
@@ -21,7 +21,6 @@ use crate::model::plan::Policy;
 use crate::model::time::Timestamp;
 use crate::state::State;
 use crate::state::apply::Applied;
-use crate::state::command::Request;
 use crate::state::decide::Reply;
 use crate::state::record;
 use crate::state::rejection::Rejection;
@@ -258,7 +257,7 @@ struct Shell {
     writes: std::sync::mpsc::Sender<Write>,
     watchers: Arc<Watchers>,
     requests: HashMap<CallId, ReplySender<(Reply, Revision)>>,
-    queries: HashMap<CallId, ReplySender<(Revision, Answer)>>,
+    queries: HashMap<CallId, ReplySender<(Revision, AnyAnswer)>>,
     sessions: HashMap<SessionId, mpsc::Sender<ToAgent>>,
     next_call: u64,
     wake_at: Timestamp,
@@ -295,18 +294,17 @@ impl Shell {
                     None => return Err(Error::Io("the journal's thread has ended".into())),
                 },
                 message = incoming.recv() => match message {
+                    Some(Message::Stop) | None => {
+                        self.finish(written).await;
+                        return Ok(());
+                    }
                     Some(message) => match self.input_of(message) {
                         Some(input) => input,
                         None => continue,
                     },
-                    None => return Ok(()),
                 },
                 () = tokio::time::sleep(wait) => Input::Wake,
             };
-            if let Input::Request { call: STOP, .. } = input {
-                self.finish(written).await;
-                return Ok(());
-            }
             self.step(input);
             while let Some(session) = self.ended.pop() {
                 self.step(Input::AgentGone { session });
@@ -352,11 +350,7 @@ impl Shell {
                 self.sessions.remove(&session);
                 Input::AgentGone { session }
             }
-            Message::Stop => {
-                let command = crate::state::command::Command::Cancel { jobs: Vec::new() };
-                let principal = crate::state::job::Principal::System;
-                Input::Request { call: STOP, request: Request { principal, token: None, command } }
-            }
+            Message::Stop => return None,
         })
     }
 
@@ -435,6 +429,3 @@ fn kind_of(input: &Input) -> &'static str {
         Input::Wake => "wake",
     }
 }
-
-/// The id of the internal request that stops the loop.
-const STOP: CallId = CallId(u64::MAX);

@@ -9,7 +9,7 @@ use super::archive::SharedArchive;
 use super::error::{CallError, causes};
 use super::logs::LogRouter;
 use super::watch::Watchers;
-use crate::broker::{Answer, Query, SessionId};
+use crate::broker::{AnyAnswer, AnyQuery, Query, SessionId};
 pub use crate::journal::Archive;
 use crate::journal::{Error, Journal};
 use crate::model::exchange::{FromAgent, ToAgent};
@@ -29,7 +29,7 @@ pub(super) type ReplySender<T> = oneshot::Sender<Result<T, CallError>>;
 
 pub(super) enum Message {
     Request(Request, ReplySender<(Reply, Revision)>),
-    Query(Query, ReplySender<(Revision, Answer)>),
+    Query(Box<dyn AnyQuery>, ReplySender<(Revision, AnyAnswer)>),
     Open(SessionId, mpsc::Sender<ToAgent>),
     FromAgent(SessionId, FromAgent),
     Gone(SessionId),
@@ -135,10 +135,13 @@ impl Handle {
     ///
     /// # Errors
     /// [`CallError::Unavailable`].
-    pub async fn query(&self, query: Query) -> Result<(Revision, Answer), CallError> {
+    pub async fn query<Q: Query>(&self, query: Q) -> Result<(Revision, Q::Answer), CallError> {
         let (sender, receiver) = oneshot::channel();
-        self.inputs.send(Message::Query(query, sender)).await.map_err(|_| CallError::Unavailable)?;
-        receiver.await.map_err(|_| CallError::Unavailable)?
+        let message = Message::Query(Box::new(query), sender);
+        self.inputs.send(message).await.map_err(|_| CallError::Unavailable)?;
+        let (revision, answer) = receiver.await.map_err(|_| CallError::Unavailable)??;
+        // A query's answer has its own type, see `AnyQuery`.
+        answer.downcast().map(|answer| (revision, *answer)).map_err(|_| CallError::Unavailable)
     }
 
     /// Looks up single jobs in the archive, on a thread for blocking calls. They don't wait behind pages.

@@ -6,7 +6,7 @@ use crate::model::attempt::{Outcome, OutcomeKind};
 use crate::model::id::{JobId, NodeRef, QueueId, Revision, SpecId};
 use crate::model::interval::IntervalSet;
 use crate::model::shape::ShapeId;
-use crate::model::spec::JobSpec;
+use crate::model::spec::{DependencyCondition, JobSpec};
 use crate::model::time::Timestamp;
 
 /// A spec in use, with the shapes of its unit groups and how many live jobs hold it.
@@ -105,6 +105,15 @@ pub enum JobEnd {
 }
 
 impl JobEnd {
+    /// Returns whether a job that ended so meets a dependency on this condition.
+    pub fn meets(self, condition: DependencyCondition) -> bool {
+        match condition {
+            DependencyCondition::Any => true,
+            DependencyCondition::Succeeded => self == Self::Succeeded,
+            DependencyCondition::Failed => self == Self::Failed,
+        }
+    }
+
     /// The end in a sentence.
     pub fn text(self) -> &'static str {
         match self {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
-use weir::api::descriptor::{BOOL, BYTES, Field, MESSAGE, REPEATED, STRING, definitions};
+use weir::api::descriptor::methods;
 
 use crate::fake::{Agent, Broker, waiting_job};
 use crate::random::{chance, mutate, number, repeat, seeds, varint};
@@ -64,48 +65,53 @@ fn text(rng: &mut StdRng, journal: &str) -> Vec<u8> {
 }
 
 /// An encoded field with a random value.
-fn field(rng: &mut StdRng, field: &Field, journal: &str, depth: usize) -> Vec<u8> {
-    let number_of = u64::from(field.number.unsigned_abs());
+fn field(rng: &mut StdRng, field: &FieldDescriptor, journal: &str, depth: usize) -> Vec<u8> {
+    let number_of = u64::from(field.number());
     let tagged = |wire: u64, content: Vec<u8>| [varint(number_of << 3 | wire), content].concat();
     let with_length = |content: Vec<u8>| tagged(2, [varint(content.len() as u64), content].concat());
-    match field.kind {
-        MESSAGE => with_length(message(rng, &field.type_name, journal, depth + 1)),
-        STRING => with_length(text(rng, journal)),
-        BYTES => {
+    match field.kind() {
+        Kind::Message(inner) => with_length(message(rng, &inner, journal, depth + 1)),
+        Kind::String => with_length(text(rng, journal)),
+        Kind::Bytes => {
             with_length(vec![rng.random(); if rng.random_ratio(2, 3) { 16 } else { rng.random_range(0..40) }])
         }
-        BOOL => tagged(0, vec![rng.random_range(0..2)]),
-        // Doubles and fixed-width numbers.
-        1 | 6 | 16 => tagged(1, number(rng).to_le_bytes().to_vec()),
-        2 | 7 | 15 => tagged(5, (number(rng) as u32).to_le_bytes().to_vec()),
+        Kind::Bool => tagged(0, vec![rng.random_range(0..2)]),
+        Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => tagged(1, number(rng).to_le_bytes().to_vec()),
+        Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => {
+            tagged(5, (number(rng) as u32).to_le_bytes().to_vec())
+        }
         _ => tagged(0, varint(number(rng))),
     }
 }
 
 /// An encoded message of this type with some of its fields.
-fn message(rng: &mut StdRng, type_name: &str, journal: &str, depth: usize) -> Vec<u8> {
+fn message(rng: &mut StdRng, of: &MessageDescriptor, journal: &str, depth: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A request that lacks fields is refused early: nearly all of its own fields are set.
-    let (some, of) = if depth == 0 { (9, 10) } else { (2, 3) };
-    for described in &definitions().types[type_name].field {
-        if rng.random_ratio(some, of) {
-            let times = if described.label == REPEATED { rng.random_range(1..3) } else { 1 };
+    let (some, all) = if depth == 0 { (9, 10) } else { (2, 3) };
+    for described in of.fields() {
+        if rng.random_ratio(some, all) {
+            let times = if described.is_list() || described.is_map() { rng.random_range(1..3) } else { 1 };
             for _ in 0..times {
-                bytes.extend(field(rng, described, journal, depth));
+                bytes.extend(field(rng, &described, journal, depth));
             }
         }
     }
     bytes
 }
 
+/// The methods of `weir.v1`.
+fn weir_methods() -> impl Iterator<Item = (String, MethodDescriptor)> {
+    methods().into_iter().filter(|(path, _)| path.starts_with("/weir.v1."))
+}
+
 async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> Result<(), String> {
     let mut rng = chance(seed);
-    let mut methods: Vec<(&String, &String)> = definitions().inputs.iter().collect();
-    methods.sort();
+    let methods: Vec<(String, MethodDescriptor)> = weir_methods().collect();
     for index in 0..REQUESTS {
-        let (method, input) = methods[(index + seed as usize) % methods.len()];
+        let (method, described) = &methods[(index + seed as usize) % methods.len()];
         let messages = (0..rng.random_range(1..4)).map(|_| {
-            let bytes = message(&mut rng, input, journal, 0);
+            let bytes = message(&mut rng, &described.input(), journal, 0);
             if rng.random_ratio(1, 3) { mutate(&mut rng, &bytes) } else { bytes }
         });
         let messages: Vec<Vec<u8>> = messages.collect();
@@ -119,7 +125,7 @@ async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> R
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_requests_get_no_internal_or_unknown_status() {
-    assert!(definitions().inputs.len() >= 20, "{:?}", definitions().inputs);
+    assert!(weir_methods().count() >= 20);
     let broker = Broker::start();
     let client = broker.client();
     let bystander = Agent::ready(&client, "normal", 1).await;

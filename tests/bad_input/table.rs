@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use prost_reflect::Kind;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use weir::api::client::Client;
-use weir::api::descriptor::{BOOL, definitions};
+use weir::api::descriptor::methods;
 use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
@@ -232,21 +233,18 @@ const ANY_VALUE: &[(&str, &str)] = &[
 
 /// Fields of all requests as `METHOD path`, without booleans.
 fn request_fields() -> BTreeSet<String> {
-    let read = definitions();
     let mut found = BTreeSet::new();
-    for (method, input) in &read.inputs {
-        let name = method.rsplit('/').next().unwrap_or_default();
-        let mut open = vec![(input.clone(), format!("{name} "))];
-        while let Some((name, path)) = open.pop() {
-            for field in &read.types[&name].field {
-                let at = format!("{path}{}", field.name);
-                // A map's entry type is generated.
-                let inner = read.types.get(&field.type_name);
-                match inner.filter(|_| !field.type_name.ends_with("Entry")) {
-                    Some(_) => open.push((field.type_name.clone(), format!("{at}."))),
-                    None if field.kind == BOOL => {}
+    for (path, method) in methods().into_iter().filter(|(path, _)| path.starts_with("/weir.v1.")) {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let mut open = vec![(method.input(), format!("{name} "))];
+        while let Some((message, path)) = open.pop() {
+            for field in message.fields() {
+                let at = format!("{path}{}", field.name());
+                match field.kind() {
+                    Kind::Bool => {}
+                    Kind::Message(inner) if !field.is_map() => open.push((inner, format!("{at}."))),
                     // A map counts as one field, without its key and value.
-                    None => drop(found.insert(at)),
+                    _ => drop(found.insert(at)),
                 }
             }
         }

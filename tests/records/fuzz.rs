@@ -50,7 +50,7 @@ fn check(form: &Form, bytes: &[u8]) -> Result<bool, String> {
     }
 }
 
-fn one_seed(seed: u64, found: &mut BTreeSet<(&'static str, i32)>) {
+fn one_seed(seed: u64, found: &mut BTreeSet<(&'static str, u32)>) {
     let mut rng = chance(seed);
     let wrong = |error: String| -> ! { panic!("{error}\n{}", repeat("records", seed, "fuzz")) };
     for form in &FORMS {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use weir::agent::StartRequest;
-use weir::broker::{Answer, Broker, CallId, SessionId};
+use weir::broker::query::JobWhy;
+use weir::broker::{AnyAnswer, Broker, CallId, SessionId};
 use weir::model::attempt::{AttemptReport, Phase, StopReason};
 use weir::model::change::Change;
 use weir::model::exchange::{FromAgent, ToAgent};
@@ -111,8 +112,13 @@ impl World {
     }
 
     /// Checks that an answer to `why` has each pool once, and counts its reasons.
-    pub(crate) fn check_answer(&mut self, host: usize, call: CallId, answer: &Answer) -> Result<(), String> {
-        let Answer::Why(Some(why)) = answer else { return Ok(()) };
+    pub(crate) fn check_answer(
+        &mut self,
+        host: usize,
+        call: CallId,
+        answer: &AnyAnswer,
+    ) -> Result<(), String> {
+        let Some(Some(why)) = answer.downcast_ref::<Option<Box<JobWhy>>>() else { return Ok(()) };
         // Pools may be registered and deleted between the query and its answer.
         let now =
             self.brokers[host].machine.as_ref().map(|broker| pool_ids(broker.state())).unwrap_or_default();

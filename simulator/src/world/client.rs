@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use weir::broker::{CallId, JobFilter, JobRef, Query};
+use weir::broker::query::{GetJob, GetWhy, JobFilter, JobRef, ListJobs, ListPools};
+use weir::broker::{AnyQuery, CallId};
 use weir::model::id::{AttemptId, JobId, NodeId, PoolId, QueueId, ReservationId, Revision};
 use weir::model::link::Link;
 use weir::model::pool::{Connectivity, DrainMode};
@@ -400,11 +401,11 @@ impl World {
     fn send_query(&mut self) {
         let jobs: Vec<JobId> = self.client.acknowledged.iter().rev().take(30).copied().collect();
         let job = if jobs.is_empty() { JobId(1) } else { jobs[self.client.rng.random_range(0..jobs.len())] };
-        let query = match self.client.rng.random_range(0..8) {
-            0 => Query::Jobs { filter: JobFilter::default(), before: JobId(u64::MAX), limit: 10 },
-            1 => Query::Pools,
-            2 => Query::Job(JobRef::Id(job)),
-            _ => Query::Why(JobRef::Id(job)),
+        let query: Box<dyn AnyQuery> = match self.client.rng.random_range(0..8) {
+            0 => Box::new(ListJobs { filter: JobFilter::default(), before: JobId(u64::MAX), limit: 10 }),
+            1 => Box::new(ListPools),
+            2 => Box::new(GetJob(JobRef::Id(job))),
+            _ => Box::new(GetWhy(JobRef::Id(job))),
         };
         self.client.next_call += 1;
         let call = CallId(self.client.next_call);

@@ -1,7 +1,7 @@
 //! The events of the simulation, and the inputs of its processes.
 
 use weir::agent::{self, StartRequest};
-use weir::broker::{CallId, Query, SessionId};
+use weir::broker::{AnyQuery, CallId, SessionId};
 use weir::model::exchange::{FromAgent, ToAgent};
 use weir::model::id::{AttemptId, Revision};
 use weir::state::command::Request;
@@ -112,7 +112,7 @@ pub(crate) enum BrokerEvent {
     },
     Query {
         call: CallId,
-        query: Query,
+        query: Box<dyn AnyQuery>,
     },
     Frame {
         session: SessionId,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Invalid, invalid, resources};
 use crate::api::proto::v1;
-use crate::broker::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
+use crate::broker::query::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
 use crate::model::attempt::{Outcome, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, Revision};
@@ -347,7 +347,7 @@ pub fn why_message(why: &JobWhy) -> v1::WhyResponse {
         message,
         parameters: parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
     };
-    let group = |group: &crate::broker::GroupWhy| {
+    let group = |group: &crate::broker::query::GroupWhy| {
         let pools = group.why.pools.iter().zip(&group.pool_names).map(|(pool, name)| v1::PoolReason {
             pool: name.clone(),
             permanence: match pool.reason.permanence() {

@@ -5,7 +5,6 @@ use crate::model::attempt::{Outcome, OutcomeKind};
 use crate::model::change::Change;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::interval::IntervalSet;
-use crate::model::spec::DependencyCondition;
 use crate::state::State;
 use crate::state::event::EventRecord;
 use crate::state::index::names::job_name_hash;
@@ -217,11 +216,7 @@ impl State {
             let (mut count, mut met) = (0, true);
             for edge in edges {
                 count += 1;
-                met &= match edge.condition {
-                    DependencyCondition::Any => true,
-                    DependencyCondition::Succeeded => end == JobEnd::Succeeded,
-                    DependencyCondition::Failed => end == JobEnd::Failed,
-                };
+                met &= end.meets(edge.condition);
             }
             let Some(job) = self.job_mut(id) else { continue };
             assert!(job.pending_dependencies >= count, "job {id} waits for fewer jobs than have ended");
