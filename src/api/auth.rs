@@ -4,7 +4,9 @@ use http::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::body::Body;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::connect;
 use super::connection::ConnectionInfo;
 use super::http::{WITHOUT_TOKEN, is_plain};
 use super::middleware::{Inner, Middleware, ResponseFuture};
@@ -67,6 +69,19 @@ impl Auth {
     }
 }
 
+/// Lets web pages that this machine serves, on whatever port, read responses (CORS). They need the token all the same.
+pub(super) fn own_pages() -> CorsLayer {
+    let own = |origin: &http::HeaderValue, _: &http::request::Parts| origin.to_str().is_ok_and(is_own_origin);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(own))
+        .allow_methods([http::Method::GET, http::Method::POST])
+        .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
+        .expose_headers(
+            ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(http::HeaderName::from_static),
+        )
+        .max_age(std::time::Duration::from_secs(3_600))
+}
+
 /// True for a web page that is served from a loopback address.
 fn is_own_origin(origin: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
@@ -87,8 +102,11 @@ impl Middleware for Auth {
         match self.authorize(&request) {
             Ok(()) => Box::pin(inner.call(request)),
             Err(status) => {
-                let plain = is_plain(request.uri().path());
-                let response = if plain { plain_refusal(&status) } else { status.into_http() };
+                let response = match &request {
+                    request if is_plain(request.uri().path()) => plain_refusal(&status),
+                    request if connect::is_grpc(request) => status.into_http(),
+                    _ => connect::refusal(&request, &status),
+                };
                 Box::pin(async move { Ok(response) })
             }
         }

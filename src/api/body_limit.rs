@@ -40,22 +40,26 @@ impl LimitBodies {
     pub(super) fn new(all_max: usize) -> Self {
         Self { total: Arc::default(), all_max }
     }
+
+    /// Begins to charge a request to its client.
+    pub(super) fn charge(&self, identity: Identity) -> Arc<MemoryCharge> {
+        Arc::new(MemoryCharge {
+            identity,
+            total: self.total.clone(),
+            all_max: self.all_max,
+            bytes: AtomicUsize::new(0),
+            charged: AtomicUsize::new(0),
+        })
+    }
 }
 
 impl Middleware for LimitBodies {
     fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
+        if request.uri().path().starts_with(STREAMED) {
+            return Box::pin(inner.call(request));
+        }
         let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);
-        let streamed = request.uri().path().starts_with(STREAMED);
-        let charge = (!streamed).then(|| {
-            Arc::new(MemoryCharge {
-                identity: identity.unwrap_or_default(),
-                total: self.total.clone(),
-                all_max: self.all_max,
-                bytes: AtomicUsize::new(0),
-                charged: AtomicUsize::new(0),
-            })
-        });
-        let Some(charge) = charge else { return Box::pin(inner.call(request)) };
+        let charge = self.charge(identity.unwrap_or_default());
         let request = request.map(|body| Body::new(LimitedBody { body, charge: charge.clone() }));
         // The handler holds the decoded message until the response begins, and with it the charge.
         let response = CHARGE.scope(charge, inner.call(request));
@@ -105,7 +109,7 @@ impl MemoryCharge {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if the client's or all requests then exceed their limit.
-    fn add(&self, bytes: usize) -> Result<(), Status> {
+    pub(super) fn add(&self, bytes: usize) -> Result<(), Status> {
         let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let charged = self.charged.load(Ordering::Relaxed);
         let more = bytes.saturating_sub(REQUEST_BYTES_FREE).saturating_sub(charged);

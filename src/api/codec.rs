@@ -98,7 +98,7 @@ fn schema() -> &'static Schema {
     static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
         let mut schema = Schema::default();
         let mut indices = HashMap::new();
-        for method in methods().into_values() {
+        for method in methods().values() {
             // Types that are still to be read, with their indices.
             let mut open = Vec::new();
             let mut index_of = |message: prost_reflect::MessageDescriptor, open: &mut Vec<_>| {

@@ -6,6 +6,7 @@ use http::{Request, Response};
 use tonic::Code;
 use tonic::body::Body;
 
+use super::connect::ErrorCode;
 use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::telemetry::broker::BrokerMetrics;
 
@@ -43,6 +44,10 @@ impl Call {
     }
 
     fn end(mut self, response: &Response<Body>) {
+        if let Some(ErrorCode(code)) = response.extensions().get() {
+            self.code = *code;
+            return;
+        }
         // An error has its code in the header; a response that begins well has none there. Other failures than those of gRPC
         // come from before the methods are looked up.
         let code = response.headers().get("grpc-status");

@@ -7,6 +7,7 @@ mod auth;
 mod body_limit;
 pub mod client;
 pub mod codec;
+mod connect;
 pub mod connection;
 pub mod convert;
 mod dependencies;
@@ -115,8 +116,10 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
+    let responses = response_limit::LimitResponses::new(limits.memory.responses);
+    let bodies = body_limit::LimitBodies::new(limits.memory.requests);
     let mut server = Server::builder()
-        // For the plain HTTP paths.
+        // For plain HTTP, JSON and gRPC-Web.
         .accept_http1(true)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -126,14 +129,16 @@ pub async fn serve(
         .max_frame_size(FRAME_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .layer(auth::own_pages())
         .layer(Before(measured::Measure(metrics)))
         .layer(Before(in_flight::CountInFlight))
         .layer(Before(auth::Auth::new(token)))
         .layer(Before(http::PlainHttp::new(plain)))
+        .layer(Before(connect::Connect { bodies: bodies.clone(), responses: responses.clone() }))
         // Inside of it requests and responses are those of gRPC.
         .layer(tonic_web::GrpcWebLayer::new())
-        .layer(Before(response_limit::LimitResponses::new(limits.memory.responses)))
-        .layer(Before(body_limit::LimitBodies::new(limits.memory.requests)));
+        .layer(Before(responses))
+        .layer(Before(bodies));
     let mut routes = Routes::new(health);
     routes = routes.add_service(jobs).add_service(pools).add_service(queues).add_service(agents);
     match reflection {

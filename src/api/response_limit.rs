@@ -53,6 +53,19 @@ impl LimitResponses {
         let (total, making) = (Arc::default(), Arc::new(Semaphore::new(RESPONSES_AT_ONCE_MAX)));
         Self { total, all_max, making }
     }
+
+    /// A body that counts until the client has read it. A large one is dropped after [`READ_MAX`].
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if the client, or all clients, leave too much unread.
+    pub(super) fn hold(
+        &self,
+        bytes: Bytes,
+        trailers: Option<HeaderMap>,
+        identity: Identity,
+    ) -> Result<Body, Status> {
+        Unread::new(bytes, trailers, identity, self.total.clone(), self.all_max).map(Body::new)
+    }
 }
 
 impl Middleware for LimitResponses {
@@ -75,8 +88,8 @@ impl Middleware for LimitResponses {
             Ok(match body.collect().await {
                 Ok(collected) => {
                     let trailers = collected.trailers().cloned();
-                    match Unread::new(collected.to_bytes(), trailers, identity, limit.total, limit.all_max) {
-                        Ok(unread) => Response::from_parts(parts, Body::new(unread)),
+                    match limit.hold(collected.to_bytes(), trailers, identity) {
+                        Ok(unread) => Response::from_parts(parts, unread),
                         Err(status) => status.into_http(),
                     }
                 }

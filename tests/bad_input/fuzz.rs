@@ -101,15 +101,15 @@ fn message(rng: &mut StdRng, of: &MessageDescriptor, journal: &str, depth: usize
 }
 
 /// The methods of `weir.v1`.
-fn weir_methods() -> impl Iterator<Item = (String, MethodDescriptor)> {
-    methods().into_iter().filter(|(path, _)| path.starts_with("/weir.v1."))
+fn weir_methods() -> impl Iterator<Item = (&'static String, &'static MethodDescriptor)> {
+    methods().iter().filter(|(path, _)| path.starts_with("/weir.v1."))
 }
 
 async fn one_seed(seed: u64, channel: &Channel, token: &str, journal: &str) -> Result<(), String> {
     let mut rng = chance(seed);
-    let methods: Vec<(String, MethodDescriptor)> = weir_methods().collect();
+    let methods: Vec<(&String, &MethodDescriptor)> = weir_methods().collect();
     for index in 0..REQUESTS {
-        let (method, described) = &methods[(index + seed as usize) % methods.len()];
+        let (method, described) = methods[(index + seed as usize) % methods.len()];
         let messages = (0..rng.random_range(1..4)).map(|_| {
             let bytes = message(&mut rng, &described.input(), journal, 0);
             if rng.random_ratio(1, 3) { mutate(&mut rng, &bytes) } else { bytes }

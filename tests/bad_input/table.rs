@@ -234,7 +234,7 @@ const ANY_VALUE: &[(&str, &str)] = &[
 /// Fields of all requests as `METHOD path`, without booleans.
 fn request_fields() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (path, method) in methods().into_iter().filter(|(path, _)| path.starts_with("/weir.v1.")) {
+    for (path, method) in methods().iter().filter(|(path, _)| path.starts_with("/weir.v1.")) {
         let name = path.rsplit('/').next().unwrap_or_default();
         let mut open = vec![(method.input(), format!("{name} "))];
         while let Some((message, path)) = open.pop() {

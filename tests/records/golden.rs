@@ -64,8 +64,7 @@ fn every_kind_of_record_has_a_golden_one_that_is_still_read_alike() {
     for container in CONTAINERS {
         for (number, kind) in kinds_of(container) {
             if !found.contains(&(container.to_owned(), kind.clone())) {
-                let bytes =
-                    record(&mut StdRng::seed_from_u64(number.into()), container, number);
+                let bytes = record(&mut StdRng::seed_from_u64(number.into()), container, number);
                 let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
                 writeln!(missing, "{container} {kind} {digits}").unwrap();
             }

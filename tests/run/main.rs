@@ -6,6 +6,7 @@ mod support;
 mod comfort;
 mod http;
 mod jobs;
+mod json;
 mod logs;
 mod service;
 

@@ -246,6 +246,18 @@ pub fn http_get(address: &str, path: &str, headers: &str) -> (u16, String) {
 
 /// Sends a request of HTTP/1.1, with a body whose length the headers don't name. Returns the response's code and body.
 pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let (head, body) = exchange(address, method, path, headers, body);
+    let code = head.split(' ').nth(1).expect("a code").parse().expect("a number");
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    (code, if chunked { joined(&body) } else { body })
+}
+
+/// Sends a request without a body. Returns the response's status line and headers.
+pub fn http_head(address: &str, method: &str, path: &str, headers: &str) -> String {
+    exchange(address, method, path, headers, &[]).0
+}
+
+fn exchange(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(address).expect("a connection");
     let length = body.len();
     let head = format!(
@@ -256,6 +268,20 @@ pub fn http(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     stream.read_to_end(&mut response).expect("a response");
     let end = response.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
     let head = String::from_utf8_lossy(&response[..end]).into_owned();
-    let code = head.split(' ').nth(1).expect("a code").parse().expect("a number");
-    (code, response.split_off(end + 4))
+    (head, response.split_off(end + 4))
+}
+
+/// The content of a body that came in chunks.
+fn joined(mut chunks: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    while let Some(end) = chunks.windows(2).position(|window| window == b"\r\n") {
+        let size = std::str::from_utf8(&chunks[..end]).expect("a size");
+        let size = usize::from_str_radix(size.trim(), 16).expect("a size");
+        content.extend_from_slice(&chunks[end + 2..end + 2 + size]);
+        chunks = &chunks[end + 2 + size + 2..];
+        if size == 0 {
+            break;
+        }
+    }
+    content
 }

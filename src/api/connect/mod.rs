@@ -1,0 +1,147 @@
+//! JSON over HTTP: the Connect protocol's form of every method that takes one request, for `curl` and for web pages.
+//!
+//! Requests become those of gRPC on their way in, and responses JSON on their way out, so that the services and all
+//! limits exist once. The JSON is that of Protobuf: <https://protobuf.dev/programming-guides/json/>. Protocol:
+//! <https://connectrpc.com/docs/protocol>. Beyond it, `application/json` is allowed for methods that stream, too: then the
+//! response is a line of JSON per message, which `curl` users can read.
+
+mod error;
+mod request;
+mod response;
+
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use prost_reflect::MethodDescriptor;
+use tonic::Status;
+use tonic::body::Body;
+
+pub(super) use error::ErrorCode;
+
+use super::body_limit::LimitBodies;
+use super::connection::ConnectionInfo;
+use super::descriptor::methods;
+use super::middleware::{Inner, Middleware, ResponseFuture};
+use super::response_limit::LimitResponses;
+use crate::model::text::escape;
+
+/// The content type of a unary request and its response.
+const JSON: &str = "application/json";
+/// The content type of a stream in Connect's envelopes.
+const STREAM: &str = "application/connect+json";
+/// The content type of a response that is a line per message.
+const LINES: &str = "application/x-ndjson";
+
+/// How the request and the response of a call are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// One message each.
+    Unary,
+    /// One message, then a line for each message.
+    Lines,
+    /// Each message in an envelope.
+    Envelopes,
+}
+
+/// Serves JSON requests; all others go on.
+#[derive(Clone, Debug)]
+pub(super) struct Connect {
+    /// The limits on what clients make the broker hold, shared with those of gRPC.
+    pub(super) bodies: LimitBodies,
+    pub(super) responses: LimitResponses,
+}
+
+/// Returns whether a request is one of gRPC, or of gRPC-Web. All others get their answers in JSON.
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    content_type(request).is_some_and(|kind| kind.starts_with("application/grpc"))
+}
+
+/// Without its parameters.
+fn content_type<B>(request: &Request<B>) -> Option<&str> {
+    let value = request.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
+}
+
+/// The response that reports an error to a client that does not speak gRPC.
+pub(super) fn refusal<B>(request: &Request<B>, status: &Status) -> Response<Body> {
+    let form = if content_type(request) == Some(STREAM) { Form::Envelopes } else { Form::Unary };
+    error::response(form, status)
+}
+
+impl Middleware for Connect {
+    fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
+        if is_grpc(&request) {
+            return Box::pin(inner.call(request));
+        }
+        let (form, method) = match recognise(&request) {
+            Ok(recognised) => recognised,
+            Err(response) => return Box::pin(async move { Ok(*response) }),
+        };
+        let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);
+        let identity = identity.unwrap_or_default();
+        let charge = self.bodies.charge(identity.clone());
+        let request = to_grpc(request, |body| request::body(body, method.input(), form, charge));
+        let (response, responses) = (inner.call(request), self.responses.clone());
+        Box::pin(async move {
+            let response = response.await?;
+            Ok(match form {
+                Form::Unary => response::unary(response, method.output(), &responses, identity).await,
+                Form::Lines | Form::Envelopes => response::stream(response, method.output(), form),
+            })
+        })
+    }
+}
+
+/// Finds out what a request calls, and in which form; or refuses it.
+fn recognise(request: &Request<Body>) -> Result<(Form, MethodDescriptor), Box<Response<Body>>> {
+    let refused = |http: Option<StatusCode>, message: &str| {
+        let mut response = refusal(request, &Status::unimplemented(message));
+        *response.status_mut() = http.unwrap_or(response.status());
+        Box::new(response)
+    };
+    let path = request.uri().path();
+    let Some(method) = methods().get(path).cloned() else {
+        let message = format!("{} is not a method: use /weir.v1.SERVICE/METHOD", escape(path));
+        return Err(refused(Some(StatusCode::NOT_FOUND), &message));
+    };
+    if request.method() != Method::POST {
+        return Err(refused(Some(StatusCode::METHOD_NOT_ALLOWED), "use POST"));
+    }
+    if method.is_client_streaming() {
+        return Err(refused(None, "agents use gRPC: this method has no form in JSON"));
+    }
+    let encoding = request.headers().get("connect-content-encoding");
+    let encoding = encoding.or(request.headers().get(CONTENT_ENCODING));
+    if encoding.is_some_and(|encoding| encoding.as_bytes() != b"identity") {
+        return Err(refused(None, "compressed requests are not supported: send `identity`"));
+    }
+    match (content_type(request), method.is_server_streaming()) {
+        (Some(JSON), true) => Ok((Form::Lines, method)),
+        (Some(JSON), false) => Ok((Form::Unary, method)),
+        (Some(STREAM), true) => Ok((Form::Envelopes, method)),
+        (Some(STREAM), false) => Err(refused(None, &format!("the method does not stream: use {JSON}"))),
+        (kind, _) => {
+            let kind = escape(kind.unwrap_or_default());
+            let message = format!("content-type {kind:?} is not supported: use {JSON}");
+            Err(refused(Some(StatusCode::UNSUPPORTED_MEDIA_TYPE), &message))
+        }
+    }
+}
+
+/// The request as one of gRPC.
+fn to_grpc(request: Request<Body>, body: impl FnOnce(Body) -> Body) -> Request<Body> {
+    let mut request = request.map(body);
+    // What is behind takes gRPC in HTTP/2 only, whatever the connection's version.
+    *request.version_mut() = http::Version::HTTP_2;
+    let headers = request.headers_mut();
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(ACCEPT_ENCODING);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    if let Some(milliseconds) =
+        headers.remove("connect-timeout-ms").and_then(|value| value.to_str().ok().map(str::to_owned))
+        && let Ok(timeout) = HeaderValue::try_from(format!("{milliseconds}m"))
+    {
+        headers.insert("grpc-timeout", timeout);
+    }
+    request
+}

@@ -1,0 +1,157 @@
+//! Responses of gRPC become JSON.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use prost::bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost_reflect::{DynamicMessage, MessageDescriptor};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::request::PREFIX_BYTES;
+use super::{Form, JSON, LINES, STREAM, error};
+use crate::api::admission::Identity;
+use crate::api::response_limit::LimitResponses;
+
+/// The flag of the envelope that ends a stream.
+const END: u8 = 2;
+
+/// The response of a method that does not stream. It counts until the client has read it.
+pub(super) async fn unary(
+    response: Response<Body>,
+    kind: MessageDescriptor,
+    responses: &LimitResponses,
+    identity: Identity,
+) -> Response<Body> {
+    match unary_json(response, kind).await.and_then(|json| responses.hold(json, None, identity)) {
+        Ok(body) => with_type(JSON, body),
+        Err(status) => error::response(Form::Unary, &status),
+    }
+}
+
+async fn unary_json(response: Response<Body>, kind: MessageDescriptor) -> Result<Bytes, Status> {
+    failure(response.headers())?;
+    let collected = response.into_body().collect().await?;
+    failure(collected.trailers().unwrap_or(&HeaderMap::new()))?;
+    let mut bytes = collected.to_bytes();
+    if bytes.len() < PREFIX_BYTES {
+        return Err(crate::api::error::internal("the response has no message"));
+    }
+    bytes.advance(PREFIX_BYTES);
+    json(kind, bytes)
+}
+
+/// The response of a method that streams.
+pub(super) fn stream(response: Response<Body>, kind: MessageDescriptor, form: Form) -> Response<Body> {
+    if let Err(status) = failure(response.headers()) {
+        return error::response(form, &status);
+    }
+    let content_type = if form == Form::Lines { LINES } else { STREAM };
+    let grpc = Some(response.into_body());
+    with_type(content_type, Body::new(JsonStream { grpc, received: BytesMut::new(), kind, form }))
+}
+
+fn with_type(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// The error in headers or trailers, if there is one.
+fn failure(headers: &HeaderMap) -> Result<(), Status> {
+    Status::from_header_map(headers).filter(|status| status.code() != Code::Ok).map_or(Ok(()), Err)
+}
+
+/// An encoded message as JSON.
+fn json(kind: MessageDescriptor, bytes: Bytes) -> Result<Bytes, Status> {
+    let failed =
+        |error: String| crate::api::error::internal(&format!("a message has no form in JSON: {error}"));
+    let message = DynamicMessage::decode(kind, bytes).map_err(|error| failed(error.to_string()))?;
+    serde_json::to_vec(&message).map(Bytes::from).map_err(|error| failed(error.to_string()))
+}
+
+/// The messages of a stream, each as JSON.
+struct JsonStream {
+    /// `None` after its end.
+    grpc: Option<Body>,
+    received: BytesMut,
+    kind: MessageDescriptor,
+    form: Form,
+}
+
+impl JsonStream {
+    /// The next message that has been received whole.
+    fn message(&mut self) -> Option<Bytes> {
+        let length = self.received.get(1..PREFIX_BYTES)?.try_into().map(u32::from_be_bytes).ok()? as usize;
+        if self.received.len() < PREFIX_BYTES + length {
+            return None;
+        }
+        self.received.advance(PREFIX_BYTES);
+        Some(self.received.split_to(length).freeze())
+    }
+
+    /// What tells the client how the stream ended.
+    fn end(&mut self, outcome: Result<(), Status>) -> Option<Bytes> {
+        self.grpc = None;
+        match (self.form, outcome) {
+            (Form::Envelopes, outcome) => Some(envelope(END, &error::end_of_stream(outcome.err().as_ref()))),
+            (_, Ok(())) => None,
+            (_, Err(status)) => Some(line(&error::end_of_stream(Some(&status)))),
+        }
+    }
+}
+
+/// A message in Connect's envelope.
+pub(super) fn envelope(flags: u8, json: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + json.len());
+    bytes.put_u8(flags);
+    bytes.put_u32(u32::try_from(json.len()).unwrap_or(u32::MAX));
+    bytes.put(json);
+    bytes.freeze()
+}
+
+/// The envelope that ends a stream with an error.
+pub(super) fn last_envelope(status: &Status) -> Bytes {
+    envelope(END, &error::end_of_stream(Some(status)))
+}
+
+fn line(json: &[u8]) -> Bytes {
+    [json, b"\n"].concat().into()
+}
+
+impl http_body::Body for JsonStream {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(message) = self.message() {
+                let sent = json(self.kind.clone(), message);
+                let sent =
+                    sent.map(|json| if self.form == Form::Lines { line(&json) } else { envelope(0, &json) });
+                let sent = sent.map_or_else(|status| self.end(Err(status)), Some);
+                return Poll::Ready(sent.map(|bytes| Ok(Frame::data(bytes))));
+            }
+            let Some(grpc) = &mut self.grpc else { return Poll::Ready(None) };
+            let outcome = match ready!(Pin::new(grpc).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.received.put(data);
+                        continue;
+                    }
+                    Err(frame) => failure(frame.trailers_ref().unwrap_or(&HeaderMap::new())),
+                },
+                Some(Err(status)) => Err(status),
+                None => Err(Status::unavailable("the stream was cut off")),
+            };
+            return Poll::Ready(self.end(outcome).map(|bytes| Ok(Frame::data(bytes))));
+        }
+    }
+}
