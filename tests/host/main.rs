@@ -452,9 +452,14 @@ fn the_kernel_bounds_the_number_of_a_tasks_processes() {
 fn shared_memory_is_counted_once_where_the_kernel_does_not_count() {
     let mut supervisor = Supervisor::start(&["--cgroup-parent", NO_GROUPS]);
     let attempt = supervisor.attempt();
+    // They also end while they are looked at: such a process has 40 MiB resident when it is listed, and none afterwards.
     let script = "my $block = 'x' x (40 << 20); \
                   for (1..7) { if (!fork) { sleep 2; exit 0 } } \
-                  1 while wait != -1";
+                  1 while wait != -1; \
+                  for (1..100) { \
+                    for (1..7) { if (!fork) { select(undef, undef, undef, 0.02); exit 0 } } \
+                    1 while wait != -1 \
+                  }";
     // All eight have 40 MiB resident: 320 MiB, of which 40 exist.
     let task = Task { memory_max_bytes: 160 << 20, ..Task::command(&["perl", "-e", script]) };
     supervisor.start_attempt(&attempt, &[task]);

@@ -8,6 +8,9 @@ use super::process::{self, Stat};
 /// How many parents of a process are followed: deeper processes are not counted.
 const DEPTH_MAX: usize = 64;
 
+/// How often the memory of a task must be found to be too much.
+const LOOKS: usize = 2;
+
 /// A task that uses more memory than it requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Excess {
@@ -38,19 +41,24 @@ pub(super) fn excesses(attempts: &BTreeMap<String, TrackedAttempt>) -> Vec<Exces
         let resident = processes.iter().map(|stat| stat.resident_pages).sum::<u64>() * page;
         // What several processes share is resident in each of them. Counting it once takes longer, so that is done
         // only if it matters.
-        let used_bytes = if resident > limit_bytes { shared_once(processes, page) } else { resident };
-        if used_bytes <= limit_bytes {
-            return None;
+        let mut used_bytes = resident;
+        // Processes that end while the others are read make the shares of those larger, so one look may find too much.
+        for _ in 0..LOOKS {
+            if used_bytes <= limit_bytes {
+                return None;
+            }
+            used_bytes = shared_once(processes, page);
         }
-        Some(Excess { attempt, rank, used_bytes, limit_bytes })
+        (used_bytes > limit_bytes).then_some(Excess { attempt, rank, used_bytes, limit_bytes })
     });
     over.collect()
 }
 
 /// Sums the memory of processes, in which each page counts by the share of each process that has it. Of a process whose
-/// shares can't be read, all counts that is resident.
+/// shares can't be read, all counts that is resident now: nothing if it has ended.
 fn shared_once(processes: &[Stat], page: u64) -> u64 {
-    let of = |stat: &Stat| process::proportional_bytes(stat.pid).unwrap_or(stat.resident_pages * page);
+    let resident = |pid| process::stat(pid).map_or(0, |stat| stat.resident_pages * page);
+    let of = |stat: &Stat| process::proportional_bytes(stat.pid).unwrap_or_else(|| resident(stat.pid));
     processes.iter().map(of).sum()
 }
 
