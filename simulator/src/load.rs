@@ -278,7 +278,10 @@ async fn watch(
         let (mut live, mut waiting, mut token) = (0, Vec::new(), String::new());
         loop {
             let request = v1::ListJobsRequest {
-                labels: BTreeMap::from([("load".to_owned(), run.to_owned())]),
+                filter: Some(v1::JobFilter {
+                    labels: vec![v1::LabelRequirement::equal("load", run)],
+                    ..v1::JobFilter::default()
+                }),
                 page_size: 1_000,
                 page_token: token,
                 ..v1::ListJobsRequest::default()
@@ -319,8 +322,11 @@ async fn count_ended(client: &Client, run: &str, all: usize) -> anyhow::Result<u
     let (mut ended, mut listed, mut token) = (0, 0, String::new());
     loop {
         let request = v1::ListJobsRequest {
-            labels: BTreeMap::from([("load".to_owned(), run.to_owned())]),
-            with_ended: true,
+            filter: Some(v1::JobFilter {
+                labels: vec![v1::LabelRequirement::equal("load", run)],
+                with_ended: true,
+                ..v1::JobFilter::default()
+            }),
             page_size: 1_000,
             page_token: token,
             ..v1::ListJobsRequest::default()

@@ -5,18 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use tonic::{Request, Response, Status};
 
 use super::connection::identity_of;
-use super::convert::{self, parse_phase};
+use super::convert;
 use super::error;
 use super::mutation::Mutations;
-use super::page::{attempts_token, check_count, fill_message, page_size, page_token};
+use super::page::{attempts_token, check_count, page_size};
 use super::proto::v1;
 use super::response_stream::{ResponseStream, spawn_response};
 use super::watch::{JobWatch, watch};
-use crate::broker::query::{GetJob, GetJobs, GetQueue, GetWhy, JobFilter, JobPage, JobRef, ListJobs};
+use crate::broker::query::{GetJob, GetJobs, GetWhy, JobRef};
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, LABELS_MAX, PAGE_BYTES_MAX, PAGE_MAX};
+use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::validate::quote;
+use crate::model::region::RegionCode;
 use crate::runtime::error::CallError;
 use crate::runtime::handle::{Archive, Handle};
 use crate::state::command::{Command, Submission};
@@ -35,8 +35,6 @@ pub struct Jobs {
 pub(super) const SUBMIT_ATTEMPTS_MAX: u32 = 3;
 /// Attempts of an ended job that are read for the pools in which it ran.
 const ATTEMPTS_SHOWN: usize = 4;
-/// Phases in a filter: as many as there are.
-const PHASES_MAX: usize = 8;
 
 #[tonic::async_trait]
 impl v1::job_service_server::JobService for Jobs {
@@ -120,35 +118,14 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let message = request.into_inner();
-        let before = JobId(page_token(&message.page_token)?.unwrap_or(u64::MAX));
-        let limit = page_size(message.page_size)?;
-        // The filter is evaluated for every job that a page reads.
-        check_count("phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
-        check_count("labels", "entries", message.labels.len(), 0, LABELS_MAX)?;
-        self.check_queue(&message.queue, message.with_ended).await?;
-        let phases = message.phases.iter().map(|value| parse_phase("phases", *value));
-        let filter = JobFilter {
-            queue: (!message.queue.is_empty()).then(|| message.queue.clone()),
-            phases: phases.collect::<Result<_, _>>().map_err(error::invalid)?,
-            labels: message.labels.clone().into_iter().collect(),
-        };
-        let query = ListJobs { filter: filter.clone(), before, limit };
-        let (revision, JobPage { mut jobs, mut next }) = self.broker.query(query).await?;
-        if message.with_ended {
-            (jobs, next) = self.with_ended(filter, jobs, next, before, limit).await?;
-        }
-        let all = jobs.len();
-        let mut jobs = fill_message(jobs.iter().map(convert::job_message), PAGE_BYTES_MAX);
-        self.name_dependencies(&mut jobs).await;
-        let jobs = fill_message(jobs.into_iter(), PAGE_BYTES_MAX);
-        // Jobs that did not fit are on the next page.
-        let next = if jobs.len() < all { jobs.last().map(|job| JobId(job.id)) } else { next };
-        Ok(Response::new(v1::ListJobsResponse {
-            jobs,
-            next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
-            revision: revision.0,
-        }))
+        self.list(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn count_jobs(
+        &self,
+        request: Request<v1::CountJobsRequest>,
+    ) -> Result<Response<v1::CountJobsResponse>, Status> {
+        self.count(request.into_inner()).await.map(Response::new)
     }
 
     type WatchJobsStream = ResponseStream<v1::WatchJobsResponse>;
@@ -219,24 +196,6 @@ impl v1::job_service_server::JobService for Jobs {
 }
 
 impl Jobs {
-    /// Refuses a filter on a queue that does not exist, which is probably a typing error. Jobs that have ended may be of a
-    /// queue that is deleted.
-    async fn check_queue(&self, name: &str, with_ended: bool) -> Result<(), Status> {
-        if name.is_empty() {
-            return Ok(());
-        }
-        if self.broker.query(GetQueue(name.to_owned())).await?.1.is_some() {
-            return Ok(());
-        }
-        let queue = name.to_owned();
-        let newest = move |archive: &mut dyn Archive| archive.jobs(Some(&queue), JobId(u64::MAX), 1);
-        if with_ended && !self.broker.archive_page(newest).await?.is_empty() {
-            return Ok(());
-        }
-        let description = format!("queue {} does not exist", quote(name));
-        Err(error::invalid(convert::invalid("queue", description)))
-    }
-
     /// Converts the jobs of a request and resolves their dependencies.
     async fn submissions(
         &self,
@@ -300,20 +259,19 @@ impl Jobs {
     }
 
     /// Adds the pools in which ended jobs ran: those of their first attempts.
-    async fn add_pools(&self, jobs: &mut [JobView]) -> Result<(), Status> {
+    pub(super) async fn add_pools(&self, jobs: &mut [JobView]) -> Result<(), Status> {
         let ended: Vec<JobId> = jobs.iter().filter(|job| job.phase.is_end()).map(|job| job.id).collect();
         if ended.is_empty() {
             return Ok(());
         }
-        let journal = self.journal().await?;
         let single = ended.len() == 1;
         let read = move |archive: &mut dyn Archive| {
             let pools = |id: JobId| -> Result<_, _> {
                 let attempts = archive.attempts(id, (0, 0), ATTEMPTS_SHOWN)?;
-                let mut pools: Vec<String> = Vec::new();
-                for pool in attempts.iter().map(|attempt| attempt.view(journal).pool) {
-                    if !pools.contains(&pool) {
-                        pools.push(pool);
+                let mut pools: Vec<(String, RegionCode)> = Vec::new();
+                for attempt in attempts {
+                    if pools.iter().all(|(pool, _)| *pool != attempt.pool) {
+                        pools.push((attempt.pool, attempt.region));
                     }
                 }
                 Ok((id, pools))
@@ -326,7 +284,7 @@ impl Jobs {
         let mut pools = read?;
         for job in jobs {
             if let Some(pools) = pools.remove(&job.id) {
-                job.pools = pools;
+                (job.pools, job.regions) = pools.into_iter().unzip();
             }
         }
         Ok(())
@@ -347,35 +305,5 @@ impl Jobs {
             found.sort_by_key(|job| job.id);
         }
         Ok(found)
-    }
-
-    /// Merges a page of live jobs with one of ended jobs, newest first.
-    async fn with_ended(
-        &self,
-        filter: JobFilter,
-        live: Vec<JobView>,
-        next: Option<JobId>,
-        before: JobId,
-        limit: usize,
-    ) -> Result<(Vec<JobView>, Option<JobId>), Status> {
-        let queue = filter.queue.clone();
-        let ended = self.broker.archive_page(move |archive| archive.jobs(queue.as_deref(), before, limit));
-        let ended = ended.await?;
-        let full = ended.len() == limit;
-        let ended_to = ended.last().map(|job| job.job.id);
-        // Both lists are complete down to the larger of the ids at which they stop.
-        let floor = next.max(if full { ended_to } else { None });
-        let mut jobs: Vec<JobView> =
-            ended.iter().map(|job| job.view()).filter(|job| filter.matches(job)).collect();
-        let fresh: Vec<JobView> =
-            live.into_iter().filter(|job| !jobs.iter().any(|other| other.id == job.id)).collect();
-        jobs.extend(fresh);
-        jobs.retain(|job| floor.is_none_or(|floor| job.id >= floor));
-        jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
-        let cut = jobs.len() > limit;
-        jobs.truncate(limit);
-        let next = if cut { jobs.last().map(|job| job.id) } else { floor };
-        self.add_pools(&mut jobs).await?;
-        Ok((jobs, next))
     }
 }

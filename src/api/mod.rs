@@ -28,6 +28,7 @@ mod rerun;
 mod response_limit;
 mod response_stream;
 pub mod retry;
+mod selection;
 mod watch;
 
 use std::sync::Arc;

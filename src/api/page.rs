@@ -22,15 +22,20 @@ pub(super) fn page_size(requested: u32) -> Result<usize, Status> {
 
 /// Reads a page token; `None` for the first page.
 pub(super) fn page_token<T: std::str::FromStr>(text: &str) -> Result<Option<T>, Status> {
-    read_token(text, |text| text.parse().ok())
+    read_token(text, "", |text| text.parse().ok())
 }
 
-fn read_token<T>(text: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Status> {
+/// Reads a page token by `read`; `of` is what that page must have had.
+pub(super) fn read_token<T>(
+    text: &str,
+    of: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
     let invalid = || {
-        let description = format!("{} is not the next_page_token of an earlier page", quote(text));
+        let description = format!("{} is not the next_page_token of an earlier page{of}", quote(text));
         error::invalid(convert::invalid("page_token", description))
     };
     read(text).map(Some).ok_or_else(invalid)
@@ -45,7 +50,7 @@ pub(super) fn attempts_token(text: &str) -> Result<Place, Status> {
         let (unit, number) = text.split_once('.')?;
         Some((unit.parse().ok()?, number.parse().ok()?))
     };
-    Ok(read_token(text, place)?.unwrap_or_default())
+    Ok(read_token(text, "", place)?.unwrap_or_default())
 }
 
 /// Checks that a list of `what` has `min` to `max` entries.

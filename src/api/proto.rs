@@ -8,6 +8,13 @@ pub mod v1 {
     tonic::include_proto!("weir.v1");
 }
 
+impl v1::LabelRequirement {
+    /// Selects jobs whose label has this value.
+    pub fn equal(key: &str, value: &str) -> Self {
+        Self { key: key.to_owned(), operator: v1::LabelOperator::In.into(), values: vec![value.to_owned()] }
+    }
+}
+
 /// The compiled definitions: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 
@@ -32,7 +39,7 @@ macro_rules! named {
 }
 named!(
     JobPhase "JOB_PHASE_", AttemptPhase "ATTEMPT_PHASE_", Connectivity "CONNECTIVITY_", DrainMode "DRAIN_MODE_",
-    LogStream "LOG_STREAM_", Part "PART_", Permanence "PERMANENCE_", OnPoolLost "ON_POOL_LOST_", DependencyCondition "DEPENDENCY_CONDITION_", RetryOn "RETRY_ON_",
+    LogStream "LOG_STREAM_", Part "PART_", Permanence "PERMANENCE_", OnPoolLost "ON_POOL_LOST_", DependencyCondition "DEPENDENCY_CONDITION_", JobView "JOB_VIEW_", LabelOperator "LABEL_OPERATOR_", RetryOn "RETRY_ON_",
 );
 
 /// The short name of an enum's value, such as `PENDING`; `UNKNOWN` for a number without a name.

@@ -1,9 +1,12 @@
 //! What readers may ask of the hot state, in pages of bounded cost.
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use strum::VariantArray;
 
 use super::Broker;
 use crate::model::id::{JobId, JournalId, NodeId, PoolId, QueueId, Term, UnitId};
@@ -15,6 +18,8 @@ pub use crate::scheduler::defrag;
 use crate::scheduler::defrag::{Inventory, Movable, Page, Tasks};
 use crate::scheduler::{Why, capacity};
 use crate::state::Queue;
+pub use crate::state::job_filter::JobFilter;
+use crate::state::job_filter::{LiveFilter, has_attempt};
 use crate::state::pool::{Node, Pool};
 use crate::state::view::{AttemptView, JobPhase, JobView, failed_units_from};
 
@@ -23,25 +28,6 @@ use crate::state::view::{AttemptView, JobPhase, JobView, failed_units_from};
 pub enum JobRef {
     Id(JobId),
     Named { queue: String, name: String },
-}
-
-/// Which jobs a list shows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JobFilter {
-    pub queue: Option<String>,
-    /// Empty means all.
-    pub phases: Vec<JobPhase>,
-    /// All of them must match.
-    pub labels: Vec<(String, String)>,
-}
-
-impl JobFilter {
-    /// Returns whether the filter selects the job.
-    pub fn matches(&self, job: &JobView) -> bool {
-        self.queue.as_ref().is_none_or(|queue| *queue == job.queue)
-            && (self.phases.is_empty() || self.phases.contains(&job.phase))
-            && self.labels.iter().all(|(key, value)| job.spec.labels.get(key) == Some(value))
-    }
 }
 
 /// A question about the hot state. Its answer takes one step of the broker, so its work is bounded.
@@ -149,15 +135,144 @@ impl Query for ListJobs {
     type Answer = JobPage;
 
     fn answer(self, broker: &Broker) -> JobPage {
+        let filter = LiveFilter::new(&broker.state, &self.filter);
         let (mut jobs, mut looked_at, mut last) = (Vec::new(), 0, None);
-        for id in broker.state.job_ids_before(self.before) {
+        for job in broker.state.jobs_before(self.before) {
             if jobs.len() >= self.limit || looked_at >= LOOKED_AT_MAX {
                 return JobPage { jobs, next: last };
             }
-            (looked_at, last) = (looked_at + 1, Some(id));
-            jobs.extend(broker.state.job_view(id).filter(|job| self.filter.matches(job)));
+            (looked_at, last) = (looked_at + 1, Some(job.id));
+            jobs.extend(
+                Some(job).filter(|job| filter.matches(job)).and_then(|job| broker.state.job_view(job.id)),
+            );
         }
         JobPage { jobs, next: None }
+    }
+}
+
+/// Asks how many live jobs with ids below `before` there are, by what they have in common.
+#[derive(Clone, Debug)]
+pub struct CountJobs {
+    pub filter: JobFilter,
+    pub by: Vec<CountBy>,
+    pub before: JobId,
+}
+
+/// What jobs are counted by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CountBy {
+    Queue,
+    Phase,
+    /// Of live attempts: a job counts once in each of these pools, and as "" if it has none.
+    Pool,
+    /// The same for the regions of pools.
+    Region,
+    /// Of the first failed unit, or "".
+    Outcome,
+    /// The value of this label, or "".
+    Label(String),
+}
+
+/// Numbers of jobs by their values of what they are counted by, and the id below which counting goes on, if it must.
+#[derive(Clone, Debug, Default)]
+pub struct JobCounts {
+    pub counts: BTreeMap<Vec<String>, u64>,
+    pub next: Option<JobId>,
+}
+
+impl Query for CountJobs {
+    type Answer = JobCounts;
+
+    fn answer(self, broker: &Broker) -> JobCounts {
+        let state = &broker.state;
+        let filter = LiveFilter::new(state, &self.filter);
+        // Texts are compared and made once per group, not once per job.
+        let mut counts: FxHashMap<Vec<u64>, u64> = FxHashMap::default();
+        let mut labels: IndexedTexts = IndexedTexts::default();
+        let (mut looked_at, mut next) = (0, None);
+        for job in state.jobs_before(self.before) {
+            if looked_at >= COUNTED_MAX {
+                break;
+            }
+            (looked_at, next) = (looked_at + 1, Some(job.id));
+            if !filter.matches(job) {
+                continue;
+            }
+            let mut keys = vec![Vec::with_capacity(self.by.len())];
+            for by in &self.by {
+                match by {
+                    CountBy::Queue => keys.iter_mut().for_each(|key| key.push(job.queue.0.into())),
+                    CountBy::Phase => keys.iter_mut().for_each(|key| key.push(job.phase() as u64)),
+                    CountBy::Outcome => {
+                        let outcome = job.first_failure.as_ref().map_or("", |failure| failure.kind.code());
+                        let index = labels.index_of(outcome);
+                        keys.iter_mut().for_each(|key| key.push(index));
+                    }
+                    CountBy::Label(label) => {
+                        let value = state.spec(job.spec).and_then(|entry| entry.spec.labels.get(label));
+                        let index = labels.index_of(value.map_or("", String::as_str));
+                        keys.iter_mut().for_each(|key| key.push(index));
+                    }
+                    CountBy::Pool | CountBy::Region => {
+                        let pools = state.pools().filter(|pool| has_attempt(pool, job.id));
+                        let names = pools.map(|pool| match by {
+                            CountBy::Region => pool.spec.region.to_string(),
+                            _ => pool.spec.name.clone(),
+                        });
+                        let mut places: BTreeSet<u64> = names.map(|name| labels.index_of(&name)).collect();
+                        if places.is_empty() {
+                            places.insert(labels.index_of(""));
+                        }
+                        keys = keys
+                            .iter()
+                            .flat_map(|key| places.iter().map(|place| [&key[..], &[*place]].concat()))
+                            .collect();
+                    }
+                }
+            }
+            for key in keys {
+                *counts.entry(key).or_default() += 1;
+            }
+        }
+        let text = |by: &CountBy, value: u64| match by {
+            CountBy::Queue => {
+                let queue = state.queues().find(|queue| u64::from(queue.id.0) == value);
+                queue.map_or_else(String::new, |queue| queue.spec.name.clone())
+            }
+            CountBy::Phase => JobPhase::VARIANTS
+                .iter()
+                .find(|phase| **phase as u64 == value)
+                .map_or("", Into::into)
+                .to_owned(),
+            CountBy::Pool | CountBy::Region | CountBy::Outcome | CountBy::Label(_) => labels.text(value),
+        };
+        let texts = |key: &[u64]| self.by.iter().zip(key).map(|(by, value)| text(by, *value)).collect();
+        JobCounts {
+            counts: counts.iter().map(|(key, count)| (texts(key), *count)).collect(),
+            next: next.filter(|_| looked_at >= COUNTED_MAX),
+        }
+    }
+}
+
+/// Numbers for texts.
+#[derive(Default)]
+struct IndexedTexts {
+    indices: FxHashMap<String, u64>,
+}
+
+impl IndexedTexts {
+    fn index_of(&mut self, text: &str) -> u64 {
+        if let Some(index) = self.indices.get(text) {
+            return *index;
+        }
+        let index = self.indices.len() as u64;
+        self.indices.insert(text.to_owned(), index);
+        index
+    }
+
+    fn text(&self, index: u64) -> String {
+        let found = self.indices.iter().find(|(_, other)| **other == index);
+        found.map_or_else(String::new, |(text, _)| text.clone())
     }
 }
 
@@ -390,7 +505,9 @@ pub struct QueueView {
 
 /// Live jobs that one page of a list looks at: a filter that matches few makes short pages, not
 /// long steps.
-const LOOKED_AT_MAX: usize = 4 * PAGE_MAX;
+const LOOKED_AT_MAX: usize = 16 * PAGE_MAX;
+/// Live jobs that are counted in one step: a few milliseconds.
+const COUNTED_MAX: usize = 32 * PAGE_MAX;
 /// Waiting unit groups that a position counts one by one: a millisecond or so.
 const POSITION_MAX: usize = 10_000;
 

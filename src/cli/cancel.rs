@@ -1,7 +1,8 @@
 //! `weir cancel`: cancels jobs.
 
 use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
-use super::job_list::{JobFilter, find_job_with_retries};
+use super::exit::USAGE;
+use super::job_list::{Selection, find_job_with_retries};
 use super::job_wait::has_ended;
 use super::output::{print, report};
 use super::{Connect, Failure};
@@ -19,23 +20,33 @@ use crate::model::text::escape;
 )]
 pub struct Cancel {
     /// Jobs to cancel: job/NAME, job/QUEUE/NAME or the id.
-    #[arg(required_unless_present_any = ["label", "all"], conflicts_with_all = ["label", "all"])]
     jobs: Vec<String>,
-    /// All jobs with these labels, separated by commas; with --queue, those of that queue. May be repeated: jobs must
-    /// have all labels.
-    #[arg(long, short, value_name = "KEY=VALUE")]
-    label: Vec<String>,
     /// All jobs; with --queue, those of that queue.
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    selection: Selection,
 }
 
 impl Cancel {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         let client = connect.client()?;
         let mut jobs = Vec::new();
+        let selected_by = self.selection.first_set().or(self.all.then_some("--all"));
+        match selected_by {
+            Some(flag) if !self.jobs.is_empty() => {
+                return Err(Failure::new(USAGE, format!("{flag} selects jobs: name none beside it")));
+            }
+            None if self.jobs.is_empty() => {
+                let message =
+                    "name jobs, or select them with --label, --state or another such flag, or --all";
+                return Err(Failure::new(USAGE, message));
+            }
+            _ => {}
+        }
         if self.jobs.is_empty() {
-            jobs = JobFilter::of(&connect.queue, &self.label)?.list(&client, false, None).await?.0;
+            let filter = self.selection.filter(&connect.queue, &[], false)?;
+            jobs = filter.list(&client, v1::JobView::Basic, None).await?.0;
             if jobs.is_empty() {
                 report("no such job waits or runs");
                 connect.warn_if_read_only().await;

@@ -10,7 +10,8 @@ use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 
 use super::connect::job_name;
-use super::get::{list_nodes, list_pools, list_queues, state_names};
+use super::get::{list_nodes, list_pools, list_queues};
+use super::job_list::state_names;
 use super::{Cli, Connect, Failure, reference};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -121,8 +122,10 @@ fn candidates(typed: &OsStr, names: Vec<String>) -> Vec<CompletionCandidate> {
 }
 
 async fn job_names(client: &Client, with_ended: bool) -> Result<Vec<String>, Failure> {
+    let filter = Some(v1::JobFilter { with_ended, ..v1::JobFilter::default() });
+    let view = v1::JobView::Name.into();
     let request =
-        v1::ListJobsRequest { page_size: CANDIDATES_MAX, with_ended, ..v1::ListJobsRequest::default() };
+        v1::ListJobsRequest { page_size: CANDIDATES_MAX, filter, view, ..v1::ListJobsRequest::default() };
     let jobs = client.jobs().list_jobs(request).await?.into_inner().jobs;
     Ok(jobs.iter().map(|job| job_name(&job.queue, &job.name)).collect())
 }

@@ -1,62 +1,162 @@
-//! Which jobs a command means: by reference, or by queue and labels.
+//! Which jobs a command means: by reference, or by what they have in common.
 
-use std::collections::BTreeMap;
-
-use super::Failure;
 use super::connect::{RETRY_TIMEOUT, with_retries};
-use super::exit::INVALID;
 use super::output::now_ms;
+use super::{Failure, quantity, selector};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::queue::DEFAULT_QUEUE;
-use crate::model::text;
-use crate::model::validate::quote;
+
+/// The flags that select jobs.
+#[derive(clap::Args, Default)]
+pub(super) struct Selection {
+    /// Only jobs whose labels meet this: KEY=VALUE, KEY!=VALUE, KEY, !KEY, 'KEY in (A, B)', 'KEY notin (A, B)',
+    /// several separated by commas. May be repeated: jobs must meet all.
+    #[arg(long, short, value_name = "SELECTOR")]
+    pub(super) label: Vec<String>,
+    /// Only jobs in this state, several separated by commas: pending, running, cancelling, failing, succeeded, failed,
+    /// cancelled. Of those that only ended jobs have, --all is not needed.
+    #[arg(long, visible_alias = "phase", value_name = "STATE", value_delimiter = ',', value_parser = parse_state)]
+    pub(super) state: Vec<v1::JobPhase>,
+    /// Only jobs that were submitted at most this long ago: 90s, 5m, 2d.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    pub(super) since: Option<u64>,
+    /// Only jobs that ended at most this long ago: 90s, 5m, 2d.
+    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    pub(super) ended_since: Option<u64>,
+    /// Also jobs of the queues below --queue.
+    #[arg(long)]
+    pub(super) subtree: bool,
+    /// Only jobs that run, or ran, in these regions, comma-separated.
+    #[arg(long, value_name = "REGION", value_delimiter = ',')]
+    pub(super) region: Vec<String>,
+    /// Only jobs whose first failed unit ended with this code, several separated by commas: Failed, OutOfMemory,
+    /// TimedOut. See weir explain.
+    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    pub(super) outcome: Vec<String>,
+    /// Only jobs whose name begins with this.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) name_prefix: Option<String>,
+    /// Only jobs that this principal submitted.
+    #[arg(long, value_name = "NAME")]
+    pub(super) submitted_by: Option<String>,
+}
+
+impl Selection {
+    /// The filter of these flags, for a queue, or all if it is empty, and for pools.
+    ///
+    /// # Errors
+    /// If a flag can't be read.
+    pub(super) fn filter(
+        &self,
+        queue: &str,
+        pools: &[String],
+        with_ended: bool,
+    ) -> Result<JobFilter, Failure> {
+        let ago = |ms: Option<u64>| ms.map_or(0, |ms| now_ms().saturating_sub(ms).max(1));
+        let message = v1::JobFilter {
+            labels: selector::parse(&self.label)?,
+            phases: self.state.iter().map(|state| *state as i32).collect(),
+            subtree: self.subtree,
+            submitted_from_unix_ms: ago(self.since),
+            ended_from_unix_ms: ago(self.ended_since),
+            pools: pools.to_vec(),
+            regions: self.region.clone(),
+            outcomes: self.outcome.clone(),
+            name_prefix: self.name_prefix.clone().unwrap_or_default(),
+            submitted_by: self.submitted_by.clone().unwrap_or_default(),
+            with_ended,
+            ..JobFilter::of_queue(queue).message
+        };
+        Ok(JobFilter { message })
+    }
+
+    /// The first flag of those that a watch can't apply to each change.
+    pub(super) fn not_watched(&self) -> Option<&'static str> {
+        [
+            ("--since", self.since.is_some()),
+            ("--ended-since", self.ended_since.is_some()),
+            ("--subtree", self.subtree),
+            ("--region", !self.region.is_empty()),
+            ("--outcome", !self.outcome.is_empty()),
+            ("--name-prefix", self.name_prefix.is_some()),
+            ("--submitted-by", self.submitted_by.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, is_set)| is_set.then_some(flag))
+    }
+
+    /// The first flag that is set.
+    pub(super) fn first_set(&self) -> Option<&'static str> {
+        let first = [("--label", !self.label.is_empty()), ("--state", !self.state.is_empty())];
+        first.into_iter().find_map(|(flag, is_set)| is_set.then_some(flag)).or_else(|| self.not_watched())
+    }
+
+    /// Returns whether the flags name something that only ended jobs have.
+    pub(super) fn names_ended(&self) -> bool {
+        self.ended_since.is_some() || self.state.iter().any(|state| ENDED.contains(state))
+    }
+}
+
+/// The states that `--state` takes.
+const STATES: [v1::JobPhase; 7] = [
+    v1::JobPhase::Pending,
+    v1::JobPhase::Running,
+    v1::JobPhase::Cancelling,
+    v1::JobPhase::Failing,
+    v1::JobPhase::Succeeded,
+    v1::JobPhase::Failed,
+    v1::JobPhase::Cancelled,
+];
+/// States of jobs that are only listed with those that have ended.
+const ENDED: [v1::JobPhase; 3] = [v1::JobPhase::Succeeded, v1::JobPhase::Failed, v1::JobPhase::Cancelled];
+
+fn state_name(phase: v1::JobPhase) -> String {
+    phase.as_str_name().trim_start_matches("JOB_PHASE_").to_lowercase()
+}
+
+/// The states of jobs, as users write them.
+pub(super) fn state_names() -> impl Iterator<Item = String> {
+    STATES.into_iter().map(state_name)
+}
+
+fn parse_state(text: &str) -> Result<v1::JobPhase, String> {
+    let found = STATES.into_iter().find(|state| state_name(*state) == text.to_lowercase());
+    found.ok_or_else(|| format!("use {}", STATES.map(state_name).join(", ")))
+}
 
 /// Which jobs a command means that names none.
 pub(super) struct JobFilter {
-    /// Empty selects all queues.
-    pub(super) queue: String,
-    labels: BTreeMap<String, String>,
-    /// Empty selects jobs in any state.
-    pub(super) states: Vec<v1::JobPhase>,
-    /// Only jobs that were submitted at most so long ago.
-    pub(super) since_ms: Option<u64>,
+    pub(super) message: v1::JobFilter,
 }
 
 impl JobFilter {
-    /// The jobs of a queue that have all labels. Users who don't use queues expect all jobs, so the default queue selects
-    /// those of all.
-    ///
-    /// # Errors
-    /// If a label selector can't be read.
-    pub(super) fn of(queue: &str, labels: &[String]) -> Result<Self, Failure> {
-        let queue = if queue == DEFAULT_QUEUE { String::new() } else { queue.to_owned() };
-        Ok(Self { queue, labels: selected_labels(labels)?, states: Vec::new(), since_ms: None })
+    /// The live jobs of a queue. Users who don't use queues expect all jobs, so the default queue selects those of all.
+    pub(super) fn of_queue(queue: &str) -> Self {
+        let queues =
+            if queue.is_empty() || queue == DEFAULT_QUEUE { Vec::new() } else { vec![queue.to_owned()] };
+        Self { message: v1::JobFilter { queues, ..v1::JobFilter::default() } }
     }
 
     /// Lists the jobs, the newest first, and whether there are more than `limit`.
     pub(super) async fn list(
         self,
         client: &Client,
-        with_ended: bool,
+        view: v1::JobView,
         limit: Option<usize>,
     ) -> Result<(Vec<v1::Job>, bool), Failure> {
         let mut request = v1::ListJobsRequest {
-            queue: self.queue,
-            labels: self.labels,
-            phases: self.states.iter().map(|state| *state as i32).collect(),
-            with_ended,
-            page_size: 500,
-            ..v1::ListJobsRequest::default()
+            filter: Some(self.message),
+            view: view.into(),
+            page_size: limit.map_or(500, |limit| u32::try_from(limit.clamp(1, 500)).unwrap_or(500)),
+            page_token: String::new(),
         };
-        let since = self.since_ms.map_or(0, |ms| now_ms().saturating_sub(ms));
         let mut jobs: Vec<v1::Job> = Vec::new();
         loop {
-            let page = client.jobs().list_jobs(request.clone()).await?.into_inner();
-            // The newest come first.
-            let older = page.jobs.iter().position(|job| job.submitted_unix_ms < since);
-            jobs.extend(page.jobs.into_iter().take(older.unwrap_or(usize::MAX)));
-            let is_last = page.next_page_token.is_empty() || older.is_some();
+            let page = client.jobs().list_jobs(request.clone()).await;
+            let page = page.map_err(|status| Failure::from(status).with_fields(as_flag))?.into_inner();
+            jobs.extend(page.jobs);
+            let is_last = page.next_page_token.is_empty();
             if is_last || limit.is_some_and(|limit| jobs.len() >= limit) {
                 return Ok((jobs, !is_last));
             }
@@ -64,32 +164,35 @@ impl JobFilter {
         }
     }
 
+    /// Returns whether a change of a job is to be printed.
     pub(super) fn matches(&self, job: &v1::Job) -> bool {
-        let labels = job.spec.as_ref().map(|spec| &spec.labels);
-        let has = |(key, value): (&String, &String)| labels.and_then(|labels| labels.get(key)) == Some(value);
-        (self.queue.is_empty() || self.queue == job.queue)
-            && self.labels.iter().all(has)
-            && (self.states.is_empty() || self.states.contains(&job.phase()))
+        let filter = &self.message;
+        let spec = job.spec.clone().unwrap_or_default();
+        (filter.queues.is_empty() || filter.queues.contains(&job.queue))
+            && filter.labels.iter().all(|label| selector::is_met(label, &spec.labels))
+            && (filter.phases.is_empty() || filter.phases.contains(&job.phase))
+            && (filter.pools.is_empty() || job.pools.iter().any(|pool| filter.pools.contains(pool)))
     }
 }
 
-/// Parses label selectors: `KEY=VALUE`, several separated by commas.
-fn selected_labels(selectors: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-    let mut labels = BTreeMap::new();
-    for part in selectors.iter().flat_map(|selector| selector.split(',')) {
-        let pair = part
-            .split_once('=')
-            .filter(|(key, value)| !key.is_empty() && text::is_label(key) && text::is_label(value));
-        let Some((key, value)) = pair else {
-            let allowed = "write KEY=VALUE, or several separated by commas; jobs must have all of them";
-            return Err(Failure::new(INVALID, format!("--label {}: {allowed}", quote(part))));
-        };
-        if labels.insert(key.to_owned(), value.to_owned()).is_some_and(|before| before != value) {
-            let both = format!("--label: {} is selected with two values, which no job has", quote(key));
-            return Err(Failure::new(INVALID, both));
-        }
-    }
-    Ok(labels)
+/// A field of a filter as the flag that sets it.
+pub(super) fn as_flag(field: &str) -> String {
+    let name = field.strip_prefix("filter.").unwrap_or(field);
+    let name = name.split(['[', '.']).next().unwrap_or(name);
+    let flag = match name {
+        "queues" => "queue",
+        "phases" => "state",
+        "labels" => "label",
+        "pools" => "pool",
+        "regions" => "region",
+        "outcomes" => "outcome",
+        "name_prefix" => "name-prefix",
+        "submitted_by" => "submitted-by",
+        "submitted_from_unix_ms" | "submitted_before_unix_ms" => "since",
+        "ended_from_unix_ms" | "ended_before_unix_ms" => "ended-since",
+        _ => return field.to_owned(),
+    };
+    format!("--{flag}")
 }
 
 /// Fetches a job for a command that changes something: such commands wait for a broker that restarts.

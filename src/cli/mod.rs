@@ -8,6 +8,7 @@ mod cancel;
 mod completion;
 mod connect;
 mod cordon;
+mod count;
 mod delete;
 mod demo;
 mod describe;
@@ -31,6 +32,7 @@ mod queue_file;
 mod reference;
 mod rerun;
 mod run;
+mod selector;
 mod server;
 mod submit;
 mod top;
@@ -81,6 +83,8 @@ enum Command {
     Submit(submit::Submit),
     /// List jobs, attempts, pools, nodes or queues.
     Get(get::Get),
+    /// Count jobs by queue, state, pool, region, outcome or label.
+    Count(count::Count),
     /// Show the details of a job, attempt, pool, node or queue.
     Describe(describe::Describe),
     /// Explain why a job is waiting.
@@ -206,6 +210,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Run(command) => command.run(&connect).await,
         Command::Submit(command) => command.run(&connect).await,
         Command::Get(command) => read(&connect, command.run(&connect)).await,
+        Command::Count(command) => read(&connect, command.run(&connect)).await,
         Command::Describe(command) => read(&connect, command.run(&connect)).await,
         Command::Why(command) => read(&connect, command.run(&connect)).await,
         Command::Plan(command) => read(&connect, command.run(&connect)).await,

@@ -13,9 +13,11 @@ use crate::state::State;
 use crate::state::apply::{Applied, ArchiveRow};
 use crate::state::command::Command;
 use crate::state::fixture::{Fixture, node_spec, submission, tasks, unit};
+use crate::state::job_filter::JobFilter;
 use crate::state::record;
 
 mod damage;
+mod filters;
 mod on_disk;
 
 /// A writer: a fixture whose events are appended to a journal.
@@ -291,8 +293,10 @@ fn archive_is_found_by_id_by_name_and_in_pages() {
         assert_eq!(of(archive.job_named("default", "twin").unwrap()), Some(new));
         assert_eq!(of(archive.job_named("team", "twin").unwrap()), Some(other));
         assert_eq!(of(archive.job_named("team", "none").unwrap()), None);
-        let mut page = |queue, before, limit| -> Vec<JobId> {
-            let jobs = archive.jobs(queue, before, limit).unwrap();
+        let mut page = |queue: Option<&str>, before, limit| -> Vec<JobId> {
+            let queues = queue.into_iter().map(str::to_owned).collect();
+            let filter = JobFilter { queues, ..JobFilter::default() };
+            let jobs = archive.jobs(&filter, before, limit).unwrap().jobs;
             jobs.into_iter().map(|job| job.job.id).collect()
         };
         let end = JobId(u64::MAX);
@@ -323,7 +327,7 @@ fn archive_row_written_twice_is_stored_once_and_unchanged() {
         let first = archive.job(job).unwrap().unwrap();
         writer.fixture.archive.push(ArchiveRow::Job(first.clone()));
         writer.flush().unwrap();
-        assert_eq!(archive.jobs(None, JobId(u64::MAX), 10).unwrap(), [first]);
+        assert_eq!(archive.jobs(&JobFilter::default(), JobId(u64::MAX), 10).unwrap().jobs, [first]);
     });
 }
 
@@ -341,7 +345,7 @@ fn archive_loses_what_is_past_its_retention_and_nothing_else() {
         assert!(!writer.journal.prune_archive(Timestamp(0)).unwrap(), "nothing is so old");
         assert!(archive.job(old).unwrap().is_some());
         while writer.journal.prune_archive(retained_from).unwrap() {}
-        let jobs = archive.jobs(None, JobId(u64::MAX), 10).unwrap();
+        let jobs = archive.jobs(&JobFilter::default(), JobId(u64::MAX), 10).unwrap().jobs;
         assert_eq!(jobs.iter().map(|job| job.job.id).collect::<Vec<_>>(), [new]);
         let mut attempts = |job| archive.attempts(job, (0, 0), 10).unwrap().len();
         assert_eq!([attempts(old), attempts(second), attempts(new)], [0, 0, 4]);

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Archive, Batch, Chunk, Error, Journal, Loaded};
+use super::{Archive, Batch, Chunk, Error, FinishedJobs, Journal, Loaded};
 use crate::model::id::{JobId, Revision, Term};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
+use crate::state::job_filter::JobFilter;
 use crate::state::record;
 
 /// The contents, shared by all handles.
@@ -132,10 +133,22 @@ impl Archive for MemoryJournal {
         Ok(jobs.find(|job| job.queue == queue && *job.job.name == *name).cloned())
     }
 
-    fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error> {
+    fn jobs(&mut self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
         let store = self.store();
+        let was_there = |job: &FinishedJob| {
+            let from = (job.job.id, 0, 0);
+            let attempts = store.attempts.range(from..=(job.job.id, u32::MAX, u32::MAX));
+            let all = attempts.map(|(_, attempt)| attempt);
+            let mut attempts = all.clone();
+            (filter.pools.is_empty() || attempts.any(|attempt| filter.pools.contains(&attempt.pool)))
+                && (filter.regions.is_empty() || { all }
+                    .any(|attempt| filter.regions.contains(&attempt.region)))
+        };
         let jobs = store.jobs.range(..before).rev().map(|(_, job)| job);
-        Ok(jobs.filter(|job| queue.is_none_or(|queue| job.queue == queue)).take(limit).cloned().collect())
+        let mut jobs = jobs.filter(|job| filter.matches_anywhere(&job.view()) && was_there(job));
+        let page: Vec<FinishedJob> = jobs.by_ref().take(limit).cloned().collect();
+        let next = page.last().map(|job| job.job.id).filter(|_| jobs.next().is_some());
+        Ok(FinishedJobs { jobs: page, next })
     }
 
     fn attempts(

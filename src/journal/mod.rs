@@ -13,6 +13,7 @@ use crate::model::id::{JobId, Revision, Term};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
 use crate::state::event::EventRecord;
+use crate::state::job_filter::JobFilter;
 
 /// Events that become durable together, with the rows that they move to the archive.
 #[derive(Clone, Debug, Default)]
@@ -108,6 +109,14 @@ pub enum Loaded {
     Events(Vec<u8>),
 }
 
+/// A page of finished jobs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FinishedJobs {
+    pub jobs: Vec<FinishedJob>,
+    /// Below which id the next page begins, if there is one.
+    pub next: Option<JobId>,
+}
+
 /// A reader of the jobs and attempts that have ended.
 pub trait Archive: Send {
     /// Returns a finished job by its id; `None` if there is none.
@@ -124,12 +133,12 @@ pub trait Archive: Send {
     /// As [`Archive::job`].
     fn job_named(&mut self, queue: &str, name: &str) -> Result<Option<FinishedJob>, Error>;
 
-    /// Returns at most `limit` finished jobs with ids below `before`, highest id first, of one queue or, for
-    /// `None`, of all.
+    /// Returns at most `limit` finished jobs that a filter selects, with ids below `before`, highest id first. The work of
+    /// one call is bounded: a page may have fewer jobs, or none, and still not be the last.
     ///
     /// # Errors
     /// As [`Archive::job`].
-    fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error>;
+    fn jobs(&mut self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error>;
 
     /// Returns at most `limit` ended attempts of a job, by (unit, number), that come after `after`.
     ///

@@ -79,6 +79,8 @@ pub const QUEUE_DEPTH_MAX: usize = 8;
 pub const QUEUES_MAX: usize = 10_000;
 /// Labels on one object, and similar lists of short texts: together they stay within some kilobytes.
 pub const LABELS_MAX: usize = 64;
+/// Entries of each list in a filter of jobs: a filter is evaluated for every job that a page looks at.
+pub const FILTER_ENTRIES_MAX: usize = 64;
 /// Bytes in a label's key or value: the length of a DNS name.
 pub const LABEL_LEN_MAX: usize = 253;
 /// CPU of one node, in millicores (10,000 cores): ten times the largest task.

@@ -11,6 +11,7 @@ pub mod event;
 mod index;
 pub mod invariant;
 pub mod job;
+pub mod job_filter;
 pub mod live;
 pub mod pool;
 pub mod record;
@@ -179,8 +180,8 @@ impl State {
     }
 
     /// Numbers of live jobs below `before`, newest first.
-    pub fn job_ids_before(&self, before: JobId) -> impl Iterator<Item = JobId> {
-        self.jobs.range(..before).rev().map(|(id, _)| *id)
+    pub fn jobs_before(&self, before: JobId) -> impl Iterator<Item = &Job> {
+        self.jobs.range(..before).rev().map(|(_, job)| job)
     }
 
     /// How many jobs are live.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::State;
 use super::apply::{FinishedAttempt, FinishedJob};
 use super::event::EndedAttempt;
-use super::job::{Closing, JobEnd, Principal, Progress};
+use super::job::{Closing, Job, JobEnd, Principal, Progress};
 use super::live::Attempt;
 use super::pool::Pool;
 use crate::model::attempt::{Outcome, OutcomeKind, Phase, Placement};
@@ -15,8 +15,11 @@ use crate::model::region::RegionCode;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
 
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Where a job stands. Its name is that of the API, such as `PENDING`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::IntoStaticStr, strum::VariantArray,
+)]
+#[strum(serialize_all = "UPPERCASE")]
 pub enum JobPhase {
     Pending,
     /// At least one attempt is live.
@@ -89,8 +92,9 @@ pub struct JobView {
     pub failed_units: Vec<FailedUnits>,
     /// At least one of its attempts ended in a pool that only simulates tasks.
     pub simulated: bool,
-    /// Pools of its live attempts, the first few.
+    /// Pools of its live attempts, the first few, and their regions.
     pub pools: Vec<String>,
+    pub regions: Vec<RegionCode>,
     /// Pools of its live attempts that are not READY: whether these attempts still run is unknown.
     pub pools_not_ready: Vec<PoolContact>,
 }
@@ -193,23 +197,30 @@ fn counts(groups: &[Progress]) -> Counts {
     sum
 }
 
+impl Job {
+    /// Where the job stands while it is live.
+    pub fn phase(&self) -> JobPhase {
+        match self.closing {
+            Some(Closing::Cancelled) => JobPhase::Cancelling,
+            Some(Closing::Failed) => JobPhase::Failing,
+            None if self.groups.iter().any(|group| group.live > 0) => JobPhase::Running,
+            None => JobPhase::Pending,
+        }
+    }
+}
+
 impl State {
     /// A live job as readers see it.
     pub fn job_view(&self, id: JobId) -> Option<JobView> {
         let job = self.jobs.get(&id)?;
         let entry = self.specs.get(&job.spec)?;
         let counts = Counts { total: entry.spec.unit_count(), ..counts(&job.groups) };
-        let phase = match job.closing {
-            Some(Closing::Cancelled) => JobPhase::Cancelling,
-            Some(Closing::Failed) => JobPhase::Failing,
-            None if counts.live > 0 => JobPhase::Running,
-            None => JobPhase::Pending,
-        };
-        let mut pools: Vec<String> = Vec::new();
+        let (mut pools, mut regions) = (Vec::new(), Vec::new());
         for attempt in self.attempts_of(id).take(64) {
             let Some(pool) = self.pools.get(&attempt.pool) else { continue };
             if pools.len() < POOLS_SHOWN && !pools.contains(&pool.spec.name) {
                 pools.push(pool.spec.name.clone());
+                regions.push(pool.spec.region);
             }
         }
         let units = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
@@ -225,7 +236,7 @@ impl State {
             id,
             name: job.name.to_string(),
             queue: self.queues.get(&job.queue).map_or_else(String::new, |queue| queue.spec.name.clone()),
-            phase,
+            phase: job.phase(),
             spec: entry.spec.clone(),
             submitted_at: job.submitted_at,
             submitted_by: job.submitted_by.clone(),
@@ -237,6 +248,7 @@ impl State {
             failure: job.first_failure.as_deref().cloned(),
             failed_units: failed_units(&job.groups),
             pools,
+            regions,
         })
     }
 
@@ -282,6 +294,7 @@ impl FinishedJob {
             failure: self.job.first_failure.as_deref().cloned(),
             failed_units: failed_units(&self.job.groups),
             pools: Vec::new(),
+            regions: Vec::new(),
             pools_not_ready: Vec::new(),
         }
     }

@@ -153,8 +153,10 @@ async fn pages_that_are_not_read_take_bounded_memory() {
     // No stream has a window: nothing of any response can be sent.
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let headers = call_headers(&broker, "/weir.v1.JobService/ListJobs", &[]);
+    // Jobs with their specs: `view` is FULL.
+    let full = [0, 0, 0, 0, 2, 8 << 3, 3];
     let call =
-        |id: u32| [frame(HEADERS, END_HEADERS, id, &headers), frame(DATA, END_STREAM, id, &[0; 5])].concat();
+        |id: u32| [frame(HEADERS, END_HEADERS, id, &headers), frame(DATA, END_STREAM, id, &full)].concat();
     let calls = |round: u32| match round {
         0 => no_window.clone(),
         _ => (0..50).flat_map(|n| call(2 * (50 * (round - 1) + n) + 1)).collect(),
@@ -167,7 +169,8 @@ async fn pages_that_are_not_read_take_bounded_memory() {
         _ => (0..50).flat_map(|n| call(2 * (50 * (round - 1) + n) + 1)).collect(),
     };
     withstand(&broker, "pages with a window of a byte", together(|| flood(&broker, calls))).await;
-    let request = v1::ListJobsRequest { page_size: 500, ..Default::default() };
+    let request =
+        v1::ListJobsRequest { page_size: 500, view: v1::JobView::Full.into(), ..Default::default() };
     let page = client.jobs().list_jobs(request).await.expect("a page").into_inner();
     assert!(page.jobs.len() >= 400, "{} jobs", page.jobs.len());
 }

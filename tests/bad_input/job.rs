@@ -426,11 +426,6 @@ fn reader_cases() -> Vec<Case> {
         }
     }
     let waits = || job_ref(0, "", "waits");
-    let list = |change: fn(&mut v1::ListJobsRequest)| {
-        let mut request = v1::ListJobsRequest::default();
-        change(&mut request);
-        Call::ListJobs(request)
-    };
     let attempts = |page_size, page_token: &str| {
         let page_token = page_token.to_owned();
         Call::ListAttempts(v1::ListAttemptsRequest {
@@ -456,22 +451,6 @@ fn reader_cases() -> Vec<Case> {
         Call::Cancel(v1::CancelRequest { token: token.to_owned(), jobs })
     };
     all.extend([
-        invalid(list(|l| l.queue = "nope".to_owned()), "queue", "queue \"nope\" does not exist"),
-        invalid(list(|l| l.phases = vec![0]), "phases", "0 is not a job phase"),
-        invalid(list(|l| l.phases = vec![1, 77]), "phases", "77 is not a job phase"),
-        invalid(list(|l| l.phases = vec![1; 100_000]), "phases", "100000 entries, 0 to 8"),
-        invalid(list(|l| l.labels = labels(65)), "labels", "65 entries, 0 to 64"),
-        invalid(list(|l| l.page_size = 1_001), "page_size", "1001 is not within 0 and 1000"),
-        invalid(
-            list(|l| l.page_token = "next\u{7}".to_owned()),
-            "page_token",
-            "\"next\\u{7}\" is not the next_page_token",
-        ),
-        invalid(
-            list(|l| l.page_token = "-1".to_owned()),
-            "page_token",
-            "\"-1\" is not the next_page_token of an earlier page",
-        ),
         invalid(attempts(1_001, ""), "page_size", "1001 is not within 0 and 1000"),
         invalid(
             attempts(0, "1.x\u{7}"),

@@ -73,7 +73,8 @@ async fn list_of_large_jobs_comes_in_pages_of_bounded_size() {
         let request = v1::SubmitRequest { token: String::new(), jobs, allow_pending: true };
         client.jobs().submit(request).await.expect("accepted");
     }
-    let mut request = v1::ListJobsRequest { page_size: 1_000, ..Default::default() };
+    let mut request =
+        v1::ListJobsRequest { page_size: 1_000, view: v1::JobView::Full.into(), ..Default::default() };
     let mut found = Vec::new();
     loop {
         let page = client.jobs().list_jobs(request.clone()).await.expect("a page").into_inner();

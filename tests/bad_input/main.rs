@@ -6,6 +6,7 @@ mod attack;
 mod cli;
 mod fake;
 mod file;
+mod filter;
 mod fuzz;
 mod job;
 mod list;

@@ -11,7 +11,7 @@ use weir::api::descriptor::methods;
 use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
-use crate::{agent, job, pool, queue};
+use crate::{agent, filter, job, pool, queue};
 
 /// A request that must be refused.
 #[derive(Clone)]
@@ -20,6 +20,7 @@ pub enum Call {
     GetJob(v1::GetJobRequest),
     ListAttempts(v1::ListAttemptsRequest),
     ListJobs(v1::ListJobsRequest),
+    CountJobs(v1::CountJobsRequest),
     WatchJobs(v1::WatchJobsRequest),
     Cancel(v1::CancelRequest),
     Rerun(v1::RerunRequest),
@@ -68,6 +69,7 @@ impl Call {
             Self::GetJob(_) => "GetJob",
             Self::ListAttempts(_) => "ListAttempts",
             Self::ListJobs(_) => "ListJobs",
+            Self::CountJobs(_) => "CountJobs",
             Self::WatchJobs(_) => "WatchJobs",
             Self::Cancel(_) => "Cancel",
             Self::Rerun(_) => "Rerun",
@@ -97,6 +99,7 @@ impl Call {
             Self::GetJob(request) => jobs.get_job(request).await.map(drop),
             Self::ListAttempts(request) => jobs.list_attempts(request).await.map(drop),
             Self::ListJobs(request) => jobs.list_jobs(request).await.map(drop),
+            Self::CountJobs(request) => jobs.count_jobs(request).await.map(drop),
             Self::WatchJobs(request) => jobs.watch_jobs(request).await.map(drop),
             Self::Cancel(request) => jobs.cancel(request).await.map(drop),
             Self::Rerun(request) => jobs.rerun(request).await.map(drop),
@@ -162,6 +165,7 @@ async fn check(client: &Client, case: Case) -> Result<(), String> {
 fn cases() -> Vec<Case> {
     let mut all = job::cases();
     all.extend(job::text_cases());
+    all.extend(filter::cases());
     all.extend(queue::cases());
     all.extend(pool::cases());
     all.extend(agent::cases());
@@ -191,6 +195,10 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("Submit jobs.spec.on_unit_failure.max_failed", "more than the number of units means all"),
     ("Submit jobs.spec.depends_on.queue", "output only: not read"),
     ("Submit jobs.spec.depends_on.name", "output only: not read"),
+    ("ListJobs filter.submitted_from_unix_ms", "in the future it selects nothing: see its end"),
+    ("ListJobs filter.ended_from_unix_ms", "the same"),
+    ("CountJobs filter.submitted_from_unix_ms", "the same"),
+    ("CountJobs filter.ended_from_unix_ms", "the same"),
     ("WatchJobs from_revision", "a future revision starts with a list: see the list tests"),
     ("WatchPools from_revision", "the same"),
     ("Logs stdout_offset", "no output beyond the end: see the output tests"),

@@ -185,7 +185,12 @@ pub async fn read_continuously(access: Access, observations: Arc<Observations>, 
         if let Some(job) = answer.and_then(|answer| answer.job) {
             note_end(&observations, &mut ends, "a reader", &job);
         }
-        let request = v1::ListJobsRequest { page_size: 1, with_ended: true, ..Default::default() };
+        let request = v1::ListJobsRequest {
+            page_size: 1,
+            filter: Some(v1::JobFilter { with_ended: true, ..Default::default() }),
+            view: v1::JobView::Full.into(),
+            ..Default::default()
+        };
         let answer = caller
             .call("list jobs", |client: Client| async move { client.jobs().list_jobs(request).await })
             .await;

@@ -255,7 +255,12 @@ fn list(
     violations: &mut Vec<String>,
 ) -> BTreeMap<String, (u64, i32)> {
     let (observations, mut jobs) = (Arc::<Observations>::default(), BTreeMap::new());
-    let request = v1::ListJobsRequest { page_size: 1_000, with_ended: true, ..Default::default() };
+    let request = v1::ListJobsRequest {
+        page_size: 1_000,
+        filter: Some(v1::JobFilter { with_ended: true, ..Default::default() }),
+        view: v1::JobView::Full.into(),
+        ..Default::default()
+    };
     let answer = runtime.block_on(async {
         let mut caller = Caller::new(&testbed.access(), &observations);
         let list = |client: Client| {

@@ -147,7 +147,12 @@ fn golden_journal_is_opened_and_its_state_is_as_it_was() {
     }
     state.check().unwrap();
     let jobs = state.jobs_from(Default::default()).map(|job| format!("{} {}", job.id, job.name));
-    let ended = journal.archive().unwrap().jobs(None, weir::model::id::JobId(u64::MAX), 100).unwrap();
+    let ended = journal
+        .archive()
+        .unwrap()
+        .jobs(&Default::default(), weir::model::id::JobId(u64::MAX), 100)
+        .unwrap()
+        .jobs;
     let ended = ended.iter().map(|job| format!("{} {} {:?}", job.job.id, job.job.name, job.end));
     let pools = state.pools().map(|pool| format!("{} {} nodes", pool.spec.name, pool.nodes.len()));
     let lines: Vec<String> = std::iter::once(format!("revision {}", state.revision()))

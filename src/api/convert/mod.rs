@@ -9,7 +9,7 @@ pub(crate) use agent::{hello_message, parse};
 pub use spec::{dependency_message, job_spec, read_job_spec, spec_message};
 pub use view::{
     attempt_message, defrag_message, free_block_message, job_message, limits, node_message,
-    output_time_message, parse_phase, pool_message, queue_message, queue_spec, resources_message,
+    output_time_message, parse_phase, pool_message, principal, queue_message, queue_spec, resources_message,
     why_message,
 };
 

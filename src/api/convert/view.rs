@@ -97,6 +97,18 @@ fn principal_text(principal: &Principal) -> String {
     }
 }
 
+/// The principal that [`principal_text`] prints so.
+pub fn principal(text: &str) -> Principal {
+    match text {
+        "system" => Principal::System,
+        "anonymous" => Principal::Anonymous,
+        text => match text.strip_prefix("agent/") {
+            Some(pool) => Principal::Agent(pool.into()),
+            None => Principal::User(text.into()),
+        },
+    }
+}
+
 fn phase_message(phase: JobPhase) -> v1::JobPhase {
     match phase {
         JobPhase::Pending => v1::JobPhase::Pending,

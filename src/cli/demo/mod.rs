@@ -104,8 +104,11 @@ async fn wait_for_pools(client: &Client) -> Result<(), Failure> {
 
 async fn list(client: &Client, demo_id: &str) -> Result<Vec<v1::Job>, Failure> {
     let mut request = v1::ListJobsRequest {
-        labels: [(LABEL.to_owned(), demo_id.to_owned())].into(),
-        with_ended: true,
+        filter: Some(v1::JobFilter {
+            labels: vec![v1::LabelRequirement::equal(LABEL, demo_id)],
+            with_ended: true,
+            ..v1::JobFilter::default()
+        }),
         page_size: 1_000,
         ..v1::ListJobsRequest::default()
     };

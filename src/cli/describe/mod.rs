@@ -139,9 +139,9 @@ impl Describe {
         let Some(queue) = all.iter().find(|queue| queue.name == name) else {
             return Err(Failure::new(NOT_FOUND, format!("queue {} does not exist", quote(name))));
         };
-        let mut filter = JobFilter::of("", &[])?;
-        filter.queue = name.to_owned();
-        let (jobs, _) = filter.list(client, false, None).await?;
+        let mut filter = JobFilter::of_queue("");
+        filter.message.queues.push(name.to_owned());
+        let (jobs, _) = filter.list(client, v1::JobView::Basic, None).await?;
         self.show(|| queue_value(queue), || queue::queue_text(queue, &all, &jobs))
     }
 }

@@ -7,10 +7,10 @@ mod watch;
 use serde::Serialize;
 
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::job_list::{JobFilter, find_job};
+use super::job_list::{JobFilter, Selection, find_job};
 use super::kind::Kind;
 use super::output::{Format, report};
-use super::{Connect, Failure, quantity};
+use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::validate::quote;
@@ -37,53 +37,20 @@ pub struct Get {
     /// Include jobs that have ended.
     #[arg(long, short)]
     all: bool,
-    /// Only jobs in this state, several separated by commas: pending, running, cancelling, failing, succeeded, failed,
-    /// cancelled.
-    #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = parse_state)]
-    state: Vec<v1::JobPhase>,
-    /// Only jobs that were submitted at most this long ago: 90s, 5m, 2d.
-    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
-    since: Option<u64>,
     /// List jobs of all queues.
     #[arg(long, short = 'A')]
     all_queues: bool,
-    /// Only jobs with these labels, separated by commas. May be repeated: jobs must have all labels.
-    #[arg(long, short, value_name = "KEY=VALUE")]
-    label: Vec<String>,
-    /// Only nodes of this pool.
-    #[arg(long, value_name = "NAME")]
-    pool: Option<String>,
+    #[command(flatten)]
+    selection: Selection,
+    /// Only nodes of this pool, or jobs that run, or ran, in these pools, comma-separated.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pool: Vec<String>,
     /// Only attempts of units that ended for good otherwise than by success.
     #[arg(long)]
     failed: bool,
     /// Maximum number of jobs, attempts or nodes listed, the newest jobs first. Default: all.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-}
-
-/// The states that `--state` takes.
-const STATES: [v1::JobPhase; 7] = [
-    v1::JobPhase::Pending,
-    v1::JobPhase::Running,
-    v1::JobPhase::Cancelling,
-    v1::JobPhase::Failing,
-    v1::JobPhase::Succeeded,
-    v1::JobPhase::Failed,
-    v1::JobPhase::Cancelled,
-];
-
-fn state_name(phase: v1::JobPhase) -> String {
-    phase.as_str_name().trim_start_matches("JOB_PHASE_").to_lowercase()
-}
-
-/// The states of jobs, as users write them.
-pub(super) fn state_names() -> impl Iterator<Item = String> {
-    STATES.into_iter().map(state_name)
-}
-
-fn parse_state(text: &str) -> Result<v1::JobPhase, String> {
-    let found = STATES.into_iter().find(|state| state_name(*state) == text.to_lowercase());
-    found.ok_or_else(|| format!("use {}", STATES.map(state_name).join(", ")))
 }
 
 impl Get {
@@ -134,21 +101,27 @@ impl Get {
         let jobs = kind == Kind::Jobs && !named;
         let (nodes, attempts) = (kind == Kind::Nodes, kind == Kind::Attempts);
         let flags = [
-            ("--label", !self.label.is_empty(), jobs, "a list of jobs"),
             ("--all", self.all, jobs, "a list of jobs"),
             ("--all-queues", self.all_queues, jobs, "a list of jobs"),
-            ("--state", !self.state.is_empty(), jobs, "a list of jobs"),
-            ("--since", self.since.is_some(), jobs && !self.watch, "a list of jobs without --watch"),
             (
                 "--limit",
                 self.limit.is_some(),
                 (jobs || nodes && !named || attempts) && !self.watch,
                 "a list of jobs, attempts or nodes without --watch",
             ),
-            ("--pool", self.pool.is_some(), nodes, "nodes"),
+            ("--pool", !self.pool.is_empty(), nodes || jobs, "lists of jobs and nodes"),
+            ("--pool with several names", self.pool.len() > 1, jobs, "a list of jobs"),
             ("--failed", self.failed, attempts, "attempts"),
         ];
-        match flags.into_iter().find(|(_, is_set, applies, _)| *is_set && !applies) {
+        let selected = self.selection.first_set().map(|flag| (flag, true, jobs, "a list of jobs"));
+        let watched = self.selection.not_watched().filter(|_| self.watch);
+        let watched = watched.map(|flag| (flag, true, false, "a list of jobs without --watch"));
+        match flags
+            .into_iter()
+            .chain(selected)
+            .chain(watched)
+            .find(|(_, is_set, applies, _)| *is_set && !applies)
+        {
             Some((flag, _, _, what)) => Err(Failure::new(USAGE, format!("{flag} applies only to {what}"))),
             None => Ok(()),
         }
@@ -170,7 +143,7 @@ impl Get {
     }
 
     async fn jobs(&self, client: &Client, connect: &Connect, name: Option<String>) -> Result<u8, Failure> {
-        let ended = self.state.iter().any(|state| ENDED.contains(state));
+        let ended = self.selection.names_ended();
         let list = list::jobs(JobColumns {
             wide: self.output == Format::Wide,
             ended: self.all || ended || name.is_some(),
@@ -184,23 +157,27 @@ impl Get {
             list.print(self.output, &[job], Listed::One, None)?;
             return Ok(0);
         }
-        let mut filter = JobFilter::of(if self.all_queues { "" } else { &connect.queue }, &self.label)?;
-        filter.states.clone_from(&self.state);
-        filter.since_ms = self.since;
+        let queue = if self.all_queues { "" } else { &connect.queue };
+        let filter = self.selection.filter(queue, &self.pool, self.all)?;
         if self.watch {
             // A watch of a queue that does not exist would print nothing for ever.
-            let queue = filter.queue.clone();
-            let one = v1::ListJobsRequest { queue, page_size: 1, ..v1::ListJobsRequest::default() };
-            client.jobs().list_jobs(one).await?;
+            let queue = JobFilter { message: filter.message.clone() };
+            queue.list(client, v1::JobView::Name, Some(1)).await?;
             return watch::jobs(client, self.output, &list, None, Some(filter)).await;
         }
-        let (mut jobs, more) = filter.list(client, self.all || ended, self.limit).await?;
+        // What a table has is not in the spec.
+        let view = match self.output {
+            Format::Table => v1::JobView::Basic,
+            Format::Name => v1::JobView::Name,
+            Format::Wide | Format::Json | Format::Yaml => v1::JobView::Full,
+        };
+        let (mut jobs, more) = filter.list(client, view, self.limit).await?;
         self.cut(&mut jobs, more);
         if matches!(self.output, Format::Json | Format::Yaml) {
             // A file that is submitted again has jobs before those that depend on them.
             jobs.sort_unstable_by_key(|job| job.id);
         }
-        let all = self.all || !self.state.is_empty();
+        let all = self.all || self.selection.first_set().is_some() || !self.pool.is_empty();
         let none = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
         list.print(self.output, &jobs, Listed::Many, Some(none))?;
         Ok(0)
@@ -236,14 +213,12 @@ impl Get {
     }
 
     async fn list_nodes(&self, client: &Client, name: Option<&str>) -> Result<Vec<v1::Node>, Failure> {
-        let (mut nodes, more) = list_nodes(client, self.pool.as_deref(), name, self.limit).await?;
+        let (mut nodes, more) =
+            list_nodes(client, self.pool.first().map(String::as_str), name, self.limit).await?;
         self.cut(&mut nodes, more);
         Ok(nodes)
     }
 }
-
-/// States of jobs that are only listed with those that have ended.
-const ENDED: [v1::JobPhase; 3] = [v1::JobPhase::Succeeded, v1::JobPhase::Failed, v1::JobPhase::Cancelled];
 
 /// All pools, or the one with this name.
 pub(super) async fn list_pools(client: &Client, name: Option<&str>) -> Result<Vec<v1::Pool>, Failure> {

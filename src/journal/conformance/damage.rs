@@ -13,6 +13,7 @@ use crate::journal::{Error, Journal, Loaded};
 use crate::model::id::JobId;
 use crate::state::State;
 use crate::state::apply::Applied;
+use crate::state::job_filter::JobFilter;
 use crate::state::record;
 
 /// Flips per file of the test; set `WEIR_FLIPS` for more.
@@ -46,8 +47,21 @@ fn answers(directory: &Path, jobs: &[JobId]) -> Result<(Vec<u8>, String), Error>
         let named = archive.job_named(queue, name)?;
         rows += &format!("{job:?} {named:?} {:?}\n", archive.attempts(*id, (0, 0), 10)?);
     }
-    rows += &format!("{:?}", archive.jobs(None, JobId(u64::MAX), 100)?);
+    for filter in filters() {
+        rows += &format!("{:?}\n", archive.jobs(&filter, JobId(u64::MAX), 100)?);
+    }
     Ok((encoded(&state), rows))
+}
+
+/// Filters that use each kind of index.
+fn filters() -> [JobFilter; 4] {
+    let queues = vec!["default".to_owned()];
+    [
+        JobFilter::default(),
+        JobFilter { queues, ..JobFilter::default() },
+        JobFilter { pools: vec!["p".to_owned()], ..JobFilter::default() },
+        JobFilter { name_prefix: "job".to_owned(), ..JobFilter::default() },
+    ]
 }
 
 #[test]

@@ -1,14 +1,19 @@
 //! The archive: jobs and attempts that have ended.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
 use rusqlite::types::Value;
-use rusqlite::{Connection, Params};
+use rusqlite::{Connection, OptionalExtension, Params};
 
 use super::checksum::{ARCHIVE_ATTEMPT, ARCHIVE_JOB, Table};
 use super::int;
-use crate::journal::{Archive, Error};
+use super::terms::{self, Found, Ids, Term};
+use crate::journal::{Archive, Error, FinishedJobs};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
+use crate::state::job_filter::JobFilter;
 use crate::state::record;
 
 /// A reader of the archive with a connection of its own.
@@ -43,6 +48,151 @@ impl SqliteArchive {
     }
 }
 
+/// Rows of jobs that one page reads, and seeks in the index that it makes: a few milliseconds each.
+const ROWS_MAX: u32 = 2_000;
+const SEEKS_MAX: u32 = 4_000;
+/// Jobs of one beginning of a name that are listed. If there are more, all jobs are looked at.
+const NAMED_MAX: u32 = 20_000;
+
+impl SqliteArchive {
+    fn select(&self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
+        let mut lists = Vec::new();
+        for terms in terms::of_filter(filter, self.newest_end()?) {
+            lists.push(Ids::any(terms));
+        }
+        if !filter.name_prefix.is_empty() {
+            lists.extend(self.named(&filter.name_prefix)?.map(Ids::Listed));
+        }
+        let submitted = filter.submitted;
+        let least = submitted.from.map_or(Ok(i64::MIN), |from| self.first_submitted(from))?;
+        let end = submitted.before.map_or(Ok(i64::MAX), |before| self.first_submitted(before))?;
+        let mut most = before.0.min(i64::MAX.cast_unsigned()).cast_signed().min(end).saturating_sub(1);
+        let (mut page, seeks_left) = (FinishedJobs::default(), Cell::new(SEEKS_MAX));
+        for _ in 0..ROWS_MAX {
+            let found = if lists.is_empty() {
+                let sql = "SELECT id FROM archive_job WHERE id <= ?1 ORDER BY id DESC LIMIT 1";
+                let id = self.db.prepare_cached(sql)?.query_row([most], |row| row.get(0)).optional()?;
+                id.map_or(Found::None, Found::Job)
+            } else {
+                terms::seek(&self.db, &mut lists, most, &seeks_left)?
+            };
+            let id = match found {
+                Found::Job(id) if id >= least => id,
+                Found::GaveUp(next) if next >= least => {
+                    page.next = Some(JobId((next + 1).cast_unsigned()));
+                    return Ok(page);
+                }
+                Found::Job(_) | Found::GaveUp(_) | Found::None => return Ok(page),
+            };
+            if page.jobs.len() == limit {
+                page.next = Some(JobId((id + 1).cast_unsigned()));
+                return Ok(page);
+            }
+            // An attempt of a job that is still live may be there already.
+            let job = self.finished_jobs("id = ?1", [id])?.pop();
+            page.jobs.extend(job.filter(|job| filter.matches_anywhere(&job.view())));
+            most = id - 1;
+        }
+        page.next = Some(JobId((most + 1).cast_unsigned()));
+        Ok(page)
+    }
+
+    fn newest_end(&self) -> Result<Timestamp, Error> {
+        let sql = "SELECT coalesce(max(ended_ms), 0) FROM archive_job";
+        let newest: i64 = self.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+        Ok(Timestamp(newest.cast_unsigned()))
+    }
+
+    /// The ids of all jobs whose names begin so, in ascending order; `None` if they are too many.
+    fn named(&self, prefix: &str) -> Result<Option<Vec<i64>>, Error> {
+        let sql = "SELECT id FROM archive_job WHERE name >= ?1 AND name < ?2 LIMIT ?3";
+        let after = format!("{prefix}\u{10ffff}");
+        let mut statement = self.db.prepare_cached(sql)?;
+        let ids = statement.query_map(rusqlite::params![prefix, after, NAMED_MAX + 1], |row| row.get(0))?;
+        let mut ids = ids.collect::<Result<Vec<i64>, _>>()?;
+        ids.sort_unstable();
+        Ok((ids.len() <= NAMED_MAX as usize).then_some(ids))
+    }
+
+    /// The id from which on all jobs were submitted at `at` or later. Later jobs have higher ids.
+    fn first_submitted(&self, at: Timestamp) -> Result<i64, Error> {
+        let sql = "SELECT id, submitted_ms FROM archive_job WHERE id >= ?1 ORDER BY id LIMIT 1";
+        let mut next = self.db.prepare_cached(sql)?;
+        let ends = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) + 1 FROM archive_job";
+        let (mut low, mut high): (i64, i64) =
+            self.db.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let found: Option<(i64, i64)> =
+                next.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            match found {
+                Some((id, submitted)) if submitted.cast_unsigned() < at.0 => low = id + 1,
+                Some(_) | None => high = middle,
+            }
+        }
+        Ok(low)
+    }
+}
+
+/// Compares the index of terms with the rows that it is made of, in a transaction. What it lacks, no filter finds.
+pub(super) fn check_terms(db: &Connection) -> Result<(), Error> {
+    let sql = "SELECT job FROM archive_term WHERE term = ?1";
+    let removing: Result<BTreeSet<i64>, _> =
+        db.prepare(sql)?.query_map([terms::removing()], |row| row.get(0))?.collect();
+    let removing = removing?;
+    let mut sum = 0_u64;
+    let mut indexed = db.prepare("SELECT term, job FROM archive_term")?;
+    let mut rows = indexed.query([])?;
+    while let Some(row) = rows.next()? {
+        let (term, job) = (row.get(0)?, row.get(1)?);
+        if !removing.contains(&job) {
+            sum = sum.wrapping_add(terms::fingerprint(term, job));
+        }
+    }
+    each_term(db, |job, found| {
+        if !removing.contains(&job) {
+            found.iter().for_each(|term| sum = sum.wrapping_sub(terms::fingerprint(*term, job)));
+        }
+        Ok(())
+    })?;
+    if sum == 0 {
+        return Ok(());
+    }
+    let why = "it is not that of the ended jobs: filters may leave some out".to_owned();
+    Err(Error::Damaged { record: "the archive's index".to_owned(), why })
+}
+
+/// Visits the terms of all jobs of the archive, none twice. A job may be visited more than once.
+pub(super) fn each_term(
+    db: &Connection,
+    mut visit: impl FnMut(i64, &[Term]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut bodies = db.prepare("SELECT id, body FROM archive_job")?;
+    let mut rows = bodies.query([])?;
+    while let Some(row) = rows.next()? {
+        if let ArchiveRow::Job(job) = record::decode_row(&row.get::<_, Vec<u8>>(1)?)? {
+            visit(row.get(0)?, &terms::of_job(&job))?;
+        }
+    }
+    let mut bodies = db.prepare("SELECT job, body FROM archive_attempt ORDER BY job, unit, number")?;
+    let mut rows = bodies.query([])?;
+    let (mut of, mut visited) = (None, BTreeSet::new());
+    while let Some(row) = rows.next()? {
+        let job: i64 = row.get(0)?;
+        if of.replace(job) != Some(job) {
+            visited.clear();
+        }
+        if let ArchiveRow::Attempt(attempt) = record::decode_row(&row.get::<_, Vec<u8>>(1)?)? {
+            for term in terms::of_attempt(&attempt) {
+                if visited.insert(term) {
+                    visit(job, &[term])?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Archive for SqliteArchive {
     fn job(&mut self, id: JobId) -> Result<Option<FinishedJob>, Error> {
         Ok(self.finished_jobs("id = ?1", [int(id.0)])?.pop())
@@ -53,15 +203,12 @@ impl Archive for SqliteArchive {
         Ok(self.finished_jobs(clause, [queue, name])?.pop())
     }
 
-    fn jobs(&mut self, queue: Option<&str>, before: JobId, limit: usize) -> Result<Vec<FinishedJob>, Error> {
-        let (before, limit) = (int(before.0.min(i64::MAX.cast_unsigned())), int(limit as u64));
-        match queue {
-            None => self.finished_jobs("id < ?1 ORDER BY id DESC LIMIT ?2", [before, limit]),
-            Some(queue) => {
-                let clause = "queue = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
-                self.finished_jobs(clause, rusqlite::params![queue, before, limit])
-            }
-        }
+    fn jobs(&mut self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
+        // One view of the file, while the broker writes.
+        let view = self.db.unchecked_transaction()?;
+        let found = self.select(filter, before, limit);
+        view.commit()?;
+        found
     }
 
     fn attempts(
@@ -78,10 +225,11 @@ impl Archive for SqliteArchive {
     }
 
     fn check(&mut self) -> Result<(), Error> {
-        match integrity(&self.db)?.into_iter().next() {
-            None => Ok(()),
-            Some(why) => Err(Error::Damaged { record: "a page of journal.sqlite".to_owned(), why }),
+        if let Some(why) = integrity(&self.db)?.into_iter().next() {
+            return Err(Error::Damaged { record: "a page of journal.sqlite".to_owned(), why });
         }
+        let view = self.db.unchecked_transaction()?;
+        check_terms(&view)
     }
 
     fn count_ended_since(&mut self, at: Timestamp) -> Result<u64, Error> {

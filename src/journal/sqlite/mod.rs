@@ -4,8 +4,10 @@ mod archive;
 mod backup;
 mod checksum;
 mod end;
+mod terms;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -27,8 +29,8 @@ pub use verify::{Verified, verify};
 
 /// The journal's file in its directory.
 const FILE: &str = "journal.sqlite";
-/// Version of the tables, raised with every change of them. 2 has checksums.
-const LAYOUT: u32 = 2;
+/// Version of the tables, raised with every change of them. 2 has checksums, 3 the index of the archive.
+const LAYOUT: u32 = 3;
 /// SQLite's number for the program that a file belongs to: `WEIR`. Files of builds before format 1 have none.
 const APPLICATION_ID: u32 = 0x5745_4952;
 /// Batches that one call of `prune` removes: it takes a few milliseconds.
@@ -52,12 +54,13 @@ const TABLES: &str = "
         id INTEGER PRIMARY KEY, queue TEXT NOT NULL, name TEXT NOT NULL, phase INTEGER NOT NULL,
         submitted_ms INTEGER NOT NULL, ended_ms INTEGER NOT NULL, body BLOB NOT NULL,
         checksum INTEGER NOT NULL);
-    CREATE INDEX IF NOT EXISTS archive_job_name ON archive_job (queue, name, id);
-    CREATE INDEX IF NOT EXISTS archive_job_queue ON archive_job (queue, id);
+    CREATE INDEX IF NOT EXISTS archive_job_by_name ON archive_job (name, queue, id);
     CREATE INDEX IF NOT EXISTS archive_job_ended ON archive_job (ended_ms);
     CREATE TABLE IF NOT EXISTS archive_attempt (
         job INTEGER NOT NULL, unit INTEGER NOT NULL, number INTEGER NOT NULL, ended_ms INTEGER NOT NULL,
         body BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (job, unit, number)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS archive_term (
+        term INTEGER NOT NULL, job INTEGER NOT NULL, PRIMARY KEY (term, job)) WITHOUT ROWID;
 ";
 
 /// A journal in a directory that no other process uses.
@@ -133,6 +136,9 @@ impl SqliteJournal {
                 checksum::ALL.iter().try_for_each(|table| table.add_checksums(&transaction))?;
             }
             transaction.execute_batch(TABLES)?;
+            if found > 0 {
+                add_terms(&transaction)?;
+            }
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", LAYOUT)?;
             transaction.commit()?;
@@ -147,6 +153,14 @@ impl SqliteJournal {
         let current = Term(meta(db, "term")?);
         if term < current { Err(Error::Deposed { term, current }) } else { Ok(()) }
     }
+}
+
+/// Makes the index of an archive that has none.
+fn add_terms(db: &Connection) -> Result<(), Error> {
+    db.execute_batch(
+        "DROP INDEX IF EXISTS archive_job_name; DROP INDEX IF EXISTS archive_job_queue; DELETE FROM archive_term",
+    )?;
+    archive::each_term(db, |job, found| terms::insert(db, job.cast_unsigned(), found))
 }
 
 /// Takes the directory's lock.
@@ -280,13 +294,13 @@ impl Journal for SqliteJournal {
             let oldest = "SELECT id FROM archive_job WHERE ended_ms < ?1 ORDER BY ended_ms LIMIT 1";
             let oldest = transaction.prepare_cached(oldest)?.query_row([int(before.0)], |row| row.get(0));
             let Some(id) = oldest.optional()?.map(|id: i64| id) else { break };
-            let attempts = "DELETE FROM archive_attempt WHERE (job, unit, number) IN (
-                SELECT job, unit, number FROM archive_attempt WHERE job = ?1 LIMIT ?2)";
-            left -= transaction.prepare_cached(attempts)?.execute(params![id, left])? as u32;
+            left -= remove_attempts(&transaction, id, left)?;
             // The job is found as long as any of its attempts is.
             if left > 0 {
-                let job = "DELETE FROM archive_job WHERE id = ?1";
-                left -= transaction.prepare_cached(job)?.execute([id])? as u32;
+                remove_job(&transaction, id)?;
+                left -= 1;
+            } else {
+                terms::insert(&transaction, id.cast_unsigned(), &[terms::removing()])?;
             }
         }
         transaction.commit()?;
@@ -348,6 +362,40 @@ fn load_events(db: &Connection, after: u64, visit: &mut dyn FnMut(Loaded)) -> Re
     Ok(())
 }
 
+/// Removes at most so many attempts of an ended job from the archive; returns how many.
+fn remove_attempts(db: &Connection, job: i64, most: u32) -> Result<u32, Error> {
+    let oldest =
+        "SELECT unit, number, body FROM archive_attempt WHERE job = ?1 ORDER BY unit, number LIMIT ?2";
+    let mut select = db.prepare_cached(oldest)?;
+    let rows = select.query_map(params![job, most], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let rows: Vec<(u32, u32, Vec<u8>)> = rows.collect::<Result<_, _>>()?;
+    let mut delete =
+        db.prepare_cached("DELETE FROM archive_attempt WHERE job = ?1 AND unit = ?2 AND number = ?3")?;
+    let mut removed = BTreeSet::new();
+    for (unit, number, body) in &rows {
+        delete.execute(params![job, unit, number])?;
+        // A damaged row's terms stay. No job has them any more.
+        if let Ok(ArchiveRow::Attempt(attempt)) = record::decode_row(body) {
+            removed.extend(terms::of_attempt(&attempt));
+        }
+    }
+    terms::remove(db, job.cast_unsigned(), &Vec::from_iter(removed))?;
+    Ok(rows.len() as u32)
+}
+
+/// Removes an ended job without attempts from the archive.
+fn remove_job(db: &Connection, id: i64) -> Result<(), Error> {
+    let mut select = db.prepare_cached("SELECT body FROM archive_job WHERE id = ?1")?;
+    let body: Vec<u8> = select.query_row([id], |row| row.get(0))?;
+    let mut removed = vec![terms::removing()];
+    if let Ok(ArchiveRow::Job(job)) = record::decode_row(&body) {
+        removed.extend(terms::of_job(&job));
+    }
+    terms::remove(db, id.cast_unsigned(), &removed)?;
+    db.prepare_cached("DELETE FROM archive_job WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
 fn insert_row(db: &Connection, row: &ArchiveRow) -> Result<(), Error> {
     let body = Value::Blob(record::encode_row(row));
     match row {
@@ -355,10 +403,12 @@ fn insert_row(db: &Connection, row: &ArchiveRow) -> Result<(), Error> {
             let [queue, name] = [&job.queue[..], &job.job.name].map(|text| Value::Text(text.to_owned()));
             let phase = Value::Integer(JobPhase::from(job.end) as i64);
             let (submitted, ended) = (int(job.job.submitted_at.0), int(job.ended_at.0));
+            terms::insert(db, job.job.id.0, &terms::of_job(job))?;
             ARCHIVE_JOB.insert(db, vec![int(job.job.id.0), queue, name, phase, submitted, ended, body])
         }
         ArchiveRow::Attempt(ended) => {
             let unit = ended.attempt.unit;
+            terms::insert(db, unit.job.0, &terms::of_attempt(ended))?;
             let keys = [unit.job.0, unit.unit.into(), ended.attempt.number.into(), ended.ended.ended_at.0];
             ARCHIVE_ATTEMPT.insert(db, keys.map(int).into_iter().chain([body]).collect())
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::archive::integrity;
+use super::archive::{check_terms, integrity};
 use super::{BATCH, FILE, LAYOUT, SNAPSHOT, checksum, end, last_revision, load_events, load_snapshot, meta};
 use crate::journal::{Error, Loaded};
 use crate::model::id::Revision;
@@ -73,6 +73,9 @@ pub fn verify(directory: &Path) -> Result<Verified, Error> {
         }
         Ok(_) => {}
         Err(error) => note(error),
+    }
+    if let Err(error) = check_terms(&db) {
+        damage.push(error.to_string());
     }
     damage.extend(integrity(&db)?.into_iter().map(|line| format!("SQLite: {line}")));
     damage.dedup();
