@@ -304,6 +304,12 @@ fn archive_is_found_by_id_by_name_and_in_pages() {
         assert_eq!(page(None, end, 2), [new, other]);
         assert_eq!(page(None, other, 2), [old]);
         assert_eq!(page(Some("default"), end, 10), [new, old]);
+        let mut last_ended = |place, limit| -> Vec<JobId> {
+            let jobs = archive.last_ended(place, limit).unwrap();
+            jobs.into_iter().map(|job| job.job.id).collect()
+        };
+        assert_eq!(last_ended(None, 2), [new, other]);
+        assert_eq!(last_ended(Some((second_from, JobId(0))), 10), [other, old]);
         let mut after = (0, 0);
         let mut attempts = Vec::new();
         loop {

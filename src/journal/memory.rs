@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Archive, Batch, Chunk, Error, FinishedJobs, Journal, Loaded};
+use super::{Archive, Batch, Chunk, EndPlace, Error, FinishedJobs, Journal, Loaded};
 use crate::model::id::{JobId, Revision, Term};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -149,6 +149,16 @@ impl Archive for MemoryJournal {
         let page: Vec<FinishedJob> = jobs.by_ref().take(limit).cloned().collect();
         let next = page.last().map(|job| job.job.id).filter(|_| jobs.next().is_some());
         Ok(FinishedJobs { jobs: page, next })
+    }
+
+    fn last_ended(&mut self, place: Option<EndPlace>, limit: usize) -> Result<Vec<FinishedJob>, Error> {
+        let store = self.store();
+        let at = |job: &FinishedJob| (job.ended_at, job.job.id);
+        let before = store.jobs.values().filter(|job| place.is_none_or(|place| at(job) < place));
+        let mut jobs: Vec<FinishedJob> = before.cloned().collect();
+        jobs.sort_unstable_by_key(|job| std::cmp::Reverse(at(job)));
+        jobs.truncate(limit);
+        Ok(jobs)
     }
 
     fn attempts(

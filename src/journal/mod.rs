@@ -109,6 +109,9 @@ pub enum Loaded {
     Events(Vec<u8>),
 }
 
+/// A place in the order in which jobs ended: the instant, and the job's id among those of one instant.
+pub type EndPlace = (Timestamp, JobId);
+
 /// A page of finished jobs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FinishedJobs {
@@ -139,6 +142,13 @@ pub trait Archive: Send {
     /// # Errors
     /// As [`Archive::job`].
     fn jobs(&mut self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error>;
+
+    /// Returns at most `limit` finished jobs that ended before `place`, the last to end first; `None` begins with the last
+    /// of all. Events of later jobs have higher revisions.
+    ///
+    /// # Errors
+    /// As [`Archive::job`].
+    fn last_ended(&mut self, place: Option<EndPlace>, limit: usize) -> Result<Vec<FinishedJob>, Error>;
 
     /// Returns at most `limit` ended attempts of a job, by (unit, number), that come after `after`.
     ///

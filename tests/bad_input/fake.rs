@@ -40,6 +40,12 @@ impl Broker {
         Self::in_home(home, command, &[])
     }
 
+    /// Kills the broker and starts it again with its data, on the same address.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.process = self.home.start_broker("server");
+    }
+
     /// Starts a broker in a prepared home and with further arguments.
     pub fn in_home(mut home: Home, command: &str, arguments: &[&str]) -> Self {
         let process = home.start_broker_with(command, arguments);

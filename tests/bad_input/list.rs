@@ -25,6 +25,36 @@ async fn watch_from_a_future_revision_starts_with_a_list() {
     agent.check_session(&client).await;
 }
 
+/// A watch that resumes beyond what the broker remembers must not lose the jobs that ended meanwhile.
+#[tokio::test]
+async fn watch_that_lists_again_has_the_jobs_that_ended_meanwhile() {
+    let mut broker = Broker::start();
+    let client = broker.client();
+    let (gone, stays) = (waiting_job(&client, "gone").await, waiting_job(&client, "stays").await);
+    let cancel = async |client: &weir::api::client::Client, id| {
+        let jobs = vec![v1::JobRef { id, ..Default::default() }];
+        let request = v1::CancelRequest { token: String::new(), jobs };
+        client.jobs().cancel(request).await.expect("cancelled").into_inner().revision
+    };
+    let seen = cancel(&client, gone).await;
+    let ended = waiting_job(&client, "ended").await;
+    cancel(&client, ended).await;
+    // A broker that starts again remembers no changes.
+    broker.restart();
+    let client = broker.client();
+    let request = v1::WatchJobsRequest { job: None, from_revision: seen };
+    let mut watch = client.jobs().watch_jobs(request).await.expect("a watch").into_inner();
+    let (mut found, mut revision) = (std::collections::BTreeMap::new(), 0);
+    while revision == 0 {
+        let message = watch.message().await.expect("a message").expect("a list");
+        assert!(message.relisted, "{message:?}");
+        found.extend(message.jobs.iter().map(|job| (job.id, job.phase())));
+        revision = message.revision;
+    }
+    let expected = [(stays, v1::JobPhase::Pending), (ended, v1::JobPhase::Cancelled)];
+    assert_eq!(found, expected.into(), "not the job that ended before");
+}
+
 /// Names of the pools in the next message of a watch, if it is a whole list.
 async fn next_list(watch: &mut tonic::Streaming<v1::WatchPoolsResponse>) -> Vec<String> {
     loop {

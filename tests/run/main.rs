@@ -8,6 +8,7 @@ mod http;
 mod jobs;
 mod json;
 mod logs;
+mod selection;
 mod service;
 
 use std::process::Stdio;

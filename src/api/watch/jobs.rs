@@ -11,9 +11,11 @@ use crate::api::page::fill_message;
 use crate::api::proto::v1;
 use crate::api::response_stream::{MessagePermit, ResponseSender};
 use crate::broker::query::{GetStatus, JobFilter, JobPage, ListJobs};
+use crate::journal::EndPlace;
 use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
+use crate::runtime::handle::Archive;
 use crate::state::view::JobView;
 
 /// Watches all live jobs, or one job.
@@ -25,27 +27,25 @@ pub(in crate::api) struct JobWatch {
 impl Watched for JobWatch {
     type Message = v1::WatchJobsResponse;
 
-    async fn list(&self, sender: &ResponseSender<Self::Message>) -> Result<Revision, Status> {
-        let (mut before, mut first) = (JobId(u64::MAX), None);
+    async fn list(&self, seen: Revision, sender: &ResponseSender<Self::Message>) -> Result<Revision, Status> {
+        let permit = sender.reserve().await?;
+        // Each page is read at a later revision. Changes since the first page are sent again.
+        let (first, _) = self.jobs.broker.query(GetStatus).await?;
+        if let Some(id) = self.only {
+            let job = self.jobs.find_id(id).await?;
+            send_jobs(&[job], Some(first), Revision(0), true, permit, sender).await?;
+            return Ok(first);
+        }
+        if seen > Revision(0) {
+            self.list_ended(seen, sender).await?;
+        }
+        let (mut before, mut permit) = (JobId(u64::MAX), permit);
         loop {
-            let permit = sender.reserve().await?;
-            let (revision, JobPage { jobs, next }) = match self.only {
-                Some(id) => {
-                    let (revision, _) = self.jobs.broker.query(GetStatus).await?;
-                    (revision, JobPage { jobs: vec![self.jobs.find_id(id).await?], next: None })
-                }
-                None => {
-                    let list = ListJobs { filter: JobFilter::default(), before, limit: PAGE_MAX };
-                    self.jobs.broker.query(list).await?
-                }
-            };
-            // Each page is read at a later revision. Changes since the first page are sent again.
-            let revision = *first.get_or_insert(revision);
-            send_jobs(&jobs, next.is_none().then_some(revision), Revision(0), true, permit, sender).await?;
-            match next {
-                Some(next) => before = next,
-                None => return Ok(revision),
-            }
+            let list = ListJobs { filter: JobFilter::default(), before, limit: PAGE_MAX };
+            let (_, JobPage { jobs, next }) = self.jobs.broker.query(list).await?;
+            send_jobs(&jobs, next.is_none().then_some(first), Revision(0), true, permit, sender).await?;
+            let Some(next) = next else { return Ok(first) };
+            (before, permit) = (next, sender.reserve().await?);
         }
     }
 
@@ -68,6 +68,34 @@ impl Watched for JobWatch {
             send_jobs(&jobs, last.then_some(through), reached, false, permit, sender).await?;
         }
         Ok(through)
+    }
+}
+
+impl JobWatch {
+    /// Sends the jobs that have ended since a revision, the last to end first: they are in no list of live jobs.
+    async fn list_ended(
+        &self,
+        seen: Revision,
+        sender: &ResponseSender<v1::WatchJobsResponse>,
+    ) -> Result<(), Status> {
+        let mut place = None::<EndPlace>;
+        loop {
+            let permit = sender.reserve().await?;
+            let read = move |archive: &mut dyn Archive| archive.last_ended(place, PAGE_MAX);
+            let jobs = self.jobs.broker.archive_page(read).await?;
+            let new: Vec<JobView> =
+                jobs.iter().filter(|job| job.revision > seen).map(|job| job.view()).collect();
+            if !new.is_empty() {
+                send_jobs(&new, None, Revision(0), true, permit, sender).await?;
+            }
+            // Jobs of one instant are in the order of their ids, so only a whole instant tells that all others are older.
+            let (first, last) = (jobs.first(), jobs.last());
+            let is_older = new.is_empty() && first.map(|job| job.ended_at) != last.map(|job| job.ended_at);
+            place = match last {
+                Some(last) if jobs.len() == PAGE_MAX && !is_older => Some((last.ended_at, last.job.id)),
+                _ => return Ok(()),
+            };
+        }
     }
 }
 

@@ -25,9 +25,11 @@ pub(super) const REOPEN_WAIT: Duration = Duration::from_millis(500);
 pub(super) trait Watched: Send + Sync + 'static {
     type Message: Send;
 
-    /// Sends all objects. Returns the revision at which the list is complete.
+    /// Sends all objects. Returns the revision at which the list is complete. The client has seen all changes up to
+    /// `seen`, of which 0 means none.
     fn list(
         &self,
+        seen: Revision,
         sender: &ResponseSender<Self::Message>,
     ) -> impl Future<Output = Result<Revision, Status>> + Send;
 
@@ -58,7 +60,7 @@ pub(super) async fn watch<W: Watched>(
         let through = *updates.borrow_and_update();
         let missed = if reached == Revision(0) { Missed::Unknown } else { watchers.since(reached) };
         reached = match missed {
-            Missed::Unknown => watched.list(sender).await?,
+            Missed::Unknown => watched.list(reached, sender).await?,
             Missed::Changes(changes) if through > reached => {
                 watched.changed(changes, reached, through, sender).await?
             }

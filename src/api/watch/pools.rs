@@ -19,7 +19,7 @@ pub(in crate::api) struct PoolWatch(pub(in crate::api) Handle);
 impl Watched for PoolWatch {
     type Message = v1::WatchPoolsResponse;
 
-    async fn list(&self, sender: &ResponseSender<Self::Message>) -> Result<Revision, Status> {
+    async fn list(&self, _: Revision, sender: &ResponseSender<Self::Message>) -> Result<Revision, Status> {
         let permit = sender.reserve().await?;
         let (revision, pools) = self.0.query(ListPools).await?;
         send(pools.iter(), revision, true, permit, sender).await?;

@@ -177,8 +177,12 @@ impl Get {
             // A file that is submitted again has jobs before those that depend on them.
             jobs.sort_unstable_by_key(|job| job.id);
         }
-        let all = self.all || self.selection.first_set().is_some() || !self.pool.is_empty();
-        let none = if all { "no such jobs" } else { "no active jobs; use --all to include ended jobs" };
+        let selected = self.selection.first_set().is_some() || !self.pool.is_empty();
+        let none = match (self.all || ended, selected) {
+            (true, _) => "no such jobs",
+            (false, true) => "no such active jobs; use --all to include ended jobs",
+            (false, false) => "no active jobs; use --all to include ended jobs",
+        };
         list.print(self.output, &jobs, Listed::Many, Some(none))?;
         Ok(0)
     }

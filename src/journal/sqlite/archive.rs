@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Params};
 use super::checksum::{ARCHIVE_ATTEMPT, ARCHIVE_JOB, Table};
 use super::int;
 use super::terms::{self, Found, Ids, Term};
-use crate::journal::{Archive, Error, FinishedJobs};
+use crate::journal::{Archive, EndPlace, Error, FinishedJobs};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -209,6 +209,13 @@ impl Archive for SqliteArchive {
         let found = self.select(filter, before, limit);
         view.commit()?;
         found
+    }
+
+    fn last_ended(&mut self, place: Option<EndPlace>, limit: usize) -> Result<Vec<FinishedJob>, Error> {
+        let (at, id) =
+            place.unwrap_or((Timestamp(i64::MAX.cast_unsigned()), JobId(i64::MAX.cast_unsigned())));
+        let clause = "(ended_ms, id) < (?1, ?2) ORDER BY ended_ms DESC, id DESC LIMIT ?3";
+        self.finished_jobs(clause, [int(at.0), int(id.0), int(limit as u64)])
     }
 
     fn attempts(
