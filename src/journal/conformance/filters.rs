@@ -129,11 +129,10 @@ fn every_filter_finds_what_looking_at_every_job_finds() {
         for round in 0..400 {
             let filter = random_filter(&mut rng);
             let attempts = |id: JobId| {
-                let attempts = rows.iter().filter_map(move |row| match row {
+                rows.iter().filter_map(move |row| match row {
                     ArchiveRow::Attempt(attempt) if attempt.attempt.unit.job == id => Some(attempt),
                     _ => None,
-                });
-                attempts
+                })
             };
             let jobs = rows.iter().rev().filter_map(|row| match row {
                 ArchiveRow::Job(job) => Some(job),
