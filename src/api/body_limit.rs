@@ -9,19 +9,18 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use prost::bytes::Bytes;
+use prost_reflect::MethodDescriptor;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::admission::Identity;
 use super::codec::CHARGE;
 use super::connection::ConnectionInfo;
+use super::descriptor::methods;
 use super::error;
 use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX};
 
-/// Agent sessions. Their messages are processed one at a time as they arrive, so only each message
-/// counts, not their sum.
-const STREAMED: &str = "/weir.v1.AgentService/";
 /// Retry delay for a client whose request exceeds the memory limits.
 const MEMORY_RETRY: Duration = Duration::from_millis(500);
 /// Limits the memory that request bodies take: received bytes plus an estimate of the decoded message.
@@ -55,7 +54,9 @@ impl LimitBodies {
 
 impl Middleware for LimitBodies {
     fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
-        if request.uri().path().starts_with(STREAMED) {
+        // Messages of sessions are processed one at a time as they arrive, so only each of them counts, not their sum.
+        let method = methods().get(request.uri().path());
+        if method.is_some_and(MethodDescriptor::is_client_streaming) {
             return Box::pin(inner.call(request));
         }
         let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);

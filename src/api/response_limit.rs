@@ -13,19 +13,18 @@ use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use prost::bytes::Bytes;
+use prost_reflect::MethodDescriptor;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::admission::Identity;
 use super::connection::ConnectionInfo;
+use super::descriptor::methods;
 use super::error;
 use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::model::limit::{RESPONSE_BYTES_HELD_MAX, RESPONSES_AT_ONCE_MAX};
 
-/// Methods whose responses are streams: their messages are counted one by one as they are made. The transport's own
-/// services have small responses.
-const STREAMED: [&str; 6] = ["/Sync", "/ServeLogs", "/WatchJobs", "/WatchPools", "/Logs", "/grpc."];
 /// Bytes of one response that are not counted.
 const FREE_BYTES: usize = 1_024;
 /// Bytes handed to the transport at once. It asks for more when the client grants a window, and stores the rest of a
@@ -71,7 +70,8 @@ impl LimitResponses {
 impl Middleware for LimitResponses {
     fn handle<S: Inner>(&self, inner: &mut S, request: Request<Body>) -> ResponseFuture<S::Error> {
         let path = request.uri().path();
-        if STREAMED.iter().any(|method| path.ends_with(method) || path.starts_with(method)) {
+        // Messages of streams are counted one by one as they are made. The transport's own services have small responses.
+        if methods().get(path).is_none_or(MethodDescriptor::is_server_streaming) {
             return Box::pin(inner.call(request));
         }
         // Pages are large and take long. Other requests don't wait behind them.
