@@ -33,9 +33,9 @@ pub enum Error {
     /// What was read is not what was written.
     #[error("the journal is damaged: {record}: {why}")]
     Damaged { record: String, why: String },
-    /// The journal has no checksums to verify.
+    /// The journal lacks what is verified: it has an older layout.
     #[error(
-        "the journal has layout {found}, which has no checksums; a broker that opens it changes it to layout {needed}"
+        "the journal has layout {found}, which can't be verified; a broker that opens it changes it to layout {needed}"
     )]
     Unchecked { found: u32, needed: u32 },
     /// The tables have a layout that this version can't read.

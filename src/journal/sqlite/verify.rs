@@ -28,7 +28,7 @@ pub struct Verified {
 ///
 /// # Errors
 /// - [`Error::Directory`] if there is no journal.
-/// - [`Error::Unchecked`] if it has no checksums: a broker adds them when it opens the journal.
+/// - [`Error::Unchecked`] if it has an older layout, which a broker changes when it opens the journal.
 /// - [`Error::Damaged`] if it is damaged so much that it can't be read.
 pub fn verify(directory: &Path) -> Result<Verified, Error> {
     let path = directory.join(FILE);
