@@ -17,11 +17,12 @@ pub use crate::scheduler::capacity::FreeBlock;
 pub use crate::scheduler::defrag;
 use crate::scheduler::defrag::{Inventory, Movable, Page, Tasks};
 use crate::scheduler::{Why, capacity};
-use crate::state::Queue;
+use crate::state::job::Job;
 pub use crate::state::job_filter::JobFilter;
 use crate::state::job_filter::{LiveFilter, has_attempt};
 use crate::state::pool::{Node, Pool};
 use crate::state::view::{AttemptView, JobPhase, JobView, failed_units_from};
+use crate::state::{Queue, State};
 
 /// How a job is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,50 +189,16 @@ impl Query for CountJobs {
         let filter = LiveFilter::new(state, &self.filter);
         // Texts are compared and made once per group, not once per job.
         let mut counts: FxHashMap<Vec<u64>, u64> = FxHashMap::default();
-        let mut labels: IndexedTexts = IndexedTexts::default();
-        let (mut looked_at, mut next) = (0, None);
+        let mut texts = IndexedTexts::default();
+        let (mut looked_at, mut next, mut key) = (0, None, Vec::with_capacity(self.by.len()));
         for job in state.jobs_before(self.before) {
             if looked_at >= COUNTED_MAX {
                 break;
             }
             (looked_at, next) = (looked_at + 1, Some(job.id));
-            if !filter.matches(job) {
-                continue;
-            }
-            let mut keys = vec![Vec::with_capacity(self.by.len())];
-            for by in &self.by {
-                match by {
-                    CountBy::Queue => keys.iter_mut().for_each(|key| key.push(job.queue.0.into())),
-                    CountBy::Phase => keys.iter_mut().for_each(|key| key.push(job.phase() as u64)),
-                    CountBy::Outcome => {
-                        let outcome = job.first_failure.as_ref().map_or("", |failure| failure.kind.code());
-                        let index = labels.index_of(outcome);
-                        keys.iter_mut().for_each(|key| key.push(index));
-                    }
-                    CountBy::Label(label) => {
-                        let value = state.spec(job.spec).and_then(|entry| entry.spec.labels.get(label));
-                        let index = labels.index_of(value.map_or("", String::as_str));
-                        keys.iter_mut().for_each(|key| key.push(index));
-                    }
-                    CountBy::Pool | CountBy::Region => {
-                        let pools = state.pools().filter(|pool| has_attempt(pool, job.id));
-                        let names = pools.map(|pool| match by {
-                            CountBy::Region => pool.spec.region.to_string(),
-                            _ => pool.spec.name.clone(),
-                        });
-                        let mut places: BTreeSet<u64> = names.map(|name| labels.index_of(&name)).collect();
-                        if places.is_empty() {
-                            places.insert(labels.index_of(""));
-                        }
-                        keys = keys
-                            .iter()
-                            .flat_map(|key| places.iter().map(|place| [&key[..], &[*place]].concat()))
-                            .collect();
-                    }
-                }
-            }
-            for key in keys {
-                *counts.entry(key).or_default() += 1;
+            if filter.matches(job) {
+                key.clear();
+                count(state, job, &self.by, &mut key, &mut texts, &mut counts);
             }
         }
         let text = |by: &CountBy, value: u64| match by {
@@ -244,14 +211,65 @@ impl Query for CountJobs {
                 .find(|phase| **phase as u64 == value)
                 .map_or("", Into::into)
                 .to_owned(),
-            CountBy::Pool | CountBy::Region | CountBy::Outcome | CountBy::Label(_) => labels.text(value),
+            CountBy::Pool | CountBy::Region | CountBy::Outcome | CountBy::Label(_) => texts.text(value),
         };
-        let texts = |key: &[u64]| self.by.iter().zip(key).map(|(by, value)| text(by, *value)).collect();
+        let values = |key: &[u64]| self.by.iter().zip(key).map(|(by, value)| text(by, *value)).collect();
         JobCounts {
-            counts: counts.iter().map(|(key, count)| (texts(key), *count)).collect(),
+            counts: counts.iter().map(|(key, count)| (values(key), *count)).collect(),
             next: next.filter(|_| looked_at >= COUNTED_MAX),
         }
     }
+}
+
+/// Counts a job under `key` and its values of the rest of `by`: several if it is in several places.
+fn count(
+    state: &State,
+    job: &Job,
+    by: &[CountBy],
+    key: &mut Vec<u64>,
+    texts: &mut IndexedTexts,
+    counts: &mut FxHashMap<Vec<u64>, u64>,
+) {
+    let Some((first, rest)) = by.split_first() else {
+        // Most jobs are of a group that is counted already.
+        match counts.get_mut(&key[..]) {
+            Some(count) => *count += 1,
+            None => drop(counts.insert(key.clone(), 1)),
+        }
+        return;
+    };
+    let value = match first {
+        CountBy::Queue => job.queue.0.into(),
+        CountBy::Phase => job.phase() as u64,
+        CountBy::Outcome => {
+            texts.index_of(job.first_failure.as_ref().map_or("", |failure| failure.kind.code()))
+        }
+        CountBy::Label(label) => {
+            let value = state.spec(job.spec).and_then(|entry| entry.spec.labels.get(label));
+            texts.index_of(value.map_or("", String::as_str))
+        }
+        CountBy::Pool | CountBy::Region => {
+            let pools = state.pools().filter(|pool| has_attempt(pool, job.id));
+            let mut places: BTreeSet<u64> = pools
+                .map(|pool| match first {
+                    CountBy::Region => texts.index_of(&pool.spec.region.to_string()),
+                    _ => texts.index_of(&pool.spec.name),
+                })
+                .collect();
+            if places.is_empty() {
+                places.insert(texts.index_of(""));
+            }
+            for place in places {
+                key.push(place);
+                count(state, job, rest, key, texts, counts);
+                key.pop();
+            }
+            return;
+        }
+    };
+    key.push(value);
+    count(state, job, rest, key, texts, counts);
+    key.pop();
 }
 
 /// Numbers for texts.
@@ -505,9 +523,9 @@ pub struct QueueView {
 
 /// Live jobs that one page of a list looks at: a filter that matches few makes short pages, not
 /// long steps.
-const LOOKED_AT_MAX: usize = 16 * PAGE_MAX;
+const LOOKED_AT_MAX: usize = 8 * PAGE_MAX;
 /// Live jobs that are counted in one step: a few milliseconds.
-const COUNTED_MAX: usize = 32 * PAGE_MAX;
+const COUNTED_MAX: usize = 16 * PAGE_MAX;
 /// Waiting unit groups that a position counts one by one: a millisecond or so.
 const POSITION_MAX: usize = 10_000;
 

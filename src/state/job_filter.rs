@@ -96,17 +96,25 @@ impl JobFilter {
     pub fn matches_anywhere(&self, job: &JobView) -> bool {
         (self.queues.is_empty() || self.queues.contains(&job.queue))
             && (self.phases.is_empty() || self.phases.contains(&job.phase))
-            && self.matches_rest(&job.name, &job.submitted_by, job.submitted_at, &job.spec)
+            && self.matches_rest(&job.name, &job.submitted_by, job.submitted_at, || Some(&*job.spec))
             && (self.outcomes.is_empty()
                 || job.failure.as_ref().is_some_and(|failure| self.outcomes.contains(&failure.kind)))
             && (self.ended.is_unbounded() || job.ended_at.is_some_and(|at| self.ended.contains(at)))
     }
 
-    fn matches_rest(&self, name: &str, by: &Principal, at: Timestamp, spec: &JobSpec) -> bool {
+    /// `spec` is looked up only if it is needed: that takes longer than all the rest.
+    fn matches_rest<'a>(
+        &self,
+        name: &str,
+        by: &Principal,
+        at: Timestamp,
+        spec: impl FnOnce() -> Option<&'a JobSpec>,
+    ) -> bool {
         name.starts_with(&self.name_prefix)
             && self.submitted_by.as_ref().is_none_or(|principal| principal == by)
             && self.submitted.contains(at)
-            && self.labels.iter().all(|label| label.is_met(spec))
+            && (self.labels.is_empty()
+                || spec().is_some_and(|spec| self.labels.iter().all(|label| label.is_met(spec))))
     }
 }
 
@@ -140,9 +148,9 @@ impl<'a> LiveFilter<'a> {
         if !filter.queues.is_empty() && !self.queues.contains(&job.queue) {
             return false;
         }
-        let Some(entry) = self.state.spec(job.spec) else { return false };
-        filter.matches_rest(&job.name, &job.submitted_by, job.submitted_at, &entry.spec)
-            && (filter.phases.is_empty() || filter.phases.contains(&job.phase()))
+        filter.matches_rest(&job.name, &job.submitted_by, job.submitted_at, || {
+            self.state.spec(job.spec).map(|entry| &*entry.spec)
+        }) && (filter.phases.is_empty() || filter.phases.contains(&job.phase()))
             && (filter.outcomes.is_empty()
                 || job.first_failure.as_ref().is_some_and(|failure| filter.outcomes.contains(&failure.kind)))
             && filter.ended.is_unbounded()

@@ -51,8 +51,9 @@ impl SqliteArchive {
 /// Rows of jobs that one page reads, and seeks in the index that it makes: a few milliseconds each.
 const ROWS_MAX: u32 = 2_000;
 const SEEKS_MAX: u32 = 4_000;
-/// Jobs of one beginning of a name that are listed. If there are more, all jobs are looked at.
-const NAMED_MAX: u32 = 20_000;
+/// Jobs of one beginning of a name, or of one range of ends, that are listed. If there are more, other terms of the filter
+/// are sought, and each job that has them is looked at.
+const LISTED_MAX: usize = 10_000;
 
 impl SqliteArchive {
     fn select(&self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
@@ -61,7 +62,15 @@ impl SqliteArchive {
             lists.push(Ids::any(terms));
         }
         if !filter.name_prefix.is_empty() {
-            lists.extend(self.named(&filter.name_prefix)?.map(Ids::Listed));
+            let end = format!("{}\u{10ffff}", filter.name_prefix);
+            let range = "name >= ?1 AND name < ?2";
+            lists.extend(self.listed(range, rusqlite::params![filter.name_prefix, end])?);
+        }
+        if !filter.ended.is_unbounded() {
+            let [from, before] = [filter.ended.from, filter.ended.before];
+            let from = from.unwrap_or(Timestamp(0));
+            let before = before.unwrap_or(Timestamp(i64::MAX.cast_unsigned()));
+            lists.extend(self.listed("ended_ms >= ?1 AND ended_ms < ?2", [int(from.0), int(before.0)])?);
         }
         let submitted = filter.submitted;
         let least = submitted.from.map_or(Ok(i64::MIN), |from| self.first_submitted(from))?;
@@ -103,24 +112,25 @@ impl SqliteArchive {
         Ok(Timestamp(newest.cast_unsigned()))
     }
 
-    /// The ids of all jobs whose names begin so, in ascending order; `None` if they are too many.
-    fn named(&self, prefix: &str) -> Result<Option<Vec<i64>>, Error> {
-        let sql = "SELECT id FROM archive_job WHERE name >= ?1 AND name < ?2 LIMIT ?3";
-        let after = format!("{prefix}\u{10ffff}");
-        let mut statement = self.db.prepare_cached(sql)?;
-        let ids = statement.query_map(rusqlite::params![prefix, after, NAMED_MAX + 1], |row| row.get(0))?;
+    /// The ids of all jobs in a range of an index; `None` if they are too many.
+    fn listed(&self, range: &str, params: impl Params) -> Result<Option<Ids>, Error> {
+        let sql = format!("SELECT id FROM archive_job WHERE {range} LIMIT {}", LISTED_MAX + 1);
+        let mut statement = self.db.prepare_cached(&sql)?;
+        let ids = statement.query_map(params, |row| row.get(0))?;
         let mut ids = ids.collect::<Result<Vec<i64>, _>>()?;
         ids.sort_unstable();
-        Ok((ids.len() <= NAMED_MAX as usize).then_some(ids))
+        Ok((ids.len() <= LISTED_MAX).then_some(Ids::Listed(ids)))
     }
 
     /// The id from which on all jobs were submitted at `at` or later. Later jobs have higher ids.
     fn first_submitted(&self, at: Timestamp) -> Result<i64, Error> {
         let sql = "SELECT id, submitted_ms FROM archive_job WHERE id >= ?1 ORDER BY id LIMIT 1";
         let mut next = self.db.prepare_cached(sql)?;
-        let ends = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) + 1 FROM archive_job";
-        let (mut low, mut high): (i64, i64) =
-            self.db.prepare_cached(ends)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        // Each alone is one seek; both in one statement would be read from all rows.
+        let end =
+            |sql| -> Result<i64, Error> { Ok(self.db.prepare_cached(sql)?.query_row([], |row| row.get(0))?) };
+        let mut low = end("SELECT coalesce(min(id), 0) FROM archive_job")?;
+        let mut high = end("SELECT coalesce(max(id), 0) + 1 FROM archive_job")?;
         while low < high {
             let middle = low + (high - low) / 2;
             let found: Option<(i64, i64)> =
