@@ -1,7 +1,9 @@
 //! The API in JSON over HTTP/1.1, as `curl` and web pages use it.
 
 use data_encoding::BASE64;
+use prost::Message;
 use serde_json::{Value, json};
+use weir::api::proto::v1;
 
 use super::support::http;
 use super::*;
@@ -115,6 +117,48 @@ fn streams_come_in_envelopes_and_end_with_their_outcome() {
         let (_, refused) = client.send("JobService/Logs", "application/connect+json", "", body);
         assert!(String::from_utf8_lossy(&refused).contains("invalid_argument"), "{refused:?}");
     }
+}
+
+/// What most clients of Connect send, unless they are configured to send JSON.
+#[test]
+fn messages_may_be_binary_but_errors_are_json() {
+    let (home, _dev) = dev();
+    let client = Client::of(&home);
+    assert_eq!(client.call("JobService/Submit", &submission("binary", "echo one")).0, 200);
+    let named = |name: &str| Some(v1::JobRef { name: name.to_owned(), ..Default::default() });
+    let envelope = |message: &[u8]| [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat();
+    let logs = |name: &str| {
+        let request = v1::LogsRequest { job: named(name), follow: true, ..Default::default() };
+        client.send("JobService/Logs", "application/connect+proto", "", &envelope(&request.encode_to_vec()))
+    };
+    let (code, body) = logs("binary");
+    let length = u32::from_be_bytes(body[1..5].try_into().expect("a length")) as usize;
+    let piece = v1::LogsResponse::decode(&body[5..5 + length]).expect("a message");
+    assert_eq!((code, body[0], &piece.data[..]), (200, 0, &b"one\n"[..]), "{piece:?}");
+    assert_eq!(body[5 + length..], *b"\x02\0\0\0\x02{}", "the stream's end");
+    let (code, body) = logs("nope");
+    assert!(code == 200 && body[0] == 2 && body[5..].starts_with(b"{\"error\":{\"code\":\"not_found\""));
+
+    let get = |name: &str| {
+        let request = v1::GetJobRequest { job: named(name), ..Default::default() };
+        client.send("JobService/GetJob", "application/proto", "", &request.encode_to_vec())
+    };
+    let (code, body) = get("binary");
+    let job = v1::GetJobResponse::decode(&body[..]).expect("a message").job.expect("a job");
+    assert_eq!((code, job.name.as_str()), (200, "binary"));
+    let (code, body) = get("nope");
+    assert!(code == 404 && body.starts_with(b"{\"code\":\"not_found\""), "{code} {body:?}");
+    // No message, and types that belong to the other kind of method.
+    let refused = |method: &str, content_type: &str, body: &[u8], expected: (u16, &str)| {
+        let (code, answer) = client.send(method, content_type, "", body);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(code == expected.0 && answer.contains(expected.1), "{method}: {code} {answer}");
+    };
+    refused("JobService/GetJob", "application/proto", b"\xff", (400, "\"invalid_argument\""));
+    refused("JobService/GetJob", "application/connect+proto", &envelope(b""), (200, "use application/proto"));
+    refused("JobService/Logs", "application/proto", b"", (501, "use application/connect+proto"));
+    let long = vec![0; 5 << 20];
+    refused("JobService/Submit", "application/proto", &long, (400, "\"out_of_range\""));
 }
 
 #[test]

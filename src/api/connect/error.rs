@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::pb;
 
 use super::response::last_envelope;
-use super::{Form, JSON, STREAM};
+use super::{Form, JSON};
 use crate::api::descriptor::definitions;
 
 /// The code of a failed call, as an extension of its response: the response itself is not one of gRPC.
@@ -60,8 +60,8 @@ fn error(status: &Status) -> Error<'_> {
 pub(super) fn response(form: Form, status: &Status) -> Response<Body> {
     let (content_type, http, body) = match form {
         // A stream's error comes with its end.
-        Form::Envelopes => (STREAM, StatusCode::OK, last_envelope(status)),
-        Form::Unary | Form::Lines => (JSON, http_status(status.code()), to_json(&error(status)).into()),
+        Form::Envelopes(_) => (form.content_type(), StatusCode::OK, last_envelope(status)),
+        Form::Unary(_) | Form::Lines => (JSON, http_status(status.code()), to_json(&error(status)).into()),
     };
     let mut response = Response::new(Body::new(http_body_util::Full::new(body)));
     *response.status_mut() = http;

@@ -1,7 +1,8 @@
-//! JSON over HTTP: the Connect protocol's form of every method that takes one request, for `curl` and for web pages.
+//! The Connect protocol's form of every method that takes one request: in JSON for `curl` and for web pages, and in
+//! Protobuf's binary form, which is what most clients of Connect send unless they are configured otherwise.
 //!
-//! Requests become those of gRPC on their way in, and responses JSON on their way out, so that the services and all
-//! limits exist once. The JSON is that of Protobuf: <https://protobuf.dev/programming-guides/json/>. Protocol:
+//! Requests become those of gRPC on their way in, and responses those of Connect on their way out, so that the services
+//! and all limits exist once. The JSON is that of Protobuf: <https://protobuf.dev/programming-guides/json/>. Protocol:
 //! <https://connectrpc.com/docs/protocol>. Beyond it, `application/json` is allowed for methods that stream, too: then the
 //! response is a line of JSON per message, which `curl` users can read.
 
@@ -24,25 +25,55 @@ use super::middleware::{Inner, Middleware, ResponseFuture};
 use super::response_limit::LimitResponses;
 use crate::model::text::escape;
 
-/// The content type of a unary request and its response.
+/// The content types of a unary request and its response.
 const JSON: &str = "application/json";
-/// The content type of a stream in Connect's envelopes.
-const STREAM: &str = "application/connect+json";
+const PROTO: &str = "application/proto";
+/// The content types of a stream in Connect's envelopes.
+const JSON_STREAM: &str = "application/connect+json";
+const PROTO_STREAM: &str = "application/connect+proto";
 /// The content type of a response that is a line per message.
 const LINES: &str = "application/x-ndjson";
 
-/// How the request and the response of a call are written.
+/// How a message is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Codec {
+    Json,
+    /// As in gRPC.
+    Proto,
+}
+
+/// How the request and the response of a call are written. Errors are JSON in each form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// One message each.
-    Unary,
-    /// One message, then a line for each message.
+    Unary(Codec),
+    /// One message, then a line of JSON for each message.
     Lines,
     /// Each message in an envelope.
-    Envelopes,
+    Envelopes(Codec),
 }
 
-/// Serves JSON requests; all others go on.
+impl Form {
+    fn codec(self) -> Codec {
+        match self {
+            Self::Unary(codec) | Self::Envelopes(codec) => codec,
+            Self::Lines => Codec::Json,
+        }
+    }
+
+    /// The content type of a response that is no error.
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Unary(Codec::Json) => JSON,
+            Self::Unary(Codec::Proto) => PROTO,
+            Self::Lines => LINES,
+            Self::Envelopes(Codec::Json) => JSON_STREAM,
+            Self::Envelopes(Codec::Proto) => PROTO_STREAM,
+        }
+    }
+}
+
+/// Serves requests of Connect; all others go on.
 #[derive(Clone, Debug)]
 pub(super) struct Connect {
     /// The limits on what clients make the broker hold, shared with those of gRPC.
@@ -63,7 +94,11 @@ fn content_type<B>(request: &Request<B>) -> Option<&str> {
 
 /// The response that reports an error to a client that does not speak gRPC.
 pub(super) fn refusal<B>(request: &Request<B>, status: &Status) -> Response<Body> {
-    let form = if content_type(request) == Some(STREAM) { Form::Envelopes } else { Form::Unary };
+    let form = match content_type(request) {
+        Some(JSON_STREAM) => Form::Envelopes(Codec::Json),
+        Some(PROTO_STREAM) => Form::Envelopes(Codec::Proto),
+        _ => Form::Unary(Codec::Json),
+    };
     error::response(form, status)
 }
 
@@ -84,8 +119,10 @@ impl Middleware for Connect {
         Box::pin(async move {
             let response = response.await?;
             Ok(match form {
-                Form::Unary => response::unary(response, method.output(), &responses, identity).await,
-                Form::Lines | Form::Envelopes => response::stream(response, method.output(), form),
+                Form::Unary(codec) => {
+                    response::unary(response, method.output(), codec, &responses, identity).await
+                }
+                Form::Lines | Form::Envelopes(_) => response::stream(response, method.output(), form),
             })
         })
     }
@@ -107,7 +144,7 @@ fn recognise(request: &Request<Body>) -> Result<(Form, MethodDescriptor), Box<Re
         return Err(refused(Some(StatusCode::METHOD_NOT_ALLOWED), "use POST"));
     }
     if method.is_client_streaming() {
-        return Err(refused(None, "agents use gRPC: this method has no form in JSON"));
+        return Err(refused(None, "agents use gRPC: this method has no other form"));
     }
     let encoding = request.headers().get("connect-content-encoding");
     let encoding = encoding.or(request.headers().get(CONTENT_ENCODING));
@@ -116,9 +153,15 @@ fn recognise(request: &Request<Body>) -> Result<(Form, MethodDescriptor), Box<Re
     }
     match (content_type(request), method.is_server_streaming()) {
         (Some(JSON), true) => Ok((Form::Lines, method)),
-        (Some(JSON), false) => Ok((Form::Unary, method)),
-        (Some(STREAM), true) => Ok((Form::Envelopes, method)),
-        (Some(STREAM), false) => Err(refused(None, &format!("the method does not stream: use {JSON}"))),
+        (Some(JSON), false) => Ok((Form::Unary(Codec::Json), method)),
+        (Some(PROTO), false) => Ok((Form::Unary(Codec::Proto), method)),
+        (Some(JSON_STREAM), true) => Ok((Form::Envelopes(Codec::Json), method)),
+        (Some(PROTO_STREAM), true) => Ok((Form::Envelopes(Codec::Proto), method)),
+        (Some(JSON_STREAM), false) => Err(refused(None, &format!("the method does not stream: use {JSON}"))),
+        (Some(PROTO_STREAM), false) => {
+            Err(refused(None, &format!("the method does not stream: use {PROTO}")))
+        }
+        (Some(PROTO), true) => Err(refused(None, &format!("the method streams: use {PROTO_STREAM}"))),
         (kind, _) => {
             let kind = escape(kind.unwrap_or_default());
             let message = format!("content-type {kind:?} is not supported: use {JSON}");

@@ -1,4 +1,4 @@
-//! Requests in JSON become messages of gRPC.
+//! Requests of Connect become messages of gRPC.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use serde_path_to_error::{Path, Segment};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::Form;
+use super::{Codec, Form};
 use crate::api::body_limit::MemoryCharge;
 use crate::api::error;
 use crate::model::limit::{MESSAGE_BYTES_MAX, REQUEST_ENTRIES_MAX};
@@ -24,9 +24,9 @@ pub(super) const PREFIX_BYTES: usize = 5;
 /// Bytes of a value that an error quotes.
 const VALUE_BYTES_SHOWN: usize = 80;
 
-/// The body of gRPC with the message of a body in JSON. It is read when the service asks for it.
-pub(super) fn body(json: Body, kind: MessageDescriptor, form: Form, charge: Arc<MemoryCharge>) -> Body {
-    let frame = async move { message(json, kind, form, &charge).await.map(Frame::data) };
+/// The body of gRPC with the message of a body of Connect. It is read when the service asks for it.
+pub(super) fn body(body: Body, kind: MessageDescriptor, form: Form, charge: Arc<MemoryCharge>) -> Body {
+    let frame = async move { message(body, kind, form, &charge).await.map(Frame::data) };
     Body::new(StreamBody::new(Box::pin(futures_util::stream::once(frame))))
 }
 
@@ -36,16 +36,25 @@ async fn message(
     form: Form,
     charge: &MemoryCharge,
 ) -> Result<Bytes, Status> {
-    let mut json = BytesMut::new();
+    let mut received = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         charge.add(data.len())?;
-        if json.len() + data.len() > MESSAGE_BYTES_MAX {
+        if received.len() + data.len() > MESSAGE_BYTES_MAX {
             return Err(Status::out_of_range(format!("the request has more than {MESSAGE_BYTES_MAX} bytes")));
         }
-        json.put(data);
+        received.put(data);
     }
-    let json = if form == Form::Envelopes { content(&json)? } else { &json[..] };
+    let content = if let Form::Envelopes(_) = form { content(&received)? } else { &received[..] };
+    match form.codec() {
+        // The service decodes it, and counts what it contains.
+        Codec::Proto => Ok(framed(content)),
+        Codec::Json => Ok(framed(&from_json(content, kind, charge)?)),
+    }
+}
+
+/// The message that a text in JSON describes.
+fn from_json(json: &[u8], kind: MessageDescriptor, charge: &MemoryCharge) -> Result<Vec<u8>, Status> {
     // What a client that calls a method without a request's fields may leave out.
     let json = if json.is_empty() { b"{}" } else { json };
     let entries = entries(json);
@@ -54,12 +63,16 @@ async fn message(
         return Err(error::unreadable(&message));
     }
     charge.add_entries(entries)?;
-    let message = read(json, kind)?;
-    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.encoded_len());
+    Ok(read(json, kind)?.encode_to_vec())
+}
+
+/// A message as gRPC sends it.
+fn framed(message: &[u8]) -> Bytes {
+    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     framed.put_u8(0);
-    framed.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-    message.encode(&mut framed).map_err(|error| error::internal(&error.to_string()))?;
-    Ok(framed.freeze())
+    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    framed.put(message);
+    framed.freeze()
 }
 
 /// The content of the one envelope that a request consists of.
@@ -70,7 +83,7 @@ fn content(bytes: &[u8]) -> Result<&[u8], Status> {
     });
     envelope.ok_or_else(|| {
         error::unreadable(
-            "the body is not one uncompressed envelope: a zero byte, the length in four bytes, JSON",
+            "the body is not one uncompressed envelope: a zero byte, the length in four bytes, the message",
         )
     })
 }

@@ -1,4 +1,4 @@
-//! Responses of gRPC become JSON.
+//! Responses of gRPC become those of Connect.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::request::PREFIX_BYTES;
-use super::{Form, JSON, LINES, STREAM, error};
+use super::{Codec, Form, error};
 use crate::api::admission::Identity;
 use crate::api::response_limit::LimitResponses;
 
@@ -24,16 +24,23 @@ const END: u8 = 2;
 pub(super) async fn unary(
     response: Response<Body>,
     kind: MessageDescriptor,
+    codec: Codec,
     responses: &LimitResponses,
     identity: Identity,
 ) -> Response<Body> {
-    match unary_json(response, kind).await.and_then(|json| responses.hold(json, None, identity)) {
-        Ok(body) => with_type(JSON, body),
-        Err(status) => error::response(Form::Unary, &status),
+    let form = Form::Unary(codec);
+    let message = unary_message(response, kind, codec).await;
+    match message.and_then(|message| responses.hold(message, None, identity)) {
+        Ok(body) => with_type(form.content_type(), body),
+        Err(status) => error::response(form, &status),
     }
 }
 
-async fn unary_json(response: Response<Body>, kind: MessageDescriptor) -> Result<Bytes, Status> {
+async fn unary_message(
+    response: Response<Body>,
+    kind: MessageDescriptor,
+    codec: Codec,
+) -> Result<Bytes, Status> {
     failure(response.headers())?;
     let collected = response.into_body().collect().await?;
     failure(collected.trailers().unwrap_or(&HeaderMap::new()))?;
@@ -42,7 +49,7 @@ async fn unary_json(response: Response<Body>, kind: MessageDescriptor) -> Result
         return Err(crate::api::error::internal("the response has no message"));
     }
     bytes.advance(PREFIX_BYTES);
-    json(kind, bytes)
+    encoded(kind, bytes, codec)
 }
 
 /// The response of a method that streams.
@@ -50,9 +57,8 @@ pub(super) fn stream(response: Response<Body>, kind: MessageDescriptor, form: Fo
     if let Err(status) = failure(response.headers()) {
         return error::response(form, &status);
     }
-    let content_type = if form == Form::Lines { LINES } else { STREAM };
     let grpc = Some(response.into_body());
-    with_type(content_type, Body::new(JsonStream { grpc, received: BytesMut::new(), kind, form }))
+    with_type(form.content_type(), Body::new(MessageStream { grpc, received: BytesMut::new(), kind, form }))
 }
 
 fn with_type(content_type: &'static str, body: Body) -> Response<Body> {
@@ -66,7 +72,15 @@ fn failure(headers: &HeaderMap) -> Result<(), Status> {
     Status::from_header_map(headers).filter(|status| status.code() != Code::Ok).map_or(Ok(()), Err)
 }
 
-/// An encoded message as JSON.
+/// A message of gRPC as the client reads it.
+fn encoded(kind: MessageDescriptor, bytes: Bytes, codec: Codec) -> Result<Bytes, Status> {
+    match codec {
+        Codec::Proto => Ok(bytes),
+        Codec::Json => json(kind, bytes),
+    }
+}
+
+/// A message as JSON.
 fn json(kind: MessageDescriptor, bytes: Bytes) -> Result<Bytes, Status> {
     let failed =
         |error: String| crate::api::error::internal(&format!("a message has no form in JSON: {error}"));
@@ -74,8 +88,8 @@ fn json(kind: MessageDescriptor, bytes: Bytes) -> Result<Bytes, Status> {
     serde_json::to_vec(&message).map(Bytes::from).map_err(|error| failed(error.to_string()))
 }
 
-/// The messages of a stream, each as JSON.
-struct JsonStream {
+/// The messages of a stream.
+struct MessageStream {
     /// `None` after its end.
     grpc: Option<Body>,
     received: BytesMut,
@@ -83,7 +97,7 @@ struct JsonStream {
     form: Form,
 }
 
-impl JsonStream {
+impl MessageStream {
     /// The next message that has been received whole.
     fn message(&mut self) -> Option<Bytes> {
         let length = self.received.get(1..PREFIX_BYTES)?.try_into().map(u32::from_be_bytes).ok()? as usize;
@@ -98,7 +112,9 @@ impl JsonStream {
     fn end(&mut self, outcome: Result<(), Status>) -> Option<Bytes> {
         self.grpc = None;
         match (self.form, outcome) {
-            (Form::Envelopes, outcome) => Some(envelope(END, &error::end_of_stream(outcome.err().as_ref()))),
+            (Form::Envelopes(_), outcome) => {
+                Some(envelope(END, &error::end_of_stream(outcome.err().as_ref())))
+            }
             (_, Ok(())) => None,
             (_, Err(status)) => Some(line(&error::end_of_stream(Some(&status)))),
         }
@@ -106,11 +122,11 @@ impl JsonStream {
 }
 
 /// A message in Connect's envelope.
-pub(super) fn envelope(flags: u8, json: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + json.len());
+pub(super) fn envelope(flags: u8, content: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + content.len());
     bytes.put_u8(flags);
-    bytes.put_u32(u32::try_from(json.len()).unwrap_or(u32::MAX));
-    bytes.put(json);
+    bytes.put_u32(u32::try_from(content.len()).unwrap_or(u32::MAX));
+    bytes.put(content);
     bytes.freeze()
 }
 
@@ -123,7 +139,7 @@ fn line(json: &[u8]) -> Bytes {
     [json, b"\n"].concat().into()
 }
 
-impl http_body::Body for JsonStream {
+impl http_body::Body for MessageStream {
     type Data = Bytes;
     type Error = Status;
 
@@ -133,9 +149,9 @@ impl http_body::Body for JsonStream {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if let Some(message) = self.message() {
-                let sent = json(self.kind.clone(), message);
-                let sent =
-                    sent.map(|json| if self.form == Form::Lines { line(&json) } else { envelope(0, &json) });
+                let sent = encoded(self.kind.clone(), message, self.form.codec());
+                let is_line = self.form == Form::Lines;
+                let sent = sent.map(|content| if is_line { line(&content) } else { envelope(0, &content) });
                 let sent = sent.map_or_else(|status| self.end(Err(status)), Some);
                 return Poll::Ready(sent.map(|bytes| Ok(Frame::data(bytes))));
             }
