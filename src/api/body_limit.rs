@@ -14,12 +14,16 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::admission::Identity;
-use super::codec::CHARGE;
 use super::connection::ConnectionInfo;
 use super::descriptor::methods;
 use super::error;
 use super::middleware::{Inner, Middleware, ResponseFuture};
 use crate::model::limit::{ENTRY_BYTES, REQUEST_BYTES_FREE, REQUEST_BYTES_HELD_MAX};
+
+tokio::task_local! {
+    /// The memory that is charged to the request which this task handles.
+    pub(super) static CHARGE: Arc<MemoryCharge>;
+}
 
 /// Retry delay for a client whose request exceeds the memory limits.
 const MEMORY_RETRY: Duration = Duration::from_millis(500);

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -15,15 +15,10 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use super::body_limit::MemoryCharge;
+use super::body_limit::CHARGE;
 use super::descriptor::methods;
 use super::error;
 use crate::model::limit::REQUEST_ENTRIES_MAX;
-
-tokio::task_local! {
-    /// The memory that is charged to the request which this task handles.
-    pub(super) static CHARGE: Arc<MemoryCharge>;
-}
 
 /// Encodes `T` and decodes `U`: of its two types the request is counted, the response is not.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::pb;
 
-use super::response::last_envelope;
+use super::envelope::{END, envelope};
 use super::{Form, JSON};
 use crate::api::descriptor::definitions;
 
@@ -60,7 +60,9 @@ fn error(status: &Status) -> Error<'_> {
 pub(super) fn response(form: Form, status: &Status) -> Response<Body> {
     let (content_type, http, body) = match form {
         // A stream's error comes with its end.
-        Form::Envelopes(_) => (form.content_type(), StatusCode::OK, last_envelope(status)),
+        Form::Envelopes(_) => {
+            (form.content_type(), StatusCode::OK, envelope(END, &end_of_stream(Some(status))))
+        }
         Form::Unary(_) | Form::Lines => (JSON, http_status(status.code()), to_json(&error(status)).into()),
     };
     let mut response = Response::new(Body::new(http_body_util::Full::new(body)));

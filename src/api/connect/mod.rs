@@ -6,6 +6,7 @@
 //! <https://connectrpc.com/docs/protocol>. Beyond it, `application/json` is allowed for methods that stream, too: then the
 //! response is a line of JSON per message, which `curl` users can read.
 
+mod envelope;
 mod error;
 mod request;
 mod response;

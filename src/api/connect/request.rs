@@ -12,14 +12,12 @@ use serde_path_to_error::{Path, Segment};
 use tonic::Status;
 use tonic::body::Body;
 
+use super::envelope::{PREFIX_BYTES, envelope};
 use super::{Codec, Form};
 use crate::api::body_limit::MemoryCharge;
 use crate::api::error;
 use crate::model::limit::{MESSAGE_BYTES_MAX, REQUEST_ENTRIES_MAX};
 use crate::model::text;
-
-/// Bytes before a message of gRPC, and before one in Connect's envelope: flags, and the length in four bytes.
-pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Bytes of a value that an error quotes.
 const VALUE_BYTES_SHOWN: usize = 80;
@@ -47,9 +45,9 @@ async fn message(
     }
     let content = if let Form::Envelopes(_) = form { content(&received)? } else { &received[..] };
     match form.codec() {
-        // The service decodes it, and counts what it contains.
-        Codec::Proto => Ok(framed(content)),
-        Codec::Json => Ok(framed(&from_json(content, kind, charge)?)),
+        // As gRPC sends it. The service decodes it, and counts what it contains.
+        Codec::Proto => Ok(envelope(0, content)),
+        Codec::Json => Ok(envelope(0, &from_json(content, kind, charge)?)),
     }
 }
 
@@ -64,15 +62,6 @@ fn from_json(json: &[u8], kind: MessageDescriptor, charge: &MemoryCharge) -> Res
     }
     charge.add_entries(entries)?;
     Ok(read(json, kind)?.encode_to_vec())
-}
-
-/// A message as gRPC sends it.
-fn framed(message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    framed.put(message);
-    framed.freeze()
 }
 
 /// The content of the one envelope that a request consists of.
@@ -108,7 +97,7 @@ fn read(json: &[u8], kind: MessageDescriptor) -> Result<DynamicMessage, Status> 
     })
 }
 
-/// How the value at a path differs from its field's type, if it has one that says more than the parser's error.
+/// How the value at a path differs from its field's type, if it has one that is more precise than the parser's error.
 fn misfit(json: &[u8], kind: &MessageDescriptor, path: &Path) -> Option<String> {
     let mut value: &Value = &serde_json::from_slice(json).ok()?;
     let mut expected = Kind::Message(kind.clone());

@@ -12,13 +12,10 @@ use prost_reflect::{DynamicMessage, MessageDescriptor};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::request::PREFIX_BYTES;
+use super::envelope::{END, PREFIX_BYTES, envelope};
 use super::{Codec, Form, error};
 use crate::api::admission::Identity;
 use crate::api::response_limit::LimitResponses;
-
-/// The flag of the envelope that ends a stream.
-const END: u8 = 2;
 
 /// The response of a method that does not stream. It counts until the client has read it.
 pub(super) async fn unary(
@@ -108,7 +105,7 @@ impl MessageStream {
         Some(self.received.split_to(length).freeze())
     }
 
-    /// What tells the client how the stream ended.
+    /// What reports to the client how the stream ended.
     fn end(&mut self, outcome: Result<(), Status>) -> Option<Bytes> {
         self.grpc = None;
         match (self.form, outcome) {
@@ -119,20 +116,6 @@ impl MessageStream {
             (_, Err(status)) => Some(line(&error::end_of_stream(Some(&status)))),
         }
     }
-}
-
-/// A message in Connect's envelope.
-pub(super) fn envelope(flags: u8, content: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + content.len());
-    bytes.put_u8(flags);
-    bytes.put_u32(u32::try_from(content.len()).unwrap_or(u32::MAX));
-    bytes.put(content);
-    bytes.freeze()
-}
-
-/// The envelope that ends a stream with an error.
-pub(super) fn last_envelope(status: &Status) -> Bytes {
-    envelope(END, &error::end_of_stream(Some(status)))
 }
 
 fn line(json: &[u8]) -> Bytes {
