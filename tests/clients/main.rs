@@ -6,6 +6,7 @@
 mod support;
 
 mod command_line;
+mod documented;
 mod programs;
 
 use std::collections::BTreeMap;
