@@ -116,6 +116,8 @@ pub async fn serve(
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // Generic clients print an error's details only if they can look their types up.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
     let responses = response_limit::LimitResponses::new(limits.memory.responses);
     let bodies = body_limit::LimitBodies::new(limits.memory.requests);
