@@ -14,14 +14,13 @@ use super::proto::v1;
 use crate::broker::query::{
     CountBy, CountJobs, GetPool, GetQueue, GetStatus, JobFilter, JobPage, ListJobs, ListQueues,
 };
-use crate::journal::FinishedJobs;
 use crate::model::attempt::OutcomeKind;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{FILTER_ENTRIES_MAX, LABEL_LEN_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::text;
 use crate::model::time::Timestamp;
 use crate::model::validate::quote;
-use crate::runtime::handle::Archive;
+use crate::runtime::handle::{Archive, FinishedJobs};
 use crate::state::job_filter::{LabelOperator, LabelRequirement, TimeRange};
 use crate::state::view::JobView;
 

@@ -215,6 +215,14 @@ fn errors_in_json_have_a_code_a_status_and_readable_details() {
         let (status, refused) = support::http_get(&client.address, path, &headers);
         assert!(status == expected && refused.contains("unimplemented"), "{path}: {status} {refused}");
     }
+    // A client's own limit, of a call and of a stream.
+    let (status, refused) =
+        client.send("JobService/GetJob", "application/json", "connect-timeout-ms: soon\r\n", b"{}");
+    assert!(status == 400 && String::from_utf8_lossy(&refused).contains("10 digits"), "{refused:?}");
+    let (status, watch) =
+        client.send("JobService/WatchJobs", "application/json", "connect-timeout-ms: 300\r\n", b"{}");
+    let last = String::from_utf8_lossy(&watch).lines().last().expect("a line").to_owned();
+    assert!(status == 200 && last.contains("\"code\":\"deadline_exceeded\""), "{last}");
     // Calls in JSON are counted by their codes.
     let (_, metrics) = super::support::http_get(&client.address, "/metrics", &headers);
     assert!(metrics.contains("weir_rpc_seconds_count{code=\"NotFound\",method=\"GetJob\"} 1"), "{metrics}");

@@ -14,6 +14,7 @@ mod response;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use prost_reflect::MethodDescriptor;
+use tokio::time::{Duration, Instant};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -108,7 +109,9 @@ impl Middleware for Connect {
         if is_grpc(&request) {
             return Box::pin(inner.call(request));
         }
-        let (form, method) = match recognise(&request) {
+        let recognised =
+            recognise(&request).and_then(|(form, method)| Ok((form, method, deadline(&request)?)));
+        let (form, method, deadline) = match recognised {
             Ok(recognised) => recognised,
             Err(response) => return Box::pin(async move { Ok(*response) }),
         };
@@ -117,14 +120,21 @@ impl Middleware for Connect {
         let charge = self.bodies.charge(identity.clone());
         let request = to_grpc(request, |body| request::body(body, method.input(), form, charge));
         let (response, responses) = (inner.call(request), self.responses.clone());
-        Box::pin(async move {
+        let answer = async move {
             let response = response.await?;
             Ok(match form {
                 Form::Unary(codec) => {
                     response::unary(response, method.output(), codec, &responses, identity).await
                 }
-                Form::Lines | Form::Envelopes(_) => response::stream(response, method.output(), form),
+                Form::Lines | Form::Envelopes(_) => {
+                    response::stream(response, method.output(), form, deadline)
+                }
             })
+        };
+        Box::pin(async move {
+            let Some(deadline) = deadline else { return answer.await };
+            let in_time = tokio::time::timeout_at(deadline, answer).await;
+            in_time.unwrap_or_else(|_| Ok(error::response(form, &response::too_late())))
         })
     }
 }
@@ -171,6 +181,24 @@ fn recognise(request: &Request<Body>) -> Result<(Form, MethodDescriptor), Box<Re
     }
 }
 
+/// The longest time that a client may give a call: ten digits of milliseconds, by the protocol.
+const TIMEOUT_DIGITS_MAX: usize = 10;
+
+/// By when the client wants its answer.
+fn deadline(request: &Request<Body>) -> Result<Option<Instant>, Box<Response<Body>>> {
+    let Some(header) = request.headers().get("connect-timeout-ms") else { return Ok(None) };
+    let text = header.to_str().ok().filter(|text| text.len() <= TIMEOUT_DIGITS_MAX);
+    let milliseconds = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    match milliseconds.and_then(|text| text.parse().ok()) {
+        Some(milliseconds) => Ok(Some(Instant::now() + Duration::from_millis(milliseconds))),
+        None => {
+            let given = escape(&String::from_utf8_lossy(header.as_bytes()));
+            let message = format!("connect-timeout-ms: {given:?} is not a number of at most 10 digits");
+            Err(Box::new(refusal(request, &super::error::unreadable(&message))))
+        }
+    }
+}
+
 /// The request as one of gRPC.
 fn to_grpc(request: Request<Body>, body: impl FnOnce(Body) -> Body) -> Request<Body> {
     let mut request = request.map(body);
@@ -181,11 +209,5 @@ fn to_grpc(request: Request<Body>, body: impl FnOnce(Body) -> Body) -> Request<B
     headers.remove(ACCEPT_ENCODING);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(http::header::TE, HeaderValue::from_static("trailers"));
-    if let Some(milliseconds) =
-        headers.remove("connect-timeout-ms").and_then(|value| value.to_str().ok().map(str::to_owned))
-        && let Ok(timeout) = HeaderValue::try_from(format!("{milliseconds}m"))
-    {
-        headers.insert("grpc-timeout", timeout);
-    }
     request
 }

@@ -9,6 +9,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use prost::bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost_reflect::{DynamicMessage, MessageDescriptor};
+use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -49,13 +50,25 @@ async fn unary_message(
     encoded(kind, bytes, codec)
 }
 
-/// The response of a method that streams.
-pub(super) fn stream(response: Response<Body>, kind: MessageDescriptor, form: Form) -> Response<Body> {
+/// The error of a call that takes longer than its client allows.
+pub(super) fn too_late() -> Status {
+    Status::deadline_exceeded("the call takes longer than connect-timeout-ms allows")
+}
+
+/// The response of a method that streams, which ends at the deadline.
+pub(super) fn stream(
+    response: Response<Body>,
+    kind: MessageDescriptor,
+    form: Form,
+    deadline: Option<Instant>,
+) -> Response<Body> {
     if let Err(status) = failure(response.headers()) {
         return error::response(form, &status);
     }
     let grpc = Some(response.into_body());
-    with_type(form.content_type(), Body::new(MessageStream { grpc, received: BytesMut::new(), kind, form }))
+    let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+    let stream = MessageStream { grpc, received: BytesMut::new(), kind, form, deadline };
+    with_type(form.content_type(), Body::new(stream))
 }
 
 fn with_type(content_type: &'static str, body: Body) -> Response<Body> {
@@ -92,6 +105,7 @@ struct MessageStream {
     received: BytesMut,
     kind: MessageDescriptor,
     form: Form,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl MessageStream {
@@ -137,6 +151,13 @@ impl http_body::Body for MessageStream {
                 let sent = sent.map(|content| if is_line { line(&content) } else { envelope(0, &content) });
                 let sent = sent.map_or_else(|status| self.end(Err(status)), Some);
                 return Poll::Ready(sent.map(|bytes| Ok(Frame::data(bytes))));
+            }
+            if self.grpc.is_none() {
+                return Poll::Ready(None);
+            }
+            let deadline = self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(context));
+            if deadline.is_some_and(|deadline| deadline.is_ready()) {
+                return Poll::Ready(self.end(Err(too_late())).map(|bytes| Ok(Frame::data(bytes))));
             }
             let Some(grpc) = &mut self.grpc else { return Poll::Ready(None) };
             let outcome = match ready!(Pin::new(grpc).poll_frame(context)) {

@@ -11,11 +11,10 @@ use crate::api::page::fill_message;
 use crate::api::proto::v1;
 use crate::api::response_stream::{MessagePermit, ResponseSender};
 use crate::broker::query::{GetStatus, JobFilter, JobPage, ListJobs};
-use crate::journal::EndPlace;
 use crate::model::change::Change;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
-use crate::runtime::handle::Archive;
+use crate::runtime::handle::{Archive, EndPlace};
 use crate::state::view::JobView;
 
 /// Watches all live jobs, or one job.
@@ -88,7 +87,8 @@ impl JobWatch {
             if !new.is_empty() {
                 send_jobs(&new, None, Revision(0), true, permit, sender).await?;
             }
-            // Jobs of one instant are in the order of their ids, so only a whole instant tells that all others are older.
+            // Jobs of one instant are in the order of their ids, not of their ends. If a page of several instants has no new
+            // job, all that follow ended before.
             let (first, last) = (jobs.first(), jobs.last());
             let is_older = new.is_empty() && first.map(|job| job.ended_at) != last.map(|job| job.ended_at);
             place = match last {

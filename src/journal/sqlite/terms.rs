@@ -133,9 +133,9 @@ pub(super) fn of_filter(filter: &JobFilter, newest_end: Timestamp) -> Vec<Vec<Te
     }
     // The jobs of a pool or region are known by the index only, so these lists are never left out.
     let needed = [3, 4];
-    let kept = lists.into_iter().enumerate();
-    let kept = kept.filter(|(at, list)| !list.is_empty() && (list.len() <= ANY_MAX || needed.contains(at)));
-    kept.map(|(_, list)| list).collect()
+    let all = lists.into_iter().enumerate();
+    let sought = all.filter(|(at, list)| !list.is_empty() && (list.len() <= ANY_MAX || needed.contains(at)));
+    sought.map(|(_, list)| list).collect()
 }
 
 /// Ids of jobs, from the highest down.
