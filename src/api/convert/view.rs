@@ -97,7 +97,7 @@ fn principal_text(principal: &Principal) -> String {
     }
 }
 
-/// The principal that [`principal_text`] prints so.
+/// The principal that jobs name so in their `submitted_by`.
 pub fn principal(text: &str) -> Principal {
     match text {
         "system" => Principal::System,
