@@ -74,8 +74,9 @@ impl Middleware for LimitResponses {
         if methods().get(path).is_none_or(MethodDescriptor::is_server_streaming) {
             return Box::pin(inner.call(request));
         }
-        // Pages are large and take long. Other requests don't wait behind them.
-        let is_page = path.rsplit('/').next().is_some_and(|method| method.starts_with("List"));
+        // Pages are large, and counts take long. Other requests don't wait behind them.
+        let method = path.rsplit('/').next().unwrap_or_default();
+        let is_page = ["List", "Count"].iter().any(|kind| method.starts_with(kind));
         let identity = request.extensions().get::<ConnectionInfo>().map(ConnectionInfo::identity);
         let (identity, limit) = (identity.unwrap_or_default(), self.clone());
         let response = inner.call(request);

@@ -16,7 +16,7 @@ use crate::broker::query::{
 };
 use crate::model::attempt::OutcomeKind;
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::{FILTER_ENTRIES_MAX, LABEL_LEN_MAX, PAGE_BYTES_MAX, PAGE_MAX};
+use crate::model::limit::{COUNT_GROUPS_MAX, FILTER_ENTRIES_MAX, LABEL_LEN_MAX, PAGE_BYTES_MAX, PAGE_MAX};
 use crate::model::text;
 use crate::model::time::Timestamp;
 use crate::model::validate::quote;
@@ -89,6 +89,7 @@ impl Jobs {
             for (values, count) in part.counts {
                 *counts.entry(values).or_default() += count;
             }
+            check_groups(&counts)?;
             before = part.next;
         }
         let mut before = Some(JobId(u64::MAX)).filter(|_| selection.with_ended);
@@ -103,6 +104,7 @@ impl Jobs {
             for values in jobs.iter().flat_map(|job| values_of(job, &by)) {
                 *counts.entry(values).or_default() += 1;
             }
+            check_groups(&counts)?;
             before = page.next;
         }
         let counts = counts.into_iter().map(|(values, count)| v1::JobCount { values, count });
@@ -359,6 +361,17 @@ fn count_by(field: &str, message: &v1::CountBy) -> Result<CountBy, Invalid> {
             }
         }
     }
+}
+
+/// Refuses a count by what nearly every job has a value of its own.
+fn check_groups(counts: &BTreeMap<Vec<String>, u64>) -> Result<(), Status> {
+    if counts.len() <= COUNT_GROUPS_MAX {
+        return Ok(());
+    }
+    let description = format!(
+        "the jobs have more than {COUNT_GROUPS_MAX} different values of it: select fewer by a filter"
+    );
+    Err(error::invalid(convert::invalid("by", description)))
 }
 
 /// The values by which an ended job is counted; several if it ran in several places.

@@ -190,6 +190,7 @@ pub(super) fn as_flag(field: &str) -> String {
         "submitted_by" => "submitted-by",
         "submitted_from_unix_ms" | "submitted_before_unix_ms" => "since",
         "ended_from_unix_ms" | "ended_before_unix_ms" => "ended-since",
+        "by" => "by",
         _ => return field.to_owned(),
     };
     format!("--{flag}")

@@ -81,6 +81,8 @@ pub const QUEUES_MAX: usize = 10_000;
 pub const LABELS_MAX: usize = 64;
 /// Entries of each list in a filter of jobs: a filter is evaluated for every job that a page looks at.
 pub const FILTER_ENTRIES_MAX: usize = 64;
+/// Groups in a count of jobs: more are no overview any more, and a label may have a value of its own in each job.
+pub const COUNT_GROUPS_MAX: usize = 10_000;
 /// Bytes in a label's key or value: the length of a DNS name.
 pub const LABEL_LEN_MAX: usize = 253;
 /// CPU of one node, in millicores (10,000 cores): ten times the largest task.

@@ -55,6 +55,32 @@ async fn watch_that_lists_again_has_the_jobs_that_ended_meanwhile() {
     assert_eq!(found, expected.into(), "not the job that ended before");
 }
 
+#[tokio::test]
+async fn count_by_a_label_with_a_value_for_each_job_is_refused() {
+    let broker = Broker::start();
+    let client = broker.client();
+    let count = async || {
+        let by = vec![v1::CountBy { by: Some(v1::count_by::By::Label("run".to_owned())) }];
+        client.jobs().count_jobs(v1::CountJobsRequest { by, ..Default::default() }).await
+    };
+    for part in 0..11 {
+        let mut job = valid().jobs.remove(0);
+        let jobs = (0..1_000).map(|index| {
+            job.name = format!("job-{part}-{index}");
+            let spec = job.spec.as_mut().expect("a spec");
+            spec.labels.insert("run".to_owned(), format!("{part}-{index}"));
+            job.clone()
+        });
+        let request = v1::SubmitRequest { jobs: jobs.collect(), allow_pending: true, ..Default::default() };
+        client.jobs().submit(request).await.expect("accepted");
+        if part == 9 {
+            assert_eq!(count().await.expect("counts").into_inner().counts.len(), 10_000);
+        }
+    }
+    let status = count().await.expect_err("too many");
+    assert!(status.message().contains("by: the jobs have more than 10000 different values"), "{status:?}");
+}
+
 /// Names of the pools in the next message of a watch, if it is a whole list.
 async fn next_list(watch: &mut tonic::Streaming<v1::WatchPoolsResponse>) -> Vec<String> {
     loop {
