@@ -157,6 +157,14 @@ pub fn main() -> ExitCode {
 
 /// Prints a usage error, or the requested help or version, and returns the exit code.
 fn print_usage(error: &clap::Error) -> ExitCode {
+    if let Some(clap::error::ContextValue::String(verb)) =
+        error.get(clap::error::ContextKind::InvalidSubcommand)
+        && let Some((_, ours)) = VERBS.iter().find(|(others, _)| others.contains(&verb.as_str()))
+    {
+        // In place of a command whose name is similar, which would do something else.
+        eprintln!("error: weir has no command {verb:?}; for that, write: {ours}");
+        return ExitCode::from(exit::USAGE);
+    }
     let plain = error.render().to_string();
     let sanitised = output::sanitised(&plain);
     if plain == sanitised {
@@ -168,12 +176,6 @@ fn print_usage(error: &clap::Error) -> ExitCode {
     }
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
-    }
-    if let Some(clap::error::ContextValue::String(verb)) =
-        error.get(clap::error::ContextKind::InvalidSubcommand)
-        && let Some((_, ours)) = VERBS.iter().find(|(others, _)| others.contains(&verb.as_str()))
-    {
-        eprintln!("\n  for that, write: {ours}");
     }
     // `run` returns its command's exit code, so its own failures need a code of their own.
     let matches = Cli::command().ignore_errors(true).try_get_matches();
