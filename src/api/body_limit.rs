@@ -27,6 +27,7 @@ tokio::task_local! {
 
 /// Retry delay for a client whose request exceeds the memory limits.
 const MEMORY_RETRY: Duration = Duration::from_millis(500);
+
 /// Limits the memory that request bodies take: received bytes plus an estimate of the decoded message.
 ///
 /// Without it each stream of a connection could send all but the last byte of a request of maximum
@@ -89,8 +90,8 @@ pub(super) fn decode_error(status: Status) -> Status {
     if undecodable { error::unreadable(status.message()) } else { status }
 }
 
-/// Memory charged to one request: its bytes as they arrive, and its entries before they are decoded. The first [`REQUEST_BYTES_FREE`] bytes are free of charge: the limit
-/// on streams bounds the number of small requests.
+/// Memory charged to one request: its bytes as they arrive, and its entries before they are decoded. The first
+/// [`REQUEST_BYTES_FREE`] bytes are free of charge: the limit on streams bounds the number of small requests.
 #[derive(Debug)]
 pub(super) struct MemoryCharge {
     identity: Identity,

@@ -167,9 +167,10 @@ impl JobFilter {
     /// Returns whether a change of a job is to be printed.
     pub(super) fn matches(&self, job: &v1::Job) -> bool {
         let filter = &self.message;
-        let spec = job.spec.clone().unwrap_or_default();
+        let none = std::collections::BTreeMap::new();
+        let labels = job.spec.as_ref().map_or(&none, |spec| &spec.labels);
         (filter.queues.is_empty() || filter.queues.contains(&job.queue))
-            && filter.labels.iter().all(|label| selector::is_met(label, &spec.labels))
+            && filter.labels.iter().all(|label| selector::is_met(label, labels))
             && (filter.phases.is_empty() || filter.phases.contains(&job.phase))
             && (filter.pools.is_empty() || job.pools.iter().any(|pool| filter.pools.contains(pool)))
     }

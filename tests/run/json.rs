@@ -198,8 +198,8 @@ fn errors_in_json_have_a_code_a_status_and_readable_details() {
     let (status, refused) =
         client.send("JobService/GetJob", "application/json", "Content-Encoding: gzip\r\n", b"{}");
     assert!(status == 501 && String::from_utf8_lossy(&refused).contains("identity"), "{refused:?}");
-    let stranger = Client { address: client.address.clone(), token: "wrong".to_owned() };
-    let (status, refused) = stranger.call("JobService/GetJob", &json!({}));
+    let unauthenticated = Client { address: client.address.clone(), token: "wrong".to_owned() };
+    let (status, refused) = unauthenticated.call("JobService/GetJob", &json!({}));
     assert!(status == 401 && refused["code"] == "unauthenticated", "{refused}");
     let (status, refused) =
         client.send("JobService/GetJob", "application/json", "Origin: http://evil.example\r\n", b"{}");

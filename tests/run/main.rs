@@ -306,7 +306,7 @@ fn run_ends_its_job_when_its_terminal_or_the_reader_of_its_output_is_gone() {
     assert_eq!(run.wait().expect("its status").code(), Some(0));
 }
 
-/// A signal that comes while the broker is deciding about the job must not leave a job that nobody waits for.
+/// A signal that comes while the broker is deciding about the job must not leave a job running without its client.
 #[test]
 fn run_cancels_its_job_when_it_is_interrupted_before_the_broker_answers() {
     let (home, dev) = dev();
