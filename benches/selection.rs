@@ -180,7 +180,7 @@ fn archive(jobs: u64) {
             JobFilter {
                 phases: vec![JobPhase::Failed],
                 labels: vec![team()],
-                queues: vec!["queue-5".to_owned()],
+                queues: ["queue-5".to_owned()].into(),
                 ..JobFilter::default()
             },
         ),

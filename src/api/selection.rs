@@ -1,6 +1,6 @@
 //! Selection of jobs: filters, pages of live and ended jobs together, and counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -17,6 +17,7 @@ use crate::broker::query::{
 use crate::model::attempt::OutcomeKind;
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{COUNT_GROUPS_MAX, FILTER_ENTRIES_MAX, LABEL_LEN_MAX, PAGE_BYTES_MAX, PAGE_MAX};
+use crate::model::region::RegionCode;
 use crate::model::text;
 use crate::model::time::Timestamp;
 use crate::model::validate::quote;
@@ -181,6 +182,9 @@ impl Jobs {
         ] {
             check_count(field, "entries", len, 0, FILTER_ENTRIES_MAX)?;
         }
+        // The filter is evaluated for every job that a page looks at.
+        let values = message.labels.iter().map(|label| label.values.len()).sum();
+        check_count("filter.labels", "values in all", values, 0, FILTER_ENTRIES_MAX)?;
         check_count("filter.phases", "entries", message.phases.len(), 0, PHASES_MAX)?;
         let mut filter = read_filter(message).map_err(error::invalid)?;
         let with_ended = message.with_ended || filter.names_ended();
@@ -203,7 +207,7 @@ impl Jobs {
 
     /// Refuses a queue that does not exist. Jobs that have ended may be of a queue that is deleted.
     async fn check_queue(&self, field: &str, name: &str, with_ended: bool) -> Result<(), Status> {
-        let filter = JobFilter { queues: vec![name.to_owned()], ..JobFilter::default() };
+        let filter = JobFilter { queues: [name.to_owned()].into(), ..JobFilter::default() };
         if self.broker.query(GetQueue(name.to_owned())).await?.1.is_some()
             || with_ended && self.is_any_ended(&filter).await?
         {
@@ -230,19 +234,14 @@ impl Jobs {
         Ok(!self.ended(filter, JobId(u64::MAX), 1).await?.jobs.is_empty())
     }
 
-    async fn add_queues_below(&self, queues: &mut Vec<String>) -> Result<(), Status> {
-        let (_, mut others) = self.broker.query(ListQueues).await?;
-        loop {
-            let (below, rest) = others.into_iter().partition(|queue| queues.contains(&queue.parent));
-            let below: Vec<_> = below;
-            if below.is_empty() {
-                return Ok(());
-            }
-            let names = below.into_iter().map(|queue| queue.queue.spec.name);
-            let new: Vec<String> = names.filter(|name| !queues.contains(name)).collect();
-            queues.extend(new);
-            others = rest;
-        }
+    async fn add_queues_below(&self, queues: &mut BTreeSet<String>) -> Result<(), Status> {
+        let (_, all) = self.broker.query(ListQueues).await?;
+        // A queue's name is its path.
+        let is_below = |name: &String| name.match_indices('/').any(|(end, _)| queues.contains(&name[..end]));
+        let below: Vec<String> =
+            all.into_iter().map(|queue| queue.queue.spec.name).filter(is_below).collect();
+        queues.extend(below);
+        Ok(())
     }
 }
 
@@ -273,7 +272,7 @@ fn read_filter(message: &v1::JobFilter) -> Result<JobFilter, Invalid> {
         }
     }
     Ok(JobFilter {
-        queues: message.queues.clone(),
+        queues: message.queues.iter().cloned().collect(),
         phases: phases.collect::<Result<_, _>>()?,
         labels: labels.collect::<Result<_, _>>()?,
         name_prefix: message.name_prefix.clone(),
@@ -375,30 +374,20 @@ fn check_groups(counts: &BTreeMap<Vec<String>, u64>) -> Result<(), Status> {
 }
 
 /// The values by which an ended job is counted; several if it ran in several places.
-fn values_of(job: &JobView, by: &[CountBy]) -> Vec<Vec<String>> {
-    let mut all = vec![Vec::new()];
-    for by in by {
-        let values = match by {
-            CountBy::Queue => vec![job.queue.clone()],
-            CountBy::Phase => vec![<&str>::from(job.phase).to_owned()],
-            CountBy::Outcome => {
-                vec![job.failure.as_ref().map_or("", |failure| failure.kind.code()).to_owned()]
-            }
-            CountBy::Label(key) => vec![job.spec.labels.get(key).cloned().unwrap_or_default()],
-            CountBy::Pool if !job.pools.is_empty() => job.pools.clone(),
-            CountBy::Region if !job.regions.is_empty() => {
-                let regions: std::collections::BTreeSet<String> =
-                    job.regions.iter().map(ToString::to_string).collect();
-                regions.into_iter().collect()
-            }
-            CountBy::Pool | CountBy::Region => vec![String::new()],
-        };
-        all = all
-            .iter()
-            .flat_map(|key| values.iter().map(|value| [&key[..], std::slice::from_ref(value)].concat()))
-            .collect();
-    }
-    all
+fn values_of(job: &JobView, by: &[CountBy]) -> BTreeSet<Vec<String>> {
+    let by_place = by.iter().any(|by| matches!(by, CountBy::Pool | CountBy::Region));
+    let places = job.pools.iter().zip(&job.regions).map(Some).filter(|_| by_place);
+    let is_nowhere = !by_place || job.pools.is_empty();
+    let places = places.chain(is_nowhere.then_some(None));
+    let value = |by: &CountBy, place: Option<(&String, &RegionCode)>| match by {
+        CountBy::Queue => job.queue.clone(),
+        CountBy::Phase => <&str>::from(job.phase).to_owned(),
+        CountBy::Outcome => job.failure.as_ref().map_or("", |failure| failure.kind.code()).to_owned(),
+        CountBy::Label(key) => job.spec.labels.get(key).cloned().unwrap_or_default(),
+        CountBy::Pool => place.map_or_else(String::new, |(pool, _)| pool.clone()),
+        CountBy::Region => place.map_or_else(String::new, |(_, region)| region.to_string()),
+    };
+    places.map(|place| by.iter().map(|by| value(by, place)).collect()).collect()
 }
 
 /// A job with as much as a view has.

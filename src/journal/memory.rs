@@ -136,13 +136,12 @@ impl Archive for MemoryJournal {
     fn jobs(&mut self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
         let store = self.store();
         let was_there = |job: &FinishedJob| {
-            let from = (job.job.id, 0, 0);
-            let attempts = store.attempts.range(from..=(job.job.id, u32::MAX, u32::MAX));
-            let all = attempts.map(|(_, attempt)| attempt);
-            let mut attempts = all.clone();
-            (filter.pools.is_empty() || attempts.any(|attempt| filter.pools.contains(&attempt.pool)))
-                && (filter.regions.is_empty() || { all }
-                    .any(|attempt| filter.regions.contains(&attempt.region)))
+            let all = (job.job.id, 0, 0)..=(job.job.id, u32::MAX, u32::MAX);
+            let any = |is_there: &dyn Fn(&FinishedAttempt) -> bool| {
+                store.attempts.range(all.clone()).any(|(_, attempt)| is_there(attempt))
+            };
+            (filter.pools.is_empty() || any(&|attempt| filter.pools.contains(&attempt.pool)))
+                && (filter.regions.is_empty() || any(&|attempt| filter.regions.contains(&attempt.region)))
         };
         let jobs = store.jobs.range(..before).rev().map(|(_, job)| job);
         let mut jobs = jobs.filter(|job| filter.matches_anywhere(&job.view()) && was_there(job));

@@ -1,11 +1,14 @@
 //! Which jobs a list shows, alive or ended.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
 use super::State;
 use super::job::{Job, Principal};
 use super::pool::Pool;
 use super::view::{JobPhase, JobView};
 use crate::model::attempt::OutcomeKind;
-use crate::model::id::{JobId, QueueId, UnitId};
+use crate::model::id::{PoolId, QueueId, UnitId};
 use crate::model::region::RegionCode;
 use crate::model::spec::JobSpec;
 use crate::model::time::Timestamp;
@@ -13,8 +16,8 @@ use crate::model::time::Timestamp;
 /// What jobs must have in common to be selected. Empty lists and `None` select all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFilter {
-    /// Any of these queues.
-    pub queues: Vec<String>,
+    /// Any of these queues: with those below them they may be thousands.
+    pub queues: BTreeSet<String>,
     /// Any of these phases.
     pub phases: Vec<JobPhase>,
     /// All of these requirements.
@@ -122,9 +125,10 @@ impl JobFilter {
 pub struct LiveFilter<'a> {
     state: &'a State,
     filter: &'a JobFilter,
-    queues: Vec<QueueId>,
+    queues: BTreeSet<QueueId>,
     /// Pools of which a job must have an attempt in one; `None` if that is not asked.
-    pools: Option<Vec<&'a Pool>>,
+    pools: Option<BTreeSet<PoolId>>,
+    looked_at: Cell<usize>,
 }
 
 impl<'a> LiveFilter<'a> {
@@ -137,13 +141,33 @@ impl<'a> LiveFilter<'a> {
                 (filter.pools.is_empty() || filter.pools.contains(&pool.spec.name))
                     && (filter.regions.is_empty() || filter.regions.contains(&pool.spec.region))
             });
-            selected.collect()
+            selected.map(|pool| pool.id).collect()
         });
-        Self { state, filter, queues: queues.map(|queue| queue.id).collect(), pools }
+        let queues = queues.map(|queue| queue.id).collect();
+        Self { state, filter, queues, pools, looked_at: Cell::new(0) }
+    }
+
+    /// How much has been looked at: a step that looks at more than a bound goes on in the next one.
+    pub fn looked_at(&self) -> usize {
+        self.looked_at.get()
+    }
+
+    /// The pools in which a job has live attempts. Its attempts or the pools are looked at, whichever are fewer.
+    pub fn pools_of(&self, job: &Job) -> BTreeSet<PoolId> {
+        let (live, pools) =
+            (job.groups.iter().map(|group| group.live as usize).sum(), self.state.pool_count());
+        self.looked_at.set(self.looked_at.get() + pools.min(live));
+        if live <= pools {
+            return self.state.attempts_of(job.id).map(|attempt| attempt.pool).collect();
+        }
+        let units = UnitId { job: job.id, unit: 0 }..=UnitId { job: job.id, unit: u32::MAX };
+        let is_there = |pool: &&Pool| pool.attempts.range(units.clone()).next().is_some();
+        self.state.pools().filter(is_there).map(|pool| pool.id).collect()
     }
 
     /// Returns whether the filter selects the live job. It makes no view, which would take several times as long.
     pub fn matches(&self, job: &Job) -> bool {
+        self.looked_at.set(self.looked_at.get() + 1);
         let filter = self.filter;
         if !filter.queues.is_empty() && !self.queues.contains(&job.queue) {
             return false;
@@ -154,14 +178,8 @@ impl<'a> LiveFilter<'a> {
             && (filter.outcomes.is_empty()
                 || job.first_failure.as_ref().is_some_and(|failure| filter.outcomes.contains(&failure.kind)))
             && filter.ended.is_unbounded()
-            && self.pools.as_ref().is_none_or(|pools| pools.iter().any(|pool| has_attempt(pool, job.id)))
+            && self.pools.as_ref().is_none_or(|pools| !pools.is_disjoint(&self.pools_of(job)))
     }
-}
-
-/// Returns whether a job has a live attempt in a pool.
-pub fn has_attempt(pool: &Pool, job: JobId) -> bool {
-    let units = UnitId { job, unit: 0 }..=UnitId { job, unit: u32::MAX };
-    pool.attempts.range(units).next().is_some()
 }
 
 #[cfg(test)]

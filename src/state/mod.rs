@@ -260,6 +260,11 @@ impl State {
         self.pools.values()
     }
 
+    /// How many pools there are.
+    pub fn pool_count(&self) -> usize {
+        self.pools.len()
+    }
+
     /// A node.
     pub fn node(&self, at: NodeRef) -> Option<&Node> {
         self.pools.get(&at.pool)?.nodes.get(&at.node)

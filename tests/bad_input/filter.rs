@@ -78,6 +78,7 @@ fn of_filter(call: impl Fn(Option<v1::JobFilter>) -> Call) -> Vec<Case> {
         case(|f| f.phases = vec![1, 77], "filter.phases[1]", "77 is not a job phase"),
         case(|f| f.phases = vec![1; 100_000], "filter.phases", "100000 entries, 0 to 8"),
         case(|f| f.labels = vec![label("k", 1, 1); 65], "filter.labels", "65 entries, 0 to 64"),
+        case(|f| f.labels = vec![label("k", 1, 33); 2], "filter.labels", "66 values in all, 0 to 64"),
         invalid(with_label(label("", 1, 1)), "filter.labels[1].key", "\"\" can't be the key of a label"),
         invalid(
             with_label(label("a b", 1, 1)),
@@ -86,7 +87,7 @@ fn of_filter(call: impl Fn(Option<v1::JobFilter>) -> Call) -> Vec<Case> {
         ),
         invalid(with_label(label("k", 77, 1)), "filter.labels[1].operator", "77 is not an operator"),
         invalid(with_label(label("k", 1, 0)), "filter.labels[1].values", "0 values, 1 to 64 are allowed"),
-        invalid(with_label(label("k", 2, 65)), "filter.labels[1].values", "65 values, 1 to 64 are allowed"),
+        invalid(with_label(label("k", 2, 65)), "filter.labels", "66 values in all, 0 to 64"),
         invalid(with_label(label("k", 3, 1)), "filter.labels[1].values", "1 values, 0 to 0 are allowed"),
         invalid(
             with_label(v1::LabelRequirement::equal("k", "a b")),

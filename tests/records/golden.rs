@@ -152,7 +152,7 @@ fn golden_journal_is_opened_and_its_state_is_as_it_was() {
     let ended = archive.jobs(&JobFilter::default(), last, 100).unwrap().jobs;
     // The journal was written before archives had an index.
     archive.check().unwrap();
-    let filter = JobFilter { queues: vec!["default".to_owned()], ..JobFilter::default() };
+    let filter = JobFilter { queues: ["default".to_owned()].into(), ..JobFilter::default() };
     let by_queue = archive.jobs(&filter, last, 100).unwrap().jobs;
     assert!(!ended.is_empty() && by_queue == ended);
     let ended = ended.iter().map(|job| format!("{} {} {:?}", job.job.id, job.job.name, job.end));

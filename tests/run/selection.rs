@@ -49,7 +49,7 @@ fn jobs_are_listed_counted_and_cancelled_by_what_they_have_in_common() {
         (&["--pool", "local", "--ended-since", "1h"], "job/team/sh-3\njob/sh-2\njob/sh-1\n"),
         (&["--region", "重庆", "--phase", "failed"], "job/sh-1\n"),
         (&["--region", "CN-XJ", "--all"], ""),
-        (&["--submitted-by", "nobody", "--all"], ""),
+        (&["--submitted-by", "another", "--all"], ""),
     ] {
         assert_eq!(names(arguments), expected, "{arguments:?}");
     }
@@ -72,6 +72,10 @@ fn jobs_are_listed_counted_and_cancelled_by_what_they_have_in_common() {
         vec!["local", "vision", "1"],
     ];
     assert_eq!(rows, expected);
+    // A pool comes with its own region only.
+    let (_, places, _) = home.run(&["count", "jobs", "--all", "--by", "pool,region"]);
+    let rows: Vec<Vec<&str>> = places.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows, [vec!["-", "-", "2"], vec!["local", "CN-CQ", "3"]]);
     for (arguments, expected) in [
         (&["get", "jobs", "--pool", "nope"][..], "--pool: pool \"nope\" does not exist"),
         (

@@ -7,14 +7,15 @@ use strum::VariantArray;
 
 use super::{JobFilter, Query};
 use crate::broker::Broker;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, QueueId};
 use crate::model::limit::PAGE_MAX;
 use crate::state::State;
 use crate::state::job::Job;
-use crate::state::job_filter::{LiveFilter, has_attempt};
+use crate::state::job_filter::LiveFilter;
+use crate::state::pool::Pool;
 use crate::state::view::JobPhase;
 
-/// Live jobs that are counted in one step: a few milliseconds.
+/// What one step of a count looks at, jobs and the places where they are: a few milliseconds.
 const COUNTED_MAX: usize = 16 * PAGE_MAX;
 
 /// Asks how many live jobs with ids below `before` there are, by what they have in common.
@@ -53,60 +54,68 @@ impl Query for CountJobs {
     fn answer(self, broker: &Broker) -> JobCounts {
         let state = &broker.state;
         let filter = LiveFilter::new(state, &self.filter);
+        let by_place = self.by.iter().any(|by| matches!(by, CountBy::Pool | CountBy::Region));
         // Texts are compared and made once per group, not once per job.
         let mut counts: FxHashMap<Vec<u64>, u64> = FxHashMap::default();
-        let mut texts = IndexedTexts::default();
-        let (mut looked_at, mut next, mut key) = (0, None, Vec::with_capacity(self.by.len()));
+        let (mut texts, mut next, mut key) = (IndexedTexts::default(), None, Vec::new());
         for job in state.jobs_before(self.before) {
-            if looked_at >= COUNTED_MAX {
+            if filter.looked_at() >= COUNTED_MAX {
                 break;
             }
-            (looked_at, next) = (looked_at + 1, Some(job.id));
-            if filter.matches(job) {
+            next = Some(job.id);
+            if !filter.matches(job) {
+                continue;
+            }
+            let pools = if by_place { filter.pools_of(job) } else { BTreeSet::new() };
+            let places = pools.into_iter().map(|pool| state.pool(pool));
+            let places = places.chain([None]).take(if by_place { usize::MAX } else { 1 });
+            let mut counted = BTreeSet::new();
+            for place in places {
+                // The last one stands for a job that is nowhere.
+                if place.is_none() && !counted.is_empty() {
+                    continue;
+                }
                 key.clear();
-                count(state, job, &self.by, &mut key, &mut texts, &mut counts);
+                key.extend(self.by.iter().map(|by| value_of(by, job, place, state, &mut texts)));
+                // Two pools of one region are one place, if only regions are asked for.
+                if by_place && !counted.insert(key.clone()) {
+                    continue;
+                }
+                // Most jobs are of a group that is counted already.
+                match counts.get_mut(&key[..]) {
+                    Some(count) => *count += 1,
+                    None => drop(counts.insert(key.clone(), 1)),
+                }
             }
         }
         let text = |by: &CountBy, value: u64| match by {
             CountBy::Queue => {
-                let queue = state.queues().find(|queue| u64::from(queue.id.0) == value);
+                let queue = u32::try_from(value).ok().and_then(|id| state.queue(QueueId(id)));
                 queue.map_or_else(String::new, |queue| queue.spec.name.clone())
             }
-            CountBy::Phase => JobPhase::VARIANTS
-                .iter()
-                .find(|phase| **phase as u64 == value)
-                .map_or("", Into::into)
-                .to_owned(),
+            CountBy::Phase => {
+                let phase = JobPhase::VARIANTS.iter().find(|phase| **phase as u64 == value);
+                phase.map_or("", Into::into).to_owned()
+            }
             CountBy::Pool | CountBy::Region | CountBy::Outcome | CountBy::Label(_) => texts.text(value),
         };
         let values = |key: &[u64]| self.by.iter().zip(key).map(|(by, value)| text(by, *value)).collect();
         JobCounts {
             counts: counts.iter().map(|(key, count)| (values(key), *count)).collect(),
-            next: next.filter(|_| looked_at >= COUNTED_MAX),
+            next: next.filter(|_| filter.looked_at() >= COUNTED_MAX),
         }
     }
 }
 
-/// Counts a job under `key` and its values of the rest of `by`: several if it is in several places.
-fn count(
-    state: &State,
-    job: &Job,
-    by: &[CountBy],
-    key: &mut Vec<u64>,
-    texts: &mut IndexedTexts,
-    counts: &mut FxHashMap<Vec<u64>, u64>,
-) {
-    let Some((first, rest)) = by.split_first() else {
-        // Most jobs are of a group that is counted already.
-        match counts.get_mut(&key[..]) {
-            Some(count) => *count += 1,
-            None => drop(counts.insert(key.clone(), 1)),
-        }
-        return;
-    };
-    let value = match first {
+/// A number for a job's value of what is counted by, at one of the places where it is.
+fn value_of(by: &CountBy, job: &Job, place: Option<&Pool>, state: &State, texts: &mut IndexedTexts) -> u64 {
+    match by {
         CountBy::Queue => job.queue.0.into(),
         CountBy::Phase => job.phase() as u64,
+        CountBy::Pool => texts.index_of(place.map_or("", |pool| &pool.spec.name)),
+        CountBy::Region => {
+            texts.index_of(&place.map_or_else(String::new, |pool| pool.spec.region.to_string()))
+        }
         CountBy::Outcome => {
             texts.index_of(job.first_failure.as_ref().map_or("", |failure| failure.kind.code()))
         }
@@ -114,34 +123,14 @@ fn count(
             let value = state.spec(job.spec).and_then(|entry| entry.spec.labels.get(label));
             texts.index_of(value.map_or("", String::as_str))
         }
-        CountBy::Pool | CountBy::Region => {
-            let pools = state.pools().filter(|pool| has_attempt(pool, job.id));
-            let mut places: BTreeSet<u64> = pools
-                .map(|pool| match first {
-                    CountBy::Region => texts.index_of(&pool.spec.region.to_string()),
-                    _ => texts.index_of(&pool.spec.name),
-                })
-                .collect();
-            if places.is_empty() {
-                places.insert(texts.index_of(""));
-            }
-            for place in places {
-                key.push(place);
-                count(state, job, rest, key, texts, counts);
-                key.pop();
-            }
-            return;
-        }
-    };
-    key.push(value);
-    count(state, job, rest, key, texts, counts);
-    key.pop();
+    }
 }
 
 /// Numbers for texts.
 #[derive(Default)]
 struct IndexedTexts {
     indices: FxHashMap<String, u64>,
+    texts: Vec<String>,
 }
 
 impl IndexedTexts {
@@ -149,13 +138,14 @@ impl IndexedTexts {
         if let Some(index) = self.indices.get(text) {
             return *index;
         }
-        let index = self.indices.len() as u64;
+        let index = self.texts.len() as u64;
         self.indices.insert(text.to_owned(), index);
+        self.texts.push(text.to_owned());
         index
     }
 
     fn text(&self, index: u64) -> String {
-        let found = self.indices.iter().find(|(_, other)| **other == index);
-        found.map_or_else(String::new, |(text, _)| text.clone())
+        let text = usize::try_from(index).ok().and_then(|index| self.texts.get(index));
+        text.cloned().unwrap_or_default()
     }
 }

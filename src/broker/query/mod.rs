@@ -137,15 +137,15 @@ impl Query for ListJobs {
 
     fn answer(self, broker: &Broker) -> JobPage {
         let filter = LiveFilter::new(&broker.state, &self.filter);
-        let (mut jobs, mut looked_at, mut last) = (Vec::new(), 0, None);
+        let (mut jobs, mut last) = (Vec::new(), None);
         for job in broker.state.jobs_before(self.before) {
-            if jobs.len() >= self.limit || looked_at >= LOOKED_AT_MAX {
+            if jobs.len() >= self.limit || filter.looked_at() >= LOOKED_AT_MAX {
                 return JobPage { jobs, next: last };
             }
-            (looked_at, last) = (looked_at + 1, Some(job.id));
-            jobs.extend(
-                Some(job).filter(|job| filter.matches(job)).and_then(|job| broker.state.job_view(job.id)),
-            );
+            last = Some(job.id);
+            if filter.matches(job) {
+                jobs.extend(broker.state.job_view(job.id));
+            }
         }
         JobPage { jobs, next: None }
     }
@@ -378,7 +378,7 @@ pub struct QueueView {
     pub parent: String,
 }
 
-/// Live jobs that one page of a list looks at: a filter that matches few makes short pages, not
+/// What one page of a list looks at, live jobs and the places where they are: a filter that matches few makes short pages, not
 /// long steps.
 const LOOKED_AT_MAX: usize = 8 * PAGE_MAX;
 /// Waiting unit groups that a position counts one by one: a millisecond or so.

@@ -55,10 +55,9 @@ fn answers(directory: &Path, jobs: &[JobId]) -> Result<(Vec<u8>, String), Error>
 
 /// Filters that use each kind of index.
 fn filters() -> [JobFilter; 4] {
-    let queues = vec!["default".to_owned()];
     [
         JobFilter::default(),
-        JobFilter { queues, ..JobFilter::default() },
+        JobFilter { queues: ["default".to_owned()].into(), ..JobFilter::default() },
         JobFilter { pools: vec!["p".to_owned()], ..JobFilter::default() },
         JobFilter { name_prefix: "job".to_owned(), ..JobFilter::default() },
     ]
@@ -109,6 +108,31 @@ fn a_flipped_bit_changes_no_answer() {
         assert!(refused > flips / 20, "{refused} of {flips} flips in {file} were found");
         assert_eq!(unverified, 0, "flips in {file} that only a broker finds");
     }
+}
+
+/// A journal from before archives had an index, with a row that can't be read, is opened all the same: its jobs go on. The
+/// row is reported, and once it is removed all is well.
+#[test]
+fn a_damaged_row_does_not_stop_the_upgrade_of_a_journal() {
+    let directory = TempDir::new().unwrap();
+    let mut journal = SqliteJournal::open(directory.path()).unwrap();
+    let mut writer = Writer::begin(&mut journal);
+    let (first, second) = (writer.finish("first", "", 1), writer.finish("second", "", 1));
+    let after = writer.fixture.now.plus_ms(1);
+    drop(journal);
+    let db = rusqlite::Connection::open(directory.path().join("journal.sqlite")).unwrap();
+    db.execute_batch("DELETE FROM archive_term; PRAGMA user_version = 2").unwrap();
+    db.execute("UPDATE archive_job SET body = x'ff' WHERE id = ?1", [first.0.cast_signed()]).unwrap();
+    drop(db);
+    let mut journal = SqliteJournal::open(directory.path()).unwrap();
+    let mut archive = journal.archive().unwrap();
+    assert_eq!(archive.job(second).unwrap().unwrap().job.id, second);
+    let error = archive.check().unwrap_err().to_string();
+    assert!(error.contains(&format!("the ended job {first}")), "{error}");
+    while journal.prune_archive(after).unwrap() {}
+    archive.check().unwrap();
+    let filter = JobFilter { queues: ["default".to_owned()].into(), ..JobFilter::default() };
+    assert_eq!(archive.jobs(&filter, JobId(u64::MAX), 10).unwrap().jobs, []);
 }
 
 #[test]

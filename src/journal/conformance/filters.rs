@@ -86,7 +86,7 @@ fn random_filter(rng: &mut StdRng) -> JobFilter {
         TimeRange { from: Some(Timestamp(from)), before }
     };
     JobFilter {
-        queues: texts(some(rng, &QUEUES)),
+        queues: texts(some(rng, &QUEUES)).into_iter().collect(),
         phases: some(rng, &[JobPhase::Succeeded, JobPhase::Failed, JobPhase::Cancelled]),
         labels,
         name_prefix: pick(rng, &["", "", "tr", "train-10", "x"]).to_owned(),
@@ -156,6 +156,15 @@ fn every_filter_finds_what_looking_at_every_job_finds() {
             selected += expected.len();
         }
         assert!(selected > 4_000, "only {selected} jobs were selected");
+        // A range without an end that a client can write, and more seeks than one page makes.
+        let ended = TimeRange { from: Some(Timestamp(1)), before: Some(Timestamp(u64::MAX)) };
+        let all = found(&mut *archive, &JobFilter::default(), 100);
+        assert_eq!(found(&mut *archive, &JobFilter { ended, ..JobFilter::default() }, 100), all);
+        let values = (0..64).map(|value| value.to_string()).chain(["a".to_owned()]).collect();
+        let label = LabelRequirement { key: "k".to_owned(), operator: LabelOperator::In(values) };
+        let one = JobFilter { labels: vec![label.clone()], ..JobFilter::default() };
+        let many = JobFilter { labels: vec![label; 64], ..JobFilter::default() };
+        assert_eq!(found(&mut *archive, &many, 100), found(&mut *archive, &one, 100));
         // What is removed is found by no filter any more, and leaves nothing in the index.
         while writer.journal.prune_archive(Timestamp(JOBS * 60_000 + 50 * HOUR_MS)).unwrap() {
             archive.check().unwrap();

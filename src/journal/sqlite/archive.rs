@@ -57,27 +57,28 @@ const LISTED_MAX: usize = 10_000;
 
 impl SqliteArchive {
     fn select(&self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Error> {
-        let mut lists = Vec::new();
-        for terms in terms::of_filter(filter, self.newest_end()?) {
-            lists.push(Ids::any(terms));
-        }
+        let mut lists: Vec<Ids> = terms::of_filter(filter).into_iter().map(Ids::any).collect();
         if !filter.name_prefix.is_empty() {
             let end = format!("{}\u{10ffff}", filter.name_prefix);
             let range = "name >= ?1 AND name < ?2";
             lists.extend(self.listed(range, rusqlite::params![filter.name_prefix, end])?);
         }
         if !filter.ended.is_unbounded() {
-            let [from, before] = [filter.ended.from, filter.ended.before];
-            let from = from.unwrap_or(Timestamp(0));
-            let before = before.unwrap_or(Timestamp(i64::MAX.cast_unsigned()));
-            lists.extend(self.listed("ended_ms >= ?1 AND ended_ms < ?2", [int(from.0), int(before.0)])?);
+            let end = Timestamp(self.newest_end()?.0 + 1);
+            let from = filter.ended.from.map_or(Timestamp(0), |from| from.min(end));
+            let before = filter.ended.before.map_or(end, |before| before.min(end));
+            let listed = self.listed("ended_ms >= ?1 AND ended_ms < ?2", [int(from.0), int(before.0)])?;
+            lists.extend(listed.or_else(|| terms::of_ends(from, before).map(Ids::any)));
         }
         let submitted = filter.submitted;
         let least = submitted.from.map_or(Ok(i64::MIN), |from| self.first_submitted(from))?;
         let end = submitted.before.map_or(Ok(i64::MAX), |before| self.first_submitted(before))?;
         let mut most = before.0.min(i64::MAX.cast_unsigned()).cast_signed().min(end).saturating_sub(1);
         let (mut page, seeks_left) = (FinishedJobs::default(), Cell::new(SEEKS_MAX));
-        for _ in 0..ROWS_MAX {
+        for row in 0..ROWS_MAX {
+            if row > 0 && seeks_left.get() == 0 {
+                break;
+            }
             let found = if lists.is_empty() {
                 let sql = "SELECT id FROM archive_job WHERE id <= ?1 ORDER BY id DESC LIMIT 1";
                 let id = self.db.prepare_cached(sql)?.query_row([most], |row| row.get(0)).optional()?;
@@ -160,6 +161,7 @@ pub(super) fn check_terms(db: &Connection) -> Result<(), Error> {
         }
     }
     each_term(db, |job, found| {
+        let found = found?;
         if !removing.contains(&job) {
             found.iter().for_each(|term| sum = sum.wrapping_sub(terms::fingerprint(*term, job)));
         }
@@ -172,16 +174,23 @@ pub(super) fn check_terms(db: &Connection) -> Result<(), Error> {
     Err(Error::Damaged { record: "the archive's index".to_owned(), why })
 }
 
-/// Visits the terms of all jobs of the archive, none twice. A job may be visited more than once.
+/// Visits the terms of all jobs of the archive, none twice, and the rows that can't be decoded. A job may be visited more
+/// than once.
 pub(super) fn each_term(
     db: &Connection,
-    mut visit: impl FnMut(i64, &[Term]) -> Result<(), Error>,
+    mut visit: impl FnMut(i64, Result<&[Term], Error>) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let damaged = |what: &str, job: i64, error: record::Error| {
+        Err(Error::Damaged { record: format!("{what} {job}"), why: error.to_string() })
+    };
     let mut bodies = db.prepare("SELECT id, body FROM archive_job")?;
     let mut rows = bodies.query([])?;
     while let Some(row) = rows.next()? {
-        if let ArchiveRow::Job(job) = record::decode_row(&row.get::<_, Vec<u8>>(1)?)? {
-            visit(row.get(0)?, &terms::of_job(&job))?;
+        let id = row.get(0)?;
+        match record::decode_row(&row.get::<_, Vec<u8>>(1)?) {
+            Ok(ArchiveRow::Job(job)) => visit(id, Ok(&terms::of_job(&job)))?,
+            Ok(ArchiveRow::Attempt(_)) => {}
+            Err(error) => visit(id, damaged("the ended job", id, error))?,
         }
     }
     let mut bodies = db.prepare("SELECT job, body FROM archive_attempt ORDER BY job, unit, number")?;
@@ -192,12 +201,16 @@ pub(super) fn each_term(
         if of.replace(job) != Some(job) {
             visited.clear();
         }
-        if let ArchiveRow::Attempt(attempt) = record::decode_row(&row.get::<_, Vec<u8>>(1)?)? {
-            for term in terms::of_attempt(&attempt) {
-                if visited.insert(term) {
-                    visit(job, &[term])?;
+        match record::decode_row(&row.get::<_, Vec<u8>>(1)?) {
+            Ok(ArchiveRow::Attempt(attempt)) => {
+                for term in terms::of_attempt(&attempt) {
+                    if visited.insert(term) {
+                        visit(job, Ok(&[term]))?;
+                    }
                 }
             }
+            Ok(ArchiveRow::Job(_)) => {}
+            Err(error) => visit(job, damaged("an ended attempt of job", job, error))?,
         }
     }
     Ok(())

@@ -160,7 +160,11 @@ fn add_terms(db: &Connection) -> Result<(), Error> {
     db.execute_batch(
         "DROP INDEX IF EXISTS archive_job_name; DROP INDEX IF EXISTS archive_job_queue; DELETE FROM archive_term",
     )?;
-    archive::each_term(db, |job, found| terms::insert(db, job.cast_unsigned(), found))
+    archive::each_term(db, |job, found| match found {
+        Ok(terms) => terms::insert(db, job.cast_unsigned(), terms),
+        // The journal can be used without it. The check of the archive reports it.
+        Err(_) => Ok(()),
+    })
 }
 
 /// Takes the directory's lock.
@@ -374,9 +378,10 @@ fn remove_attempts(db: &Connection, job: i64, most: u32) -> Result<u32, Error> {
     let mut removed = BTreeSet::new();
     for (unit, number, body) in &rows {
         delete.execute(params![job, unit, number])?;
-        // A damaged row's terms stay. No job has them any more.
-        if let Ok(ArchiveRow::Attempt(attempt)) = record::decode_row(body) {
-            removed.extend(terms::of_attempt(&attempt));
+        match record::decode_row(body) {
+            Ok(ArchiveRow::Attempt(attempt)) => removed.extend(terms::of_attempt(&attempt)),
+            Ok(ArchiveRow::Job(_)) => {}
+            Err(_) => terms::remove_all(db, job.cast_unsigned())?,
         }
     }
     terms::remove(db, job.cast_unsigned(), &Vec::from_iter(removed))?;
@@ -387,11 +392,11 @@ fn remove_attempts(db: &Connection, job: i64, most: u32) -> Result<u32, Error> {
 fn remove_job(db: &Connection, id: i64) -> Result<(), Error> {
     let mut select = db.prepare_cached("SELECT body FROM archive_job WHERE id = ?1")?;
     let body: Vec<u8> = select.query_row([id], |row| row.get(0))?;
-    let mut removed = vec![terms::removing()];
-    if let Ok(ArchiveRow::Job(job)) = record::decode_row(&body) {
-        removed.extend(terms::of_job(&job));
+    match record::decode_row(&body) {
+        Ok(ArchiveRow::Job(job)) => terms::remove(db, id.cast_unsigned(), &terms::of_job(&job))?,
+        Ok(ArchiveRow::Attempt(_)) | Err(_) => terms::remove_all(db, id.cast_unsigned())?,
     }
-    terms::remove(db, id.cast_unsigned(), &removed)?;
+    terms::remove(db, id.cast_unsigned(), &[terms::removing()])?;
     db.prepare_cached("DELETE FROM archive_job WHERE id = ?1")?.execute([id])?;
     Ok(())
 }

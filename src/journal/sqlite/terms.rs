@@ -103,17 +103,25 @@ pub(super) fn remove(db: &Connection, job: u64, terms: &[Term]) -> Result<(), Er
     Ok(())
 }
 
+/// Removes a job from the index whose terms are not known any more: its record is damaged. This reads the whole index.
+pub(super) fn remove_all(db: &Connection, job: u64) -> Result<(), Error> {
+    db.prepare_cached("DELETE FROM archive_term WHERE job = ?1")?.execute([job.cast_signed()])?;
+    Ok(())
+}
+
 /// What a filter asks for: of each of these lists a job has any term. What they can't express is left to the filter.
-pub(super) fn of_filter(filter: &JobFilter, newest_end: Timestamp) -> Vec<Vec<Term>> {
+pub(super) fn of_filter(filter: &JobFilter) -> Vec<Vec<Term>> {
     let texts = |kind: &str, texts: &[String]| texts.iter().map(|text| term(kind, &[text])).collect();
     let mut lists: Vec<Vec<Term>> = vec![
-        texts("queue", &filter.queues),
         filter.phases.iter().map(|value| phase(*value)).collect(),
         filter.submitted_by.iter().map(submitter).collect(),
         texts("pool", &filter.pools),
         filter.regions.iter().map(|region| term("region", &[&region.to_string()])).collect(),
         filter.outcomes.iter().map(|outcome| term("outcome", &[outcome.code()])).collect(),
     ];
+    if filter.queues.len() <= ANY_MAX {
+        lists.push(filter.queues.iter().map(|queue| term("queue", &[queue])).collect());
+    }
     for label in &filter.labels {
         match &label.operator {
             LabelOperator::In(values) => {
@@ -123,19 +131,14 @@ pub(super) fn of_filter(filter: &JobFilter, newest_end: Timestamp) -> Vec<Vec<Te
             LabelOperator::NotIn(_) | LabelOperator::DoesNotExist => {}
         }
     }
-    if !filter.ended.is_unbounded() {
-        let first = filter.ended.from.map_or(0, |from| from.0 / HOUR_MS);
-        let last = filter.ended.before.map_or(newest_end, |before| before.min(newest_end)).0 / HOUR_MS;
-        if last.saturating_sub(first) < ANY_MAX as u64 {
-            // An empty range has no term, and so no job: the filter refuses all that are found.
-            lists.push((first..=last).map(hour).collect());
-        }
-    }
-    // The jobs of a pool or region are known by the index only, so these lists are never left out.
-    let needed = [3, 4];
-    let all = lists.into_iter().enumerate();
-    let sought = all.filter(|(at, list)| !list.is_empty() && (list.len() <= ANY_MAX || needed.contains(at)));
-    sought.map(|(_, list)| list).collect()
+    lists.retain(|list| !list.is_empty());
+    lists
+}
+
+/// The terms of the hours in which jobs ended that ended in a range; `None` if they are too many.
+pub(super) fn of_ends(from: Timestamp, before: Timestamp) -> Option<Vec<Term>> {
+    let (first, last) = (from.0 / HOUR_MS, before.0 / HOUR_MS);
+    (last.saturating_sub(first) < ANY_MAX as u64).then(|| (first..=last).map(hour).collect())
 }
 
 /// Ids of jobs, from the highest down.
@@ -191,7 +194,8 @@ pub(super) fn seek(
 ) -> Result<Found, Error> {
     let (mut candidate, mut agreed, mut at) = (most, 0, 0);
     while agreed < lists.len() {
-        if seeks_left.get() == 0 {
+        // Never without progress: the next page would be the same.
+        if seeks_left.get() == 0 && candidate < most {
             return Ok(Found::GaveUp(candidate));
         }
         let Some(id) = lists[at].seek(db, candidate, seeks_left)? else { return Ok(Found::None) };
