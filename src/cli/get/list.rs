@@ -33,8 +33,7 @@ pub(super) struct List<T> {
 }
 
 impl<T: Serialize + 'static> List<T> {
-    fn of(heading: &'static [&'static str], row: fn(&T) -> Vec<String>, name: fn(&T) -> String) -> Self {
-        let heading = heading.iter().map(|title| (*title).to_owned()).collect();
+    fn of(heading: Vec<String>, row: impl Fn(&T) -> Vec<String> + 'static, name: fn(&T) -> String) -> Self {
         Self { heading, row: Box::new(row), name, key: name, value: |object| value_of(object) }
     }
 
@@ -81,21 +80,23 @@ pub(super) fn jobs(columns: JobColumns) -> List<v1::Job> {
 
 pub(super) fn attempts(wide: bool) -> List<v1::Attempt> {
     let name = |attempt: &v1::Attempt| format!("attempt/{}", attempt.id);
-    let row = Box::new(move |attempt: &v1::Attempt| row::attempt(attempt, wide));
-    List { heading: row::attempt_heading(wide), row, name, key: name, value: |attempt| value_of(attempt) }
+    List::of(row::attempt_heading(wide), move |attempt| row::attempt(attempt, wide), name)
 }
 
-pub(super) fn pools() -> List<v1::Pool> {
-    List::of(row::POOL_HEADING, row::pool, |pool| format!("pool/{}", pool.name))
+pub(super) fn pools(wide: bool) -> List<v1::Pool> {
+    let name = |pool: &v1::Pool| format!("pool/{}", pool.name);
+    List::of(row::pool_heading(wide), move |pool| row::pool(pool, wide), name)
 }
 
-pub(super) fn nodes() -> List<v1::Node> {
+pub(super) fn nodes(wide: bool) -> List<v1::Node> {
+    let name = |node: &v1::Node| format!("node/{}", node.name);
     // Nodes of several pools may have one name.
     let key = |node: &v1::Node| format!("{}/{}", node.pool, node.name);
-    List { key, ..List::of(row::NODE_HEADING, row::node, |node| format!("node/{}", node.name)) }
+    List { key, ..List::of(row::node_heading(wide), move |node| row::node(node, wide), name) }
 }
 
 pub(super) fn queues() -> List<v1::Queue> {
-    let list = List::of(row::QUEUE_HEADING, row::queue, |queue: &v1::Queue| format!("queue/{}", queue.name));
+    let heading = row::QUEUE_HEADING.iter().map(|title| (*title).to_owned()).collect();
+    let list = List::of(heading, row::queue, |queue: &v1::Queue| format!("queue/{}", queue.name));
     List { value: queue_value, ..list }
 }

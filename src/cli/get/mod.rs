@@ -21,7 +21,7 @@ pub(super) use row::{node_state, pool_state};
 /// List jobs, attempts, pools, nodes or queues.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir get jobs\n  weir get jobs --state failed --since 1d\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml      a file that can be submitted again\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total, of queues with\nthose below them used/limit. STRANDED is the number of free devices that no waiting task can use."
+    after_help = "Examples:\n  weir get jobs\n  weir get jobs --state failed --since 1d\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml      a file that can be submitted again\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total, of queues with\nthose below them used/limit. In a wide list of nodes, STRANDED is the number\nof free devices that no waiting task can use."
 )]
 pub struct Get {
     /// Type: jobs (j), attempts (at), pools (po), nodes (no), queues (qu); or TYPE/NAME.
@@ -70,6 +70,7 @@ impl Get {
             Kind::parse(kind).ok_or_else(|| Failure::new(INVALID, format!("{} {rule}", quote(kind))))?;
         self.check_flags(kind, name.is_some())?;
         let client = connect.client()?;
+        let wide = self.output == Format::Wide;
         let which = if name.is_some() { Listed::One } else { Listed::Many };
         match (kind, name) {
             (Kind::Jobs, name) => self.jobs(&client, connect, name).await,
@@ -77,17 +78,17 @@ impl Get {
                 let job = find_job(&client, connect.job_ref(&job)?).await?;
                 let none = if self.failed { "no failed units" } else { "no attempts yet" };
                 let read = async || self.list_attempts(&client, job.id).await;
-                self.show(&list::attempts(self.output == Format::Wide), Listed::Many, Some(none), read).await
+                self.show(&list::attempts(wide), Listed::Many, Some(none), read).await
             }
             (Kind::Attempts, None) => Err(Failure::new(USAGE, "name the job: weir get attempts job/NAME")),
             (Kind::Pools, name) => {
                 let read = async || list_pools(&client, name.as_deref()).await;
-                self.show(&list::pools(), which, None, read).await
+                self.show(&list::pools(wide), which, None, read).await
             }
             (Kind::Nodes, name) => {
                 // Nodes of several pools may have one name.
                 let read = async || self.list_nodes(&client, name.as_deref()).await;
-                self.show(&list::nodes(), Listed::Many, None, read).await
+                self.show(&list::nodes(wide), Listed::Many, None, read).await
             }
             (Kind::Queues, name) => {
                 let read = async || list_queues(&client, name.as_deref()).await;

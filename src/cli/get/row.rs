@@ -97,23 +97,29 @@ pub(super) fn attempt(attempt: &v1::Attempt, wide: bool) -> Vec<String> {
     row
 }
 
-pub(super) const POOL_HEADING: &[&str] =
-    &["NAME", "REGION", "BACKEND", "STATE", "NODES", "CPUS", "MEMORY", "DEVICES", "ATTEMPTS", "AGE"];
+/// The heading of pools; in a wide list also what serves them, and how many nodes they have.
+pub(super) fn pool_heading(wide: bool) -> Vec<String> {
+    let heading = ["NAME", "REGION", "STATE", "CPUS", "MEMORY", "DEVICES", "ATTEMPTS"];
+    let more: &[&str] = if wide { &["BACKEND", "NODES"] } else { &[] };
+    heading.iter().chain(more).chain(&["AGE"]).map(|title| (*title).to_owned()).collect()
+}
 
-pub(super) fn pool(pool: &v1::Pool) -> Vec<String> {
+pub(super) fn pool(pool: &v1::Pool, wide: bool) -> Vec<String> {
     let (total, held) = (pool.total.clone().unwrap_or_default(), pool.committed.clone().unwrap_or_default());
-    vec![
+    let mut row = vec![
         pool.name.clone(),
         pool.region.clone(),
-        pool.backend.clone(),
         pool_state(pool),
-        pool.nodes.to_string(),
         format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
         format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
         format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
         pool.attempts.to_string(),
-        age(pool.registered_unix_ms),
-    ]
+    ];
+    if wide {
+        row.extend([pool.backend.clone(), pool.nodes.to_string()]);
+    }
+    row.push(age(pool.registered_unix_ms));
+    row
 }
 
 /// Formats a pool's connectivity and scheduling state like kubectl: `READY,CORDONED`.
@@ -126,22 +132,29 @@ pub(in crate::cli) fn pool_state(pool: &v1::Pool) -> String {
     }
 }
 
-pub(super) const NODE_HEADING: &[&str] =
-    &["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "STRANDED", "MODEL", "TASKS"];
+/// The heading of nodes; in a wide list also devices that no waiting task can use, and tasks.
+pub(super) fn node_heading(wide: bool) -> Vec<String> {
+    let heading = ["NAME", "POOL", "STATE", "CPUS", "MEMORY", "DEVICES", "MODEL"];
+    let more: &[&str] = if wide { &["STRANDED", "TASKS"] } else { &[] };
+    heading.iter().chain(more).map(|title| (*title).to_owned()).collect()
+}
 
-pub(super) fn node(node: &v1::Node) -> Vec<String> {
+pub(super) fn node(node: &v1::Node, wide: bool) -> Vec<String> {
     let (total, held) = (node.total.clone().unwrap_or_default(), node.committed.clone().unwrap_or_default());
-    vec![
+    let mut row = vec![
         node.name.clone(),
         node.pool.clone(),
         node_state(node).to_owned(),
         format!("{}/{}", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
         format!("{}/{}", bytes(held.memory_bytes), bytes(total.memory_bytes)),
         format!("{}/{}", thousandths(held.device_millis), thousandths(total.device_millis)),
-        node.stranded_millis.map_or_else(|| "-".to_owned(), thousandths),
         node.devices.first().map(|device| device.model.clone()).unwrap_or_default(),
-        node.tasks.to_string(),
-    ]
+    ];
+    if wide {
+        let stranded = node.stranded_millis.map_or_else(|| "-".to_owned(), thousandths);
+        row.extend([stranded, node.tasks.to_string()]);
+    }
+    row
 }
 
 /// Whether a node takes work, and if not, why. The node of a pool that is not READY has the pool's state.
