@@ -12,6 +12,7 @@ use clap_complete::{ArgValueCompleter, CompletionCandidate};
 use super::connect::job_name;
 use super::get::{list_nodes, list_pools, list_queues};
 use super::job_list::state_names;
+use super::kind::Kind;
 use super::{Cli, Connect, Failure, reference};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -65,10 +66,10 @@ fn command() -> Command {
     let arguments: [(&str, &str, Completer); 20] = [
         // `mut_arg` puts an argument last, so positional ones must all be here, in their order.
         ("get", "what", objects),
-        ("get", "name", jobs),
+        ("get", "name", names),
         ("get", "pool", pools),
         ("describe", "what", objects),
-        ("describe", "name", jobs),
+        ("describe", "name", names),
         ("explain", "what", topics),
         ("get", "state", states),
         ("why", "job", jobs),
@@ -133,6 +134,11 @@ async fn job_names(client: &Client, with_ended: bool) -> Result<Vec<String>, Fai
 async fn pool_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failure> {
     let pools = list_pools(client, None).await?;
     Ok(pools.into_iter().map(|pool| format!("{prefix}{}", pool.name)).collect())
+}
+
+async fn node_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failure> {
+    let (nodes, _) = list_nodes(client, None, None, Some(CANDIDATES_MAX as usize)).await?;
+    Ok(nodes.into_iter().map(|node| format!("{prefix}{}", node.name)).collect())
 }
 
 async fn queue_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failure> {
@@ -216,6 +222,22 @@ fn states() -> ArgValueCompleter {
     })
 }
 
+/// Completes the names of objects of the type that stands before.
+fn names() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| {
+        // What is completed comes after `--`, and the type after `get` or `describe`.
+        let words = std::env::args().skip_while(|word| word != "--").skip(1);
+        let kind = words.skip_while(|word| !["get", "describe"].contains(&word.as_str())).nth(1);
+        let names = match kind.as_deref().and_then(Kind::parse) {
+            Some(Kind::Pools) => ask(async |client| pool_names(&client, "").await),
+            Some(Kind::Queues) => ask(async |client| queue_names(&client, "").await),
+            Some(Kind::Nodes) => ask(async |client| node_names(&client, "").await),
+            Some(Kind::Jobs | Kind::Attempts) | None => ask(async |client| job_names(&client, true).await),
+        };
+        candidates(typed, names)
+    })
+}
+
 /// Completes types of objects, and TYPE/NAME once a type is typed.
 fn objects() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
@@ -225,10 +247,7 @@ fn objects() -> ArgValueCompleter {
                 .map(str::to_owned)
                 .to_vec(),
             Some("job") => ask(async |client| job_names(&client, true).await),
-            Some("node") => ask(async |client| {
-                let (nodes, _) = list_nodes(&client, None, None, Some(CANDIDATES_MAX as usize)).await?;
-                Ok(nodes.into_iter().map(|node| format!("node/{}", node.name)).collect())
-            }),
+            Some("node") => ask(async |client| node_names(&client, "node/").await),
             Some("pool") => ask(async |client| pool_names(&client, "pool/").await),
             Some("queue") => ask(async |client| queue_names(&client, "queue/").await),
             Some(_) => Vec::new(),
