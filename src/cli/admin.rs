@@ -76,7 +76,7 @@ impl Admin {
                 let attempt = attempt.strip_prefix("attempt/").unwrap_or(&attempt).to_owned();
                 let request = v1::AbandonRequest { token: new_token(), attempt: attempt.clone() };
                 connect.client()?.pools().abandon(request).await?;
-                super::output::print(&format!("attempt/{attempt} abandoned: it may still run\n"))?;
+                super::output::announce(&format!("attempt/{attempt} abandoned: it may still run"))?;
                 Ok(0)
             }
         }

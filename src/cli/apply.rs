@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::connect::new_token;
-use super::output::{print, report, thousandths};
+use super::output::{announce, report, thousandths};
 use super::queue_file::read_queues;
 use super::{Connect, Failure, input};
 use crate::api::proto::v1;
@@ -84,7 +84,7 @@ impl Apply {
                 Some(current) => {
                     let changes = changes(current, &queue);
                     if changes.is_empty() {
-                        print(&format!("queue/{name} unchanged\n"))?;
+                        announce(&format!("queue/{name} unchanged"))?;
                         continue;
                     }
                     queue.revision = current.revision;
@@ -103,7 +103,7 @@ impl Apply {
                 let named = Failure { message: format!("queue/{name}: {}", failure.message), ..failure };
                 input::relocated(named, &file, &problems)
             })?;
-            print(&format!("queue/{name} {done}\n"))?;
+            announce(&format!("queue/{name} {done}"))?;
         }
         Ok(0)
     }

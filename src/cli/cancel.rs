@@ -4,7 +4,7 @@ use super::connect::{RETRY_TIMEOUT, job_name, new_token, with_retries};
 use super::exit::USAGE;
 use super::job_list::{Selection, find_job_with_retries};
 use super::job_wait::has_ended;
-use super::output::{print, report};
+use super::output::{announce, report};
 use super::{Connect, Failure};
 use crate::api::proto::v1;
 use crate::model::limit::JOBS_PER_SUBMIT_MAX;
@@ -65,17 +65,16 @@ impl Cancel {
             let request =
                 v1::CancelRequest { token: new_token(), jobs: batch.iter().map(reference).collect() };
             with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
-            let lines = batch.iter().map(|job| {
+            for job in batch {
                 let name = job_name(&job.queue, &job.name);
-                match job.pools_not_ready.first() {
-                    None => format!("{name} cancelled\n"),
+                announce(&match job.pools_not_ready.first() {
+                    None => format!("{name} cancelled"),
                     // What runs there can not be stopped now, so the job has not ended.
                     Some(pool) => {
-                        format!("{name} will be cancelled once pool {} answers\n", escape(&pool.pool))
+                        format!("{name} will be cancelled once pool {} answers", escape(&pool.pool))
                     }
-                }
-            });
-            print(&lines.collect::<String>())?;
+                })?;
+            }
         }
         Ok(0)
     }

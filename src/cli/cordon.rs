@@ -4,7 +4,7 @@ use super::connect::new_token;
 use super::exit::{INVALID, USAGE};
 use super::get::pool_state;
 use super::kind::Kind;
-use super::output::{print, report, span};
+use super::output::{announce, report, span};
 use super::{Connect, Failure, quantity};
 use crate::api::proto::v1;
 use crate::model::validate::quote;
@@ -73,7 +73,7 @@ impl Cordon {
                 client.pools().uncordon(v1::UncordonRequest { token, pool, node }).await?;
                 "takes new work"
             };
-            print(&format!("{what} {done}\n"))?;
+            announce(&format!("{what} {done}"))?;
         }
         Ok(0)
     }
@@ -95,7 +95,7 @@ impl Drain {
             let deadline_ms = self.deadline.unwrap_or(0);
             let request = v1::DrainRequest { token: new_token(), pool: name.clone(), mode, deadline_ms };
             client.pools().drain(request).await?;
-            print(&format!("pool/{name} drains: {after}\n"))?;
+            announce(&format!("pool/{name} drains: {after}"))?;
             let found = client.pools().get_pool(v1::GetPoolRequest { name }).await?.into_inner();
             let pool = found.pool.unwrap_or_default();
             if pool.connectivity() != v1::Connectivity::Ready && pool.attempts > 0 {

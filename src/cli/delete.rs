@@ -5,7 +5,7 @@ use std::fmt;
 use super::connect::new_token;
 use super::exit::{INVALID, NOT_FOUND, USAGE};
 use super::kind::Kind;
-use super::output::{print, report};
+use super::output::{announce, report};
 use super::{Connect, Failure};
 use crate::api::client::Client;
 use crate::api::proto::v1;
@@ -104,7 +104,7 @@ impl Delete {
         let mut first_failure = None;
         for object in objects {
             match object.delete(&client).await {
-                Ok(()) => print(&format!("{object} deleted\n"))?,
+                Ok(()) => announce(&format!("{object} deleted"))?,
                 Err(error) if error.code == NOT_FOUND && self.ignore_not_found => {
                     report(&format!("{object} does not exist"));
                 }

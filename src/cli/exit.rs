@@ -87,11 +87,12 @@ impl Failure {
     }
 
     /// Prints the message and the hint to standard error and returns the exit code of the process. In other languages the
-    /// meaning of the broker's code comes first: the message itself has details that exist in English only.
+    /// meaning of the broker's code comes first, if the message itself exists in English only.
     pub fn print(&self) -> ExitCode {
+        let is_translated = || self.message.lines().all(|line| language::translated(line) != line);
         let meaning = match language::current() {
             Language::English => None,
-            _ if self.is_localized => None,
+            _ if self.is_localized || is_translated() => None,
             other => reasons::find(&self.reason).map(|(_, entry)| entry.meaning.in_language(other)),
         };
         let meaning = meaning.map_or_else(String::new, |meaning| format!("{meaning}{SEPARATOR}"));

@@ -47,13 +47,15 @@ use clap::{CommandFactory, Parser, Subcommand};
 pub use connect::{Connect, new_token};
 pub use exit::Failure;
 
+use crate::model::language::Language;
+
 /// Weir, a compute broker: many compute pools behind one API.
 #[derive(Parser)]
 #[command(name = "weir", version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(flatten)]
     connect: Connect,
-    /// Language of reasons and codes, en or zh. Default: that of the locale
+    /// Language of messages, en or zh. Default: that of the locale
     #[arg(long, global = true, value_name = "LANG", env = "WEIR_LANG", hide_env_values = true, value_parser = language::parse)]
     lang: Option<language::Lang>,
     #[command(subcommand)]
@@ -157,29 +159,32 @@ pub fn main() -> ExitCode {
 
 /// Prints a usage error, or the requested help or version, and returns the exit code.
 fn print_usage(error: &clap::Error) -> ExitCode {
+    let matches = Cli::command().ignore_errors(true).try_get_matches().ok();
+    language::set(matches.as_ref().and_then(|matches| matches.get_one("lang").copied()));
     if let Some(clap::error::ContextValue::String(verb)) =
         error.get(clap::error::ContextKind::InvalidSubcommand)
         && let Some((_, ours)) = VERBS.iter().find(|(others, _)| others.contains(&verb.as_str()))
     {
         // In place of a command whose name is similar, which would do something else.
-        eprintln!("error: weir has no command {verb:?}; for that, write: {ours}");
+        output::report(&format!("error: weir has no command {verb:?}; for that, write: {ours}"));
         return ExitCode::from(exit::USAGE);
     }
     let plain = error.render().to_string();
     let sanitised = output::sanitised(&plain);
-    if plain == sanitised {
+    let is_message = error.use_stderr() && language::current() != Language::English;
+    if plain == sanitised && !is_message {
         // A closed standard error leaves no place to report to.
         let _ = error.print();
     } else {
-        // An argument contains control or bidirectional characters, which could disguise the message.
-        eprint!("{sanitised}");
+        // Not in colour: an argument contains control or bidirectional characters, which could disguise the message, or the
+        // message is translated.
+        output::report(sanitised.trim_end());
     }
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
     }
     // `run` returns its command's exit code, so its own failures need a code of their own.
-    let matches = Cli::command().ignore_errors(true).try_get_matches();
-    let is_run = matches.is_ok_and(|matches| matches.subcommand_name() == Some("run"));
+    let is_run = matches.is_some_and(|matches| matches.subcommand_name() == Some("run"));
     ExitCode::from(if is_run { exit::RUN_FAILED } else { exit::USAGE })
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::Failure;
+use super::{Failure, language};
 pub use crate::model::amount::thousandths;
 use crate::model::text;
 use crate::model::time::Timestamp;
@@ -150,9 +150,18 @@ impl Write for SanitisedLog {
     }
 }
 
-/// Writes a line to standard error. Errors are ignored: standard error may be closed.
-pub fn report(line: &str) {
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+/// Writes a message to standard error, in the language of this process. Errors are ignored: standard error may be closed.
+pub fn report(message: &str) {
+    let lines: String = message.lines().map(|line| language::translated(line) + "\n").collect();
+    let _ = std::io::stderr().write_all(lines.as_bytes());
+}
+
+/// Prints what was done, a line to standard output, in the language of this process.
+///
+/// # Errors
+/// If standard output can't be written.
+pub fn announce(line: &str) -> Result<(), Failure> {
+    print(&format!("{}\n", language::translated(line)))
 }
 
 /// The text with spaces up to `width` columns. Many characters, such as Chinese ones, are two columns wide.

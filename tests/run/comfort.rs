@@ -83,16 +83,61 @@ fn reasons_and_codes_are_printed_in_the_users_language() {
     let english = home.weir(&["why", "job/large"]).env("LC_ALL", "C.UTF-8").output().expect("weir");
     assert!(String::from_utf8_lossy(&english.stdout).contains("900 CPUs needed by one task"));
     let (code, _, errors) = home.run(&["get", "job/nope", "--lang", "zh"]);
-    assert_eq!((code, errors.as_str()), (3, "error: 作业 \"nope\" 不存在\n"));
+    assert_eq!((code, errors.as_str()), (3, "错误：作业 \"nope\" 不存在\n"));
     let (code, _, errors) = home.run(&["delete", "pool/local", "--lang", "zh"]);
     assert_eq!(
         (code, errors.as_str()),
-        (4, "error: 算力池 \"local\" 仍在使用：它的代理已连接；请停止代理，再等 15 秒\n")
+        (4, "错误：算力池 \"local\" 仍在使用：它的代理已连接；请停止代理，再等 15 秒\n")
     );
     assert!(home.run(&["explain", "tasktoolarge", "--lang", "zh"]).1.contains("减少每个任务的请求"));
     // JSON has the numbers, whatever the language.
     let (_, json, _) = home.run(&["why", "job/large", "-o", "json", "--lang", "zh"]);
     assert!(json.contains("\"needed\": \"900000\"") && json.contains("900 CPUs needed"), "{json}");
+}
+
+/// Whatever goes wrong: each line that is printed about it has Chinese text, beside what the user typed.
+#[test]
+fn errors_hints_and_descriptions_are_printed_in_the_users_language() {
+    let (home, _dev) = dev();
+    let is_chinese = |line: &str| line.chars().any(|c| ('\u{4e00}'..='\u{9fff}').contains(&c));
+    let file = home.path().join("wrong.yaml");
+    let text = "name: '359'\ngroups:\n- {name: A, gpu: 1, memory: 4096, count: 0, command: [true]}\npriority: x\nwalltime: 1h\n";
+    std::fs::write(&file, text).expect("a file");
+    let file = file.to_str().expect("a path in UTF-8");
+    let wrong: &[&[&str]] = &[
+        &["submit", file],
+        &["run", "--cpus", "x", "--", "true"],
+        &["run", "--device", "H999:1", "--", "true"],
+        &["run", "--region", "Mars", "--", "true"],
+        &["run", "--cpus", "100000", "--", "true"],
+        &["get", "pods"],
+        &["get", "jobs", "-l", "a==b=c"],
+        &["get", "jobs", "--queue", "none"],
+        &["get", "nodes", "--all"],
+        &["squeue"],
+        &["cancel"],
+        &["cancel", "job/none"],
+        &["logs", "job/none"],
+        &["delete", "job/x"],
+        &["describe", "attempt/x"],
+        &["explain", "job.groups.gpu"],
+        &["--server", "127.0.0.1:1", "get", "jobs"],
+    ];
+    for words in wrong {
+        let (code, printed, errors) = home.run(&[&["--lang", "zh"], *words].concat());
+        assert!(code != 0 && printed.is_empty(), "{words:?}: {code} {printed}");
+        let lines = errors.lines().filter(|line| !line.is_empty());
+        let english: Vec<&str> = lines.filter(|line| !is_chinese(line)).collect();
+        assert_eq!(english, [""; 0], "{words:?}");
+    }
+    let (_, _, errors) = home.run(&["run", "--lang", "zh", "--cpus", "100000", "--", "true"]);
+    assert_eq!(errors, "错误：--cpus: 100000 CPUs 不在 0 CPUs 和 1000 CPUs 之间\n");
+    assert_eq!(submit(&home, "name: large\ngroups: [{cpus: 900, command: ['true']}]\n").0, 0);
+    let (_, described, _) = home.run(&["describe", "job/large", "--lang", "zh"]);
+    assert!(described.contains("状态        等待\n"), "{described}");
+    assert!(described.contains("单元        共 1 个：成功 0，失败 0，运行 0，等待 1\n"), "{described}");
+    let (_, done, _) = home.run(&["cancel", "job/large", "--lang", "zh"]);
+    assert_eq!(done, "job/large 已取消\n");
 }
 
 #[test]
@@ -111,6 +156,8 @@ fn shells_are_offered_what_the_broker_knows() {
     };
     assert_eq!(offered(&["why", "job/"]), ["job/waits"]);
     assert_eq!(offered(&["cordon", "gz"]), ["gz-nvidia"]);
+    assert_eq!(offered(&["get", "pools", "gz"]), ["gz-nvidia"]);
+    assert_eq!(offered(&["describe", "queue", "def"]), ["default"]);
     assert_eq!(offered(&["run", "--device", "Ascend"]), ["Ascend910B3"]);
     assert_eq!(offered(&["describe", "queue/"]), ["queue/default"]);
     assert_eq!(offered(&["run", "--queue", "d"]), ["default"]);

@@ -1,6 +1,6 @@
 //! What `weir describe` prints of an attempt.
 
-use super::push_field;
+use super::{push_field, push_text};
 use crate::api::proto::{name_of, v1};
 use crate::cli::connect::job_name;
 use crate::cli::job_text::outcome_text;
@@ -10,12 +10,12 @@ pub(super) fn attempt_text(attempt: &v1::Attempt, job: &v1::Job) -> String {
     let mut out = String::new();
     push_field(&mut out, "attempt", &attempt.id);
     push_field(&mut out, "job", &job_name(&job.queue, &job.name));
-    push_field(&mut out, "pool", &format!("{} in {}", attempt.pool, attempt.region));
+    push_text(&mut out, "pool", &format!("{} in {}", attempt.pool, attempt.region));
     push_field(&mut out, "state", name_of::<v1::AttemptPhase>(attempt.phase));
     push_field(&mut out, "ordered", &time(attempt.ordered_unix_ms));
     if let Some(at) = attempt.started_unix_ms {
         let ran = attempt.ended_unix_ms.unwrap_or_else(now_ms).saturating_sub(at);
-        push_field(&mut out, "started", &format!("{}, {} ran", time(at), span(ran)));
+        push_text(&mut out, "started", &format!("{}, {} ran", time(at), span(ran)));
     }
     if let Some(at) = attempt.ended_unix_ms {
         push_field(&mut out, "ended", &time(at));
@@ -27,7 +27,7 @@ pub(super) fn attempt_text(attempt: &v1::Attempt, job: &v1::Job) -> String {
     for placement in &attempt.placements {
         let group = groups.get(placement.group as usize).map_or("", |group| group.name.as_str());
         let devices = devices_text(&placement.devices);
-        push_field(
+        push_text(
             &mut out,
             "task",
             &format!("{} of {group}: node {}{devices}", placement.task, placement.node),

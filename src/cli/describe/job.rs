@@ -1,10 +1,13 @@
 //! What `weir describe` prints of a job.
 
 use super::attempt::devices_text;
-use super::{pairs, push_field, push_given};
+use super::{pairs, push_field, push_given, push_text};
 use crate::api::proto::{name_of, v1};
 use crate::cli::job_file::devices_text as request_text;
-use crate::cli::job_text::{contact_text, dependency_name, failed_units_text, outcome_text, state_text};
+use crate::cli::job_text::{
+    contact_text, dependency_name, failed_units_text, localized_state_text, outcome_text,
+};
+use crate::cli::language::{label, translated_value};
 use crate::cli::output::{bytes, shell_words, span, thousandths, time};
 use crate::model::amount;
 use crate::model::text::escape;
@@ -14,16 +17,16 @@ pub(super) fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     let mut out = String::new();
     push_field(&mut out, "job", &format!("{} (id {}, queue {})", job.name, job.id, job.queue));
     push_given(&mut out, "name", &spec.display_name);
-    push_field(&mut out, "state", &state_text(job).to_uppercase());
+    push_field(&mut out, "state", &localized_state_text(job).to_uppercase());
     for contact in &job.pools_not_ready {
         push_field(&mut out, "contact", &contact_text(contact));
     }
-    push_field(&mut out, "units", &units_text(job));
+    push_text(&mut out, "units", &units_text(job));
     if let Some(failure) = &job.failure {
         push_field(&mut out, "failure", &outcome_text(failure));
     }
     for failed in &job.failed_units {
-        push_field(&mut out, "ended", &failed_units_text(failed));
+        push_text(&mut out, "ended", &failed_units_text(failed));
     }
     push_given(&mut out, "labels", &pairs(&spec.labels));
     push_field(&mut out, "priority", &spec.priority.to_string());
@@ -33,10 +36,8 @@ pub(super) fn job_text(job: &v1::Job, attempts: &[v1::Attempt]) -> String {
     push_policies(&mut out, &spec);
     push_timeline(&mut out, job, attempts);
     if job.units.unwrap_or_default().waiting > 0 && job.ended_unix_ms.is_none() {
-        out.push_str(&format!(
-            "\nwhy it waits: weir why {}\n",
-            crate::cli::connect::job_name(&job.queue, &job.name)
-        ));
+        let name = crate::cli::connect::job_name(&job.queue, &job.name);
+        out.push_str(&format!("\n{}\n", translated_value(&format!("why it waits: weir why {name}"))));
     }
     out
 }
@@ -62,7 +63,7 @@ fn units_text(job: &v1::Job) -> String {
 }
 
 fn push_group(out: &mut String, group: &v1::TaskGroup) {
-    push_field(out, "group", &format!("{}: {}", group.name, group_text(group)));
+    push_text(out, "group", &format!("{}: {}", group.name, group_text(group)));
     let program = match &group.run {
         Some(v1::task_group::Run::Process(program)) => Some(program),
         Some(v1::task_group::Run::Container(container)) => {
@@ -70,7 +71,7 @@ fn push_group(out: &mut String, group: &v1::TaskGroup) {
             container.program.as_ref()
         }
         Some(v1::task_group::Run::Pod(_)) => {
-            push_field(out, "  pod", "a Kubernetes PodSpec: -o yaml shows it");
+            push_text(out, "  pod", "a Kubernetes PodSpec: -o yaml shows it");
             None
         }
         None => None,
@@ -85,7 +86,7 @@ fn push_group(out: &mut String, group: &v1::TaskGroup) {
     }
     if let Some(simulate) = &group.simulate {
         let text = format!("{}, exit code {}", amount::duration(simulate.duration_ms), simulate.exit_code);
-        push_field(out, "  simulate", &text);
+        push_text(out, "  simulate", &text);
     }
 }
 
@@ -99,10 +100,10 @@ fn push_policies(out: &mut String, spec: &v1::JobSpec) {
     for toleration in &constraints.tolerations {
         let key = if toleration.key.is_empty() { "any taint" } else { &toleration.key };
         let value = toleration.value.as_ref().map_or_else(String::new, |value| format!("={value}"));
-        push_field(out, "tolerates", &format!("{key}{value}"));
+        push_text(out, "tolerates", &format!("{key}{value}"));
     }
     if constraints.real_only {
-        push_field(out, "pools", "no simulated ones");
+        push_text(out, "pools", "no simulated ones");
     }
     let retry = spec.retry.clone().unwrap_or_default();
     if retry.max_attempts.unwrap_or(1) > 1 {
@@ -118,16 +119,16 @@ fn push_policies(out: &mut String, spec: &v1::JobSpec) {
         if retry.backoff_max_ms > 0 {
             text.push_str(&format!(" to {}", amount::duration(retry.backoff_max_ms)));
         }
-        push_field(out, "retry", &text);
+        push_text(out, "retry", &text);
     }
     if spec.on_pool_lost() == v1::OnPoolLost::Requeue {
         let overlap = if spec.may_overlap { ", may overlap" } else { "" };
-        push_field(out, "pool lost", &format!("requeue after {}{overlap}", amount::duration(spec.lease_ms)));
+        push_text(out, "pool lost", &format!("requeue after {}{overlap}", amount::duration(spec.lease_ms)));
     }
     if let Some(max) = spec.on_unit_failure.and_then(|policy| policy.max_failed) {
         push_field(out, "max failed", &max.to_string());
     }
-    push_field(
+    push_text(
         out,
         "max run",
         &format!(
@@ -145,12 +146,12 @@ fn push_policies(out: &mut String, spec: &v1::JobSpec) {
             v1::DependencyCondition::Failed => "has failed",
             v1::DependencyCondition::Any => "has ended",
         };
-        push_field(out, "after", &format!("starts once {} {how}", escape(&dependency_name(edge))));
+        push_text(out, "after", &format!("starts once {} {how}", escape(&dependency_name(edge))));
     }
 }
 
 fn push_timeline(out: &mut String, job: &v1::Job, attempts: &[v1::Attempt]) {
-    out.push_str("\ntimeline\n");
+    out.push_str(&format!("\n{}\n", label("timeline")));
     let mut events = vec![(job.submitted_unix_ms, format!("submitted by {}", job.submitted_by))];
     for attempt in attempts {
         let first = attempt.placements.first();
@@ -175,12 +176,12 @@ fn push_timeline(out: &mut String, job: &v1::Job, attempts: &[v1::Attempt]) {
         }
     }
     if let Some(at) = job.ended_unix_ms {
-        events.push((at, format!("job {}", state_text(job))));
+        events.push((at, format!("job {}", localized_state_text(job))));
     }
     events.sort_by_key(|(at, _)| *at);
     for (at, what) in events {
         let after = span(at.saturating_sub(job.submitted_unix_ms));
-        out.push_str(&format!("  {}  +{after:<7} {}\n", time(at), escape(&what)));
+        out.push_str(&format!("  {}  +{after:<7} {}\n", time(at), escape(&translated_value(&what))));
     }
 }
 

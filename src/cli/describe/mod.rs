@@ -13,7 +13,8 @@ use super::get::{list_nodes, list_queues};
 use super::job_file::job_value;
 use super::job_list::JobFilter;
 use super::kind::Kind;
-use super::output::{Format, print, print_value, report, value_of};
+use super::language::{label, translated_value};
+use super::output::{Format, padded, print, print_value, report, value_of};
 use super::queue_file::queue_value;
 use super::{Connect, Failure};
 use crate::api::client::Client;
@@ -146,9 +147,16 @@ impl Describe {
     }
 }
 
-/// Adds a line: the field's name and its value.
+/// Adds a line: the field's name, in the language of this process, and its value.
 fn push_field(out: &mut String, key: &str, value: &str) {
-    out.push_str(&format!("{key:<12}{}\n", escape(value)));
+    let inner = key.trim_start();
+    let key = format!("{}{}", &key[..key.len() - inner.len()], label(inner));
+    out.push_str(&format!("{}{}\n", padded(&key, 12), escape(value)));
+}
+
+/// Adds a line as [`push_field`] does, whose value is a text of this program.
+fn push_text(out: &mut String, key: &str, english: &str) {
+    push_field(out, key, &translated_value(english));
 }
 
 /// Adds a line, if there is a value.

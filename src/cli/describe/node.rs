@@ -1,6 +1,6 @@
 //! What `weir describe` prints of a node.
 
-use super::{pairs, push_field, push_given};
+use super::{pairs, push_field, push_given, push_text};
 use crate::api::proto::v1;
 use crate::cli::get::node_state;
 use crate::cli::output::{bytes, now_ms, span, table, thousandths, time};
@@ -13,7 +13,7 @@ pub(super) fn node_text(node: &v1::Node) -> String {
     push_field(&mut out, "state", node_state(node));
     if let Some(until) = node.quarantined_until_unix_ms {
         let left = span(until.saturating_sub(now_ms()));
-        push_field(
+        push_text(
             &mut out,
             "until",
             &format!("{} (in {left}): attempts of several jobs failed here", time(until)),
@@ -24,18 +24,18 @@ pub(super) fn node_text(node: &v1::Node) -> String {
         node.taints.iter().map(|taint| format!("{}={}", taint.key, taint.value)).collect();
     push_given(&mut out, "taints", &taints.join(","));
     let of = |held: String, total: String| format!("{held} of {total} allocated");
-    push_field(&mut out, "cpus", &of(thousandths(held.cpu_millis), thousandths(total.cpu_millis)));
-    push_field(&mut out, "memory", &of(bytes(held.memory_bytes), bytes(total.memory_bytes)));
+    push_text(&mut out, "cpus", &of(thousandths(held.cpu_millis), thousandths(total.cpu_millis)));
+    push_text(&mut out, "memory", &of(bytes(held.memory_bytes), bytes(total.memory_bytes)));
     if total.storage_bytes > 0 {
-        push_field(&mut out, "storage", &of(bytes(held.storage_bytes), bytes(total.storage_bytes)));
+        push_text(&mut out, "storage", &of(bytes(held.storage_bytes), bytes(total.storage_bytes)));
     }
     for (kind, amount) in &total.other {
         let used = held.other.get(kind).copied().unwrap_or_default();
-        push_field(&mut out, kind, &of(used.to_string(), amount.to_string()));
+        push_text(&mut out, kind, &of(used.to_string(), amount.to_string()));
     }
-    push_field(&mut out, "devices", &of(thousandths(held.device_millis), thousandths(total.device_millis)));
+    push_text(&mut out, "devices", &of(thousandths(held.device_millis), thousandths(total.device_millis)));
     if let Some(stranded) = node.stranded_millis {
-        push_field(
+        push_text(
             &mut out,
             "stranded",
             &format!("{} free that no waiting task can use", thousandths(stranded)),

@@ -1,6 +1,6 @@
 //! What `weir describe` prints of a pool.
 
-use super::push_field;
+use super::{push_field, push_text};
 use crate::api::proto::v1;
 use crate::cli::get::pool_state;
 use crate::cli::output::{age, bytes, thousandths, time};
@@ -10,40 +10,40 @@ pub(super) fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> Strin
     let mut out = String::new();
     push_field(&mut out, "pool", &pool.name);
     push_field(&mut out, "region", &pool.region);
-    push_field(
+    push_text(
         &mut out,
         "backend",
         &format!("{}{}", pool.backend, if pool.real { "" } else { " (simulated)" }),
     );
-    push_field(
+    push_text(
         &mut out,
         "state",
         &format!("{}{}", pool_state(pool), if pool.connected { "" } else { ", agent not connected" }),
     );
     if let Some(since) = pool.not_ready_since_unix_ms {
-        push_field(&mut out, "since", &format!("{} ({} ago)", time(since), age(since)));
+        push_text(&mut out, "since", &format!("{} ({} ago)", time(since), age(since)));
     }
     push_field(&mut out, "nodes", &pool.nodes.to_string());
-    push_field(
+    push_text(
         &mut out,
         "cpus",
         &format!("{} of {} allocated", thousandths(held.cpu_millis), thousandths(total.cpu_millis)),
     );
-    push_field(
+    push_text(
         &mut out,
         "memory",
         &format!("{} of {} allocated", bytes(held.memory_bytes), bytes(total.memory_bytes)),
     );
-    push_field(
+    push_text(
         &mut out,
         "devices",
         &format!("{} of {} allocated", thousandths(held.device_millis), thousandths(total.device_millis)),
     );
     for block in free_blocks {
-        push_field(&mut out, "free", &block_text(block));
+        push_text(&mut out, "free", &block_text(block));
     }
     if free_blocks.is_empty() && total.device_millis > 0 {
-        push_field(&mut out, "free", "no whole device on any node");
+        push_text(&mut out, "free", "no whole device on any node");
     }
     push_field(&mut out, "attempts", &pool.attempts.to_string());
     for (key, value) in &pool.labels {

@@ -1,6 +1,6 @@
 //! What `weir describe` prints of a queue.
 
-use super::push_field;
+use super::{push_field, push_text};
 use crate::api::proto::v1;
 use crate::cli::output::{bytes, thousandths};
 use crate::model::amount;
@@ -17,7 +17,7 @@ pub(super) fn queue_text(queue: &v1::Queue, all: &[v1::Queue], jobs: &[v1::Job])
     for one in bounding {
         let of = if one.name == queue.name { String::new() } else { format!(" in {}", one.name) };
         for line in use_lines(one) {
-            push_field(&mut out, "use", &format!("{line}{of}"));
+            push_text(&mut out, "use", &format!("{line}{of}"));
         }
     }
     let below: Vec<&str> = all
@@ -28,25 +28,25 @@ pub(super) fn queue_text(queue: &v1::Queue, all: &[v1::Queue], jobs: &[v1::Job])
     if !below.is_empty() {
         push_field(&mut out, "below", &below.join(", "));
     }
-    push_field(
+    push_text(
         &mut out,
         "max run",
         &format!("{} for jobs that set none", amount::duration(queue.max_run_ms_default)),
     );
-    push_field(
+    push_text(
         &mut out,
         "lease",
         &format!("{} for jobs that set none", amount::duration(queue.lease_ms_default)),
     );
     if queue.weight > 1 {
-        push_field(&mut out, "weight", &format!("{}, without an effect yet", queue.weight));
+        push_text(&mut out, "weight", &format!("{}, without an effect yet", queue.weight));
     }
     let units = |count: fn(&v1::UnitCounts) -> u32| {
         jobs.iter().filter_map(|job| job.units.as_ref()).map(|units| u64::from(count(units))).sum::<u64>()
     };
     let (waiting, running) = (units(|units| units.waiting + units.backing_off), units(|units| units.live));
     let text = format!("{} live, {running} units started, {waiting} units waiting", jobs.len());
-    push_field(&mut out, "jobs", &text);
+    push_text(&mut out, "jobs", &text);
     out
 }
 

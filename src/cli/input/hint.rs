@@ -60,6 +60,16 @@ pub(super) fn with_suggestion(message: &str) -> String {
     format!("{what} {}{}{example}", quote(wrong), question(&near))
 }
 
+/// Those of `known` that were probably meant by `wrong`: what other systems call `wrong` comes first.
+pub(in crate::cli) fn meant<'a>(wrong: &str, known: &[&'a str]) -> Vec<&'a str> {
+    let lower = wrong.to_ascii_lowercase();
+    let synonym = SYNONYMS.iter().find(|(words, _)| words.contains(&lower.as_str())).map(|(_, field)| *field);
+    match known.iter().find(|field| Some(**field) == synonym) {
+        Some(field) => vec![field],
+        None => nearest(wrong, known.iter().copied()),
+    }
+}
+
 /// The field of a misspelt word of another system, if it is one of `known`.
 fn misspelt_synonym(word: &str, known: &[&str]) -> Option<&'static str> {
     let words = SYNONYMS.iter().flat_map(|(words, _)| *words).copied();

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error as YamlError, Location, Options};
 
+pub(super) use hint::meant;
 pub(super) use problem::{Positions, Problem, Problems, failure, joined, relocated};
 
 use super::Failure;

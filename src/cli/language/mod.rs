@@ -1,5 +1,9 @@
 //! The language of messages: `--lang`, else that of the locale.
 
+mod catalogue;
+mod description;
+mod translate;
+
 use std::sync::OnceLock;
 
 use super::output::time;
@@ -56,6 +60,31 @@ fn of_locale() -> Language {
 /// The text in the language of this process.
 pub fn text(english: &'static str, chinese: &'static str) -> &'static str {
     Text::new(english, chinese).in_language(current())
+}
+
+/// A line that was made in English, in the language of this process, if its message is in the catalogue.
+pub fn translated(line: &str) -> String {
+    match current() {
+        Language::English => line.to_owned(),
+        Language::Chinese => translate::line(line),
+    }
+}
+
+/// A value that `describe` prints, the same.
+pub fn translated_value(english: &str) -> String {
+    match current() {
+        Language::English => english.to_owned(),
+        Language::Chinese => translate::value(english),
+    }
+}
+
+/// The name of a line of `describe`, in the language of this process.
+pub fn label(english: &str) -> String {
+    let chinese = description::LABELS.iter().find(|(known, _)| *known == english);
+    match (current(), chinese) {
+        (Language::Chinese, Some((_, chinese))) => (*chinese).to_owned(),
+        _ => english.to_owned(),
+    }
 }
 
 /// A reason's message in the language of this process, with times in the local zone. A code that this build does not know

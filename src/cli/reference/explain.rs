@@ -2,6 +2,7 @@
 
 use super::{FILES, Field, QUANTITIES, reasons};
 use crate::cli::exit::NOT_FOUND;
+use crate::cli::input::meant;
 use crate::cli::output::{Format, print, print_value, value_of, wrapped};
 use crate::cli::{Failure, language};
 use crate::model::language::Text;
@@ -109,7 +110,7 @@ fn overview() -> String {
 
 fn unknown(what: &str, at: &str, part: &str, field: &Field<'_>) -> Failure {
     let known: Vec<&str> = field.fields().into_iter().map(|(name, _)| name).collect();
-    let mut near = nearest(part, known.iter().copied());
+    let mut near = meant(part, &known);
     if !what.contains('.') {
         near.extend(nearest(
             what,
@@ -118,7 +119,7 @@ fn unknown(what: &str, at: &str, part: &str, field: &Field<'_>) -> Failure {
     }
     let message = format!("{} is not a field of {at}, and not a code{}", quote(part), question(&near));
     let failure = Failure::new(NOT_FOUND, message);
-    if known.is_empty() { failure } else { failure.hint(format!("{at} has {}", known.join(", "))) }
+    if known.is_empty() { failure } else { failure.hint(format!("{at} has the fields {}", known.join(", "))) }
 }
 
 /// A field with the fields inside of it.
