@@ -91,6 +91,7 @@ fn live(jobs: u64) {
                 queue: format!("queue-{}", at % QUEUES),
                 spec,
                 allow_pending: true,
+                held: false,
             }
         });
         bench.request(Command::Submit { jobs: submissions.collect() });
@@ -129,9 +130,10 @@ fn ended_job() -> FinishedJob {
         queue: String::new(),
         spec: minimal(),
         allow_pending: true,
+        held: false,
     };
     bench.request(Command::Submit { jobs: vec![submission] });
-    bench.request(Command::Cancel { jobs: vec![JobId(1)] });
+    bench.request(Command::Cancel { jobs: vec![JobId(1)], reason: String::new() });
     let job = bench.rows.into_iter().find_map(|row| match row {
         ArchiveRow::Job(job) => Some(job),
         ArchiveRow::Attempt(_) => None,

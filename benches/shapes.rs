@@ -93,6 +93,7 @@ impl Bench {
             name_prefix: String::new(),
             queue: String::new(),
             allow_pending: true,
+            held: false,
             spec,
         };
         let command = Command::Submit { jobs: specs.into_iter().map(job).collect() };

@@ -151,6 +151,7 @@ impl Machine {
             name_prefix: "wait".to_owned(),
             queue: String::new(),
             allow_pending: true,
+            held: false,
             spec: minimal(),
         };
         let command = Command::Submit { jobs: vec![submission; count as usize] };

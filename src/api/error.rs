@@ -48,7 +48,7 @@ impl From<CallError> for Status {
 }
 
 /// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
-pub const MANUAL: [Entry; 4] = [
+pub const MANUAL: [Entry; 5] = [
     Entry::new(
         "Unreadable",
         Text::new("the request body could not be decoded", "无法解码请求体"),
@@ -80,6 +80,14 @@ pub const MANUAL: [Entry; 4] = [
         ),
     ),
     Entry::new(
+        "JobEnded",
+        Text::new(
+            "the job has ended, or is about to, and can't be changed",
+            "作业已结束或即将结束，不能再修改",
+        ),
+        Text::new("`weir rerun` runs what did not succeed once more", "`weir rerun` 重新运行没有成功的任务"),
+    ),
+    Entry::new(
         "Internal",
         Text::new("the broker made an error of its own", "调度服务自身出错"),
         Text::new("report it with the broker's log", "请附上调度服务的日志进行报告"),
@@ -98,9 +106,15 @@ pub(super) fn nothing_to_rerun(message: &str) -> Status {
     Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
 }
 
+/// `FAILED_PRECONDITION` for a job that can't be changed any more.
+pub(super) fn has_ended(message: &str) -> Status {
+    let details = ErrorDetails::with_error_info(MANUAL[3].code, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
+}
+
 /// `INTERNAL` for an error of this program. The details distinguish it from the transport's errors of this code.
 pub(super) fn internal(message: &str) -> Status {
-    let details = ErrorDetails::with_error_info(MANUAL[3].code, DOMAIN, HashMap::new());
+    let details = ErrorDetails::with_error_info(MANUAL[4].code, DOMAIN, HashMap::new());
     Status::with_error_details(Code::Internal, header_text(message), details)
 }
 

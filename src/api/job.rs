@@ -152,16 +152,15 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let identity = identity_of(&request);
-        let message = request.into_inner();
-        check_count("jobs", "jobs", message.jobs.len(), 1, JOBS_PER_SUBMIT_MAX)?;
-        let mut jobs = Vec::new();
-        for (index, at) in message.jobs.iter().enumerate() {
-            jobs.push(self.find(&format!("jobs[{index}]"), Some(at)).await?.id);
-        }
-        let count = jobs.len();
-        let decided = self.mutations.decide(&identity, &message, count, Command::Cancel { jobs }).await?;
-        let (_, revision) = decided?;
-        Ok(Response::new(v1::CancelResponse { revision: revision.0 }))
+        self.cancel_jobs(&identity, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_job(
+        &self,
+        request: Request<v1::UpdateJobRequest>,
+    ) -> Result<Response<v1::UpdateJobResponse>, Status> {
+        let identity = identity_of(&request);
+        self.change_job(&identity, request.into_inner()).await.map(Response::new)
     }
 
     async fn why(&self, request: Request<v1::WhyRequest>) -> Result<Response<v1::WhyResponse>, Status> {
@@ -217,6 +216,7 @@ impl Jobs {
                 name: message.name.clone(),
                 name_prefix: message.name_prefix.clone(),
                 queue: message.queue.clone(),
+                held: message.held,
                 spec,
             });
         }

@@ -43,6 +43,7 @@ macro_rules! mutation {
 }
 mutation!(
     SubmitRequest "Submit", RerunRequest "Rerun", CancelRequest "Cancel",
+    UpdateJobRequest "UpdateJob",
     CordonRequest "Cordon", UncordonRequest "Uncordon", DrainRequest "Drain", AbandonRequest "Abandon",
     DeletePoolRequest "DeletePool",
     CreateQueueRequest "CreateQueue", UpdateQueueRequest "UpdateQueue", DeleteQueueRequest "DeleteQueue",

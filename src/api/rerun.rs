@@ -53,6 +53,7 @@ impl Jobs {
                 queue: job.queue.clone(),
                 spec,
                 allow_pending: message.allow_pending,
+                held: false,
             };
             attempts += 1;
             let command = Command::Submit { jobs: vec![submission] };

@@ -165,6 +165,17 @@ impl Jobs {
         Ok((revision, jobs, next))
     }
 
+    /// A page of the selected jobs that have not ended, newest first, and below which id the next one begins.
+    pub(super) async fn live_page(
+        &self,
+        message: &v1::JobFilter,
+        before: JobId,
+        limit: usize,
+    ) -> Result<(Revision, Vec<JobView>, Option<JobId>), Status> {
+        let selection = Selection { with_ended: false, ..self.selection(message).await? };
+        self.page(&selection, before, limit).await
+    }
+
     async fn ended(&self, filter: &JobFilter, before: JobId, limit: usize) -> Result<FinishedJobs, Status> {
         let filter = filter.clone();
         let read = move |archive: &mut dyn Archive| archive.jobs(&filter, before, limit);
@@ -391,7 +402,7 @@ fn values_of(job: &JobView, by: &[CountBy]) -> BTreeSet<Vec<String>> {
 }
 
 /// A job with as much as a view has.
-fn shown(job: v1::Job, view: v1::JobView) -> v1::Job {
+pub(super) fn shown(job: v1::Job, view: v1::JobView) -> v1::Job {
     match view {
         v1::JobView::Full => job,
         v1::JobView::Unspecified | v1::JobView::Basic => v1::Job { spec: None, ..job },

@@ -240,7 +240,7 @@ fn what_would_pass_the_memory_budget_is_refused_until_jobs_end() {
     assert_eq!(refused.code(), "LimitReached");
     assert!(refused.to_string().contains("bytes of live jobs, pools and nodes"), "{refused}");
     let first = broker.state().jobs_from(JobId(0)).next().unwrap().id;
-    let cancel = Command::Cancel { jobs: vec![first] };
+    let cancel = Command::Cancel { jobs: vec![first], reason: String::new() };
     let request = Request { principal: Principal::Anonymous, token: None, command: cancel };
     assert!(replies(&mut broker, now, Input::Request { call: CallId(1), request })[0].is_ok());
     assert!(submit_large(&mut broker, now, 1_001, 10_000).is_ok());

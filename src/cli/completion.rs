@@ -63,7 +63,7 @@ type Completer = fn() -> ArgValueCompleter;
 /// The command line with what completes its arguments. A table here, since commands must not import this file, which
 /// imports what they share.
 fn command() -> Command {
-    let arguments: [(&str, &str, Completer); 20] = [
+    let arguments: [(&str, &str, Completer); 23] = [
         // `mut_arg` puts an argument last, so positional ones must all be here, in their order.
         ("get", "what", objects),
         ("get", "name", names),
@@ -77,6 +77,9 @@ fn command() -> Command {
         ("rerun", "job", jobs),
         ("wait", "jobs", jobs),
         ("cancel", "jobs", live_jobs),
+        ("edit", "job", live_jobs),
+        ("hold", "jobs", live_jobs),
+        ("release", "jobs", live_jobs),
         ("cordon", "pools", pools),
         ("uncordon", "pools", pools),
         ("drain", "pools", pools),

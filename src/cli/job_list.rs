@@ -1,8 +1,9 @@
 //! Which jobs a command means: by reference, or by what they have in common.
 
 use super::connect::{RETRY_TIMEOUT, with_retries};
-use super::output::now_ms;
-use super::{Failure, quantity, selector};
+use super::exit::{NOT_FOUND, USAGE};
+use super::output::{now_ms, report};
+use super::{Connect, Failure, quantity, selector};
 use crate::api::client::Client;
 use crate::api::proto::v1;
 use crate::model::queue::DEFAULT_QUEUE;
@@ -95,6 +96,63 @@ impl Selection {
     /// Returns whether the flags name something that only ended jobs have.
     pub(super) fn names_ended(&self) -> bool {
         self.ended_since.is_some() || self.state.iter().any(|state| ENDED.contains(state))
+    }
+}
+
+/// The jobs that a command changes: named, or selected by flags.
+#[derive(clap::Args, Default)]
+pub(super) struct Targets {
+    /// Jobs: job/NAME, job/QUEUE/NAME or the id.
+    pub(super) jobs: Vec<String>,
+    /// All jobs; with --queue, those of that queue.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    selection: Selection,
+}
+
+impl Targets {
+    /// Finds the jobs. With `ignore_missing`, names without a job are left out.
+    ///
+    /// # Errors
+    /// If none is named or selected, or both ways are used at once, and as the broker does.
+    pub(super) async fn find(
+        &self,
+        client: &Client,
+        connect: &Connect,
+        ignore_missing: bool,
+    ) -> Result<Vec<v1::Job>, Failure> {
+        let selected_by = self.selection.first_set().or(self.all.then_some("--all"));
+        match selected_by {
+            Some(flag) if !self.jobs.is_empty() => {
+                return Err(Failure::new(USAGE, format!("{flag} selects jobs: name none beside it")));
+            }
+            None if self.jobs.is_empty() => {
+                let message =
+                    "name jobs, or select them with --label, --state or another such flag, or --all";
+                return Err(Failure::new(USAGE, message));
+            }
+            _ => {}
+        }
+        if self.jobs.is_empty() {
+            let filter = self.selection.filter(&connect.queue, &[], false)?;
+            let jobs = filter.list(client, v1::JobView::Basic, None).await?.0;
+            if jobs.is_empty() {
+                report("no such job waits or runs");
+                connect.warn_if_read_only().await;
+            }
+            return Ok(jobs);
+        }
+        let mut jobs = Vec::new();
+        for text in &self.jobs {
+            match find_job_with_retries(client, connect.job_ref(text)?).await {
+                Err(failure) if ignore_missing && failure.code == NOT_FOUND => {
+                    report(&failure.message);
+                }
+                found => jobs.push(found?),
+            }
+        }
+        Ok(jobs)
     }
 }
 

@@ -30,13 +30,15 @@ pub fn localized_state_text(job: &v1::Job) -> String {
         v1::JobPhase::Failed => "失败",
         v1::JobPhase::Cancelled => "已取消",
     };
-    format!("{phase}{}{}", doubt(job), if job.simulated { "（模拟）" } else { "" })
+    let held = if job.held { "（暂停调度）" } else { "" };
+    format!("{phase}{}{held}{}", doubt(job), if job.simulated { "（模拟）" } else { "" })
 }
 
 /// The phase of a job, in a sentence, with whether the job was simulated.
 pub fn state_text(job: &v1::Job) -> String {
     let phase = name_of::<v1::JobPhase>(job.phase).to_lowercase();
-    format!("{phase}{}{}", doubt(job), if job.simulated { " (simulated)" } else { "" })
+    let held = if job.held { " (held)" } else { "" };
+    format!("{phase}{}{held}{}", doubt(job), if job.simulated { " (simulated)" } else { "" })
 }
 
 /// A question mark where the pools of a job's attempts are not READY: its state may have changed unseen.

@@ -13,6 +13,7 @@ mod delete;
 mod demo;
 mod describe;
 mod dev;
+mod edit;
 mod exit;
 mod follow;
 mod get;
@@ -101,6 +102,12 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Run the failed tasks of an ended job once more.
     Rerun(rerun::Rerun),
+    /// Change a job: its priority, maximum run time or labels.
+    Edit(edit::Edit),
+    /// Hold jobs: they start nothing until they are released.
+    Hold(edit::Hold),
+    /// Release jobs that are held.
+    Release(edit::Release),
     /// Show the resource usage of each pool, refreshed every 2 s.
     Top(top::Top),
     /// Stop new placements on a pool or node.
@@ -225,6 +232,9 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Wait(command) => command.run(&connect).await,
         Command::Cancel(command) => command.run(&connect).await,
         Command::Rerun(command) => command.run(&connect).await,
+        Command::Edit(command) => command.run(&connect).await,
+        Command::Hold(command) => command.run(&connect).await,
+        Command::Release(command) => command.run(&connect).await,
         Command::Top(command) => command.run(&connect).await,
         Command::Cordon(command) => command.run(&connect, true).await,
         Command::Uncordon(command) => command.run(&connect, false).await,

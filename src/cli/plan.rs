@@ -91,7 +91,7 @@ impl Defrag {
     }
 }
 
-fn labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn labels(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let label = |text: &String| {
         let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty())?;
         Some((key.to_owned(), value.to_owned()))

@@ -195,6 +195,7 @@ impl Run {
             name: self.name.clone().unwrap_or_default(),
             name_prefix: prefix_of(self.command.first().map_or("", String::as_str)),
             queue: queue.to_owned(),
+            held: false,
             spec: Some(spec),
         })
     }
@@ -287,7 +288,7 @@ async fn stream_until_ended(
     }
     obstacles.abort();
     report("cancelling the job; press Ctrl-C again to exit without waiting for it");
-    let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()] };
+    let cancel = v1::CancelRequest { token: new_token(), jobs: vec![at.clone()], ..Default::default() };
     with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(cancel.clone()).await }).await?;
     tokio::select! {
         done = &mut streams => done.and_then(|(job, complete)| exit_code(&job, complete)),

@@ -27,6 +27,9 @@ pub struct Submit {
     /// Also submit jobs that no present pool can ever run: they wait for a pool that can.
     #[arg(long)]
     allow_pending: bool,
+    /// Hold the jobs: they start nothing until `weir release` releases them.
+    #[arg(long)]
+    hold: bool,
 }
 
 /// Jobs in one request: half of what the broker accepts.
@@ -96,7 +99,8 @@ impl Submit {
         while next < which.end {
             let rest = &jobs.jobs[next..which.end];
             let batch = &rest[..batch_len(rest)];
-            let asked = batch.iter().map(|job| job.submission.clone()).collect();
+            let held = self.hold;
+            let asked = batch.iter().map(|job| v1::Submission { held, ..job.submission.clone() }).collect();
             let request =
                 v1::SubmitRequest { token: new_token(), jobs: asked, allow_pending: self.allow_pending };
             let call = || async { client.jobs().submit(request.clone()).await };

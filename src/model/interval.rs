@@ -148,6 +148,34 @@ impl IntervalSet {
         true
     }
 
+    /// Removes the numbers from `start` to `end`, exclusive.
+    pub fn remove_range(&mut self, start: u32, end: u32) {
+        let cut = |[from, to]: [u32; 2]| [[from, to.min(start)], [from.max(end), to]];
+        if start < end {
+            let parts = self.take().into_iter().flat_map(cut);
+            self.put(parts.filter(|[from, to]| from < to).collect());
+        }
+    }
+
+    /// Returns the members that `other` has, too.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let (mut mine, mut theirs) = (self.intervals(), other.intervals());
+        let mut both = Vec::new();
+        while let ([[start, end], rest @ ..], [[other_start, other_end], other_rest @ ..]) = (mine, theirs) {
+            let common = [*start.max(other_start), *end.min(other_end)];
+            both.extend((common[0] < common[1]).then_some(common));
+            if end <= other_end {
+                mine = rest;
+            } else {
+                theirs = other_rest;
+            }
+        }
+        let mut set = Self::default();
+        set.put(both);
+        set
+    }
+
     fn take(&mut self) -> Vec<[u32; 2]> {
         match std::mem::take(&mut self.0) {
             Intervals::Empty => Vec::new(),
@@ -194,9 +222,14 @@ mod tests {
             let (mut set, mut model) = (IntervalSet::default(), BTreeSet::new());
             for _ in 0..300 {
                 let value = rng.random_range(0..40);
-                match rng.random_range(0..3) {
+                match rng.random_range(0..4) {
                     0 => assert_eq!(set.insert(value), model.insert(value)),
                     1 => assert_eq!(set.remove(value), model.remove(&value)),
+                    2 => {
+                        let end = value + rng.random_range(0..6);
+                        set.remove_range(value, end);
+                        model.retain(|member| !(value..end).contains(member));
+                    }
                     _ => {
                         let end = value + rng.random_range(0..6);
                         set.insert_range(value, end);
@@ -207,6 +240,12 @@ mod tests {
                 assert_eq!(set.len() as usize, model.len());
                 assert_eq!(set.first(), model.first().copied());
                 assert_eq!(set.first_from(value), model.range(value..).next().copied());
+                let other: BTreeSet<u32> = (0..5).map(|_| rng.random_range(0..40)).collect();
+                let others = IntervalSet::from_intervals(other.iter().map(|member| [*member, member + 2]));
+                let both = set.intersection(&others);
+                let common: Vec<u32> = set.iter().filter(|member| others.contains(*member)).collect();
+                assert_eq!(both.iter().collect::<Vec<_>>(), common);
+                assert_eq!(both, IntervalSet::from_intervals(both.intervals().iter().copied()));
                 let intervals = set.intervals();
                 assert!(intervals.windows(2).all(|pair| pair[0][1] < pair[1][0]), "{intervals:?}");
             }

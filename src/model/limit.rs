@@ -18,6 +18,8 @@ pub const TASKS_PER_GANG_MAX: u32 = 4_096;
 pub const GROUPS_PER_JOB_MAX: usize = 16;
 /// Jobs in one submit or cancel: with [`MESSAGE_BYTES_MAX`] it bounds the work of one step.
 pub const JOBS_PER_SUBMIT_MAX: usize = 1_000;
+/// Attempts that one cancel of units stops: each is an event of the same step. Whole jobs are cancelled without bound.
+pub const UNITS_STOPPED_MAX: usize = 1_000;
 /// Characters in a name: the length of a DNS label, so that every backend accepts it.
 pub const NAME_LEN_MAX: usize = 63;
 /// Entries of a command, its arguments, or its environment: with [`SPEC_BYTES_MAX`], which most such lists

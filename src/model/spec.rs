@@ -294,6 +294,16 @@ pub enum OnUnitFailure {
     Continue { max_failed: u32 },
 }
 
+impl OnUnitFailure {
+    /// How many units may end otherwise than by success before the others are stopped.
+    pub fn failed_max(self) -> u32 {
+        match self {
+            Self::FailJob => 0,
+            Self::Continue { max_failed } => max_failed,
+        }
+    }
+}
+
 /// A job that must end before the depending job starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dependency {

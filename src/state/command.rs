@@ -11,13 +11,14 @@ use crate::model::high_water::JournalKey;
 use crate::model::id::{
     AttemptId, Epoch, JobId, JournalId, NodeId, NodeRef, PoolId, ReservationId, Revision, Term, UnitId,
 };
+use crate::model::interval::IntervalSet;
 use crate::model::link::Link;
 use crate::model::plan::{Plan, Start};
 use crate::model::pool::{Connectivity, DrainMode};
 use crate::model::price::PriceSchedule;
 use crate::model::queue::QueueSpec;
 use crate::model::reservation::Reservation;
-use crate::model::spec::JobSpec;
+use crate::model::spec::{JobSpec, Labels};
 use crate::model::time::Timestamp;
 
 /// A command with who gives it and, from clients, the token that makes it repeatable.
@@ -44,8 +45,21 @@ pub enum Command {
     Submit {
         jobs: Vec<Submission>,
     },
+    /// `reason` is what the caller gave as one, or empty.
     Cancel {
         jobs: Vec<JobId>,
+        reason: String,
+    },
+    /// Cancels units of a job: those that wait end, those that have an attempt are stopped.
+    CancelUnits {
+        job: JobId,
+        units: IntervalSet,
+    },
+    /// `based_on` is as below, of the job.
+    UpdateJob {
+        job: JobId,
+        based_on: Revision,
+        change: JobChange,
     },
     CreateQueue {
         spec: QueueSpec,
@@ -148,7 +162,22 @@ pub struct Submission {
     pub queue: String,
     /// It may wait for a pool that can run it, if no present one ever can.
     pub allow_pending: bool,
+    /// It starts nothing before it is released.
+    pub held: bool,
     pub spec: JobSpec,
+}
+
+/// What changes in a live job. `None` and empty lists change nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobChange {
+    pub priority: Option<i32>,
+    pub held: Option<bool>,
+    /// Of attempts that are ordered from then on, in milliseconds; 0 takes the queue's default.
+    pub max_run_ms: Option<u64>,
+    /// Labels that are set.
+    pub labels: Labels,
+    /// Keys of labels that are removed.
+    pub labels_removed: Vec<String>,
 }
 
 /// What falls due by itself.

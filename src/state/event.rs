@@ -12,6 +12,7 @@ use crate::model::id::{
     Epoch, InstanceId, JobId, JournalId, NodeId, PoolId, QueueId, ReservationId, Revision, SpecId, Term,
     UnitId,
 };
+use crate::model::interval::IntervalSet;
 use crate::model::limit::{LEASE_MS_DEFAULT, LEASE_MS_MIN};
 use crate::model::link::Link;
 use crate::model::pool::{Connectivity, Drain, NodeSpec, PoolSpec};
@@ -48,7 +49,9 @@ pub enum Event {
     JobSubmitted { job: JobId, name: Box<str>, queue: QueueId, spec: SpecId },
     TokenUsed { key: TokenKey, entry: TokenEntry },
     TokensExpired { count: u32 },
-    JobClosing { job: JobId, why: Closing },
+    JobUpdated { job: JobId, spec: SpecId, held: bool },
+    UnitsCancelled { job: JobId, units: IntervalSet },
+    JobClosing { job: JobId, why: Closing, reason: Box<str> },
     JobEnded { job: JobId, end: JobEnd },
     RoundPlanned { policy: Box<str>, version: u32, based_on: Revision, budget: u32, cursor: u32 },
     AttemptOrdered { order: OrderedAttempt },

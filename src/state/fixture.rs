@@ -6,7 +6,7 @@ use rand::{Rng, RngExt};
 
 use super::State;
 use super::apply::{Applied, ArchiveRow, FinishedJob};
-use super::command::{Command, Request, Submission};
+use super::command::{Command, JobChange, Request, Submission};
 use super::decide::Reply;
 use super::event::EventRecord;
 use super::job::{JobEnd, Principal};
@@ -18,6 +18,7 @@ use crate::model::device::{DeviceAmount, DeviceShare};
 use crate::model::exchange::{Hello, Inventory, Part};
 use crate::model::high_water::JournalKey;
 use crate::model::id::{InstanceId, JobId, JournalId, NodeId, PoolId, Revision, Term, UnitId};
+use crate::model::interval::IntervalSet;
 use crate::model::limit::DEVICE_MILLIS;
 use crate::model::plan::Start;
 use crate::model::pool::{Capabilities, Connectivity, Device, DrainMode, NodeSpec, PoolSpec};
@@ -213,7 +214,31 @@ impl Fixture {
                 }
             }
             8 if !jobs.is_empty() => {
-                self.must(Command::Cancel { jobs: vec![jobs[rng.random_range(0..jobs.len())]] });
+                self.must(Command::Cancel {
+                    jobs: vec![jobs[rng.random_range(0..jobs.len())]],
+                    reason: String::new(),
+                });
+            }
+            9 if rng.random_bool(0.5) && !jobs.is_empty() => {
+                let job = jobs[rng.random_range(0..jobs.len())];
+                let command = match rng.random_range(0..3) {
+                    0 => {
+                        let first = rng.random_range(0..3);
+                        let units = IntervalSet::from_range(first, first + rng.random_range(1..4));
+                        Command::CancelUnits { job, units }
+                    }
+                    _ => {
+                        let change = JobChange {
+                            priority: rng.random_bool(0.5).then(|| rng.random_range(-2..3)),
+                            held: rng.random_bool(0.5).then(|| rng.random_bool(0.3)),
+                            max_run_ms: rng.random_bool(0.2).then_some(7_000),
+                            labels: [("k".to_owned(), rng.random_range(0..3).to_string())].into(),
+                            labels_removed: Vec::new(),
+                        };
+                        Command::UpdateJob { job, based_on: Revision(0), change }
+                    }
+                };
+                let _refused = self.command(command);
             }
             9 => self.change_pools(rng, &pools),
             10 => {
@@ -293,7 +318,7 @@ impl Fixture {
 /// A job to be submitted, by name and queue.
 pub(crate) fn submission(name: &str, queue: &str, spec: JobSpec) -> Submission {
     let (name, queue) = (name.to_owned(), queue.to_owned());
-    Submission { name, name_prefix: String::new(), queue, allow_pending: true, spec }
+    Submission { name, name_prefix: String::new(), queue, allow_pending: true, held: false, spec }
 }
 
 /// A node of so many cores, 64 GiB, and so many A100.

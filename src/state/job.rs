@@ -37,6 +37,8 @@ pub struct Job {
     pub pending_dependencies: u16,
     /// A dependency ended otherwise than the job asked: it will be closed.
     pub dependency_failed: bool,
+    /// It starts no attempts until it is released. Those that it has go on.
+    pub held: bool,
     /// At least one of its attempts ended in a pool that only simulates tasks.
     pub simulated: bool,
     /// What its first failed unit ended with.
@@ -153,12 +155,25 @@ impl Progress {
 
     /// Notes a unit's final outcome.
     pub fn end_unit(&mut self, unit: u32, kind: OutcomeKind) {
+        self.end_units(unit, unit + 1, kind);
+    }
+
+    /// Notes the final outcome of the units from `first` to before `end`.
+    pub fn end_units(&mut self, first: u32, end: u32, kind: OutcomeKind) {
         match self.ended.binary_search_by_key(&kind, |(other, _)| *other) {
-            Ok(at) => {
-                self.ended[at].1.insert(unit);
-            }
-            Err(at) => self.ended.insert(at, (kind, IntervalSet::from_range(unit, unit + 1))),
+            Ok(at) => self.ended[at].1.insert_range(first, end),
+            Err(at) => self.ended.insert(at, (kind, IntervalSet::from_range(first, end))),
         }
+    }
+
+    /// Those of `units` that wait, or wait for the end of a back-off.
+    pub fn idle_within(&self, units: &IntervalSet) -> IntervalSet {
+        let mut idle = self.waiting.intersection(units);
+        let backing_off = self.tried.iter().filter(|tried| tried.not_before.is_some());
+        for tried in backing_off.filter(|tried| units.contains(tried.unit)) {
+            idle.insert(tried.unit);
+        }
+        idle
     }
 
     /// Units that ended for good with another outcome than success.
@@ -194,6 +209,6 @@ impl Job {
 
     /// Its waiting units may be placed.
     pub fn is_eligible(&self) -> bool {
-        self.closing.is_none() && self.pending_dependencies == 0 && !self.dependency_failed
+        self.closing.is_none() && !self.held && self.pending_dependencies == 0 && !self.dependency_failed
     }
 }

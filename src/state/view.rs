@@ -92,6 +92,8 @@ pub struct JobView {
     pub failed_units: Vec<FailedUnits>,
     /// At least one of its attempts ended in a pool that only simulates tasks.
     pub simulated: bool,
+    /// It starts no attempts until it is released.
+    pub held: bool,
     /// Pools of its live attempts, the first few, and their regions.
     pub pools: Vec<String>,
     pub regions: Vec<RegionCode>,
@@ -245,6 +247,7 @@ impl State {
             revision: job.revision,
             counts,
             simulated: job.simulated,
+            held: job.held,
             failure: job.first_failure.as_deref().cloned(),
             failed_units: failed_units(&job.groups),
             pools,
@@ -291,6 +294,7 @@ impl FinishedJob {
             revision: self.revision,
             counts: Counts { total: self.spec.unit_count(), ..counts(&self.job.groups) },
             simulated: self.job.simulated,
+            held: false,
             failure: self.job.first_failure.as_deref().cloned(),
             failed_units: failed_units(&self.job.groups),
             pools: Vec::new(),

@@ -21,6 +21,7 @@ pub fn cases() -> Vec<Case> {
     let count = |filter| Call::CountJobs(v1::CountJobsRequest { filter, by: Vec::new() });
     let mut all = of_filter(list);
     all.extend(of_filter(count));
+    all.extend(of_filter(|filter| Call::Cancel(v1::CancelRequest { filter, ..Default::default() })));
     let page = |page_size, page_token: &str, view| {
         let page_token = page_token.to_owned();
         Call::ListJobs(v1::ListJobsRequest { page_size, page_token, view, filter: None })

@@ -96,7 +96,7 @@ fn labels(count: usize) -> std::collections::BTreeMap<String, String> {
     many(count).into_iter().map(|key| (key, "1".to_owned())).collect()
 }
 
-fn job_ref(id: u64, queue: &str, name: &str) -> Option<v1::JobRef> {
+pub fn job_ref(id: u64, queue: &str, name: &str) -> Option<v1::JobRef> {
     Some(v1::JobRef { id, queue: queue.to_owned(), name: name.to_owned() })
 }
 
@@ -394,15 +394,16 @@ type OfJob = fn(Option<v1::JobRef>) -> Call;
 /// Bad values of the requests that read jobs or cancel them.
 fn reader_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let calls: [(&str, OfJob); 7] = [
+    let calls: [(&str, OfJob); 8] = [
         ("job", |job| Call::ListAttempts(v1::ListAttemptsRequest { job, ..Default::default() })),
         ("job", |job| Call::GetJob(v1::GetJobRequest { job, with_attempts: true })),
         ("job", |job| Call::WatchJobs(v1::WatchJobsRequest { job, from_revision: 1 })),
         ("job", |job| Call::Why(v1::WhyRequest { job })),
         ("job", |job| Call::Logs(v1::LogsRequest { job, ..Default::default() })),
         ("job", |job| Call::Rerun(v1::RerunRequest { job, ..Default::default() })),
+        ("job", |job| Call::UpdateJob(v1::UpdateJobRequest { job, ..Default::default() })),
         ("jobs[0]", |job| {
-            Call::Cancel(v1::CancelRequest { token: String::new(), jobs: job.into_iter().collect() })
+            Call::Cancel(v1::CancelRequest { jobs: job.into_iter().collect(), ..Default::default() })
         }),
     ];
     for (field, call) in calls {
@@ -448,7 +449,7 @@ fn reader_cases() -> Vec<Case> {
     };
     let cancel = |token: &str, count| {
         let jobs = std::iter::repeat_with(|| waits().expect("a job")).take(count).collect();
-        Call::Cancel(v1::CancelRequest { token: token.to_owned(), jobs })
+        Call::Cancel(v1::CancelRequest { token: token.to_owned(), jobs, ..Default::default() })
     };
     all.extend([
         invalid(attempts(1_001, ""), "page_size", "1001 is not within 0 and 1000"),
@@ -547,7 +548,7 @@ async fn token_of_the_same_request_returns_the_same_jobs_and_of_another_is_refus
     let given = client.jobs().submit(request.clone()).await.expect("accepted").into_inner();
     // Its dependency now ends with the wrong outcome. The repeated request still returns the jobs.
     let job = v1::JobRef { id: first, ..Default::default() };
-    let cancel = v1::CancelRequest { token: String::new(), jobs: vec![job] };
+    let cancel = v1::CancelRequest { jobs: vec![job], ..Default::default() };
     client.jobs().cancel(cancel).await.expect("cancelled");
     let again = client.jobs().submit(request.clone()).await.expect("repeated").into_inner();
     assert_eq!(again.jobs, given.jobs);

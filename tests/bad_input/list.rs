@@ -33,7 +33,7 @@ async fn watch_that_lists_again_has_the_jobs_that_ended_meanwhile() {
     let (gone, stays) = (waiting_job(&client, "gone").await, waiting_job(&client, "stays").await);
     let cancel = async |client: &weir::api::client::Client, id| {
         let jobs = vec![v1::JobRef { id, ..Default::default() }];
-        let request = v1::CancelRequest { token: String::new(), jobs };
+        let request = v1::CancelRequest { jobs, ..Default::default() };
         client.jobs().cancel(request).await.expect("cancelled").into_inner().revision
     };
     let seen = cancel(&client, gone).await;

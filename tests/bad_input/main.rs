@@ -3,6 +3,7 @@
 
 mod agent;
 mod attack;
+mod change;
 mod cli;
 mod fake;
 mod file;

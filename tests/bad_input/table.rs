@@ -11,7 +11,7 @@ use weir::api::descriptor::methods;
 use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
-use crate::{agent, filter, job, pool, queue};
+use crate::{agent, change, filter, job, pool, queue};
 
 /// A request that must be refused.
 #[derive(Clone)]
@@ -24,6 +24,7 @@ pub enum Call {
     WatchJobs(v1::WatchJobsRequest),
     Cancel(v1::CancelRequest),
     Rerun(v1::RerunRequest),
+    UpdateJob(v1::UpdateJobRequest),
     Why(v1::WhyRequest),
     Logs(v1::LogsRequest),
     CreateQueue(v1::CreateQueueRequest),
@@ -73,6 +74,7 @@ impl Call {
             Self::WatchJobs(_) => "WatchJobs",
             Self::Cancel(_) => "Cancel",
             Self::Rerun(_) => "Rerun",
+            Self::UpdateJob(_) => "UpdateJob",
             Self::Why(_) => "Why",
             Self::Logs(_) => "Logs",
             Self::CreateQueue(_) => "CreateQueue",
@@ -103,6 +105,7 @@ impl Call {
             Self::WatchJobs(request) => jobs.watch_jobs(request).await.map(drop),
             Self::Cancel(request) => jobs.cancel(request).await.map(drop),
             Self::Rerun(request) => jobs.rerun(request).await.map(drop),
+            Self::UpdateJob(request) => jobs.update_job(request).await.map(drop),
             Self::Why(request) => jobs.why(request).await.map(drop),
             Self::Logs(request) => match jobs.logs(request).await {
                 // Errors found later end the stream.
@@ -165,6 +168,7 @@ async fn check(client: &Client, case: Case) -> Result<(), String> {
 fn cases() -> Vec<Case> {
     let mut all = job::cases();
     all.extend(job::text_cases());
+    all.extend(change::cases());
     all.extend(filter::cases());
     all.extend(queue::cases());
     all.extend(pool::cases());
@@ -199,6 +203,8 @@ const ANY_VALUE: &[(&str, &str)] = &[
     ("ListJobs filter.ended_from_unix_ms", "the same"),
     ("CountJobs filter.submitted_from_unix_ms", "the same"),
     ("CountJobs filter.ended_from_unix_ms", "the same"),
+    ("Cancel filter.submitted_from_unix_ms", "the same"),
+    ("Cancel filter.ended_from_unix_ms", "the same"),
     ("WatchJobs from_revision", "a future revision starts with a list: see the list tests"),
     ("WatchPools from_revision", "the same"),
     ("Logs stdout_offset", "no output beyond the end: see the output tests"),

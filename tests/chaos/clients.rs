@@ -153,6 +153,7 @@ pub async fn drive_job(plan: JobPlan, access: Access, observations: Arc<Observat
         let request = v1::CancelRequest {
             token: format!("{}-cancel", plan.token),
             jobs: job_ref(id).into_iter().collect(),
+            ..v1::CancelRequest::default()
         };
         let cancel = |client: Client| {
             let request = request.clone();

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod change;
 mod comfort;
 mod http;
 mod jobs;

@@ -203,6 +203,7 @@ impl<'a> FaultFreeRun<'a> {
             name_prefix: String::new(),
             queue: String::new(),
             allow_pending: true,
+            held: false,
             spec: self.specs[self.spec_of[at]].clone(),
         };
         let command = Command::Submit { jobs: vec![submission] };

@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use weir::broker::query::{GetJob, GetWhy, JobFilter, JobRef, ListJobs, ListPools};
 use weir::broker::{AnyQuery, CallId};
 use weir::model::id::{AttemptId, JobId, NodeId, PoolId, QueueId, ReservationId, Revision};
+use weir::model::interval::IntervalSet;
 use weir::model::link::Link;
 use weir::model::pool::{Connectivity, DrainMode};
 use weir::model::price::{PriceSchedule, Rate};
@@ -16,7 +17,7 @@ use weir::model::reservation::Reservation;
 use weir::model::resource::{ResourceKind, Resources};
 use weir::model::time::Timestamp;
 use weir::state::State;
-use weir::state::command::{Command, Request, Submission};
+use weir::state::command::{Command, JobChange, Request, Submission};
 use weir::state::decide::Reply;
 use weir::state::job::Principal;
 use weir::state::pool::Pool;
@@ -126,7 +127,8 @@ impl World {
             self.client.acts -= 1;
             match self.client.rng.random_range(0..20) {
                 0..9 => self.submit(),
-                9..11 => self.cancel(),
+                9 => self.cancel(),
+                10 => self.change_job(),
                 11 if self.client.rng.random_bool(0.4) => self.configure_prices(),
                 11 => self.configure(),
                 12..14 => self.operate(),
@@ -212,7 +214,7 @@ impl World {
                 Err(format!("a request with the reply {before:?} is rejected when repeated: {rejection}"))
             }
             (_, Ok(reply)) => {
-                if let Command::Cancel { jobs } = &request.command {
+                if let Command::Cancel { jobs, .. } = &request.command {
                     let history = &self.journal.history;
                     if let Some(job) =
                         jobs.iter().find(|job| history.jobs.get(job).is_some_and(|j| j.is_open()))
@@ -246,6 +248,7 @@ impl World {
             .to_owned(),
             queue: queue.to_owned(),
             allow_pending: rng.random_bool(0.9),
+            held: false,
             spec,
         };
         let mut jobs = Vec::new();
@@ -269,7 +272,28 @@ impl World {
             return;
         }
         let job = jobs[self.client.rng.random_range(0..jobs.len())];
-        self.command(Command::Cancel { jobs: vec![job] });
+        self.command(Command::Cancel { jobs: vec![job], reason: String::new() });
+    }
+
+    /// Cancels units of a job, or changes, holds or releases it.
+    fn change_job(&mut self) {
+        let jobs: Vec<JobId> = self.client.acknowledged.iter().copied().collect();
+        if jobs.is_empty() {
+            return;
+        }
+        let rng = &mut self.client.rng;
+        let job = jobs[rng.random_range(0..jobs.len())];
+        if rng.random_bool(0.4) {
+            let first = rng.random_range(0..6);
+            let units = IntervalSet::from_range(first, first + rng.random_range(1..4));
+            return self.command(Command::CancelUnits { job, units });
+        }
+        let change = JobChange {
+            priority: rng.random_bool(0.5).then(|| rng.random_range(-5..5)),
+            held: rng.random_bool(0.6).then(|| rng.random_bool(0.5)),
+            ..JobChange::default()
+        };
+        self.command(Command::UpdateJob { job, based_on: Revision(0), change });
     }
 
     /// Creates the queue `team`, changes its limit and weight, or deletes it.
@@ -366,10 +390,14 @@ impl World {
         }
     }
 
-    /// After the fault phase: removes cordons, drains and the queue limit, so that all jobs can end.
+    /// After the fault phase: releases held jobs, removes cordons, drains and the queue limit, so that all jobs can end.
     fn reopen(&mut self) {
         let Some(state) = self.writers_state() else { return };
         let mut commands = Vec::new();
+        for job in state.jobs_from(JobId(0)).filter(|job| job.held) {
+            let change = JobChange { held: Some(false), ..JobChange::default() };
+            commands.push(Command::UpdateJob { job: job.id, based_on: Revision(0), change });
+        }
         for pool in state.pools() {
             if pool.cordoned || pool.drain.is_some() {
                 commands.push(Command::CordonPool { pool: pool.id, cordoned: false });

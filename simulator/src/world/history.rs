@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use weir::model::attempt::{OutcomeKind, Phase};
+use weir::model::attempt::{OutcomeKind, Phase, StopReason};
 use weir::model::id::{AttemptId, Epoch, JobId, PoolId, QueueId, Revision, SpecId, Term, UnitId};
+use weir::model::interval::IntervalSet;
 use weir::model::spec::OnUnitFailure;
 use weir::model::time::Timestamp;
 use weir::state::event::{Event, EventRecord, NextTry, OrderedAttempt};
@@ -37,6 +38,7 @@ struct Spec {
 pub(crate) struct Job {
     queue: QueueId,
     spec: Spec,
+    held: bool,
     closing: Option<Closing>,
     pub(crate) end: Option<JobEnd>,
     pub(crate) units: Vec<Unit>,
@@ -49,6 +51,8 @@ pub(crate) struct Unit {
     attempts: u32,
     failures: u32,
     losses: u32,
+    /// Its attempt was stopped because a user cancelled it: it gets no other.
+    is_cancelled: bool,
     /// Numbers of the attempts that are recorded as succeeded.
     pub(crate) succeeded: Vec<u32>,
     /// Pool of the latest attempt.
@@ -117,7 +121,9 @@ impl History {
             Event::PoolRegistered { pool, spec, .. } => self.register_pool(*pool, &spec.name)?,
             Event::PoolDeleted { pool, .. } => self.delete_pool(*pool)?,
             Event::QueueDeleted { queue, .. } => self.delete_queue(*queue)?,
-            Event::JobClosing { job, why } => {
+            Event::JobUpdated { job, held, .. } => self.open_job(*job)?.held = *held,
+            Event::UnitsCancelled { job, units } => self.cancel_units(*job, units)?,
+            Event::JobClosing { job, why, .. } => {
                 let job = self.open_job(*job)?;
                 if job.closing.replace(*why).is_some() {
                     return Err("a closing job closes again".to_owned());
@@ -137,8 +143,9 @@ impl History {
                 };
                 unit.transition(from, UnitState::Live(Phase::Running))?;
             }
-            Event::AttemptStopping { unit, .. } => {
+            Event::AttemptStopping { unit, reason } => {
                 let unit = self.unit(*unit)?;
+                unit.is_cancelled |= *reason == StopReason::Cancelled;
                 match unit.state {
                     UnitState::Live(Phase::Ordered | Phase::Starting | Phase::Running) => {
                         unit.state = UnitState::Live(Phase::Stopping);
@@ -149,7 +156,9 @@ impl History {
             Event::AttemptEnded { unit, ended } => {
                 let job = self.open_job(unit.job)?;
                 let (spec, closing) = (job.spec, job.closing.is_some());
-                job.unit(*unit)?.end_attempt(ended.outcome.kind, ended.next, spec, closing)?;
+                let unit = job.unit(*unit)?;
+                let is_final = closing || unit.is_cancelled;
+                unit.end_attempt(ended.outcome.kind, ended.next, spec, is_final)?;
             }
             Event::UnitReleased { unit } => {
                 self.unit(*unit)?.transition(UnitState::BackingOff, UnitState::Waiting)?;
@@ -189,7 +198,21 @@ impl History {
         }
         let spec = *self.specs.get(&spec).ok_or(format!("job {id} has a spec that was not added"))?;
         let units = vec![Unit::default(); spec.units as usize];
-        self.jobs.insert(id, Job { queue, spec, closing: None, end: None, units });
+        self.jobs.insert(id, Job { queue, spec, held: false, closing: None, end: None, units });
+        Ok(())
+    }
+
+    fn cancel_units(&mut self, id: JobId, units: &IntervalSet) -> Result<(), String> {
+        let job = self.open_job(id)?;
+        for unit in units.iter() {
+            let unit = job.unit(UnitId { job: id, unit })?;
+            match unit.state {
+                UnitState::Waiting | UnitState::BackingOff => {
+                    unit.state = UnitState::Ended(OutcomeKind::Cancelled);
+                }
+                state => return Err(format!("a unit that is {state:?} is cancelled")),
+            }
+        }
         Ok(())
     }
 
@@ -197,6 +220,9 @@ impl History {
         let job = self.open_job(order.unit.job)?;
         if job.closing.is_some() {
             return Err(format!("{:?} of a closing job is ordered", order.unit));
+        }
+        if job.held {
+            return Err(format!("{:?} of a held job is ordered", order.unit));
         }
         let unit = job.unit(order.unit)?;
         unit.transition(UnitState::Waiting, UnitState::Live(Phase::Ordered))?;
@@ -267,7 +293,7 @@ impl Unit {
         kind: OutcomeKind,
         next: NextTry,
         spec: Spec,
-        closing: bool,
+        is_final: bool,
     ) -> Result<(), String> {
         if !matches!(self.state, UnitState::Live(_)) {
             return Err(format!("an attempt of a unit that is {:?} ends", self.state));
@@ -279,8 +305,8 @@ impl Unit {
             self.vanished.push(self.attempts);
         }
         self.has_unknown_outcome |= kind.is_unknown();
-        if closing && next != NextTry::Never {
-            return Err("a unit of a closing job is retried".to_owned());
+        if is_final && next != NextTry::Never {
+            return Err("a unit of a closing job, or a cancelled one, is retried".to_owned());
         }
         self.state = match next {
             NextTry::Never => UnitState::Ended(kind),
@@ -305,7 +331,7 @@ impl Unit {
         }
         self.losses += u32::from(kind.is_node_loss());
         let failed = self.state == UnitState::Ended(kind);
-        if kind.is_node_loss() && !closing && failed != (self.losses > spec.losses_max) {
+        if kind.is_node_loss() && !is_final && failed != (self.losses > spec.losses_max) {
             return Err(format!(
                 "{} node losses, {} are allowed: {:?}",
                 self.losses, spec.losses_max, self.state

@@ -24,7 +24,14 @@ const PRICES: u64 = 4_200;
 
 fn submission(name: &str, spec: JobSpec) -> Submission {
     let name = name.to_owned();
-    Submission { name, name_prefix: String::new(), queue: String::new(), allow_pending: true, spec }
+    Submission {
+        name,
+        name_prefix: String::new(),
+        queue: String::new(),
+        allow_pending: true,
+        held: false,
+        spec,
+    }
 }
 
 /// The pool that another agent claims: that of the first agent.
@@ -59,7 +66,7 @@ impl World {
             }
             4 => {
                 let token = Some(RequestToken::new(&principal, "", "token-1", b"something else"));
-                let command = Command::Cancel { jobs: Vec::new() };
+                let command = Command::Cancel { jobs: Vec::new(), reason: String::new() };
                 self.send_only(Request { principal, token, command });
             }
             5 => self.impersonate()?,

@@ -167,6 +167,7 @@ pub fn job_message(job: &JobView) -> v1::Job {
         simulated: job.simulated,
         failed_units: job.failed_units.iter().map(failed_units_message).collect(),
         pools_not_ready: job.pools_not_ready.iter().map(contact_message).collect(),
+        held: job.held,
     }
 }
 

@@ -433,6 +433,9 @@ impl Broker {
         if let Some((pools, until)) = self.recovery_grace() {
             reasons.push(JobReason::RecoveryGracePeriod { pools, until });
         }
+        if job.held {
+            reasons.push(JobReason::Held);
+        }
         for dependency in &view.spec.depends_on {
             if job.pending_dependencies > 0
                 && let Some(other) = self.state.job(dependency.job)

@@ -31,10 +31,11 @@ impl JobColumns {
         let units = job.units.unwrap_or_default();
         let phase = name_of::<v1::JobPhase>(job.phase);
         let simulated = if job.simulated { ",SIMULATED" } else { "" };
+        let held = if job.held { ",HELD" } else { "" };
         let mut row = vec![
             job.name.clone(),
             job.queue.clone(),
-            format!("{phase}{}{simulated}", doubt(job)),
+            format!("{phase}{}{held}{simulated}", doubt(job)),
             format!("{}/{}", units.succeeded, units.total),
             job.pools.join(","),
             elapsed(job.started_unix_ms, job.ended_unix_ms),

@@ -220,7 +220,7 @@ fn submission(file: JobFile, path: &str, problems: &mut Problems) -> (v1::Submis
         retry: file.retry.map(|retry| retry_message(retry, &joined(path, "retry"), problems)),
     };
     let submission =
-        v1::Submission { name: file.name, name_prefix: String::new(), queue: file.queue, spec: Some(spec) };
+        v1::Submission { name: file.name, queue: file.queue, spec: Some(spec), ..v1::Submission::default() };
     (submission, after)
 }
 

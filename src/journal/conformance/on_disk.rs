@@ -267,7 +267,7 @@ fn write_until_killed(directory: &Path) -> ! {
         let durable = writer.submit().unwrap();
         if durable.0.is_multiple_of(7) {
             let jobs = writer.fixture.state.jobs_from(JobId(0)).take(5).map(|job| job.id).collect();
-            writer.fixture.must(Command::Cancel { jobs });
+            writer.fixture.must(Command::Cancel { jobs, reason: String::new() });
         }
         writeln!(stdout, "durable {durable}.").unwrap();
     }

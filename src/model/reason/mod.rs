@@ -248,6 +248,8 @@ impl fmt::Display for Help {
 /// Why a job waits, apart from its pools.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobReason {
+    /// A user holds the job: it starts nothing until it is released.
+    Held,
     /// The unit would exceed a limit of its queue, or of an ancestor of it: `used` plus `needed` is above
     /// `limit`.
     QueueLimit { queue: String, kind: ResourceKind, limit: u64, used: u64, needed: u64 },
@@ -266,6 +268,7 @@ impl JobReason {
     /// Returns the stable code.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Held => "Held",
             Self::QueueLimit { .. } => "QueueLimit",
             Self::DependencyPending { .. } => "DependencyPending",
             Self::BackingOff { .. } => "BackingOff",
@@ -288,7 +291,7 @@ impl JobReason {
                 vec![("job", job.to_string()), ("queue", queue.clone()), ("name", name.clone())]
             }
             Self::BackingOff { until } => vec![("until", until.0.to_string())],
-            Self::BrokerReadOnly => Vec::new(),
+            Self::Held | Self::BrokerReadOnly => Vec::new(),
             Self::RecoveryGracePeriod { pools, until } => {
                 vec![("pools", pools.to_string()), ("until", until.0.to_string())]
             }

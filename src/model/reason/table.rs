@@ -226,6 +226,12 @@ pub const POOLS: &[Row] = &[
 /// Why a job waits, apart from its pools.
 pub const JOBS: &[Row] = &[
     row(
+        "Held",
+        t("held until `weir release` releases it", "已暂停调度，用 `weir release` 恢复"),
+        t("a user holds the job: it starts nothing", "用户暂停了该作业的调度：不启动任何任务"),
+        t("release it: `weir release job/NAME`", "恢复调度：`weir release job/NAME`"),
+    ),
+    row(
         "QueueLimit",
         t(
             "queue {queue} uses {used} of {limit}, {needed} more needed",

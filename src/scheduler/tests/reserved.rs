@@ -96,7 +96,7 @@ fn reserved_node_is_released_when_its_job_is_cancelled() {
     let small = JobId(cluster.wide.0 + 1);
     cluster.world.pass(RESERVATION_WAIT_MS_MIN + 1);
     assert_eq!(cluster.end_on(NodeId(2)), []);
-    cluster.world.must(Command::Cancel { jobs: vec![cluster.wide] });
+    cluster.world.must(Command::Cancel { jobs: vec![cluster.wide], reason: String::new() });
     let starts = plan_until_idle(&mut cluster.world, &mut cluster.scheduler);
     assert_eq!(
         starts.into_iter().map(|(job, _, node)| (job, node)).collect::<Vec<_>>(),
@@ -249,7 +249,7 @@ fn gang_uses_the_nodes_of_one_behind_it_also_if_a_cancelled_job_had_been_ahead()
     let narrow = world.submit_spec(gang(2));
     let behind = world.submit_spec(gang(3));
     assert_eq!(plan_until_idle(&mut world, &mut scheduler), []);
-    world.must(Command::Cancel { jobs: vec![cancelled] });
+    world.must(Command::Cancel { jobs: vec![cancelled], reason: String::new() });
     let started = plan_until_idle(&mut world, &mut scheduler);
     let jobs: Vec<JobId> = started.iter().map(|(job, ..)| *job).collect();
     assert_eq!(jobs, [narrow], "not {behind}, nor none");

@@ -45,6 +45,7 @@ impl State {
             closing: None,
             pending_dependencies: pending.count() as u16,
             dependency_failed: false,
+            held: false,
             simulated: false,
             first_failure: None,
             groups: groups.collect(),
@@ -130,11 +131,80 @@ impl State {
         out.changes.extend(classes.map(Change::Class));
     }
 
-    pub(super) fn close_job(&mut self, id: JobId, why: Closing, out: &mut Applied) {
+    /// Replaces a job's spec by one that differs in what decides on starts to come, and holds or releases the job.
+    pub(super) fn update_job(&mut self, id: JobId, spec: SpecId, held: bool, out: &mut Applied) {
+        // Its groups leave their classes, of which the new spec may have others.
+        self.note_classes(id, out);
+        self.set_held(id, true);
+        self.index_classes(id);
+        let Some(job) = self.jobs.get(&id) else { panic!("job {id} is updated but is not live") };
+        let old = job.spec;
+        if old != spec {
+            let Some(entry) = self.specs.get_mut(&spec) else {
+                panic!("job {id} is given a spec that was never added")
+            };
+            entry.jobs += 1;
+            if let Some(job) = self.job_mut(id) {
+                job.spec = spec;
+            }
+            self.release_spec(old);
+            let units = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
+            let live: Vec<UnitId> = self.attempts.range(units).map(|(unit, _)| *unit).collect();
+            live.into_iter().for_each(|unit| self.reconcile_claim_end(unit));
+        }
+        self.set_held(id, held);
+        self.index_classes(id);
+        self.note_classes(id, out);
+        out.changes.push(Change::Job(id));
+    }
+
+    fn set_held(&mut self, id: JobId, held: bool) {
+        let revision = self.revision;
+        if let Some(job) = self.job_mut(id) {
+            job.held = held;
+            job.revision = revision;
+        }
+    }
+
+    /// Ends units that wait, or wait for the end of a back-off.
+    pub(super) fn cancel_units(&mut self, id: JobId, units: &IntervalSet, out: &mut Applied) {
+        let revision = self.revision;
+        let Some(job) = self.job_mut(id) else {
+            panic!("units of job {id} are cancelled but it is not live")
+        };
+        job.revision = revision;
+        let mut released = Vec::new();
+        for progress in &mut job.groups {
+            for [first, end] in progress.idle_within(units).intervals().iter().copied() {
+                progress.waiting.remove_range(first, end);
+                progress.tried.retain(|tried| {
+                    let is_cancelled = (first..end).contains(&tried.unit);
+                    if let Some(at) = tried.not_before.filter(|_| is_cancelled) {
+                        released.push((at, Timer::Release(UnitId { job: id, unit: tried.unit })));
+                    }
+                    !is_cancelled
+                });
+                progress.end_units(first, end, OutcomeKind::Cancelled);
+            }
+        }
+        job.first_failure
+            .get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, "units were cancelled")));
+        for timer in released {
+            self.index.timers.remove(&timer);
+        }
+        self.index_classes(id);
+        self.note_classes(id, out);
+        out.changes.push(Change::Job(id));
+    }
+
+    pub(super) fn close_job(&mut self, id: JobId, why: Closing, reason: &str, out: &mut Applied) {
         let revision = self.revision;
         let Some(job) = self.job_mut(id) else { panic!("job {id} closes but is not live") };
         assert!(job.closing.is_none(), "job {id} closes twice");
         job.closing = Some(why);
+        if !reason.is_empty() {
+            job.first_failure.get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, reason)));
+        }
         job.revision = revision;
         let mut released = Vec::new();
         for tried in job.groups.iter_mut().flat_map(|group| &mut group.tried) {

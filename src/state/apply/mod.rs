@@ -137,7 +137,9 @@ impl State {
                     }
                 }
             }
-            Event::JobClosing { job, why } => self.close_job(*job, *why, out),
+            Event::JobUpdated { job, spec, held } => self.update_job(*job, *spec, *held, out),
+            Event::UnitsCancelled { job, units } => self.cancel_units(*job, units, out),
+            Event::JobClosing { job, why, reason } => self.close_job(*job, *why, reason, out),
             Event::JobEnded { job, end } => self.end_job(*job, *end, out),
             Event::RoundPlanned { .. } => {}
             Event::AttemptOrdered { order } => self.order_attempt(order, out),

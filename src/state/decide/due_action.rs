@@ -121,7 +121,7 @@ impl State {
             DueAction::Close(id, why) => {
                 let Some(job) = self.job(id).filter(|job| job.closing.is_none()) else { return outdated };
                 let mut events = Vec::new();
-                self.close(job, why, job.live(), &mut events);
+                self.close(job, why, "", job.live(), &mut events);
                 events
             }
         };

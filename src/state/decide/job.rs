@@ -14,7 +14,7 @@ use crate::model::limit::{DEPENDENTS_MAX, JOBS_PER_SUBMIT_MAX, NAME_LEN_MAX, SPE
 use crate::model::mutant::Mutant;
 use crate::model::queue::DEFAULT_QUEUE;
 use crate::model::queue::QueueSpec;
-use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnPoolLost, OnUnitFailure, RetryOn, RetryPolicy};
+use crate::model::spec::{Dependency, JobSpec, NodeLosses, OnPoolLost, RetryOn, RetryPolicy};
 use crate::model::suggest::{nearest, question};
 use crate::model::time::Timestamp;
 use crate::model::validate::{self, Violations, quote};
@@ -87,6 +87,9 @@ impl State {
             }
         }
         batch.events.push(Event::JobSubmitted { job: id, name: name.into(), queue: queue.id, spec });
+        if submission.held {
+            batch.events.push(Event::JobUpdated { job: id, spec, held: true });
+        }
         Ok(())
     }
 
@@ -129,6 +132,20 @@ impl State {
             let why = UnmetDependency::Unknown { job: edge.job };
             return Err(Rejection::BadDependency { field, job: edge.job, why });
         }
+        let Interned { id, body } = self.interned(&path, queue, spec)?;
+        if !self.specs.contains_key(&id) && batch.specs.insert(id) {
+            batch.events.push(Event::SpecAdded { spec: id, body: Arc::new(body) });
+        }
+        Ok(id)
+    }
+
+    /// A spec with its queue's defaults, and the name under which it is stored.
+    pub(super) fn interned(
+        &self,
+        path: &str,
+        queue: &QueueSpec,
+        spec: &JobSpec,
+    ) -> Result<Interned, Rejection> {
         let mut body = spec.clone();
         if body.max_run_ms == 0 {
             body.max_run_ms = queue.max_run_ms_default;
@@ -139,13 +156,9 @@ impl State {
         let bytes = record::encode_spec(&body);
         if bytes.len() > SPEC_BYTES_MAX {
             let description = format!("{} bytes, at most {SPEC_BYTES_MAX} are allowed", bytes.len());
-            return Err(Rejection::invalid(&path, description));
+            return Err(Rejection::invalid(path, description));
         }
-        let id = SpecId(first_bytes(&Sha256::digest(&bytes)));
-        if !self.specs.contains_key(&id) && batch.specs.insert(id) {
-            batch.events.push(Event::SpecAdded { spec: id, body: Arc::new(body) });
-        }
-        Ok(id)
+        Ok(Interned { id: SpecId(first_bytes(&Sha256::digest(&bytes))), body })
     }
 
     /// Checks that regions and device models are ones that the catalogues know.
@@ -195,7 +208,7 @@ impl State {
         }
     }
 
-    pub(super) fn decide_cancel(&self, jobs: &[JobId]) -> Result<Decision, Rejection> {
+    pub(super) fn decide_cancel(&self, jobs: &[JobId], reason: &str) -> Result<Decision, Rejection> {
         if jobs.len() > JOBS_PER_SUBMIT_MAX {
             let description = format!("{} jobs, at most {JOBS_PER_SUBMIT_MAX} are allowed", jobs.len());
             return Err(Rejection::invalid("jobs", description));
@@ -204,14 +217,14 @@ impl State {
         for id in jobs.iter().collect::<BTreeSet<_>>() {
             // One that has ended, or is closing already, needs nothing more.
             let Some(job) = self.jobs.get(id).filter(|job| job.closing.is_none()) else { continue };
-            self.close(job, Closing::Cancelled, job.live(), &mut events);
+            self.close(job, Closing::Cancelled, reason, job.live(), &mut events);
         }
         Ok(Decision::done(events))
     }
 
     /// Closes a job; without live attempts it ends at once.
-    pub(super) fn close(&self, job: &Job, why: Closing, live: u32, events: &mut Vec<Event>) {
-        events.push(Event::JobClosing { job: job.id, why });
+    pub(super) fn close(&self, job: &Job, why: Closing, reason: &str, live: u32, events: &mut Vec<Event>) {
+        events.push(Event::JobClosing { job: job.id, why, reason: reason.into() });
         if live == 0 {
             events.push(Event::JobEnded { job: job.id, end: end_of(why) });
         }
@@ -229,21 +242,17 @@ impl State {
         };
         let live = job.live() - 1;
         let failed = job.failed_units() + u32::from(next == NextTry::Never && kind != OutcomeKind::Succeeded);
-        let failed_max = match spec.on_unit_failure {
-            OnUnitFailure::FailJob => 0,
-            OnUnitFailure::Continue { max_failed } => max_failed,
-        };
+        let failed_max = spec.on_unit_failure.failed_max();
         match job.closing {
             Some(why) if live == 0 => events.push(Event::JobEnded { job: job.id, end: end_of(why) }),
             Some(_) => {}
-            None if failed > failed_max => self.close(job, Closing::Failed, live, &mut events),
+            None if failed > failed_max => self.close(job, Closing::Failed, "", live, &mut events),
             None => {
                 let busy = |group: &crate::state::job::Progress| {
                     !group.waiting.is_empty() || group.backing_off() > 0
                 };
                 if live == 0 && next == NextTry::Never && !job.groups.iter().any(busy) {
-                    let end = if failed > 0 { JobEnd::Failed } else { JobEnd::Succeeded };
-                    events.push(Event::JobEnded { job: job.id, end });
+                    events.push(Event::JobEnded { job: job.id, end: end_of_units(failed) });
                 }
             }
         }
@@ -266,7 +275,7 @@ impl State {
             return NextTry::Never;
         };
         let Some(attempt) = self.attempt(unit) else { return NextTry::Never };
-        if job.closing.is_some() {
+        if job.closing.is_some() || attempt.stop == Some(StopReason::Cancelled) {
             return NextTry::Never;
         }
         let worth = |on: RetryOn| {
@@ -337,6 +346,17 @@ struct Batch<'a> {
     specs: BTreeSet<SpecId>,
     /// The spec before: batches are often alike, and comparing is cheaper than hashing.
     last: Option<(&'a JobSpec, QueueId, SpecId)>,
+}
+
+/// A spec with the defaults of its queue.
+pub(super) struct Interned {
+    pub(super) id: SpecId,
+    pub(super) body: JobSpec,
+}
+
+/// The end of a job of which so many units did not succeed.
+pub(super) fn end_of_units(failed: u32) -> JobEnd {
+    if failed > 0 { JobEnd::Failed } else { JobEnd::Succeeded }
 }
 
 fn end_of(why: Closing) -> JobEnd {

@@ -1,6 +1,7 @@
 //! Turns a command into events or a rejection. Reads the state, changes nothing.
 
 mod capacity;
+mod change;
 mod due_action;
 mod job;
 mod place;
@@ -109,7 +110,9 @@ impl State {
                 Ok(Decision::done(vec![Event::WorkloadProfileUpdated { profile: profile.clone() }]))
             }
             Command::Submit { jobs } => self.decide_submit(jobs),
-            Command::Cancel { jobs } => self.decide_cancel(jobs),
+            Command::Cancel { jobs, reason } => self.decide_cancel(jobs, reason),
+            Command::CancelUnits { job, units } => self.decide_cancel_units(*job, units),
+            Command::UpdateJob { job, based_on, change } => self.decide_update_job(*job, *based_on, change),
             Command::CreateQueue { spec } => self.decide_create_queue(spec),
             Command::UpdateQueue { spec, based_on } => self.decide_update_queue(spec, *based_on),
             Command::DeleteQueue { name, based_on } => self.decide_delete_queue(name, *based_on),

@@ -58,6 +58,7 @@ message!(Job as Job {
     first_failure: first_failure,
     groups: groups,
     simulated: simulated,
+    held: held,
 });
 
 message!(Progress as Progress {

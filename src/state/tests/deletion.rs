@@ -100,7 +100,7 @@ fn queue_is_deleted_once_it_has_no_jobs_and_no_children() {
             r#"InUse: queue "team/a" is in use: it has 1 job that has not ended; cancel them, or wait"#
         ]],
     );
-    world.must(Command::Cancel { jobs: vec![job] });
+    world.must(Command::Cancel { jobs: vec![job], reason: String::new() });
     let queue = world.state.queue_named("team/a").unwrap().id;
     let reservation = Reservation {
         id: ReservationId(0),

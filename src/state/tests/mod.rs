@@ -1,5 +1,6 @@
 //! The rules of decide, apply, records and snapshots, each by its smallest example.
 
+mod change;
 mod deletion;
 mod retries;
 
@@ -114,7 +115,7 @@ fn names_are_unique_among_live_jobs_of_a_queue() {
         expect![[r#"AlreadyExists: job "a" exists already"#]],
     );
     world.submit(submission("train", "team", minimal()));
-    world.must(Command::Cancel { jobs: vec![first] });
+    world.must(Command::Cancel { jobs: vec![first], reason: String::new() });
     let second = world.submit(submission("train", "", minimal()));
     let queue = world.state.queue_named("default").unwrap().id;
     assert_eq!(world.state.job_named(queue, "train").map(|job| job.id), Some(second));
@@ -290,7 +291,7 @@ fn cancelled_job_without_attempts_ends_at_once() {
     let (mut world, pool) = one_node();
     let (pending, running) = (world.submit_spec(minimal()), world.submit_spec(minimal()));
     world.must_start(unit(running, 0), pool);
-    world.must(Command::Cancel { jobs: vec![pending, running] });
+    world.must(Command::Cancel { jobs: vec![pending, running], reason: String::new() });
     assert_eq!(world.ended(pending), Some(JobEnd::Cancelled));
     assert_eq!(world.ended(running), None);
     world.pass(0);
