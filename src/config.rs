@@ -127,6 +127,7 @@ pub enum Isolation {
     IfPossible,
     /// If this machine does not allow it, the agent does not start.
     Required,
+    /// Tasks see each other and the agent's files as any process of their user does.
     None,
 }
 

@@ -153,7 +153,9 @@ fn within_header(violations: Vec<Violation>) -> Vec<FieldViolation> {
 pub fn status(rejection: &Rejection) -> Status {
     let code = match rejection {
         Rejection::Invalid(_) | Rejection::BadDependency { .. } => Code::InvalidArgument,
-        Rejection::NotFound { .. } | Rejection::UnknownAttempt { .. } => Code::NotFound,
+        Rejection::NotFound { .. } | Rejection::JobElsewhere { .. } | Rejection::UnknownAttempt { .. } => {
+            Code::NotFound
+        }
         Rejection::AlreadyExists { .. } | Rejection::PoolClaimed { .. } | Rejection::PoolServed { .. } => {
             Code::AlreadyExists
         }

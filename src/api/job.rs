@@ -12,7 +12,7 @@ use super::page::{attempts_token, check_count, page_size};
 use super::proto::v1;
 use super::response_stream::{ResponseStream, spawn_response};
 use super::watch::{JobWatch, watch};
-use crate::broker::query::{GetJob, GetJobs, GetWhy, JobRef};
+use crate::broker::query::{GetJob, GetJobs, GetWhy, JobRef, QueuesOfName};
 use crate::model::id::{JobId, Revision};
 use crate::model::limit::{DEPENDENCIES_MAX, JOBS_PER_SUBMIT_MAX, PAGE_MAX};
 use crate::model::queue::DEFAULT_QUEUE;
@@ -254,8 +254,19 @@ impl Jobs {
             if id > 0 { archive.job(JobId(id)) } else { archive.job_named(&queue, &name) }
         });
         let found = found.await?;
-        let shown = if at.id > 0 { at.id.to_string() } else { at.name.clone() };
-        found.map(|job| job.view()).ok_or_else(|| error::not_found("job", &shown))
+        if let Some(job) = found {
+            return Ok(job.view());
+        }
+        if at.id > 0 {
+            return Err(error::not_found("job", &at.id.to_string()));
+        }
+        // Its author may have left out the queue.
+        let (_, queues) = self.broker.query(QueuesOfName(at.name.clone())).await?;
+        let name = at.name.clone();
+        Err(error::status(&match queues.is_empty() {
+            true => Rejection::NotFound { kind: "job", name },
+            false => Rejection::JobElsewhere { name, queues },
+        }))
     }
 
     /// Adds the pools in which ended jobs ran: those of their first attempts.

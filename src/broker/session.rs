@@ -394,6 +394,7 @@ fn refused_code(rejection: &Rejection) -> RefusedCode {
         Rejection::UnknownAttempt { .. } => RefusedCode::ProtocolError,
         Rejection::Invalid(_)
         | Rejection::NotFound { .. }
+        | Rejection::JobElsewhere { .. }
         | Rejection::AlreadyExists { .. }
         | Rejection::Conflict { .. }
         | Rejection::InUse { .. }

@@ -42,7 +42,7 @@ impl Cancel {
             return Err(Failure::new(USAGE, "--unit is of one job: name one, without --reason"));
         }
         let client = connect.client()?;
-        let jobs = self.targets.find(&client, connect, self.ignore_missing).await?;
+        let (jobs, missing) = self.targets.find(&client, connect).await?;
         // By number: another job may have the name by now.
         let (ended, live): (Vec<_>, Vec<_>) = jobs.into_iter().partition(has_ended);
         for job in &ended {
@@ -63,7 +63,14 @@ impl Cancel {
             with_retries(RETRY_TIMEOUT, || async { client.jobs().cancel(request.clone()).await }).await?;
             batch.iter().try_for_each(|job| announce(&self.done(job)))?;
         }
-        Ok(0)
+        match missing {
+            Some(missing) if !self.ignore_missing => Err(missing),
+            Some(missing) => {
+                report(&missing.message);
+                Ok(0)
+            }
+            None => Ok(0),
+        }
     }
 
     /// What was done to a job, or would be.
@@ -75,6 +82,9 @@ impl Cancel {
         };
         match job.pools_not_ready.first() {
             _ if self.dry_run => format!("{what} would be cancelled"),
+            None if self.unit.is_none() && job.units.is_some_and(|units| units.live > 0) => {
+                format!("{what} cancelling: its tasks are being stopped")
+            }
             None => format!("{what} cancelled"),
             // What runs there can not be stopped now, so the job has not ended.
             Some(pool) => format!("{what} will be cancelled once pool {} answers", escape(&pool.pool)),

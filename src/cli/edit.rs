@@ -35,7 +35,7 @@ pub struct Edit {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i32>,
     /// Maximum run time of an attempt: 90s, 5m, 1h30m.
-    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    #[arg(long, value_name = "DURATION", value_parser = quantity::run_time_ms)]
     max_run: Option<u64>,
     /// Label to set. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -77,7 +77,7 @@ impl Release {
 
 async fn set_held(connect: &Connect, targets: &Targets, held: bool) -> Result<u8, Failure> {
     let client = connect.client()?;
-    let jobs = targets.find(&client, connect, false).await?;
+    let (jobs, missing) = targets.find(&client, connect).await?;
     let (ended, live): (Vec<_>, Vec<_>) = jobs.into_iter().partition(has_ended);
     for job in &ended {
         report(&format!("{} had ended before", job_name(&job.queue, &job.name)));
@@ -88,7 +88,7 @@ async fn set_held(connect: &Connect, targets: &Targets, held: bool) -> Result<u8
         let name = job_name(&job.queue, &job.name);
         announce(&if held { format!("{name} held") } else { format!("{name} released") })?;
     }
-    Ok(0)
+    missing.map_or(Ok(0), Err)
 }
 
 /// Changes a job by its number: another job may have the name by now.
@@ -165,7 +165,7 @@ impl JobEdit {
     /// What differs from `before`; `None` if nothing does.
     fn changes(&self, before: &Self) -> Result<Option<v1::JobChange>, Failure> {
         let invalid = |message| Failure::new(INVALID, format!("max_run: {message}"));
-        let max_run_ms = quantity::duration_ms(&self.max_run).map_err(invalid)?;
+        let max_run_ms = quantity::run_time_ms(&self.max_run).map_err(invalid)?;
         let is_new = |(key, value): &(&String, &String)| before.labels.get(*key) != Some(value);
         let set = self.labels.iter().filter(is_new);
         let removed = before.labels.keys().filter(|key| !self.labels.contains_key(*key));

@@ -80,7 +80,11 @@ impl Failure {
     #[must_use]
     pub fn with_fields(mut self, name: impl Fn(&str) -> String) -> Self {
         if !self.fields.is_empty() {
-            let line = |(field, description): &(String, String)| format!("{}: {description}", name(field));
+            let line = |(field, description): &(String, String)| match name(field) {
+                // The whole request.
+                field if field.is_empty() => description.clone(),
+                field => format!("{field}: {description}"),
+            };
             self.message = self.fields.iter().map(line).collect::<Vec<_>>().join(SEPARATOR);
         }
         self

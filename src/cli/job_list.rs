@@ -1,7 +1,7 @@
 //! Which jobs a command means: by reference, or by what they have in common.
 
 use super::connect::{RETRY_TIMEOUT, with_retries};
-use super::exit::{NOT_FOUND, USAGE};
+use super::exit::{NOT_FOUND, SEPARATOR, USAGE};
 use super::output::{now_ms, report};
 use super::{Connect, Failure, quantity, selector};
 use crate::api::client::Client;
@@ -112,7 +112,7 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Finds the jobs. With `ignore_missing`, names without a job are left out.
+    /// Finds the jobs, and what is wrong with the first name that has none: the others are changed nevertheless.
     ///
     /// # Errors
     /// If none is named or selected, or both ways are used at once, and as the broker does.
@@ -120,8 +120,7 @@ impl Targets {
         &self,
         client: &Client,
         connect: &Connect,
-        ignore_missing: bool,
-    ) -> Result<Vec<v1::Job>, Failure> {
+    ) -> Result<(Vec<v1::Job>, Option<Failure>), Failure> {
         let selected_by = self.selection.first_set().or(self.all.then_some("--all"));
         match selected_by {
             Some(flag) if !self.jobs.is_empty() => {
@@ -141,18 +140,20 @@ impl Targets {
                 report("no such job waits or runs");
                 connect.warn_if_read_only().await;
             }
-            return Ok(jobs);
+            return Ok((jobs, None));
         }
-        let mut jobs = Vec::new();
-        for text in &self.jobs {
-            match find_job_with_retries(client, connect.job_ref(text)?).await {
-                Err(failure) if ignore_missing && failure.code == NOT_FOUND => {
-                    report(&failure.message);
-                }
+        let references = self.jobs.iter().map(|text| connect.job_ref(text)).collect::<Result<Vec<_>, _>>()?;
+        let (mut jobs, mut missing) = (Vec::new(), None::<Failure>);
+        for reference in references {
+            match find_job_with_retries(client, reference).await {
+                Err(failure) if failure.code == NOT_FOUND => match &mut missing {
+                    Some(first) => first.message.push_str(&format!("{SEPARATOR}{}", failure.message)),
+                    None => missing = Some(failure),
+                },
                 found => jobs.push(found?),
             }
         }
-        Ok(jobs)
+        Ok((jobs, missing))
     }
 }
 

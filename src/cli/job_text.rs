@@ -73,16 +73,20 @@ pub fn failed_units_text(failed: &v1::FailedUnits) -> String {
     format!("{} {}: units {}{more}", failed.count, failed.code, ranges.join(", "))
 }
 
-/// An outcome: `Failed, exit code 3: text`.
+/// An outcome, in the language of this process: `Failed, exit code 3: text`.
 pub fn outcome_text(outcome: &v1::Outcome) -> String {
-    let mut text = format!("{}{}", if outcome.simulated { "Simulated " } else { "" }, outcome.code);
-    if let Some(signal) = outcome.signal {
-        text.push_str(&format!(", signal {signal}"));
-    } else if let Some(code) = outcome.exit_code {
-        text.push_str(&format!(", exit code {code}"));
+    let chinese = language::current() == Language::Chinese;
+    let simulated = if chinese { "模拟的 " } else { "Simulated " };
+    let mut text = format!("{}{}", if outcome.simulated { simulated } else { "" }, outcome.code);
+    match (outcome.signal, outcome.exit_code) {
+        (Some(signal), _) if chinese => text.push_str(&format!("，信号 {signal}")),
+        (Some(signal), _) => text.push_str(&format!(", signal {signal}")),
+        (None, Some(code)) if chinese => text.push_str(&format!("，退出码 {code}")),
+        (None, Some(code)) => text.push_str(&format!(", exit code {code}")),
+        (None, None) => {}
     }
     if !outcome.message.is_empty() {
-        text.push_str(&format!(": {}", outcome.message));
+        text.push_str(&format!(": {}", language::translated(&outcome.message)));
     }
     text
 }

@@ -161,7 +161,7 @@ pub fn report(message: &str) {
 /// # Errors
 /// If standard output can't be written.
 pub fn announce(line: &str) -> Result<(), Failure> {
-    print(&format!("{}\n", language::translated(line)))
+    print(&format!("{}\n", language::translated_result(line)))
 }
 
 /// The text with spaces up to `width` columns. Many characters, such as Chinese ones, are two columns wide.

@@ -46,6 +46,9 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// The least memory that a task may ask for, in bytes: with less no program starts.
 const MEMORY_MIN: u64 = 1 << 20;
 
+/// The memory of a task whose author asks for none, in bytes: enough for a shell and small programs.
+pub const MEMORY_DEFAULT: u64 = 128 << 20;
+
 /// Parses the memory of a task: as [`bytes`], but not less than a program needs. 0 asks for none.
 ///
 /// # Errors
@@ -78,6 +81,17 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
     u64::try_from(parsed.as_millis()).map_err(|_| format!("{} is too long", quote(text)))
 }
 
+/// Parses the maximum run time of an attempt into milliseconds: as [`duration_ms`], but not nothing.
+///
+/// # Errors
+/// A message, if `text` is not a duration, or is none.
+pub fn run_time_ms(text: &str) -> Result<u64, String> {
+    match duration_ms(text)? {
+        0 => Err(format!("{} is no time to run: leave it out for the queue's default", quote(text))),
+        ms => Ok(ms),
+    }
+}
+
 /// Parses a device request: `A100-80G:2`, `A100-80G|A800-80G:1`, `any:1`, `T4:0.5`. The count is 1 if absent.
 ///
 /// # Errors
@@ -90,6 +104,9 @@ pub fn devices(text: &str) -> Result<crate::api::proto::v1::DeviceRequest, Strin
             quote(text)
         )
     };
+    if decimal(text, 1_000).is_some() {
+        return Err(format!("{} has no model: write any:{text} for any, or MODEL:{text}", quote(text)));
+    }
     let (models, amount) = text.rsplit_once(':').unwrap_or((text, "1"));
     if models.is_empty() {
         return Err(error());

@@ -185,7 +185,8 @@ fn queue_message(file: &QueueFile, path: &str, problems: &mut Problems) -> v1::Q
     let limit = amounts(&file.limit, &joined(path, "limit"), problems);
     let mut time = |field: &str, text: &Option<String>| {
         let Some(text) = text else { return 0 };
-        quantity::duration_ms(text).unwrap_or_else(|message| {
+        // Neither a run nor a lease of no time is one.
+        quantity::run_time_ms(text).unwrap_or_else(|message| {
             problems.push(&joined(path, field), message);
             0
         })

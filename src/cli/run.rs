@@ -61,7 +61,7 @@ pub struct Run {
     workdir: Option<String>,
     /// Maximum run time of an attempt: 90s, 5m, 1h30m; at most 366d. Default: that of the queue, initially
     /// 24h.
-    #[arg(long, value_name = "DURATION", value_parser = quantity::duration_ms)]
+    #[arg(long, value_name = "DURATION", value_parser = quantity::run_time_ms)]
     max_run: Option<u64>,
     /// Maximum number of attempts, 1 to 100.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -409,10 +409,8 @@ async fn print_wait_reason(client: &Client, at: &v1::JobRef) {
     };
     let what = if never { "is waiting, but fits no current pool" } else { "is waiting" };
     let reason = escape(&reason);
-    report(&format!(
-        "weir: job/{0} {what} ({reason}); details: `weir why job/{0}`; Ctrl-C cancels the job",
-        job.name
-    ));
+    let name = job_name(&job.queue, &job.name);
+    report(&format!("weir: {name} {what} ({reason}); details: `weir why {name}`; Ctrl-C cancels the job"));
 }
 
 /// True if a job that did not ask for simulation was simulated: its command did not run.

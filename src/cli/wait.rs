@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::exit::{JOB_FAILED, SIMULATED, TIMED_OUT};
-use super::job_text::state_text;
+use super::job_text::localized_state_text;
 use super::job_wait::{self, Contact};
 use super::output::report;
 use super::run::ran_nothing;
@@ -43,7 +43,7 @@ impl Wait {
                 failed |= !succeeded;
                 simulated |= ran_nothing(&job);
                 if !succeeded || job.simulated {
-                    report(&format!("job/{} {}", escape(&job.name), state_text(&job)));
+                    report(&format!("job/{} {}", escape(&job.name), localized_state_text(&job)));
                 }
             }
             Ok(match (failed, simulated) {

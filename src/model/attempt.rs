@@ -181,8 +181,9 @@ impl OutcomeKind {
             ),
             Self::TimedOut => Text::new("it ran longer than its `max_run`", "运行时间超过 `max_run`"),
             Self::Cancelled => Text::new(
-                "its job was cancelled, or another unit of the job failed",
-                "作业被取消，或作业的另一个单元失败",
+                "its job or unit was cancelled, a job that it depends on ended otherwise than it asks, or another unit of \
+                 the job failed",
+                "作业或单元被取消，所依赖的作业没有按条件结束，或作业的另一个单元失败",
             ),
             Self::StartFailed => Text::new(
                 "the backend could not start it, or not all tasks of the gang ran in time",

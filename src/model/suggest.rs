@@ -57,7 +57,9 @@ fn matches(text: &str, wanted: &str, candidate: &str) -> Option<Match> {
         }
     }
     let allowed = 1 + candidate.len() / 4;
-    let comparable = digits(text) == digits(candidate) && text.len().abs_diff(candidate.len()) <= allowed;
+    let comparable = digits(text) == digits(candidate)
+        && text.len().abs_diff(candidate.len()) <= allowed
+        && is_one_product(wanted, &known);
     let errors = comparable.then(|| damerau_levenshtein(text, candidate))?;
     (errors <= allowed).then_some(Match::Misspelt(errors))
 }
@@ -73,6 +75,18 @@ fn plain(name: &str) -> String {
 /// In the order in which they stand in names, such as `NVIDIA GeForce RTX 4090`.
 const VENDOR_WORDS: [&str; 9] =
     ["nvidia", "tesla", "geforce", "huawei", "amd", "instinct", "hygon", "cambricon", "gpu"];
+
+/// Two names with numbers may be spellings of one: what is before the first digit, and what is after the last, is the same,
+/// or too long to be another product's letter. `B100` is not `P100`, and `910C` is not `910A`.
+fn is_one_product(left: &str, right: &str) -> bool {
+    let head = |name: &str| name.find(|c: char| c.is_ascii_digit()).map(|at| name[..at].to_owned());
+    let tail = |name: &str| name.rfind(|c: char| c.is_ascii_digit()).map(|at| name[at + 1..].to_owned());
+    let same =
+        |left: String, right: String, short: usize| left == right || left.len().min(right.len()) >= short;
+    let (Some(left_head), Some(right_head)) = (head(left), head(right)) else { return true };
+    let (left_tail, right_tail) = (tail(left).unwrap_or_default(), tail(right).unwrap_or_default());
+    same(left_head, right_head, 3) && same(left_tail, right_tail, 3)
+}
 
 fn digits(name: &str) -> impl PartialEq {
     name.chars().filter(char::is_ascii_digit).collect::<String>()

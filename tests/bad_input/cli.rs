@@ -113,9 +113,7 @@ fn fields_of_job_files_are_read_strictly() {
         row("priority: high", &["priority: invalid type: string \"high\", expected a whole number"]),
         row(
             "priority: 3000000000",
-            &[
-                "priority: invalid value: integer `3000000000`, expected a whole number from -2147483648 to 2147483647",
-            ],
+            &["priority: invalid value: integer `3000000000`, expected a whole number"],
         ),
         row("labels: [a]", &["labels: invalid type: sequence, expected fields: {name: value}"]),
         row(
@@ -125,9 +123,7 @@ fn fields_of_job_files_are_read_strictly() {
         row("on_pool_lost: requeu", &["did you mean \"requeue\"?"]),
         row(
             "retry: {max_attempts: -1}",
-            &[
-                "retry.max_attempts: invalid value: integer `-1`, expected a whole number from 0 to 4294967295",
-            ],
+            &["retry.max_attempts: invalid value: integer `-1`, expected a whole number, not negative"],
         ),
         row("retry: {max_attempts: 2, on: [failled]}", &["retry.on[0]: unknown variant", "\"failed\""]),
         row("depends_on: [{job: [a]}]", &["depends_on[0].job: invalid type: sequence, expected"]),
@@ -141,12 +137,15 @@ fn fields_of_job_files_are_read_strictly() {
         ),
         row("max_run: soon", &["max_run: \"soon\" is not a duration", "write 90s, 5m or 1h30m"]),
         row("lease: long", &["lease: \"long\" is not a duration", "write 90s, 5m or 1h30m"]),
-        row("max_run: 90", &["max_run: invalid type: integer `90`, expected a text: write it in quotes"]),
+        row(
+            "max_run: 90",
+            &["max_run: invalid type: integer `90`, expected a duration: write 90s, 5m or 1h30m"],
+        ),
         row("grace: -5s", &["grace: \"-5s\" is not a duration"]),
         row("start_limit: 99999999999999y", &["start_limit: \"99999999999999y\" is"]),
         row(
             group("count: -1"),
-            &["groups[0].count: invalid value: integer `-1`, expected a whole number from 0 to 4294967295"],
+            &["groups[0].count: invalid value: integer `-1`, expected a whole number, not negative"],
         ),
         row(
             group("count: 1.5"),
@@ -213,7 +212,7 @@ fn queue_files_are_validated_before_anything_is_applied() {
         row("queues: [{name: a, limit: {memory: -1}}]", &["queues[0].limit.memory: \"-1\" is not"]),
         row(
             "queues: [{name: a, weight: -1}]",
-            &["queues[0].weight: invalid value: integer `-1`, expected a whole number from 0 to 4294967295"],
+            &["queues[0].weight: invalid value: integer `-1`, expected a whole number, not negative"],
         ),
         row("queues: [{name: a, max_run: soon}]", &["queues[0].max_run: \"soon\" is not a duration"]),
         // Of all documents.
@@ -420,7 +419,7 @@ fn each_kind_of_refusal_has_its_exit_code() {
         (broker.home.run(&["logs", "nope"]), 3, "job \"nope\" does not exist"),
         (broker.home.run(&["logs", "waits", "--unit", "1"]), 8, "unit: 1 is not within 0 and 0"),
         (broker.home.run(&["logs", "waits", "--attempt", "3"]), 3, "attempt \"3 of unit 0 of job waits\""),
-        (broker.home.run(&["cancel", "waits", "nope"]), 3, "job \"nope\" does not exist"),
+        (broker.home.run(&["cancel", "nope"]), 3, "job \"nope\" does not exist"),
         (broker.home.run(&["cordon", "nope"]), 3, "pool \"nope\" does not exist"),
         (broker.home.run(&["drain", "nope"]), 3, "pool \"nope\" does not exist"),
         (broker.home.run(&["get", "pool/nope"]), 3, "pool \"nope\" does not exist"),

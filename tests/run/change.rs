@@ -142,6 +142,15 @@ fn units_are_cancelled_alone_and_a_reason_is_shown() {
     assert_eq!((code, printed.as_str()), (0, "job/waits cancelled\n"), "{errors}");
     let (_, text, _) = home.run(&["describe", "job/waits"]);
     assert!(text.contains("Cancelled: wrong data"), "{text}");
+    // A name that is wrong does not keep the others from being cancelled.
+    let last = home.run(&["run", "-d", "--allow-pending", "--name", "last", "--cpus", "1000", "--", "true"]);
+    assert_eq!(last.0, 0, "{}", last.2);
+    let (code, printed, errors) = home.run(&["cancel", "job/none", "job/last", "job/neither"]);
+    assert_eq!((code, printed.as_str()), (3, "job/last cancelled\n"), "{errors}");
+    assert!(
+        errors.contains("\"none\" does not exist") && errors.contains("\"neither\" does not"),
+        "{errors}"
+    );
 }
 
 /// A client of the API cancels by a filter in one request, which says what it did.

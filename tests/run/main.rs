@@ -37,7 +37,7 @@ fn run_exits_with_the_commands_code_or_prints_the_failure() {
     check(&["--", "sh", "-c", "echo hello from $WEIR_REGION"], 0, "hello from CN-CQ\n", "");
     check(&["--", "sh", "-c", "exit 7"], 7, "", "");
     check(&["--", "no-such-program"], 127, "", "weir: no-such-program: no such program in PATH\n");
-    check(&["--max-run", "1s", "--", "sleep", "60"], 124, "", "weir: TimedOut: ran longer than 1000 ms\n");
+    check(&["--max-run", "1s", "--", "sleep", "60"], 124, "", "weir: TimedOut: ran longer than 1s\n");
 }
 
 /// What `run` can't forward or print in full is never a success.

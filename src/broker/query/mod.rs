@@ -327,6 +327,23 @@ impl Query for GetQueue {
     }
 }
 
+/// Asks in which queues a live job has this name: the first three.
+#[derive(Clone, Debug)]
+pub struct QueuesOfName(pub String);
+
+impl Query for QueuesOfName {
+    type Answer = Vec<String>;
+
+    fn answer(self, broker: &Broker) -> Vec<String> {
+        let queues = broker.state.queues().take(QUEUES_SEARCHED_MAX);
+        let found = queues.filter(|queue| broker.state.job_named(queue.id, &self.0).is_some());
+        found.take(3).map(|queue| queue.spec.name.clone()).collect()
+    }
+}
+
+/// Queues that are searched for a job's name: some hundred microseconds.
+const QUEUES_SEARCHED_MAX: usize = 2_048;
+
 /// Why a job waits.
 #[derive(Clone, Debug)]
 pub struct JobWhy {

@@ -3,6 +3,7 @@
 use super::{push_field, push_text};
 use crate::api::proto::v1;
 use crate::cli::get::pool_state;
+use crate::cli::language::translated;
 use crate::cli::output::{age, bytes, thousandths, time};
 
 pub(super) fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> String {
@@ -50,7 +51,7 @@ pub(super) fn pool_text(pool: &v1::Pool, free_blocks: &[v1::FreeBlock]) -> Strin
         push_field(&mut out, "label", &format!("{key}={value}"));
     }
     for note in &pool.notes {
-        push_field(&mut out, "note", note);
+        push_field(&mut out, "note", &translated(note));
     }
     out
 }

@@ -21,7 +21,7 @@ pub(super) use row::{node_state, pool_state};
 /// List jobs, attempts, pools, nodes or queues.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir get jobs\n  weir get jobs --state failed --since 1d\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml      a file that can be submitted again\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total, of queues with\nthose below them used/limit. In a wide list of nodes, STRANDED is the number\nof free devices that no waiting task can use."
+    after_help = "Examples:\n  weir get jobs\n  weir get jobs --state failed --since 1d\n  weir get attempts job/train-7 --failed\n  weir get jobs -w\n  weir get jobs --all -l team=vision -o wide\n  weir get job/train-7 -o yaml      a file that can be submitted again\n  weir get nodes --pool gz-nvidia\n\nWithout --queue, or with the default queue, jobs of all queues are listed.\nUNITS is succeeded/total; CPUS, MEMORY and DEVICES of pools and nodes are allocated/total, of queues with\nthose below them used/limit. In a wide list of nodes, STRANDED is the number\nof free devices that no waiting task can use; - if that is not known, as while nothing waits."
 )]
 pub struct Get {
     /// Type: jobs (j), attempts (at), pools (po), nodes (no), queues (qu); or TYPE/NAME.
@@ -147,7 +147,8 @@ impl Get {
         let ended = self.selection.names_ended();
         let list = list::jobs(JobColumns {
             wide: self.output == Format::Wide,
-            ended: self.all || ended || name.is_some(),
+            // A watch goes on until they have ended.
+            ended: self.all || ended || name.is_some() || self.watch,
         });
         if let Some(name) = name {
             let job = find_job(client, connect.job_ref(&format!("job/{name}"))?).await?;

@@ -2,7 +2,7 @@
 
 use crate::api::proto::{name_of, v1};
 use crate::cli::job_file::devices_text;
-use crate::cli::job_text::{doubt, outcome_text};
+use crate::cli::job_text::doubt;
 use crate::cli::output::{age, bytes, now_ms, span, thousandths, time};
 
 /// Columns of the table of jobs.
@@ -90,7 +90,7 @@ pub(super) fn attempt(attempt: &v1::Attempt, wide: bool) -> Vec<String> {
         attempt.pool.clone(),
         nodes.join(","),
         name_of::<v1::AttemptPhase>(attempt.phase).to_owned(),
-        attempt.outcome.as_ref().map(outcome_text).unwrap_or_default(),
+        attempt.outcome.as_ref().map(short_outcome).unwrap_or_default(),
         attempt.started_unix_ms.map(time).unwrap_or_default(),
         elapsed(attempt.started_unix_ms, attempt.ended_unix_ms),
     ];

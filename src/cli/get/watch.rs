@@ -31,14 +31,18 @@ pub(super) async fn jobs(
     // The first list comes in several messages; their rows are aligned with each other.
     let mut rows = vec![list.heading.clone()];
     let mut from_revision = 0;
+    let mut pools = BTreeMap::new();
     loop {
         let request = v1::WatchJobsRequest { job: only.clone(), from_revision };
         let call = || async { client.jobs().watch_jobs(request.clone()).await };
         let mut changes = with_retries(RETRY_TIMEOUT, call).await?.into_inner();
         loop {
             match changes.message().await {
-                Ok(Some(change)) => {
+                Ok(Some(mut change)) => {
                     from_revision = change.revision;
+                    for job in &mut change.jobs {
+                        keep_pools(&mut pools, job);
+                    }
                     for job in change.jobs.iter().filter(selected) {
                         match output {
                             Format::Table | Format::Wide => rows.push((list.row)(job)),
@@ -56,6 +60,18 @@ pub(super) async fn jobs(
             }
         }
         tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Gives a job that has ended the pools where it ran when it was seen before: changes have those of live attempts.
+fn keep_pools(pools: &mut BTreeMap<u64, Vec<String>>, job: &mut v1::Job) {
+    if job.ended_unix_ms.is_some() {
+        let before = pools.remove(&job.id).unwrap_or_default();
+        if job.pools.is_empty() {
+            job.pools = before;
+        }
+    } else if !job.pools.is_empty() {
+        pools.insert(job.id, job.pools.clone());
     }
 }
 

@@ -3,9 +3,16 @@
 use crate::model::suggest::{nearest, question};
 use crate::model::validate::quote;
 
-/// Replaces the parser's words for types, of which some are names in this program.
-pub(super) fn in_plain_words(message: &str) -> String {
+/// Replaces the parser's words for types, of which some are names in this program. `field` is the path of the value.
+pub(super) fn in_plain_words(field: &str, message: &str) -> String {
     let Some((before, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let name = field.rsplit('.').next().unwrap_or(field);
+    if expected == "a string" && DURATIONS.contains(&name) {
+        return format!("{before}, expected a duration: write 90s, 5m or 1h30m");
+    }
+    if expected == "a string" && name == "devices" {
+        return format!("{before}, expected a request: write MODEL:COUNT, or any:COUNT for any model");
+    }
     let name_end = expected.find(|c: char| !c.is_alphanumeric() && c != ' ').unwrap_or(expected.len());
     let (name, rest) = expected.split_at(name_end);
     let plain = match name {
@@ -13,14 +20,18 @@ pub(super) fn in_plain_words(message: &str) -> String {
         "a sequence" => "a list: [a, b]",
         "a map" => "fields: {name: value}",
         "u64" => "a whole number, not negative",
-        "u32" => "a whole number from 0 to 4294967295",
-        "i32" => "a whole number from -2147483648 to 2147483647",
+        "u32" | "u16" => "a whole number, not negative",
+        "i32" => "a whole number",
         "f64" => "a number",
         _ if name.starts_with("struct ") => "fields: {name: value}",
         _ => name,
     };
     format!("{before}, expected {plain}{rest}")
 }
+
+/// Fields that are durations.
+const DURATIONS: [&str; 8] =
+    ["max_run", "lease", "start_limit", "grace", "backoff", "backoff_max", "duration", "deadline"];
 
 /// Replaces serde's list of expected names by the most similar one, if one is similar.
 pub(super) fn with_suggestion(message: &str) -> String {

@@ -38,10 +38,10 @@ const MESSAGE_BYTES_MAX: usize = 1_024;
 #[derive(clap::Args)]
 pub(super) struct FileArgument {
     /// YAML or JSON file; `-` reads standard input.
-    #[arg(required_unless_present = "filename")]
+    #[arg(required_unless_present = "filename", value_hint = clap::ValueHint::FilePath)]
     file: Option<String>,
     /// Same as FILE, for users of kubectl.
-    #[arg(short = 'f', long, conflicts_with = "file", value_name = "FILE")]
+    #[arg(short = 'f', long, conflicts_with = "file", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     filename: Option<String>,
 }
 

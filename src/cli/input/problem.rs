@@ -97,7 +97,7 @@ impl Problems {
             };
             let field = error.path().to_string();
             let field = if field == "." { String::new() } else { field };
-            let message = in_plain_words(&with_suggestion(&error.inner().to_string()));
+            let message = in_plain_words(&field, &with_suggestion(&error.inner().to_string()));
             self.push(&joined(path, &field), message);
             let segments: Vec<&Segment> = error.path().iter().collect();
             if self.is_full() || !remove(&mut value, &segments) {

@@ -66,7 +66,7 @@ pub fn as_flag(field: &str) -> String {
     let name = field.split(['[', '.']).next().unwrap_or_default();
     let flag = match field {
         // The whole request.
-        "groups[0]" => "COMMAND",
+        "groups[0]" => "",
         "retry.max_attempts" => "--attempts",
         _ if field.starts_with("constraints.regions") => "--region",
         _ if field.starts_with("constraints.pools") => "--pool",

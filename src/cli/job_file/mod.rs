@@ -111,7 +111,7 @@ struct GroupFile {
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(with = "Option<Cpus>")]
     cpus: Option<Text>,
-    /// Memory, from 1Mi. Default: 0, no limit.
+    /// Memory, from 1Mi; 0 is no limit. Default: 128Mi, as of `weir run`; of a pod, that of its containers.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(with = "Option<Bytes>")]
     memory: Option<Text>,

@@ -196,6 +196,8 @@ fn submission(file: JobFile, path: &str, problems: &mut Problems) -> (v1::Submis
     let groups =
         groups.map(|(index, group)| task_group(group, &joined(path, &format!("groups[{index}]")), problems));
     let groups = groups.collect();
+    let max_run = file.max_run.as_ref().map(|text| quantity::run_time_ms(text)).transpose();
+    let max_run_ms = parsed(problems, &joined(path, "max_run"), max_run).unwrap_or(0);
     let mut duration =
         |field: &str, text: &Option<String>| time(problems, &joined(path, field), text.as_ref());
     let spec = v1::JobSpec {
@@ -211,7 +213,7 @@ fn submission(file: JobFile, path: &str, problems: &mut Problems) -> (v1::Submis
         may_overlap: file.may_overlap,
         lease_ms: duration("lease", &file.lease),
         on_unit_failure: Some(v1::OnUnitFailure { max_failed: file.max_failed }),
-        max_run_ms: duration("max_run", &file.max_run),
+        max_run_ms,
         start_limit_ms: duration("start_limit", &file.start_limit),
         grace_ms: file.grace.is_some().then(|| duration("grace", &file.grace)),
         depends_on,
@@ -256,9 +258,11 @@ fn task_group(file: GroupFile, path: &str, problems: &mut Problems) -> v1::TaskG
     let mut amount = |field: &str, text: &Option<Text>, read: fn(&str) -> Result<u64, String>| {
         text.as_ref().map_or(0, |text| parsed(problems, &joined(path, field), read(&text.0)))
     };
+    // A pod's memory is that of its containers.
+    let memory_default = if file.pod.is_some() { 0 } else { quantity::MEMORY_DEFAULT };
     let (cpu_millis, memory_bytes, storage_bytes) = (
         amount("cpus", &file.cpus, quantity::cpus),
-        amount("memory", &file.memory, quantity::memory),
+        file.memory.as_ref().map_or(memory_default, |_| amount("memory", &file.memory, quantity::memory)),
         amount("storage", &file.storage, quantity::bytes),
     );
     let devices = file.devices.as_ref().map(|text| quantity::devices(text)).transpose();

@@ -138,7 +138,12 @@ fn group_file(group: v1::TaskGroup) -> GroupFile {
         count: group.count.filter(|count| *count != 1 && !selected),
         gang: group.gang,
         cpus: amount(resources.cpu_millis, thousandths),
-        memory: amount(resources.memory_bytes, bytes),
+        // What the file leaves out has the default.
+        memory: if resources.memory_bytes == 0 && pod.is_none() {
+            Some(Text("0".to_owned()))
+        } else {
+            amount(resources.memory_bytes, bytes)
+        },
         storage: amount(resources.storage_bytes, bytes),
         devices: resources.devices.as_ref().map(devices_text),
         other: resources.other,

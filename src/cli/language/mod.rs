@@ -70,6 +70,14 @@ pub fn translated(line: &str) -> String {
     }
 }
 
+/// What a command did, the same.
+pub fn translated_result(english: &str) -> String {
+    match current() {
+        Language::English => english.to_owned(),
+        Language::Chinese => translate::result(english),
+    }
+}
+
 /// A value that `describe` prints, the same.
 pub fn translated_value(english: &str) -> String {
     match current() {

@@ -3,7 +3,7 @@
 //! Messages about fields are made in many places, most of them in the broker, and each once. Their English text is what
 //! the catalogue is searched by, as in gettext, so a text that it lacks, such as one of a newer broker, stays English.
 
-use super::catalogue::MESSAGES;
+use super::catalogue::{MESSAGES, RESULTS};
 use super::description::VALUES;
 
 /// The line in Chinese, as far as the catalogue has it: a line without a template is returned as it is. What is before
@@ -18,8 +18,13 @@ pub(super) fn line(english: &str) -> String {
             return format!("{chinese_word}{}", line(rest));
         }
     }
-    if let Some(chinese) = by_template(MESSAGES, english) {
-        return chinese;
+    // The message may contain `: ` itself, so as much as can be a path or a place is cut off first.
+    let places = english.match_indices(": ").map(|(at, _)| at + 2).filter(|at| is_place(&english[..*at]));
+    for at in places.collect::<Vec<_>>().into_iter().rev().chain([0]) {
+        let (before, after) = english.split_at(at);
+        if let Some(chinese) = by_template(MESSAGES, after) {
+            return format!("{before}{chinese}");
+        }
     }
     for (at, _) in english.match_indices(": ") {
         let (before, after) = english.split_at(at + 2);
@@ -38,6 +43,17 @@ pub(super) fn line(english: &str) -> String {
         }
         None => english.to_owned(),
     }
+}
+
+/// What a command did, in Chinese.
+pub(super) fn result(english: &str) -> String {
+    by_template(RESULTS, english).unwrap_or_else(|| english.to_owned())
+}
+
+/// The text can be what stands before a message: names of files and fields, lines and columns, without spaces but in
+/// `standard input`.
+fn is_place(text: &str) -> bool {
+    text.split_terminator(": ").all(|part| !part.replace("standard input", "").contains(' '))
 }
 
 /// A value that `describe` prints in Chinese.
@@ -89,11 +105,17 @@ fn filled(table: &[(&str, &'static str)], chinese: &str, values: &[&str]) -> Str
         let value = value.unwrap_or_default();
         match value.starts_with('"') {
             true => out.push_str(&value.replace("\" or \"", "\" 或 \"")),
-            false => out.push_str(&by_template(table, value).unwrap_or_else(|| value.to_owned())),
+            false => out.push_str(&nested(table, value).unwrap_or_else(|| value.to_owned())),
         }
         rest = after;
     }
     out + rest
+}
+
+/// A value as a message of its own. Templates that begin with a value would match parts of other texts.
+fn nested(table: &[(&str, &'static str)], value: &str) -> Option<String> {
+    let whole = table.iter().filter(|(template, _)| !template.starts_with("{}")).copied().collect::<Vec<_>>();
+    by_template(&whole, value)
 }
 
 #[cfg(test)]
@@ -117,6 +139,12 @@ mod tests {
                 "error: \"x\" is not a duration: expected number at 0; write 90s, 5m or 1h30m",
                 "错误：\"x\" 不是时长：expected number at 0；请写 90s、5m 或 1h30m",
             ),
+            (
+                "error: standard input:2:53: groups[0].count: 5 tasks, but 2 indices",
+                "错误：standard input:2:53: groups[0].count: 有 5 个任务，却有 2 个下标",
+            ),
+            ("error: name: the default queue can't be deleted", "错误：name: 默认队列不能删除"),
+            ("error: --state: use failed, cancelled", "错误：--state: 可用 failed, cancelled"),
             // A user's text is never a message.
             ("error: job \"is missing\" does not exist", "错误：作业 \"is missing\" 不存在"),
             ("a text that no template has", "a text that no template has"),
@@ -176,7 +204,7 @@ mod tests {
                 });
                 let is_known = |part: &str| {
                     let part = part.rsplit(": ").next().unwrap_or(part).trim();
-                    MESSAGES.iter().any(|(english, _)| english.contains(part))
+                    MESSAGES.iter().chain(RESULTS).any(|(english, _)| english.contains(part))
                 };
                 if !fixed.all(is_known) {
                     missing.push(format!("{file}: {message}"));
@@ -189,7 +217,7 @@ mod tests {
     #[test]
     fn templates_are_distinct_and_their_translations_use_every_value_once() {
         let mut seen = std::collections::BTreeSet::new();
-        for (english, chinese) in MESSAGES.iter().chain(VALUES) {
+        for (english, chinese) in MESSAGES.iter().chain(RESULTS).chain(VALUES) {
             assert!(seen.insert(*english), "twice: {english}");
             let count = english.matches("{}").count();
             for number in 0..count {

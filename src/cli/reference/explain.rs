@@ -1,6 +1,6 @@
 //! `weir explain`: what a field of a file or a code means.
 
-use super::{FILES, Field, QUANTITIES, reasons};
+use super::{FILES, Field, QUANTITIES, reasons, whole_schema};
 use crate::cli::exit::NOT_FOUND;
 use crate::cli::input::meant;
 use crate::cli::output::{Format, print, print_value, value_of, wrapped};
@@ -55,7 +55,7 @@ impl Explain {
         }
         let root = value_of(&(file.schema)())?;
         if matches!(self.output, Format::Json | Format::Yaml) {
-            return print_value(self.output, root).map(|()| 0);
+            return print_value(self.output, whole_schema(file.name, root)).map(|()| 0);
         }
         let (mut field, mut name) = (Field::of(&root), file.name.to_owned());
         for part in path {

@@ -8,7 +8,7 @@ pub(super) mod reasons;
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use explain::{Explain, topics};
 
@@ -60,6 +60,30 @@ const FILES: &[File] = &[
     File { name: "queues", schema: || schemars::schema_for!(super::queue_file::QueuesFile) },
     File { name: "agent", schema: || schemars::schema_for!(crate::config::AgentFile) },
 ];
+
+/// The JSON schema of a whole file, for editors. A job file may also be a list of jobs, or have them in `jobs`.
+fn whole_schema(name: &str, mut root: Value) -> Value {
+    if name != "job" {
+        return root;
+    }
+    let mut take =
+        |key: &str| root.as_object_mut().and_then(|root| root.shift_remove(key)).unwrap_or_default();
+    let (dialect, mut definitions) = (take("$schema"), take("$defs"));
+    definitions["job"] = root;
+    let list = json!({ "type": "array", "items": { "$ref": "#/$defs/job" } });
+    let jobs = json!({
+        "type": "object",
+        "properties": { "jobs": list },
+        "required": ["jobs"],
+        "additionalProperties": false,
+    });
+    json!({
+        "$schema": dialect,
+        "title": "job file",
+        "anyOf": [{ "$ref": "#/$defs/job" }, list, jobs],
+        "$defs": definitions,
+    })
+}
 
 /// A field of a file, or the file itself.
 struct Field<'a> {

@@ -13,6 +13,7 @@ use super::process;
 use super::protocol::{Attempt, EndKind, StartAttempt, Status};
 use super::store::{Entry, Journal, ProcessRecord};
 use super::task::{Exit, Now, Task};
+use crate::model::amount;
 use crate::model::attempt::OUTPUT_MAY_BE_LOST;
 
 /// Time from the exit of the last main process until leftovers are killed.
@@ -229,7 +230,7 @@ impl TrackedAttempt {
         if self.is_over() || self.stopping.is_some() {
             self.kill(orphans, boot_ms);
         } else {
-            let message = format!("ran longer than {} ms", self.request.max_run_ms);
+            let message = format!("ran longer than {}", amount::duration(self.request.max_run_ms));
             self.stop(EndKind::TimedOut, self.request.grace_ms.max(1), message, boot_ms);
         }
     }

@@ -19,6 +19,12 @@ pub enum Rejection {
         kind: &'static str,
         name: String,
     },
+    /// There is no such job in the queue, but in these.
+    #[strum(serialize = "NotFound")]
+    JobElsewhere {
+        name: String,
+        queues: Vec<String>,
+    },
     AlreadyExists {
         kind: &'static str,
         name: String,
@@ -43,9 +49,11 @@ pub enum Rejection {
         job: JobId,
         why: UnmetDependency,
     },
-    /// Some pools with their reasons, how many more there are, and how many only simulate.
+    /// Pools that the job names and that do not exist; some pools with their reasons, how many more there are, and how many
+    /// only simulate.
     NeverFits {
         field: String,
+        missing: Vec<MissingPool>,
         pools: Vec<(String, PoolReason)>,
         more: usize,
         simulated: usize,
@@ -78,6 +86,14 @@ pub enum Rejection {
         seen: Revision,
         at: Revision,
     },
+}
+
+/// A pool that a job names and that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingPool {
+    pub name: String,
+    /// Pools that may have been meant.
+    pub similar: Vec<String>,
 }
 
 /// What keeps a pool or a queue from being deleted.
@@ -266,6 +282,7 @@ impl Rejection {
                 vec![Violation { field: field.clone(), description }]
             }
             Self::NotFound { .. }
+            | Self::JobElsewhere { .. }
             | Self::AlreadyExists { .. }
             | Self::Conflict { .. }
             | Self::InUse { .. }

@@ -1,9 +1,10 @@
 //! The messages of rejections, in each language.
 
-use super::{InUse, Rejection, UnmetDependency};
+use super::{InUse, MissingPool, Rejection, UnmetDependency};
 use crate::model::language::Language::{self, Chinese, English};
 use crate::model::limit::TOKEN_RETENTION_MS;
 use crate::model::reason::{self, PoolReason};
+use crate::model::suggest::question;
 use crate::model::validate::{Violation, quote};
 use crate::state::job::JobEnd;
 
@@ -20,6 +21,19 @@ impl Rejection {
                 match language {
                     English => format!("{kind} {name} does not exist"),
                     Chinese => format!("{kind} {name} 不存在"),
+                }
+            }
+            Self::JobElsewhere { name, queues } => {
+                let jobs: Vec<String> = queues.iter().map(|queue| format!("job/{queue}/{name}")).collect();
+                match language {
+                    English => {
+                        format!(
+                            "job {} does not exist{}",
+                            quote(name),
+                            question(&jobs.iter().map(String::as_str).collect::<Vec<_>>())
+                        )
+                    }
+                    Chinese => format!("作业 {} 不存在，您是想写 {} 吗？", quote(name), jobs.join("、")),
                 }
             }
             Self::AlreadyExists { kind, name } => {
@@ -118,12 +132,13 @@ impl Rejection {
     pub fn field_text(&self, language: Language) -> String {
         match self {
             Self::BadDependency { why, .. } => why.text(language),
-            Self::NeverFits { pools, more, simulated, .. } => {
+            Self::NeverFits { missing, pools, more, simulated, .. } => {
                 let separator = if language == English { "; " } else { "；" };
-                let mut why: Vec<String> = pools
-                    .iter()
-                    .map(|(pool, reason)| format!("{pool}: {}", reason_text(reason, language)))
-                    .collect();
+                let mut why: Vec<String> = missing.iter().map(|missing| missing.text(language)).collect();
+                let of_pool = |(pool, reason): &(String, PoolReason)| {
+                    format!("{pool}: {}", reason_text(reason, language))
+                };
+                why.extend(pools.iter().map(of_pool));
                 let count = |count: &usize, english: String, chinese: String| {
                     (*count > 0).then_some(if language == English { english } else { chinese })
                 };
@@ -141,6 +156,18 @@ impl Rejection {
                 }
             }
             _ => String::new(),
+        }
+    }
+}
+
+impl MissingPool {
+    fn text(&self, language: Language) -> String {
+        let (name, similar) = (quote(&self.name), &self.similar);
+        let similar: Vec<&str> = similar.iter().map(String::as_str).collect();
+        match language {
+            English => format!("pool {name} does not exist{}", question(&similar)),
+            Chinese if similar.is_empty() => format!("算力池 {name} 不存在"),
+            Chinese => format!("算力池 {name} 不存在，您是想写 {} 吗", similar.join("、")),
         }
     }
 }
@@ -253,6 +280,7 @@ mod tests {
     fn each_language_has_the_same_numbers_and_names() {
         let too_large = PoolReason::TaskTooLarge { kind: ResourceKind::Cpu, needed: 3_000, largest: 2_000 };
         let never = Rejection::NeverFits {
+            missing: vec![MissingPool { name: "lcal".to_owned(), similar: vec!["local".to_owned()] }],
             field: "groups[0]".to_owned(),
             pools: vec![("local".to_owned(), too_large)],
             more: 7,
@@ -260,7 +288,7 @@ mod tests {
         };
         assert_eq!(
             never.text(English),
-            "groups[0]: no pool can ever run it: local: 3 CPUs needed by one task, the largest node has 2 CPUs; and 7 more pools; \
+            "groups[0]: no pool can ever run it: pool \"lcal\" does not exist, did you mean \"local\"?; local: 3 CPUs needed by one task, the largest node has 2 CPUs; and 7 more pools; \
              5 pools only simulate tasks; allow_pending lets it wait for a pool that can"
         );
         let chinese = never.text(Chinese);
