@@ -22,7 +22,7 @@ impl Broker {
         if growth == 0 {
             return Ok(());
         }
-        let max = match matches!(command, Command::Submit { .. }) {
+        let max = match matches!(command, Command::Submit { .. } | Command::UpdateJob { .. }) {
             true => self.memory_max - self.memory_max / FOR_POOLS_PART,
             false => self.memory_max,
         };

@@ -155,25 +155,39 @@ impl Progress {
 
     /// Notes a unit's final outcome.
     pub fn end_unit(&mut self, unit: u32, kind: OutcomeKind) {
-        self.end_units(unit, unit + 1, kind);
+        match self.ended.binary_search_by_key(&kind, |(other, _)| *other) {
+            Ok(at) => {
+                self.ended[at].1.insert(unit);
+            }
+            Err(at) => self.ended.insert(at, (kind, IntervalSet::from_range(unit, unit + 1))),
+        }
     }
 
-    /// Notes the final outcome of the units from `first` to before `end`.
-    pub fn end_units(&mut self, first: u32, end: u32, kind: OutcomeKind) {
-        match self.ended.binary_search_by_key(&kind, |(other, _)| *other) {
-            Ok(at) => self.ended[at].1.insert_range(first, end),
-            Err(at) => self.ended.insert(at, (kind, IntervalSet::from_range(first, end))),
+    /// Notes that units that wait, or back off, are cancelled. Returns until when those that backed off would have.
+    pub fn cancel(&mut self, units: &IntervalSet) -> Vec<(Timestamp, u32)> {
+        let idle = self.idle_within(units);
+        let mut released = Vec::new();
+        self.tried.retain(|tried| {
+            let is_cancelled = idle.contains(tried.unit);
+            released.extend(tried.not_before.filter(|_| is_cancelled).map(|at| (at, tried.unit)));
+            !is_cancelled
+        });
+        self.waiting = self.waiting.difference(&idle);
+        if !idle.is_empty() {
+            match self.ended.binary_search_by_key(&OutcomeKind::Cancelled, |(other, _)| *other) {
+                Ok(at) => self.ended[at].1 = self.ended[at].1.union(&idle),
+                Err(at) => self.ended.insert(at, (OutcomeKind::Cancelled, idle)),
+            }
         }
+        released
     }
 
     /// Those of `units` that wait, or wait for the end of a back-off.
     pub fn idle_within(&self, units: &IntervalSet) -> IntervalSet {
-        let mut idle = self.waiting.intersection(units);
         let backing_off = self.tried.iter().filter(|tried| tried.not_before.is_some());
-        for tried in backing_off.filter(|tried| units.contains(tried.unit)) {
-            idle.insert(tried.unit);
-        }
-        idle
+        let backing_off = backing_off.filter(|tried| units.contains(tried.unit));
+        let backing_off = IntervalSet::from_intervals(backing_off.map(|tried| [tried.unit, tried.unit + 1]));
+        self.waiting.intersection(units).union(&backing_off)
     }
 
     /// Units that ended for good with another outcome than success.

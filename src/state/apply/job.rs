@@ -175,17 +175,8 @@ impl State {
         job.revision = revision;
         let mut released = Vec::new();
         for progress in &mut job.groups {
-            for [first, end] in progress.idle_within(units).intervals().iter().copied() {
-                progress.waiting.remove_range(first, end);
-                progress.tried.retain(|tried| {
-                    let is_cancelled = (first..end).contains(&tried.unit);
-                    if let Some(at) = tried.not_before.filter(|_| is_cancelled) {
-                        released.push((at, Timer::Release(UnitId { job: id, unit: tried.unit })));
-                    }
-                    !is_cancelled
-                });
-                progress.end_units(first, end, OutcomeKind::Cancelled);
-            }
+            let freed = progress.cancel(units).into_iter();
+            released.extend(freed.map(|(at, unit)| (at, Timer::Release(UnitId { job: id, unit }))));
         }
         job.first_failure
             .get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, "units were cancelled")));

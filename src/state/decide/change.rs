@@ -60,7 +60,7 @@ impl State {
         }
         let mut events = Vec::new();
         let idle = job.groups.iter().map(|group| group.idle_within(units));
-        let idle = IntervalSet::from_intervals(idle.flat_map(|idle| idle.intervals().to_vec()));
+        let idle = idle.fold(IntervalSet::default(), |all, idle| all.union(&idle));
         for [first, end] in units.intervals() {
             let live = UnitId { job: id, unit: *first }..UnitId { job: id, unit: *end };
             let live = self.attempts.range(live).filter(|(_, attempt)| attempt.phase != Phase::Stopping);
