@@ -64,7 +64,7 @@ pub struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  weir dev                              start a broker with this machine and five simulated pools
+  weir dev                              start a broker to try it with
   weir run -- sh -c 'echo hello from $WEIR_REGION'
   weir submit job.yaml                  submit the jobs of a file
   weir get jobs -w                      watch jobs
@@ -74,13 +74,13 @@ Run `weir COMMAND --help` for flags and examples.";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a broker, a pool for this machine and five simulated pools in one process.
+    /// Run a broker with this machine and five simulated pools.
     Dev(dev::Dev),
     /// Run a broker.
     Server(server::Server),
     /// Run the agents of one or more pools.
     Agent(agent::AgentCommand),
-    /// Run a command in a pool and stream its output, like a local command.
+    /// Run a command in a pool and stream its output.
     Run(run::Run),
     /// Submit jobs from a YAML or JSON file.
     Submit(submit::Submit),
@@ -92,7 +92,7 @@ enum Command {
     Describe(describe::Describe),
     /// Explain why a job is waiting.
     Why(why::Why),
-    /// Plan admin operations without executing them, such as defragmentation.
+    /// Plan admin operations without executing them.
     Plan(plan::Plan),
     /// Print the output of a job's tasks.
     Logs(logs::Logs),
@@ -112,7 +112,7 @@ enum Command {
     Top(top::Top),
     /// Stop new placements on a pool or node.
     Cordon(cordon::Cordon),
-    /// Allow placements on a pool or node again; end a drain or a node's quarantine.
+    /// Allow placements again; end a drain or a quarantine.
     Uncordon(cordon::Cordon),
     /// Stop new placements on a pool and remove its running tasks.
     Drain(cordon::Drain),

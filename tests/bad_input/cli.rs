@@ -329,7 +329,7 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
     let one = "nodes = [{count = 1, prefix = \"n\", cpus = 1, memory_gib = 1}]";
     let rows: Vec<(String, &str)> = vec![
         ("name = ".to_owned(), "line 1, column"),
-        ("name = \"p\"\nnam = 1\n".to_owned(), "unknown field `nam`"),
+        ("name = \"p\"\nnam = 1\n".to_owned(), "nam: unknown field \"nam\", did you mean \"name\"?"),
         (head.to_owned(), "set exactly one backend: [host], [kubernetes] or [simulated]"),
         (format!("{head}[host]\n[simulated]\nnodes = []\n"), "set exactly one backend"),
         (head.replace("\"p\"", "\"P\\u202e\"") + "[host]\n", "name: \"P\\u{202e}\" is not 1 to 63"),
@@ -347,14 +347,20 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
             "host.devices[0].visible_devices: \"A=B\" is not a variable's name",
         ),
         (format!("{head}[host]\ncpus = 0\n"), "host.cpus: 0 is not within 1 and 10000"),
-        (format!("{head}[host]\ncpus = -1\n"), "invalid value: integer `-1`"),
+        (
+            format!("{head}[host]\ncpus = -1\n"),
+            "host.cpus: invalid value: integer `-1`, expected a whole number, not negative",
+        ),
         (
             format!("{head}[host]\nmemory_mib = 9223372036854775807\n"),
             "host.memory_mib: 9223372036854775807 is not",
         ),
         (format!("{head}[kubernetes]\nnamespace = \"A\"\n"), "kubernetes.namespace: \"A\" is not 1 to 63"),
         (format!("{head}[kubernetes]\nqueues = {{a = \"b c\"}}\n"), "kubernetes.queues.a: \"b c\" is not"),
-        (format!("{head}[kubernetes]\nbinding = \"magic\"\n"), "unknown variant `magic`"),
+        (
+            format!("{head}[kubernetes]\nbinding = \"magic\"\n"),
+            "kubernetes.binding: unknown variant \"magic\"",
+        ),
         (format!("{head}[kubernetes]\nprocess_image = \"\"\n"), "kubernetes.process_image: is empty"),
         (
             format!("{head}[kubernetes]\ndevices = {{\"x/y\" = \"\"}}\n"),
@@ -364,7 +370,10 @@ fn agent_files_are_checked_before_their_numbers_are_used() {
             format!("{head}[kubernetes]\nstart_timeout_seconds = 0\n"),
             "kubernetes.start_timeout_seconds: 0 is not within 1 and 86400",
         ),
-        (format!("{head}[kubernetes]\nkubconfig = \"k\"\n"), "unknown field `kubconfig`"),
+        (
+            format!("{head}[kubernetes]\nkubconfig = \"k\"\n"),
+            "kubernetes.kubconfig: unknown field \"kubconfig\", did you mean \"kubeconfig\"?",
+        ),
         (format!("{head}[simulated]\nnodes = []\n"), "simulated.nodes: 0 is not within 1 and 100000"),
         (format!("{head}[simulated]\n{one}\nspeedup = 0.0\n"), "simulated.speedup: 0 is not above 0"),
         (format!("{head}[simulated]\n{one}\nspeedup = nan\n"), "simulated.speedup: NaN is not above 0"),

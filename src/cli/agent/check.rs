@@ -29,9 +29,9 @@ impl Check {
         let mut rows = vec![["POOL", "REQUIREMENT", "RESULT", "DETAIL"].map(str::to_owned).to_vec()];
         let mut worst = Verdict::Works;
         for path in &self.files {
-            let (name, found) = match AgentFile::read(path) {
+            let (name, found) = match super::read_file(path) {
                 Ok(file) => (file.name.clone(), of_file(connect, &file).await),
-                Err(error) => ("-".to_owned(), vec![Finding::of("file", Err(error.to_string()))]),
+                Err(failure) => ("-".to_owned(), vec![Finding::of("file", Err(failure.message))]),
             };
             for finding in found {
                 worst = worst.max(finding.verdict);

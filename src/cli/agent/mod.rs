@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::exit::{CONFLICT, INVALID};
+use super::input::{self, Problems};
 use super::{Connect, Failure, LogFormat, ignore_hangups, notify_ready, start_logging, terminated};
 use crate::api::agent::Dialer;
 use crate::api::client::Client;
@@ -81,6 +82,28 @@ impl Supervise {
     }
 }
 
+/// Reads and validates a pool's file.
+///
+/// # Errors
+/// All fields of a wrong type or name at once, each with its path; or what is wrong with a value.
+fn read_file(path: &Path) -> Result<AgentFile, Failure> {
+    AgentFile::read(path).map_err(|error| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let mut problems = Problems::default();
+        // The parser of TOML reports the first wrong field, in words for programmers. Syntax remains its own, and so does what
+        // is wrong with a value of the right type.
+        if toml::from_str::<AgentFile>(&text).is_err()
+            && let Ok(value) = toml::from_str::<serde_json::Value>(&text)
+        {
+            problems.read::<AgentFile>("", value);
+        }
+        match problems.is_empty() {
+            true => error.into(),
+            false => input::failure(&path.display().to_string(), &problems.located(|_| None)),
+        }
+    })
+}
+
 impl AgentCommand {
     pub async fn run(self, connect: &Connect) -> Result<u8, Failure> {
         if let Some(Command::Check(check)) = self.command {
@@ -91,7 +114,7 @@ impl AgentCommand {
         start_logging("info,kube_client=off", self.log_format);
         ignore_hangups();
         // An invalid file must not leave a part of the pools running, so read all files first.
-        let files = self.files.iter().map(|path| AgentFile::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let files = self.files.iter().map(|path| read_file(path)).collect::<Result<Vec<_>, _>>()?;
         let mut names = BTreeSet::new();
         if let Some(twice) = files.iter().find(|file| !names.insert(&file.name)) {
             let message = format!("pool {:?} is defined in two of the files", twice.name);
