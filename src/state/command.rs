@@ -172,7 +172,7 @@ pub struct Submission {
 pub struct JobChange {
     pub priority: Option<i32>,
     pub held: Option<bool>,
-    /// Of attempts that are ordered from then on, in milliseconds; 0 takes the queue's default.
+    /// In milliseconds; 0 takes the queue's default. A longer one is of attempts that are ordered from then on.
     pub max_run_ms: Option<u64>,
     /// Labels that are set.
     pub labels: Labels,

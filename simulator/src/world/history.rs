@@ -210,6 +210,7 @@ impl History {
                 UnitState::Waiting | UnitState::BackingOff => {
                     unit.state = UnitState::Ended(OutcomeKind::Cancelled);
                 }
+                UnitState::Live(Phase::Stopping) => unit.is_cancelled = true,
                 state => return Err(format!("a unit that is {state:?} is cancelled")),
             }
         }

@@ -168,6 +168,28 @@ impl State {
         self.note_job(unit.job, out);
     }
 
+    /// Lets a running attempt end by its job's maximum run time, if that is earlier than before. Later is not possible: its
+    /// agent ends it by the time that it was started with.
+    pub(super) fn shorten_run(&mut self, unit: UnitId) {
+        let (revision, max_run_ms) =
+            (self.revision, self.spec_of(unit.job).map_or(0, |spec| spec.max_run_ms));
+        let running = self.attempts.get(&unit).filter(|attempt| attempt.phase == Phase::Running);
+        let Some((started_at, before)) =
+            running.and_then(|attempt| Some((attempt.started_at?, attempt.ends_by)))
+        else {
+            return;
+        };
+        let ends_by = started_at.plus_ms(max_run_ms).plus_ms(RUN_SLACK_MS);
+        if ends_by < before
+            && let Some(attempt) = self.attempt_mut(unit)
+        {
+            attempt.ends_by = ends_by;
+            attempt.revision = revision;
+            self.index.timers.remove(&(before, Timer::EndRun(unit)));
+            self.index.timers.insert((ends_by, Timer::EndRun(unit)));
+        }
+    }
+
     pub(super) fn note_stopping(&mut self, unit: UnitId, reason: StopReason, out: &mut Applied) {
         let (revision, group) = (self.revision, self.unit_group(unit));
         self.drop_timers(unit);

@@ -1,7 +1,7 @@
 //! Folds what happens to jobs: submitted, closing, ended.
 
 use super::{Applied, ArchiveRow, FinishedJob};
-use crate::model::attempt::{Outcome, OutcomeKind};
+use crate::model::attempt::{Outcome, OutcomeKind, Phase, StopReason};
 use crate::model::change::Change;
 use crate::model::id::{JobId, QueueId, SpecId, UnitId};
 use crate::model::interval::IntervalSet;
@@ -150,7 +150,10 @@ impl State {
             self.release_spec(old);
             let units = UnitId { job: id, unit: 0 }..=UnitId { job: id, unit: u32::MAX };
             let live: Vec<UnitId> = self.attempts.range(units).map(|(unit, _)| *unit).collect();
-            live.into_iter().for_each(|unit| self.reconcile_claim_end(unit));
+            for unit in live {
+                self.reconcile_claim_end(unit);
+                self.shorten_run(unit);
+            }
         }
         self.set_held(id, held);
         self.index_classes(id);
@@ -166,7 +169,7 @@ impl State {
         }
     }
 
-    /// Ends units that wait, or wait for the end of a back-off.
+    /// Ends units that wait, or wait for the end of a back-off, and lets those whose attempt is being stopped get no other.
     pub(super) fn cancel_units(&mut self, id: JobId, units: &IntervalSet, out: &mut Applied) {
         let revision = self.revision;
         let Some(job) = self.job_mut(id) else {
@@ -182,6 +185,16 @@ impl State {
             .get_or_insert_with(|| Box::new(Outcome::plain(OutcomeKind::Cancelled, "units were cancelled")));
         for timer in released {
             self.index.timers.remove(&timer);
+        }
+        for [first, end] in units.intervals() {
+            let live = UnitId { job: id, unit: *first }..UnitId { job: id, unit: *end };
+            let live: Vec<UnitId> = self.attempts.range(live).map(|(unit, _)| *unit).collect();
+            for unit in live {
+                let Some(attempt) = self.attempt_mut(unit) else { continue };
+                assert!(attempt.phase == Phase::Stopping, "{unit:?} is cancelled but not stopped");
+                attempt.stop = Some(StopReason::Cancelled);
+                attempt.revision = revision;
+            }
         }
         self.index_classes(id);
         self.note_classes(id, out);

@@ -61,22 +61,29 @@ impl State {
         let mut events = Vec::new();
         let idle = job.groups.iter().map(|group| group.idle_within(units));
         let idle = idle.fold(IntervalSet::default(), |all, idle| all.union(&idle));
+        // Those whose attempt is being stopped for another reason: it must not be followed by one more.
+        let mut stopping = Vec::new();
         for [first, end] in units.intervals() {
             let live = UnitId { job: id, unit: *first }..UnitId { job: id, unit: *end };
-            let live = self.attempts.range(live).filter(|(_, attempt)| attempt.phase != Phase::Stopping);
-            events.extend(
-                live.map(|(unit, _)| Event::AttemptStopping { unit: *unit, reason: StopReason::Cancelled })
-                    .take(UNITS_STOPPED_MAX + 1),
-            );
-            if events.len() > UNITS_STOPPED_MAX {
-                return Err(Rejection::LimitReached {
-                    what: "units with an attempt in one cancel",
-                    max: UNITS_STOPPED_MAX,
-                });
+            for (unit, attempt) in self.attempts.range(live) {
+                match (attempt.phase, attempt.stop) {
+                    (Phase::Stopping, Some(StopReason::Cancelled)) => {}
+                    (Phase::Stopping, _) => stopping.push([unit.unit, unit.unit + 1]),
+                    _ => events.push(Event::AttemptStopping { unit: *unit, reason: StopReason::Cancelled }),
+                }
+                if events.len() + stopping.len() > UNITS_STOPPED_MAX {
+                    return Err(Rejection::LimitReached {
+                        what: "units with an attempt in one cancel",
+                        max: UNITS_STOPPED_MAX,
+                    });
+                }
             }
         }
+        let ended = idle.union(&IntervalSet::from_intervals(stopping));
+        if !ended.is_empty() {
+            events.push(Event::UnitsCancelled { job: id, units: ended });
+        }
         if !idle.is_empty() {
-            events.push(Event::UnitsCancelled { job: id, units: idle.clone() });
             self.end_of_cancelled(job, &idle, &mut events);
         }
         Ok(Decision::done(events))

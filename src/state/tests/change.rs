@@ -151,3 +151,42 @@ fn job_that_allows_no_failure_fails_with_its_first_cancelled_unit() {
     world.end(unit(job, 0), OutcomeKind::Cancelled);
     assert_eq!(world.ended(job), Some(JobEnd::Failed));
 }
+
+#[test]
+fn cancelled_unit_gets_no_other_attempt_though_its_attempt_was_being_stopped_already() {
+    let (mut world, pool, job) = array(2);
+    world.must_start(unit(job, 0), pool);
+    world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
+    world.must(Command::DrainPool { pool, mode: DrainMode::Evict, deadline_ms: 0 });
+    world.pass(0);
+    let stop = |world: &Fixture| world.state.attempt(unit(job, 0)).unwrap().stop;
+    assert_eq!(stop(&world), Some(StopReason::Drained));
+    cancel_units(&mut world, job, "0");
+    assert_eq!(stop(&world), Some(StopReason::Cancelled));
+    // Once more changes nothing.
+    let revision = world.state.revision();
+    cancel_units(&mut world, job, "0");
+    assert_eq!(world.state.revision(), revision);
+    world.end(unit(job, 0), OutcomeKind::Drained);
+    let counts = world.state.job_view(job).unwrap().counts;
+    assert_eq!((counts.waiting, counts.live, counts.failed), (1, 0, 1));
+}
+
+#[test]
+fn shorter_maximum_run_time_ends_what_runs_and_a_longer_one_does_not_prolong_it() {
+    let (mut world, pool, job) = array(1);
+    let limit = |ms| JobChange { max_run_ms: Some(ms), ..JobChange::default() };
+    update(&mut world, job, limit(600_000)).unwrap();
+    world.must_start(unit(job, 0), pool);
+    world.report(unit(job, 0), AttemptStatus::Running { started_at: world.now });
+    let ends_by = |world: &Fixture| world.state.attempt(unit(job, 0)).unwrap().ends_by;
+    let before = ends_by(&world);
+    update(&mut world, job, limit(900_000)).unwrap();
+    assert_eq!(ends_by(&world), before);
+    update(&mut world, job, limit(60_000)).unwrap();
+    check(&world);
+    world.pass(60_000);
+    assert_eq!(world.state.attempt(unit(job, 0)).unwrap().stop, None, "it has some seconds more");
+    world.pass(60_000);
+    assert_eq!(world.state.attempt(unit(job, 0)).unwrap().stop, Some(StopReason::TimedOut));
+}
