@@ -131,17 +131,33 @@ impl Edit {
             labels,
             labels_removed: self.remove_label.clone(),
         };
-        let is_given = change != v1::JobChange::default();
-        let change = if is_given { Some(change) } else { edited(&job, &name)? };
-        match change {
-            None => announce(&format!("{name} unchanged"))?,
-            Some(change) => {
-                update(&client, &job, change).await?;
-                announce(&format!("{name} updated"))?;
-            }
+        if change != v1::JobChange::default() {
+            update(&client, &job, change).await?;
+            announce(&format!("{name} updated"))?;
+            return Ok(0);
         }
+        let path = write_edit(&job, &name)?;
+        if let Err(failure) = open_editor(&path) {
+            remove(&path);
+            return Err(failure);
+        }
+        let changed = match read_edit(&path).and_then(|edit| edit.changes(&JobEdit::of(&job))) {
+            Ok(None) => Ok(false),
+            Ok(Some(change)) => update(&client, &job, change).await.map(|()| true),
+            Err(failure) => Err(failure),
+        };
+        // What was refused is not lost.
+        let changed =
+            changed.map_err(|failure| failure.hint(format!("what you wrote is in {}", path.display())))?;
+        remove(&path);
+        announce(&if changed { format!("{name} updated") } else { format!("{name} unchanged") })?;
         Ok(0)
     }
+}
+
+/// Removes what was edited. That it can't be removed changes nothing for the job.
+fn remove(path: &Path) {
+    let _ = std::fs::remove_file(path);
 }
 
 /// What can be changed of a job, as it stands in the editor.
@@ -179,40 +195,26 @@ impl JobEdit {
     }
 }
 
-/// Lets the user edit the job in an editor. `None` if nothing was changed.
-fn edited(job: &v1::Job, name: &str) -> Result<Option<v1::JobChange>, Failure> {
-    let before = JobEdit::of(job);
-    let yaml = serde_saphyr::to_string(&before).map_err(anyhow::Error::from)?;
+/// Writes what can be changed of a job into a new file for the editor.
+fn write_edit(job: &v1::Job, name: &str) -> Result<PathBuf, Failure> {
+    let yaml = serde_saphyr::to_string(&JobEdit::of(job)).map_err(anyhow::Error::from)?;
     let path = std::env::temp_dir().join(format!("weir-edit-{}-{}.yaml", job.id, std::process::id()));
     let text = format!("# {}: what can be changed while the job has not ended.\n{yaml}", escape(name));
     // Labels may be private, and a link that was put there before must not be followed.
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(text.as_bytes())?;
-    drop(file);
-    let outcome = open_editor(&path).and_then(|()| {
-        let text = input::read_text(&path.display().to_string())?;
-        read_edit(&path, &text)?.changes(&before)
-    });
-    match outcome {
-        Ok(change) => {
-            // The user does not need it any more; that it can't be removed changes nothing for the job.
-            let _ = std::fs::remove_file(&path);
-            Ok(change)
-        }
-        Err(failure) => {
-            let hint = format!("what you wrote is in {}", path.display());
-            Err(failure.hint(hint))
-        }
-    }
+    Ok(path)
 }
 
-fn read_edit(path: &Path, text: &str) -> Result<JobEdit, Failure> {
-    let failed = |problems: &[Problem]| input::failure(&path.display().to_string(), problems);
-    let documents = read_documents(text).map_err(|message| failed(&[Problem::of_file(message)]))?;
+fn read_edit(path: &Path) -> Result<JobEdit, Failure> {
+    let name = path.display().to_string();
+    let text = input::read_text(&name)?;
+    let failed = |problems: &[Problem]| input::failure(&name, problems);
+    let documents = read_documents(&text).map_err(|message| failed(&[Problem::of_file(message)]))?;
     let mut problems = Problems::default();
     let value = documents.into_iter().next().unwrap_or_default();
     let read = problems.read::<JobEdit>("", value);
-    let positions = input::Positions::of(text);
+    let positions = input::Positions::of(&text);
     match read {
         Some(edit) if problems.is_empty() => Ok(edit),
         _ => Err(failed(&problems.located(|field| positions.find(0, field)))),

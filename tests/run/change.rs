@@ -99,6 +99,12 @@ fn job_is_edited_by_flags_and_in_an_editor() {
         "{errors}"
     );
     assert!(errors.contains("hint: what you wrote is in "), "{errors}");
+    let (code, _, errors) = with_editor("sed -i 's/priority: 7/priority: 1000001/' \"$1\"");
+    assert_eq!((code, errors.contains("priority: 1000001 is not within")), (Some(8), true), "{errors}");
+    let (_, written) = errors.trim().rsplit_once(" is in ").expect("where it is");
+    assert!(std::fs::read_to_string(written).expect("a file").contains("priority: 1000001"));
+    let (code, _, errors) = with_editor("exit 3");
+    assert!(code == Some(1) && errors.contains("ended with exit status: 3"), "{errors}");
     let (code, _, errors) = home.run(&["edit", "job/waits", "--priority", "1000001"]);
     assert_eq!((code, errors.contains("priority: 1000001 is not within")), (8, true), "{errors}");
 }
