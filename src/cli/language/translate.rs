@@ -18,17 +18,13 @@ pub(super) fn line(english: &str) -> String {
             return format!("{chinese_word}{}", line(rest));
         }
     }
-    // The message may contain `: ` itself, so as much as can be a path or a place is cut off first.
-    let places = english.match_indices(": ").map(|(at, _)| at + 2).filter(|at| is_place(&english[..*at]));
-    for at in places.collect::<Vec<_>>().into_iter().rev().chain([0]) {
+    // The message may contain `: ` itself, so as much as can be a path or a place is cut off first, and anything else last.
+    let ends: Vec<usize> = english.match_indices(": ").map(|(at, _)| at + 2).collect();
+    let (places, others): (Vec<usize>, Vec<usize>) =
+        ends.into_iter().partition(|at| is_place(&english[..*at]));
+    for at in places.into_iter().rev().chain([0]).chain(others) {
         let (before, after) = english.split_at(at);
-        if let Some(chinese) = by_template(MESSAGES, after) {
-            return format!("{before}{chinese}");
-        }
-    }
-    for (at, _) in english.match_indices(": ") {
-        let (before, after) = english.split_at(at + 2);
-        if let Some(chinese) = by_template(MESSAGES, after) {
+        if let Some(chinese) = by_template(MESSAGES, after, |_| true) {
             return format!("{before}{chinese}");
         }
     }
@@ -47,7 +43,7 @@ pub(super) fn line(english: &str) -> String {
 
 /// What a command did, in Chinese.
 pub(super) fn result(english: &str) -> String {
-    by_template(RESULTS, english).unwrap_or_else(|| english.to_owned())
+    by_template(RESULTS, english, |_| true).unwrap_or_else(|| english.to_owned())
 }
 
 /// The text can be what stands before a message: names of files and fields, lines and columns, without spaces but in
@@ -58,16 +54,21 @@ fn is_place(text: &str) -> bool {
 
 /// A value that `describe` prints in Chinese.
 pub(super) fn value(english: &str) -> String {
-    by_template(VALUES, english).unwrap_or_else(|| english.to_owned())
+    by_template(VALUES, english, |_| true).unwrap_or_else(|| english.to_owned())
 }
 
 /// With which lines of standard error begin.
 const PREFIXES: [(&str, &str); 4] =
     [("error: ", "错误："), ("hint: ", "提示："), ("warning: ", "警告："), ("weir: ", "weir：")];
 
-/// The whole text by the template that has most of it in common.
-fn by_template(table: &[(&str, &'static str)], english: &str) -> Option<String> {
-    let matching = table.iter().filter_map(|(template, chinese)| {
+/// The whole text by that of the templates that pass `is_meant` which has most of it in common.
+fn by_template(
+    table: &[(&str, &'static str)],
+    english: &str,
+    is_meant: impl Fn(&str) -> bool,
+) -> Option<String> {
+    let meant = table.iter().filter(|(template, _)| is_meant(template));
+    let matching = meant.filter_map(|(template, chinese)| {
         let values = captures(template, english)?;
         Some((template.len() - 2 * values.len(), *chinese, values))
     });
@@ -114,8 +115,7 @@ fn filled(table: &[(&str, &'static str)], chinese: &str, values: &[&str]) -> Str
 
 /// A value as a message of its own. Templates that begin with a value would match parts of other texts.
 fn nested(table: &[(&str, &'static str)], value: &str) -> Option<String> {
-    let whole = table.iter().filter(|(template, _)| !template.starts_with("{}")).copied().collect::<Vec<_>>();
-    by_template(&whole, value)
+    by_template(table, value, |template| !template.starts_with("{}"))
 }
 
 #[cfg(test)]
