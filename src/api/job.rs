@@ -114,6 +114,13 @@ impl v1::job_service_server::JobService for Jobs {
         }))
     }
 
+    async fn list_units(
+        &self,
+        request: Request<v1::ListUnitsRequest>,
+    ) -> Result<Response<v1::ListUnitsResponse>, Status> {
+        self.units(request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_jobs(
         &self,
         request: Request<v1::ListJobsRequest>,

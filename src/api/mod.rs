@@ -30,6 +30,7 @@ mod response_limit;
 mod response_stream;
 pub mod retry;
 mod selection;
+mod units;
 mod watch;
 
 use std::sync::Arc;

@@ -13,11 +13,11 @@ use super::response_stream::{ResponseStream, spawn_response};
 use super::watch::{PoolWatch, watch};
 use super::{convert, error};
 use crate::broker::query::{
-    GetInventory, GetPool, GetPoolInFull, ListMovable, ListNodes, ListPools, NodePage, NodeView, PoolView,
-    defrag,
+    GetInventory, GetNode, GetPool, GetPoolInFull, ListMovable, ListNodes, ListPools, NodePage, NodeView,
+    PoolView, defrag,
 };
 use crate::model::id::{AttemptId, NodeId, Revision};
-use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX, PAGE_MAX};
+use crate::model::limit::{DEFRAG_MOVES_DEFAULT, DEFRAG_MOVES_MAX, DEFRAG_NODES_MAX, LABELS_MAX};
 use crate::model::pool::DrainMode;
 use crate::model::validate::quote;
 use crate::runtime::handle::Handle;
@@ -89,6 +89,17 @@ impl v1::pool_service_server::PoolService for Pools {
             next_page_token: next.map(|id| id.to_string()).unwrap_or_default(),
             revision: revision.0,
         }))
+    }
+
+    async fn get_node(
+        &self,
+        request: Request<v1::GetNodeRequest>,
+    ) -> Result<Response<v1::GetNodeResponse>, Status> {
+        let message = request.into_inner();
+        let pool = self.find(&message.pool).await?.pool;
+        let (revision, node) = self.find_node(&message.pool, &message.name).await?;
+        let node = Some(convert::node_message(&pool, &node));
+        Ok(Response::new(v1::GetNodeResponse { node, revision: revision.0 }))
     }
 
     async fn cordon(
@@ -234,18 +245,11 @@ impl Pools {
         }
     }
 
-    async fn find_node(&self, pool: &str, name: &str) -> Result<NodeId, Status> {
-        let mut after = NodeId(0);
-        loop {
-            let query = ListNodes { pool: pool.to_owned(), after, limit: PAGE_MAX };
-            let (_, NodePage { nodes, next }) = self.broker.query(query).await?;
-            let found = nodes.iter().find(|node: &&NodeView| node.node.spec.name == name);
-            match (found, next) {
-                (Some(node), _) => return Ok(node.id),
-                (None, Some(next)) => after = next,
-                (None, None) => return Err(error::not_found("node", name)),
-            }
-        }
+    async fn find_node(&self, pool: &str, name: &str) -> Result<(Revision, NodeView), Status> {
+        let query = GetNode { pool: pool.to_owned(), name: name.to_owned() };
+        let (revision, node) = self.broker.query(query).await?;
+        let node = node.ok_or_else(|| error::not_found("node", name))?;
+        Ok((revision, *node))
     }
 
     /// Cordons or uncordons a node, or the whole pool if `node` is empty.
@@ -253,7 +257,10 @@ impl Pools {
         let id = self.find(pool).await?.pool.id;
         Ok(match node {
             "" => Command::CordonPool { pool: id, cordoned },
-            node => Command::CordonNode { pool: id, node: self.find_node(pool, node).await?, cordoned },
+            node => {
+                let (_, node) = self.find_node(pool, node).await?;
+                Command::CordonNode { pool: id, node: node.id, cordoned }
+            }
         })
     }
 }

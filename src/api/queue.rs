@@ -1,12 +1,14 @@
-//! QueueService: creates, updates and lists queues.
+//! QueueService: creates, updates, deletes, lists and watches queues.
 
 use tonic::{Request, Response, Status};
 
 use super::connection::identity_of;
 use super::mutation::Mutations;
 use super::proto::v1;
+use super::response_stream::{ResponseStream, spawn_response};
+use super::watch::{QueueWatch, watch};
 use super::{convert, error};
-use crate::broker::query::ListQueues;
+use crate::broker::query::{GetQueue, ListQueues};
 use crate::model::id::Revision;
 use crate::runtime::handle::Handle;
 use crate::state::command::Command;
@@ -63,5 +65,30 @@ impl v1::queue_service_server::QueueService for Queues {
         let (revision, queues) = self.broker.query(ListQueues).await?;
         let queues = queues.iter().map(convert::queue_message).collect();
         Ok(Response::new(v1::ListQueuesResponse { queues, revision: revision.0 }))
+    }
+
+    async fn get_queue(
+        &self,
+        request: Request<v1::GetQueueRequest>,
+    ) -> Result<Response<v1::GetQueueResponse>, Status> {
+        let name = request.into_inner().name;
+        let (revision, queue) = self.broker.query(GetQueue(name.clone())).await?;
+        let queue = queue.ok_or_else(|| error::not_found("queue", &name))?;
+        let queue = Some(convert::queue_message(&queue));
+        Ok(Response::new(v1::GetQueueResponse { queue, revision: revision.0 }))
+    }
+
+    type WatchQueuesStream = ResponseStream<v1::WatchQueuesResponse>;
+
+    async fn watch_queues(
+        &self,
+        request: Request<v1::WatchQueuesRequest>,
+    ) -> Result<Response<Self::WatchQueuesStream>, Status> {
+        let identity = identity_of(&request);
+        let from = Revision(request.into_inner().from_revision);
+        let broker = self.broker.clone();
+        Ok(Response::new(spawn_response(&identity, |sender| async move {
+            watch(&broker, &QueueWatch(broker.clone()), from, &sender).await
+        })))
     }
 }

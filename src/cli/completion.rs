@@ -10,7 +10,7 @@ use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate};
 
 use super::connect::job_name;
-use super::get::{list_nodes, list_pools, list_queues};
+use super::get::{all_pools, all_queues, list_nodes};
 use super::job_list::state_names;
 use super::kind::Kind;
 use super::{Cli, Connect, Failure, reference};
@@ -135,7 +135,7 @@ async fn job_names(client: &Client, with_ended: bool) -> Result<Vec<String>, Fai
 }
 
 async fn pool_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failure> {
-    let pools = list_pools(client, None).await?;
+    let pools = all_pools(client).await?;
     Ok(pools.into_iter().map(|pool| format!("{prefix}{}", pool.name)).collect())
 }
 
@@ -145,7 +145,7 @@ async fn node_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failur
 }
 
 async fn queue_names(client: &Client, prefix: &str) -> Result<Vec<String>, Failure> {
-    let queues = list_queues(client, None).await?;
+    let queues = all_queues(client).await?;
     Ok(queues.into_iter().map(|queue| format!("{prefix}{}", queue.name)).collect())
 }
 
@@ -195,7 +195,7 @@ fn devices() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
         let mut models = ask(async |client| {
             let mut models = Vec::new();
-            for pool in list_pools(&client, None).await? {
+            for pool in all_pools(&client).await? {
                 let request = v1::ListNodesRequest { pool: pool.name, ..v1::ListNodesRequest::default() };
                 let nodes = client.pools().list_nodes(request).await?.into_inner().nodes;
                 models.extend(nodes.into_iter().flat_map(|node| node.devices).map(|device| device.model));
@@ -235,20 +235,24 @@ fn names() -> ArgValueCompleter {
             Some(Kind::Pools) => ask(async |client| pool_names(&client, "").await),
             Some(Kind::Queues) => ask(async |client| queue_names(&client, "").await),
             Some(Kind::Nodes) => ask(async |client| node_names(&client, "").await),
-            Some(Kind::Jobs | Kind::Attempts) | None => ask(async |client| job_names(&client, true).await),
+            Some(Kind::Jobs | Kind::Attempts | Kind::Units) | None => {
+                ask(async |client| job_names(&client, true).await)
+            }
         };
         candidates(typed, names)
     })
 }
+
+/// What can be typed of a type of objects.
+const TYPES: [&str; 10] =
+    ["jobs", "job/", "attempts", "units", "pools", "pool/", "nodes", "node/", "queues", "queue/"];
 
 /// Completes types of objects, and TYPE/NAME once a type is typed.
 fn objects() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| {
         let kind = typed.to_string_lossy();
         let names = match kind.split_once('/').map(|(kind, _)| kind) {
-            None => ["jobs", "job/", "attempts", "pools", "pool/", "nodes", "node/", "queues", "queue/"]
-                .map(str::to_owned)
-                .to_vec(),
+            None => TYPES.map(str::to_owned).to_vec(),
             Some("job") => ask(async |client| job_names(&client, true).await),
             Some("node") => ask(async |client| node_names(&client, "node/").await),
             Some("pool") => ask(async |client| pool_names(&client, "pool/").await),

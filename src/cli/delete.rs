@@ -73,7 +73,7 @@ impl Object {
         match Kind::parse(kind) {
             Some(Kind::Pools) => Ok(Self::Pool(name.to_owned())),
             Some(Kind::Queues) => Ok(Self::Queue(name.to_owned())),
-            Some(Kind::Jobs | Kind::Attempts) => {
+            Some(Kind::Jobs | Kind::Attempts | Kind::Units) => {
                 refused("`weir cancel job/NAME` ends a job; its history stays")
             }
             Some(Kind::Nodes) => refused("a node is removed when its pool no longer reports it"),

@@ -5,6 +5,7 @@
 pub enum Kind {
     Jobs,
     Attempts,
+    Units,
     Pools,
     Nodes,
     Queues,
@@ -16,6 +17,7 @@ impl Kind {
         Some(match text {
             "jobs" | "job" | "j" => Self::Jobs,
             "attempts" | "attempt" | "at" => Self::Attempts,
+            "units" | "unit" | "un" => Self::Units,
             "pools" | "pool" | "po" => Self::Pools,
             "nodes" | "node" | "no" => Self::Nodes,
             "queues" | "queue" | "qu" => Self::Queues,

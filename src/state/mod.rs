@@ -18,6 +18,7 @@ pub mod record;
 pub mod rejection;
 pub mod snapshot;
 pub mod token;
+pub mod units;
 pub mod view;
 pub mod workload;
 

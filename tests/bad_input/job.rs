@@ -394,8 +394,9 @@ type OfJob = fn(Option<v1::JobRef>) -> Call;
 /// Bad values of the requests that read jobs or cancel them.
 fn reader_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let calls: [(&str, OfJob); 8] = [
+    let calls: [(&str, OfJob); 9] = [
         ("job", |job| Call::ListAttempts(v1::ListAttemptsRequest { job, ..Default::default() })),
+        ("job", |job| Call::ListUnits(v1::ListUnitsRequest { job, ..Default::default() })),
         ("job", |job| Call::GetJob(v1::GetJobRequest { job, with_attempts: true })),
         ("job", |job| Call::WatchJobs(v1::WatchJobsRequest { job, from_revision: 1 })),
         ("job", |job| Call::Why(v1::WhyRequest { job })),
@@ -436,6 +437,10 @@ fn reader_cases() -> Vec<Case> {
             ..Default::default()
         })
     };
+    let units = |states: &[i32], page_size, page_token: &str| {
+        let (states, page_token) = (states.to_vec(), page_token.to_owned());
+        Call::ListUnits(v1::ListUnitsRequest { job: waits(), states, page_size, page_token })
+    };
     let logs = |unit, task, attempt| {
         Call::Logs(v1::LogsRequest { job: waits(), unit, task, attempt, ..Default::default() })
     };
@@ -459,6 +464,11 @@ fn reader_cases() -> Vec<Case> {
             "\"1.x\\u{7}\" is not the next_page_token of an earlier page",
         ),
         invalid(attempts(0, "7"), "page_token", "\"7\" is not the next_page_token of an earlier page"),
+        invalid(units(&[], 1_001, ""), "page_size", "1001 is not within 0 and 1000"),
+        invalid(units(&[], 0, "-1"), "page_token", "\"-1\" is not the next_page_token of an earlier page"),
+        invalid(units(&[1, 0], 0, ""), "states[1]", "0 is not a state of units: use WAITING (1)"),
+        invalid(units(&[7], 0, ""), "states[0]", "7 is not a state of units"),
+        invalid(units(&[1; 9], 0, ""), "states", "9 entries, 0 to 8 are allowed"),
         // Of the job that waits there is nothing to run again.
         refused(rerun(&"t".repeat(129), ""), "token", Code::FailedPrecondition, "\"waits\" has not ended"),
         refused(rerun("", "no name"), "name", Code::FailedPrecondition, "\"waits\" has not ended"),

@@ -110,6 +110,39 @@ async fn watch_lists_the_pools_again_when_one_is_deleted() {
 }
 
 #[tokio::test]
+async fn watch_sends_queues_whose_settings_change_and_lists_them_again_when_one_is_deleted() {
+    let broker = Broker::start();
+    let client = broker.client();
+    let request = v1::WatchQueuesRequest { from_revision: 0 };
+    let mut watch = client.queues().watch_queues(request).await.expect("a watch").into_inner();
+    let mut next = async || {
+        let message = watch.message().await.expect("a message").expect("more");
+        let queues = message.queues.into_iter().map(|queue| (queue.name, queue.weight));
+        (message.relisted, queues.collect::<Vec<_>>(), message.revision)
+    };
+    let default = ("default".to_owned(), 1);
+    assert_eq!(next().await.1, [default.clone()]);
+    let team = |weight| v1::Queue { name: "team".to_owned(), weight, ..Default::default() };
+    let create = v1::CreateQueueRequest { queue: Some(team(2)), ..Default::default() };
+    client.queues().create_queue(create).await.expect("a queue");
+    let (relisted, queues, _) = next().await;
+    assert_eq!((relisted, queues), (false, vec![("team".to_owned(), 2)]));
+    // What uses a queue is no change of its settings: the next message is about the update.
+    waiting_job(&client, "waits").await;
+    let update = v1::UpdateQueueRequest { queue: Some(team(3)), ..Default::default() };
+    client.queues().update_queue(update).await.expect("an update");
+    let (relisted, queues, seen) = next().await;
+    assert_eq!((relisted, queues), (false, vec![("team".to_owned(), 3)]));
+    let got = client.queues().get_queue(v1::GetQueueRequest { name: "team".to_owned() }).await;
+    let got = got.expect("a queue").into_inner();
+    assert!(got.queue.is_some_and(|queue| queue.weight == 3) && got.revision >= seen);
+    let delete = v1::DeleteQueueRequest { name: "team".to_owned(), ..Default::default() };
+    client.queues().delete_queue(delete).await.expect("deleted");
+    let (relisted, queues, _) = next().await;
+    assert_eq!((relisted, queues), (true, vec![default]));
+}
+
+#[tokio::test]
 async fn list_of_large_jobs_comes_in_pages_of_bounded_size() {
     let broker = Broker::start();
     let client = broker.client();

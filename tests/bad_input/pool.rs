@@ -82,6 +82,10 @@ pub fn cases() -> Vec<Case> {
     for name in ["nope", "", "\u{202e}", &"n".repeat(1 << 20)] {
         let get = Call::GetPool(v1::GetPoolRequest { name: text(name) });
         all.push(refused(get, "name", Code::NotFound, "does not exist"));
+        for (pool, node, field) in [(name, "n1", "pool"), ("normal", name, "name")] {
+            let get = Call::GetNode(v1::GetNodeRequest { pool: text(pool), name: text(node) });
+            all.push(refused(get, field, Code::NotFound, "does not exist"));
+        }
         let [plan, _] = defrag(name, 0, 0);
         all.push(refused(plan, "pool", Code::NotFound, "does not exist"));
         all.push(refused(cordon("", name, ""), "pool", Code::NotFound, "does not exist"));

@@ -95,6 +95,8 @@ pub fn cases() -> Vec<Case> {
     ]);
     for name in ["nope", "", "\u{202e}", &"n".repeat(1 << 20)] {
         all.push(refused(delete("", name, 0), "name", Code::NotFound, "does not exist"));
+        let get = Call::GetQueue(v1::GetQueueRequest { name: name.to_owned() });
+        all.push(refused(get, "name", Code::NotFound, "does not exist"));
     }
     all
 }

@@ -32,6 +32,20 @@ fn failed_tasks_of_an_array_are_listed_and_the_others_go_on() {
     assert_eq!(home.run(&["get", "attempts", "array"]).1.lines().count(), 41);
     let (_, listed, notes) = home.run(&["get", "attempts/array", "--limit", "7"]);
     assert_eq!((listed.lines().count(), notes.contains("only the first 7 are listed")), (8, true), "{notes}");
+    let ranges = |arguments: &[&str]| {
+        let (code, table, errors) = home.run(&[&["get", "units", "job/array"], arguments].concat());
+        assert_eq!(code, 0, "{errors}");
+        let row = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        table.lines().skip(1).map(row).collect::<Vec<_>>()
+    };
+    let succeeded = |units: &str| format!("{units} SUCCEEDED Succeeded");
+    let failed_ranges = ["3 1 FAILED Failed", "17-18 2 FAILED Failed"].map(str::to_owned);
+    let [first, second] = failed_ranges.clone();
+    let all = [succeeded("0-2 3"), first, succeeded("4-16 13"), second, succeeded("19-39 21")];
+    assert_eq!(ranges(&[]), all);
+    assert_eq!(ranges(&["--failed"]), failed_ranges);
+    let [.., largest] = &all;
+    assert_eq!(ranges(&["--sort", "-count", "--limit", "1"]), [largest.clone()]);
     let (_, json, _) = home.run(&["get", "job/array", "-o", "json"]);
     assert!(json.contains("\"failed_units\"") && json.contains("\"first\": 17"), "{json}");
     let (_, output, notes) = home.run(&["logs", "job/array"]);

@@ -91,3 +91,49 @@ fn jobs_are_listed_counted_and_cancelled_by_what_they_have_in_common() {
     assert_eq!((code, cancelled.lines().count()), (0, 2), "{cancelled}");
     assert_eq!(names(&["--state", "cancelled"]), "job/team/vision/waits-2\njob/team/vision/waits-1\n");
 }
+
+/// A list is sorted by values, not by how they are printed, and has the columns that were asked for.
+#[test]
+fn lists_are_sorted_and_their_columns_chosen() {
+    let (home, _dev) = dev();
+    let file = home.path().join("jobs.yaml");
+    let job = |(name, priority)| {
+        format!("---\nname: {name}\npriority: {priority}\ngroups:\n- {{command: ['true'], cpus: 1}}\n")
+    };
+    std::fs::write(&file, [("b", 5), ("c", -3), ("a", 40)].map(job).concat()).expect("a file");
+    let (code, _, errors) = home.run(&["submit", "--hold", file.to_str().expect("a path")]);
+    assert_eq!(code, 0, "{errors}");
+    let rows = |arguments: &[&str]| {
+        let (code, table, errors) = home.run(&[&["get"], arguments].concat());
+        assert_eq!(code, 0, "{arguments:?}: {errors}");
+        let row = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        table.lines().map(row).collect::<Vec<_>>()
+    };
+    let columns = ["jobs", "--columns", "priority,name"];
+    let sorted = |by: &str| rows(&[&columns[..], &["--sort", by]].concat());
+    assert_eq!(rows(&columns), ["PRIORITY NAME", "40 a", "-3 c", "5 b"], "the newest first");
+    assert_eq!(sorted("priority"), ["PRIORITY NAME", "-3 c", "5 b", "40 a"]);
+    assert_eq!(sorted("-priority"), ["PRIORITY NAME", "40 a", "5 b", "-3 c"]);
+    assert_eq!(sorted("submitted"), ["PRIORITY NAME", "5 b", "-3 c", "40 a"]);
+    let lowest = ["jobs", "--sort", "priority", "--limit", "1", "-o", "name"];
+    assert_eq!(rows(&lowest), ["job/c"], "the first of all in this order");
+    assert_eq!(rows(&["pools", "--sort", "-name", "--columns", "name"])[..2], ["NAME", "xj-ascend"]);
+    assert_eq!(rows(&["queue/default", "--columns", "weight"]), ["WEIGHT", "1"]);
+    for (arguments, code, expected) in [
+        (&["get", "jobs", "--sort", "size"][..], 2, "--sort \"size\": use submitted, started"),
+        (&["get", "nodes", "--columns", "size"], 2, "--columns \"size\": use NAME, POOL"),
+        (&["get", "jobs", "--sort", "name", "-w"], 2, "--sort applies only to a list without --watch"),
+        (&["get", "jobs", "--columns", "name", "-o", "json"], 2, "--columns applies only to a table"),
+        (&["get", "units"], 2, "name the job: weir get units job/NAME"),
+        (&["get", "units/nope"], 3, "job \"nope\" does not exist"),
+        (&["describe", "units/a"], 8, "can't be described"),
+        (&["get", "node/nope"], 3, "node \"nope\" does not exist"),
+        (&["get", "node/nope", "--pool", "local"], 3, "node \"nope\" does not exist"),
+        (&["get", "node/nope", "--pool", "nope"], 3, "pool \"nope\" does not exist"),
+        (&["get", "queue/nope"], 3, "queue \"nope\" does not exist"),
+        (&["get", "pool/nope"], 3, "pool \"nope\" does not exist"),
+    ] {
+        let (found, _, errors) = home.run(arguments);
+        assert!(found == code && errors.contains(expected), "{arguments:?}: {found} {errors}");
+    }
+}

@@ -8,9 +8,9 @@ pub use agent::{from_agent, hello, sync_request, sync_response, to_agent};
 pub(crate) use agent::{hello_message, parse};
 pub use spec::{dependency_message, job_spec, read_job_spec, spec_message};
 pub use view::{
-    attempt_message, defrag_message, free_block_message, job_message, limits, node_message,
+    attempt_message, check_unit_state, defrag_message, free_block_message, job_message, limits, node_message,
     output_time_message, parse_phase, pool_message, principal, queue_message, queue_spec, resources_message,
-    why_message,
+    units_message, why_message,
 };
 
 use crate::model::region::{ParseRegionError, RegionCode};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Invalid, invalid, resources};
 use crate::api::proto::v1;
 use crate::broker::query::{FreeBlock, JobWhy, NodeView, PoolView, QueueView, defrag};
-use crate::model::attempt::{Outcome, Phase};
+use crate::model::attempt::{Outcome, OutcomeKind, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, Revision};
 use crate::model::language::Parameter;
@@ -16,6 +16,7 @@ use crate::model::resource::Resources;
 use crate::model::time::Timestamp;
 use crate::state::job::Principal;
 use crate::state::pool::Pool;
+use crate::state::units::{UnitState, Units};
 use crate::state::view::{AttemptPhase, AttemptView, FailedUnits, JobPhase, JobView, PoolContact};
 
 /// Converts amounts to their message.
@@ -216,6 +217,34 @@ fn connectivity_message(connectivity: Connectivity) -> v1::Connectivity {
         Connectivity::Suspect => v1::Connectivity::Suspect,
         Connectivity::Unreachable => v1::Connectivity::Unreachable,
         Connectivity::Lost => v1::Connectivity::Lost,
+    }
+}
+
+/// Converts a range of units to its message.
+pub fn units_message(units: Units) -> v1::Units {
+    let (state, outcome) = match units.state {
+        UnitState::Waiting => (v1::UnitState::Waiting, ""),
+        UnitState::BackingOff => (v1::UnitState::BackingOff, ""),
+        UnitState::Live => (v1::UnitState::Live, ""),
+        UnitState::Ended(OutcomeKind::Succeeded) => (v1::UnitState::Succeeded, OutcomeKind::Succeeded.code()),
+        UnitState::Ended(kind) => (v1::UnitState::Failed, kind.code()),
+        UnitState::Skipped => (v1::UnitState::Skipped, ""),
+    };
+    v1::Units { state: state.into(), first: units.first, last: units.last, outcome: outcome.to_owned() }
+}
+
+/// Checks that a number names a state of units.
+///
+/// # Errors
+/// If it names none.
+pub fn check_unit_state(field: &str, value: i32) -> Result<(), Invalid> {
+    match v1::UnitState::try_from(value) {
+        Ok(state) if state != v1::UnitState::Unspecified => Ok(()),
+        _ => {
+            let allowed =
+                "use WAITING (1), BACKING_OFF (2), LIVE (3), SUCCEEDED (4), FAILED (5) or SKIPPED (6)";
+            Err(invalid(field, format!("{value} is not a state of units: {allowed}")))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod jobs;
 mod pools;
+mod queues;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tonic::Status;
 
 pub(super) use jobs::JobWatch;
 pub(super) use pools::PoolWatch;
+pub(super) use queues::QueueWatch;
 
 use super::response_stream::ResponseSender;
 use crate::broker::query::GetStatus;

@@ -5,6 +5,7 @@ mod count;
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
 
 pub use count::{CountBy, CountJobs, JobCounts};
@@ -22,6 +23,7 @@ use crate::state::Queue;
 pub use crate::state::job_filter::JobFilter;
 use crate::state::job_filter::LiveFilter;
 use crate::state::pool::{Node, Pool};
+use crate::state::units::{Units, unit_ranges};
 use crate::state::view::{AttemptView, JobView, failed_units_from};
 
 /// How a job is named.
@@ -189,6 +191,24 @@ impl Query for ListFailedUnits {
     }
 }
 
+/// Asks where a job's units stand, from a unit on. `None` if the job is not live.
+#[derive(Clone, Copy, Debug)]
+pub struct ListUnits {
+    pub job: JobId,
+    pub from: u32,
+    pub limit: usize,
+}
+
+impl Query for ListUnits {
+    type Answer = Option<Vec<Units>>;
+
+    fn answer(self, broker: &Broker) -> Option<Vec<Units>> {
+        let job = broker.state.job(self.job)?;
+        let total = broker.state.spec(job.spec)?.spec.unit_count();
+        Some(unit_ranges(&job.groups, total, true, self.from, self.limit))
+    }
+}
+
 /// Asks why a job waits. `None` if it is not live.
 #[derive(Clone, Debug)]
 pub struct GetWhy(pub JobRef);
@@ -290,16 +310,30 @@ impl Query for ListNodes {
     fn answer(self, broker: &Broker) -> NodePage {
         let Some(pool) = broker.state.pool_named(&self.pool) else { return NodePage::default() };
         let waiting = capacity::Waiting::for_pool(&broker.state, pool);
-        let view = |(id, node): (&NodeId, &Node)| NodeView {
-            id: *id,
-            node: node.clone(),
-            stranded_millis: waiting.stranded_millis(pool, node),
-        };
-        let range = (std::ops::Bound::Excluded(self.after), std::ops::Bound::Unbounded);
+        let view = |(id, node): (&NodeId, &Node)| NodeView::new(&waiting, pool, *id, node);
+        let range = (Bound::Excluded(self.after), Bound::Unbounded);
         let mut nodes: Vec<NodeView> = pool.nodes.range(range).take(self.limit + 1).map(view).collect();
         let more = nodes.len() > self.limit;
         nodes.truncate(self.limit);
         NodePage { next: nodes.last().map(|node| node.id).filter(|_| more), nodes }
+    }
+}
+
+/// Asks for the node of this name in a pool.
+#[derive(Clone, Debug)]
+pub struct GetNode {
+    pub pool: String,
+    pub name: String,
+}
+
+impl Query for GetNode {
+    type Answer = Option<Box<NodeView>>;
+
+    fn answer(self, broker: &Broker) -> Self::Answer {
+        let pool = broker.state.pool_named(&self.pool)?;
+        let id = pool.node_names.get(&self.name)?;
+        let waiting = capacity::Waiting::for_pool(&broker.state, pool);
+        Some(Box::new(NodeView::new(&waiting, pool, *id, pool.nodes.get(id)?)))
     }
 }
 
@@ -386,6 +420,12 @@ pub struct NodeView {
     pub node: Node,
     /// Thousandths of its free devices that no waiting task can use; `None` if none waits for such devices.
     pub stranded_millis: Option<u64>,
+}
+
+impl NodeView {
+    fn new(waiting: &capacity::Waiting, pool: &Pool, id: NodeId, node: &Node) -> Self {
+        Self { id, node: node.clone(), stranded_millis: waiting.stranded_millis(pool, node) }
+    }
 }
 
 /// A queue as readers see it.

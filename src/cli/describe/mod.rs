@@ -9,7 +9,7 @@ mod queue;
 use serde_json::Value;
 
 use super::exit::{INVALID, NOT_FOUND, USAGE};
-use super::get::{list_nodes, list_queues};
+use super::get::{all_queues, list_nodes};
 use super::job_file::job_value;
 use super::job_list::JobFilter;
 use super::kind::Kind;
@@ -58,10 +58,11 @@ impl Describe {
             (None, None) => ("job", self.what.as_str()),
         };
         let rule = "can't be described: use job, attempt, pool, node or queue";
-        let kind =
-            Kind::parse(kind).ok_or_else(|| Failure::new(INVALID, format!("{} {rule}", quote(kind))))?;
+        let refused = || Failure::new(INVALID, format!("{} {rule}", quote(kind)));
+        let parsed = Kind::parse(kind).ok_or_else(refused)?;
         let client = connect.client()?;
-        match kind {
+        match parsed {
+            Kind::Units => return Err(refused()),
             Kind::Jobs => self.job(&client, connect, name).await?,
             Kind::Attempts => self.attempt(&client, name).await?,
             Kind::Pools => {
@@ -136,7 +137,7 @@ impl Describe {
     }
 
     async fn queue(&self, client: &Client, name: &str) -> Result<(), Failure> {
-        let all = list_queues(client, None).await?;
+        let all = all_queues(client).await?;
         let Some(queue) = all.iter().find(|queue| queue.name == name) else {
             return Err(Failure::new(NOT_FOUND, format!("queue {} does not exist", quote(name))));
         };

@@ -61,8 +61,12 @@ impl JobColumns {
 
 /// How long something ran, or has run; empty if it never started.
 fn elapsed(started_unix_ms: Option<u64>, ended_unix_ms: Option<u64>) -> String {
-    let ran = started_unix_ms.map(|at| ended_unix_ms.unwrap_or_else(now_ms).saturating_sub(at));
-    ran.map(span).unwrap_or_default()
+    elapsed_ms(started_unix_ms, ended_unix_ms).map(span).unwrap_or_default()
+}
+
+/// The same in milliseconds.
+pub(super) fn elapsed_ms(started_unix_ms: Option<u64>, ended_unix_ms: Option<u64>) -> Option<u64> {
+    started_unix_ms.map(|at| ended_unix_ms.unwrap_or_else(now_ms).saturating_sub(at))
 }
 
 /// An outcome without its message: `Failed:3`, `Failed:signal-9`, `TimedOut`.
@@ -96,6 +100,26 @@ pub(super) fn attempt(attempt: &v1::Attempt, wide: bool) -> Vec<String> {
     ];
     row.extend(wide.then(|| attempt.id.clone()));
     row
+}
+
+pub(super) const UNITS_HEADING: &[&str] = &["UNITS", "COUNT", "STATE", "OUTCOME"];
+
+pub(super) fn units(units: &v1::Units) -> Vec<String> {
+    vec![
+        unit_range(units),
+        (u64::from(units.last) + 1).saturating_sub(units.first.into()).to_string(),
+        name_of::<v1::UnitState>(units.state).to_owned(),
+        units.outcome.clone(),
+    ]
+}
+
+/// Units as `cancel --units` takes them.
+pub(super) fn unit_range(units: &v1::Units) -> String {
+    if units.first == units.last {
+        units.first.to_string()
+    } else {
+        format!("{}-{}", units.first, units.last)
+    }
 }
 
 /// The heading of pools; in a wide list also what serves them, and how many nodes they have.

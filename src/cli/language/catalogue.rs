@@ -257,9 +257,11 @@ pub(super) const MESSAGES: &[(&str, &str)] = &[
         "{0} 不能查看：可用 job、attempt、pool、node 或 queue",
     ),
     (
-        "{} is not a type: use jobs, attempts, pools, nodes or queues",
-        "{0} 不是类型：可用 jobs、attempts、pools、nodes 或 queues",
+        "{} is not a type: use jobs, attempts, units, pools, nodes or queues",
+        "{0} 不是类型：可用 jobs、attempts、units、pools、nodes 或 queues",
     ),
+    ("--sort {}: use {}", "--sort {0}：可用 {1}"),
+    ("--columns {}: use {}", "--columns {0}：可用 {1}"),
     ("{} can't be counted: use jobs", "{0} 不能统计：可用 jobs"),
     (
         "use queue, state, pool, region, outcome or label:KEY",
@@ -275,7 +277,10 @@ pub(super) const MESSAGES: &[(&str, &str)] = &[
     ("a list of jobs", "作业列表"),
     ("lists of jobs and nodes", "作业和节点的列表"),
     ("a list of jobs without --watch", "不带 --watch 的作业列表"),
-    ("a list of jobs, attempts or nodes without --watch", "不带 --watch 的作业、尝试或节点列表"),
+    ("a list of jobs, attempts, units or nodes without --watch", "不带 --watch 的作业、尝试、单元或节点列表"),
+    ("a list without --watch", "不带 --watch 的列表"),
+    ("a table", "表格"),
+    ("attempts and units", "尝试和单元"),
     ("{} selects jobs: name none beside it", "{0} 已选择作业：不要再写作业名"),
     (
         "name jobs, or select them with --label, --state or another such flag, or --all",
