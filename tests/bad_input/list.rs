@@ -121,7 +121,7 @@ async fn watch_sends_queues_whose_settings_change_and_lists_them_again_when_one_
         (message.relisted, queues.collect::<Vec<_>>(), message.revision)
     };
     let default = ("default".to_owned(), 1);
-    assert_eq!(next().await.1, [default.clone()]);
+    assert_eq!(next().await.1, std::slice::from_ref(&default));
     let team = |weight| v1::Queue { name: "team".to_owned(), weight, ..Default::default() };
     let create = v1::CreateQueueRequest { queue: Some(team(2)), ..Default::default() };
     client.queues().create_queue(create).await.expect("a queue");

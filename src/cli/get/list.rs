@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::order::{Key, Keys};
+use super::key::{Key, Keys};
 use super::row::{self, JobColumns};
 use crate::api::proto::v1;
 use crate::cli::Failure;
@@ -83,7 +83,8 @@ pub(super) fn jobs(columns: JobColumns) -> List<v1::Job> {
         key: |job| job.id.to_string(),
         value: job_value,
         keys: vec![
-            ("submitted", |job| Key::number(job.submitted_unix_ms)),
+            // Many may be submitted in one millisecond. Later ones have higher ids.
+            ("submitted", |job| Key::number(job.id)),
             ("started", |job| Key::of(job.started_unix_ms)),
             ("ended", |job| Key::of(job.ended_unix_ms)),
             ("elapsed", |job| Key::of(row::elapsed_ms(job.started_unix_ms, job.ended_unix_ms))),
@@ -113,7 +114,7 @@ pub(super) fn attempts(wide: bool) -> List<v1::Attempt> {
 
 pub(super) fn units() -> List<v1::Units> {
     let heading = row::UNITS_HEADING.iter().map(|title| (*title).to_owned()).collect();
-    let name = |units: &v1::Units| format!("units/{}", row::unit_range(units));
+    let name = |units: &v1::Units| format!("units/{}", row::unit_range(units.first, units.last));
     let keys: Keys<v1::Units> = vec![
         ("units", |units| Key::number(units.first)),
         ("count", |units| Key::number(units.last - units.first)),

@@ -1,5 +1,6 @@
 //! `weir get`: lists of jobs, attempts, units, pools, nodes and queues.
 
+mod key;
 mod list;
 mod order;
 mod row;
@@ -18,7 +19,7 @@ use crate::api::proto::v1;
 use crate::model::validate::quote;
 use list::{List, Listed};
 use row::JobColumns;
-pub(super) use row::{node_state, pool_state};
+pub(super) use row::{node_state, pool_state, short_outcome, unit_range};
 
 /// List jobs, attempts, units, pools, nodes or queues.
 #[derive(clap::Args)]

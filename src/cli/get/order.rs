@@ -5,32 +5,6 @@ use crate::cli::Failure;
 use crate::cli::exit::USAGE;
 use crate::model::validate::quote;
 
-/// What objects are sorted by. An absent value comes before all others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Absent,
-    Number(i128),
-    Text(String),
-}
-
-impl Key {
-    pub(super) fn number(value: impl Into<i128>) -> Self {
-        Self::Number(value.into())
-    }
-
-    pub(super) fn text(value: &str) -> Self {
-        Self::Text(value.to_owned())
-    }
-
-    /// The value of a field that may be absent.
-    pub(super) fn of(value: Option<u64>) -> Self {
-        value.map_or(Self::Absent, Self::number)
-    }
-}
-
-/// The names of what objects can be sorted by, each with how it is found.
-pub(super) type Keys<T> = Vec<(&'static str, fn(&T) -> Key)>;
-
 impl<T> List<T> {
     /// Sorts objects by `KEY`, or in the other direction by `-KEY`. Equal ones stay in their order.
     ///
@@ -83,6 +57,7 @@ impl<T: 'static> List<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::get::key::Key;
 
     fn list() -> List<(u64, &'static str)> {
         List {
@@ -115,7 +90,9 @@ mod tests {
 
     #[test]
     fn columns_are_chosen_by_their_titles() {
-        let chosen = list().with_columns(&["size".to_owned(), "NAME".to_owned()]).ok().expect("columns");
+        let Ok(chosen) = list().with_columns(&["size".to_owned(), "NAME".to_owned()]) else {
+            panic!("columns")
+        };
         assert_eq!(chosen.heading, ["SIZE", "NAME"]);
         assert_eq!((chosen.row)(&(9, "b")), ["9", "b"]);
         let wrong = list().with_columns(&["age".to_owned()]).err().expect("no such column");

@@ -70,7 +70,7 @@ pub(super) fn elapsed_ms(started_unix_ms: Option<u64>, ended_unix_ms: Option<u64
 }
 
 /// An outcome without its message: `Failed:3`, `Failed:signal-9`, `TimedOut`.
-fn short_outcome(outcome: &v1::Outcome) -> String {
+pub(in crate::cli) fn short_outcome(outcome: &v1::Outcome) -> String {
     match (outcome.signal, outcome.exit_code) {
         (Some(signal), _) => format!("{}:signal-{signal}", outcome.code),
         (None, Some(code)) => format!("{}:{code}", outcome.code),
@@ -106,7 +106,7 @@ pub(super) const UNITS_HEADING: &[&str] = &["UNITS", "COUNT", "STATE", "OUTCOME"
 
 pub(super) fn units(units: &v1::Units) -> Vec<String> {
     vec![
-        unit_range(units),
+        unit_range(units.first, units.last),
         (u64::from(units.last) + 1).saturating_sub(units.first.into()).to_string(),
         name_of::<v1::UnitState>(units.state).to_owned(),
         units.outcome.clone(),
@@ -114,12 +114,8 @@ pub(super) fn units(units: &v1::Units) -> Vec<String> {
 }
 
 /// Units as `cancel --units` takes them.
-pub(super) fn unit_range(units: &v1::Units) -> String {
-    if units.first == units.last {
-        units.first.to_string()
-    } else {
-        format!("{}-{}", units.first, units.last)
-    }
+pub(in crate::cli) fn unit_range(first: u32, last: u32) -> String {
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
 /// The heading of pools; in a wide list also what serves them, and how many nodes they have.
