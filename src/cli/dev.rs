@@ -7,7 +7,7 @@ use super::agent::{SIMULATED, claim, hello, serve, serve_host};
 use super::connect::ADDRESS_DEFAULT;
 use super::exit::INVALID;
 use super::output::print;
-use super::server::{RETENTION_DEFAULT, listen};
+use super::server::{EVENT_RETENTION_MS_DEFAULT, EVENTS_MAX_DEFAULT, RETENTION_DEFAULT, listen};
 use super::{Failure, LogFormat, demo, memory, start_logging, terminated};
 use crate::api::Limits;
 use crate::api::client::Client;
@@ -101,6 +101,8 @@ impl Dev {
             policy: Policy::default(),
             memory_max: memory.live,
             archive_retention_ms: RETENTION_DEFAULT.0,
+            event_retention_ms: EVENT_RETENTION_MS_DEFAULT,
+            events_max: EVENTS_MAX_DEFAULT,
         };
         let listening = listen(&data, &self.listen, clock, config).await?;
         let data = std::fs::canonicalize(&data)?;

@@ -53,10 +53,20 @@ pub struct Server {
     /// How long ended jobs can be looked up, e.g. 30d or 12h; `forever` removes none.
     #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = retention)]
     archive_retention: Retention,
+    /// How long events can be read (`weir events`), e.g. 7d or 12h. At most the time of --archive-retention.
+    #[arg(long, value_name = "DURATION", default_value = "3d", value_parser = duration_ms)]
+    event_retention: u64,
+    /// Maximum number of events that can be read, with those that only the broker uses; a million takes about 100 MB of disk.
+    #[arg(long, value_name = "N", default_value_t = EVENTS_MAX_DEFAULT)]
+    events_max: u64,
     /// Form of the log on standard error; its level is set by WEIR_LOG.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
 }
+
+/// Events of a broker without options: three days, and about 200 MB.
+pub(super) const EVENT_RETENTION_MS_DEFAULT: u64 = 3 * 24 * 3_600 * 1_000;
+pub(super) const EVENTS_MAX_DEFAULT: u64 = 2_000_000;
 
 /// How long ended jobs stay in the archive, in milliseconds; `None` without end.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +205,9 @@ impl Server {
             policy: self.policy.into(),
             memory_max: memory.live,
             archive_retention_ms: self.archive_retention.0,
+            // An event of a job that is not in the archive has only the job's number.
+            event_retention_ms: self.archive_retention.0.unwrap_or(u64::MAX).min(self.event_retention),
+            events_max: self.events_max,
         };
         let listening = listen(&data, &self.listen, Clock::start(), config).await?;
         tracing::info!(address = %listening.address, data = %data.display(), memory_max, "the broker listens");

@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::memory::MemoryJournal;
 use super::sqlite::SqliteJournal;
-use super::{Batch, Chunk, Error, Journal, Loaded};
+use super::{Batch, Chunk, Error, Journal, Loaded, RetainedEvents};
 use crate::model::attempt::OutcomeKind;
 use crate::model::id::{JobId, Revision, Term};
 use crate::model::spec::minimal;
@@ -17,6 +17,7 @@ use crate::state::job_filter::JobFilter;
 use crate::state::record;
 
 mod damage;
+mod events;
 mod filters;
 mod on_disk;
 
@@ -220,14 +221,14 @@ fn incomplete_snapshot_never_replaces_a_complete_one_even_of_the_same_revision()
         let chunks = writer.chunks();
         let term = writer.term;
         chunks.iter().for_each(|chunk| writer.journal.write_chunk(term, chunk).unwrap());
-        while writer.journal.prune().unwrap() {}
+        while writer.journal.prune(RetainedEvents::default()).unwrap() {}
         let state = writer.state();
         writer.journal.write_chunk(term, &chunks[0]).unwrap();
         assert_eq!(loaded(writer.journal), (chunks.len(), 0));
         assert!(encoded(&recover(writer.journal)) == state);
         let newer = writer.chunks();
         writer.journal.write_chunk(term, &newer[0]).unwrap();
-        while writer.journal.prune().unwrap() {}
+        while writer.journal.prune(RetainedEvents::default()).unwrap() {}
         let state = writer.state();
         assert!(encoded(&recover(journal)) == state);
     });
@@ -237,7 +238,10 @@ fn incomplete_snapshot_never_replaces_a_complete_one_even_of_the_same_revision()
 fn prune_removes_what_is_covered_and_nothing_else() {
     each(|journal| {
         let mut writer = Writer::begin(journal);
-        assert!(!writer.journal.prune().unwrap(), "without a snapshot there is nothing to remove");
+        assert!(
+            !writer.journal.prune(RetainedEvents::default()).unwrap(),
+            "without a snapshot there is nothing to remove"
+        );
         let term = writer.term;
         let mut last = Vec::new();
         for _ in 0..2 {
@@ -250,7 +254,7 @@ fn prune_removes_what_is_covered_and_nothing_else() {
         writer.submit().unwrap();
         writer.submit().unwrap();
         let state = writer.state();
-        while writer.journal.prune().unwrap() {}
+        while writer.journal.prune(RetainedEvents::default()).unwrap() {}
         assert_eq!(loaded(writer.journal), (last.len(), 2));
         assert!(encoded(&recover(writer.journal)) == state);
         writer.submit().unwrap();
@@ -266,7 +270,7 @@ fn writer_continues_after_a_snapshot_whose_events_are_pruned() {
         let term = writer.term;
         let chunks = writer.chunks();
         chunks.iter().for_each(|chunk| writer.journal.write_chunk(term, chunk).unwrap());
-        while writer.journal.prune().unwrap() {}
+        while writer.journal.prune(RetainedEvents::default()).unwrap() {}
         assert_eq!(loaded(writer.journal), (chunks.len(), 0));
         let mut writer = Writer::begin(journal);
         writer.submit().unwrap();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Archive, Batch, Chunk, EndPlace, Error, FinishedJobs, Journal, Loaded};
+use super::{
+    Archive, Batch, Chunk, EndPlace, Error, EventPage, FinishedJobs, Journal, Loaded, RetainedEvents,
+};
 use crate::model::id::{JobId, Revision, Term};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
@@ -16,14 +18,20 @@ struct Store {
     term: Term,
     /// The end of the journal.
     revision: Revision,
-    /// With the last revision of each.
-    batches: Vec<(Revision, Vec<u8>)>,
+    batches: Vec<StoredBatch>,
     /// The newest complete snapshot: its revision and chunks.
     snapshot: Option<(Revision, Vec<Vec<u8>>)>,
     /// The snapshot that is being written.
     partial: (Revision, Vec<Vec<u8>>),
     jobs: BTreeMap<JobId, FinishedJob>,
     attempts: BTreeMap<(JobId, u32, u32), FinishedAttempt>,
+}
+
+struct StoredBatch {
+    /// The revision and the time of its last event.
+    last: Revision,
+    at: Timestamp,
+    bytes: Vec<u8>,
 }
 
 /// A handle to a journal in memory. Clones share the contents, as processes share a disk.
@@ -52,10 +60,8 @@ impl Journal for MemoryJournal {
             from = *revision;
             chunks.iter().for_each(|bytes| visit(Loaded::Chunk(bytes.clone())));
         }
-        for (last, bytes) in &store.batches {
-            if *last > from {
-                visit(Loaded::Events(bytes.clone()));
-            }
+        for batch in store.batches.iter().filter(|batch| batch.last > from) {
+            visit(Loaded::Events(batch.bytes.clone()));
         }
         Ok(())
     }
@@ -70,7 +76,8 @@ impl Journal for MemoryJournal {
         }
         if let Some(last) = batch.events.last() {
             store.revision = last.revision;
-            store.batches.push((last.revision, record::encode_events(&batch.events)));
+            let bytes = record::encode_events(&batch.events);
+            store.batches.push(StoredBatch { last: last.revision, at: last.at, bytes });
         }
         for row in &batch.archive {
             match row {
@@ -101,10 +108,11 @@ impl Journal for MemoryJournal {
         Ok(())
     }
 
-    fn prune(&mut self) -> Result<bool, Error> {
+    fn prune(&mut self, retained: RetainedEvents) -> Result<bool, Error> {
         let mut store = self.store();
+        let end = store.revision;
         if let Some(covered) = store.snapshot.as_ref().map(|(revision, _)| *revision) {
-            store.batches.retain(|(last, _)| *last > covered);
+            store.batches.retain(|batch| batch.last > covered || retained.has(batch.last, batch.at, end));
         }
         Ok(false)
     }
@@ -170,6 +178,24 @@ impl Archive for MemoryJournal {
         let from = std::ops::Bound::Excluded((job, after.0, after.1));
         let to = std::ops::Bound::Included((job, u32::MAX, u32::MAX));
         Ok(store.attempts.range((from, to)).take(limit).map(|(_, attempt)| attempt.clone()).collect())
+    }
+
+    fn events(&mut self, after: Revision) -> Result<EventPage, Error> {
+        let store = self.store();
+        let mut all = Vec::new();
+        for batch in &store.batches {
+            all.extend(record::decode_events(&batch.bytes)?);
+        }
+        let floor = all.first().map_or(store.revision, |event| Revision(event.revision.0 - 1));
+        all.retain(|event| after >= floor && event.revision > after);
+        Ok(EventPage { floor, events: all })
+    }
+
+    fn revision_before(&mut self, at: Timestamp) -> Result<Revision, Error> {
+        let floor = self.events(Revision(u64::MAX))?.floor;
+        let store = self.store();
+        let older = store.batches.iter().take_while(|batch| batch.at < at);
+        Ok(older.last().map_or(floor, |batch| batch.last))
     }
 
     fn check(&mut self) -> Result<(), Error> {

@@ -79,12 +79,12 @@ pub trait Journal: Send {
     /// - [`Error::Io`] if the disk failed.
     fn write_chunk(&mut self, term: Term, chunk: &Chunk) -> Result<(), Error>;
 
-    /// Removes some of the events and older snapshots that the newest snapshot covers. Returns whether more
-    /// is left.
+    /// Removes some of the older snapshots that the newest one covers, and some of the events that it covers and that
+    /// `retained` does not. Returns whether more is left.
     ///
     /// # Errors
     /// [`Error::Io`] if the disk failed.
-    fn prune(&mut self) -> Result<bool, Error>;
+    fn prune(&mut self, retained: RetainedEvents) -> Result<bool, Error>;
 
     /// Removes some of the jobs that ended before `before` from the archive, with their attempts. Returns whether more
     /// are left. Takes some milliseconds.
@@ -100,6 +100,31 @@ pub trait Journal: Send {
     fn archive(&self) -> Result<Box<dyn Archive>, Error>;
 }
 
+/// Which events stay readable although a snapshot covers them. By default none do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RetainedEvents {
+    /// Those that happened then or later.
+    pub from: Option<Timestamp>,
+    /// At most so many of them.
+    pub max: u64,
+}
+
+impl RetainedEvents {
+    /// Returns whether a batch of events stays, which ends at `last` and happened at `at`, in a journal that ends at `end`.
+    fn has(self, last: Revision, at: Timestamp, end: Revision) -> bool {
+        last.0 > end.0.saturating_sub(self.max) && self.from.is_none_or(|from| at >= from)
+    }
+}
+
+/// Events of a journal, in their order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EventPage {
+    /// The oldest revision after which all events are retained.
+    pub floor: Revision,
+    /// Those after the revision that was asked for; none if that is before `floor`, or if there are no later ones.
+    pub events: Vec<EventRecord>,
+}
+
 /// What [`Journal::load`] passes to its caller, encoded by `state::record`.
 #[derive(Debug)]
 pub enum Loaded {
@@ -108,6 +133,9 @@ pub enum Loaded {
     /// A batch of events.
     Events(Vec<u8>),
 }
+
+/// Bytes of records after which a page of events ends: a few milliseconds of decoding.
+const EVENT_PAGE_BYTES: usize = 128 * 1024;
 
 /// A place in the order in which jobs ended: the instant, and the job's id among those of one instant.
 pub type EndPlace = (Timestamp, JobId);
@@ -120,7 +148,7 @@ pub struct FinishedJobs {
     pub next: Option<JobId>,
 }
 
-/// A reader of the jobs and attempts that have ended.
+/// A reader of the jobs and attempts that have ended, and of the events that are retained.
 pub trait Archive: Send {
     /// Returns a finished job by its id; `None` if there is none.
     ///
@@ -160,6 +188,19 @@ pub trait Archive: Send {
         after: (u32, u32),
         limit: usize,
     ) -> Result<Vec<FinishedAttempt>, Error>;
+
+    /// Returns the events after a revision, at least one if there is any, and further ones up to about
+    /// `EVENT_PAGE_BYTES` of records.
+    ///
+    /// # Errors
+    /// As [`Archive::job`], and [`Error::Damaged`] if events are missing.
+    fn events(&mut self, after: Revision) -> Result<EventPage, Error>;
+
+    /// Returns a revision after which all retained events are that happened at `at` or later, and few earlier ones.
+    ///
+    /// # Errors
+    /// As [`Archive::job`].
+    fn revision_before(&mut self, at: Timestamp) -> Result<Revision, Error>;
 
     /// Verifies that every row can be found: each read verifies the rows that it finds, and can't know of others. May
     /// take seconds for a million jobs.

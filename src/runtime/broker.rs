@@ -14,7 +14,7 @@ use super::read_only::{read_until_writable, refuse_for_a_while};
 use super::watch::Watchers;
 use crate::broker::{AnyAnswer, Broker, CallId, Effect, Input, Random, SessionId};
 use crate::clock::{Clock, thread_cpu};
-use crate::journal::{Batch, Chunk, Error, Journal, Loaded};
+use crate::journal::{Batch, Chunk, Error, Journal, Loaded, RetainedEvents};
 use crate::model::exchange::ToAgent;
 use crate::model::id::{Revision, Term};
 use crate::model::plan::Policy;
@@ -37,6 +37,9 @@ pub struct Config {
     pub memory_max: u64,
     /// How long ended jobs stay in the archive, in milliseconds; `None` without end.
     pub archive_retention_ms: Option<u64>,
+    /// How long events stay readable, in milliseconds, and how many of them at most.
+    pub event_retention_ms: u64,
+    pub events_max: u64,
 }
 
 /// Opens the journal again after it failed.
@@ -68,7 +71,12 @@ pub fn start(
             let mut broker = Broker::new(state, term, random, clock.now());
             broker.set_policy(policy);
             broker.set_memory_max(config.memory_max);
-            let retention = config.archive_retention_ms.map(|ms| Retention { ms, clock });
+            let retention = Retention {
+                archive_ms: config.archive_retention_ms,
+                events_ms: config.event_retention_ms,
+                events_max: config.events_max,
+                clock,
+            };
             let served = serve(broker, journal, retention, &mut incoming, &shared, clock);
             let Err(error) = runtime.block_on(served) else { return };
             shared.set_write_error(Some(&error));
@@ -137,33 +145,43 @@ enum Written {
 
 /// How long no write is pending before old records are removed.
 const PRUNE_AFTER: Duration = Duration::from_millis(20);
-/// Interval of searches for jobs past their retention.
+/// Interval of searches for jobs and events past their retention.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Removes ended jobs from the archive.
+/// How long ended jobs and past events stay in the journal.
 #[derive(Clone, Copy)]
 struct Retention {
-    ms: u64,
+    archive_ms: Option<u64>,
+    events_ms: u64,
+    events_max: u64,
     clock: Clock,
 }
 
 impl Retention {
+    fn events(self) -> RetainedEvents {
+        let from = Timestamp(self.clock.now().0.saturating_sub(self.events_ms));
+        RetainedEvents { from: Some(from), max: self.events_max }
+    }
+
     /// Removes some of the jobs past their retention. Returns whether more are left.
-    fn prune(self, journal: &mut dyn Journal) -> Result<bool, Error> {
-        journal.prune_archive(Timestamp(self.clock.now().0.saturating_sub(self.ms)))
+    fn prune_archive(self, journal: &mut dyn Journal) -> Result<bool, Error> {
+        let Some(ms) = self.archive_ms else { return Ok(false) };
+        journal.prune_archive(Timestamp(self.clock.now().0.saturating_sub(ms)))
     }
 }
 
 fn write_all(
     mut journal: Box<dyn Journal>,
-    retention: Option<Retention>,
+    retention: Retention,
     writes: std::sync::mpsc::Receiver<Write>,
     done: mpsc::UnboundedSender<Written>,
 ) {
     // What is covered by a snapshot, or past its retention, is removed while no write is pending.
-    let (mut prune, mut prune_archive, mut searched_at) = (false, retention.is_some(), Instant::now());
+    let (mut prune, mut prune_archive, mut searched_at) = (true, true, Instant::now());
     loop {
-        prune_archive |= retention.is_some() && searched_at.elapsed() > RETENTION_INTERVAL;
+        if searched_at.elapsed() > RETENTION_INTERVAL {
+            (prune, prune_archive, searched_at) = (true, true, Instant::now());
+        }
         let wait = if prune || prune_archive { PRUNE_AFTER } else { RETENTION_INTERVAL };
         let write = match writes.recv_timeout(wait) {
             Ok(write) => Some(write),
@@ -171,23 +189,20 @@ fn write_all(
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
         };
         let written = match write {
-            None if prune => match journal.prune() {
+            None if prune => match journal.prune(retention.events()) {
                 Ok(more) => {
                     prune = more;
                     continue;
                 }
                 Err(error) => Written::Failed(error),
             },
-            None if prune_archive => {
-                searched_at = Instant::now();
-                match retention.map_or(Ok(false), |retention| retention.prune(&mut *journal)) {
-                    Ok(more) => {
-                        prune_archive = more;
-                        continue;
-                    }
-                    Err(error) => Written::Failed(error),
+            None if prune_archive => match retention.prune_archive(&mut *journal) {
+                Ok(more) => {
+                    prune_archive = more;
+                    continue;
                 }
-            }
+                Err(error) => Written::Failed(error),
+            },
             None => continue,
             Some(Write::Append(batch)) => match journal.append(&batch) {
                 Ok(()) => Written::Append(batch.events.last().map_or(batch.after, |event| event.revision)),
@@ -215,7 +230,7 @@ fn write_all(
 async fn serve(
     broker: Broker,
     journal: Box<dyn Journal>,
-    retention: Option<Retention>,
+    retention: Retention,
     incoming: &mut mpsc::Receiver<Message>,
     shared: &Shared,
     clock: Clock,

@@ -10,7 +10,7 @@ use super::error::{CallError, causes};
 use super::logs::LogRouter;
 use super::watch::Watchers;
 use crate::broker::{AnyAnswer, AnyQuery, Query, SessionId};
-pub use crate::journal::{Archive, EndPlace, FinishedJobs};
+pub use crate::journal::{Archive, EndPlace, EventPage, FinishedJobs};
 use crate::journal::{Error, Journal};
 use crate::model::exchange::{FromAgent, ToAgent};
 use crate::model::id::Revision;

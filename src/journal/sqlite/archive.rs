@@ -1,4 +1,4 @@
-//! The archive: jobs and attempts that have ended.
+//! The archive: jobs and attempts that have ended, and events that are retained.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -7,10 +7,10 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Params};
 
 use super::checksum::{ARCHIVE_ATTEMPT, ARCHIVE_JOB, Table};
-use super::int;
 use super::terms::{self, Found, Ids, Term};
-use crate::journal::{Archive, EndPlace, Error, FinishedJobs};
-use crate::model::id::JobId;
+use super::{events, int};
+use crate::journal::{Archive, EndPlace, Error, EventPage, FinishedJobs};
+use crate::model::id::{JobId, Revision};
 use crate::model::time::Timestamp;
 use crate::state::apply::{ArchiveRow, FinishedAttempt, FinishedJob};
 use crate::state::job_filter::JobFilter;
@@ -252,6 +252,14 @@ impl Archive for SqliteArchive {
         let rows = self.rows(&ARCHIVE_ATTEMPT, clause, params)?.into_iter();
         let attempt = |row| if let ArchiveRow::Attempt(attempt) = row { Some(attempt) } else { None };
         Ok(rows.filter_map(attempt).collect())
+    }
+
+    fn events(&mut self, after: Revision) -> Result<EventPage, Error> {
+        events::read(&self.db, after)
+    }
+
+    fn revision_before(&mut self, at: Timestamp) -> Result<Revision, Error> {
+        events::revision_before(&self.db, at)
     }
 
     fn check(&mut self) -> Result<(), Error> {

@@ -4,6 +4,7 @@ mod archive;
 mod backup;
 mod checksum;
 mod end;
+mod events;
 mod terms;
 mod verify;
 
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use super::{Archive, Batch, Chunk, Error, Journal, Loaded};
+use super::{Archive, Batch, Chunk, Error, Journal, Loaded, RetainedEvents};
 use crate::lock::{self, Lock};
 use crate::model::id::{Revision, Term};
 use crate::model::time::Timestamp;
@@ -276,19 +277,16 @@ impl Journal for SqliteJournal {
         Ok(())
     }
 
-    fn prune(&mut self) -> Result<bool, Error> {
+    fn prune(&mut self, retained: RetainedEvents) -> Result<bool, Error> {
         let snapshot = int(meta(&self.db, "snapshot")?);
         let transaction = self.db.transaction()?;
-        let batches = transaction.execute(
-            "DELETE FROM batch WHERE last IN (SELECT last FROM batch WHERE last <= ?1 ORDER BY last LIMIT ?2)",
-            params![snapshot, PRUNE_BATCHES],
-        )?;
+        let batches = events::prune(&transaction, &snapshot, retained, self.revision)?;
         let chunks = transaction.execute(
             "DELETE FROM snapshot WHERE rowid IN (SELECT rowid FROM snapshot WHERE revision < ?1 LIMIT 16)",
             params![snapshot],
         )?;
         transaction.commit()?;
-        Ok(batches == PRUNE_BATCHES as usize || chunks == 16)
+        Ok(batches == PRUNE_BATCHES || chunks == 16)
     }
 
     fn prune_archive(&mut self, before: Timestamp) -> Result<bool, Error> {

@@ -5,7 +5,9 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::archive::{check_terms, integrity};
-use super::{BATCH, FILE, LAYOUT, SNAPSHOT, checksum, end, last_revision, load_events, load_snapshot, meta};
+use super::{
+    BATCH, FILE, LAYOUT, SNAPSHOT, checksum, end, events, last_revision, load_events, load_snapshot, meta,
+};
 use crate::journal::{Error, Loaded};
 use crate::model::id::Revision;
 use crate::state::record;
@@ -59,7 +61,8 @@ pub fn verify(directory: &Path) -> Result<Verified, Error> {
     let snapshot = meta(&db, "snapshot");
     let loaded = snapshot.and_then(|snapshot| {
         load_snapshot(&db, snapshot, &mut decode)?;
-        load_events(&db, snapshot, &mut decode)
+        // Also those that the snapshot covers, which readers of events may still ask for.
+        load_events(&db, snapshot.min(events::floor(&db)?.0), &mut decode)
     });
     loaded.err().into_iter().chain(undecodable).for_each(&mut note);
     match last_revision(&db) {
