@@ -19,8 +19,8 @@ pub enum Phase {
     Stopping,
 }
 
-/// Why the broker requested an attempt to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Why the broker requested an attempt to stop. Its name is that of the API, such as `Drained`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::IntoStaticStr)]
 pub enum StopReason {
     /// A user cancelled the job.
     Cancelled,

@@ -68,7 +68,7 @@ pub enum Event {
     PoolCordoned { pool: PoolId, cordoned: bool },
     PoolDrainChanged { pool: PoolId, drain: Option<Drain> },
     NodeReported { pool: PoolId, node: NodeId, spec: NodeSpec },
-    NodeRemoved { pool: PoolId, node: NodeId },
+    NodeRemoved { pool: PoolId, node: NodeId, name: Box<str> },
     NodeCordoned { pool: PoolId, node: NodeId, cordoned: bool },
     NodeQuarantined { pool: PoolId, node: NodeId, until: Timestamp },
     NodeReleased { pool: PoolId, node: NodeId },

@@ -2,7 +2,7 @@
 //!
 //! `tests/golden/records.txt` has a line for each: container, kind, bytes in hexadecimal digits. A line never
 //! changes and none is removed. `tests/golden/records.read.txt` shows what they are read as; it changes only
-//! where types are renamed (`UPDATE_EXPECT=1`).
+//! where types are renamed, or fields added that old records lack (`UPDATE_EXPECT=1`).
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

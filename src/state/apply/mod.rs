@@ -167,7 +167,7 @@ impl State {
             }
             Event::PoolDrainChanged { pool, drain } => self.change_drain(*pool, *drain, out),
             Event::NodeReported { pool, node, spec } => self.report_node(*pool, *node, spec, out),
-            Event::NodeRemoved { pool, node } => self.remove_node(*pool, *node, out),
+            Event::NodeRemoved { pool, node, .. } => self.remove_node(*pool, *node, out),
             Event::NodeCordoned { pool, node, cordoned } => {
                 self.change_node(*pool, *node, out, |node| node.cordoned = *cordoned);
             }

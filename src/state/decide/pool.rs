@@ -110,8 +110,7 @@ impl State {
             return Err(Rejection::LimitReached { what: "nodes in one pool", max: NODES_PER_POOL_MAX });
         }
         let gone = inventory.removed.iter().filter_map(|name| pool.node_names.get(name));
-        let gone = gone.filter(|node| pool.nodes.get(node).is_some_and(|node| !node.gone));
-        events.extend(gone.map(|node| Event::NodeRemoved { pool: id, node: *node }));
+        events.extend(self.decide_remove_nodes(id, gone).events);
         Ok(Decision { events, reply: Reply::Nodes(ids) })
     }
 
@@ -130,12 +129,16 @@ impl State {
         }
     }
 
-    pub(super) fn decide_remove_nodes(&self, id: PoolId, nodes: &[NodeId]) -> Decision {
-        let there = |node: &&NodeId| {
-            self.pool(id).and_then(|pool| pool.nodes.get(node)).is_some_and(|node| !node.gone)
+    pub(super) fn decide_remove_nodes<'a>(
+        &self,
+        id: PoolId,
+        nodes: impl IntoIterator<Item = &'a NodeId>,
+    ) -> Decision {
+        let removed = |node: &NodeId| {
+            let spec = self.pool(id)?.nodes.get(node).filter(|node| !node.gone).map(|node| &node.spec)?;
+            Some(Event::NodeRemoved { pool: id, node: *node, name: spec.name.as_str().into() })
         };
-        let events = nodes.iter().filter(there).map(|node| Event::NodeRemoved { pool: id, node: *node });
-        Decision::done(events.collect())
+        Decision::done(nodes.into_iter().filter_map(removed).collect())
     }
 
     pub(super) fn decide_connectivity(

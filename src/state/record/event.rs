@@ -61,7 +61,7 @@ events! {
     PoolCordoned { pool: pool, cordoned: cordoned },
     PoolDrainChanged { pool: pool, drain: drain },
     NodeReported { pool: pool, node: node, spec: spec [required] },
-    NodeRemoved { pool: pool, node: node },
+    NodeRemoved { pool: pool, node: node, name: name },
     NodeCordoned { pool: pool, node: node, cordoned: cordoned },
     NodeQuarantined { pool: pool, node: node, until_unix_ms: until },
     NodeReleased { pool: pool, node: node },
