@@ -26,7 +26,8 @@ fn compile_records() -> Result<(), Box<dyn Error>> {
 
 #[cfg(feature = "io")]
 fn compile_api() -> Result<(), Box<dyn Error>> {
-    let files = ["spec", "job", "pool", "queue", "agent"].map(|name| format!("weir/v1/{name}.proto"));
+    let files =
+        ["spec", "job", "pool", "queue", "event", "agent"].map(|name| format!("weir/v1/{name}.proto"));
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_source_info(true).include_imports(true).open_files(&files)?;
     std::fs::write(out_dir()?.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;

@@ -98,6 +98,15 @@ impl Client {
         .max_decoding_message_size(RESPONSE_BYTES_MAX)
     }
 
+    /// A client of EventService.
+    pub fn events(&self) -> v1::event_service_client::EventServiceClient<Service> {
+        v1::event_service_client::EventServiceClient::with_interceptor(
+            self.channel.clone(),
+            self.token.clone(),
+        )
+        .max_decoding_message_size(RESPONSE_BYTES_MAX)
+    }
+
     /// A client of AgentService.
     pub fn agents(&self) -> v1::agent_service_client::AgentServiceClient<Service> {
         v1::agent_service_client::AgentServiceClient::with_interceptor(

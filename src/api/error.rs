@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use super::convert::Invalid;
+use crate::model::id::Revision;
 use crate::model::language::{Entry, Language, Text};
 use crate::model::text;
 use crate::model::validate::Violation;
@@ -48,7 +49,7 @@ impl From<CallError> for Status {
 }
 
 /// Codes that only the API reports, each with its meaning and remedy, for `docs/reference/reasons.md`.
-pub const MANUAL: [Entry; 5] = [
+pub const MANUAL: [Entry; 6] = [
     Entry::new(
         "Unreadable",
         Text::new("the request body could not be decoded", "无法解码请求体"),
@@ -92,6 +93,14 @@ pub const MANUAL: [Entry; 5] = [
         Text::new("the broker made an error of its own", "调度服务自身出错"),
         Text::new("report it with the broker's log", "请附上调度服务的日志进行报告"),
     ),
+    Entry::new(
+        "Compacted",
+        Text::new("the events after the cursor are no longer retained", "游标之后的事件已不再保留"),
+        Text::new(
+            "list what is there, and go on after the `floor` of the error; `weir server --event-retention` retains events longer",
+            "先列出现有对象，再从错误中的 `floor` 继续；用 `weir server --event-retention` 延长保留时间",
+        ),
+    ),
 ];
 
 /// `INVALID_ARGUMENT` for a request body that can't be decoded.
@@ -110,6 +119,14 @@ pub(super) fn nothing_to_rerun(message: &str) -> Status {
 pub(super) fn has_ended(message: &str) -> Status {
     let details = ErrorDetails::with_error_info(MANUAL[3].code, DOMAIN, HashMap::new());
     Status::with_error_details(Code::FailedPrecondition, header_text(message), details)
+}
+
+/// `OUT_OF_RANGE` for a cursor whose next events are no longer retained: `floor` is the oldest that can be used.
+pub(super) fn compacted(after: Revision, floor: Revision) -> Status {
+    let metadata = HashMap::from([("floor".to_owned(), floor.to_string())]);
+    let details = ErrorDetails::with_error_info(MANUAL[5].code, DOMAIN, metadata);
+    let message = format!("events after revision {after} are no longer retained, only those after {floor}");
+    Status::with_error_details(Code::OutOfRange, message, details)
 }
 
 /// `INTERNAL` for an error of this program. The details distinguish it from the transport's errors of this code.

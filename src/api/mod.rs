@@ -14,6 +14,7 @@ pub mod convert;
 mod dependencies;
 pub mod descriptor;
 pub mod error;
+mod events;
 mod http;
 mod in_flight;
 mod job;
@@ -95,6 +96,9 @@ pub async fn serve(
     let mutations = mutation::Mutations { broker: broker.clone(), admission };
     let (write_error, metrics, plain) = (broker.write_error(), broker.metrics().clone(), broker.clone());
     let jobs = job::Jobs { broker: broker.clone(), mutations: mutations.clone() };
+    let events = v1::event_service_server::EventServiceServer::new(events::Events { jobs: jobs.clone() })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(RESPONSE_BYTES_MAX);
     let jobs = v1::job_service_server::JobServiceServer::new(jobs)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(RESPONSE_BYTES_MAX);
@@ -145,7 +149,8 @@ pub async fn serve(
         .layer(Before(responses))
         .layer(Before(bodies));
     let mut routes = Routes::new(health);
-    routes = routes.add_service(jobs).add_service(pools).add_service(queues).add_service(agents);
+    routes = routes.add_service(jobs).add_service(pools).add_service(queues);
+    routes = routes.add_service(events).add_service(agents);
     match reflection {
         Ok(reflection) => routes = routes.add_service(reflection),
         Err(error) => {
@@ -167,6 +172,7 @@ async fn report_health(reporter: HealthReporter, mut write_error: Receiver<Optio
         v1::job_service_server::SERVICE_NAME,
         v1::pool_service_server::SERVICE_NAME,
         v1::queue_service_server::SERVICE_NAME,
+        v1::event_service_server::SERVICE_NAME,
         v1::agent_service_server::SERVICE_NAME,
     ];
     loop {

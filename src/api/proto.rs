@@ -41,7 +41,7 @@ named!(
     JobPhase "JOB_PHASE_", AttemptPhase "ATTEMPT_PHASE_", Connectivity "CONNECTIVITY_", DrainMode "DRAIN_MODE_",
     LogStream "LOG_STREAM_", Part "PART_", Permanence "PERMANENCE_", OnPoolLost "ON_POOL_LOST_",
     DependencyCondition "DEPENDENCY_CONDITION_", JobView "JOB_VIEW_", LabelOperator "LABEL_OPERATOR_",
-    RetryOn "RETRY_ON_", UnitState "UNIT_STATE_",
+    RetryOn "RETRY_ON_", UnitState "UNIT_STATE_", EventKind "EVENT_KIND_",
 );
 
 /// The short name of an enum's value, such as `PENDING`; `UNKNOWN` for a number without a name.

@@ -217,7 +217,7 @@ impl Jobs {
     }
 
     /// Refuses a queue that does not exist. Jobs that have ended may be of a queue that is deleted.
-    async fn check_queue(&self, field: &str, name: &str, with_ended: bool) -> Result<(), Status> {
+    pub(super) async fn check_queue(&self, field: &str, name: &str, with_ended: bool) -> Result<(), Status> {
         let filter = JobFilter { queues: [name.to_owned()].into(), ..JobFilter::default() };
         if self.broker.query(GetQueue(name.to_owned())).await?.1.is_some()
             || with_ended && self.is_any_ended(&filter).await?
@@ -229,7 +229,7 @@ impl Jobs {
     }
 
     /// The same for a pool.
-    async fn check_pool(&self, field: &str, name: &str, with_ended: bool) -> Result<(), Status> {
+    pub(super) async fn check_pool(&self, field: &str, name: &str, with_ended: bool) -> Result<(), Status> {
         let filter = JobFilter { pools: vec![name.to_owned()], ..JobFilter::default() };
         if self.broker.query(GetPool(name.to_owned())).await?.1.is_some()
             || with_ended && self.is_any_ended(&filter).await?
@@ -313,7 +313,11 @@ fn range(field: &str, from: u64, before: u64) -> Result<TimeRange, Invalid> {
     Ok(TimeRange { from: bound(from), before: bound(before) })
 }
 
-fn label_requirement(field: &str, message: &v1::LabelRequirement) -> Result<LabelRequirement, Invalid> {
+/// Reads what a label must be like.
+pub(super) fn label_requirement(
+    field: &str,
+    message: &v1::LabelRequirement,
+) -> Result<LabelRequirement, Invalid> {
     let operator = v1::LabelOperator::try_from(message.operator).map_err(|_| {
         let allowed = "use IN (1), NOT_IN (2), EXISTS (3) or DOES_NOT_EXIST (4)";
         convert::invalid(

@@ -14,6 +14,7 @@ mod demo;
 mod describe;
 mod dev;
 mod edit;
+mod events;
 mod exit;
 mod follow;
 mod get;
@@ -96,6 +97,8 @@ enum Command {
     Plan(plan::Plan),
     /// Print the output of a job's tasks.
     Logs(logs::Logs),
+    /// Print what happened to jobs, pools and queues, in order.
+    Events(events::Events),
     /// Wait for jobs to end.
     Wait(wait::Wait),
     /// Cancel jobs.
@@ -229,6 +232,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Why(command) => read(&connect, command.run(&connect)).await,
         Command::Plan(command) => read(&connect, command.run(&connect)).await,
         Command::Logs(command) => command.run(&connect).await,
+        Command::Events(command) => command.run(&connect).await,
         Command::Wait(command) => command.run(&connect).await,
         Command::Cancel(command) => command.run(&connect).await,
         Command::Rerun(command) => command.run(&connect).await,

@@ -41,6 +41,15 @@ pub fn print_value(format: Format, value: Value) -> Result<(), Failure> {
     print(&text)
 }
 
+/// Prints `value` as JSON on one line, otherwise as [`print_value`] does.
+///
+/// # Errors
+/// If standard output can't be written.
+pub fn print_line(value: Value) -> Result<(), Failure> {
+    let text = serde_json::to_string(&with_times(value)).map_err(anyhow::Error::from)?;
+    print(&(escaped(&text, json_escape) + "\n"))
+}
+
 /// An object as it is printed in JSON.
 ///
 /// # Errors

@@ -53,7 +53,8 @@ pub enum LabelOperator {
 }
 
 impl LabelRequirement {
-    fn is_met(&self, spec: &JobSpec) -> bool {
+    /// Returns whether a job with this spec meets it.
+    pub fn is_met(&self, spec: &JobSpec) -> bool {
         let value = spec.labels.get(&self.key);
         match &self.operator {
             LabelOperator::In(values) => value.is_some_and(|value| values.contains(value)),

@@ -5,6 +5,7 @@ mod agent;
 mod attack;
 mod change;
 mod cli;
+mod event;
 mod fake;
 mod file;
 mod filter;

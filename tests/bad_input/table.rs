@@ -11,7 +11,7 @@ use weir::api::descriptor::methods;
 use weir::api::proto::v1;
 
 use crate::fake::{Agent, Broker, waiting_job};
-use crate::{agent, change, filter, job, pool, queue};
+use crate::{agent, change, event, filter, job, pool, queue};
 
 /// A request that must be refused.
 #[derive(Clone)]
@@ -32,6 +32,7 @@ pub enum Call {
     UpdateQueue(v1::UpdateQueueRequest),
     DeleteQueue(v1::DeleteQueueRequest),
     GetQueue(v1::GetQueueRequest),
+    StreamEvents(v1::StreamEventsRequest),
     GetPool(v1::GetPoolRequest),
     ListNodes(v1::ListNodesRequest),
     GetNode(v1::GetNodeRequest),
@@ -85,6 +86,7 @@ impl Call {
             Self::UpdateQueue(_) => "UpdateQueue",
             Self::DeleteQueue(_) => "DeleteQueue",
             Self::GetQueue(_) => "GetQueue",
+            Self::StreamEvents(_) => "StreamEvents",
             Self::GetPool(_) => "GetPool",
             Self::PlanDefrag(_) => "PlanDefrag",
             Self::ListNodes(_) => "ListNodes",
@@ -123,6 +125,7 @@ impl Call {
             Self::UpdateQueue(request) => queues.update_queue(request).await.map(drop),
             Self::DeleteQueue(request) => queues.delete_queue(request).await.map(drop),
             Self::GetQueue(request) => queues.get_queue(request).await.map(drop),
+            Self::StreamEvents(request) => client.events().stream_events(request).await.map(drop),
             Self::GetPool(request) => pools.get_pool(request).await.map(drop),
             Self::PlanDefrag(request) => pools.plan_defrag(request).await.map(drop),
             Self::ListNodes(request) => pools.list_nodes(request).await.map(drop),
@@ -180,6 +183,7 @@ fn cases() -> Vec<Case> {
     all.extend(change::cases());
     all.extend(filter::cases());
     all.extend(queue::cases());
+    all.extend(event::cases());
     all.extend(pool::cases());
     all.extend(agent::cases());
     all

@@ -59,6 +59,9 @@ wait_for sleeps RUNNING
 call JobService/Cancel '{"jobs": [{"name": "sleeps"}, {"name": "waits"}]}'
 wait_for sleeps CANCELLED
 
+events=$(call EventService/StreamEvents '{"filter": {"job": {"name": "hello"}, "kinds": ["EVENT_KIND_JOB_ENDED"]}}')
+[[ $events == *'"kind":"EVENT_KIND_JOB_ENDED"'*'"jobPhase":"JOB_PHASE_SUCCEEDED"'* ]] || fail "events: $events"
+
 refused=$(call JobService/GetJob '{"job": {"name": "nope"}}') && fail "it was found: $refused"
 [[ $refused == '{"code":"not_found",'* ]] || fail "an unknown job: $refused"
 refused=$(call JobService/Submit '{"jobs": [{"spec": {}}]}') && fail "it was accepted: $refused"

@@ -5,6 +5,7 @@ mod support;
 
 mod change;
 mod comfort;
+mod events;
 mod http;
 mod jobs;
 mod json;

@@ -1,11 +1,13 @@
 //! The only conversion between the protocol's types and the model's.
 
 mod agent;
+mod event;
 mod spec;
 mod view;
 
 pub use agent::{from_agent, hello, sync_request, sync_response, to_agent};
 pub(crate) use agent::{hello_message, parse};
+pub use event::{Place, Subject, event_kind, event_message, job_of, parse_event_kind, queue_of};
 pub use spec::{dependency_message, job_spec, read_job_spec, spec_message};
 pub use view::{
     attempt_message, check_unit_state, defrag_message, free_block_message, job_message, limits, node_message,

@@ -9,7 +9,7 @@ use crate::model::attempt::{Outcome, OutcomeKind, Phase};
 use crate::model::device::DeviceShare;
 use crate::model::id::{NodeId, Revision};
 use crate::model::language::Parameter;
-use crate::model::pool::{Connectivity, Device, DrainMode};
+use crate::model::pool::{Connectivity, Device, Drain, DrainMode};
 use crate::model::queue::{Limits, QueueSpec, default_settings};
 use crate::model::reason::Permanence;
 use crate::model::resource::Resources;
@@ -89,7 +89,7 @@ pub fn defrag_message(
 }
 
 /// A principal as text.
-fn principal_text(principal: &Principal) -> String {
+pub(super) fn principal_text(principal: &Principal) -> String {
     match principal {
         Principal::System => "system".to_owned(),
         Principal::Anonymous => "anonymous".to_owned(),
@@ -110,7 +110,7 @@ pub fn principal(text: &str) -> Principal {
     }
 }
 
-fn phase_message(phase: JobPhase) -> v1::JobPhase {
+pub(super) fn phase_message(phase: JobPhase) -> v1::JobPhase {
     match phase {
         JobPhase::Pending => v1::JobPhase::Pending,
         JobPhase::Running => v1::JobPhase::Running,
@@ -211,7 +211,7 @@ pub(super) fn shares_message(shares: &[DeviceShare]) -> Vec<v1::DeviceShare> {
         .collect()
 }
 
-fn connectivity_message(connectivity: Connectivity) -> v1::Connectivity {
+pub(super) fn connectivity_message(connectivity: Connectivity) -> v1::Connectivity {
     match connectivity {
         Connectivity::Ready => v1::Connectivity::Ready,
         Connectivity::Suspect => v1::Connectivity::Suspect,
@@ -266,16 +266,18 @@ fn contact_message(contact: &PoolContact) -> v1::PoolContact {
     }
 }
 
+pub(super) fn drain_message(drain: Drain) -> v1::Drain {
+    let mode = match drain.mode {
+        DrainMode::Wait => v1::DrainMode::Wait,
+        DrainMode::Evict => v1::DrainMode::Evict,
+    };
+    v1::Drain { mode: mode.into(), deadline_unix_ms: drain.deadline.map(|at| at.0) }
+}
+
 /// Converts a pool to its message.
 pub fn pool_message(view: &PoolView) -> v1::Pool {
     let pool = &view.pool;
-    let drain = pool.drain.map(|drain| v1::Drain {
-        mode: match drain.mode {
-            DrainMode::Wait => v1::DrainMode::Wait as i32,
-            DrainMode::Evict => v1::DrainMode::Evict as i32,
-        },
-        deadline_unix_ms: drain.deadline.map(|at| at.0),
-    });
+    let drain = pool.drain.map(drain_message);
     v1::Pool {
         name: pool.spec.name.clone(),
         region: pool.spec.region.to_string(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub use count::{CountBy, CountJobs, JobCounts};
 
 use super::Broker;
-use crate::model::id::{JobId, JournalId, NodeId, PoolId, QueueId, Term, UnitId};
+use crate::model::id::{JobId, JournalId, NodeId, NodeRef, PoolId, QueueId, Term, UnitId};
 use crate::model::limit::PAGE_MAX;
 use crate::model::reason::JobReason;
 use crate::model::shape::Shape;
@@ -334,6 +334,18 @@ impl Query for GetNode {
         let id = pool.node_names.get(&self.name)?;
         let waiting = capacity::Waiting::for_pool(&broker.state, pool);
         Some(Box::new(NodeView::new(&waiting, pool, *id, pool.nodes.get(id)?)))
+    }
+}
+
+/// Asks for the name of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct GetNodeName(pub NodeRef);
+
+impl Query for GetNodeName {
+    type Answer = Option<String>;
+
+    fn answer(self, broker: &Broker) -> Option<String> {
+        broker.state.node(self.0).map(|node| node.spec.name.clone())
     }
 }
 
