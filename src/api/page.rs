@@ -3,7 +3,6 @@
 use prost::Message;
 use tonic::Status;
 
-use super::proto::v1;
 use super::{convert, error};
 use crate::model::limit::{PAGE_DEFAULT, PAGE_MAX};
 use crate::model::validate::quote;
@@ -62,16 +61,16 @@ pub(super) fn check_count(field: &str, what: &str, len: usize, min: usize, max: 
     Err(error::invalid(convert::invalid(field, description)))
 }
 
-/// As many of the first jobs as fit into a message of `bytes_max`, but at least one.
-pub(super) fn fill_message(jobs: impl Iterator<Item = v1::Job>, bytes_max: usize) -> Vec<v1::Job> {
+/// As many of the first objects as fit into a message of `bytes_max`, but at least one.
+pub(super) fn fill_message<M: Message>(objects: impl Iterator<Item = M>, bytes_max: usize) -> Vec<M> {
     let mut bytes = 0;
     let mut fitting = Vec::new();
-    for job in jobs {
-        bytes += job.encoded_len();
+    for object in objects {
+        bytes += object.encoded_len();
         if bytes > bytes_max && !fitting.is_empty() {
             break;
         }
-        fitting.push(job);
+        fitting.push(object);
     }
     fitting
 }

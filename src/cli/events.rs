@@ -10,7 +10,7 @@ use super::exit::{INVALID, USAGE};
 use super::get::{short_outcome, unit_range};
 use super::job_list::{JobFilter, as_flag};
 use super::kind::Kind;
-use super::output::{Columns, Format, now_ms, print, print_line, print_value, time, value_of};
+use super::output::{Columns, Format, now_ms, print, print_line, print_value, report, time, value_of};
 use super::{Connect, Failure, quantity, selector};
 use crate::api::client::Client;
 use crate::api::proto::{name_of, v1};
@@ -19,7 +19,7 @@ use crate::model::validate::quote;
 /// Print what happened to jobs, pools and queues, in order.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir events --since 1h\n  weir events job/train-7\n  weir events pool/gz-nvidia -f\n  weir events -f --kind job_ended,attempt_ended -l team=vision\n  weir events -f -o json --after 184467        one line of JSON per event\n\nEach event has its REVISION (-o wide, json): to go on later without a loss or a repetition, give the last one\nto --after. Events are retained for three days by default (weir server --event-retention).\n\nUNIT is the unit and, behind the dot, the number of its attempt."
+    after_help = "Examples:\n  weir events --since 1h\n  weir events job/train-7\n  weir events pool/gz-nvidia -f\n  weir events -f --kind job_ended,attempt_ended -l team=vision\n  weir events -f -o json --after 184467        one line of JSON per event\n\nEach event has its REVISION (-o wide, json): to go on later without a loss or a repetition, give the last one\nto --after. Events are retained for three days by default (weir server --event-retention). Without --queue, or with the default queue, those\nof all queues are printed.\n\nUNIT is the unit and, behind the dot, the number of its attempt."
 )]
 pub struct Events {
     /// Only events of this object: job/NAME, job/QUEUE/NAME, pool/NAME or queue/NAME.
@@ -99,6 +99,9 @@ impl Events {
             loop {
                 match responses.message().await {
                     Ok(Some(response)) => {
+                        if let Some(at) = response.removed_before_unix_ms {
+                            report(&format!("events before {} are no longer retained", time(at)));
+                        }
                         printer.print(&response.events)?;
                         (request.after_revision, request.from_unix_ms) = (Some(response.revision), 0);
                     }
@@ -127,7 +130,10 @@ impl Events {
         filter.kinds.dedup();
         let Some(object) = &self.object else {
             if self.subtree && filter.queues.is_empty() {
-                return Err(Failure::new(USAGE, "--subtree needs a queue: write --queue NAME or queue/NAME"));
+                return Err(Failure::new(
+                    USAGE,
+                    "--subtree needs another queue than the default: write --queue NAME or queue/NAME",
+                ));
             }
             return Ok(filter);
         };
@@ -141,7 +147,7 @@ impl Events {
             }
             Some(_) => {
                 let message = format!(
-                    "{} has no events of its own: write job/NAME, pool/NAME or queue/NAME",
+                    "{} has no events of its own: write job/NAME, pool/NAME or queue/NAME; for nodes, --pool NAME --kind node",
                     quote(object)
                 );
                 return Err(Failure::new(INVALID, message));
@@ -163,6 +169,7 @@ async fn begin(
 fn failure(status: tonic::Status) -> Failure {
     Failure::from(status).with_fields(|field| match field {
         "after_revision" => "--after".to_owned(),
+        "filter.job" => "job".to_owned(),
         "from_unix_ms" => "--since".to_owned(),
         field if field.starts_with("filter.kinds") => "--kind".to_owned(),
         field => as_flag(field),
@@ -197,13 +204,18 @@ impl Printer {
     }
 }
 
+fn is_of_attempt(event: &v1::Event) -> bool {
+    kind_name(event.kind()).starts_with("attempt_")
+}
+
 /// An event with the fields that it has.
 fn value(event: &v1::Event) -> Result<Value, Failure> {
     let mut value = value_of(event)?;
     if let Value::Object(fields) = &mut value {
         fields.retain(|name, value| match value {
-            // The first unit has the number 0.
-            _ if name == "unit" => event.number > 0,
+            // The first unit has the number 0, and an update has it either way.
+            _ if name == "unit" => is_of_attempt(event),
+            _ if name == "held" => event.kind() == v1::EventKind::JobUpdated,
             Value::Null | Value::Bool(false) => false,
             Value::Number(number) => number.as_u64() != Some(0),
             Value::String(text) => !text.is_empty() && text != "UNSPECIFIED",
@@ -221,6 +233,7 @@ fn heading(wide: bool) -> Vec<String> {
 
 fn row(event: &v1::Event, wide: bool) -> Vec<String> {
     let unit = match event.number {
+        0 if is_of_attempt(event) => event.unit.to_string(),
         0 => String::new(),
         number => format!("{}.{number}", event.unit),
     };
@@ -263,7 +276,8 @@ fn detail(event: &v1::Event) -> String {
     let range = |range: &v1::UnitRange| unit_range(range.first, range.last);
     let units: Vec<String> = event.units.iter().map(range).collect();
     let units = (!units.is_empty()).then(|| units.join(","));
-    let drain = event.drain.as_ref().map(|drain| name_of::<v1::DrainMode>(drain.mode).to_owned());
+    let drained = event.drain.as_ref().map_or("NONE", |drain| name_of::<v1::DrainMode>(drain.mode));
+    let drain = (event.kind() == v1::EventKind::PoolDrainChanged).then(|| drained.to_owned());
     let until = event.until_unix_ms.map(|at| format!("until-{}", time(at)));
     let reason = (!event.reason.is_empty()).then(|| event.reason.clone());
     let held = event.held.then(|| "HELD".to_owned());

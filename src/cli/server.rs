@@ -53,10 +53,11 @@ pub struct Server {
     /// How long ended jobs can be looked up, e.g. 30d or 12h; `forever` removes none.
     #[arg(long, value_name = "DURATION", default_value = "90d", value_parser = retention)]
     archive_retention: Retention,
-    /// How long events can be read (`weir events`), e.g. 7d or 12h. At most the time of --archive-retention.
+    /// How long events can be read at least (`weir events`), e.g. 7d or 12h. At most the time of --archive-retention.
     #[arg(long, value_name = "DURATION", default_value = "3d", value_parser = duration_ms)]
     event_retention: u64,
-    /// Maximum number of events that can be read, with those that only the broker uses; a million takes about 100 MB of disk.
+    /// Number of events, with those that only the broker uses, beyond which the oldest are removed when a snapshot covers
+    /// them; a million takes about 100 MB of disk.
     #[arg(long, value_name = "N", default_value_t = EVENTS_MAX_DEFAULT)]
     events_max: u64,
     /// Form of the log on standard error; its level is set by WEIR_LOG.

@@ -95,6 +95,12 @@ fn events_tell_the_whole_life_of_a_job_and_of_what_it_ran_on() {
     assert_eq!((&closed[1]["pool"], &closed[1]["node"]), (&"local".into(), &node.into()));
     assert_eq!(closed[0]["principal"], "anonymous");
 
+    // What is deleted by now has its history.
+    std::fs::write(&file, "queues:\n- name: gone\n").expect("a file");
+    assert_eq!(home.run(&["apply", file.to_str().expect("a path")]).0, 0);
+    assert_eq!(home.run(&["delete", "queue/gone"]).0, 0);
+    assert_eq!(kinds(&events(&home, &["queue/gone"])), ["QUEUE_CREATED", "QUEUE_DELETED"]);
+
     // The last revision that was seen is where one goes on.
     let seen = closed[0]["revision"].as_u64().expect("a revision").to_string();
     let later = events(&home, &["--after", &seen, "--kind", "pool,node"]);
@@ -111,7 +117,7 @@ fn events_tell_the_whole_life_of_a_job_and_of_what_it_ran_on() {
         (&["events", "job/nope"], 3, "job \"nope\" does not exist"),
         (&["events", "pool/nope"], 8, "--pool: pool \"nope\" does not exist"),
         (&["events", "node/a"], 8, "has no events of its own: write job/NAME, pool/NAME or queue/NAME"),
-        (&["events", "--subtree"], 2, "--subtree needs a queue"),
+        (&["events", "--subtree"], 2, "--subtree needs another queue"),
         (&["events", "--after", "99999999"], 8, "--after: 99999999 is beyond the journal's end"),
         (&["events", "--after", "1", "--since", "1h"], 2, "--since"),
     ] {
@@ -287,6 +293,8 @@ async fn cursor_before_what_is_retained_is_refused_with_the_floor() {
     let oldest = first(None).await;
     assert!(oldest > floor, "{oldest} is after {floor}");
     assert_eq!(first(Some(oldest - 1)).await, oldest);
+    let (code, _, errors) = home.run(&["events", "--kind", "queue"]);
+    assert!(code == 0 && errors.starts_with("events before "), "{code} {errors}");
     let (code, _, errors) = home.run(&["events", "--after", "1"]);
     assert_eq!(code, 8, "{errors}");
     assert!(errors.contains("events after revision 1 are no longer retained, only those after "), "{errors}");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tonic::Status;
 
+use super::page;
 use crate::api::job::Jobs;
 use crate::api::page::check_count;
 use crate::api::proto::v1;
@@ -11,6 +12,7 @@ use crate::api::selection::label_requirement;
 use crate::api::{convert, error};
 use crate::model::id::JobId;
 use crate::model::limit::FILTER_ENTRIES_MAX;
+use crate::model::time::Timestamp;
 use crate::state::event::Event;
 use crate::state::job_filter::LabelRequirement;
 use crate::state::view::JobView;
@@ -26,7 +28,8 @@ pub(super) struct Filter {
 }
 
 /// Reads a filter, and looks up what it names: what does not exist is probably a typing error.
-pub(super) async fn read(jobs: &Jobs, message: &v1::EventFilter) -> Result<Filter, Status> {
+/// Queues and pools are only looked up if `is_new`.
+pub(super) async fn read(jobs: &Jobs, message: &v1::EventFilter, is_new: bool) -> Result<Filter, Status> {
     for (field, len) in [
         ("filter.kinds", message.kinds.len()),
         ("filter.queues", message.queues.len()),
@@ -44,11 +47,24 @@ pub(super) async fn read(jobs: &Jobs, message: &v1::EventFilter) -> Result<Filte
     let labels = message.labels.iter().enumerate();
     let labels = labels.map(|(index, label)| label_requirement(&format!("filter.labels[{index}]"), label));
     let labels = labels.collect::<Result<_, _>>().map_err(error::invalid)?;
-    for (index, name) in message.queues.iter().enumerate() {
-        jobs.check_queue(&format!("filter.queues[{index}]"), name, true).await?;
+    for (index, name) in message.queues.iter().enumerate().filter(|_| is_new) {
+        if let Err(status) = jobs.check_queue(&format!("filter.queues[{index}]"), name, true).await
+            && !is_deleted(
+                jobs,
+                |event| matches!(event, Event::QueueDeleted { name: n, .. } if **n == **name),
+            )
+            .await?
+        {
+            return Err(status);
+        }
     }
-    for (index, name) in message.pools.iter().enumerate() {
-        jobs.check_pool(&format!("filter.pools[{index}]"), name, true).await?;
+    for (index, name) in message.pools.iter().enumerate().filter(|_| is_new) {
+        if let Err(status) = jobs.check_pool(&format!("filter.pools[{index}]"), name, true).await
+            && !is_deleted(jobs, |event| matches!(event, Event::PoolDeleted { name: n, .. } if **n == **name))
+                .await?
+        {
+            return Err(status);
+        }
     }
     let job = match &message.job {
         Some(_) => Some(jobs.find("filter.job", message.job.as_ref()).await?.id),
@@ -56,6 +72,23 @@ pub(super) async fn read(jobs: &Jobs, message: &v1::EventFilter) -> Result<Filte
     };
     let (queues, pools) = (message.queues.clone(), message.pools.clone());
     Ok(Filter { kinds, queues, subtree: message.subtree, job, labels, pools })
+}
+
+/// Returns whether the retained events have the deletion that is sought. Reads all of them, which takes up to seconds: only
+/// for a name that is not there.
+async fn is_deleted(jobs: &Jobs, is_sought: impl Fn(&Event) -> bool) -> Result<bool, Status> {
+    let mut after = jobs.broker.archive_page(|archive| archive.revision_before(Timestamp(0))).await?;
+    loop {
+        let page = page::read(jobs, after).await?;
+        if page.events.iter().any(|record| is_sought(&record.event)) {
+            return Ok(true);
+        }
+        let last = page.events.last().map(|event| event.revision);
+        match last.or(Some(page.floor).filter(|floor| *floor > after)) {
+            Some(next) => after = next,
+            None => return Ok(false),
+        }
+    }
 }
 
 impl Filter {

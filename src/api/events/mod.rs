@@ -13,12 +13,13 @@ use super::connection::identity_of;
 use super::convert::{self, Subject};
 use super::error;
 use super::job::Jobs;
+use super::page::fill_message;
 use super::proto::v1;
 use super::response_stream::{ResponseSender, ResponseStream, spawn_response};
 use super::watch::REOPEN_WAIT;
 use crate::broker::query::GetStatus;
 use crate::model::id::{JobId, Revision};
-use crate::model::limit::PAGE_MAX;
+use crate::model::limit::{CHUNK_BYTES_MAX, PAGE_MAX};
 use crate::model::time::Timestamp;
 use crate::runtime::handle::EventPage;
 use crate::state::event::EventRecord;
@@ -48,8 +49,10 @@ impl v1::event_service_server::EventService for Events {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let identity = identity_of(&request);
         let message = request.into_inner();
-        let filter = filter::read(&self.jobs, &message.filter.clone().unwrap_or_default()).await?;
-        let after = self.beginning(&message).await?;
+        // A name that a reader has gone on with may be deleted by now.
+        let is_new = message.after_revision.is_none();
+        let filter = filter::read(&self.jobs, &message.filter.clone().unwrap_or_default(), is_new).await?;
+        let beginning = self.beginning(&message).await?;
         let journal = self.jobs.journal().await?;
         let reader = Reader {
             jobs: self.jobs.clone(),
@@ -60,18 +63,19 @@ impl v1::event_service_server::EventService for Events {
         };
         Ok(Response::new(spawn_response(
             &identity,
-            |sender| async move { reader.send(after, &sender).await },
+            |sender| async move { reader.send(beginning, &sender).await },
         )))
     }
 }
 
 impl Events {
-    /// The revision after which a stream begins.
-    async fn beginning(&self, message: &v1::StreamEventsRequest) -> Result<Revision, Status> {
+    /// Where a stream begins.
+    async fn beginning(&self, message: &v1::StreamEventsRequest) -> Result<Beginning, Status> {
         let broker = &self.jobs.broker;
         let Some(after) = message.after_revision.map(Revision) else {
             let at = Timestamp(message.from_unix_ms);
-            return Ok(broker.archive_page(move |archive| archive.revision_before(at)).await?);
+            let after = broker.archive_page(move |archive| archive.revision_before(at)).await?;
+            return Ok(Beginning { after, is_cursor: false });
         };
         if message.from_unix_ms > 0 {
             let description = "can't be given beside after_revision";
@@ -85,8 +89,18 @@ impl Events {
             return Err(error::invalid(convert::invalid("after_revision", description)));
         }
         let floor = read(&self.jobs, after).await?.floor;
-        if after < floor { Err(error::compacted(after, floor)) } else { Ok(after) }
+        if after < floor {
+            return Err(error::compacted(after, floor));
+        }
+        Ok(Beginning { after, is_cursor: true })
     }
+}
+
+/// Where a stream begins.
+struct Beginning {
+    after: Revision,
+    /// The reader has seen all that is before.
+    is_cursor: bool,
 }
 
 /// Reads the journal for one stream.
@@ -102,10 +116,19 @@ struct Reader {
 impl Reader {
     async fn send(
         mut self,
-        mut after: Revision,
+        beginning: Beginning,
         sender: &ResponseSender<v1::StreamEventsResponse>,
     ) -> Result<(), Status> {
+        let Beginning { mut after, is_cursor } = beginning;
         let (mut sent, mut sent_at, mut end) = (None::<Revision>, Instant::now(), None::<Revision>);
+        let mut removed_before = None;
+        if !is_cursor {
+            // The oldest event may be removed meanwhile: without a cursor, the next one is the beginning.
+            let page = read(&self.jobs, after.max(read(&self.jobs, after).await?.floor)).await?;
+            after = after.max(page.floor);
+            let oldest = page.events.first().map_or(Timestamp(0), |event| event.at);
+            removed_before = Some(oldest.0).filter(|at| page.floor > Revision(0) && *at > self.from.0);
+        }
         loop {
             let watchers = self.jobs.broker.watchers();
             let mut updates = watchers.subscribe();
@@ -113,7 +136,7 @@ impl Reader {
             let durable = *updates.borrow_and_update();
             let through = if self.follow { durable } else { *end.get_or_insert(durable) };
             while after < through {
-                let permit = sender.reserve().await?;
+                let mut permit = sender.reserve().await?;
                 let EventPage { floor, mut events } = read(&self.jobs, after).await?;
                 if after < floor {
                     return Err(error::compacted(after, floor));
@@ -121,19 +144,30 @@ impl Reader {
                 events.retain(|event| event.revision <= through);
                 let last = events.last().map(|event| event.revision);
                 after = last.ok_or_else(|| error::internal("the journal ends before a durable event"))?;
-                let events = self.select(events).await?;
-                if !events.is_empty() || sent_at.elapsed() >= CURSOR_INTERVAL {
-                    let message = v1::StreamEventsResponse { events, revision: after.0 };
+                let mut rest = self.select(events).await?;
+                while !rest.is_empty() {
+                    let events = fill_message(rest.iter().cloned(), CHUNK_BYTES_MAX);
+                    rest.drain(..events.len());
+                    let last = events.last().map_or(after.0, |event| event.revision);
+                    let revision = if rest.is_empty() { after.0 } else { last };
+                    let removed_before_unix_ms = removed_before.take();
+                    let message = v1::StreamEventsResponse { events, revision, removed_before_unix_ms };
                     sender.send(permit, message).await?;
-                    (sent, sent_at) = (Some(after), Instant::now());
+                    (sent, sent_at) = (Some(Revision(revision)), Instant::now());
+                    permit = sender.reserve().await?;
                 }
             }
+            // Nothing is selected: the cursor alone moves, now and then.
+            let is_behind = sent != Some(after);
+            if is_behind && (!self.follow || sent.is_none() || sent_at.elapsed() >= CURSOR_INTERVAL) {
+                let permit = sender.reserve().await?;
+                let removed_before_unix_ms = removed_before.take();
+                let events = Vec::new();
+                let message = v1::StreamEventsResponse { events, revision: after.0, removed_before_unix_ms };
+                sender.send(permit, message).await?;
+                (sent, sent_at) = (Some(after), Instant::now());
+            }
             if !self.follow {
-                if sent != Some(after) {
-                    let permit = sender.reserve().await?;
-                    let message = v1::StreamEventsResponse { events: Vec::new(), revision: after.0 };
-                    sender.send(permit, message).await?;
-                }
                 return Ok(());
             }
             tokio::select! {
@@ -141,6 +175,7 @@ impl Reader {
                     // Without updates the broker is reopening its journal, after which it has new watchers.
                     tokio::time::sleep(if changed.is_ok() { READ_INTERVAL } else { REOPEN_WAIT }).await;
                 }
+                () = tokio::time::sleep(CURSOR_INTERVAL), if sent != Some(after) => {}
                 () = sender.closed() => return Ok(()),
             }
         }

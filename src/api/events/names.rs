@@ -66,16 +66,20 @@ impl Names {
         self.nodes.insert(NodeRef { pool, node }, name.to_owned());
     }
 
+    fn note_attempt(&mut self, unit: UnitId, attempt: Attempt) {
+        if self.attempts.len() >= REMEMBERED_MAX {
+            self.attempts.clear();
+        }
+        self.attempts.insert(unit, attempt);
+    }
+
     /// Where an event happened, which was passed to [`Self::note`] last.
     pub(super) async fn place(&mut self, jobs: &Jobs, record: &EventRecord) -> Result<Place, Status> {
         let place = match &record.event {
             Event::AttemptOrdered { order } => {
                 let pool = self.pool(jobs, order.pool, record.revision).await?;
                 let attempt = Attempt { number: order.number, pool };
-                if self.attempts.len() >= REMEMBERED_MAX {
-                    self.attempts.clear();
-                }
-                self.attempts.insert(order.unit, attempt.clone());
+                self.note_attempt(order.unit, attempt.clone());
                 self.attempt_place(order.unit, attempt)
             }
             Event::AttemptStarting { unit }
@@ -149,7 +153,7 @@ impl Names {
             |found| Attempt { number: found.id.number, pool: found.pool },
         );
         if attempt.number > 0 {
-            self.attempts.insert(unit, attempt.clone());
+            self.note_attempt(unit, attempt.clone());
         }
         Ok(attempt)
     }

@@ -114,7 +114,7 @@ pub(super) fn attempts(wide: bool) -> List<v1::Attempt> {
 
 pub(super) fn units() -> List<v1::Units> {
     let heading = row::UNITS_HEADING.iter().map(|title| (*title).to_owned()).collect();
-    let name = |units: &v1::Units| format!("units/{}", row::unit_range(units.first, units.last));
+    let name = |units: &v1::Units| format!("unit/{}", row::unit_range(units.first, units.last));
     let keys: Keys<v1::Units> = vec![
         ("units", |units| Key::number(units.first)),
         ("count", |units| Key::number(units.last - units.first)),

@@ -261,6 +261,15 @@ pub(super) const MESSAGES: &[(&str, &str)] = &[
         "{0} 不是类型：可用 jobs、attempts、units、pools、nodes 或 queues",
     ),
     ("--sort {}: use {}", "--sort {0}：可用 {1}"),
+    (
+        "{} has no events of its own: write job/NAME, pool/NAME or queue/NAME; for nodes, --pool NAME --kind node",
+        "{0} 没有自己的事件：请写 job/NAME、pool/NAME 或 queue/NAME；节点请用 --pool NAME --kind node",
+    ),
+    (
+        "--subtree needs another queue than the default: write --queue NAME or queue/NAME",
+        "--subtree 需要默认队列以外的队列：请写 --queue NAME 或 queue/NAME",
+    ),
+    ("events before {} are no longer retained", "{0} 之前的事件已不再保留"),
     ("--columns {}: use {}", "--columns {0}：可用 {1}"),
     ("{} can't be counted: use jobs", "{0} 不能统计：可用 jobs"),
     (
