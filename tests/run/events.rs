@@ -295,6 +295,10 @@ async fn cursor_before_what_is_retained_is_refused_with_the_floor() {
     assert_eq!(first(Some(oldest - 1)).await, oldest);
     let (code, _, errors) = home.run(&["events", "--kind", "queue"]);
     assert!(code == 0 && errors.starts_with("events before "), "{code} {errors}");
+    // What began after the floor lacks nothing.
+    until("the last second is after the floor", Duration::from_secs(60), || {
+        home.run(&["events", "--since", "1s"]).2.is_empty()
+    });
     let (code, _, errors) = home.run(&["events", "--after", "1"]);
     assert_eq!(code, 8, "{errors}");
     assert!(errors.contains("events after revision 1 are no longer retained, only those after "), "{errors}");

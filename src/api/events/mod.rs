@@ -126,8 +126,9 @@ impl Reader {
             // The oldest event may be removed meanwhile: without a cursor, the next one is the beginning.
             let page = read(&self.jobs, after.max(read(&self.jobs, after).await?.floor)).await?;
             after = after.max(page.floor);
-            let oldest = page.events.first().map_or(Timestamp(0), |event| event.at);
-            removed_before = Some(oldest.0).filter(|at| page.floor > Revision(0) && *at > self.from.0);
+            let is_floor = after == page.floor && after > Revision(0);
+            let oldest = page.events.first().map(|event| event.at.0);
+            removed_before = oldest.filter(|at| is_floor && *at > self.from.0);
         }
         loop {
             let watchers = self.jobs.broker.watchers();
