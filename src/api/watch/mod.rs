@@ -3,6 +3,7 @@
 mod jobs;
 mod pools;
 mod queues;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
