@@ -19,7 +19,7 @@ use crate::model::validate::quote;
 /// Print what happened to jobs, pools and queues, in order.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  weir events --since 1h\n  weir events job/train-7\n  weir events pool/gz-nvidia -f\n  weir events -f --kind job_ended,attempt_ended -l team=vision\n  weir events -f -o json --after 184467        one line of JSON per event\n\nEach event has its REVISION (-o wide, json): to go on later without a loss or a repetition, give the last one\nto --after. Events are retained for three days by default (weir server --event-retention). Without --queue, or with the default queue, those\nof all queues are printed.\n\nUNIT is the unit and, behind the dot, the number of its attempt."
+    after_help = "Examples:\n  weir events --since 1h\n  weir events job/train-7\n  weir events pool/gz-nvidia -f\n  weir events -f --kind job_ended,attempt_ended -l team=vision\n  weir events -f -o json --after 184467        one line of JSON per event\n\nEach event has its REVISION (-o wide, json): to go on later without a loss or a repetition, give the last one\nto --after. Events are retained for three days by default (weir server --event-retention).\nWithout --queue, or with the default queue, those of all queues are printed.\n\nUNIT is the unit and, behind the dot, the number of its attempt."
 )]
 pub struct Events {
     /// Only events of this object: job/NAME, job/QUEUE/NAME, pool/NAME or queue/NAME.

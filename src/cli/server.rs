@@ -57,7 +57,7 @@ pub struct Server {
     #[arg(long, value_name = "DURATION", default_value = "3d", value_parser = duration_ms)]
     event_retention: u64,
     /// Number of events, with those that only the broker uses, beyond which the oldest are removed when a snapshot covers
-    /// them; a million takes about 100 MB of disk.
+    /// them; a million of an array's attempts take about 40 MB of disk.
     #[arg(long, value_name = "N", default_value_t = EVENTS_MAX_DEFAULT)]
     events_max: u64,
     /// Form of the log on standard error; its level is set by WEIR_LOG.
@@ -65,7 +65,7 @@ pub struct Server {
     log_format: LogFormat,
 }
 
-/// Events of a broker without options: three days, and about 200 MB.
+/// Events of a broker without options.
 pub(super) const EVENT_RETENTION_MS_DEFAULT: u64 = 3 * 24 * 3_600 * 1_000;
 pub(super) const EVENTS_MAX_DEFAULT: u64 = 2_000_000;
 
